@@ -1,0 +1,1 @@
+"""The one engine that generates: cache, batching, sampling, context management."""

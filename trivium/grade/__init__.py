@@ -1,0 +1,1 @@
+"""Whatever scores text: mathematics, code, SQL, format, instructions, learned rewards."""

@@ -1,0 +1,1 @@
+"""Look at what happened: compare, behaviour distance, planner, report."""

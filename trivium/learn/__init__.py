@@ -1,0 +1,1 @@
+"""The one loop that trains: trainer, objectives, feeds, optimisers, schedules, checkpoints, processes."""

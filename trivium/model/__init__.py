@@ -1,0 +1,1 @@
+"""The transformer and everything done to weights: families, positions, adapters, growth, quantisation."""

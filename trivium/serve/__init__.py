@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server, its web page, and the terminal chat."""

@@ -1,0 +1,1 @@
+"""The one place where text becomes tokens: the tokenizer and the chat template."""

@@ -1,0 +1,1 @@
+"""The embedded curriculum: a small invented country whose every document is generated and whose truth is known."""
