@@ -1,0 +1,106 @@
+"""Intervals must cover what they promise, and two equal models must be called equal."""
+
+import math
+
+import numpy as np
+import pytest
+
+from trivium.evals.statistics import (
+    bootstrap,
+    bootstrap_of,
+    holm,
+    mcnemar,
+    normal_quantile,
+    paired_difference,
+    pass_at_k,
+    wilson,
+)
+
+
+def covered(make_interval, truth: float, repeats: int) -> float:
+    """The share of simulated experiments whose interval holds the truth."""
+    hits = 0
+    for repeat in range(repeats):
+        interval = make_interval(np.random.default_rng(1000 + repeat))
+        hits += interval.low <= truth <= interval.high
+    return hits / repeats
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.5, 200), (0.1, 150), (0.85, 400)])
+def test_wilson_covers_what_it_promises(share: float, n: int) -> None:
+    coverage = covered(lambda random: wilson(random.binomial(n, share), n), share, 4000)
+    assert 0.93 <= coverage <= 0.97
+
+
+@pytest.mark.parametrize("scale", ["normal", "skewed"])
+def test_the_bootstrap_of_a_mean_covers_what_it_promises(scale: str) -> None:
+    def draw(random: np.random.Generator):
+        values = random.normal(1.0, 2.0, 80) if scale == "normal" else random.exponential(1.0, 150)
+        return bootstrap(values, resamples=400, seed=int(random.integers(1 << 30)))
+
+    assert 0.93 <= covered(draw, 1.0, 1200) <= 0.97
+
+
+def test_items_that_share_an_entity_need_the_clustered_interval() -> None:
+    """Forty entities with five items each: the plain interval is far too narrow, the clustered one is not."""
+
+    def draw(random: np.random.Generator, clustered: bool):
+        effects = np.repeat(random.normal(0.0, 1.0, 60), 5)
+        values = effects + random.normal(0.0, 0.3, 300)
+        clusters = np.repeat(np.arange(60), 5) if clustered else None
+        return bootstrap(values, clusters=clusters, resamples=300, seed=int(random.integers(1 << 30)))
+
+    assert 0.93 <= covered(lambda random: draw(random, True), 0.0, 800) <= 0.97
+    assert covered(lambda random: draw(random, False), 0.0, 200) < 0.8
+
+
+def test_a_model_against_itself_is_no_difference() -> None:
+    """Two hundred comparisons of two models with the same skill on the same items."""
+    calls = 0
+    for repeat in range(200):
+        random = np.random.default_rng(repeat)
+        skill = random.uniform(0.2, 0.9, 150)
+        first, second = random.random((2, 150)) < skill
+        calls += not paired_difference(first.astype(float), second.astype(float), seed=repeat).significant
+    assert calls / 200 >= 0.93
+
+
+def test_a_real_gain_is_seen_in_score_and_interval() -> None:
+    random = np.random.default_rng(3)
+    first = (random.random(400) < 0.4).astype(float)
+    second = np.maximum(first, (random.random(400) < 0.3).astype(float))
+    difference = paired_difference(first, second)
+    assert difference.significant
+    assert difference.interval.low > 0
+    assert difference.interval.value == pytest.approx((second - first).mean())
+
+
+def test_mcnemar_counts_by_hand() -> None:
+    """Eight against two discordant pairs: 2 * (P(0) + P(1) + P(2)/2) of a fair coin thrown ten times."""
+    assert mcnemar(8, 2) == pytest.approx(2 * (1 + 10 + 45 / 2) / 1024)
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_pass_at_k_is_the_mean_over_all_choices() -> None:
+    """Against every subset of three of the answers, counted one by one."""
+    from itertools import combinations
+
+    answers = [1, 0, 0, 1, 0, 0]
+    subsets = list(combinations(answers, 3))
+    assert pass_at_k(2, 6, 3) == pytest.approx(sum(any(subset) for subset in subsets) / len(subsets))
+
+
+def test_normal_quantile_against_known_points() -> None:
+    assert normal_quantile(0.975) == pytest.approx(1.959963984540054, abs=1e-9)
+    assert normal_quantile(0.0005) == pytest.approx(-3.2905267314919255, abs=1e-9)
+
+
+def test_the_bootstrap_of_any_statistic_holds_its_value() -> None:
+    items = np.random.default_rng(0).normal(size=(100, 2))
+    interval = bootstrap_of(lambda rows: float(np.corrcoef(rows.T)[0, 1]), items, resamples=300)
+    assert interval.low < interval.value < interval.high
+    assert math.isfinite(interval.low)
