@@ -79,12 +79,12 @@ def main() -> None:
         smallest = min(row["peak_mib"] for row in peers)
         print(f"\n{title}, medians of {arguments.rounds}")
         for name, row in medians.items():
-            share = row["tokens_per_second"] * training_flops_per_token() / peak
+            speed, memory = row["tokens_per_second"], row["peak_mib"]
             print(
-                f"  {name:28s} {row['tokens_per_second']:8.0f} tokens/s  x{row['tokens_per_second'] / fastest:.2f} "
-                f"of the faster peer  {share:5.1%} of peak  {row['peak_mib']:6.0f} MiB peak "
-                f"(x{row['peak_mib'] / smallest:.2f} of the smaller peer)  ready after {row['ready_seconds']:.0f} s"
-                f"  {row['micro']} rows a pass"
+                f"  {name:28s} {speed:8.0f} tokens/s  x{speed / fastest:.2f} of the faster peer  "
+                f"{speed * training_flops_per_token() / peak:5.1%} of peak  {memory:6.0f} MiB peak "
+                f"(x{memory / smallest:.2f} of the smaller peer)  ready after {row['ready_seconds']:.0f} s  "
+                f"{row['micro']} rows a pass"
             )
 
 

@@ -28,7 +28,7 @@ def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
 
 
 def best_micro_batch(step: Callable[[int, int], None], rows: int) -> int:
-    """The number of rows per forward pass with which this contestant is fastest: no peer is run at its worst."""
+    """How many rows a pass make this contestant fastest, so no peer runs at its worst."""
     timings = {}
     for micro in [rows, rows // 2, rows // 4, rows // 8]:
         step(0, micro)

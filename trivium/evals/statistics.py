@@ -106,13 +106,13 @@ def bootstrap(
         total, count = sums[drawn], counts[drawn]
         centre = total.sum(-1) / count.sum(-1)
         spreads = error(total, count, centre)
-        studentised.append(((centre - mean) / np.where(spreads > 0, spreads, np.inf)))
+        studentised.append((centre - mean) / np.where(spreads > 0, spreads, np.inf))
     low, high = np.quantile(np.concatenate(studentised), [0.5 + confidence / 2, 0.5 - confidence / 2])
     return Interval(mean, mean - float(low) * spread, mean - float(high) * spread, len(array))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """McNemar's test on discordant pairs: mid-p from the exact binomial, which keeps its level without being timid."""
+    """McNemar's test on discordant pairs, with the mid-p of the exact binomial, so it keeps its level."""
     n = only_first + only_second
     if n == 0:
         return 1.0
@@ -162,7 +162,7 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: p-values that stay below a level only if they survive all comparisons that were made."""
+    """Holm's correction: p-values that stay small only if they survive every comparison that was made."""
     order = np.argsort(p_values)
     corrected = [0.0] * len(p_values)
     running = 0.0
