@@ -1,0 +1,272 @@
+"""The head and the loss computed together in chunks, so that no tokens × vocabulary tensor ever exists."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CACHE_BYTES = (
+    4 * 2**20
+)  # measured: chunks of 4-16 MiB of logits are the fastest on a CPU, smaller ones are not
+DEVICE_BYTES = 256 * 2**20
+
+
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """How many tokens' logits to hold at once: enough to keep the matmul busy, few enough to stay in the cache."""
+    budget, least, most = (CACHE_BYTES, 128, 1024) if device.type == "cpu" else (DEVICE_BYTES, 512, 8192)
+    return max(least, min(most, budget // (4 * vocabulary)))
+
+
+class CrossEntropy(NamedTuple):
+    """What a cross-entropy gives: the differentiable sum, and for each token what the metrics need (detached)."""
+
+    sum: Tensor
+    token_losses: (
+        Tensor  # [tokens], nats, unweighted, without smoothing and z-loss; 0 where nothing is predicted
+    )
+    correct: Tensor  # [tokens], whether the target was the likeliest token
+
+
+def fused_cross_entropy(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    chunk: int | None = None,
+) -> CrossEntropy:
+    """The weighted sum of next-token losses; gradients are computed in the forward pass, one chunk at a time."""
+    rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
+    total, token_losses, correct = _FusedCrossEntropy.apply(
+        hidden,
+        head_weight,
+        targets,
+        weights,
+        soft_cap,
+        z_loss,
+        label_smoothing,
+        rows,
+        torch.is_grad_enabled(),
+    )
+    return CrossEntropy(total, token_losses, correct)
+
+
+def _learned(targets: Tensor, weights: Tensor | None) -> Tensor | None:
+    """The positions that have a target and a weight, or None when all of them do."""
+    mask = targets >= 0 if weights is None else (targets >= 0) & (weights != 0)
+    return None if bool(mask.all()) else mask.nonzero().squeeze(1)
+
+
+def _logits(hidden: Tensor, head_weight: Tensor, soft_cap: float | None, into: Tensor) -> Tensor:
+    """The chunk's logits in at least float32, soft-capped, in the buffer `into` when the types allow it."""
+    if hidden.dtype == into.dtype:
+        logits = torch.mm(hidden, head_weight.t(), out=into[: len(hidden)])
+    else:
+        logits = into[: len(hidden)].copy_(hidden @ head_weight.t())
+    if soft_cap is not None:
+        logits.div_(soft_cap).tanh_().mul_(soft_cap)
+    return logits
+
+
+def _through_soft_cap(gradient: Tensor, capped: Tensor, soft_cap: float) -> Tensor:
+    """The gradient before the soft cap, from the one after it: 1 - tanh² of what was capped."""
+    return gradient.mul_(1 - (capped / soft_cap).square())
+
+
+def _working_type(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+class _FusedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx,
+        hidden: Tensor,
+        head_weight: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        soft_cap: float | None,
+        z_loss: float,
+        label_smoothing: float,
+        rows: int,
+        want_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        working = _working_type(hidden)
+        head = head_weight.to(hidden.dtype)
+        wants_hidden = want_gradient and ctx.needs_input_grad[0]
+        wants_head = want_gradient and ctx.needs_input_grad[1]
+        wants = wants_hidden or wants_head
+        token_losses = torch.zeros(len(hidden), dtype=working, device=hidden.device)
+        correct = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        learned = _learned(targets, weights)
+        if learned is not None:
+            kept, kept_targets, kept_weights = hidden[learned], targets[learned], weights[learned]
+        else:
+            kept, kept_targets, kept_weights = hidden, targets, weights
+        kept_weights = kept_weights.to(working)
+        head_gradient = torch.zeros(head.shape, dtype=working, device=head.device) if wants_head else None
+        hidden_gradient = torch.empty_like(kept) if wants_hidden else None
+        losses = torch.empty(len(kept), dtype=working, device=hidden.device)
+        hits = torch.empty(len(kept), dtype=torch.bool, device=hidden.device)
+        total = torch.zeros((), dtype=working, device=hidden.device)
+        vocabulary = head.shape[0]
+        buffer = torch.empty(min(rows, len(kept)), vocabulary, dtype=working, device=hidden.device)
+        for start in range(0, len(kept), rows):
+            piece = slice(start, start + rows)
+            x, y, weight = kept[piece], kept_targets[piece, None], kept_weights[piece]
+            logits = _logits(x, head, soft_cap, buffer)
+            target_logits = logits.gather(1, y).squeeze(1)
+            highest = logits.amax(1)
+            mean_logits = logits.mean(1) if label_smoothing else target_logits
+            capped = logits.clone() if soft_cap is not None and wants else logits
+            probabilities = logits.sub_(highest[:, None]).exp_()
+            normaliser = probabilities.sum(1)
+            log_normaliser = normaliser.log() + highest
+            losses[piece] = log_normaliser - target_logits
+            hits[piece] = target_logits >= highest
+            chunk_losses = (
+                log_normaliser - (1 - label_smoothing) * target_logits - label_smoothing * mean_logits
+            )
+            if z_loss:
+                chunk_losses = chunk_losses + z_loss * log_normaliser.square()
+            total += torch.dot(chunk_losses, weight)
+            if not wants:
+                continue
+            scale = weight * (1 + 2 * z_loss * log_normaliser) / normaliser
+            gradient = probabilities.mul_(scale[:, None])
+            gradient.scatter_add_(1, y, (label_smoothing - 1) * weight[:, None])
+            if label_smoothing:
+                gradient.sub_((label_smoothing / vocabulary) * weight[:, None])
+            if soft_cap is not None:
+                gradient = _through_soft_cap(gradient, capped, soft_cap)
+            gradient = gradient.to(hidden.dtype)
+            if hidden_gradient is not None:
+                torch.mm(gradient, head, out=hidden_gradient[piece])
+            if head_gradient is not None:
+                if gradient.dtype == working:
+                    head_gradient.addmm_(gradient.t(), x)
+                else:
+                    head_gradient += gradient.t() @ x
+        if learned is not None:
+            token_losses[learned] = losses
+            correct[learned] = hits
+            if hidden_gradient is not None:
+                hidden_gradient = torch.zeros_like(hidden).index_copy_(0, learned, hidden_gradient)
+        else:
+            token_losses, correct = losses, hits
+        ctx.save_for_backward(hidden_gradient, head_gradient)
+        ctx.head_type = head_weight.dtype
+        ctx.mark_non_differentiable(token_losses, correct)
+        return total, token_losses, correct
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, total_gradient: Tensor, *_: Tensor):  # type: ignore[override]
+        hidden_gradient, head_gradient = ctx.saved_tensors
+        if hidden_gradient is not None:
+            hidden_gradient = hidden_gradient * total_gradient.to(hidden_gradient.dtype)
+        if head_gradient is not None:
+            head_gradient = (head_gradient * total_gradient).to(ctx.head_type)
+        return hidden_gradient, head_gradient, *[None] * 7
+
+
+def token_log_probabilities(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    *,
+    soft_cap: float | None = None,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Each target's log-probability (0 where there is none) and the distribution's entropy, both differentiable."""
+    rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
+    log_probabilities, entropies = _TokenLogProbabilities.apply(
+        hidden, head_weight, targets, soft_cap, temperature, entropy, rows
+    )
+    return log_probabilities, (entropies if entropy else None)
+
+
+class _TokenLogProbabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx,
+        hidden: Tensor,
+        head_weight: Tensor,
+        targets: Tensor,
+        soft_cap: float | None,
+        temperature: float,
+        entropy: bool,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        working = _working_type(hidden)
+        head = head_weight.to(hidden.dtype)
+        learned = _learned(targets, None)
+        kept, kept_targets = (hidden, targets) if learned is None else (hidden[learned], targets[learned])
+        chosen = torch.empty(len(kept), dtype=working, device=hidden.device)
+        entropies = torch.zeros(len(kept), dtype=working, device=hidden.device)
+        normalisers = torch.empty(len(kept), dtype=working, device=hidden.device)
+        buffer = torch.empty(min(rows, len(kept)), head.shape[0], dtype=working, device=hidden.device)
+        for start in range(0, len(kept), rows):
+            piece = slice(start, start + rows)
+            logits = _logits(kept[piece], head, soft_cap, buffer).div_(temperature)
+            target_logits = logits.gather(1, kept_targets[piece, None]).squeeze(1)
+            normalisers[piece] = torch.logsumexp(logits, 1)
+            chosen[piece] = target_logits - normalisers[piece]
+            if entropy:
+                logits.sub_(normalisers[piece, None])
+                entropies[piece] = -(logits.exp() * logits).sum(1)
+        ctx.save_for_backward(hidden, head_weight, targets, learned, normalisers, entropies)
+        ctx.soft_cap, ctx.temperature, ctx.entropy, ctx.rows = soft_cap, temperature, entropy, rows
+        if learned is None:
+            # Views would tie the results to tensors that are saved for the backward pass.
+            return chosen, entropies.clone()
+        whole = torch.zeros(2, len(hidden), dtype=working, device=hidden.device)
+        whole[0, learned], whole[1, learned] = chosen, entropies
+        return whole[0].clone(), whole[1].clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, chosen_gradient: Tensor, entropy_gradient: Tensor):  # type: ignore[override]
+        hidden, head_weight, targets, learned, normalisers, entropies = ctx.saved_tensors
+        working = normalisers.dtype
+        head = head_weight.to(hidden.dtype)
+        if learned is None:
+            kept, kept_targets = hidden, targets
+        else:
+            kept, kept_targets = hidden[learned], targets[learned]
+            chosen_gradient, entropy_gradient = chosen_gradient[learned], entropy_gradient[learned]
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        hidden_gradient = torch.empty_like(kept) if wants_hidden else None
+        head_gradient = torch.zeros(head.shape, dtype=working, device=head.device) if wants_head else None
+        buffer = torch.empty(min(ctx.rows, len(kept)), head.shape[0], dtype=working, device=hidden.device)
+        for start in range(0, len(kept), ctx.rows):
+            piece = slice(start, start + ctx.rows)
+            logits = _logits(kept[piece], head, ctx.soft_cap, buffer)
+            capped = logits.clone() if ctx.soft_cap is not None else logits
+            logits.div_(ctx.temperature).sub_(normalisers[piece, None])
+            if ctx.entropy:
+                # d entropy / d logit = -p (log p + entropy)
+                bracket = -(logits + entropies[piece, None]) * entropy_gradient[piece, None]
+                gradient = logits.exp_().mul_(bracket.sub_(chosen_gradient[piece, None]))
+            else:
+                gradient = logits.exp_().mul_(-chosen_gradient[piece, None])
+            gradient.scatter_add_(1, kept_targets[piece, None], chosen_gradient[piece, None])
+            gradient.div_(ctx.temperature)
+            if ctx.soft_cap is not None:
+                gradient = _through_soft_cap(gradient, capped, ctx.soft_cap)
+            gradient = gradient.to(hidden.dtype)
+            if hidden_gradient is not None:
+                torch.mm(gradient, head, out=hidden_gradient[piece])
+            if head_gradient is not None:
+                head_gradient += gradient.t() @ kept[piece]
+        if hidden_gradient is not None and learned is not None:
+            hidden_gradient = torch.zeros_like(hidden).index_copy_(0, learned, hidden_gradient)
+        head_gradient = head_gradient.to(head_weight.dtype) if head_gradient is not None else None
+        return hidden_gradient, head_gradient, *[None] * 5
