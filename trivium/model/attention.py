@@ -1,0 +1,207 @@
+"""What each token may look at: the only part of the model that knows where one document ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+
+class Context(Protocol):
+    """The tokens around a token: packed documents in training, a key/value cache in generation."""
+
+    positions: Tensor
+    """[N]: the place of each token inside its document."""
+    longest: int | Tensor
+    """The length of the documents: one number, or [N] when each token's own document differs.
+
+    Only dynamic and long rope read it. A cache gives the length it has reserved, so that the
+    angles of keys that are already stored stay those of the keys to come."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
+        *, scale: float, window: int | None, soft_cap: float | None,
+    ) -> Tensor:  # fmt: skip
+        """Causal attention: query [N, H, D], key and value [N, K, D], already rotated -> [N, H, D]."""
+        ...
+
+
+def share_heads(keys: Tensor, heads: int) -> Tensor:
+    """Repeat [B, K, T, D] to one key-value head per query head: [B, H, T, D]."""
+    return keys if keys.shape[1] == heads else keys.repeat_interleave(heads // keys.shape[1], dim=1)
+
+
+def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:
+    """True where a token (row) sees another (column): itself and at most `window - 1` before it."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, soft_cap: float
+) -> Tensor:
+    """Attention whose scores are squeezed by a tanh, which no fused kernel offers: all [B, H, T, D]."""
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scale
+    scores = soft_cap * torch.tanh(scores / soft_cap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    return torch.matmul(scores.float().softmax(-1).to(value.dtype), value)
+
+
+class Regroup(torch.autograd.Function):
+    """Rows in another order, some of them twice; the gradient of a repeated row comes from one copy alone."""
+
+    @staticmethod
+    def forward(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # The padding's gradient is zero (no real token sees what comes after it), so a gather is exact
+        # where the general rule would be a slow scattered sum.
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(0, inverse), None, None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Documents computed together: `count` of them, each padded to `length`."""
+
+    count: int
+    length: int
+
+
+def padded_length(length: int) -> int:
+    """The length a document is padded to: at most an eighth more, so few groups cost little waste."""
+    step = 16
+    while step * 16 <= length:
+        step *= 2
+    return -(-length // step) * step
+
+
+class Documents:
+    """Packed rows for training: every token sees the tokens before it in its own document."""
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        positions: Tensor | None = None,
+    ) -> None:
+        assert len(lengths) and min(lengths) > 0
+        self.lengths = tuple(int(length) for length in lengths)
+        self.device = torch.device(device)
+        self.tokens = sum(self.lengths)
+        self.maximum = max(self.lengths)
+        self.uniform = all(length == self.maximum for length in self.lengths)
+        sizes = torch.tensor(self.lengths)
+        self.starts = sizes.cumsum(0) - sizes
+        if positions is None:
+            positions = torch.arange(self.tokens) - self.starts.repeat_interleave(sizes)
+        self.positions = positions.to(self.device)
+        self.longest: int | Tensor = (
+            self.maximum if self.uniform else sizes.repeat_interleave(sizes).to(self.device)
+        )
+        self.masks: dict[tuple[int, int | None], Tensor] = {}
+        self.borders: Tensor | None = None
+        self.groups: tuple[Group, ...] = (Group(len(self.lengths), self.maximum),)
+        if not self.uniform:
+            self.plan_groups(sizes)
+        if self.device.type == "cuda" and varlen_attn is not None:
+            self.borders = F.pad(sizes.cumsum(0), (1, 0)).int().to(self.device)
+
+    def plan_groups(self, sizes: Tensor) -> None:
+        """Decide once for all layers which documents are computed together."""
+        padded: dict[int, list[int]] = {}
+        for document, length in enumerate(self.lengths):
+            padded.setdefault(padded_length(length), []).append(document)
+        groups, gathers, inverse, row = [], [], torch.empty(self.tokens, dtype=torch.long), 0
+        for length, members in sorted(padded.items()):
+            starts, counts = self.starts[members][:, None], sizes[members][:, None]
+            offsets = torch.arange(length)[None, :]
+            real = offsets < counts
+            index = torch.where(real, starts + offsets, starts)
+            rows = torch.arange(row, row + index.numel()).view_as(index)
+            inverse[index[real]] = rows[real]
+            groups.append(Group(len(members), length))
+            gathers.append(index.flatten())
+            row += index.numel()
+        self.groups = tuple(groups)
+        self.gather = torch.cat(gathers).to(self.device)
+        self.inverse = inverse.to(self.device)
+
+    def mask(self, length: int, window: int | None) -> Tensor:
+        """The causal mask of one group, shared by all layers."""
+        if (length, window) not in self.masks:
+            self.masks[length, window] = causal_mask(length, window, self.device)
+        return self.masks[length, window]
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
+        *, scale: float, window: int | None, soft_cap: float | None,
+    ) -> Tensor:  # fmt: skip
+        """Causal attention inside each document: [N, H, D]."""
+        if window is not None and window >= self.maximum:
+            window = None
+        if self.borders is not None and soft_cap is None and query.dtype in (torch.bfloat16, torch.float16):
+            back = -1 if window is None else window - 1
+            assert varlen_attn is not None
+            return varlen_attn(
+                query, key, value, self.borders, self.borders, self.maximum, self.maximum,
+                scale=scale, window_size=(back, 0), enable_gqa=key.shape[1] != query.shape[1],
+            )  # fmt: skip
+        if self.uniform:
+            return self.attend_group(self.groups[0], query, key, value, scale, window, soft_cap)
+        return self.attend_groups(query, key, value, scale, window, soft_cap)
+
+    # The groups change with every batch: compiled code would be specialised to each of them and thrown away.
+    @torch.compiler.disable
+    def attend_groups(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Tensor:
+        """Documents of several lengths: gathered by padded length, attended, put back in their places."""
+        sizes = [group.count * group.length for group in self.groups]
+        pieces = [Regroup.apply(rows, self.gather, self.inverse).split(sizes) for rows in (query, key, value)]
+        outputs = [
+            self.attend_group(group, *rows, scale, window, soft_cap)
+            for group, *rows in zip(self.groups, *pieces, strict=True)
+        ]
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return joined.index_select(0, self.inverse)
+
+    def attend_group(
+        self, group: Group, query: Tensor, key: Tensor, value: Tensor,
+        scale: float, window: int | None, soft_cap: float | None,
+    ) -> Tensor:  # fmt: skip
+        """Documents of one length: one call of the fused kernel, without a copy."""
+        heads = query.shape[1]
+        shape = (group.count, group.length, -1, query.shape[2])
+        q, k, v = (rows.view(shape).transpose(1, 2) for rows in (query, key, value))
+        k, v = share_heads(k, heads), share_heads(v, heads)
+        if soft_cap is not None:
+            out = capped_attention(q, k, v, self.mask(group.length, window), scale, soft_cap)
+        elif window is None or window >= group.length:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        else:
+            seen = self.mask(group.length, window)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+        return out.transpose(1, 2).reshape(-1, heads, query.shape[2])

@@ -1,0 +1,60 @@
+"""New weights: small models that learn fast under Muon from their first step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from trivium.model.config import ModelConfig
+from trivium.model.transformer import Transformer
+
+EMBEDDING_DEVIATION = 0.5
+HEAD_DEVIATION = 0.002
+
+
+def build(config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
+    """A model whose weights are allocated and not yet filled."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return model.to(dtype).to_empty(device=device)
+
+
+def new_model(
+    config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Transformer:
+    """A model with fresh weights that depend on the seed alone."""
+    model = build(config, dtype=dtype, device=device)
+    initialise(model, seed)
+    return model
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int) -> None:
+    """Fill every weight, in the order of their names, from one seeded generator on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(weight: torch.Tensor, deviation: float) -> None:
+        values = torch.empty(weight.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
+        weight.copy_(values)
+
+    for name, module in sorted(model.named_modules()):
+        if isinstance(module, nn.Embedding):
+            # A tied matrix is also the head: its scores must start near zero, so it starts small.
+            normal(module.weight, model.config.width**-0.5 if model.config.tied else EMBEDDING_DEVIATION)
+        elif isinstance(module, nn.Linear):
+            if name.endswith((".output", ".down")):
+                # What a layer adds starts at zero: the stream is the embedding, every layer's first
+                # gradient is clean, and Muon's fixed-size updates need no warm-up for depth.
+                module.weight.zero_()
+            elif name == "head":
+                # Nearly uniform predictions: the loss starts at log(vocabulary).
+                normal(module.weight, HEAD_DEVIATION)
+            else:
+                # The variance of a row's outputs equals that of its (normalised) inputs.
+                normal(module.weight, module.in_features**-0.5)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif hasattr(module, "weight") and isinstance(module.weight, nn.Parameter):
+            module.weight.fill_(0.0 if getattr(module, "plus_one", False) else 1.0)
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()

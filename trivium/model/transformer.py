@@ -1,0 +1,142 @@
+"""The decoder: a flat list of tokens in, their hidden states out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trivium.model.attention import Context
+from trivium.model.config import ModelConfig
+from trivium.model.layers import Inner, make_norm
+from trivium.model.positions import Rotary, rotate
+
+Angles = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):
+    """Project to queries, keys and values, turn them by their positions, and let the context mix them."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_width = config.head_width
+        self.scale = config.score_scale
+        self.window = config.window(layer)
+        self.soft_cap = config.attention_soft_cap
+        self.rotates = config.rotates_at(layer)
+        self.norm_kind = config.query_key_norm
+        query_width = config.heads * config.head_width
+        key_width = config.key_value_heads * config.head_width
+        bias = config.query_key_value_bias
+        self.query = nn.Linear(config.width, query_width, bias=bias)
+        self.key = nn.Linear(config.width, key_width, bias=bias)
+        self.value = nn.Linear(config.width, key_width, bias=bias)
+        self.output = nn.Linear(query_width, config.width, bias=config.attention_output_bias)
+        if self.norm_kind != "none":
+            per_head = self.norm_kind == "head"
+            self.query_norm = make_norm(config, config.head_width if per_head else query_width)
+            self.key_norm = make_norm(config, config.head_width if per_head else key_width)
+
+    def forward(self, rows: Tensor, context: Context, angles: Angles | None) -> Tensor:
+        query, key, value = self.query(rows), self.key(rows), self.value(rows)
+        if self.norm_kind == "full":
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = (part.unflatten(-1, (-1, self.head_width)) for part in (query, key, value))
+        if self.norm_kind == "head":
+            query, key = self.query_norm(query), self.key_norm(key)
+        if angles is not None and self.rotates:
+            query, key = rotate(query, *angles), rotate(key, *angles)
+        mixed = context.attend(
+            self.layer, query, key, value, scale=self.scale, window=self.window, soft_cap=self.soft_cap
+        )
+        return self.output(mixed.flatten(-2))
+
+
+class Layer(nn.Module):
+    """Attention, then the inner network, each added to the stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.mlp = Inner(config, config.inner_width)
+        width = config.width
+        self.attention_norm = make_norm(config, width) if config.norm_before else None
+        self.mlp_norm = make_norm(config, width) if config.norm_before else None
+        self.attention_post_norm = make_norm(config, width) if config.norm_after else None
+        self.mlp_post_norm = make_norm(config, width) if config.norm_after else None
+
+    def forward(self, stream: Tensor, context: Context, angles: Angles | None) -> Tensor:
+        rows = stream if self.attention_norm is None else self.attention_norm(stream)
+        rows = self.attention(rows, context, angles)
+        stream = stream + (rows if self.attention_post_norm is None else self.attention_post_norm(rows))
+        rows = stream if self.mlp_norm is None else self.mlp_norm(stream)
+        rows = self.mlp(rows)
+        return stream + (rows if self.mlp_post_norm is None else self.mlp_post_norm(rows))
+
+
+class Transformer(nn.Module):
+    """A decoder over a flat list of tokens; the context alone knows which of them belong together."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.position_embedding = (
+            nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        )
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
+        self.norm = make_norm(config, config.width)
+        self.head = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
+        self.rotary = self.local_rotary = None
+        if config.positions == "rope":
+            self.rotary = Rotary(config.rope, config.head_width, config.context)
+        if config.local_rope is not None:
+            self.local_rotary = Rotary(config.local_rope, config.head_width, config.context)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The vectors of these tokens before the first layer, without positions."""
+        rows = self.embedding(tokens)
+        if self.config.embedding_scale != 1.0:
+            # Gemma rounds the scale to the weights' precision.
+            rows = rows * torch.tensor(self.config.embedding_scale, dtype=rows.dtype, device=rows.device)
+        return rows
+
+    def forward(self, tokens: Tensor, context: Context, *, embeddings: Tensor | None = None) -> Tensor:
+        """Hidden states after the last norm, [N, width], for N tokens or N ready-made embeddings."""
+        stream = self.embed(tokens) if embeddings is None else embeddings
+        if self.position_embedding is not None:
+            stream = stream + self.position_embedding(context.positions)
+        angles = local_angles = None
+        if self.rotary is not None:
+            angles = local_angles = self.rotary(context.positions, context.longest, stream.dtype)
+        if self.local_rotary is not None:
+            local_angles = self.local_rotary(context.positions, context.longest, stream.dtype)
+        for layer in self.layers:
+            stream = layer(stream, context, local_angles if layer.attention.window else angles)
+        return self.norm(stream)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary in float32."""
+        scores = torch.nn.functional.linear(hidden, self.head_weight).float()
+        cap = self.config.final_soft_cap
+        return scores if cap is None else cap * torch.tanh(scores / cap)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix that turns hidden states into scores: [vocabulary, width]."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    @property
+    def final_soft_cap(self) -> float | None:
+        """The limit of the scores, in families that have one."""
+        return self.config.final_soft_cap
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in."""
+        return self.embedding.weight.dtype
