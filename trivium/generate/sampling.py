@@ -1,0 +1,201 @@
+"""How the next token is chosen: every setting a row can carry, applied to all rows at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trivium.kit.errors import TriviumError
+
+NEVER = float("-inf")
+SHORTLIST = 64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a person may ask of one generation; the defaults sample from the model's own distribution."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+    json_schema: Mapping[str, Any] | None = None
+    regex: str | None = None
+
+    def __post_init__(self) -> None:
+        numbers = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty")
+        for name in (*numbers, "frequency_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise TriviumError(f"sampling: {name} must be a finite number, not {getattr(self, name)}.")
+        for name, holds, rule in (
+            ("temperature", self.temperature >= 0, "at least 0 (0 is greedy)"),
+            ("top_k", self.top_k >= 0, "at least 0 (0 keeps every token)"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 changes nothing)"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens"),
+            ("top_logprobs", self.top_logprobs >= 0, "at least 0"),
+            ("stop", all(self.stop), "a list of texts that are not empty"),
+        ):
+            if not holds:
+                raise TriviumError(f"sampling: {name} must be {rule}, not {getattr(self, name)!r}.")
+        if self.json_schema is not None and self.regex is not None:
+            raise TriviumError("sampling: json_schema and regex exclude each other; keep one of them.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken each time."""
+        return self.temperature == 0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether some tokens are ruled out before the draw."""
+        return bool(self.top_k) or self.top_p < 1 or self.min_p > 0 or self.typical_p < 1
+
+    @property
+    def penalised(self) -> bool:
+        """Whether what was already said changes what may follow."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every input bit reaches every output bit."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def uniforms(seed: int, count: int, start: int = 0) -> np.ndarray:
+    """The row's random numbers in [0, 1): a pure function of its seed and the position, never of its batch."""
+    places = np.arange(start + 1, start + count + 1, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        bits = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + places * np.uint64(0x9E3779B97F4A7C15))
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seed_of_sample(seed: int, sample: int) -> int:
+    """The seed of sample `sample` of a request; sample 0 keeps the request's own."""
+    if sample == 0:
+        return seed
+    with np.errstate(over="ignore"):
+        return int(
+            _mix(
+                np.array([seed % 2**64], dtype=np.uint64) + np.uint64(sample) * np.uint64(0xD1342543DE82EF95)
+            )[0]
+        )
+
+
+def penalise(
+    logits: Tensor, seen: Tensor, counts: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> Tensor:
+    """Repetition penalty over prompt and answer (Keskar 2019), presence and frequency over the answer."""
+    shrunk = torch.where(logits < 0, logits * repetition, logits / repetition)
+    logits = torch.where(seen | (counts > 0), shrunk, logits)
+    return logits - frequency * counts - presence * (counts > 0)
+
+
+def _nucleus(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """The lowest score each row keeps under top-k, then top-p over what top-k left; ties are kept together."""
+    rows, width = scores.shape
+    largest_k = int(top_k.max())
+    shortlist = min(width, max(SHORTLIST, largest_k))
+    best = torch.topk(scores, shortlist, dim=-1).values
+    limit = torch.where(top_k > 0, top_k.clamp(max=width), width)
+    whole = torch.logsumexp(scores, dim=-1, keepdim=True)
+    settled = torch.exp(best - whole).sum(-1) >= top_p + 1e-5
+    settled |= (top_k > 0) | (top_p >= 1)
+    bounded = top_k > 0
+    threshold = _cut(best, limit, bounded, top_p, whole)
+    if not bool(settled.all()):
+        flat = (~settled).nonzero()[:, 0]
+        ordered = torch.sort(scores[flat], dim=-1, descending=True).values
+        threshold[flat] = _cut(ordered, limit[flat], bounded[flat], top_p[flat], whole[flat])
+    return threshold
+
+
+def _cut(best: Tensor, limit: Tensor, bounded: Tensor, top_p: Tensor, whole: Tensor) -> Tensor:
+    """The score of the last kept token, from scores sorted downwards."""
+    places = torch.arange(best.shape[-1], device=best.device)
+    # sums run in double and in order, so that the width of the list does not change where a row is cut
+    mass = torch.exp((best - whole).double()).masked_fill(places >= limit[:, None], 0.0)
+    running = mass.cumsum(-1)
+    total = torch.where(bounded[:, None], running[:, -1:], 1.0)
+    inside = ((running - mass) < top_p[:, None] * total) | (top_p >= 1)[:, None]
+    last = (inside & (places < limit[:, None])).sum(-1, keepdim=True).clamp(min=1) - 1
+    everything = ~bounded & (top_p >= 1)
+    return torch.where(everything[:, None], NEVER, best.gather(-1, last))[:, 0]
+
+
+def _typical(scores: Tensor, typical_p: Tensor) -> Tensor:
+    """Locally typical sampling (Meister et al. 2022): keep what is about as surprising as expected."""
+    logs = torch.log_softmax(scores, dim=-1)
+    mass = logs.exp()
+    expected = -(logs * mass).nansum(-1, keepdim=True)
+    distance = (-logs - expected).abs()
+    ordered, order = torch.sort(distance, dim=-1, stable=True)
+    running = mass.gather(-1, order).cumsum(-1, dtype=torch.float64)
+    last = (running < typical_p[:, None]).sum(-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+    ruled_out = (distance > ordered.gather(-1, last)) & (typical_p < 1)[:, None]
+    return scores.masked_fill(ruled_out, NEVER)
+
+
+def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, typical_p: Tensor) -> Tensor:
+    """Scores [N, V] (already divided by temperature) with what each row's filters rule out at minus infinity."""
+    threshold = torch.full_like(scores[:, 0], NEVER)
+    if bool(((top_k > 0) | (top_p < 1)).any()):
+        threshold = _nucleus(scores, top_k, top_p)
+    if bool((min_p > 0).any()):
+        floor = scores.amax(-1) + torch.log(min_p)
+        threshold = torch.maximum(threshold, floor)
+    scores = torch.where(scores < threshold[:, None], NEVER, scores)
+    return _typical(scores, typical_p) if bool((typical_p < 1).any()) else scores
+
+
+def filtered_log_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities [N, V] under one sampling's temperature and filters: what the engine drew from."""
+    scores = logits.float() / (sampling.temperature or 1.0)
+    if sampling.filtered and not sampling.greedy:
+        row = scores.new_ones(scores.shape[0])
+        scores = filter_scores(
+            scores,
+            (row * sampling.top_k).long(),
+            row.double() * sampling.top_p,
+            row * sampling.min_p,
+            row.double() * sampling.typical_p,
+        )
+    return torch.log_softmax(scores, dim=-1)
+
+
+def draw(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """One token per row by inverting the cumulative distribution, and its log-probability."""
+    mass = torch.softmax(scores, dim=-1)
+    running = mass.cumsum(-1, dtype=torch.float64)
+    tokens = torch.searchsorted(running, uniform * running[:, -1:], right=True)
+    tokens.clamp_(max=scores.shape[-1] - 1)
+    return tokens[:, 0], mass.gather(-1, tokens)[:, 0].log()
+
+
+def greedy(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The most likely token of each row, the lowest id among equals, and its log-probability at temperature 1."""
+    best, tokens = scores.max(dim=-1)
+    return tokens, best - torch.logsumexp(scores, dim=-1)
