@@ -25,9 +25,9 @@ class Row:
 
     def __post_init__(self) -> None:
         size, documents = len(self.tokens), len(self.lengths)
-        assert len(self.targets) == size and len(self.weights) == size, "targets and weights match tokens"
+        assert len(self.targets) == len(self.weights) == size, "targets and weights match tokens"
         assert sum(self.lengths) == size, "the documents fill the row exactly"
-        assert len(self.ids) == documents and len(self.sources) == documents, "one id and source per document"
+        assert len(self.ids) == len(self.sources) == documents, "one id and one source per document"
         assert all(len(column) == size for column in self.columns.values()), "columns are per token"
         assert all(len(fact) == documents for fact in self.facts.values()), "facts are per document"
 
@@ -61,7 +61,7 @@ def row_of_documents(
 ) -> Row:
     """Lay documents end to end and set every target to the next token of its own document.
 
-    `learned[i][t]` says whether (or how much) token t of document i is to be predicted; None learns all of it.
+    `learned[i][t]` says whether (or how much) token t of document i is to be predicted; None learns all.
     """
     lengths = tuple(len(document) for document in documents)
     tokens = np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])

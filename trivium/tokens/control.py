@@ -1,0 +1,99 @@
+"""Law L5: text never becomes a control token, because only aliases that nobody can type become one."""
+
+import copy
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+# A noncharacter-free private-use mark plus a per-process secret: no text anybody writes contains it.
+_SECRET = "\U0010fffd" + secrets.token_hex(12)
+OPEN, CLOSE = _SECRET + "(", _SECRET + ")"
+
+
+def alias(index: int) -> str:
+    """The string that stands for control token number `index` inside this process, and nowhere else."""
+    return f"{_SECRET}{index:x};"
+
+
+def pattern_of(strings: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the strings, the longest first; it never matches when there are none."""
+    longest_first = sorted(strings, key=lambda string: (-len(string), string))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def without_control(tokenizer: dict[str, Any], control: dict[str, int]) -> tuple[Backend, int, int]:
+    """A copy of the tokenizer in which every control token answers only to its alias.
+
+    Also adds two tokens that cut a text without leaving a trace in its neighbours; their ids are returned.
+    """
+    changed = copy.deepcopy(tokenizer)
+    changed["post_processor"] = None
+    changed["truncation"] = None
+    changed["padding"] = None
+    model = changed["model"]
+    names = {content: alias(identity) for content, identity in control.items()}
+    for token in changed.get("added_tokens") or []:
+        token["content"] = names.get(token["content"], token["content"])
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(piece, piece): identity for piece, identity in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if model.get("merges"):
+        pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [
+            [left, right]
+            for left, right in pairs
+            if left not in names and right not in names and left + right not in names
+        ]
+    backend = Backend.from_str(json.dumps(changed))
+    backend.add_special_tokens([OPEN, CLOSE])
+    return backend, backend.token_to_id(OPEN), backend.token_to_id(CLOSE)
+
+
+class Disguise:
+    """Hides what users typed from the search for control strings, and brings it back afterwards.
+
+    The first letter of each control string in user text is replaced by a private-use letter that the text
+    does not contain, so that a template can trim and split the text as usual. A control string that was begun
+    at the end of one piece of text is hidden too, for the template may join pieces.
+    """
+
+    def __init__(self, control: Iterable[str], content: Any) -> None:
+        self.control = sorted(control, key=lambda string: (-len(string), string))
+        self.whole = pattern_of(self.control)
+        seen = set(json.dumps(content, ensure_ascii=False, default=str))
+        free = (chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in seen)
+        self.hidden = {first: next(free) for first in sorted({string[0] for string in self.control})}
+        self.shown = {letter: first for first, letter in self.hidden.items()}
+        self.shown_pattern = pattern_of(self.shown)
+        prefixes = {string[:size] for string in self.control for size in range(1, len(string))}
+        self.begun = re.compile(f"(?:{pattern_of(prefixes).pattern})(?=\\s*\\Z)")
+
+    def hide(self, content: Any) -> Any:
+        """A copy of strings, lists and dictionaries in which no control string is left."""
+        if isinstance(content, str):
+            return self._hide_text(content)
+        if isinstance(content, dict):
+            return {self.hide(key): self.hide(value) for key, value in content.items()}
+        if isinstance(content, (list, tuple)):
+            return [self.hide(value) for value in content]
+        return content
+
+    def _hide_text(self, text: str) -> str:
+        def disguised(match: re.Match[str]) -> str:
+            return self.hidden[match[0][0]] + match[0][1:]
+
+        while self.whole.search(text):
+            text = self.whole.sub(disguised, text)
+        return self.begun.sub(disguised, text)
+
+    def show(self, text: str) -> str:
+        """The text with every hidden letter back in its place."""
+        return self.shown_pattern.sub(lambda match: self.shown[match[0]], text)
