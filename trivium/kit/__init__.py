@@ -1,1 +1,1 @@
-"""Files, fingerprints, metrics log, errors, the machine and its processes: what every floor above stands on."""
+"""Files, fingerprints, metrics, errors, the machine and its processes: what every floor stands on."""

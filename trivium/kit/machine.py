@@ -1,0 +1,130 @@
+"""What this machine has, and what of it will be used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts a result depends on, kept in every `stage.yaml`."""
+
+    cores: int
+    threads: int
+    memory: int
+    cpu: str
+    device: str
+    device_name: str
+    device_memory: int
+    dtype: str
+    system: str
+    python: str
+    torch: str
+
+
+def describe() -> Machine:
+    """Look at this machine; takes no measurements."""
+    import torch
+
+    here = device()
+    gpu = torch.cuda.get_device_properties(here) if here.startswith("cuda") else None
+    return Machine(
+        cores=cores(),
+        threads=torch.get_num_threads(),
+        memory=memory(),
+        cpu=torch.backends.cpu.get_cpu_capability(),
+        device=here,
+        device_name=gpu.name if gpu else platform.processor() or platform.machine(),
+        device_memory=gpu.total_memory if gpu else memory(),
+        dtype=str(compute_dtype(here)).removeprefix("torch."),
+        system=platform.platform(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+    )
+
+
+def cores() -> int:
+    """The processor cores this process may use, a container's quota counted."""
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    quota = _first_words("/sys/fs/cgroup/cpu.max")
+    if len(quota) == 2 and quota[0] != "max":
+        allowed = min(allowed, max(1, round(int(quota[0]) / int(quota[1]))))
+    return allowed
+
+
+def memory() -> int:
+    """The bytes of memory this process may use, a container's limit counted."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _first_words("/sys/fs/cgroup/memory.max")
+    return min(total, int(limit[0])) if limit and limit[0] != "max" else total
+
+
+def device() -> str:
+    """Where this process computes: its own GPU if there is one, else the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "cpu"
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """The type to multiply in: bfloat16 on a GPU that has it, float32 everywhere else."""
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def matmul_peak(seconds: float = 1.0) -> float:
+    """The best FLOP/s of a square matrix product in the type and on the device that will be used."""
+    import torch
+
+    here = device()
+    size = 8192 if here.startswith("cuda") else 1024
+    left = torch.randn(size, size, device=here, dtype=compute_dtype(here))
+    right = torch.randn_like(left)
+    return 2 * size**3 / _best_time(lambda: left @ right, here, seconds)
+
+
+def memory_bandwidth(seconds: float = 0.5) -> float:
+    """The best bytes/s of a copy that no cache can hold (read and write both counted)."""
+    import torch
+
+    here = device()
+    source = torch.zeros(2**28 if here.startswith("cuda") else 2**25, device=here)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / _best_time(lambda: target.copy_(source), here, seconds)
+
+
+def _best_time(work: object, device: str, seconds: float) -> float:
+    import torch
+
+    assert callable(work)
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    best, stop = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < stop or best == float("inf"):
+        start = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _first_words(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().split()
+    except OSError:
+        return []

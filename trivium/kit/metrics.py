@@ -1,0 +1,62 @@
+"""The log of what happened, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import write_text
+
+
+class MetricsLog:
+    """Appends rows to `metrics.jsonl`; a row cut off by a crash is dropped when the log is opened again."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with open(self.path, "r+b") as file:
+                file.truncate(whole)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; numbers that are not finite become null, as JSON has none."""
+        line = json.dumps({key: _plain(value) for key, value in row.items()}, ensure_ascii=False)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after `step`, because the run goes on from there."""
+        kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= step]
+        write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """All whole rows of a metrics log; an empty list where there is none yet."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise TriviumError(f"{path}:{number} is not a JSON object; the log is damaged there.") from None
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,117 @@
+"""How far a long piece of work is: a live bar on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, TextIO
+
+from trivium.kit.numbers import short
+from trivium.kit.processes import world
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_PLAIN_SECONDS = 5.0
+_WINDOW = 50
+
+
+class Progress:
+    """One line that says how far, how fast and for how long yet; only the first process speaks."""
+
+    def __init__(self, title: str = "", stream: TextIO | None = None) -> None:
+        self.title = title
+        self._stream = stream or sys.stderr
+        self._speaks = world().leads
+        self._live: Live | None = None
+        self._seen: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
+        self._last_plain = 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if not self._speaks:
+            return
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def update(self, done: float, total: float | None, unit: str = "tokens", **facts: Any) -> None:
+        """Show that `done` of `total` is done; facts such as loss=2.31 stand behind it."""
+        if not self._speaks:
+            return
+        now = time.monotonic()
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()
+        self._seen.append((now, done))
+        finished = total is not None and done >= total
+        if self._stream.isatty():
+            self._show(self._line(done, total, unit, facts, bar=True))
+        elif finished or now - self._last_plain >= _PLAIN_SECONDS:
+            self._last_plain = now
+            print(self._line(done, total, unit, facts, bar=False), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the last state on the screen and forget it."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._seen.clear()
+        self._last_plain = 0.0
+
+    def _line(self, done: float, total: float | None, unit: str, facts: dict[str, Any], bar: bool) -> str:
+        parts = [self.title] if self.title else []
+        if total:
+            share = min(done / total, 1.0)
+            if bar:
+                filled = round(20 * share)
+                parts.append("━" * filled + "╌" * (20 - filled))
+            parts.append(f"{share:4.0%}")
+            parts.append(f"{short(done)}/{short(total)} {unit}")
+        else:
+            parts.append(f"{short(done)} {unit}")
+        rate = self._rate()
+        if rate:
+            parts.append(f"{short(rate)} {unit}/s")
+        parts += [f"{name} {_fact(value)}" for name, value in facts.items()]
+        if rate and total and done < total:
+            parts.append(f"{duration((total - done) / rate)} left")
+        return "  ".join(parts)
+
+    def _rate(self) -> float:
+        (first, low), (last, high) = self._seen[0], self._seen[-1]
+        return (high - low) / (last - first) if last > first else 0.0
+
+    def _show(self, line: str) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        text = Text(line, no_wrap=True, overflow="ellipsis")
+        if self._live is None:
+            self._live = Live(text, console=Console(file=self._stream), refresh_per_second=8)
+            self._live.start()
+        else:
+            self._live.update(text)
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 42 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def _fact(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
