@@ -101,7 +101,7 @@ class Documents:
         device: torch.device | str = "cpu",
         positions: Tensor | None = None,
     ) -> None:
-        assert len(lengths) and min(lengths) > 0
+        assert min(lengths, default=0) > 0
         self.lengths = tuple(int(length) for length in lengths)
         self.device = torch.device(device)
         self.tokens = sum(self.lengths)

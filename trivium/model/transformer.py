@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from trivium.model.attention import Context
 from trivium.model.config import ModelConfig
+from trivium.model.experts import Mixture, Routing
 from trivium.model.layers import Inner, make_norm
 from trivium.model.positions import Rotary, rotate
 
@@ -58,19 +59,24 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention = Attention(config, layer)
-        self.mlp = Inner(config, config.inner_width)
+        if config.experts is not None and config.is_mixture(layer):
+            self.mlp: Mixture | Inner = Mixture(config, config.experts)
+        else:
+            self.mlp = Inner(config, config.inner_width)
         width = config.width
         self.attention_norm = make_norm(config, width) if config.norm_before else None
         self.mlp_norm = make_norm(config, width) if config.norm_before else None
         self.attention_post_norm = make_norm(config, width) if config.norm_after else None
         self.mlp_post_norm = make_norm(config, width) if config.norm_after else None
 
-    def forward(self, stream: Tensor, context: Context, angles: Angles | None) -> Tensor:
+    def forward(
+        self, stream: Tensor, context: Context, angles: Angles | None, routing: Routing | None
+    ) -> Tensor:
         rows = stream if self.attention_norm is None else self.attention_norm(stream)
         rows = self.attention(rows, context, angles)
         stream = stream + (rows if self.attention_post_norm is None else self.attention_post_norm(rows))
         rows = stream if self.mlp_norm is None else self.mlp_norm(stream)
-        rows = self.mlp(rows)
+        rows = self.mlp(rows, routing) if isinstance(self.mlp, Mixture) else self.mlp(rows)
         return stream + (rows if self.mlp_post_norm is None else self.mlp_post_norm(rows))
 
 
@@ -101,8 +107,13 @@ class Transformer(nn.Module):
             rows = rows * torch.tensor(self.config.embedding_scale, dtype=rows.dtype, device=rows.device)
         return rows
 
-    def forward(self, tokens: Tensor, context: Context, *, embeddings: Tensor | None = None) -> Tensor:
-        """Hidden states after the last norm, [N, width], for N tokens or N ready-made embeddings."""
+    def forward(
+        self, tokens: Tensor, context: Context,
+        *, embeddings: Tensor | None = None, routing: Routing | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Hidden states after the last norm, [N, width], for N tokens or N ready-made embeddings.
+
+        A `routing` is filled with what the routers of a mixture of experts did."""
         stream = self.embed(tokens) if embeddings is None else embeddings
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(context.positions)
@@ -112,7 +123,8 @@ class Transformer(nn.Module):
         if self.local_rotary is not None:
             local_angles = self.local_rotary(context.positions, context.longest, stream.dtype)
         for layer in self.layers:
-            stream = layer(stream, context, local_angles if layer.attention.window else angles)
+            local = layer.attention.window is not None
+            stream = layer(stream, context, local_angles if local else angles, routing)
         return self.norm(stream)
 
     def logits(self, hidden: Tensor) -> Tensor:

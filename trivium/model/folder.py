@@ -1,0 +1,192 @@
+"""A model on disk: a Hugging Face folder, read and written without an export step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json, save_tensors, write_json
+from trivium.model.config import ModelConfig
+from trivium.model.families import read_config, write_config
+from trivium.model.initialise import build
+from trivium.model.transformer import Transformer
+from trivium.model.weights import Stored, stored_tensors
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+CHECKSUM = "checksum"
+# Tensors that old files carry and that follow from the config.
+DERIVED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+
+
+def load_config(folder: Path | str) -> ModelConfig:
+    """The config of a model folder."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise TriviumError(f"{folder} has no config.json: name a folder in Hugging Face's form.")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise TriviumError(f"{path} is not valid JSON ({error}): restore it.") from error
+    return read_config(content, str(path))
+
+
+class StoredWeights:
+    """The tensors of a folder's safetensors files, found by name and read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+        self.handles: dict[Path, Any] = {}
+        for path in self.paths():
+            for name in self.open(path).keys():  # noqa: SIM118 (a safetensors file is no dict)
+                self.files[name] = path
+
+    def paths(self) -> list[Path]:
+        """The files that hold tensors."""
+        index, single = self.folder / INDEX_FILE, self.folder / SINGLE_FILE
+        if index.is_file():
+            names = sorted(set(read_json(index)["weight_map"].values()))
+            return [self.folder / name for name in names]
+        if single.is_file():
+            return [single]
+        raise TriviumError(
+            f"{self.folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: only safetensors weights are read."
+        )
+
+    def open(self, path: Path) -> Any:
+        """A file's handle, opened once and checked against the checksum it carries."""
+        if path not in self.handles:
+            if not path.is_file():
+                raise TriviumError(f"{path} is missing, though the folder's index names it: fetch it again.")
+            try:
+                handle = safe_open(path, framework="pt", device="cpu")
+            except (SafetensorError, OSError, ValueError) as error:
+                raise TriviumError(f"{path} is damaged ({error}): fetch or write it again.") from error
+            self.handles[path] = handle
+            expected = (handle.metadata() or {}).get(CHECKSUM)
+            if expected is not None:
+                named = ((name, handle.get_tensor(name)) for name in sorted(handle.keys()))
+                if tensors_checksum(named) != expected:
+                    raise TriviumError(f"{path} is damaged (its checksum differs): fetch or write it again.")
+        return self.handles[path]
+
+    def find(self, name: str) -> str:
+        """The name under which a tensor is stored, with or without the prefix of a model with a head."""
+        if name in self.files:
+            return name
+        bare = name.split(".", 1)[1]
+        if name.startswith(("model.", "transformer.")) and bare in self.files:
+            return bare
+        raise TriviumError(f"{self.folder}: the weights have no tensor {name!r}: the folder is incomplete.")
+
+    def tensor(self, name: str) -> Tensor:
+        return self.open(self.files[name]).get_tensor(name)
+
+
+def tensors_checksum(named: Iterator[tuple[str, Tensor]]) -> str:
+    """A digest of names, types, shapes and bytes, in the order given."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def load_model(
+    folder: Path | str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> Transformer:
+    """The model of a Hugging Face folder, in the stored precision unless told otherwise."""
+    folder = Path(folder)
+    config = load_config(folder)
+    weights = StoredWeights(folder)
+    layout = [(stored, weights.find(stored.name)) for stored in stored_tensors(config)]
+    refuse_unexpected(config, weights, {name for _, name in layout})
+    stored_dtype = weights.tensor(layout[0][1]).dtype
+    if not stored_dtype.is_floating_point or stored_dtype.itemsize < 2:
+        raise TriviumError(
+            f"{folder}: weights of type {stored_dtype} cannot be loaded; use unquantised ones."
+        )
+    model = build(config, dtype=dtype or stored_dtype, device=str(device))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for stored, name in layout:
+            fill(stored, weights.tensor(name), parameters, weights.files[name])
+    assert not parameters, f"not in any family's files: {sorted(parameters)}"
+    return model
+
+
+def fill(stored: Stored, tensor: Tensor, parameters: dict[str, Tensor], path: Path) -> None:
+    """Copy one stored tensor into the weights it holds, and strike them off the list."""
+    targets = [parameters.pop(part) for part in stored.parts]
+    if stored.turned:
+        tensor = tensor.T
+    rows = sum(len(target) for target in targets)
+    if tuple(tensor.shape) != (rows, *targets[0].shape[1:]):
+        raise TriviumError(
+            f"{path}: {stored.name} has the shape {tuple(tensor.shape)}, but config.json asks for "
+            f"{(rows, *targets[0].shape[1:])}: the two do not belong together."
+        )
+    for target, piece in zip(targets, tensor.split([len(target) for target in targets]), strict=True):
+        target.copy_(piece)
+
+
+def refuse_unexpected(config: ModelConfig, weights: StoredWeights, used: set[str]) -> None:
+    """A tensor nobody reads means that the model computes something else than the files' author meant."""
+    for name in weights.files:
+        if name in used or name.endswith(DERIVED):
+            continue
+        if name == "lm_head.weight" and config.tied:
+            # Some tied files repeat the embedding as the head.
+            embedding = weights.tensor(weights.find(stored_tensors(config)[0].name))
+            if torch.equal(weights.tensor(name), embedding):
+                continue
+        raise TriviumError(f"{weights.files[name]} holds {name}, which this config.json has no place for.")
+
+
+def stored_form(stored: Stored, parameters: dict[str, Tensor]) -> Tensor:
+    """The tensor a file holds for these weights."""
+    parts = [parameters[part].detach().to("cpu") for part in stored.parts]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return (joined.T if stored.turned else joined).contiguous()
+
+
+def save_model(
+    model: Transformer,
+    folder: Path | str,
+    *,
+    generation: dict[str, Any] | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write config.json, generation_config.json and safetensors that transformers opens as they are."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = write_config(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
+    parameters = dict(model.named_parameters())
+    shards: list[list[Stored]] = [[]]
+    filled = total = 0
+    for stored in stored_tensors(model.config):
+        size = sum(parameters[part].nbytes for part in stored.parts)
+        if filled and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(stored)
+        filled, total = filled + size, total + size
+    count, weight_map = len(shards), {}
+    for number, shard in enumerate(shards, 1):
+        name = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        tensors = {stored.name: stored_form(stored, parameters) for stored in shard}
+        checksum = tensors_checksum((key, tensors[key]) for key in sorted(tensors))
+        save_tensors(folder / name, tensors, {"format": "pt", CHECKSUM: checksum})
+        weight_map.update(dict.fromkeys(tensors, name))
+    if count > 1:
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    ids = {key: content[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in content}
+    write_json(folder / "generation_config.json", ids | (generation or {}))
+    write_json(folder / "config.json", content)

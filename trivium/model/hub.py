@@ -1,0 +1,39 @@
+"""Where a model's files are: a folder of this machine, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from trivium.kit.errors import TriviumError
+
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+
+
+def resolve(name: str | Path) -> Path:
+    """A folder as it is; otherwise `owner/name[@revision]`, fetched once into the hub's cache."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise TriviumError(f"{path} is a file: name the folder that holds config.json.")
+    if not HUB_NAME.match(str(name)):
+        raise TriviumError(f"{name} is neither a folder nor an id of the hub (owner/name).")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repository, _, revision = str(name).partition("@")
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=WANTED
+        )
+    except RepositoryNotFoundError as error:
+        raise TriviumError(
+            f"{name} is neither a folder here nor a repository of the hub that you may read: "
+            "check its name, or log in with `hf auth login`."
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TriviumError(f"{name} could not be fetched from the hub: {reason}") from error
+    return Path(folder)
