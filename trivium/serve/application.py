@@ -1,0 +1,268 @@
+"""The routes: OpenAI's, the page's, and what operators look at."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from trivium.generate.engine import Request as Wanted
+from trivium.serve import failures
+from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage
+from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
+from trivium.serve.failures import RequestRefused
+from trivium.serve.guard import Guard
+from trivium.serve.limits import Limits
+from trivium.serve.measures import Measures
+from trivium.serve.parts import PartStream
+from trivium.serve.pieces import TokenNames
+from trivium.serve.prompts import (
+    chat_prompt,
+    offered_tools,
+    opens_thinking,
+    sampling,
+    takes_tools,
+    token_prompts,
+)
+from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, read_body
+from trivium.serve.worker import Generation, Worker
+
+PAGE = Path(__file__).parent / "page"
+CLIENT_CLOSED = 499
+log = logging.getLogger("trivium.serve")
+
+
+class Served:
+    """The models of one server, and what it does with requests for them."""
+
+    def __init__(self, workers: Sequence[Worker], limits: Limits) -> None:
+        self.workers = {worker.name: worker for worker in workers}
+        assert len(self.workers) == len(workers), "two models of one name"
+        self.limits = limits
+        self.started = int(time.time())
+        self.names = {worker.name: TokenNames(worker.tokenizer) for worker in workers}
+
+    def worker(self, model: str) -> Worker:
+        """The worker of a model, or a refusal that names those there are."""
+        worker = self.workers.get(model)
+        if worker is None:
+            known = ", ".join(self.workers)
+            problem = f"the model {model[:100]!r} is not served here; there are: {known}"
+            raise RequestRefused(problem, status=404, parameter="model", code="model_not_found")
+        return worker
+
+    def room(self, worker: Worker, prompt: list[int], parameter: str) -> int:
+        """How many tokens the context leaves after a prompt, or a refusal when that is none."""
+        most = worker.context - 1
+        if self.limits.prompt_tokens is not None:
+            most = min(most, self.limits.prompt_tokens)
+        if len(prompt) > most:
+            problem = f"the prompt has {len(prompt)} tokens; {worker.name} takes at most {most}"
+            raise RequestRefused(problem, parameter=parameter, code="context_length_exceeded")
+        return worker.context - len(prompt)
+
+    def length(self, worker: Worker, prompt: list[int], asked: int, parameter: str) -> None:
+        """Refuse an answer that would not fit behind its prompt."""
+        if len(prompt) + asked > worker.context:
+            problem = (
+                f"{len(prompt)} prompt tokens and {asked} new ones make {len(prompt) + asked}; "
+                f"the context of {worker.name} holds {worker.context}"
+            )
+            raise RequestRefused(problem, parameter=parameter, code="context_length_exceeded")
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = read_body(await read_bytes(request, self.limits), ChatBody)
+        worker = self.worker(body.model)
+        prompt = await asyncio.to_thread(chat_prompt, body, worker.tokenizer)
+        room = self.room(worker, prompt, "messages")
+        chosen = sampling(body, worker.tokenizer, self.limits, room)
+        self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
+        formatted = chosen.json_schema is not None or chosen.regex is not None
+        opened = not formatted and opens_thinking(prompt, worker.tokenizer)
+        tools = offered_tools(body) is not None
+        samples: list[Sample] = [
+            ChatSample(
+                index,
+                PartStream(reasoning=not formatted, opened=opened, tools=tools and not formatted),
+                self.names[worker.name],
+                bool(body.logprobs),
+            )
+            for index in range(body.n or 1)
+        ]
+        generation = await worker.submit([Wanted(prompt, chosen, n=body.n or 1)])
+        answer = Answer("chat.completion", worker.name, samples, Usage(len(prompt)))
+        return await self._respond(request, body, answer, generation)
+
+    async def completion(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        body = read_body(await read_bytes(request, self.limits), CompletionBody)
+        worker = self.worker(body.model)
+        prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer)
+        if body.echo and body.logprobs is not None:
+            raise RequestRefused("echo with logprobs is not served", parameter="echo")
+        many = (body.n or 1) * len(prompts)
+        if many > self.limits.samples:
+            problem = f"{len(prompts)} prompts make {many} samples, at most {self.limits.samples} are served at once"
+            raise RequestRefused(problem, parameter="prompt", code="array_above_max_length")
+        wanted, samples = [], list[Sample]()
+        for prompt in prompts:
+            room = self.room(worker, prompt, "prompt")
+            if body.max_tokens is None:
+                room = min(room, 16)  # what OpenAI's reference gives this route when nothing is asked for
+            chosen = sampling(body, worker.tokenizer, self.limits, room)
+            self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
+            wanted.append(Wanted(prompt, chosen, n=body.n or 1))
+            echo = worker.tokenizer.decode(prompt) if body.echo else ""
+            for _ in range(body.n or 1):
+                names = self.names[worker.name]
+                samples.append(CompletionSample(len(samples), names, body.logprobs is not None, echo))
+        generation = await worker.submit(wanted)
+        usage = Usage(sum(len(prompt) for prompt in prompts))
+        answer = Answer("text_completion", worker.name, samples, usage)
+        return await self._respond(request, body, answer, generation)
+
+    async def _respond(
+        self, request: Request, body: ChatBody | CompletionBody, answer: Answer, generation: Generation
+    ) -> Response:
+        seconds = self.limits.request_seconds
+        if body.stream:
+            options = body.stream_options
+            include_usage = options is not None and options.include_usage
+            events = answer.events(generation.pieces(), include_usage=include_usage)
+            return EventStream(events, seconds=seconds, on_close=generation.close)
+        try:
+            async with asyncio.timeout(seconds):
+                whole = await while_connected(request.receive, answer.whole(generation.pieces()))
+        except TimeoutError:
+            raise RequestRefused(f"the answer took longer than {seconds:g} s", status=504) from None
+        finally:
+            generation.close()
+        return JSONResponse(whole)
+
+    async def embeddings(self, request: Request) -> Response:
+        """POST /v1/embeddings: the mean of the last hidden states."""
+        body = read_body(await read_bytes(request, self.limits), EmbeddingBody)
+        worker = self.worker(body.model)
+        prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer)
+        if len(prompts) > self.limits.embedding_inputs:
+            problem = f"input holds {len(prompts)} texts, at most {self.limits.embedding_inputs} are served"
+            raise RequestRefused(problem, parameter="input", code="array_above_max_length")
+        for prompt in prompts:
+            self.room(worker, prompt, "input")
+        if body.dimensions not in (None, worker.width):
+            problem = f"the embeddings of {worker.name} have {worker.width} dimensions"
+            raise RequestRefused(problem, parameter="dimensions", code="unsupported_value")
+        seconds = self.limits.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                vectors = await while_connected(request.receive, worker.embed(prompts))
+        except TimeoutError:
+            raise RequestRefused(f"the embeddings took longer than {seconds:g} s", status=504) from None
+        packed = body.encoding_format == "base64"
+        data = [
+            {"object": "embedding", "index": index, "embedding": _packed(row) if packed else row.tolist()}
+            for index, row in enumerate(vectors)
+        ]
+        count = sum(len(prompt) for prompt in prompts)
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return JSONResponse({"object": "list", "data": data, "model": worker.name, "usage": usage})
+
+    def models(self) -> dict:
+        """GET /v1/models."""
+        return {"object": "list", "data": [self._card(worker) for worker in self.workers.values()]}
+
+    def _card(self, worker: Worker) -> dict:
+        facts = {
+            "context": worker.context,
+            "width": worker.width,
+            "parameters": worker.parameters,
+            "chat": bool(worker.tokenizer.templates),
+            "tools": takes_tools(worker.tokenizer),
+            "new_tokens": self.limits.new_tokens,
+            "top_logprobs": self.limits.top_logprobs,
+        }
+        card = {"id": worker.name, "object": "model", "created": self.started, "owned_by": "trivium"}
+        return {**card, "trivium": facts}
+
+    def health(self) -> Response:
+        """GET /health: 200 while every model's thread is alive."""
+        dead = [worker.name for worker in self.workers.values() if not worker.alive]
+        body = {"status": "failed" if dead else "ok", "failed": dead, "models": list(self.workers)}
+        return JSONResponse(body, 503 if dead else 200)
+
+
+def _packed(row: np.ndarray) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
+
+
+def build(
+    workers: Sequence[Worker],
+    *,
+    limits: Limits,
+    measures: Measures,
+    key: str | None = None,
+    local_only: bool = True,
+    origins: Sequence[str] = (),
+) -> ASGIApp:
+    """The whole application, its workers started and stopped with it."""
+    served = Served(workers, limits)
+
+    @asynccontextmanager
+    async def lifespan(application: FastAPI) -> AsyncIterator[None]:
+        for worker in workers:
+            worker.start(asyncio.get_running_loop())
+        yield
+        for worker in workers:
+            await asyncio.to_thread(worker.stop)
+
+    routes = FastAPI(title="Trivium", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    failures.install(routes)
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
+
+    routes.add_exception_handler(ClientGone, gone)
+    for path, endpoint in (
+        ("/v1/chat/completions", served.chat),
+        ("/v1/completions", served.completion),
+        ("/v1/embeddings", served.embeddings),
+    ):
+        routes.add_api_route(path, endpoint, methods=["POST"], response_model=None)
+    routes.add_api_route("/v1/models", served.models, methods=["GET"], response_model=None)
+    routes.add_api_route("/health", served.health, methods=["GET"], response_model=None)
+
+    @routes.get("/v1/models/{name:path}", response_model=None)
+    def model(name: str) -> dict:
+        return served._card(served.worker(name))
+
+    @routes.get("/metrics", response_model=None)
+    def metrics() -> Response:
+        return PlainTextResponse(measures.text(), media_type="text/plain; version=0.0.4")
+
+    @routes.get("/", response_model=None)
+    def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @routes.get("/page.{kind}", response_model=None)
+    def page_part(kind: str) -> Response:
+        if kind not in ("css", "js"):
+            raise RequestRefused("there is no such file", status=404)
+        return FileResponse(PAGE / f"page.{kind}", headers={"Cache-Control": "no-cache"})
+
+    application: ASGIApp = routes
+    if origins:
+        application = CORSMiddleware(
+            application, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    return Guard(application, key=key, local_only=local_only, origins=origins, measures=measures)

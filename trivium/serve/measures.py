@@ -1,0 +1,89 @@
+"""What the server counts, in the text format Prometheus scrapes."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+HELP = {
+    "trivium_requests_total": "Requests answered, by route and HTTP status.",
+    "trivium_prompt_tokens_total": "Prompt tokens read.",
+    "trivium_generated_tokens_total": "Tokens generated.",
+    "trivium_generations_total": "Generations ended, by how.",
+    "trivium_first_token_seconds": "Time from a request's arrival at the engine to its first token.",
+    "trivium_generation_seconds": "Time from a request's arrival at the engine to its last token.",
+    "trivium_samples_inside": "Samples that hold or wait for a row of the engine.",
+    "trivium_rows": "Rows the engine can hold.",
+}
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Measures:
+    """Counters and histograms that many threads may feed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: dict[str, dict[Labels, float]] = defaultdict(lambda: defaultdict(float))
+        self._histograms: dict[str, dict[Labels, list[float]]] = defaultdict(dict)
+        self._gauges: list[tuple[str, Labels, Callable[[], float]]] = []
+
+    def count(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Add to a counter."""
+        with self._lock:
+            self._counters[name][tuple(labels.items())] += amount
+
+    def observe(self, name: str, seconds: float, **labels: str) -> None:
+        """Put one duration into a histogram."""
+        with self._lock:
+            row = self._histograms[name].setdefault(tuple(labels.items()), [0.0] * (len(SECONDS) + 2))
+            row[bisect_left(SECONDS, seconds)] += 1
+            row[-1] += seconds
+
+    def gauge(self, name: str, read: Callable[[], float], **labels: str) -> None:
+        """Register a value to be read when someone looks."""
+        self._gauges.append((name, tuple(labels.items()), read))
+
+    def text(self) -> str:
+        """Everything, as Prometheus reads it."""
+        with self._lock:
+            counters = {name: dict(rows) for name, rows in self._counters.items()}
+            histograms = {
+                name: {key: list(row) for key, row in rows.items()} for name, rows in self._histograms.items()
+            }
+        lines: list[str] = []
+        for name, rows in sorted(counters.items()):
+            lines += _heading(name, "counter")
+            lines += [f"{name}{_labels(key)} {value:g}" for key, value in sorted(rows.items())]
+        for name, rows in sorted(histograms.items()):
+            lines += _heading(name, "histogram")
+            for key, row in sorted(rows.items()):
+                lines += _histogram(name, key, row)
+        for name in sorted({gauge[0] for gauge in self._gauges}):
+            lines += _heading(name, "gauge")
+            lines += [f"{one}{_labels(key)} {read():g}" for one, key, read in self._gauges if one == name]
+        return "\n".join(lines) + "\n"
+
+
+def _heading(name: str, kind: str) -> list[str]:
+    return [f"# HELP {name} {HELP[name]}", f"# TYPE {name} {kind}"]
+
+
+def _labels(pairs: Iterable[tuple[str, str]]) -> str:
+    def quoted(value: str) -> str:
+        return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+    inner = ",".join(f'{name}="{quoted(value)}"' for name, value in pairs)
+    return f"{{{inner}}}" if inner else ""
+
+
+def _histogram(name: str, key: Labels, row: list[float]) -> list[str]:
+    lines, running = [], 0.0
+    for edge, amount in zip((*map(str, SECONDS), "+Inf"), row[:-1]):
+        running += amount
+        lines.append(f"{name}_bucket{_labels((*key, ('le', edge)))} {running:g}")
+    return [*lines, f"{name}_sum{_labels(key)} {row[-1]:g}", f"{name}_count{_labels(key)} {running:g}"]

@@ -1,0 +1,120 @@
+"""A model's text as it arrives, separated into what it thought, what it says and which tools it calls."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.generate.prompting import ReasoningStream, beginning_at_end
+
+CALL, END_CALL = "<tool_call>", "</tool_call>"
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """Text the model thought before it answered."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """Text for the reader."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Called:
+    """A tool the model wants to be called, with its arguments as JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+Part = Thoughts | Said | Called
+
+
+class CallStream:
+    """Takes `<tool_call>` blocks out of a stream of text; a block that is no call stays text."""
+
+    def __init__(self) -> None:
+        self._held, self._inside, self._called = "", False, False
+
+    def feed(self, text: str, *, last: bool = False) -> list[Said | Called]:
+        """Give a new piece of text; get back what is settled."""
+        parts: list[Said | Called] = []
+        self._held += text
+        while True:
+            before, found, after = self._held.partition(END_CALL if self._inside else CALL)
+            if not found:
+                break
+            if self._inside:
+                parts.append(_call(before) or Said(CALL + before + END_CALL))
+            elif before.strip():
+                parts.append(Said(before))
+            self._inside, self._held = not self._inside, after
+        if self._inside:
+            if last:
+                parts.append(_call(self._held) or Said(CALL + self._held))
+        else:
+            kept = 0 if last else beginning_at_end(self._held, (CALL,))
+            ready = self._held[: len(self._held) - kept]
+            # space waits for what follows it: between two calls it belongs to no answer
+            if ready.strip() or (last and ready and not self._called):
+                parts.append(Said(ready))
+                self._held = self._held[len(ready) :]
+        self._called |= any(isinstance(part, Called) for part in parts)
+        return parts
+
+
+def _call(block: str) -> Called | None:
+    try:
+        call: Any = json.loads(block)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    arguments = call.get("arguments", {})
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return Called(f"call_{secrets.token_hex(12)}", call["name"], written)
+
+
+class PartStream:
+    """One sample's text turned into parts while it arrives."""
+
+    def __init__(self, *, reasoning: bool, opened: bool, tools: bool) -> None:
+        self._reasoning = ReasoningStream(opened=opened) if reasoning else None
+        self._calls = CallStream() if tools else None
+        self._fresh: dict[type, bool] = {Thoughts: True, Said: False}
+
+    def feed(self, text: str, *, last: bool = False) -> list[Part]:
+        """Give a new piece of text; get back what is settled."""
+        divided = [("answer", text)] if self._reasoning is None else self._reasoning.feed(text, last=last)
+        parts: list[Part] = []
+        for kind, piece in divided:
+            if kind == "thoughts":
+                self._fresh[Said] = True
+                parts += self._trimmed(Thoughts(piece))
+            else:
+                said = [Said(piece)] if self._calls is None else self._calls.feed(piece)
+                for part in said:
+                    parts += self._trimmed(part)
+        if last and self._calls is not None:
+            for part in self._calls.feed("", last=True):
+                parts += self._trimmed(part)
+        return parts
+
+    def _trimmed(self, part: Part) -> list[Part]:
+        """White space between the tags and the words they enclose is nobody's text."""
+        if isinstance(part, Called):
+            return [part]
+        kind = type(part)
+        text = part.text.lstrip() if self._fresh[kind] else part.text
+        if not text:
+            return []
+        self._fresh[kind] = False
+        return [kind(text)]

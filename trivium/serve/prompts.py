@@ -1,0 +1,155 @@
+"""From a request's words to the prompts and the sampling the engine understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from trivium.generate.prompting import THINK
+from trivium.generate.sampling import Sampling
+from trivium.serve.failures import RequestRefused
+from trivium.serve.limits import Limits
+from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, NamedTool
+from trivium.tokens.tokenizer import Tokenizer
+
+# Any JSON object, for response_format json_object.
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+
+def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: int) -> Sampling:
+    """What the body asks for, within the server's limits; `room` is what the context leaves for the answer."""
+    stops = body.stops
+    if len(stops) > limits.stop_strings:
+        problem = f"stop holds {len(stops)} strings, at most {limits.stop_strings} are served"
+        raise RequestRefused(problem, parameter="stop", code="array_above_max_length")
+    if any(not 1 <= len(stop) <= limits.stop_characters for stop in stops):
+        problem = f"each stop string must have 1 to {limits.stop_characters} characters"
+        raise RequestRefused(problem, parameter="stop", code="invalid_value")
+    if body.n is not None and body.n > limits.samples:
+        problem = f"n is {body.n}, at most {limits.samples} samples are served at once"
+        raise RequestRefused(problem, parameter="n", code="integer_above_max_value")
+    length, asked = body.max_tokens, "max_tokens"
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        length, asked = body.max_completion_tokens, "max_completion_tokens"
+    if length is None:
+        length = min(room, limits.new_tokens)
+    elif length > limits.new_tokens:
+        problem = f"{asked} is {length}, at most {limits.new_tokens} new tokens are served"
+        raise RequestRefused(problem, parameter=asked, code="integer_above_max_value")
+    top = body.top_logprobs if isinstance(body, ChatBody) else getattr(body, "logprobs", None)
+    if top is not None and top > limits.top_logprobs:
+        problem = f"at most {limits.top_logprobs} alternatives per token are served"
+        raise RequestRefused(problem, parameter="top_logprobs", code="integer_above_max_value")
+    wanted = {
+        "temperature": body.temperature,
+        "top_k": body.top_k,
+        "top_p": body.top_p,
+        "min_p": body.min_p,
+        "typical_p": body.typical_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "seed": body.seed,
+        "min_new_tokens": min(body.min_tokens, length) if body.min_tokens else None,
+        "regex": body.regex,
+        "json_schema": _schema(body),
+    }
+    chosen: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    if body.stop_token_ids:
+        chosen["stop_ids"] = tuple(sorted({*tokenizer.stop_ids, *body.stop_token_ids}))
+    return Sampling(
+        max_new_tokens=length,
+        stop=stops,
+        logit_bias=_bias(body, tokenizer.vocabulary_size),
+        logprobs=bool(body.logprobs) if isinstance(body, ChatBody) else top is not None,
+        top_logprobs=top or 0,
+        **chosen,
+    )
+
+
+def _schema(body: GenerationBody) -> Mapping[str, Any] | None:
+    form = body.response_format
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return ANY_OBJECT
+    assert form.json_schema is not None, "the protocol admits json_schema only with a schema"
+    return form.json_schema.schema_
+
+
+def _bias(body: GenerationBody, vocabulary: int) -> dict[int, float]:
+    bias = {}
+    for token, value in (body.logit_bias or {}).items():
+        if not (token.isascii() and token.isdecimal() and len(token) < 10 and int(token) < vocabulary):
+            problem = f"logit_bias names the token {token[:20]!r}; token ids go from 0 to {vocabulary - 1}"
+            raise RequestRefused(problem, parameter="logit_bias", code="invalid_value")
+        bias[int(token)] = float(value)
+    return bias
+
+
+def chat_prompt(body: ChatBody, tokenizer: Tokenizer) -> list[int]:
+    """The conversation as tokens, ending where the assistant begins to speak."""
+    if not tokenizer.templates:
+        problem = "this model has no chat template; send its prompt to /v1/completions"
+        raise RequestRefused(problem, parameter="messages", code="no_chat_template")
+    tools = offered_tools(body)
+    if tools and not takes_tools(tokenizer):
+        raise RequestRefused("this model's chat template takes no tools", parameter="tools", code="no_tools")
+    try:
+        return tokenizer.encode_chat(
+            [message.for_template() for message in body.messages],
+            tools=tools,
+            add_generation_prompt=True,
+            template_arguments=body.chat_template_kwargs,
+        ).ids
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        problem = f"the chat template cannot write this conversation: {str(error)[:200]}"
+        raise RequestRefused(problem, parameter="messages") from None
+
+
+def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
+    """The tools the model may call, or None."""
+    if not body.tools or body.tool_choice == "none":
+        return None
+    if body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool):
+        problem = "tool_choice may be none or auto; this server cannot force a call"
+        raise RequestRefused(problem, parameter="tool_choice", code="unsupported_value")
+    return [tool.model_dump(exclude_none=True) for tool in body.tools]
+
+
+def takes_tools(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template writes the tools it is given."""
+    return "tool_use" in tokenizer.templates or any("tools" in text for text in tokenizer.templates.values())
+
+
+def opens_thinking(prompt: list[int], tokenizer: Tokenizer) -> bool:
+    """Whether the template already opened the model's thinking for it."""
+    return tokenizer.decode(prompt[-8:], skip_control=False).rstrip().endswith(THINK)
+
+
+def token_prompts(body: CompletionBody | EmbeddingBody, tokenizer: Tokenizer) -> list[list[int]]:
+    """The prompts of a completion or an embedding, whichever of the four ways they were given in."""
+    name = "prompt" if isinstance(body, CompletionBody) else "input"
+    given: Any = body.prompt if isinstance(body, CompletionBody) else body.input
+    if isinstance(given, str):
+        given = [given]
+    if not given:
+        raise RequestRefused(f"{name} is empty", parameter=name)
+    if isinstance(given[0], int):
+        given = [given]
+    if isinstance(given[0], str):
+        first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
+        prompts = [first + ids for ids in tokenizer.encode_batch(given)]
+        # a model needs something to continue: a document begins where another ended
+        prompts = [ids or [tokenizer.end_of_text_id] for ids in prompts]
+    else:
+        prompts = given
+    for ids in prompts:
+        if not ids:
+            raise RequestRefused(f"{name} holds a prompt without tokens", parameter=name)
+        if max(ids) >= tokenizer.vocabulary_size:
+            problem = f"{name} holds the token {max(ids)}; ids end at {tokenizer.vocabulary_size - 1}"
+            raise RequestRefused(problem, parameter=name)
+    return prompts

@@ -1,0 +1,287 @@
+"""The bodies of requests: OpenAI's fields, our samplers, and nothing misspelt."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trivium.serve.failures import RequestRefused
+
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Body(BaseModel):
+    """A JSON object whose types are taken at their word and whose unknown keys are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+
+class StreamOptions(Body):
+    """What a stream tells besides its text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class JsonSchema(Body):
+    """A named schema the answer must satisfy."""
+
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """The form the answer must have."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_present(self) -> ResponseFormat:
+        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
+            raise ValueError("type json_schema needs json_schema.schema")
+        return self
+
+
+class GenerationBody(Body):
+    """What every request for generated text may say."""
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    min_p: Probability | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]], Field(max_length=1024)
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    regex: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+
+    # What other servers of this protocol take and this one has no use for.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The strings that end the answer."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> GenerationBody:
+        if self.regex is not None and self.response_format is not None and self.response_format.type != "text":
+            raise ValueError("regex and response_format cannot both shape the answer")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only for stream: true")
+        return self
+
+
+class TextPart(Body):
+    """One piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Body):
+    """The function a model called and the JSON text of its arguments."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """One call an assistant made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(Body):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: None = None
+    annotations: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content or tool_calls")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant's message may have tool_calls")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as a chat template reads it."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content or ""}
+        if self.reasoning_content is not None:
+            turn["reasoning_content"] = self.reasoning_content
+        if self.name is not None:
+            turn["name"] = self.name
+        if self.tool_call_id is not None:
+            turn["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": arguments_object(call.function.arguments)},
+                }
+                for call in self.tool_calls
+            ]
+        return turn
+
+
+def arguments_object(text: str) -> Any:
+    """The arguments of a call as the object a chat template prints."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RequestRefused("the arguments of a tool call are not JSON", parameter="messages") from None
+
+
+class FunctionSpecification(Body):
+    """A function the model may call."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool the model may use."""
+
+    type: Literal["function"]
+    function: FunctionSpecification
+
+
+class NamedFunction(Body):
+    """The name of one function."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """The one tool the model must use."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ChatBody(GenerationBody):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> ChatBody:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+
+class CompletionBody(GenerationBody):
+    """The body of /v1/completions."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    echo: bool | None = None
+    suffix: None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _best_is_all(self) -> CompletionBody:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of other than n is not served")
+        return self
+
+
+class EmbeddingBody(Body):
+    """The body of /v1/embeddings."""
+
+    model: str
+    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def read_body(raw: bytes, kind: type[AnyBody]) -> AnyBody:
+    """The request a body of bytes holds, or a refusal that says what is wrong with it."""
+    try:
+        fields = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RequestRefused(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise RequestRefused("the body is nested too deeply") from None
+    except ValueError as error:
+        raise RequestRefused(f"the body is not JSON: {str(error)[:200]}") from None
+    if not isinstance(fields, dict):
+        raise RequestRefused("the body must be a JSON object")
+    try:
+        if b"\\ud" in raw.lower():
+            json.dumps(fields, ensure_ascii=False).encode("utf-8")
+        return kind.model_validate(fields)
+    except UnicodeEncodeError:
+        raise RequestRefused("the body holds half of a surrogate pair, which is no text") from None
+    except ValidationError as error:
+        raise _refusal(error) from None
+    except RecursionError:
+        raise RequestRefused("the body is nested too deeply") from None
+
+
+def _refusal(error: ValidationError) -> RequestRefused:
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])[:200]
+    message = problem["msg"].removeprefix("Value error, ")[:300]
+    if problem["type"] == "extra_forbidden":
+        message = "this server knows no such field"
+    code = "missing_required_parameter" if problem["type"] == "missing" else "invalid_value"
+    return RequestRefused(f"{place}: {message}" if place else message, parameter=place or None, code=code)

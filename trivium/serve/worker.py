@@ -1,0 +1,287 @@
+"""One thread per model that keeps its engine stepping, and the bridge from that thread to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from trivium.generate.engine import Engine, Request
+from trivium.kit.errors import TriviumError
+from trivium.model.attention import Documents
+from trivium.model.transformer import Transformer
+from trivium.serve.failures import RequestRefused
+from trivium.serve.measures import Measures
+from trivium.serve.pieces import Piece
+from trivium.tokens.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
+log = logging.getLogger("trivium.serve")
+
+# Waking the event loop for every token would cost the engine more than the tokens do.
+FLUSH_SECONDS = 0.03
+
+
+class Generation:
+    """One client's requests inside the engine, seen from the event loop."""
+
+    def __init__(self, worker: Worker, samples: int) -> None:
+        self._worker, self.samples = worker, samples
+        self._pending: deque[Piece] = deque()
+        self._ready = asyncio.Event()
+        self._failure: Exception | None = None
+        self._unfinished = samples
+        self.handles: list[Any] = []
+        self.began = time.perf_counter()
+        self.first: float | None = None
+        self.closed = False
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """The text as it comes, all that arrived since the last look at once."""
+        unfinished = self.samples
+        while unfinished:
+            await self._ready.wait()
+            self._ready.clear()
+            batch = []
+            while self._pending:
+                batch.append(self._pending.popleft())
+            if batch:
+                unfinished -= sum(piece.finish is not None for piece in batch)
+                yield batch
+            if self._failure is not None:
+                raise self._failure
+
+    def put(self, piece: Piece) -> bool:
+        """Take a piece over on the engine's thread; true when it cannot wait for the next flush."""
+        self._pending.append(piece)
+        urgent = self.first is None or piece.finish is not None
+        if self.first is None:
+            self.first = time.perf_counter()
+        if piece.finish is not None:
+            self._unfinished -= 1
+        return urgent
+
+    @property
+    def complete(self) -> bool:
+        """Whether the engine has nothing left to do for it."""
+        return self._unfinished == 0
+
+    def fail(self, error: Exception) -> None:
+        """Note on the engine's thread why no more pieces will come."""
+        self._failure, self._unfinished = error, 0
+
+    def wake(self) -> None:
+        """Let the event loop look."""
+        self._ready.set()
+
+    def close(self) -> None:
+        """The client is done with it, answered or not: its rows become free."""
+        if not self.closed:
+            self.closed = True
+            self._worker.release(self)
+
+
+class Worker:
+    """A model, its engine, and the one thread that may touch either."""
+
+    def __init__(
+        self, name: str, engine: Engine, model: Transformer, tokenizer: Tokenizer, *, queued: int, measures: Measures
+    ) -> None:
+        self.name, self.tokenizer = name, tokenizer
+        self.context, self.width = model.config.context, model.config.width
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._engine, self._model, self._measures = engine, model, measures
+        self._most = engine.max_rows + queued
+        self._inside = 0
+        self._seconds = 1.0  # how long a generation lately took
+        self._condition = threading.Condition()
+        self._commands: list[Callable[[], None]] = []
+        self._live: set[Generation] = set()
+        self._touched: dict[Generation, None] = {}
+        self._urgent, self._flushed = False, 0.0
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        measures.gauge("trivium_samples_inside", lambda: self._inside, model=name)
+        measures.gauge("trivium_rows", lambda: engine.max_rows, model=name)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to serve the event loop."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after what it is doing now."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def inside(self) -> int:
+        """How many samples hold or wait for a row."""
+        return self._inside
+
+    async def submit(self, requests: Sequence[Request]) -> Generation:
+        """Hand requests to the engine, or refuse when too many wait already."""
+        samples = sum(request.n for request in requests)
+        with self._condition:
+            inside = self._inside
+            if inside + samples <= self._most:
+                self._inside += samples
+        if inside + samples > self._most:
+            wait = min(60, max(1, math.ceil(self._seconds)))
+            problem = f"{self.name} is busy: {inside} samples are being served, at most {self._most} are"
+            raise RequestRefused(problem, status=429, code="rate_limit_exceeded", retry_after=wait)
+        generation = Generation(self, samples)
+        try:
+            await self._call(lambda: self._enter(generation, requests))
+        except BaseException:
+            generation.close()
+            raise
+        prompt_tokens = sum(len(request.prompt) for request in requests)
+        self._measures.count("trivium_prompt_tokens_total", prompt_tokens, model=self.name)
+        return generation
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """The mean of the last hidden states over each prompt, a few prompts between two steps."""
+        vectors = []
+        for prompt in prompts:
+            vectors.append(await self._call(lambda prompt=prompt: self._mean_state(prompt)))
+        return vectors
+
+    def release(self, generation: Generation) -> None:
+        """Free what a generation holds; called from the event loop, done on the engine's thread."""
+        self._tell(lambda: self._leave(generation))
+
+    def _mean_state(self, prompt: Sequence[int]) -> np.ndarray:
+        with torch.inference_mode():
+            tokens = torch.tensor(prompt, dtype=torch.long, device=self._model.device)
+            hidden = self._model(tokens, Documents([len(prompt)], self._model.device))
+            return hidden.float().mean(0).cpu().numpy()
+
+    # Below: on the engine's thread, except where a lock says otherwise.
+
+    def _tell(self, command: Callable[[], None]) -> None:
+        with self._condition:
+            self._commands.append(command)
+            self._condition.notify()
+
+    async def _call(self, function: Callable[[], Result]) -> Result:
+        assert self._loop is not None, "the worker was started"
+        loop = self._loop
+        future: asyncio.Future[Result] = loop.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def command() -> None:
+            try:
+                result, error = function(), None
+            except Exception as problem:
+                result, error = None, problem
+            loop.call_soon_threadsafe(settle, result, error)
+
+        self._tell(command)
+        return await future
+
+    def _enter(self, generation: Generation, requests: Sequence[Request]) -> None:
+        if generation.closed:
+            return
+        self._live.add(generation)
+        first = 0
+        for request in requests:
+            generation.handles.append(self._engine.submit(request, self._listener(generation, first)))
+            first += request.n
+
+    def _listener(self, generation: Generation, first: int) -> Callable[..., None]:
+        def take(event: Any) -> None:
+            piece = Piece(first + event.sample, event.text, 1, (), event.finish_reason)
+            self._urgent |= generation.put(piece)
+            self._touched[generation] = None
+
+        return take
+
+    def _leave(self, generation: Generation) -> None:
+        ending = "complete" if generation.complete else "cancelled"
+        if not generation.complete:
+            for handle in generation.handles:
+                self._engine.cancel(handle)
+        generation.handles.clear()
+        self._live.discard(generation)
+        self._touched.pop(generation, None)
+        with self._condition:
+            self._inside -= generation.samples
+        seconds = time.perf_counter() - generation.began
+        self._seconds += 0.2 * (seconds - self._seconds)
+        self._measures.count("trivium_generations_total", model=self.name, ending=ending)
+        if generation.first is not None:
+            to_first = generation.first - generation.began
+            self._measures.observe("trivium_first_token_seconds", to_first, model=self.name)
+        self._measures.observe("trivium_generation_seconds", seconds, model=self.name)
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            with self._condition:
+                while not (self._commands or busy or self._stopping):
+                    self._condition.wait()
+                commands, self._commands = self._commands, []
+                if self._stopping and not commands:
+                    return
+            for command in commands:
+                command()
+            try:
+                busy = self._engine.step()
+            except Exception as error:
+                log.exception("the engine of %s failed", self.name)
+                self._fail_all(error)
+                busy = False
+            self._flush(idle=not busy)
+
+    def _fail_all(self, error: Exception) -> None:
+        problem = f"the engine of {self.name} failed: {type(error).__name__}"
+        known = error if isinstance(error, TriviumError) else RequestRefused(problem, status=500)
+        for generation in list(self._live):
+            for handle in generation.handles:
+                self._engine.cancel(handle)
+            generation.handles.clear()
+            generation.fail(known)
+            self._touched[generation] = None
+        self._urgent = True
+
+    def _flush(self, *, idle: bool) -> None:
+        now = time.perf_counter()
+        if not self._touched or not (idle or self._urgent or now - self._flushed > FLUSH_SECONDS):
+            return
+        touched = list(self._touched)
+        self._touched.clear()
+        self._urgent, self._flushed = False, now
+        assert self._loop is not None, "the worker was started"
+        try:
+            self._loop.call_soon_threadsafe(_wake, touched)
+        except RuntimeError:
+            log.info("the event loop of %s is closed", self.name)
+
+
+def _wake(generations: list[Generation]) -> None:
+    for generation in generations:
+        generation.wake()
