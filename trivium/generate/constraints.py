@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,10 +71,8 @@ class Grammars:
 
     def _vocabulary_of(self, llguidance: Any) -> Any:
         if self._compiled is None:
-            with tempfile.TemporaryDirectory() as folder:
-                self._tokenizer.save(Path(folder))
-                text = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
             ends = sorted(self._tokenizer.stop_ids)
+            text = self._tokenizer.backend.to_str()
             self._compiled = llguidance.LLTokenizer(text, n_vocab=self._vocabulary, eos_token=ends)
         return self._compiled
 

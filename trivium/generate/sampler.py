@@ -18,6 +18,7 @@ class Chosen(NamedTuple):
     tokens: Tensor
     logprobs: Tensor | None
     alternatives: tuple[Tensor, Tensor, Tensor] | None
+    ended: Tensor
 
 
 class Entrant(NamedTuple):
@@ -75,7 +76,9 @@ class Sampler:
         rows["greedy"] = torch.tensor([[one.greedy] for one in settings])
         rows["top_k"] = torch.tensor([[one.top_k] for one in settings])
         rows["least"] = torch.tensor([[one.min_new_tokens] for one in settings])
+        rows["most"] = torch.tensor([[one.max_new_tokens] for one in settings])
         rows["count"] = torch.zeros(len(entrants), 1, dtype=torch.long)
+        rows["last"] = torch.tensor([[entrant.prompt[-1] if entrant.prompt else 0] for entrant in entrants])
         width = max((len(entrant.stop_ids) for entrant in entrants), default=0)
         # ids past the vocabulary end nothing, and land in the spare column when logits are masked
         stops = [
@@ -90,6 +93,8 @@ class Sampler:
                 length = entrant.sampling.max_new_tokens
                 numbers[row, :length] = torch.from_numpy(uniforms(entrant.seed, length))
         rows["uniforms"] = numbers
+        rows["drawn"] = torch.zeros(len(entrants), steps, dtype=torch.long)
+        rows["drawn_logprobs"] = torch.zeros(len(entrants), steps)
         return {name: value.to(self.device) for name, value in rows.items()}
 
     def _adjust(self, keep: Sequence[int], entrants: Sequence[Entrant]) -> None:
@@ -139,6 +144,17 @@ class Sampler:
         return self._rows["count"]
 
     @property
+    def last(self) -> Tensor:
+        """The token each row ends with now, [N]."""
+        return self._rows["last"][:, 0]
+
+    def drawn(self, row: int) -> tuple[list[int], list[float]]:
+        """Everything a row has drawn, with its log-probabilities."""
+        count = int(self.count[row])
+        rows = self._rows
+        return rows["drawn"][row, :count].tolist(), rows["drawn_logprobs"][row, :count].tolist()
+
+    @property
     def stops(self) -> Tensor:
         """The ids that end each row, [N, S]."""
         return self._rows["stops"]
@@ -164,13 +180,20 @@ class Sampler:
                 best, best_logprobs = greedy(scores)
                 tokens = torch.where(rows["greedy"][:, 0], best, tokens)
                 logprobs = torch.where(rows["greedy"][:, 0], best_logprobs, logprobs)
+        rows["last"] = tokens[:, None]
+        rows["drawn"].scatter_(1, rows["count"], rows["last"])
+        if logprobs is not None:
+            rows["drawn_logprobs"].scatter_(1, rows["count"], logprobs[:, None])
         rows["count"] += 1
+        ended = rows["count"] >= rows["most"]
+        if self.stops.shape[1]:
+            ended = ended | (rows["last"] == self.stops).any(-1, keepdim=True)
         if "said" in self._tables:
             self._tables["said"].scatter_add_(1, tokens[:, None], torch.ones_like(rows["temperature"]))
         if alternatives is not None:
             own, values, ids = alternatives
             alternatives = (own.gather(1, tokens[:, None])[:, 0], values, ids)
-        return Chosen(tokens, logprobs, alternatives)
+        return Chosen(tokens, logprobs, alternatives, ended[:, 0])
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Penalties, bias, grammar and minimum length, which act before temperature."""

@@ -1,0 +1,252 @@
+"""How rows look at the cache: the model's `Context` for a chunk of prompts and for one more token each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trivium.generate.cache import Pool, Tenant, reach_for
+
+NEVER = float("-inf")
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Attention of queries [M, K, Q, D] over cached keys and values [M, K, L, D] under an additive mask."""
+    if cap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scale
+    scores = torch.tanh(scores / cap) * cap + mask
+    return torch.matmul(scores.float().softmax(-1).to(value.dtype), value)
+
+
+class CacheContext:
+    """What both contexts share: `attend`, as the model's modules call it, is `store`, then `read`."""
+
+    positions: Tensor
+    longest: int | Tensor
+    tokens: int
+    furthest: int
+    """One past the highest position among the tokens."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Tensor:
+        """Cache keys and values [N, K, D] and let queries [N, H, D] look at all that came before."""
+        heads, key_heads, width = query.shape[1], key.shape[1], query.shape[2]
+        self.store(layer, torch.stack((key, value), dim=1).flatten(1))
+        grouped = query.reshape(-1, key_heads, heads // key_heads, width)
+        return self.read(layer, grouped, scale, window, soft_cap).view(-1, heads, width)
+
+    def store(self, layer: int, key_value: Tensor) -> None:
+        """Cache [N, 2 * K * D]: each token's keys, then its values."""
+        raise NotImplementedError
+
+    def read(
+        self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
+    ) -> Tensor:
+        """What queries [N, K, G, D] see: [N, K * G * D]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of one row's prompt, which begin at cache place `start`; `count` is whole blocks."""
+
+    row: Tenant
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Pieces of neighbouring rows that have the same shape and are attended in one call."""
+
+    pool: Pool
+    slot: int
+    rows: int
+    start: int
+    count: int
+    offset: int
+
+
+class PromptContext(CacheContext):
+    """A chunk of prompts: each piece sees its own row's cache and itself."""
+
+    def __init__(self, pieces: Sequence[Piece], reserved: Tensor | int, last_position: int) -> None:
+        """Pieces in batch order; positions past a learned table (padding only) are held at its end."""
+        self.runs: list[Run] = []
+        offset, places = 0, []
+        for piece in pieces:
+            pool = piece.row.pool
+            assert pool is not None
+            places.append(torch.arange(piece.start, piece.start + piece.count))
+            last = self.runs[-1] if self.runs else None
+            if (
+                last is not None
+                and (last.pool, last.start, last.count) == (pool, piece.start, piece.count)
+                and piece.row.slot == last.slot + last.rows
+            ):
+                self.runs[-1] = Run(pool, last.slot, last.rows + 1, last.start, last.count, last.offset)
+            else:
+                self.runs.append(Run(pool, piece.row.slot, 1, piece.start, piece.count, offset))
+            offset += piece.count
+        device = self.runs[0].pool.shape.device
+        self.positions = torch.cat(places).clamp(max=last_position).to(device)
+        self.longest, self.tokens = reserved, offset
+        self.furthest = max(run.start + run.count for run in self.runs)
+        self._masks: dict[tuple[int, int, int, int | None], Tensor] = {}
+
+    def _mask(self, run: Run, group: int, window: int | None) -> Tensor:
+        key = (run.start, run.count, group, window)
+        if key not in self._masks:
+            end = run.start + run.count
+            reach = min(reach_for(end), run.pool.capacity)
+            distance = torch.arange(run.start, end)[:, None] - torch.arange(reach)[None, :]
+            hidden = distance < 0
+            if window is not None:
+                hidden |= distance >= window
+            shape = run.pool.shape
+            mask = torch.zeros(run.count, reach, dtype=shape.dtype).masked_fill_(hidden, NEVER)
+            self._masks[key] = mask.repeat(group, 1).to(shape.device)
+        return self._masks[key]
+
+    def store(self, layer: int, key_value: Tensor) -> None:
+        for run in self.runs:
+            rows = run.pool.storage[layer, run.slot : run.slot + run.rows, run.start : run.start + run.count]
+            part = key_value[run.offset : run.offset + run.rows * run.count]
+            rows.copy_(part.view(rows.shape))
+
+    def read(
+        self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
+    ) -> Tensor:
+        _, heads, group, width = query.shape
+        outputs = []
+        for run in self.runs:
+            mask = self._mask(run, group, window)
+            cached = run.pool.storage[layer, run.slot : run.slot + run.rows, : mask.shape[1]]
+            keys, values = (part.transpose(1, 2) for part in cached.unbind(2))
+            part = query[run.offset : run.offset + run.rows * run.count]
+            part = part.view(run.rows, run.count, heads, group, width)
+            # the query heads that share a key head lie along the query dimension
+            part = part.permute(0, 2, 3, 1, 4).reshape(run.rows, heads, group * run.count, width)
+            out = _mix(part, keys, values, mask, scale, soft_cap)
+            out = out.reshape(run.rows, heads, group, run.count, width).permute(0, 3, 1, 2, 4)
+            outputs.append(out.reshape(run.rows * run.count, heads * group * width))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+@dataclass
+class Slice:
+    """The generating rows of one pool: a slice of the batch and a slice of the pool."""
+
+    pool: Pool
+    start: int
+    end: int
+    longest: int
+    reach: int
+    cached: list[tuple[Tensor, Tensor]]
+    masks: dict[int | None, Tensor]
+
+
+class StepContext(CacheContext):
+    """One more token for every generating row; kept from step to step while the set of rows is the same."""
+
+    def __init__(self, pools: Sequence[Pool], windows: Sequence[int | None], reserved: Tensor | int) -> None:
+        pools = [pool for pool in pools if pool.ready]
+        device = pools[0].shape.device
+        lengths = [tenant.length for pool in pools for tenant in pool.tenants[: pool.ready]]
+        self.tokens, self.longest = len(lengths), reserved
+        self.positions = torch.tensor(lengths, device=device)
+        self.furthest = max(lengths) + 1
+        self._windows = set(windows)
+        self._slices: list[Slice] = []
+        start = 0
+        for pool in pools:
+            part = lengths[start : start + pool.ready]
+            self._slices.append(Slice(pool, start, start + len(part), max(part) + 1, 0, [], {}))
+            start += len(part)
+        self._places = [self._places_of(one) for one in self._slices]
+        self._marks = [self._marks_of(one) for one in self._slices]
+        self._flat = [one.pool.storage.flatten(1, 2).flatten(2).unbind(0) for one in self._slices]
+        self.stored = 0
+        for one in self._slices:
+            self._extend(one)
+
+    def _places_of(self, one: Slice) -> Tensor:
+        """Where in the pool's flat storage the next keys and values go, [rows]."""
+        lines = torch.arange(one.end - one.start, device=self.positions.device)
+        return lines * one.pool.capacity + self.positions[one.start : one.end]
+
+    def _marks_of(self, one: Slice) -> dict[int | None, Tensor]:
+        """For each window an additive mask of the whole capacity, and where in it the next place is."""
+        marks = {}
+        places = torch.arange(one.pool.capacity, device=self.positions.device)
+        now = self.positions[one.start : one.end, None]
+        for window in self._windows:
+            lead = window or 0
+            hidden = places > now
+            if window is not None:
+                hidden |= places <= now - window
+            shape = one.pool.shape
+            wide = torch.zeros(
+                one.end - one.start, lead + one.pool.capacity, dtype=shape.dtype, device=shape.device
+            )
+            # the columns ahead of the first place let the trailing edge be marked before it has entered
+            wide[:, lead:].masked_fill_(hidden, NEVER)
+            one.masks[window] = wide
+            marks[window] = (torch.arange(wide.shape[0], device=now.device) * wide.shape[1]) + now[:, 0]
+        return marks
+
+    def _extend(self, one: Slice) -> None:
+        one.reach = min(reach_for(one.longest), one.pool.capacity)
+        rows = one.pool.storage[:, : one.end - one.start, : one.reach].transpose(2, 4).unbind(0)
+        one.cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in rows]
+
+    def advance(self) -> None:
+        """Move to the next token; every row's length has grown by one."""
+        self.positions += 1
+        self.furthest += 1
+        for one, places, marks in zip(self._slices, self._places, self._marks, strict=True):
+            places += 1
+            one.longest += 1
+            for window, mark in marks.items():
+                wide = one.masks[window].view(-1)
+                if window is not None:
+                    wide.index_fill_(0, mark + 1, NEVER)
+                mark += 1
+                wide.index_fill_(0, mark + (window or 0), 0.0)
+            if one.longest > one.reach:
+                self._extend(one)
+
+    def settle(self) -> None:
+        """Write the rows' lengths back, before any of them moves; the context is of no use afterwards."""
+        for one in self._slices:
+            for tenant in one.pool.tenants[: one.pool.ready]:
+                tenant.length += self.stored
+
+    def store(self, layer: int, key_value: Tensor) -> None:
+        for one, places, flat in zip(self._slices, self._places, self._flat, strict=True):
+            flat[layer].index_copy_(0, places, key_value[one.start : one.end])
+
+    def read(
+        self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
+    ) -> Tensor:
+        outputs = []
+        for one in self._slices:
+            keys, values = one.cached[layer]
+            mask = one.masks[window][:, None, None, (window or 0) : (window or 0) + one.reach]
+            out = _mix(query[one.start : one.end], keys, values, mask, scale, soft_cap)
+            outputs.append(out.reshape(one.end - one.start, -1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -1,0 +1,456 @@
+"""The engine: requests of any length enter and leave a running batch at every step."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trivium.generate import plan as planning
+from trivium.generate.attending import CacheContext, Piece, PromptContext, StepContext
+from trivium.generate.cache import BLOCK, Cache, Shape, in_blocks
+from trivium.generate.constraints import Grammars
+from trivium.generate.plan import Plan
+from trivium.generate.requests import Completion, FinishReason, Generation, Listener, Request
+from trivium.generate.rows import Row, Scored, shared_beginning
+from trivium.generate.sampler import Chosen, Entrant, Sampler
+from trivium.generate.sampling import seed_of_sample
+from trivium.kit.errors import TriviumError
+from trivium.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from trivium.tokens.tokenizer import Tokenizer
+
+CHUNK = 512
+SCORES_AT_ONCE = 2**24
+
+
+class Engine:
+    """Generates, scores and embeds with one model; `step` moves every row on by one token."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        max_rows: int = 32,
+        memory_budget: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
+        config = model.config
+        self.vocabulary, self.window = config.vocabulary, config.context
+        shape = Shape.of(config, model.dtype, model.device)
+        self.cache = Cache(shape, rows=max_rows, budget=memory_budget)
+        self.sampler = Sampler(config.vocabulary, model.device)
+        self.grammars = Grammars(tokenizer, config.vocabulary)
+        self._plan = Plan(model) if planning.covers(model) else None
+        rotaries = (model.rotary, model.local_rotary)
+        self._stretches = any(rotary is not None and rotary.grows for rotary in rotaries)
+        self._endless = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
+        self._last_position = config.context - 1 if config.positions == "learned" else 2**62
+        self._windows = {config.window(layer) for layer in range(config.layers)}
+        self._random = np.random.default_rng(seed)
+        self._lock = threading.Lock()
+        self._waiting: deque[Row] = deque()
+        self._reading: list[Row] = []
+        self._writing: list[Row] = []
+        self._watched: list[tuple[int, Row]] = []
+        self._context: StepContext | None = None
+        self._steps_to_slide = 0
+        self._cancelled: deque[Generation] = deque()
+        self.counts = {"prompt_tokens": 0, "borrowed_tokens": 0, "generated_tokens": 0, "steps": 0}
+
+    # What a person calls ---------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """Answer all requests; the completions of each in the order of its samples."""
+        under_way = [self.submit(request) for request in requests]
+        while not all(one.done for one in under_way):
+            self.step()
+        return [one.completions for one in under_way]
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """The log-probability of every token of each completion after its prompt; shared beginnings run once.
+
+        An empty prompt scores the completion's tokens from the second on.
+        """
+        results: list[Scored] = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            tokens = [*prompt, *completion]
+            self._check(tokens, len(tokens))
+            results.append(Scored(max(len(prompt), 1)))
+            if len(tokens) > results[-1].first:
+                self._waiting.append(
+                    Row(tokens=tokens, goal=len(tokens) - 1, reserved=len(tokens), scored=results[-1])
+                )
+            else:
+                results[-1].done = True
+        while not all(one.done for one in results):
+            self.step()
+        return [one.logprobs for one in results]
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """The mean of each prompt's last hidden states, [N, width]."""
+        results: list[Scored] = []
+        for prompt in prompts:
+            self._check(prompt, len(prompt))
+            results.append(Scored(len(prompt)))
+            self._waiting.append(
+                Row(
+                    tokens=list(prompt),
+                    goal=len(prompt),
+                    reserved=len(prompt),
+                    scored=results[-1],
+                    pooled=True,
+                )
+            )
+        while not all(one.done for one in results):
+            self.step()
+        means = [one.total / one.first for one in results if one.total is not None]
+        return torch.stack(means).clone()
+
+    def submit(self, request: Request, on_token: Listener | None = None) -> Generation:
+        """Put a request in line; `on_token` hears of every token."""
+        sampling, prompt = request.sampling, list(request.prompt)
+        reserved = len(prompt) + sampling.max_new_tokens
+        if request.slide is not None:
+            reserved = self._check_slide(request, reserved)
+        self._check(prompt, reserved)
+        if request.n < 1:
+            raise TriviumError(f"the request asks for n = {request.n} samples: ask for at least 1.")
+        if request.adapter is not None:
+            raise TriviumError(f"the engine has no adapter {request.adapter!r}: load it first.")
+        wrong = [token for token in sampling.logit_bias if not 0 <= token < self.vocabulary]
+        if wrong:
+            raise TriviumError(
+                f"sampling: logit_bias names token {wrong[0]}; ids end at {self.vocabulary - 1}."
+            )
+        constraint = self.grammars.constraint(sampling)
+        generation = Generation(request, on_token)
+        ends = sampling.stop_ids if sampling.stop_ids is not None else tuple(sorted(self.tokenizer.stop_ids))
+        with self._lock:
+            seed = int(self._random.integers(2**63)) if sampling.seed is None else sampling.seed
+            for sample in range(request.n):
+                entrant = Entrant(
+                    sampling,
+                    seed_of_sample(seed, sample),
+                    prompt,
+                    ends,
+                    constraint.fork() if constraint is not None else None,
+                )
+                row = Row(
+                    prompt, len(prompt) - 1, reserved, generation=generation, sample=sample, entrant=entrant
+                )
+                row.listen(self.tokenizer)
+                self._waiting.append(row)
+        return generation
+
+    def cancel(self, generation: Generation) -> None:
+        """End a request at the next step; its rows are freed and what it has drawn is kept."""
+        self._cancelled.append(generation)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way or in line."""
+        return bool(self._waiting or self._reading or self._writing or self._cancelled)
+
+    @property
+    def rows_in_use(self) -> int:
+        """How many rows of the cache are occupied."""
+        return len(self._reading) + len(self._writing)
+
+    def refresh(self) -> None:
+        """Take over weights that were changed outside an optimiser's step."""
+        if self._plan is not None:
+            self._plan.refresh()
+
+    # One step --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Read a chunk of waiting prompts and write one token of every row; false when nothing is left to do."""
+        if self._plan is not None and not self.rows_in_use:
+            self._plan.refresh_if_changed()
+        while self._cancelled:
+            self._cancel(self._cancelled.popleft())
+        self._admit()
+        if self._reading:
+            self._read()
+        if self._writing or any(pool.ready for pool in self.cache.pools.values()):
+            self._write()
+        return self.busy
+
+    def _run(self, tokens: Tensor, context: CacheContext) -> Tensor:
+        if self._plan is not None:
+            return self._plan.forward(tokens, context)
+        return self.model(tokens, context)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._plan.logits(hidden) if self._plan is not None else self.model.logits(hidden)
+
+    def _check(self, prompt: Sequence[int], reserved: int) -> None:
+        if not prompt:
+            raise TriviumError("the prompt is empty: give at least one token, such as the end-of-text token.")
+        if min(prompt) < 0 or max(prompt) >= self.vocabulary:
+            raise TriviumError(f"the prompt has a token outside the model's vocabulary of {self.vocabulary}.")
+        if reserved > self.window and not self._endless:
+            raise TriviumError(
+                f"the request needs {reserved} positions ({len(prompt)} in the prompt) and the model's window is "
+                f"{self.window}: shorten the prompt or ask for fewer new tokens."
+            )
+        self.cache.check(reserved)
+
+    def _check_slide(self, request: Request, reserved: int) -> int:
+        slide = request.slide
+        assert slide is not None
+        if self._plan is None or self.model.position_embedding is not None or self._stretches:
+            raise TriviumError(
+                "this model's positions cannot slide: choose another way to fit the conversation."
+            )
+        window = min(slide.window or self.window, self.window) // BLOCK * BLOCK
+        if window < 4 * BLOCK or not 0 <= slide.sinks <= window // 2:
+            raise TriviumError(
+                f"slide: a window of {window} tokens with {slide.sinks} sinks is too small: "
+                f"take at least {4 * BLOCK} tokens, of which at most half are sinks."
+            )
+        return min(window, in_blocks(reserved))
+
+    def _admit(self) -> None:
+        """Give places to those in line, in order; whoever has none holds the line."""
+        while self._waiting and self.rows_in_use < self.max_rows:
+            row = self._waiting[0]
+            self._unsettle()
+            if not self.cache.place(row, row.reserved):
+                if not self.rows_in_use:
+                    raise AssertionError("a request that was accepted must fit an empty cache")
+                return
+            self._waiting.popleft()
+            if not row.pooled:
+                row.lender, row.shared = shared_beginning(row, self._reading + self._writing)
+            self._reading.append(row)
+
+    # Reading prompts -------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        pieces: list[Piece] = []
+        reading: list[tuple[Row, int]] = []
+        room, tokens = CHUNK, []
+        for row in self._reading:
+            if not row.ready_to_read(self.counts):
+                continue
+            if row.filled >= row.goal or room <= 0:
+                continue
+            if row.generation is not None and row.generation.request.slide is not None:
+                self._slide(row)
+            free = row.reserved_places() - row.length
+            count = min(row.goal - row.filled, room, free // BLOCK * BLOCK)
+            padded = in_blocks(count)
+            pieces.append(Piece(row, row.length, padded))
+            tokens += row.tokens[row.filled : row.filled + count] + [0] * (padded - count)
+            reading.append((row, count))
+            room -= padded
+        if pieces:
+            device = self.model.device
+            reserved: Tensor | int = 0
+            if self._stretches:
+                sizes = [piece.count for piece in pieces]
+                lengths = torch.tensor([row.reserved for row, _ in reading])
+                reserved = lengths.repeat_interleave(torch.tensor(sizes)).to(device)
+            context = PromptContext(pieces, reserved, self._last_position)
+            hidden = self._run(torch.tensor(tokens, device=device), context)
+            self._take_in(hidden, reading, pieces)
+        for row in [row for row in self._reading if row.filled >= row.goal]:
+            self._reading.remove(row)
+            assert row.pool is not None
+            if row.scored is not None:
+                row.scored.done = True
+                row.pool.leave(row)
+            else:
+                self._unsettle()
+                row.pool.promote(row)
+
+    def _take_in(self, hidden: Tensor, reading: Sequence[tuple[Row, int]], pieces: Sequence[Piece]) -> None:
+        """Count what was read, and keep what scoring and embedding want of it."""
+        offset = 0
+        wanted: list[Tensor] = []
+        targets: list[int] = []
+        owners: list[tuple[Scored, int]] = []
+        for (row, count), piece in zip(reading, pieces, strict=True):
+            if row.pooled and row.scored is not None:
+                total = hidden[offset : offset + count].sum(0)
+                row.scored.total = total if row.scored.total is None else row.scored.total + total
+            elif row.scored is not None:
+                first = max(row.scored.first - 1 - row.filled, 0)
+                if first < count:
+                    wanted.append(hidden[offset + first : offset + count])
+                    targets += row.tokens[row.filled + first + 1 : row.filled + count + 1]
+                    owners.append((row.scored, count - first))
+            row.filled += count
+            row.length += count
+            self.counts["prompt_tokens"] += count
+            offset += piece.count
+        if wanted:
+            logprobs = self._logprobs(torch.cat(wanted), torch.tensor(targets, device=hidden.device))
+            start = 0
+            for scored, count in owners:
+                scored.logprobs += logprobs[start : start + count]
+                start += count
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor) -> list[float]:
+        """Log-probabilities of the targets, a slice of the tokens at a time so that scores stay small."""
+        found: list[float] = []
+        size = max(16, SCORES_AT_ONCE // self.vocabulary)
+        for start in range(0, len(targets), size):
+            scores = torch.log_softmax(self._logits(hidden[start : start + size]), dim=-1)
+            found += scores.gather(1, targets[start : start + size, None])[:, 0].tolist()
+        return found
+
+    # Writing ---------------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        if self._context is None:
+            self._context = self._settle_in()
+        context = self._context
+        hidden = self._run(self.sampler.last, context)
+        context.stored += 1
+        chosen = self.sampler.choose(self._logits(hidden))
+        self.counts["steps"] += 1
+        self.counts["generated_tokens"] += context.tokens
+        ended: dict[int, FinishReason] = self._hear(chosen) if self._watched else {}
+        if bool(chosen.ended.any()):
+            for index in chosen.ended.nonzero()[:, 0].tolist():
+                ended.setdefault(index, self._reason(index))
+        self._steps_to_slide -= 1
+        if ended:
+            self._unsettle()
+            leaving = [(self._writing[index], index, reason) for index, reason in sorted(ended.items())]
+            for row, index, reason in leaving:
+                self._finish(row, index, reason)
+            self._forget([index for _, index, _ in leaving])
+        elif self._steps_to_slide == 0:
+            self._unsettle()
+            for row in self._writing:
+                if row.generation is not None and row.generation.request.slide is not None:
+                    self._slide(row)
+        else:
+            context.advance()
+
+    def _settle_in(self) -> StepContext:
+        """Bring sampler and context into the order in which the rows now lie in the cache."""
+        pools = [pool for pool in self.cache.pools.values() if pool.ready]
+        order: list[Row] = [
+            row for pool in pools for row in pool.tenants[: pool.ready] if isinstance(row, Row)
+        ]
+        if order != self._writing:
+            known = {id(row): index for index, row in enumerate(self._writing)}
+            kept = [row for row in order if id(row) in known]
+            entrants = [row for row in order if id(row) not in known]
+            self.sampler.rearrange(
+                [known[id(row)] for row in kept], [row.entrant for row in entrants if row.entrant is not None]
+            )
+            now = {id(row): index for index, row in enumerate(kept + entrants)}
+            if (arranged := [now[id(row)] for row in order]) != sorted(arranged):
+                self.sampler.rearrange(arranged, [])
+            self._reading = [row for row in self._reading if id(row) not in now]
+            self._writing = order
+        self._watched = [(index, row) for index, row in enumerate(order) if row.watched]
+        sliding = [
+            row for row in order if row.generation is not None and row.generation.request.slide is not None
+        ]
+        self._steps_to_slide = min((row.reserved_places() - row.length for row in sliding), default=0)
+        reserved: Tensor | int = 0
+        if self._stretches:
+            reserved = torch.tensor([row.reserved for row in order], device=self.model.device)
+        return StepContext(pools, list(self._windows), reserved)
+
+    def _unsettle(self) -> None:
+        """Write lengths back before rows move."""
+        if self._context is not None:
+            self._context.settle()
+            self._context = None
+
+    def _reason(self, index: int) -> FinishReason:
+        stops = self.sampler.stops[index].tolist()
+        return "stop" if int(self.sampler.last[index]) in stops else "length"
+
+    def _hear(self, chosen: Chosen) -> dict[int, FinishReason]:
+        """Pass this step on to the rows that someone listens to or that must look at every token."""
+        ended: dict[int, FinishReason] = {}
+        tokens, over = chosen.tokens.tolist(), chosen.ended.tolist()
+        logprobs = chosen.logprobs.tolist() if chosen.logprobs is not None else None
+        alternatives = None
+        if chosen.alternatives is not None:
+            own, values, ids = (part.tolist() for part in chosen.alternatives)
+            alternatives = (own, values, ids)
+        for index, row in self._watched:
+            token = tokens[index]
+            favourites = None
+            if alternatives is not None and row.sampling.top_logprobs:
+                most = row.sampling.top_logprobs
+                own, values, ids = (part[index] for part in alternatives)
+                favourites = {**dict(zip(ids[:most], values[:most], strict=True)), token: own}
+                row.top_logprobs.append(favourites)
+            stop = over[index] and self._reason(index) == "stop"
+            if row.take(token, stop, logprobs[index] if logprobs else None, favourites) and not over[index]:
+                ended[index] = "stop"
+            if row.stream is not None and row.stream.stopped:
+                ended[index] = "stop"
+        return ended
+
+    def _finish(self, row: Row, index: int, reason: FinishReason) -> None:
+        """Free a row's place and hand its completion over."""
+        tokens, logprobs = self.sampler.drawn(index)
+        assert row.pool is not None
+        row.pool.leave(row)
+        row.deliver(tokens, logprobs, reason, self.tokenizer)
+
+    def _forget(self, indexes: Sequence[int]) -> None:
+        gone = set(indexes)
+        keep = [index for index in range(len(self._writing)) if index not in gone]
+        self.sampler.rearrange(keep, [])
+        self._writing = [self._writing[index] for index in keep]
+
+    def _cancel(self, generation: Generation) -> None:
+        if generation.done:
+            return
+        generation.cancelled = True
+        self._unsettle()
+        with self._lock:
+            waiting = [row for row in self._waiting if row.generation is generation]
+            self._waiting = deque(row for row in self._waiting if row.generation is not generation)
+        for row in [row for row in self._reading if row.generation is generation]:
+            self._reading.remove(row)
+            assert row.pool is not None
+            row.pool.leave(row)
+            waiting.append(row)
+        for row in waiting:
+            row.deliver([], [], "cancelled", self.tokenizer)
+        indexes = [index for index, row in enumerate(self._writing) if row.generation is generation]
+        for index in indexes:
+            self._finish(self._writing[index], index, "cancelled")
+        if indexes:
+            self._forget(indexes)
+
+    def _slide(self, row: Row) -> None:
+        """Make room in a full row: forget the oldest quarter after the sinks and move the rest back."""
+        assert self._plan is not None
+        assert row.generation is not None
+        slide, places = row.generation.request.slide, row.reserved_places()
+        if row.length < places or slide is None:
+            return
+        gone = max(BLOCK, (places - slide.sinks) // 4 // BLOCK * BLOCK)
+        assert row.pool is not None
+        cached = row.pool.storage[:, row.slot]
+        for layer in range(self.model.config.layers):
+            kept = cached[layer, slide.sinks + gone : row.length].clone()
+            kept[:, 0] = self._plan.turn_keys(kept[:, 0], layer, gone)
+            cached[layer, slide.sinks : row.length - gone] = kept
+        row.length -= gone

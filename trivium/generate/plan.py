@@ -1,0 +1,355 @@
+"""A faster way to run the same model: its layers fused and its buffers laid out once, derived from the modules.
+
+`Plan` computes what `Transformer.forward` computes (a test holds the two together) for float32 on a CPU, where a step
+of one row is spent on dispatching small operations and not on arithmetic. It differs in form only:
+
+- the projections of one input are one matrix, stored transposed: the CPU kernel for that layout adds every row's
+  products in the same order for any number of rows above one, so a row's numbers do not depend on the other rows,
+  and a lone row is computed as two;
+- a norm's scale is multiplied into the matrix that follows it;
+- heads are stored with their two halves interleaved, so that turning them is one complex multiplication.
+
+Anything a plan does not cover (experts, adapters, low precision, GPUs) runs through the modules themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trivium.generate.attending import CacheContext
+from trivium.model.layers import Inner, RMSNorm
+from trivium.model.positions import Rotary
+from trivium.model.transformer import Layer, Transformer
+
+LEAST_ROWS = 2
+BUFFERS_KEPT = 48
+
+
+def plain(module: nn.Module | None) -> bool:
+    """Whether a module is absent or a linear layer that nothing has replaced or hooked."""
+    return module is None or (
+        type(module) is nn.Linear and not module._forward_pre_hooks and not module._forward_hooks
+    )
+
+
+def covers(model: Transformer) -> bool:
+    """Whether a plan can stand for this model."""
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        return False
+    config = model.config
+    if config.query_key_norm != "none" and config.norm != "rms":
+        return False
+    for layer in model.layers:
+        parts = [layer.attention.query, layer.attention.key, layer.attention.value, layer.attention.output]
+        if type(layer.mlp) is not Inner:
+            return False
+        parts += [layer.mlp.gate, layer.mlp.up, layer.mlp.down]
+        if not all(plain(part) for part in parts):
+            return False
+    return plain(model.head)
+
+
+class Scale:
+    """A norm in the plan: RMS norms divide only, since their scale lies in the next matrix."""
+
+    def __init__(self, norm: nn.Module, width: int) -> None:
+        self.norm, self.width = norm, width
+        self.rms = isinstance(norm, RMSNorm)
+        if isinstance(norm, RMSNorm):
+            weight = 1.0 + norm.weight if norm.plus_one else norm.weight
+            # x / sqrt(mean(x^2) + e) = sqrt(width) * x / hypot(|x|, sqrt(width * e)): three operations instead of six
+            self.weight = weight.detach() * math.sqrt(width)
+            self.least = torch.full((1,), math.sqrt(width * norm.epsilon))
+
+    def divide(self, rows: Tensor, out: Tensor, lengths: Tensor) -> Tensor:
+        """The normalised rows without their scale (RMS), or entirely (layer norm)."""
+        if not self.rms:
+            return self.norm(rows)
+        torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=lengths)
+        torch.hypot(lengths, self.least, out=lengths)
+        return torch.div(rows, lengths, out=out)
+
+    def whole(self, rows: Tensor, out: Tensor, lengths: Tensor) -> Tensor:
+        """The normalised rows with their scale."""
+        normal = self.divide(rows, out, lengths)
+        return normal.mul_(self.weight) if self.rms else normal
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """The next matrix [out, in] with this norm's scale in it."""
+        return weight * self.weight if self.rms else weight
+
+
+def _interleaved(rows: Tensor, head_width: int) -> Tensor:
+    """Heads [H * D, ...] with element i of the first half beside element i of the second."""
+    halves = rows.unflatten(0, (-1, 2, head_width // 2))
+    return halves.transpose(1, 2).flatten(0, 2)
+
+
+def _transposed(weights: list[Tensor]) -> Tensor:
+    return torch.cat(weights).t().contiguous()
+
+
+def _biases(modules: list[nn.Linear]) -> Tensor | None:
+    if modules[0].bias is None:
+        return None
+    return torch.cat([module.bias.detach() for module in modules])
+
+
+class LayerPlan:
+    """One layer's matrices as the plan multiplies with them."""
+
+    def __init__(self, layer: Layer, model: Transformer) -> None:
+        config, attention, inner = model.config, layer.attention, layer.mlp
+        width, head_width = config.width, config.head_width
+        self.index, self.scale = attention.layer, attention.scale
+        self.window, self.soft_cap = attention.window, attention.soft_cap
+        self.rotary: Rotary | None = None
+        if attention.rotates:
+            self.rotary = model.local_rotary if self.window and model.local_rotary else model.rotary
+        self.before = Scale(layer.attention_norm, width) if layer.attention_norm is not None else None
+        self.after = (
+            Scale(layer.attention_post_norm, width) if layer.attention_post_norm is not None else None
+        )
+        self.inner_before = Scale(layer.mlp_norm, width) if layer.mlp_norm is not None else None
+        self.inner_after = Scale(layer.mlp_post_norm, width) if layer.mlp_post_norm is not None else None
+
+        def turned(values: Tensor) -> Tensor:
+            return _interleaved(values, head_width) if attention.rotates else values
+
+        def fold(norm: Scale | None, weight: Tensor) -> Tensor:
+            return norm.fold(weight.detach()) if norm is not None else weight.detach()
+
+        query, key = turned(attention.query.weight), turned(attention.key.weight)
+        projections = [fold(self.before, weight) for weight in (query, key, attention.value.weight)]
+        self.projection = _transposed(projections)
+        self.projection_bias: Tensor | None = None
+        if attention.query.bias is not None:
+            biases = (turned(attention.query.bias), turned(attention.key.bias), attention.value.bias)
+            self.projection_bias = torch.cat([bias.detach() for bias in biases])
+        self.norms = attention.norm_kind
+        if self.norms != "none":
+            norms = (attention.query_norm, attention.key_norm)
+            counts = (config.heads, config.key_value_heads)
+            span = (
+                [head_width, head_width] if self.norms == "head" else [head_width * count for count in counts]
+            )
+            self.head_scales = [Scale(norm, size) for norm, size in zip(norms, span, strict=True)]
+            repeats = counts if self.norms == "head" else (1, 1)
+            scales = [one.weight.repeat(times) for one, times in zip(self.head_scales, repeats, strict=True)]
+            self.head_weight = torch.cat([turned(one) for one in scales])
+        self.output = _transposed([attention.output.weight.detach()])
+        self.output_bias = _biases([attention.output])
+        entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]
+        self.entry = _transposed([fold(self.inner_before, one.weight) for one in entries])
+        self.entry_bias = _biases(entries)
+        self.exit = _transposed([inner.down.weight.detach()])
+        self.exit_bias = _biases([inner.down])
+        self.gated, self.activation = inner.gate is not None, inner.activation
+
+
+@dataclass
+class Buffers:
+    """Everything a pass over N tokens writes to, with the views it needs, made once per N."""
+
+    stream: Tensor
+    rows: Tensor
+    lengths: Tensor
+    projected: Tensor
+    turning: Tensor
+    queries_keys: Tensor
+    query: Tensor
+    query_flat: Tensor
+    key_flat: Tensor
+    key_value: Tensor
+    head_lengths: Tensor
+    mixed: Tensor
+    entered: Tensor
+    gate: Tensor
+    inner: Tensor
+    tokens: Tensor
+    positions: Tensor
+
+
+class Plan:
+    """A model's forward pass for generation."""
+
+    def __init__(self, model: Transformer) -> None:
+        assert covers(model)
+        self.model = model
+        self._buffers: OrderedDict[int, Buffers] = OrderedDict()
+        self._tables: dict[int, Tensor] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        with torch.inference_mode():
+            self._seen = self._versions()
+            self._tables.clear()
+            self.layers = [LayerPlan(layer, self.model) for layer in self.model.layers]
+            self.last = Scale(self.model.norm, self.model.config.width)
+            self.head = self.model.head_weight.detach().t().contiguous()
+            self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
+
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(weight.data_ptr(), weight._version) for weight in self.model.parameters()]
+
+    def refresh_if_changed(self) -> None:
+        """Take over the weights if an optimiser has stepped since; writes through `.data` need `refresh`."""
+        if self._versions() != self._seen:
+            self.refresh()
+
+    def _room(self, count: int) -> Buffers:
+        if count in self._buffers:
+            self._buffers.move_to_end(count)
+            return self._buffers[count]
+        config = self.model.config
+        heads, key_heads, head_width = config.heads, config.key_value_heads, config.head_width
+        turning = heads + key_heads
+        projected = torch.zeros(count, (turning + key_heads) * head_width)
+        queries_keys = projected[:, : turning * head_width]
+        entered = torch.zeros(count, (2 if config.gated else 1) * config.inner_width)
+        pairs = queries_keys.view(count, turning, -1, 2) if head_width % 2 == 0 else queries_keys[:, :0]
+        buffers = Buffers(
+            stream=torch.zeros(count, config.width),
+            rows=torch.zeros(count, config.width),
+            lengths=torch.zeros(count, 1),
+            projected=projected,
+            turning=torch.view_as_complex(pairs) if head_width % 2 == 0 else pairs,
+            queries_keys=queries_keys.view(count, turning, head_width),
+            query=projected[:, : heads * head_width].view(count, key_heads, heads // key_heads, head_width),
+            query_flat=projected[:, : heads * head_width],
+            key_flat=projected[:, heads * head_width : turning * head_width],
+            key_value=projected[:, heads * head_width :],
+            head_lengths=torch.zeros(count, turning, 1),
+            mixed=torch.zeros(count, heads * head_width),
+            entered=entered,
+            gate=entered[:, : config.inner_width],
+            inner=torch.zeros(count, config.inner_width),
+            tokens=torch.zeros(count, dtype=torch.long),
+            positions=torch.zeros(count, dtype=torch.long),
+        )
+        if len(self._buffers) >= BUFFERS_KEPT:
+            self._buffers.popitem(last=False)
+        self._buffers[count] = buffers
+        return buffers
+
+    def _turns(self, rotary: Rotary, context: CacheContext, positions: Tensor) -> Tensor:
+        """Unit complex numbers (times the attention factor) by which each token's pairs are turned, [N, 1, D / 2]."""
+        if rotary.grows:
+            longest = context.longest
+            if isinstance(longest, Tensor) and len(longest) < len(positions):
+                longest = F.pad(longest, (0, len(positions) - len(longest)), value=1)
+            angles = rotary.angles(positions, longest)
+            return torch.polar(torch.full_like(angles, rotary.factor), angles)[:, None]
+        table = self._tables.get(id(rotary))
+        if table is None or len(table) < context.furthest:
+            size = max(2 * context.furthest, 256)
+            angles = rotary.angles(torch.arange(size), 0)
+            table = self._tables[id(rotary)] = torch.polar(torch.full_like(angles, rotary.factor), angles)
+        return table.index_select(0, positions)[:, None]
+
+    def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
+        """Hidden states after the last norm, [N, width]; the next call may overwrite them."""
+        count, model = len(tokens), self.model
+        room = self._room(max(count, LEAST_ROWS))
+        positions = context.positions
+        if count < LEAST_ROWS:
+            room.tokens[:count].copy_(tokens)
+            room.positions[:count].copy_(positions)
+            tokens, positions = room.tokens, room.positions
+        stream = torch.index_select(model.embedding.weight, 0, tokens, out=room.stream)
+        if model.config.embedding_scale != 1.0:
+            stream.mul_(model.config.embedding_scale)
+        if model.position_embedding is not None:
+            stream.add_(model.position_embedding.weight.index_select(0, positions))
+        turns = {id(rotary): self._turns(rotary, context, positions) for rotary in self.rotaries}
+        for layer in self.layers:
+            self._attention(layer, room, context, turns.get(id(layer.rotary)), count)
+            self._inner(layer, room)
+        return self.last.whole(stream, room.rows, room.lengths)[:count]
+
+    def _attention(
+        self, layer: LayerPlan, room: Buffers, context: CacheContext, turns: Tensor | None, count: int
+    ) -> None:
+        stream = room.stream
+        rows = stream if layer.before is None else layer.before.divide(stream, room.rows, room.lengths)
+        if layer.projection_bias is None:
+            torch.mm(rows, layer.projection, out=room.projected)
+        else:
+            torch.addmm(layer.projection_bias, rows, layer.projection, out=room.projected)
+        if layer.norms == "head":
+            layer.head_scales[0].divide(room.queries_keys, room.queries_keys, room.head_lengths)
+        elif layer.norms == "full":
+            layer.head_scales[0].divide(room.query_flat, room.query_flat, room.lengths)
+            layer.head_scales[1].divide(room.key_flat, room.key_flat, room.lengths)
+        if layer.norms != "none":
+            room.queries_keys.mul_(layer.head_weight.view(room.queries_keys.shape[1:]))
+        if turns is not None:
+            room.turning.mul_(turns)
+        context.store(layer.index, room.key_value)
+        mixed = context.read(layer.index, room.query, layer.scale, layer.window, layer.soft_cap)
+        if len(mixed) < len(stream):
+            room.mixed[:count].copy_(mixed)
+            mixed = room.mixed
+        self._add(stream, mixed, layer.output, layer.output_bias, layer.after, room)
+
+    def _inner(self, layer: LayerPlan, room: Buffers) -> None:
+        stream = room.stream
+        before = layer.inner_before
+        rows = stream if before is None else before.divide(stream, room.rows, room.lengths)
+        if layer.entry_bias is None:
+            torch.mm(rows, layer.entry, out=room.entered)
+        else:
+            torch.addmm(layer.entry_bias, rows, layer.entry, out=room.entered)
+        gate = room.gate
+        if layer.activation == "silu":
+            active = F.silu(gate, inplace=True)
+        else:
+            active = F.gelu(gate, approximate="tanh" if layer.activation == "gelu_tanh" else "none")
+        if layer.gated:
+            active = torch.mul(active, room.entered[:, gate.shape[1] :], out=room.inner)
+        self._add(stream, active, layer.exit, layer.exit_bias, layer.inner_after, room)
+
+    def _add(
+        self,
+        stream: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Scale | None,
+        room: Buffers,
+    ) -> None:
+        """Add a sub-layer's result to the stream."""
+        if norm is None:
+            torch.addmm(stream, rows, weight, out=stream)
+            if bias is not None:
+                stream.add_(bias)
+            return
+        result = torch.mm(rows, weight, out=room.rows)
+        if bias is not None:
+            result.add_(bias)
+        stream.add_(norm.whole(result, room.rows, room.lengths))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary."""
+        if len(hidden) < LEAST_ROWS:
+            scores = torch.mm(F.pad(hidden, (0, 0, 0, LEAST_ROWS - len(hidden))), self.head)[: len(hidden)]
+        else:
+            scores = torch.mm(hidden, self.head)
+        cap = self.model.config.final_soft_cap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+    def turn_keys(self, keys: Tensor, layer: int, places: int) -> Tensor:
+        """Cached keys [..., D] of one layer, turned as if they stood `places` further back."""
+        rotary = self.layers[layer].rotary
+        if rotary is None:
+            return keys
+        angles = rotary.angles(torch.tensor([places]), 0)[0]
+        pairs = torch.view_as_complex(keys.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), -angles)).flatten(-2)

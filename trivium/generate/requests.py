@@ -1,0 +1,84 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trivium.generate.sampling import Sampling
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Slide:
+    """A window for texts without end: the first `sinks` tokens stay, the oldest of the others are forgotten.
+
+    Keeping the first tokens is what lets a model run past its window (attention sinks, Xiao et al. 2023).
+    """
+
+    sinks: int = 4
+    window: int | None = None
+    """How many tokens are remembered; None is the model's own context."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, how to continue it, and how many times."""
+
+    prompt: list[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    n: int = 1
+    adapter: str | None = None
+    slide: Slide | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation of a prompt."""
+
+    text: str
+    tokens: list[int]
+    """Everything that was drawn, the token that ended it included."""
+    logprobs: list[float]
+    """Of the drawn tokens, under the temperature and filters they were drawn with; empty unless asked for."""
+    finish_reason: FinishReason
+    prompt_tokens: int
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    """The model's own favourites at each place, and what was drawn, before temperature and filters."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A token as it is drawn; the text may lag behind it until letters and stop texts are settled."""
+
+    sample: int
+    token: int
+    text: str
+    logprob: float | None
+    alternatives: dict[int, float] | None
+    completion: Completion | None = None
+    """Set in the last event of a sample."""
+
+
+Listener = Callable[[Event], None]
+
+
+class Generation:
+    """A request under way."""
+
+    def __init__(self, request: Request, listener: Listener | None) -> None:
+        self.request, self.listener = request, listener
+        self.results: list[Completion | None] = [None] * request.n
+        self.cancelled = False
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample has ended."""
+        return all(result is not None for result in self.results)
+
+    @property
+    def completions(self) -> list[Completion]:
+        """The samples that have ended, in order."""
+        return [result for result in self.results if result is not None]

@@ -1,0 +1,61 @@
+"""Text as it arrives: whole letters only, and never a piece of a stop text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trivium.generate.prompting import beginning_at_end
+
+if TYPE_CHECKING:
+    from trivium.tokens.tokenizer import Tokenizer
+
+BROKEN = "\ufffd"
+LONGEST_LETTER = 8
+
+
+class TextStream:
+    """Decodes tokens one by one; `text` is what is settled, and ends before a stop text."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._before: list[int] = []
+        self._open: list[int] = []
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Take a token in and return the text that is settled by it."""
+        self._open.append(token)
+        piece = self._decoded()
+        if piece.endswith(BROKEN) and len(self._open) < LONGEST_LETTER:
+            return ""
+        self._before, self._open = self._open, []
+        return self._settle(piece, last=False)
+
+    def finish(self) -> str:
+        """Return what was still held back."""
+        piece = self._decoded() if self._open else ""
+        self._open = []
+        return self._settle(piece, last=True)
+
+    def _decoded(self) -> str:
+        # decoders that treat the first token of a text differently need one to stand before
+        decode = self._tokenizer.decode
+        return decode(self._before + self._open)[len(decode(self._before)) :]
+
+    def _settle(self, piece: str, *, last: bool) -> str:
+        if self.stopped:
+            return ""
+        self._held += piece
+        found = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
+        if found:
+            self.stopped = True
+            ready = self._held[: min(found)]
+        else:
+            kept = 0 if last else beginning_at_end(self._held, self._stops)
+            ready = self._held[: len(self._held) - kept]
+        self._held = self._held[len(ready) :]
+        self.text += ready
+        return ready
