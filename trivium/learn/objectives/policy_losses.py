@@ -1,0 +1,155 @@
+"""Every policy-gradient loss as a function of token log-probabilities: one value per sampled token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["answer", "token", "constant", "sum"]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The tokens of several sampled answers laid end to end; every tensor but `answer` is [tokens]."""
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    mask: Tensor
+    """1 where the model chose the token itself; 0 for a tool's words and for answers that are left out."""
+    answer: Tensor
+    """Which answer a token belongs to, counted from 0."""
+    answers: int
+
+    def per_answer(self, values: Tensor) -> Tensor:
+        """The sum of a value over the learned tokens of each answer: [answers]."""
+        return values.new_zeros(self.answers).index_add(0, self.answer, values * self.mask)
+
+    def mean_per_answer(self, values: Tensor) -> Tensor:
+        """The mean of a value over the learned tokens of each answer: [answers]."""
+        return self.per_answer(values) / self.lengths.clamp(min=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many learned tokens each answer has."""
+        return self.per_answer(torch.ones_like(self.mask))
+
+
+@dataclass(frozen=True)
+class PolicyNumbers:
+    """The numbers the losses share; each loss reads those its paper has."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    """The largest ratio that may multiply a negative advantage (two-sided clipping)."""
+    temperature_positive: float = 1.0
+    temperature_negative: float = 1.05
+    """SAPO's temperatures."""
+
+
+def token_ratio(sampled: Sampled) -> Tensor:
+    """How much likelier each token has become since it was sampled."""
+    return torch.exp(sampled.logprobs - sampled.old_logprobs)
+
+
+def answer_ratio(sampled: Sampled) -> Tensor:
+    """GSPO's ratio (Zheng et al., 2507.18071): the geometric mean over the answer, for each of its tokens."""
+    mean = sampled.mean_per_answer(sampled.logprobs - sampled.old_logprobs)
+    return torch.exp(mean)[sampled.answer]
+
+
+def clipped(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
+    """PPO's clipped surrogate, whose two sides may differ (DAPO's clip-higher)."""
+    held = ratio.clamp(1 - numbers.clip_low, 1 + numbers.clip_high)
+    if numbers.dual_clip is not None:
+        ratio = ratio.clamp(max=numbers.dual_clip)
+    return -torch.minimum(ratio * sampled.advantages, held * sampled.advantages)
+
+
+def cispo(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
+    """CISPO (MiniMax-M1, 2506.13585): the ratio is capped and detached, so no token loses its gradient."""
+    weight = ratio.clamp(max=numbers.clip_high).detach()
+    return -weight * sampled.advantages * sampled.logprobs
+
+
+def sapo(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
+    """SAPO (2511.20347): a soft gate around ratio one in place of the clip."""
+    rises = (sampled.advantages > 0).to(ratio.dtype)
+    temperature = rises * numbers.temperature_positive + (1 - rises) * numbers.temperature_negative
+    return -torch.sigmoid(temperature * (ratio - 1)) * (4 / temperature) * sampled.advantages
+
+
+def reinforce(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
+    """REINFORCE: the log-probability times its advantage, with no ratio at all."""
+    return -sampled.advantages * sampled.logprobs
+
+
+def likelihood(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
+    """Expert iteration (STaR, 2203.14465): the plain loss of the answers that were accepted."""
+    return -sampled.logprobs * (sampled.advantages > 0)
+
+
+TokenLoss = Callable[[Sampled, Tensor, PolicyNumbers], Tensor]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A policy-gradient method: its token loss, its ratio, what it divides by, how it scores a group."""
+
+    loss: TokenLoss
+    ratio: Callable[[Sampled], Tensor] = token_ratio
+    aggregation: Aggregation = "token"
+    advantage: Literal["group", "centred", "leave_one_out", "baseline", "accept"] = "group"
+    numbers: PolicyNumbers = PolicyNumbers()
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "grpo": Algorithm(clipped, aggregation="answer"),
+    "bnpo": Algorithm(clipped),
+    "dr_grpo": Algorithm(clipped, aggregation="constant", advantage="centred"),
+    "dapo": Algorithm(clipped, numbers=PolicyNumbers(clip_high=0.28)),
+    "gspo": Algorithm(
+        clipped, answer_ratio, aggregation="answer", numbers=PolicyNumbers(clip_low=3e-4, clip_high=4e-4)
+    ),
+    "luspo": Algorithm(clipped, answer_ratio, aggregation="sum"),
+    "cispo": Algorithm(cispo, numbers=PolicyNumbers(clip_high=5.0)),
+    "sapo": Algorithm(sapo, aggregation="answer"),
+    "rloo": Algorithm(reinforce, aggregation="sum", advantage="leave_one_out"),
+    "reinforce": Algorithm(reinforce, advantage="baseline"),
+    "expert_iteration": Algorithm(likelihood, advantage="accept"),
+}
+
+
+def token_weights(sampled: Sampled, aggregation: Aggregation) -> Tensor:
+    """What each token's loss is multiplied by before all are summed: `weight_of` divides the sum."""
+    if aggregation == "answer":
+        return sampled.mask / sampled.lengths.clamp(min=1)[sampled.answer]
+    return sampled.mask
+
+
+def weight_of(lengths: Tensor, aggregation: Aggregation, longest: int) -> float:
+    """The divisor of the summed loss for answers with these many learned tokens.
+
+    "answer" and "sum" count answers (the mean over answers of a mean, or of a sum), "token" counts tokens,
+    "constant" the tokens there could have been (Dr. GRPO, 2503.20783: no bias towards any length).
+    """
+    if aggregation == "token":
+        return float(lengths.sum())
+    if aggregation == "constant":
+        return float(len(lengths) * longest)
+    return float(len(lengths))
+
+
+def divergence(logprobs: Tensor, reference: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Schulman's estimators of KL(policy || reference) from one sample per token."""
+    difference = reference - logprobs
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference**2 / 2
+    return torch.exp(difference) - difference - 1
