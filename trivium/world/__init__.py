@@ -1,1 +1,6 @@
-"""The embedded curriculum: a small invented country whose every document is generated and whose truth is known."""
+"""The embedded curriculum: a generated country whose every document has a known truth."""
+
+from trivium.world.catalogue import documents, entropy, questions, sources
+from trivium.world.document import Question, WorldDocument
+
+__all__ = ["Question", "WorldDocument", "documents", "entropy", "questions", "sources"]

@@ -1,0 +1,164 @@
+"""The shelf of sources: one call hands out any of them, with its dials checked by name."""
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.world import facts, prose, sums
+from trivium.world.document import SPLITS, Question, Split, WorldDocument
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source: what it is for, its dials, how a document is written and how a question is asked."""
+
+    description: str
+    dials: type
+    write: Callable[[int, Split, int, Any], WorldDocument]
+    ask: Callable[[int, Split, int, Any], Question] | None = None
+    count: Callable[[Split, Any], int] | None = None
+
+
+SOURCES: dict[str, Source] = {
+    "prose": Source(
+        "Tales, letters, talks and guides, for pre-training; bits per byte beside their floor.",
+        prose.Dials,
+        prose.write,
+    ),
+    "facts": Source(
+        "What is true of people and towns, for pre-training; recall by how often each is spoken of.",
+        facts.Dials,
+        facts.write,
+        facts.ask,
+        facts.count,
+    ),
+    "sums": Source(
+        "Word problems with worked steps, for reasoning; the answer and every step can be checked.",
+        sums.Dials,
+        sums.write,
+        sums.ask,
+    ),
+}
+
+
+def sources() -> dict[str, str]:
+    """Every source and, in one sentence, what it is for."""
+    return {name: source.description for name, source in SOURCES.items()}
+
+
+def documents(
+    name: str, *, split: str = "train", seed: int = 0, limit: int | None = None, start: int = 0, **dials: Any
+) -> Iterator[WorldDocument]:
+    """The documents of a source from number `start` on, without end unless `limit` says how many."""
+    source, settings, side = _prepare(name, split, dials)
+    return _documents(name, source, settings, side, seed, _indices(start, limit))
+
+
+def _documents(
+    name: str, source: Source, settings: Any, split: Split, seed: int, indices: Iterator[int]
+) -> Iterator[WorldDocument]:
+    prefix = f"world:{name}" if split == "train" else f"world:{name}/{split}"
+    for index in indices:
+        yield dataclasses.replace(source.write(index, split, seed, settings), id=f"{prefix}#{index}")
+
+
+def questions(
+    name: str,
+    split: str = "test",
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    start: int = 0,
+    shots: int = 0,
+    **dials: Any,
+) -> Iterator[Question]:
+    """Questions with known answers; with `shots`, each prompt begins with that many of train, answered."""
+    source, settings, side = _prepare(name, split, dials)
+    if source.ask is None:
+        able = ", ".join(sorted(other for other, one in SOURCES.items() if one.ask))
+        raise TriviumError(f"world:{name} asks no questions; these do: {able}.")
+    if source.count is not None:
+        there_are = max(source.count(side, settings) - start, 0)
+        limit = there_are if limit is None else min(limit, there_are)
+    return _questions(name, source, settings, side, seed, _indices(start, limit), shots)
+
+
+def _questions(
+    name: str, source: Source, settings: Any, split: Split, seed: int, indices: Iterator[int], shots: int
+) -> Iterator[Question]:
+    assert source.ask is not None
+    for index in indices:
+        item = source.ask(index, split, seed, settings)
+        shown = [source.ask(index * shots + shot, "train", seed + 1, settings) for shot in range(shots)]
+        if shots:
+            lines = [f"Question: {one.question}\nAnswer: {one.answer}\n\n" for one in shown]
+            item = dataclasses.replace(item, prompt="".join(lines) + f"Question: {item.question}\nAnswer:")
+        yield dataclasses.replace(item, id=f"world:{name}/{split}?{index}")
+
+
+def entropy(
+    name: str, *, split: str = "train", seed: int = 0, sample: int = 1000, **dials: Any
+) -> dict[str, float]:
+    """The floor of the loss on a source: mean bits per document and per byte that no model can beat."""
+    bits = size = 0.0
+    for document in documents(name, split=split, seed=seed, limit=sample, **dials):
+        if document.text is None or "bits" not in document.truth:
+            raise TriviumError(f"The entropy of world:{name} is not known in this form; use its text form.")
+        bits += document.truth["bits"]
+        size += len(document.text.encode())
+    return {
+        "bits_per_document": bits / sample,
+        "bits_per_byte": bits / size,
+        "bytes_per_document": size / sample,
+    }
+
+
+def _indices(start: int, limit: int | None) -> Iterator[int]:
+    return itertools.count(start) if limit is None else iter(range(start, start + limit))
+
+
+def _prepare(name: str, split: str, dials: dict[str, Any]) -> tuple[Source, Any, Split]:
+    if name not in SOURCES:
+        raise TriviumError(
+            f"There is no source world:{name}{_nearest(name, SOURCES)}; there are {', '.join(SOURCES)}."
+        )
+    side = next((one for one in SPLITS if one == split), None)
+    if side is None:
+        raise TriviumError(f"world:{name} has no split '{split}'; use train, validation or test.")
+    source = SOURCES[name]
+    kinds = {field.name: field.default for field in dataclasses.fields(source.dials)}
+    for dial in dials:
+        if dial not in kinds:
+            raise TriviumError(
+                f"world:{name} has no dial '{dial}'{_nearest(dial, kinds)}; it has {', '.join(kinds)}."
+            )
+    return (
+        source,
+        source.dials(**{dial: _as(name, dial, kinds[dial], value) for dial, value in dials.items()}),
+        side,
+    )
+
+
+def _nearest(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _as(name: str, dial: str, default: Any, value: Any) -> Any:
+    kind = type(default)
+    if kind is bool and str(value).lower() in ("true", "false", "1", "0"):
+        return str(value).lower() in ("true", "1")
+    try:
+        if kind in (int, float) and not isinstance(value, bool):
+            number = float(value)
+            if kind is float or number.is_integer():
+                return kind(number)
+        if kind is str:
+            return str(value)
+    except (TypeError, ValueError):
+        pass
+    raise TriviumError(f"The dial '{dial}' of world:{name} takes a value like {default!r}, not {value!r}.")

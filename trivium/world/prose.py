@@ -1,0 +1,110 @@
+"""Prose: small texts of five kinds about imagined moments in the country, whose floor is known."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from trivium.world.chance import Chance, stable_number
+from trivium.world.country import Country, Entity, country_of
+from trivium.world.document import Split, WorldDocument
+from trivium.world.grammar import Drawing, Grammar, Memory
+from trivium.world.tales import RULES
+from trivium.world.words import AGES, CRAFTS, LOOKS, THINGS
+
+
+@dataclass(frozen=True)
+class Dials:
+    """Which country the prose is about, and how many texts one document holds."""
+
+    country: int = 0
+    texts: int = 1
+
+
+@lru_cache(maxsize=4096)
+def _things(hero: str, split: Split) -> tuple[str, ...]:
+    """The things that this hero has in this split: no other split tells of the two together."""
+    order = sorted(THINGS, key=lambda thing: stable_number("prose", hero, thing))
+    return {"test": tuple(order[:3]), "validation": tuple(order[3:6]), "train": tuple(order[6:])}[split]
+
+
+@lru_cache(maxsize=24)
+def _grammar(country: int, split: Split) -> Grammar:
+    land: Country = country_of(country, 1)
+
+    def hero(chance: Chance, memory: Memory) -> str:
+        others = [name for name in land.first_names if name != memory.get("other")]
+        return chance.pick(others)
+
+    def other(chance: Chance, memory: Memory) -> str:
+        others = [name for name in land.first_names if name != memory.get("hero")]
+        return chance.pick(others)
+
+    def thing(chance: Chance, memory: Memory) -> str:
+        if "hero" not in memory:
+            memory["hero"] = hero(chance, memory)
+        return chance.pick(_things(memory["hero"], split))
+
+    towns: dict[str, Entity] = {town.name: town for town in land.towns}
+
+    def place(chance: Chance, memory: Memory) -> str:
+        return chance.pick(land.towns).name
+
+    def of_place(attribute: str) -> Callable[[Chance, Memory], str]:
+        def look_up(chance: Chance, memory: Memory) -> str:
+            if "place" not in memory:
+                memory["place"] = place(chance, memory)
+            return towns[memory["place"]].values[attribute]
+
+        return look_up
+
+    def age(chance: Chance, memory: Memory) -> str:
+        if "age" not in memory:
+            memory["age"] = chance.pick(AGES)
+        return memory["age"]
+
+    def article(chance: Chance, memory: Memory) -> str:
+        return "an" if age(chance, memory)[0] in "aeiou" else "a"
+
+    def subject(she: str, he: str) -> Drawing:
+        def look_up(chance: Chance, memory: Memory) -> str:
+            if "hero" not in memory:
+                memory["hero"] = hero(chance, memory)
+            return she if memory["hero"].endswith("a") else he
+
+        return look_up
+
+    return Grammar(
+        RULES,
+        {
+            "hero": hero,
+            "other": other,
+            "thing": thing,
+            "look": lambda chance, memory: chance.pick(LOOKS),
+            "town": lambda chance, memory: chance.pick(land.towns).name,
+            "place": place,
+            "region": of_place("region"),
+            "river": of_place("river"),
+            "good": of_place("good"),
+            "job": lambda chance, memory: chance.pick(CRAFTS),
+            "age": age,
+            "a": article,
+            "he": subject("she", "he"),
+            "He": subject("She", "He"),
+            "his": subject("her", "his"),
+            "His": subject("Her", "His"),
+            "him": subject("her", "him"),
+        },
+    )
+
+
+def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+    """One document of prose."""
+    chance = Chance("prose", split, seed, index)
+    grammar = _grammar(dials.country, split)
+    texts, pairs = [], []
+    for _ in range(dials.texts):
+        memory: Memory = {}
+        texts.append(grammar.write("document", chance, memory))
+        if "thing" in memory:
+            pairs.append([memory["hero"], memory["thing"]])
+    return WorldDocument("", "\n\n".join(texts), truth={"bits": chance.bits, "pairs": pairs, "kind": "prose"})

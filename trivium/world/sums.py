@@ -1,0 +1,175 @@
+"""Word problems whose every step can be checked, with one family of problems kept for the test."""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from trivium.kit.errors import TriviumError
+from trivium.world.chance import Chance, split_of
+from trivium.world.country import country_of
+from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.problems import FAMILIES, UNSEEN, Family
+
+_SPLIT_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+_STEP = re.compile(r"^(\d+) ([-+*]) (\d+) = (\d+)$")
+
+
+@dataclass(frozen=True)
+class Dials:
+    """How hard the problems are, which family they come from, and in which form they are written."""
+
+    country: int = 0
+    steps_low: int = 1
+    steps_high: int = 4
+    largest: int = 50
+    form: str = "document"
+    ending: str = "####"
+    family: str = "all"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One word problem with the worked steps and the answer."""
+
+    question: str
+    steps: tuple[str, ...]
+    answer: int
+    family: str
+    bits: float
+
+    def solution(self, ending: str) -> str:
+        """The worked steps, line by line, and the answer in its fixed form."""
+        close = f"#### {self.answer}" if ending == "####" else f"The answer is {self.answer}."
+        return "\n".join((*self.steps, close))
+
+
+@lru_cache(maxsize=65536)
+def _operands(total: int, sign: str, largest: int, split: Split) -> tuple[int, ...]:
+    """The second numbers that keep the result in range; a pair of two-digit numbers belongs to one split."""
+    if sign == "*":
+        return tuple(times for times in (2, 3) if total * times <= largest)
+    low, high = (2, min(20, largest - total)) if sign == "+" else (2, min(20, total - 1))
+    return tuple(
+        other
+        for other in range(low, high + 1)
+        if total < 10 or other < 10 or split_of("pair", *sorted((total, other)), sign) == split
+    )
+
+
+@lru_cache(maxsize=65536)
+def _moves(total: int, largest: int, split: Split) -> tuple[str, ...]:
+    # Doubling is rarer than adding, as in life: it is listed once and the others twice.
+    return tuple(sign for sign in "++--*" if _operands(total, sign, largest, split))
+
+
+def _numbers(chance: Chance, split: Split, dials: Dials) -> tuple[int, list[tuple[str, int]]]:
+    # A whole sequence of numbers belongs to one split, in every family: no test problem is a renamed one
+    # of train. What is rejected makes what is left likelier by the same factor, so its bits are fewer.
+    before = chance.bits
+    while True:
+        chance.bits = before + math.log2(_SPLIT_SHARES[split])
+        start = chance.between(2, min(20, dials.largest))
+        total, moves = start, []
+        for _ in range(chance.between(dials.steps_low, dials.steps_high)):
+            signs = _moves(total, dials.largest, split)
+            sign = chance.pick(signs)
+            chance.bits -= math.log2(signs.count(sign))
+            other = chance.pick(_operands(total, sign, dials.largest, split))
+            moves.append((sign, other))
+            total = {"+": total + other, "-": total - other, "*": total * other}[sign]
+        if split_of("sums", start, moves) == split:
+            return start, moves
+
+
+def _family(chance: Chance, split: Split, dials: Dials) -> Family:
+    if dials.family == "all":
+        return chance.pick(FAMILIES if split == "train" else (*FAMILIES, UNSEEN))
+    if dials.family == "seen":
+        return chance.pick(FAMILIES)
+    named = {family.name: family for family in (*FAMILIES, UNSEEN)}
+    if dials.family == "unseen":
+        named["unseen"] = UNSEEN
+    if dials.family not in named:
+        raise TriviumError(
+            f"world:sums has no family '{dials.family}'; it has all, seen, unseen, {', '.join(named)}."
+        )
+    if split == "train" and named[dials.family] is UNSEEN:
+        raise TriviumError(
+            f"The family '{UNSEEN.name}' of world:sums is kept for the test; train cannot use it."
+        )
+    return named[dials.family]
+
+
+def problem(index: int, split: Split, seed: int, dials: Dials) -> Problem:
+    """Problem number `index` of a split."""
+    if not 1 <= dials.steps_low <= dials.steps_high or dials.largest < 10:
+        raise TriviumError("world:sums needs 1 <= steps_low <= steps_high and largest >= 10.")
+    chance = Chance("sums", split, seed, index)
+    family = _family(chance, split, dials)
+    start, moves = _numbers(chance, split, dials)
+    names = chance.sample(country_of(dials.country, 1).first_names, family.people)
+    thing = chance.pick(family.things)
+    words = {"thing": thing, **{f"name{place}": name for place, name in enumerate(names)}}
+    sentences = [chance.pick(family.openings).format(number=start, **words)]
+    steps, total = [], start
+    for sign, other in moves:
+        sentences.append(chance.pick(family.events[sign]).format(number=other, **words))
+        result = {"+": total + other, "-": total - other, "*": total * other}[sign]
+        steps.append(f"{total} {sign} {other} = {result}")
+        total = result
+    sentences.append(chance.pick(family.questions).format(**words))
+    return Problem(" ".join(sentences), tuple(steps), total, family.name, chance.bits)
+
+
+def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+    """One problem as a document, as a chat to learn from, or as a prompt with its answer."""
+    one = problem(index, split, seed, dials)
+    solution = one.solution(dials.ending)
+    truth = {
+        "answer": one.answer,
+        "steps": list(one.steps),
+        "family": one.family,
+        "bits": one.bits,
+        "check": "sum",
+        "arguments": {"answer": one.answer},
+    }
+    if dials.form == "document":
+        return WorldDocument("", f"Question: {one.question}\nAnswer: {solution}", truth=truth)
+    asked = {"role": "user", "content": one.question}
+    if dials.form == "chat":
+        messages = [asked, {"role": "assistant", "content": solution}]
+        return WorldDocument("", None, {"messages": messages}, truth)
+    if dials.form == "prompt":
+        return WorldDocument("", None, {"prompt": [asked], "answer": str(one.answer)}, truth)
+    raise TriviumError(f"world:sums has no form '{dials.form}'; use document, chat or prompt.")
+
+
+def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+    """The problem to solve; a base model continues the document that asks it."""
+    one = problem(index, split, seed, dials)
+    return Question(
+        id="",
+        prompt=f"Question: {one.question}\nAnswer:",
+        question=one.question,
+        answer=one.solution(dials.ending),
+        check={"check": "sum", "arguments": {"answer": one.answer}},
+        truth={
+            "answer": one.answer,
+            "steps": len(one.steps),
+            "family": one.family,
+            "unseen": one.family == UNSEEN.name,
+        },
+    )
+
+
+def check_steps(solution: str) -> list[bool]:
+    """Whether each line that states a sum is right, for the lines before the answer."""
+    checks = []
+    for line in solution.splitlines():
+        found = _STEP.match(line.strip())
+        if found:
+            first, sign, second, result = found.groups()
+            left, right = int(first), int(second)
+            checks.append({"+": left + right, "-": left - right, "*": left * right}[sign] == int(result))
+    return checks
