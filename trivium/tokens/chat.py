@@ -45,7 +45,8 @@ class SpanFinder:
     def marked(self, rendered: str) -> tuple[str, list[Span]]:
         """Take the marks of `{% generation %}` out of the text and give the turns they enclosed."""
         parts = re.split(f"({re.escape(OPEN)}|{re.escape(CLOSE)})", rendered)
-        text, borders = "", []
+        text = ""
+        borders: list[int] = []
         for part in parts:
             if part in (OPEN, CLOSE):
                 expected = OPEN if len(borders) % 2 == 0 else CLOSE

@@ -54,7 +54,10 @@ def without_control(tokenizer: dict[str, Any], control: dict[str, int]) -> tuple
         ]
     backend = Backend.from_str(json.dumps(changed))
     backend.add_special_tokens([OPEN, CLOSE])
-    return backend, backend.token_to_id(OPEN), backend.token_to_id(CLOSE)
+    opening, closing = backend.token_to_id(OPEN), backend.token_to_id(CLOSE)
+    assert opening is not None, "just added"
+    assert closing is not None, "just added"
+    return backend, opening, closing
 
 
 class Disguise:

@@ -46,6 +46,9 @@ class Tokenizer:
             identity for identity in self._encoded(f"\n{OPEN}b") if identity != self._open_id
         ]
 
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Any, ...]]:
+        return Tokenizer, (self._json, self.settings, self.templates, self._extra_stops)
+
     def _find_control(self) -> dict[str, int]:
         special = {token["content"] for token in self._json.get("added_tokens") or [] if token["special"]}
         special |= set(roles.named_tokens(self.settings).values()) | set(roles.extra_tokens(self.settings))

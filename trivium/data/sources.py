@@ -1,0 +1,216 @@
+"""Where documents come from: files of every usual kind, data sets on disk and on the hub, and the world."""
+
+import glob
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trivium.data.formats import BadLine, entries
+from trivium.data.opening import KINDS, kind_of
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import checksum
+from trivium.kit.fingerprint import fingerprint
+
+_NAMED_IN_REPORT = 20
+
+
+class Source(BaseModel):
+    """One place to read documents from, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(description="file, folder, glob, world:NAME?dial=value, or a data set's id on the hub")
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: the name in the file")
+    split: str | None = Field(default=None, description="which split of a data set; train where it matters")
+    subset: str | None = Field(default=None, description="which configuration of a data set on the hub")
+    limit: int | None = Field(default=None, ge=0, description="read only the first so many documents")
+    separator: str | None = Field(default=None, description="divides a text file into documents")
+    on_bad: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: its text if it has one, every field as read, and an id that says where it came from."""
+
+    text: str | None
+    fields: dict[str, Any]
+    id: str
+
+
+@dataclass
+class Reading:
+    """What reading a source came to: counted as it happens, malformed lines by name."""
+
+    documents: int = 0
+    bad: int = 0
+    empty: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def add_bad(self, line: BadLine) -> None:
+        """Count a malformed line and remember where the first ones were."""
+        self.bad += 1
+        if len(self.named) < _NAMED_IN_REPORT:
+            self.named.append(f"{line.where}: {line.why}")
+
+
+def read_documents(source: Source | str, reading: Reading | None = None) -> Iterator[Document]:
+    """Every document of a source in a fixed order; malformed lines stop the reading or are counted."""
+    source = Source(path=source) if isinstance(source, str) else source
+    reading = reading if reading is not None else Reading()
+    if source.limit == 0:
+        return
+    for found in _found(source):
+        if isinstance(found, BadLine):
+            if source.on_bad == "stop":
+                raise TriviumError(f"{found.where}: {found.why}; mend it or set `on_bad: skip`.")
+            reading.add_bad(found)
+            continue
+        identity, fields = found
+        document = _document(source, identity, fields)
+        if isinstance(document, BadLine):
+            if source.on_bad == "stop":
+                raise TriviumError(f"{document.where}: {document.why}; mend it or set `on_bad: skip`.")
+            reading.add_bad(document)
+        elif document.text == "":
+            reading.empty += 1
+        else:
+            reading.documents += 1
+            yield document
+            if reading.documents == source.limit:
+                return
+
+
+def _document(source: Source, identity: str, fields: dict[str, Any]) -> Document | BadLine:
+    if source.columns:
+        missing = [there for there in source.columns.values() if there not in fields]
+        if missing:
+            return BadLine(identity, f"has no column {missing[0]!r}, only {', '.join(map(repr, fields))}")
+        renamed = {there: ours for ours, there in source.columns.items()}
+        fields = {renamed.get(name, name): value for name, value in fields.items()}
+    text = fields.get("text")
+    if text is not None and not isinstance(text, str):
+        return BadLine(identity, f"`text` is a {type(text).__name__}, not text")
+    try:
+        (text if text is not None else json.dumps(fields, ensure_ascii=False, default=str)).encode()
+    except UnicodeEncodeError:
+        return BadLine(identity, "holds half a surrogate pair, which is no letter")
+    return Document(text=text, fields=fields, id=identity)
+
+
+def _found(source: Source) -> Iterator[tuple[str, dict[str, Any]] | BadLine]:
+    if source.path.startswith("world:"):
+        yield from _world(source)
+        return
+    listed = files_of(source)
+    if listed is None:
+        yield from _hub(source)
+        return
+    for name, path in listed:
+        yield from entries(name, path, source.separator)
+
+
+def files_of(source: Source) -> list[tuple[str, Path]] | None:
+    """The files behind a source with their stable names, in order; None for an id on the hub."""
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        if kind_of(path) is None:
+            raise TriviumError(f"{path} ends in none of {', '.join(KINDS)} (or these with .gz or .zst).")
+        return [(path.name, path)]
+    if path.is_dir():
+        return _files_in(path, source)
+    if any(sign in source.path for sign in "*?["):
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        kept = [match for match in matches if match.is_file() and kind_of(match)]
+        if not kept:
+            raise TriviumError(f"No readable file matches {source.path}; check the pattern.")
+        fixed = Path(re.split(r"[*?\[]", str(path))[0] + "_").parent
+        return [(match.relative_to(fixed).as_posix(), match) for match in kept]
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source.path) and kind_of(path) is None:
+        return None
+    raise TriviumError(
+        f"There is no file or folder {source.path}; check the path (it is relative to the recipe)."
+    )
+
+
+def _files_in(folder: Path, source: Source) -> list[tuple[str, Path]]:
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        chosen = source.split or ("train" if "train" in splits else None)
+        if chosen is None or chosen not in splits:
+            raise TriviumError(f"{folder} has the splits {', '.join(splits)}; name one of them as `split`.")
+        folder = folder / chosen
+    if (folder / "state.json").is_file():
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        arrows = [folder / entry["filename"] for entry in state["_data_files"]]
+        return [(f"{folder.name}/{arrow.name}", arrow) for arrow in arrows]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path))
+    kept = [(path.relative_to(folder.parent).as_posix(), path) for path in paths]
+    if source.split is not None:
+        # Data sets as the hub stores them carry the split in the file's or the folder's name.
+        named = re.compile(rf"(^|[/_.-]){re.escape(source.split)}([/_.-]|$)")
+        kept = [(name, path) for name, path in kept if named.search(path.relative_to(folder).as_posix())]
+    if not kept:
+        wanted = f" of split {source.split!r}" if source.split else ""
+        raise TriviumError(f"{folder} holds no readable file{wanted}; it needs {', '.join(KINDS)}.")
+    return kept
+
+
+def _hub(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise TriviumError(
+            f"There is no file or folder {source.path}; reading the hub needs: pip install 'trivium[hub]'."
+        ) from error
+    split = source.split or "train"
+    try:
+        rows = load_dataset(source.path, source.subset, split=split, streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield f"{source.path}/{split}:{number}", dict(row)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TriviumError(
+            f"{source.path} is no file here and cannot be read from the hub: {reason}"
+        ) from error
+
+
+def world_call(path: str) -> tuple[str, dict[str, Any]]:
+    """The name and the dials in `world:NAME?dial=value&…`."""
+    name, _, query = path.removeprefix("world:").partition("?")
+    dials: dict[str, Any] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        try:
+            dials[key] = json.loads(value)
+        except ValueError:
+            dials[key] = value
+    return name, dials
+
+
+def _world(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    from trivium import world
+
+    name, dials = world_call(source.path)
+    if source.limit is None:
+        raise TriviumError(f"{source.path} never ends; say how many documents with `limit`.")
+    options = {"split": source.split or "train", "limit": source.limit, **dials}
+    for document in world.documents(name, **options):
+        text = {} if document.text is None else {"text": document.text}
+        yield document.id, {**text, **document.fields, "truth": document.truth}
+
+
+def source_fingerprint(source: Source | str) -> str:
+    """Changes when the bytes behind a source, or the way they are read, change."""
+    source = Source(path=source) if isinstance(source, str) else source
+    settings = source.model_dump(exclude={"path"})
+    if source.path.startswith("world:"):
+        return fingerprint([source.path, settings])
+    listed = files_of(source)
+    if listed is None:
+        return fingerprint([source.path, settings])
+    return fingerprint([[[name, checksum(path)] for name, path in listed], settings])
