@@ -32,10 +32,10 @@ class Usage:
 
 
 class ChatSample:
-    """One choice of a chat: its parts so far."""
+    """One choice of a chat: its parts so far; `top` alternatives are told, None tells no log-probabilities."""
 
-    def __init__(self, index: int, parts: PartStream, names: TokenNames, logprobs: bool) -> None:
-        self.index, self._parts, self._names, self._logprobs = index, parts, names, logprobs
+    def __init__(self, index: int, parts: PartStream, names: TokenNames, top: int | None) -> None:
+        self.index, self._parts, self._names, self._top = index, parts, names, top
         self._started, self._calls = False, 0
         self._said: list[str] = []
         self._thoughts: list[str] = []
@@ -51,11 +51,13 @@ class ChatSample:
             self._started = True
         for part in self._parts.feed(piece.text, last=piece.finish is not None):
             self._add(part, delta)
-        if self._logprobs:
+        if self._top is not None:
             self._scored += piece.scored
         if piece.finish is not None:
             self._finish = "tool_calls" if self._called and piece.finish == "stop" else piece.finish
-        logprobs = self._names.chat(piece.scored) if self._logprobs and piece.scored else None
+        logprobs = (
+            self._names.chat(piece.scored, self._top) if self._top is not None and piece.scored else None
+        )
         return {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": self._finish}
 
     def _add(self, part: Part, delta: Json) -> None:
@@ -79,15 +81,15 @@ class ChatSample:
             message["reasoning_content"] = "".join(self._thoughts).rstrip()
         if self._called:
             message["tool_calls"] = self._called
-        logprobs = self._names.chat(tuple(self._scored)) if self._logprobs else None
+        logprobs = self._names.chat(tuple(self._scored), self._top) if self._top is not None else None
         return {"index": self.index, "message": message, "logprobs": logprobs, "finish_reason": self._finish}
 
 
 class CompletionSample:
     """One choice of a completion: its text so far."""
 
-    def __init__(self, index: int, names: TokenNames, logprobs: bool, echo: str) -> None:
-        self.index, self._names, self._logprobs = index, names, logprobs
+    def __init__(self, index: int, names: TokenNames, top: int | None, echo: str) -> None:
+        self.index, self._names, self._top = index, names, top
         self._text: list[str] = []
         self._echo, self._offset = echo, len(echo)
         self._scored: list[Scored] = []
@@ -99,16 +101,16 @@ class CompletionSample:
         self._text.append(text)
         self._finish = piece.finish
         logprobs = None
-        if self._logprobs:
+        if self._top is not None:
             self._scored += piece.scored
-            logprobs, self._offset = self._names.completion(piece.scored, self._offset)
+            logprobs, self._offset = self._names.completion(piece.scored, self._top, self._offset)
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": piece.finish}
 
     def whole(self) -> Json:
         """The choice of an answer given at once."""
         logprobs = None
-        if self._logprobs:
-            logprobs, _ = self._names.completion(tuple(self._scored), 0)
+        if self._top is not None:
+            logprobs, _ = self._names.completion(tuple(self._scored), self._top, 0)
         text = "".join(self._text)
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": self._finish}
 
@@ -186,7 +188,9 @@ def joined(batch: list[Piece]) -> list[Piece]:
     ]
 
 
-_dump: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_dump: Callable[[Any], str] = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False
+).encode
 
 
 def event(body: Json) -> bytes:

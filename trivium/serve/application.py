@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from trivium.generate.engine import Request as Wanted
+from trivium.generate.requests import Request as Wanted
 from trivium.serve import failures
 from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
@@ -27,6 +27,7 @@ from trivium.serve.measures import Measures
 from trivium.serve.parts import PartStream
 from trivium.serve.pieces import TokenNames
 from trivium.serve.prompts import (
+    alternatives,
     chat_prompt,
     offered_tools,
     opens_thinking,
@@ -96,7 +97,7 @@ class Served:
                 index,
                 PartStream(reasoning=not formatted, opened=opened, tools=tools and not formatted),
                 self.names[worker.name],
-                bool(body.logprobs),
+                alternatives(body),
             )
             for index in range(body.n or 1)
         ]
@@ -126,7 +127,7 @@ class Served:
             echo = worker.tokenizer.decode(prompt) if body.echo else ""
             for _ in range(body.n or 1):
                 names = self.names[worker.name]
-                samples.append(CompletionSample(len(samples), names, body.logprobs is not None, echo))
+                samples.append(CompletionSample(len(samples), names, body.logprobs, echo))
         generation = await worker.submit(wanted)
         usage = Usage(sum(len(prompt) for prompt in prompts))
         answer = Answer("text_completion", worker.name, samples, usage)

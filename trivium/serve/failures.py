@@ -8,7 +8,12 @@ from starlette.exceptions import HTTPException
 
 from trivium.kit.errors import TriviumError
 
-_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 
 
 class RequestRefused(Exception):

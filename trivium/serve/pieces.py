@@ -48,28 +48,31 @@ class TokenNames:
         value = max(logprob, -9999.0)
         return {"token": text, "logprob": value, "bytes": None if "�" in text else list(text.encode())}
 
-    def chat(self, scored: tuple[Scored, ...]) -> dict[str, Any]:
+    def chat(self, scored: tuple[Scored, ...], top: int) -> dict[str, Any]:
         """The `logprobs` of a chat's choice."""
         content = [
             {
                 **self._entry(one.token, one.logprob),
-                "top_logprobs": [self._entry(token, logprob) for token, logprob in one.alternatives],
+                "top_logprobs": [self._entry(token, logprob) for token, logprob in one.alternatives[:top]],
             }
             for one in scored
         ]
         return {"content": content, "refusal": None}
 
-    def completion(self, scored: tuple[Scored, ...], offset: int) -> tuple[dict[str, Any], int]:
+    def completion(self, scored: tuple[Scored, ...], top: int, offset: int) -> tuple[dict[str, Any], int]:
         """The `logprobs` of a completion's choice, and where the next token's letters begin."""
         texts = [self.text(one.token) for one in scored]
         offsets = []
         for text in texts:
             offsets.append(offset)
             offset += len(text)
-        top = [{self.text(token): max(value, -9999.0) for token, value in one.alternatives} for one in scored]
+        favourites = [
+            {self.text(token): max(value, -9999.0) for token, value in one.alternatives[:top]}
+            for one in scored
+        ]
         return {
             "tokens": texts,
             "token_logprobs": [max(one.logprob, -9999.0) for one in scored],
-            "top_logprobs": top,
+            "top_logprobs": favourites,
             "text_offset": offsets,
         }, offset

@@ -38,7 +38,7 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: i
     elif length > limits.new_tokens:
         problem = f"{asked} is {length}, at most {limits.new_tokens} new tokens are served"
         raise RequestRefused(problem, parameter=asked, code="integer_above_max_value")
-    top = body.top_logprobs if isinstance(body, ChatBody) else getattr(body, "logprobs", None)
+    top = alternatives(body)
     if top is not None and top > limits.top_logprobs:
         problem = f"at most {limits.top_logprobs} alternatives per token are served"
         raise RequestRefused(problem, parameter="top_logprobs", code="integer_above_max_value")
@@ -63,10 +63,17 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: i
         max_new_tokens=length,
         stop=stops,
         logit_bias=_bias(body, tokenizer.vocabulary_size),
-        logprobs=bool(body.logprobs) if isinstance(body, ChatBody) else top is not None,
-        top_logprobs=top or 0,
+        # at least one, for then the engine tells the model's own probabilities and not the filtered ones
+        top_logprobs=0 if top is None else max(top, 1),
         **chosen,
     )
+
+
+def alternatives(body: GenerationBody) -> int | None:
+    """How many alternatives the client wants to know per token; None when it wants no log-probabilities."""
+    if isinstance(body, ChatBody):
+        return (body.top_logprobs or 0) if body.logprobs else None
+    return body.logprobs if isinstance(body, CompletionBody) else None
 
 
 def _schema(body: GenerationBody) -> Mapping[str, Any] | None:

@@ -95,7 +95,11 @@ class GenerationBody(Body):
 
     @model_validator(mode="after")
     def _one_constraint(self) -> GenerationBody:
-        if self.regex is not None and self.response_format is not None and self.response_format.type != "text":
+        if (
+            self.regex is not None
+            and self.response_format is not None
+            and self.response_format.type != "text"
+        ):
             raise ValueError("regex and response_format cannot both shape the answer")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only for stream: true")
@@ -149,7 +153,10 @@ class Message(Body):
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
-        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": content or ""}
+        turn: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": content or "",
+        }
         if self.reasoning_content is not None:
             turn["reasoning_content"] = self.reasoning_content
         if self.name is not None:
@@ -161,7 +168,10 @@ class Message(Body):
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": call.function.name, "arguments": arguments_object(call.function.arguments)},
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": arguments_object(call.function.arguments),
+                    },
                 }
                 for call in self.tool_calls
             ]

@@ -12,22 +12,22 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-from trivium.generate.engine import Engine, Request
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Event, Listener, Request
+from trivium.generate.requests import Generation as Handle
 from trivium.kit.errors import TriviumError
-from trivium.model.attention import Documents
-from trivium.model.transformer import Transformer
 from trivium.serve.failures import RequestRefused
 from trivium.serve.measures import Measures
-from trivium.serve.pieces import Piece
-from trivium.tokens.tokenizer import Tokenizer
+from trivium.serve.pieces import Piece, Scored
 
 Result = TypeVar("Result")
 log = logging.getLogger("trivium.serve")
 
 # Waking the event loop for every token would cost the engine more than the tokens do.
 FLUSH_SECONDS = 0.03
+# Prompts embedded between two looks at what else clients want.
+EMBEDDED_AT_ONCE = 8
 
 
 class Generation:
@@ -39,7 +39,7 @@ class Generation:
         self._ready = asyncio.Event()
         self._failure: Exception | None = None
         self._unfinished = samples
-        self.handles: list[Any] = []
+        self.handles: list[Handle] = []
         self.began = time.perf_counter()
         self.first: float | None = None
         self.closed = False
@@ -92,13 +92,12 @@ class Generation:
 class Worker:
     """A model, its engine, and the one thread that may touch either."""
 
-    def __init__(
-        self, name: str, engine: Engine, model: Transformer, tokenizer: Tokenizer, *, queued: int, measures: Measures
-    ) -> None:
-        self.name, self.tokenizer = name, tokenizer
-        self.context, self.width = model.config.context, model.config.width
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._engine, self._model, self._measures = engine, model, measures
+    def __init__(self, name: str, engine: Engine, *, queued: int, measures: Measures) -> None:
+        self.name, self.tokenizer = name, engine.tokenizer
+        self.context, self.width = engine.model.config.context, engine.model.config.width
+        self.parameters = sum(parameter.numel() for parameter in engine.model.parameters())
+        self._engine, self._measures = engine, measures
+        self._stops = engine.tokenizer.stop_ids
         self._most = engine.max_rows + queued
         self._inside = 0
         self._seconds = 1.0  # how long a generation lately took
@@ -158,20 +157,16 @@ class Worker:
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The mean of the last hidden states over each prompt, a few prompts between two steps."""
-        vectors = []
-        for prompt in prompts:
-            vectors.append(await self._call(lambda prompt=prompt: self._mean_state(prompt)))
+        vectors: list[np.ndarray] = []
+        for start in range(0, len(prompts), EMBEDDED_AT_ONCE):
+            some = [list(prompt) for prompt in prompts[start : start + EMBEDDED_AT_ONCE]]
+            rows = await self._call(lambda some=some: self._engine.embed(some).float().cpu().numpy())
+            vectors += list(rows)
         return vectors
 
     def release(self, generation: Generation) -> None:
         """Free what a generation holds; called from the event loop, done on the engine's thread."""
         self._tell(lambda: self._leave(generation))
-
-    def _mean_state(self, prompt: Sequence[int]) -> np.ndarray:
-        with torch.inference_mode():
-            tokens = torch.tensor(prompt, dtype=torch.long, device=self._model.device)
-            hidden = self._model(tokens, Documents([len(prompt)], self._model.device))
-            return hidden.float().mean(0).cpu().numpy()
 
     # Below: on the engine's thread, except where a lock says otherwise.
 
@@ -212,13 +207,22 @@ class Worker:
             generation.handles.append(self._engine.submit(request, self._listener(generation, first)))
             first += request.n
 
-    def _listener(self, generation: Generation, first: int) -> Callable[..., None]:
-        def take(event: Any) -> None:
-            piece = Piece(first + event.sample, event.text, 1, (), event.finish_reason)
+    def _listener(self, generation: Generation, first: int) -> Listener:
+        def take(event: Event) -> None:
+            if event.completion is not None:
+                piece = Piece(first + event.sample, event.text, 0, (), event.completion.finish_reason)
+            else:
+                piece = Piece(first + event.sample, event.text, 1, self._scored(event))
             self._urgent |= generation.put(piece)
             self._touched[generation] = None
 
         return take
+
+    def _scored(self, event: Event) -> tuple[Scored, ...]:
+        if event.alternatives is None or event.token in self._stops:
+            return ()
+        alternatives = tuple(event.alternatives.items())
+        return (Scored(event.token, event.alternatives[event.token], alternatives),)
 
     def _leave(self, generation: Generation) -> None:
         ending = "complete" if generation.complete else "cancelled"

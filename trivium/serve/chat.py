@@ -1,0 +1,205 @@
+"""`trivium chat`: a conversation in the terminal, with one model or with several that answer the same words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from trivium.generate.context import fit_conversation
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Event, Request
+from trivium.generate.sampling import Sampling
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import write_json
+from trivium.serve.models import open_engine
+
+HELP = """\
+/system TEXT    set the system message (without TEXT: show it; /system - removes it)
+/temp NUMBER    set the temperature (0 always takes the likeliest token)
+/reset          forget the conversation
+/save FILE      write the conversation as JSON
+/compare MODEL  let another model answer the same words (/compare - sends it away)
+/help           show this
+/quit           leave (so does Ctrl-D; Ctrl-C stops an answer)
+"""
+
+
+@dataclass
+class Speaker:
+    """One model in the conversation, and the conversation as this model knows it."""
+
+    name: str
+    engine: Engine
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Conversation:
+    """What the terminal chat knows and does, line by line."""
+
+    def __init__(
+        self,
+        speakers: Sequence[Speaker],
+        sampling: Sampling,
+        *,
+        system: str | None = None,
+        out: TextIO | None = None,
+        opener: Callable[[str], Engine] = open_engine,
+    ) -> None:
+        self.speakers, self.sampling, self.system = list(speakers), sampling, system
+        self._out, self._opener = out or sys.stdout, opener
+
+    def hear(self, line: str) -> bool:
+        """Do what one line asks for; false when it asks to leave."""
+        if not line.strip():
+            return True
+        if not line.startswith("/"):
+            for speaker in self.speakers:
+                self._answer(speaker, line)
+            return True
+        command, _, rest = line.strip().partition(" ")
+        if command in ("/quit", "/exit"):
+            return False
+        known = {
+            "/system": self._set_system,
+            "/temp": self._set_temperature,
+            "/reset": self._reset,
+            "/save": self._save,
+            "/compare": self._compare,
+            "/help": lambda _: self._say(HELP.rstrip()),
+        }
+        try:
+            if command not in known:
+                raise TriviumError(f"there is no command {command}; /help lists them.")
+            known[command](rest.strip())
+        except TriviumError as error:
+            self._say(str(error))
+        return True
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+    def _answer(self, speaker: Speaker, words: str) -> None:
+        """Stream one model's answer; what it said before Ctrl-C is kept."""
+        if len(self.speakers) > 1:
+            self._say(f"[{speaker.name}]")
+        asked = {"role": "user", "content": words}
+        try:
+            prompt = self._prompt(speaker, [*speaker.messages, asked])
+            text = self._stream(speaker, Request(prompt, self.sampling))
+        except TriviumError as error:
+            self._say(str(error))
+            return
+        speaker.messages += [asked, {"role": "assistant", "content": text}]
+
+    def _prompt(self, speaker: Speaker, messages: list[dict[str, Any]]) -> list[int]:
+        tokenizer = speaker.engine.tokenizer
+        if not tokenizer.templates:
+            first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
+            return first + tokenizer.encode(messages[-1]["content"])
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        room = speaker.engine.model.config.context - self.sampling.max_new_tokens
+        fitted = fit_conversation([*opening, *messages], tokenizer, room, overflow="drop")
+        if fitted.left_out:
+            self._say(f"(the context is full: {fitted.left_out} earlier messages are left out)")
+        return fitted.tokens
+
+    def _stream(self, speaker: Speaker, request: Request) -> str:
+        said: list[str] = []
+
+        def show(event: Event) -> None:
+            said.append(event.text)
+            self._out.write(event.text)
+            self._out.flush()
+
+        engine = speaker.engine
+        generation = engine.submit(request, show)
+        try:
+            while not generation.done:
+                engine.step()
+        except KeyboardInterrupt:
+            engine.cancel(generation)
+            while not generation.done:
+                engine.step()
+            self._out.write(" (stopped)")
+        self._say("")
+        return "".join(said)
+
+    def _set_system(self, text: str) -> None:
+        if text:
+            self.system = None if text == "-" else text
+        self._say(f"System message: {self.system or 'none'}")
+
+    def _set_temperature(self, text: str) -> None:
+        try:
+            temperature = float(text)
+        except ValueError:
+            raise TriviumError(f"/temp takes a number such as 0.7, not {text!r}.") from None
+        self.sampling = replace(self.sampling, temperature=temperature)
+        self._say(f"Temperature: {temperature:g}")
+
+    def _reset(self, _: str) -> None:
+        for speaker in self.speakers:
+            speaker.messages.clear()
+        self._say("The conversation is forgotten.")
+
+    def _save(self, text: str) -> None:
+        if not text:
+            raise TriviumError("/save takes the name of a file.")
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        conversations = [
+            {"model": speaker.name, "messages": [*opening, *speaker.messages]} for speaker in self.speakers
+        ]
+        path = Path(text).expanduser()
+        try:
+            write_json(path, conversations)
+        except OSError as error:
+            raise TriviumError(f"{path} cannot be written: {error.strerror}.") from None
+        self._say(f"Saved to {path}")
+
+    def _compare(self, text: str) -> None:
+        if text == "-":
+            del self.speakers[1:]
+        elif text:
+            self.speakers.append(Speaker(text, self._opener(text)))
+        self._say("Answering: " + ", ".join(speaker.name for speaker in self.speakers))
+
+
+def chat(
+    model: str,
+    *,
+    temperature: float = 0.8,
+    top_p: float = 1.0,
+    max_new_tokens: int | None = None,
+    seed: int | None = None,
+    system: str | None = None,
+    compare: Sequence[str] = (),
+    device: str | None = None,
+) -> None:
+    """Talk with a model until the person leaves."""
+
+    def opener(name: str) -> Engine:
+        return open_engine(name, max_rows=1, device=device)
+
+    speakers = [Speaker(name, opener(name)) for name in (model, *compare)]
+    shortest = min(speaker.engine.model.config.context for speaker in speakers)
+    length = max_new_tokens or max(1, min(512, shortest // 2))
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=length, seed=seed)
+    conversation = Conversation(speakers, sampling, system=system, opener=opener)
+    person = sys.stdin.isatty()
+    if person:
+        with suppress(ImportError):
+            import readline  # noqa: F401  (gives `input` line editing and a history)
+        print(f"Talking with {', '.join(speaker.name for speaker in speakers)}. /help lists the commands.")
+    while True:
+        try:
+            line = input("> " if person else "")
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not conversation.hear(line):
+            break
+    if person:
+        print()

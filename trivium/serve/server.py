@@ -1,0 +1,123 @@
+"""`trivium serve`: several models behind OpenAI's protocol, and the web page that talks to them."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trivium.generate.engine import Engine
+from trivium.kit.errors import TriviumError
+from trivium.serve.limits import Limits
+from trivium.serve.models import open_engine, short_names
+
+if TYPE_CHECKING:
+    import uvicorn
+
+KEY_VARIABLE = "TRIVIUM_API_KEY"
+
+
+def serve(
+    models: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    allow_origins: Sequence[str] = (),
+    max_rows: int = 32,
+    limits: Limits | None = None,
+    device: str | None = None,
+) -> None:
+    """Serve models until SIGTERM or Ctrl-C, then let running answers finish."""
+    names = short_names(models)
+    key = api_key or os.environ.get(KEY_VARIABLE) or None
+    engines = {}
+    for name, place in names.items():
+        print(f"Opening {name} from {place}", flush=True)
+        engines[name] = open_engine(place, max_rows=max_rows, device=device)
+    server = build_server(
+        engines, host=host, port=port, api_key=key, allow_origins=allow_origins, limits=limits or Limits()
+    )
+    shown = f"[{host}]" if ":" in host else host
+    print(
+        f"Serving {', '.join(names)} at http://{shown}:{port} (the API under /v1). Ctrl-C stops.", flush=True
+    )
+    if key is None and not is_loopback(host):
+        print(f"Anyone who reaches {host} may use it: set {KEY_VARIABLE} or --api-key.", flush=True)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with _signals_end_quietly():
+        server.run()
+    if not server.started:
+        raise TriviumError(
+            f"the server could not listen on {host}:{port}; is the port taken? Choose another --port."
+        )
+
+
+def build_server(
+    engines: Mapping[str, Engine],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    api_key: str | None = None,
+    allow_origins: Sequence[str] = (),
+    limits: Limits,
+) -> uvicorn.Server:
+    """A server around engines, ready to run."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError:
+        raise TriviumError("serving needs fastapi and uvicorn; install Trivium's extra 'serve'.") from None
+    from trivium.serve.application import build
+    from trivium.serve.measures import Measures
+    from trivium.serve.worker import Worker
+
+    measures = Measures()
+    workers = [
+        Worker(name, engine, queued=limits.queued, measures=measures) for name, engine in engines.items()
+    ]
+    application = build(
+        workers,
+        limits=limits,
+        measures=measures,
+        key=api_key,
+        local_only=is_loopback(host),
+        origins=allow_origins,
+    )
+    settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+    drain = max(1, round(limits.drain_seconds))
+    configuration = uvicorn.Config(
+        application,
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=drain,
+        lifespan="on",
+        ws="none",
+        **settings,
+    )
+    return uvicorn.Server(configuration)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _signals_end_quietly() -> Any:
+    # uvicorn repeats the signal that stopped it once it has drained; the exit should then be a clean one
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
