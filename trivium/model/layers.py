@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trivium.model.config import ModelConfig
+from trivium.model.operations import normalise, project, silu_gate
 
 
 class RMSNorm(nn.Module):
@@ -19,13 +20,11 @@ class RMSNorm(nn.Module):
         self.plus_one = plus_one
 
     def forward(self, rows: Tensor) -> Tensor:
-        weight = 1.0 + self.weight.float() if self.plus_one else self.weight
-        if rows.dtype == torch.float32:
-            return F.rms_norm(rows, rows.shape[-1:], weight, self.epsilon)
-        normal = F.rms_norm(rows.float(), rows.shape[-1:], None, self.epsilon)
         if self.plus_one:
-            return (normal * weight).to(rows.dtype)
-        return normal.to(rows.dtype) * weight
+            # Gemma rounds to the weights' precision only after scaling.
+            scaled = normalise(rows.float(), 1.0 + self.weight.float(), self.epsilon)
+            return scaled.to(rows.dtype)
+        return normalise(rows, self.weight, self.epsilon)
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -56,4 +55,7 @@ class Inner(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         if self.gate is None:
             return self.down(activate(self.activation, self.up(rows)))
-        return self.down(activate(self.activation, self.gate(rows)) * self.up(rows))
+        gate, up = project(rows, self.gate, self.up)
+        if self.activation == "silu":
+            return self.down(silu_gate(gate, up))
+        return self.down(activate(self.activation, gate) * up)

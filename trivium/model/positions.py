@@ -168,9 +168,3 @@ class Rotary:
         if self.factor != 1.0:
             cosine, sine = cosine * self.factor, sine * self.factor
         return cosine.to(dtype), sine.to(dtype)
-
-
-def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn each head's two halves against each other: [N, H, D]."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)

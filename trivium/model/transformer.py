@@ -9,7 +9,8 @@ from trivium.model.attention import Context
 from trivium.model.config import ModelConfig
 from trivium.model.experts import Mixture, Routing
 from trivium.model.layers import Inner, make_norm
-from trivium.model.positions import Rotary, rotate
+from trivium.model.operations import project, rotate
+from trivium.model.positions import Rotary
 
 Angles = tuple[Tensor, Tensor]
 
@@ -39,7 +40,7 @@ class Attention(nn.Module):
             self.key_norm = make_norm(config, config.head_width if per_head else key_width)
 
     def forward(self, rows: Tensor, context: Context, angles: Angles | None) -> Tensor:
-        query, key, value = self.query(rows), self.key(rows), self.value(rows)
+        query, key, value = project(rows, self.query, self.key, self.value)
         if self.norm_kind == "full":
             query, key = self.query_norm(query), self.key_norm(key)
         query, key, value = (part.unflatten(-1, (-1, self.head_width)) for part in (query, key, value))

@@ -1,0 +1,160 @@
+"""The model's own operations with their gradients written out.
+
+Between two matrix products everything is limited by memory, so each of these touches its tensors as few times as
+torch's kernels allow and keeps nothing for the backward pass that it can cheaply make again. The plain formulas stand
+beside them: they are what a compiler is given, and what other precisions use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Saved = Any
+
+
+def by_hand(*tensors: Tensor) -> bool:
+    """Whether the hand-written gradients apply: float32, and no compiler at work that fuses better."""
+    return not torch.compiler.is_compiling() and all(tensor.dtype == torch.float32 for tensor in tensors)
+
+
+class SharedInput(torch.autograd.Function):
+    """Several matrices applied to the same rows; their gradients to the rows add up inside the products."""
+
+    @staticmethod
+    def forward(ctx: Saved, rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(rows, *weights)
+        return tuple(torch.mm(rows, weight.t()) for weight in weights)
+
+    @staticmethod
+    def backward(ctx: Saved, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *weights = ctx.saved_tensors
+        to_rows = None
+        if ctx.needs_input_grad[0]:
+            to_rows = torch.mm(gradients[0], weights[0])
+            for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+                to_rows.addmm_(gradient, weight)
+        wanted = ctx.needs_input_grad[1:]
+        to_weights = [
+            torch.mm(gradient.t(), rows) if want else None
+            for gradient, want in zip(gradients, wanted, strict=True)
+        ]
+        return to_rows, *to_weights
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether a projection is nothing but its matrix (no adapter, no quantised or sharded weight, no hook)."""
+    return (
+        type(linear) is nn.Linear
+        and linear.bias is None
+        and type(linear.weight) is nn.Parameter
+        and not (linear._forward_hooks or linear._forward_pre_hooks)
+    )
+
+
+def project(rows: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
+    """The same rows through several projections."""
+    if torch.is_grad_enabled() and by_hand(rows) and all(is_plain(linear) for linear in linears):
+        return SharedInput.apply(rows, *(linear.weight for linear in linears))
+    return tuple(linear(rows) for linear in linears)
+
+
+def inverse_root_mean_square(rows: Tensor, epsilon: float) -> Tensor:
+    """One number per row, in one pass."""
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return norm.square_().div_(rows.shape[-1]).add_(epsilon).rsqrt_()
+
+
+class Normalise(torch.autograd.Function):
+    """Rows over their root mean square, times a weight."""
+
+    @staticmethod
+    def forward(ctx: Saved, rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        inverse = inverse_root_mean_square(rows, epsilon)
+        ctx.save_for_backward(rows, weight, inverse)
+        return torch.mul(rows, inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Saved, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight, inverse = ctx.saved_tensors
+        return *normalise_backward(gradient.contiguous(), rows, weight, inverse), None
+
+
+def normalise_backward(
+    gradient: Tensor, rows: Tensor, weight: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients to the rows and to the weight."""
+    width = rows.shape[-1:]
+    # Layer norm's kernel with a mean of zero gives this norm's gradient but for one term, the gradient
+    # through the mean that is not there: added back, this is twice as fast as the formula in tensors.
+    mean = torch.zeros_like(inverse)
+    to_rows, to_weight, _ = torch.ops.aten.native_layer_norm_backward(
+        gradient, rows, width, mean, inverse, weight, None, (True, True, False)
+    )
+    through_mean = torch.matmul(gradient, weight).unsqueeze(-1).mul_(inverse).div_(rows.shape[-1])
+    return to_rows.add_(through_mean), to_weight
+
+
+def normalise(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Root-mean-square norm; other precisions are computed in float32."""
+    if by_hand(rows, weight) and rows.device.type == "cpu":
+        return Normalise.apply(rows, weight, epsilon)
+    wide = rows.float()
+    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return normal.to(rows.dtype) * weight
+
+
+def turn(heads: Tensor, cosine: Tensor, sine: Tensor, sign: float) -> Tensor:
+    """Each head's two halves turned against each other, forwards or back."""
+    half = heads.shape[-1] // 2
+    turned = torch.empty_like(heads, memory_format=torch.contiguous_format)
+    first, second = heads[..., :half], heads[..., half:]
+    torch.mul(first, cosine, out=turned[..., :half]).addcmul_(second, sine, value=-sign)
+    torch.mul(second, cosine, out=turned[..., half:]).addcmul_(first, sine, value=sign)
+    return turned
+
+
+class Rotate(torch.autograd.Function):
+    """Rotary positions: the gradient is the turn backwards."""
+
+    @staticmethod
+    def forward(ctx: Saved, heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return turn(heads, cosine, sine, 1.0)
+
+    @staticmethod
+    def backward(ctx: Saved, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return turn(gradient, *ctx.saved_tensors, -1.0), None, None
+
+
+def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn the halves of [N, H, D] by [N, 1, D/2]."""
+    if by_hand(heads, cosine):
+        return Rotate.apply(heads, cosine, sine)
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+class Gate(torch.autograd.Function):
+    """SwiGLU's product, which makes silu again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Saved, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Saved, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        to_gate = gradient * up
+        torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
+        return to_gate, F.silu(gate).mul_(gradient)
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    if by_hand(gate, up):
+        return Gate.apply(gate, up)
+    return F.silu(gate) * up
