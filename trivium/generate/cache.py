@@ -116,6 +116,12 @@ class Pool:
             other.slot, tenant.slot = tenant.slot, other.slot
         self.ready += 1
 
+    def replace(self, tenant: Tenant, heir: Tenant, tokens: int) -> None:
+        """Let another row have this place with the first tokens that are in it."""
+        heir.pool, heir.slot, heir.length = self, tenant.slot, tokens
+        self.tenants[tenant.slot] = heir
+        tenant.pool = None
+
     def leave(self, tenant: Tenant) -> None:
         """Free a row; the last of its kind takes its place."""
         hole = tenant.slot

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from trivium.generate.engine import Engine
 from trivium.generate.prompting import Message, with_instruction
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 
 if TYPE_CHECKING:
@@ -124,3 +127,16 @@ def _summarised(
 
 def _flat(system: Sequence[Message], turns: Sequence[Sequence[Message]]) -> list[dict[str, Any]]:
     return [dict(message) for message in system] + [dict(message) for turn in turns for message in turn]
+
+
+def summariser(engine: Engine, *, most: int = 200) -> Summarise:
+    """A summariser that asks the model itself, in at most `most` tokens."""
+
+    def summarise(messages: Sequence[Message]) -> str:
+        asking = [*messages, {"role": "user", "content": REQUEST_TO_SUMMARISE}]
+        room = engine.window - most
+        fitted = fit_conversation(asking, engine.tokenizer, room, overflow="drop")
+        sampling = Sampling(temperature=0, max_new_tokens=most)
+        return engine.generate([Request(fitted.tokens, sampling)])[0][0].text
+
+    return summarise

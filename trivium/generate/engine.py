@@ -82,36 +82,26 @@ class Engine:
 
         An empty prompt scores the completion's tokens from the second on.
         """
-        results: list[Scored] = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            tokens = [*prompt, *completion]
-            self._check(tokens, len(tokens))
-            results.append(Scored(max(len(prompt), 1)))
-            if len(tokens) > results[-1].first:
-                self._waiting.append(
-                    Row(tokens=tokens, goal=len(tokens) - 1, reserved=len(tokens), scored=results[-1])
-                )
+        texts = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+        for text in texts:
+            self._check(text, len(text))
+        results = [Scored(max(len(prompt), 1)) for prompt in prompts]
+        for text, scored in zip(texts, results, strict=True):
+            if len(text) > scored.first:
+                self._waiting.append(Row(text, goal=len(text) - 1, reserved=len(text), scored=scored))
             else:
-                results[-1].done = True
+                scored.done = True
         while not all(one.done for one in results):
             self.step()
         return [one.logprobs for one in results]
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """The mean of each prompt's last hidden states, [N, width]."""
-        results: list[Scored] = []
         for prompt in prompts:
             self._check(prompt, len(prompt))
-            results.append(Scored(len(prompt)))
-            self._waiting.append(
-                Row(
-                    tokens=list(prompt),
-                    goal=len(prompt),
-                    reserved=len(prompt),
-                    scored=results[-1],
-                    pooled=True,
-                )
-            )
+        results = [Scored(len(prompt)) for prompt in prompts]
+        for prompt, scored in zip(prompts, results, strict=True):
+            self._waiting.append(Row(list(prompt), len(prompt), len(prompt), scored=scored, pooled=True))
         while not all(one.done for one in results):
             self.step()
         means = [one.total / one.first for one in results if one.total is not None]
@@ -268,14 +258,31 @@ class Engine:
             hidden = self._run(torch.tensor(tokens, device=device), context)
             self._take_in(hidden, reading, pieces)
         for row in [row for row in self._reading if row.filled >= row.goal]:
-            self._reading.remove(row)
-            assert row.pool is not None
-            if row.scored is not None:
-                row.scored.done = True
-                row.pool.leave(row)
-            else:
+            if row.scored is None:
+                assert row.pool is not None
+                self._reading.remove(row)
                 self._unsettle()
                 row.pool.promote(row)
+            elif not any(other.lender is row for other in self._reading):
+                self._reading.remove(row)
+                row.scored.done = True
+                self._hand_over(row)
+
+    def _hand_over(self, row: Row) -> None:
+        """Give a scored row's place to the next in line if their texts begin alike, or free it."""
+        assert row.pool is not None
+        heir = self._waiting[0] if self._waiting else None
+        if heir is not None and heir.scored is not None and not heir.pooled:
+            _, shared = shared_beginning(heir, [row])
+            if shared and self.cache.capacity_for(heir.reserved) == row.pool.capacity:
+                self._waiting.popleft()
+                row.pool.replace(row, heir, shared)
+                heir.filled = shared
+                self.counts["borrowed_tokens"] += shared
+                self._reading.append(heir)
+                return
+        self._unsettle()
+        row.pool.leave(row)
 
     def _take_in(self, hidden: Tensor, reading: Sequence[tuple[Row, int]], pieces: Sequence[Piece]) -> None:
         """Count what was read, and keep what scoring and embedding want of it."""

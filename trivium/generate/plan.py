@@ -197,7 +197,8 @@ class Plan:
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
 
     def _versions(self) -> list[tuple[int, int]]:
-        return [(weight.data_ptr(), weight._version) for weight in self.model.parameters()]
+        weights = self.model.parameters()
+        return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
 
     def refresh_if_changed(self) -> None:
         """Take over the weights if an optimiser has stepped since; writes through `.data` need `refresh`."""

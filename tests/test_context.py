@@ -1,0 +1,138 @@
+"""Conversations longer than the window, thinking, and worked examples."""
+
+import pytest
+from generating import tiny_engine, tokenizer
+
+from trivium.generate.context import fit_conversation, summariser
+from trivium.generate.prompting import (
+    ReasoningStream,
+    ask_to_reason,
+    few_shot,
+    few_shot_text,
+    split_reasoning,
+)
+from trivium.kit.errors import TriviumError
+
+LONG = [{"role": "system", "content": "be brief"}]
+for _number in range(8):
+    LONG.append({"role": "user", "content": f"question {_number}: " + "the bell rings. " * 6})
+    LONG.append({"role": "assistant", "content": f"answer {_number}: " + "the doves fly. " * 4})
+LONG.append({"role": "user", "content": "and now?"})
+
+
+def size(messages):
+    return len(tokenizer().encode_chat(messages, add_generation_prompt=True).ids)
+
+
+def test_what_fits_is_left_alone():
+    fitted = fit_conversation(LONG, tokenizer(), size(LONG))
+    assert fitted.messages == LONG
+    assert fitted.tokens == tokenizer().encode_chat(LONG, add_generation_prompt=True).ids
+    assert fitted.left_out == 0
+
+
+def test_refuse_says_how_long_it_is():
+    with pytest.raises(TriviumError, match=str(size(LONG))):
+        fit_conversation(LONG, tokenizer(), size(LONG) - 1)
+
+
+@pytest.mark.parametrize("less", [1, 200, 500])
+def test_drop_leaves_out_as_few_of_the_oldest_turns_as_will_do(less):
+    room = size(LONG) - less
+    fitted = fit_conversation(LONG, tokenizer(), room, overflow="drop")
+    assert fitted.messages[0] == LONG[0]
+    assert fitted.messages[1:] == LONG[1 + fitted.left_out :]
+    assert fitted.messages[1]["role"] == "user"
+    assert len(fitted.tokens) <= room
+    assert size([LONG[0], *LONG[1 + fitted.left_out - 2 :]]) > room
+
+
+def test_the_system_message_and_the_last_turn_are_never_dropped():
+    least = size([LONG[0], LONG[-1]])
+    fitted = fit_conversation(LONG, tokenizer(), least, overflow="drop")
+    assert fitted.messages == [LONG[0], LONG[-1]]
+    with pytest.raises(TriviumError, match="last turn alone"):
+        fit_conversation(LONG, tokenizer(), least - 1, overflow="drop")
+
+
+def test_slide_keeps_everything_for_the_cache_to_forget():
+    assert fit_conversation(LONG, tokenizer(), 10, overflow="slide").messages == LONG
+
+
+def test_old_turns_are_replaced_by_their_summary():
+    asked = []
+
+    def summarise(messages):
+        asked.append(list(messages))
+        return "eight questions about bells"
+
+    room = size(LONG) - 300
+    fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=summarise)
+    assert len(fitted.tokens) <= room
+    assert fitted.summary == "eight questions about bells"
+    assert fitted.summary in fitted.messages[0]["content"]
+    assert fitted.messages[0]["content"].startswith("be brief")
+    assert asked[-1] == LONG[1 : 1 + fitted.left_out]
+    assert fitted.messages[1:] == LONG[1 + fitted.left_out :]
+
+
+def test_a_summary_that_is_too_long_gives_way():
+    room = size(LONG) - 300
+    fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=lambda _: "x " * 2000)
+    assert fitted.summary is None
+    assert len(fitted.tokens) <= room
+
+
+def test_the_model_itself_writes_the_summary():
+    engine = tiny_engine(context=1024)
+    room = size(LONG) - 250
+    summarise = summariser(engine, most=20)
+    fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=summarise)
+    assert fitted.summary == summarise(LONG[1 : 1 + fitted.left_out])
+    assert engine.counts["generated_tokens"] > 0
+
+
+def test_reasoning_is_asked_for_and_separated():
+    plain, opening = ask_to_reason(LONG[-1:], "off")
+    assert (plain, opening) == (LONG[-1:], "")
+    asked, opening = ask_to_reason(LONG, "ask")
+    assert "<think>" in asked[0]["content"]
+    assert asked[1:] == LONG[1:]
+    assert opening == ""
+    assert ask_to_reason(LONG[-1:], "open")[1] == "<think>\n"
+    assert LONG[0]["content"] == "be brief"
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "thoughts", "answer"),
+    [
+        ("<think>\n2+2\n</think>\n\n4", False, "2+2", "4"),
+        ("2+2\n</think>\n4", True, "2+2", "4"),
+        ("2+2\n</think>\n4", False, "2+2", "4"),
+        ("just 4", False, None, "just 4"),
+        ("never ends", True, "never ends", ""),
+        ("<think>never ends", False, "never ends", ""),
+        ("<think>a</think>", False, "a", ""),
+    ],
+)
+def test_thoughts_and_answer(text, opened, thoughts, answer):
+    reasoned = split_reasoning(text, opened=opened)
+    assert (reasoned.thoughts, reasoned.answer) == (thoughts, answer)
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 100])
+def test_thoughts_and_answer_while_they_arrive(step):
+    text = "<think>is 2 < 3? yes</think>2 < 3 <thin"
+    stream, kinds = ReasoningStream(), {"thoughts": "", "answer": ""}
+    for start in range(0, len(text), step):
+        for kind, piece in stream.feed(text[start : start + step], last=start + step >= len(text)):
+            kinds[kind] += piece
+    assert kinds == {"thoughts": "is 2 < 3? yes", "answer": "2 < 3 <thin"}
+
+
+def test_examples_come_before_the_question():
+    messages = few_shot([("1+1", "2"), ("2+2", "4")], "3+3", system="add")
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert messages[-1]["content"] == "3+3"
+    text = few_shot_text([("1+1", "2")], "3+3")
+    assert text == "Question: 1+1\nAnswer: 2\n\nQuestion: 3+3\nAnswer:"

@@ -1,0 +1,159 @@
+"""The plan computes what the modules compute, for every family it covers."""
+
+import pytest
+import torch
+
+from trivium.generate.attending import Piece, PromptContext, StepContext
+from trivium.generate.cache import Cache, Shape
+from trivium.generate.plan import Plan, covers
+from trivium.generate.rows import Row
+from trivium.model.attention import Documents
+from trivium.model.config import ExpertsConfig, ModelConfig
+from trivium.model.transformer import Transformer
+
+SIZE = {"vocabulary": 61, "width": 32, "layers": 3, "heads": 4, "inner_width": 48, "context": 128}
+KINDS = {
+    "plain": {"key_value_heads": 4},
+    "grouped": {"key_value_heads": 2, "head_width": 16},
+    "biased": {
+        "key_value_heads": 2,
+        "query_key_value_bias": True,
+        "attention_output_bias": True,
+        "inner_bias": True,
+    },
+    "head-norm": {"key_value_heads": 2, "query_key_norm": "head", "tied": True},
+    "full-norm-after": {"query_key_norm": "full", "norm_before": False, "norm_after": True},
+    "gpt2": {
+        "norm": "layer",
+        "positions": "learned",
+        "gated": False,
+        "activation": "gelu_tanh",
+        "query_key_value_bias": True,
+        "attention_output_bias": True,
+        "inner_bias": True,
+        "tied": True,
+    },
+    "gemma": {
+        "norm_plus_one": True,
+        "norm_after": True,
+        "activation": "gelu_tanh",
+        "attention_soft_cap": 3.0,
+        "final_soft_cap": 4.0,
+        "embedding_scale": 32**0.5,
+        "windows": (7, None, 7),
+        "local_rope": {"rope_type": "default", "rope_theta": 100.0},
+        "attention_scale": 0.2,
+        "key_value_heads": 2,
+    },
+    "window": {"windows": (5, 5, None)},
+    "no-rope-layer": {"rotates": (True, False, True)},
+    "linear": {"rope": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}},
+    "yarn": {
+        "rope": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 24,
+        }
+    },
+    "dynamic": {"context": 16, "rope": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+}
+
+
+def model_of(seed=0, **changes):
+    torch.manual_seed(seed)
+    model = Transformer(ModelConfig(**{**SIZE, **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def read_and_step(model, forward, texts):
+    """The hidden states of the texts, all but the last token read at once and the last in a step."""
+    config = model.config
+    cache = Cache(Shape.of(config, model.dtype, model.device), rows=8, budget=2**24)
+    rows = [Row(tokens=text, goal=len(text) - 1, reserved=len(text)) for text in texts]
+    grows = model.rotary is not None and model.rotary.grows
+    for row in rows:
+        assert cache.place(row, row.reserved)
+    padded = [-(-row.goal // 16) * 16 for row in rows]
+    pieces = [Piece(row, 0, count) for row, count in zip(rows, padded, strict=True)]
+    tokens = [
+        t for row, count in zip(rows, padded, strict=True) for t in (row.tokens[:-1] + [0] * count)[:count]
+    ]
+    lengths = torch.tensor([row.reserved for row in rows])
+    last_position = config.context - 1 if config.positions == "learned" else 2**62
+    reserved = lengths.repeat_interleave(torch.tensor(padded)) if grows else 0
+    context = PromptContext(pieces, reserved, last_position)
+    hidden = forward(torch.tensor(tokens), context).clone()
+    starts = torch.tensor([0, *padded]).cumsum(0)
+    read = [hidden[start : start + row.goal] for start, row in zip(starts, rows, strict=False)]
+    for row in rows:
+        row.length = row.goal
+        row.pool.promote(row)
+    windows = {config.window(layer) for layer in range(config.layers)}
+    step = StepContext(list(cache.pools.values()), windows, lengths if grows else 0)
+    order = [row for pool in cache.pools.values() for row in pool.tenants]
+    last = forward(torch.tensor([row.tokens[-1] for row in order]), step).clone()
+    found = {id(row): line for row, line in zip(order, last, strict=True)}
+    return [torch.cat([part, found[id(row)][None]]) for part, row in zip(read, rows, strict=True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_plan_and_cache_agree_with_the_whole_text_at_once(kind, count):
+    model = model_of(**KINDS[kind])
+    assert covers(model)
+    texts = [torch.randint(61, (length,)).tolist() for length in (21, 40, 2)[:count]]
+    if kind == "full-norm-after" and count == 3:
+        texts.append(torch.randint(61, (120,)).tolist())
+    plan = Plan(model)
+    planned = read_and_step(model, plan.forward, texts)
+    through_modules = read_and_step(model, model, texts)
+    for text, fast, slow in zip(texts, planned, through_modules, strict=True):
+        expected = model(torch.tensor(text), Documents([len(text)]))
+        assert expected.abs().max() > 0.5
+        torch.testing.assert_close(slow, expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(fast, expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(plan.logits(fast), model.logits(expected), atol=1e-4, rtol=0)
+
+
+def test_what_a_plan_does_not_cover_is_said():
+    assert not covers(model_of().to(torch.bfloat16))
+    assert not covers(model_of(experts=ExpertsConfig(count=4, per_token=2, inner_width=16)))
+    replaced = model_of()
+    replaced.layers[0].mlp.up = torch.nn.Sequential(replaced.layers[0].mlp.up)
+    assert not covers(replaced)
+
+
+@torch.no_grad()
+def test_plan_takes_over_changed_weights():
+    model = model_of()
+    plan = Plan(model)
+    text = [list(range(20))]
+    before = read_and_step(model, plan.forward, text)[0]
+    with torch.no_grad():
+        model.layers[1].mlp.down.weight.mul_(1.5)
+        plan.refresh_if_changed()
+        after = read_and_step(model, plan.forward, text)[0]
+        expected = model(torch.tensor(text[0]), Documents([20]))
+    assert not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(after, expected, atol=2e-5, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["grouped", "full-norm-after", "window", "head-norm", "gpt2"])
+def test_a_rows_numbers_do_not_depend_on_its_neighbours(kind):
+    model = model_of(**KINDS[kind])
+    plan = Plan(model)
+    texts = [torch.randint(61, (length,)).tolist() for length in (33, 5, 100, 64, 17, 90, 2, 50)]
+    together = read_and_step(model, plan.forward, texts)
+    for text, expected in zip(texts, together, strict=True):
+        alone = read_and_step(model, plan.forward, [text])[0]
+        assert torch.equal(alone, expected)
+        assert torch.equal(
+            plan.logits(alone[-1:]),
+            plan.logits(torch.stack([t[-1] for t in together]))[texts.index(text)][None],
+        )

@@ -1,0 +1,145 @@
+"""Text out of the engine: streaming, stop texts, grammars, alternatives."""
+
+import json
+import re
+
+import pytest
+from generating import prompt, tiny_engine, tokenizer
+
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling
+from trivium.generate.streaming import TextStream
+from trivium.kit.errors import TriviumError
+
+SAMPLE = "Zoë saw 3 doves 🕊️ over the town; its bell rings — “twelve” — ünder 東京."
+
+
+def stream_of(text, stops=()):
+    stream = TextStream(tokenizer(), stops)
+    pieces = []
+    for token in tokenizer().encode(text):
+        pieces.append(stream.push(token))
+        if stream.stopped:
+            break
+    pieces.append(stream.finish())
+    return pieces, stream
+
+
+def test_streamed_pieces_are_whole_letters_and_add_up():
+    pieces, stream = stream_of(SAMPLE)
+    assert "".join(pieces) == stream.text == SAMPLE
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len([piece for piece in pieces if piece]) > 10
+
+
+def test_bytes_that_are_no_letter_come_out_in_the_end():
+    stream = TextStream(tokenizer(), ())
+    first = tokenizer().encode("é")[0]
+    assert len(tokenizer().encode("é")) == 2
+    assert [stream.push(first), stream.finish()] == ["", "\ufffd"]
+
+
+@pytest.mark.parametrize("stop", ["doves", "ves 🕊️ ov", "; its bell", "3 d", "東"])
+def test_a_stop_text_across_token_borders_ends_the_text_before_it(stop):
+    pieces, stream = stream_of(SAMPLE, ("never there", stop))
+    assert stream.stopped
+    assert "".join(pieces) == stream.text == SAMPLE[: SAMPLE.index(stop)]
+
+
+def test_what_only_looked_like_a_stop_text_is_given_back():
+    pieces, stream = stream_of(SAMPLE, ("rings — “thirteen”", "doves!", "東京都"))
+    assert not stream.stopped
+    assert "".join(pieces) == SAMPLE
+
+
+def test_stop_texts_end_a_completion_wherever_they_fall():
+    engine = tiny_engine()
+    settings = Sampling(seed=3, max_new_tokens=60, stop_ids=())
+    (free,) = engine.generate([Request(prompt(8), settings)])[0]
+    assert free.finish_reason == "length"
+    decoded = tokenizer().decode(free.tokens)
+    assert free.text == decoded
+    for start in (5, 17, 30):
+        stop = decoded[start : start + 3]
+        if "\ufffd" in stop:
+            continue
+        settings = Sampling(seed=3, max_new_tokens=60, stop_ids=(), stop=(stop, "zzzzzz"))
+        (stopped,) = engine.generate([Request(prompt(8), settings)])[0]
+        assert stopped.finish_reason == "stop"
+        assert stopped.text == decoded[: decoded.index(stop)]
+        assert stopped.tokens == free.tokens[: len(stopped.tokens)]
+
+
+def test_a_stop_token_ends_the_completion_and_is_not_in_its_text():
+    engine = tiny_engine()
+    (free,) = engine.generate([Request(prompt(8), Sampling(seed=3, max_new_tokens=40, stop_ids=()))])[0]
+    stop = free.tokens[15]
+    first = free.tokens.index(stop)
+    settings = Sampling(seed=3, max_new_tokens=40, stop_ids=(stop, 9999))
+    (stopped,) = engine.generate([Request(prompt(8), settings)])[0]
+    assert stopped.tokens == free.tokens[: first + 1]
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == tokenizer().decode(free.tokens[:first])
+    later = Sampling(seed=3, max_new_tokens=40, min_new_tokens=first + 5, stop_ids=(stop,))
+    (held,) = engine.generate([Request(prompt(8), later)])[0]
+    assert len(held.tokens) >= first + 5
+    assert stop not in held.tokens[: first + 4]
+
+
+def test_listeners_hear_every_token_and_the_end():
+    engine = tiny_engine()
+    events = []
+    settings = Sampling(seed=3, max_new_tokens=20, logprobs=True, top_logprobs=3, stop_ids=())
+    running = engine.submit(Request(prompt(8), settings, n=2), events.append)
+    while engine.step():
+        pass
+    for sample, completion in enumerate(running.completions):
+        mine = [event for event in events if event.sample == sample]
+        assert [event.token for event in mine[:-1]] == completion.tokens
+        assert "".join(event.text for event in mine) == completion.text
+        assert [event.logprob for event in mine[:-1]] == pytest.approx(completion.logprobs)
+        assert mine[-1].completion == completion
+        for event, favourites in zip(mine[:-1], completion.top_logprobs, strict=True):
+            assert event.alternatives == favourites
+            assert event.token in favourites
+            assert len(favourites) in (3, 4)
+            assert max(favourites.values()) == list(favourites.values())[0]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "maximum": 99, "minimum": 0},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def test_a_random_model_obeys_a_schema_and_a_regular_expression():
+    pytest.importorskip("llguidance")
+    engine = tiny_engine(scale=0.05)
+    requests = [Request(prompt(5, seed=i), Sampling(seed=i, json_schema=SCHEMA)) for i in range(3)]
+    pattern = r"[a-c]{3}-[0-9]{2}"
+    requests += [Request(prompt(5, seed=i), Sampling(seed=i, regex=pattern), n=2) for i in range(2)]
+    requests.append(Request(prompt(5), Sampling(seed=1, max_new_tokens=30)))
+    answers = engine.generate(requests)
+    for (one,) in answers[:3]:
+        value = json.loads(one.text)
+        assert set(value) == {"name", "age"}
+        assert 0 <= value["age"] <= 99
+        assert one.finish_reason == "stop"
+    for one in [*answers[3], *answers[4]]:
+        assert re.fullmatch(pattern, one.text)
+        assert one.finish_reason == "stop"
+    assert answers[5] == tiny_engine(scale=0.05).generate(requests[5:])[0]
+
+
+@pytest.mark.parametrize("wrong", [{"regex": "(["}, {"json_schema": {"type": "no such type"}}])
+def test_a_grammar_that_cannot_be_is_refused_in_a_sentence(wrong):
+    pytest.importorskip("llguidance")
+    engine = tiny_engine()
+    with pytest.raises(TriviumError, match=next(iter(wrong))):
+        engine.submit(Request([1], Sampling(**wrong)))
+    assert not engine.busy
