@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def start() -> World:
             if torch.cuda.is_available():
                 torch.cuda.set_device(here.local_rank)
             # Both, because what the trainer sums lies on the GPU and what the pipeline tells lies in memory.
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            # Long, because all wait while the first one tokenises; torchrun ends them if one dies.
+            distributed.init_process_group(backend, timeout=timedelta(days=2))
     return here
 
 

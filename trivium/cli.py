@@ -1,0 +1,182 @@
+"""The verbs; each parses its words and makes one call below."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from trivium import __version__
+from trivium.kit.errors import TriviumError
+
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_recipe = click.argument("recipe")
+_runs = click.option("--runs", default="runs", show_default=True, help="Where results lie.")
+_set = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: base.tokens=2M."
+)
+_only = click.option("--only", multiple=True, metavar="STAGE", help="This stage and what it stands on.")
+
+
+@click.group(context_settings=_HELP)
+@click.version_option(__version__, prog_name="trivium")
+def cli() -> None:
+    """A language model's whole education: pre-training, mid-training, post-training, and what each did.
+
+    RECIPE is a YAML file or the name of one that ships, such as `laptop`.
+    """
+
+
+@cli.command()
+@_recipe
+@_runs
+@_only
+@_set
+@click.option("--wait/--no-wait", default=True, help="Wait for another process that makes the same stage.")
+def run(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...], wait: bool) -> None:
+    """Run a recipe: reuse what is done, resume what was cut off, run the rest."""
+    from trivium.pipeline.run import run, table
+
+    going = run(recipe, runs, overrides, only, wait)
+    if going.became:
+        _print_table(table(going))
+
+
+@cli.command()
+@_recipe
+@_runs
+@_only
+@_set
+def plan(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Say what a run would do and roughly what it would cost."""
+    from trivium.pipeline.plan import plan
+
+    _print_table(plan(recipe, runs, overrides, only))
+
+
+@cli.command()
+@click.argument("recipe", required=False)
+@_runs
+def status(recipe: str | None, runs: str) -> None:
+    """Show how far every stage is."""
+    from trivium.pipeline.status import rows
+
+    _print_table(rows(runs, recipe))
+
+
+@cli.command()
+@click.argument("stage")
+@_runs
+@click.option("--step", type=int, help="Name the documents this optimiser step learnt from.")
+def show(stage: str, runs: str, step: int | None) -> None:
+    """Show a stage's settings, summary and changes; STAGE is `base`, `laptop/base` or a folder."""
+    from trivium.pipeline import show
+
+    entry = show.find(runs, stage)
+    click.echo(show.text(entry) if step is None else "\n".join(show.documents(entry, step)))
+
+
+@cli.command()
+@_runs
+@click.option("--yes", is_flag=True, help="Remove; without it, only say what would be removed.")
+def gc(runs: str, yes: bool) -> None:
+    """Remove results that no recipe reaches any more."""
+    from trivium.pipeline.store import Store, size
+
+    store = Store(Path(runs))
+    gone = store.unreached()
+    for entry in gone:
+        click.echo(
+            f"{'removed' if yes else 'would remove'} {entry.folder} ({size(entry.folder) / 2**20:.1f} MiB)"
+        )
+        if yes:
+            store.remove(entry)
+    if not gone:
+        click.echo("Every result is reached by a recipe; there is nothing to remove.")
+    elif not yes:
+        click.echo("Nothing was removed; say `trivium gc --yes` to do it.")
+
+
+@cli.command()
+@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
+def schema(to: Path | None) -> None:
+    """Write the JSON schema of recipes, from which editors complete and check."""
+    import json
+
+    from trivium.recipe.schema import json_schema
+
+    _write(json.dumps(json_schema(), indent=2) + "\n", to)
+
+
+@cli.command()
+@click.argument("path", default="recipe.yaml", type=click.Path(dir_okay=False, path_type=Path))
+def init(path: Path) -> None:
+    """Write a starter recipe to PATH."""
+    if path.exists():
+        raise TriviumError(f"{path} is there already; name another file.")
+    starter = Path(__file__).parent / "recipe" / "starter.yaml"
+    _write(starter.read_text(encoding="utf-8"), path)
+    click.echo(f"Put texts into {path.parent / 'texts'}, then: trivium plan {path}; trivium run {path}")
+
+
+@cli.command()
+@_recipe
+@_runs
+@click.option("--on", "target", required=True, type=click.Choice(["torchrun", "slurm", "sky"]), help="Where.")
+@click.option("--nodes", default=1, show_default=True, help="Machines.")
+@click.option("--processes", default=8, show_default=True, help="Processes (GPUs) on each machine.")
+@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
+def launch(recipe: str, runs: str, target: str, nodes: int, processes: int, to: Path | None) -> None:
+    """Write the script that runs a recipe on other machines; submitting it is up to you."""
+    from trivium.pipeline.launch import script
+
+    _write(script(recipe, target, runs, nodes, processes), to)
+
+
+@cli.command()
+@_runs
+def doctor(runs: str) -> None:
+    """Measure this machine and say what of it will be used."""
+    from trivium.pipeline.doctor import rows
+
+    for name, value in rows(runs):
+        click.echo(f"{name:<18}{value}")
+
+
+def _write(text: str, path: Path | None) -> None:
+    from trivium.kit.files import write_text
+
+    if path is None:
+        click.echo(text, nl=False)
+    else:
+        write_text(path, text)
+        click.echo(f"Wrote {path}.")
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as what is in them; the first row is the heading."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    for number, row in enumerate(rows):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `trivium`: what a person can mend ends in one sentence and exit status 2."""
+    try:
+        cli.main(arguments, prog_name="trivium", standalone_mode=False)
+    except TriviumError as error:
+        click.echo(f"trivium: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("trivium: stopped; the same command goes on from here.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What this machine can do, measured, and what a run would use of it."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from trivium import __version__
+from trivium.kit import machine
+from trivium.kit.numbers import short
+
+_EXTRAS = {
+    "serve": "fastapi",
+    "hub": "datasets",
+    "eval": "lm_eval",
+    "report": "matplotlib",
+    "math": "math_verify",
+    "quant": "torchao",
+    "structured": "llguidance",
+}
+
+
+def rows(runs: str | Path) -> list[list[str]]:
+    """A table of what is here."""
+    here = machine.describe()
+    place = Path(runs).absolute()
+    while not place.exists():
+        place = place.parent
+    there = [name for name, module in _EXTRAS.items() if find_spec(module)]
+    absent = [name for name in _EXTRAS if name not in there]
+    table = [
+        ["trivium", f"{__version__} with torch {here.torch}, Python {here.python}"],
+        ["system", here.system],
+        ["processor", f"{here.cores} cores ({here.threads} threads used), {here.cpu}"],
+        ["memory", f"{here.memory / 2**30:.1f} GiB"],
+        ["computes on", f"{here.device} ({here.device_name}), in {here.dtype}"],
+        ["matrix peak", f"{short(machine.matmul_peak())}FLOP/s"],
+        ["memory bandwidth", f"{short(machine.memory_bandwidth())}B/s"],
+        ["disk", f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free under {place}"],
+        ["extras", ", ".join(there) or "none"],
+    ]
+    if absent:
+        table.append(["not installed", f"{', '.join(absent)} (pip install 'trivium[{','.join(absent)}]')"])
+    return table

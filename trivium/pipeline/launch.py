@@ -1,0 +1,56 @@
+"""Scripts that start a run elsewhere; they are written, read by a person, and submitted by that person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trivium.recipe.schema import load
+
+_TORCHRUN = """\
+#!/usr/bin/env bash
+# {name}: {processes} processes on this machine. Run it again to resume.
+set -euo pipefail
+torchrun --standalone --nproc-per-node={processes} -m trivium.cli {command}
+"""
+
+_SLURM = """\
+#!/usr/bin/env bash
+#SBATCH --job-name=trivium-{name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={processes}
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --output=%x-%j.log
+# Two minutes before the time is up, SLURM sends TERM: the run saves, and the requeued job goes on from there.
+set -euo pipefail
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun torchrun --nnodes={nodes} --nproc-per-node={processes} --rdzv-backend=c10d \\
+    --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" -m trivium.cli {command}
+"""
+
+_SKY = """\
+# sky launch -c trivium-{name} FILE; use `sky jobs launch` for spot machines: the run resumes by itself.
+name: trivium-{name}
+num_nodes: {nodes}
+resources:
+  accelerators: H100:{processes}
+  disk_size: 500
+workdir: .
+setup: |
+  pip install -e .
+run: |
+  head=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)
+  torchrun --nnodes={nodes} --nproc-per-node={processes} --node-rank="$SKYPILOT_NODE_RANK" \\
+      --master-addr="$head" --master-port=29500 -m trivium.cli {command}
+"""
+
+TARGETS = {"torchrun": _TORCHRUN, "slurm": _SLURM, "sky": _SKY}
+
+
+def script(recipe: str, target: str, runs: str | Path, nodes: int, processes: int) -> str:
+    """The script that runs a recipe on a target, with that many machines and processes on each."""
+    name = load(recipe).name
+    command = f"run {recipe} --runs {runs}"
+    return TARGETS[target].format(name=name, nodes=nodes, processes=processes, command=command)

@@ -1,0 +1,183 @@
+"""Walk the graph: reuse what is done, resume what was cut off, run the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trivium import __version__
+from trivium.kit import processes
+from trivium.kit.machine import describe
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.numbers import short
+from trivium.kit.progress import Progress, duration
+from trivium.pipeline.checkpoints import product
+from trivium.pipeline.lock import locked
+from trivium.pipeline.store import Entry, Store, now
+from trivium.recipe import graph
+from trivium.recipe.graph import Node
+from trivium.recipe.outside import Checksums, locate
+from trivium.recipe.schema import Recipe, load
+from trivium.stages.stage import Work
+
+
+@dataclass
+class Run:
+    """A recipe's run: what became of each stage, and where it lies."""
+
+    recipe: Recipe
+    nodes: Mapping[str, Node]
+    store: Store
+    became: dict[str, str] = field(default_factory=dict)
+
+    def entry(self, stage: str) -> Entry:
+        """The store entry of a stage."""
+        return self.store.entry(self.nodes[stage])
+
+
+def prepare(recipe: str | Path, runs: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Run:
+    """Read and check a recipe and say what each stage's result is called; nothing runs."""
+    valid = load(recipe, overrides)
+    store = Store(Path(runs))
+    checksums = Checksums(store.folder / "checksums.json")
+    return Run(valid, graph.build(valid, checksums), store)
+
+
+def run(
+    recipe: str | Path,
+    runs: str | Path = "runs",
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    only: Iterable[str] = (),
+    wait: bool = True,
+) -> Run:
+    """Bring a recipe's stages to completion, each after what it stands on."""
+    world = processes.start()
+    going = prepare(recipe, runs, overrides)
+    chosen = graph.needed(going.nodes, only)
+    for name in chosen:
+        if world.leads:
+            going.became[name] = _lead(going, name, wait)
+        else:
+            _follow(going, name)
+    return going
+
+
+def _lead(going: Run, name: str, wait: bool) -> str:
+    """Reuse or make one stage; the processes that follow are told what to do about it."""
+    node, entry = going.nodes[name], going.store.entry(going.nodes[name])
+    with Progress(name) as progress:
+        became = "reused"
+        if entry.state != "done":
+            with locked(entry.folder, progress.say, wait):
+                # Another process may have finished it while this one waited.
+                if entry.state != "done":
+                    became = _make(going, node, entry, progress)
+        going.store.link(going.recipe.name, name, entry)
+        if became == "reused":
+            progress.say(f"{name}: done before, reused")
+        if became == "reused" or not node.stage.parallel:
+            processes.broadcast("done")
+    return became
+
+
+def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
+    """Make one stage's result in its folder of the store, which this process holds the lock of."""
+    before = entry.record
+    record = _record(going, node)
+    record["started"] = before.get("started", record["started"])
+    record["seconds"] = before.get("seconds", 0.0)
+    entry.note(record)
+    going.store.link(going.recipe.name, node.name, entry)
+    progress.say(f"{node.name}: {'going on where it was cut off' if before else node.stage.kind}")
+    work = _work(going, node, entry, progress, resume=bool(before))
+    if node.stage.parallel:
+        processes.broadcast("work")
+    start = time.monotonic()
+    try:
+        record["summary"] = node.stage.run(work)
+    finally:
+        record["seconds"] = round(record["seconds"] + time.monotonic() - start, 3)
+        entry.note(record)
+    entry.complete()
+    if node.stage.parallel:
+        processes.barrier()
+    return "resumed" if before else "ran"
+
+
+def _follow(going: Run, name: str) -> None:
+    """Work along with the first process, or wait until it is done; where it fails, torchrun ends us all."""
+    node = going.nodes[name]
+    if processes.broadcast(None) == "work":
+        node.stage.run(_work(going, node, going.store.entry(node), Progress(name), resume=True))
+        processes.barrier()
+
+
+def _work(going: Run, node: Node, entry: Entry, progress: Progress, resume: bool) -> Work:
+    inputs = {name: path for name, path, _ in _inputs(going, node, verify=True)}
+    assert node.stage.seed is not None
+    log = MetricsLog(entry.folder / "metrics.jsonl")
+    return Work(node.name, entry.folder, inputs, node.stage.seed, log, progress, going.recipe.base, resume)
+
+
+def _inputs(going: Run, node: Node, verify: bool = False) -> Iterator[tuple[str, Path, str]]:
+    """Each thing a stage names: as written, where it lies, and how `stage.yaml` records it."""
+    for written, parent in node.parents.items():
+        entry = going.entry(parent.stage)
+        if verify:
+            entry.verify()
+        recorded = entry.folder.name
+        if parent.checkpoint is not None:
+            recorded += f"@{parent.checkpoint[0]}={parent.checkpoint[1]}"
+        yield written, product(going.store, recorded), recorded
+    for written in node.outside:
+        place = locate(written, going.recipe.base) or Path(written)
+        yield written, place, str(place)
+
+
+def _record(going: Run, node: Node) -> dict[str, Any]:
+    """What `stage.yaml` keeps: enough to make the result again and to doubt it."""
+    inputs = list(_inputs(going, node))
+    return {
+        "stage": node.name,
+        "kind": node.stage.kind,
+        "recipe": going.recipe.name,
+        "fingerprint": node.fingerprint,
+        "produces": node.stage.produces,
+        "seed": node.stage.seed,
+        "settings": node.stage.settings(),
+        "parents": {name: recorded for name, _, recorded in inputs if name in node.parents},
+        "outside": {name: recorded for name, _, recorded in inputs if name in node.outside},
+        "data": dict(node.outside),
+        "versions": {"trivium": __version__, "stage": node.stage.version},
+        "machine": asdict(describe()),
+        "processes": processes.world().size,
+        "started": now(),
+    }
+
+
+def table(going: Run) -> list[list[str]]:
+    """The rows of the table that closes a run: what became of each stage, in numbers."""
+    rows = [["stage", "", "tokens", "loss", "time", "where"]]
+    for name, became in going.became.items():
+        rows.append(
+            [name, became, *facts(going.entry(name)), str(going.store.runs / going.recipe.name / name)]
+        )
+    return rows
+
+
+def facts(entry: Entry) -> list[str]:
+    """Tokens, loss and wall time of a stage as far as it has come."""
+    record = entry.record
+    summary = record.get("summary") or {}
+    last: dict[str, Any] = next((row for row in reversed(entry.metrics) if "tokens" in row), {})
+    tokens = summary.get("tokens", last.get("tokens"))
+    loss = summary.get("loss", last.get("loss"))
+    seconds = record.get("seconds")
+    return [
+        short(tokens) if tokens is not None else "",
+        f"{loss:.3f}" if isinstance(loss, float) else "",
+        duration(seconds) if seconds else "",
+    ]

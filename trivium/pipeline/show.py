@@ -1,0 +1,60 @@
+"""Everything kept about one stage, and which documents a step learnt from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.progress import Progress
+from trivium.pipeline.checkpoints import product
+from trivium.pipeline.store import Entry, Store
+from trivium.recipe.read import nearest
+from trivium.stages import kinds
+from trivium.stages.stage import Work
+
+
+def find(runs: str | Path, name: str) -> Entry:
+    """The entry of `base`, `laptop/base` or a folder; the latest where several recipes have that stage."""
+    if (Path(name) / "stage.yaml").is_file():
+        return Entry(Path(name).resolve())
+    recipe, _, stage = name.rpartition("/")
+    found = [
+        entry
+        for ran, entries in Store(Path(runs)).recipes().items()
+        for linked, entry in entries.items()
+        if linked == stage and recipe in ("", ran)
+    ]
+    if not found:
+        known = {linked for entries in Store(Path(runs)).recipes().values() for linked in entries}
+        raise TriviumError(f"No stage `{name}` has run under {runs}{nearest(stage, known) or '.'}")
+    return max(found, key=lambda entry: (entry.folder / "stage.yaml").stat().st_mtime)
+
+
+def text(entry: Entry) -> str:
+    """What `stage.yaml` keeps, and what the stage changed on taking over from its parent."""
+    parts = [f"# {entry.folder} ({entry.state})", yaml.safe_dump(entry.record, sort_keys=False).rstrip()]
+    changes = [row for row in entry.metrics if "change" in row]
+    if changes:
+        parts.append("changes:")
+        parts += [f"  {row['change']}: {row['before']} -> {row['after']}" for row in changes]
+    return "\n".join(parts)
+
+
+def documents(entry: Entry, step: int) -> list[str]:
+    """The ids of the documents in the batch of an optimiser step."""
+    record = entry.record
+    stage = kinds()[record["kind"]].model_validate(record["settings"])
+    return stage.batch(_work(entry, record), step)
+
+
+def _work(entry: Entry, record: dict[str, Any]) -> Work:
+    """The work as the stage had it, from what was kept."""
+    store = Store(entry.folder.parent.parent)
+    inputs = {name: product(store, parent) for name, parent in record["parents"].items()}
+    inputs |= {name: Path(place) for name, place in record["outside"].items()}
+    log = MetricsLog(entry.folder / "metrics.jsonl")
+    return Work(record["stage"], entry.folder, inputs, record["seed"], log, Progress(), resume=True)

@@ -1,0 +1,89 @@
+"""How far every stage is, as a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trivium.kit.errors import TriviumError
+from trivium.pipeline.run import Run, facts, prepare
+from trivium.pipeline.store import Entry, Store
+from trivium.recipe.read import nearest
+
+HEADER = ["stage", "state", "tokens", "loss", "time"]
+
+
+def rows(runs: str | Path, recipe: str | None = None) -> list[list[str]]:
+    """A table of all recipes that ran under `runs`, or of one with the stages still to come."""
+    store = Store(Path(runs))
+    ran = store.recipes()
+    if recipe is not None and recipe in ran and not Path(recipe).is_file():
+        ran = {recipe: ran[recipe]}
+    elif recipe is not None:
+        return [HEADER, *_planned(prepare(recipe, runs))]
+    if not ran:
+        raise TriviumError(
+            f"Nothing has run under {runs} yet{nearest(recipe or '', ran)}; start with `trivium run`."
+        )
+    table = [HEADER]
+    for name, entries in ran.items():
+        table.append([name, "", "", "", ""])
+        table += _tree(
+            {stage: _state(entry) for stage, entry in entries.items()},
+            {stage: _parents_in(entry, entries) for stage, entry in entries.items()},
+        )
+    return table
+
+
+def _planned(run: Run) -> list[list[str]]:
+    """The stages of a recipe as it reads now: done, to be made anew because something changed, or to come."""
+    linked = run.store.recipes().get(run.recipe.name, {})
+    states = {}
+    for name in run.nodes:
+        entry = run.entry(name)
+        state = _state(entry)
+        if state[0] == "absent":
+            state = ["changed" if name in linked else "to come", "", "", ""]
+        states[name] = state
+    parents = {name: [parent.stage for parent in node.parents.values()] for name, node in run.nodes.items()}
+    return [[run.recipe.name, "", "", "", ""], *_tree(states, parents)]
+
+
+def _state(entry: Entry) -> list[str]:
+    return [entry.state, *facts(entry)]
+
+
+def _parents_in(entry: Entry, entries: Mapping[str, Entry]) -> list[str]:
+    names = {other.folder.name: stage for stage, other in entries.items()}
+    parents = [parent.partition("@")[0] for parent in (entry.record.get("parents") or {}).values()]
+    return [names[parent] for parent in parents if parent in names]
+
+
+def _tree(states: Mapping[str, list[str]], parents: Mapping[str, list[str]]) -> list[list[str]]:
+    """Indented rows; a stage with several parents hangs below the deepest of them."""
+    depths: dict[str, int] = {}
+
+    def depth(name: str) -> int:
+        if name not in depths:
+            depths[name] = 1 + max((depth(parent) for parent in parents[name]), default=0)
+        return depths[name]
+
+    children: dict[str, list[str]] = {}
+    roots = []
+    for name in states:
+        above = max(parents[name], key=depth, default=None)
+        if above is None:
+            roots.append(name)
+        else:
+            children.setdefault(above, []).append(name)
+    table: list[list[str]] = []
+
+    def add(name: str, lead: str, last: bool) -> None:
+        table.append([f"{lead}{'└ ' if last else '├ '}{name}", *states[name]])
+        below = children.get(name, [])
+        for child in below:
+            add(child, lead + ("  " if last else "│ "), child == below[-1])
+
+    for root in roots:
+        add(root, "", root == roots[-1])
+    return table

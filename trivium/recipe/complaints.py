@@ -1,0 +1,82 @@
+"""What pydantic complains about, in one sentence: file, line, key, what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from trivium.recipe.read import Written, nearest
+from trivium.stages.stage import Stage
+
+_BRANCHES = {"str", "int", "float", "bool"}
+
+
+def sentence(error: ValidationError, model: type[BaseModel], written: Written) -> str:
+    """The deepest complaint in words; an unknown key goes before a wrong value."""
+    details = max(error.errors(), key=lambda one: (len(one["loc"]), one["type"] == "extra_forbidden"))
+    keys, known = _walk(details["loc"], model)
+    place = written.place(keys)
+    kind, context = details["type"], details.get("ctx") or {}
+    kinds = list(Stage.kinds)
+    if kind == "extra_forbidden":
+        return f"{place} is not a setting{_instead(keys[-1], known)}"
+    if kind == "missing":
+        return f"{place} is missing; write it."
+    if kind == "union_tag_not_found":
+        return f"{place} has no `kind`; write one of {', '.join(kinds)}."
+    if kind == "union_tag_invalid":
+        tag = str(context.get("tag"))
+        return f"{place}: there is no kind of stage `{tag}`{_instead(tag, kinds)}"
+    if kind == "value_error":
+        return f"{place}: {context.get('error', details['msg'])}"
+    value = repr(details["input"])
+    value = value if len(value) <= 60 else f"{value[:57]}..."
+    message = details["msg"].removeprefix("Input ").rstrip(".")
+    return f"{place} cannot be {value}: it {message[:1].lower()}{message[1:]}."
+
+
+def _instead(word: str, known: Iterable[str]) -> str:
+    """What to write instead: the nearest known word, or all of them when none is near."""
+    return nearest(word, known) or f"; known are {', '.join(known)}."
+
+
+def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """The keys a person wrote on the way to an error, and the keys known at its place."""
+    current: list[Any] = [model]
+    keys: list[str] = []
+    known: list[str] = []
+    for part in location:
+        models = [one for one in current if isinstance(one, type) and issubclass(one, BaseModel)]
+        fields = {field.alias or name: field for one in models for name, field in one.model_fields.items()}
+        containers = [one for one in current if get_origin(one) in (dict, list, tuple, Mapping)]
+        branch = [one for one in models if part == one.__name__ or part in _tags(one)]
+        if part in fields:
+            current, known = _options(fields[str(part)].annotation), list(fields)
+        elif branch:
+            # Pydantic put the name of a union's branch here; it is no key that a person wrote.
+            current = branch
+            continue
+        elif part == "[key]" or part in _BRANCHES or "[" in str(part):
+            continue
+        else:
+            current = [option for one in containers for option in _options(get_args(one)[-1])]
+            known = list(fields)
+        keys.append(str(part))
+    return keys, known
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation) if issubclass(model, Stage) else ()
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The plain types an annotation allows."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _options(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [option for argument in get_args(annotation) for option in _options(argument)]
+    return [annotation]

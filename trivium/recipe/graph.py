@@ -1,0 +1,162 @@
+"""The graph of a recipe: who needs whom, checked before anything runs, and the fingerprint of every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.fingerprint import fingerprint
+from trivium.kit.numbers import number
+from trivium.recipe.outside import Checksums, content_fingerprint, is_elsewhere, locate
+from trivium.recipe.read import nearest
+from trivium.recipe.schema import Recipe
+from trivium.stages.stage import Reference, Stage
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A stage this one needs, or one kept checkpoint of it: `base@tokens=2M`."""
+
+    stage: str
+    checkpoint: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage with everything that decides its result."""
+
+    name: str
+    stage: Stage
+    parents: Mapping[str, Parent]
+    outside: Mapping[str, str]
+    fingerprint: str
+
+    @property
+    def entry(self) -> str:
+        """The name of its folder in the store."""
+        return f"{self.name}-{self.fingerprint}"
+
+
+def build(recipe: Recipe, checksums: Checksums | None = None) -> dict[str, Node]:
+    """All stages, each after what it needs, with their fingerprints."""
+    checksums = checksums or Checksums()
+    parents = {name: _parents(recipe, name, stage) for name, stage in recipe.stages.items()}
+    nodes: dict[str, Node] = {}
+    for name in _order(recipe, parents):
+        stage = recipe.stages[name]
+        outside = {
+            reference.name: content_fingerprint(reference.name, recipe.base, checksums)
+            for reference in stage.references()
+            if reference.name not in parents[name]
+        }
+        made_of = {written: _identity(parent, nodes) for written, parent in parents[name].items()} | outside
+        identity = fingerprint(
+            {
+                "kind": stage.kind,
+                "version": stage.version,
+                "settings": _renamed(stage.counted(), made_of),
+                "inputs": sorted(made_of.values()),
+            }
+        )
+        nodes[name] = Node(name, stage, parents[name], outside, identity)
+    checksums.keep()
+    return nodes
+
+
+def needed(nodes: Mapping[str, Node], only: Iterable[str]) -> list[str]:
+    """The stages asked for and everything they stand on, in order; all of them when none is asked for."""
+    wanted: set[str] = set()
+    waiting = list(only)
+    for name in waiting:
+        if name not in nodes:
+            raise TriviumError(
+                f"The recipe has no stage `{name}`{nearest(name, nodes) or f'; it has {_listed(nodes)}.'}"
+            )
+    if not waiting:
+        return list(nodes)
+    while waiting:
+        name = waiting.pop()
+        wanted.add(name)
+        waiting += [parent.stage for parent in nodes[name].parents.values()]
+    return [name for name in nodes if name in wanted]
+
+
+def _parents(recipe: Recipe, name: str, stage: Stage) -> dict[str, Parent]:
+    """The stages among a stage's references, each checked for being what is needed."""
+    found = {}
+    for reference in stage.references():
+        place = recipe.written.place(["stages", name, *reference.setting.split(".")])
+        written, at, checkpoint = reference.name.partition("@")
+        if written in recipe.stages:
+            produces = recipe.stages[written].produces
+            if produces not in reference.needs:
+                raise TriviumError(
+                    f"{place} needs {_needs(reference)}, but `{written}` is a {recipe.stages[written].kind}"
+                    f" stage and makes {_ARTICLES[produces]}."
+                )
+            found[reference.name] = Parent(written, _checkpoint(checkpoint, place) if at else None)
+        elif locate(reference.name, recipe.base) is None and not is_elsewhere(reference.name):
+            hint = nearest(written, recipe.stages) or f"; its stages are {_listed(recipe.stages)}."
+            raise TriviumError(
+                f"{place}: `{reference.name}` is neither a stage of this recipe nor a path that exists{hint}"
+            )
+    return found
+
+
+def _checkpoint(text: str, place: str) -> tuple[str, int]:
+    unit, _, amount = text.partition("=")
+    count = number(amount)
+    if unit not in ("tokens", "step") or not isinstance(count, int):
+        raise TriviumError(f"{place}: `@{text}` names no checkpoint; write @tokens=2M or @step=1200.")
+    return unit, count
+
+
+def _order(recipe: Recipe, parents: Mapping[str, Mapping[str, Parent]]) -> list[str]:
+    sorter = TopologicalSorter(
+        {name: [parent.stage for parent in of.values()] for name, of in parents.items()}
+    )
+    try:
+        return list(sorter.static_order())
+    except CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise TriviumError(
+            f"{recipe.written.path.name}: the stages need each other in a circle ({circle});"
+            " change one `from`."
+        ) from None
+
+
+def _identity(parent: Parent, nodes: Mapping[str, Node]) -> str:
+    identity = nodes[parent.stage].fingerprint
+    return (
+        identity if parent.checkpoint is None else f"{identity}@{parent.checkpoint[0]}={parent.checkpoint[1]}"
+    )
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The settings with what they name replaced by its fingerprint, so that names and places do not count."""
+    if isinstance(value, dict):
+        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, names) for inner in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+_ARTICLES = {
+    "model": "a model",
+    "tokenizer": "a tokenizer",
+    "shards": "a tokenised corpus",
+    "data": "documents",
+    "report": "a report",
+    "source": "data",
+}
+
+
+def _needs(reference: Reference) -> str:
+    return " or ".join(_ARTICLES[need] for need in reference.needs if need != "source") or "data"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

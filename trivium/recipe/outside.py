@@ -1,0 +1,86 @@
+"""What a recipe uses but does not make (folders, models on the hub, data) and its fingerprints."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import checksum, read_json, write_json
+from trivium.kit.fingerprint import fingerprint
+
+_SCHEMES = ("world:", "hub:", "hf:", "https:")
+
+
+class Checksums:
+    """Checksums of outside files, remembered by size and time of change so that a plan stays quick."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known: dict[str, Any] = read_json(path) if path and path.is_file() else {}
+        self._changed = False
+
+    def of(self, file: Path) -> str:
+        """The checksum of a file, read only if the file changed since the last time."""
+        facts = file.stat()
+        key = [facts.st_size, facts.st_mtime_ns]
+        known = self._known.get(str(file))
+        if known is None or known[:2] != key:
+            known = [*key, checksum(file)]
+            self._known[str(file)] = known
+            self._changed = True
+        return known[2]
+
+    def keep(self) -> None:
+        """Remember for the next process."""
+        if self._path and self._changed:
+            write_json(self._path, self._known)
+
+
+def locate(name: str, base: Path) -> Path | None:
+    """The existing file, folder or pattern a name means, seen from the recipe's folder."""
+    if name.startswith(_SCHEMES):
+        return None
+    path = base / Path(name).expanduser()
+    if path.exists() or glob.glob(str(path), recursive=True):
+        return path
+    return None
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a name can only be resolved when the stage runs: `world:`, `hub:`, or owner/name on the hub."""
+    if name.startswith(_SCHEMES):
+        return True
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def content_fingerprint(name: str, base: Path, checksums: Checksums) -> str:
+    """Changes when the content behind a name changes; for what lies elsewhere, when the name does."""
+    path = locate(name, base)
+    if path is None:
+        return fingerprint(["elsewhere", name, _generator(name)])
+    files = [path] if path.is_file() else sorted(_files(path))
+    if not files:
+        raise TriviumError(f"{path} is empty; put the data there or name another place.")
+    root = path if path.is_dir() else path.parent
+    return fingerprint([[_relative(file, root), checksums.of(file)] for file in files])
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [one for one in path.rglob("*") if one.is_file() and not one.name.startswith(".")]
+    return [Path(one) for one in glob.glob(str(path), recursive=True) if Path(one).is_file()]
+
+
+def _relative(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+
+
+def _generator(name: str) -> list[str]:
+    """The generator behind `world:`, whose documents may change with any of its files."""
+    if not name.startswith("world:"):
+        return []
+    from trivium import world
+
+    return [checksum(file) for file in sorted(Path(world.__path__[0]).rglob("*.py"))]

@@ -1,0 +1,199 @@
+"""From a name or a path to the plain content of a recipe: library, `extends`, overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trivium.kit.errors import TriviumError
+
+LIBRARY = Path(__file__).parent / "library"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A recipe as written, overrides applied, and where it came from."""
+
+    path: Path
+    content: dict[str, Any]
+    lines: dict[tuple[str, ...], int]
+
+    def place(self, keys: Iterable[str]) -> str:
+        """`file.yaml:12: stages.base.context`, with the line if this file has the key."""
+        keys = tuple(keys)
+        line = self.lines.get(keys)
+        return f"{self.path.name}{f':{line}' if line else ''}: {'.'.join(keys)}"
+
+
+def read(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Written:
+    """The recipe of that name (library) or path, with what it extends and the given `a.b=c` applied."""
+    path = find(name)
+    content, lines = _load(path)
+    content = _extended(content, path, seen=[path])
+    content.setdefault("name", path.stem)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides)
+    for key, value in pairs:
+        _override(content, key, _parse(value, key) if isinstance(value, str) else value)
+    return Written(path, content, lines)
+
+
+def find(name: str | Path) -> Path:
+    """The file of a recipe: a path, or a name in the library such as `laptop` or `experiments/replay`."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    shipped = LIBRARY / f"{name}.yaml"
+    if shipped.is_file() and LIBRARY in shipped.resolve().parents:
+        return shipped
+    known = library()
+    raise TriviumError(
+        f"There is no recipe `{name}`: no such file, and not one of the library's{nearest(str(name), known)}"
+        f" (it has {', '.join(known)})."
+    )
+
+
+def library() -> list[str]:
+    """The names of the recipes that ship."""
+    return sorted(path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.yaml"))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` when something known is near, else nothing."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _extended(content: dict[str, Any], path: Path, seen: list[Path]) -> dict[str, Any]:
+    """The content laid over what it `extends`: mappings merge, `null` takes a key away, the rest replaces."""
+    parent_name = content.pop("extends", None)
+    if parent_name is None:
+        return content
+    beside = path.parent / str(parent_name)
+    parent_path = beside.resolve() if beside.is_file() else find(str(parent_name))
+    if parent_path in seen:
+        chain = " -> ".join(one.name for one in [*seen, parent_path])
+        raise TriviumError(
+            f"{path}: recipes extend each other in a circle ({chain}); take one `extends` away."
+        )
+    parent = _extended(_load(parent_path)[0], parent_path, [*seen, parent_path])
+    parent.pop("name", None)
+    return _merged(parent, content)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    if "kind" in above and above["kind"] != below.get("kind"):
+        return above
+    result = dict(below)
+    for key, value in above.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise TriviumError(f"--set {text} has no value; write --set stages.base.tokens=2M.")
+    return key, value
+
+
+def _parse(value: str, key: str) -> Any:
+    try:
+        return yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise TriviumError(f"--set {key}={value} is not valid YAML; quote the value.") from None
+
+
+def _override(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set one value deep inside; `base.tokens` is short for `stages.base.tokens`."""
+    keys = key.split(".")
+    stages = content.get("stages") or {}
+    if keys[0] in stages and keys[0] not in content:
+        keys = ["stages", *keys]
+    if keys[0] == "stages" and len(keys) > 1 and keys[1] not in stages:
+        raise TriviumError(
+            f"--set {key}: the recipe has no stage `{keys[1]}`{nearest(keys[1], stages)}"
+            f" (its stages are {', '.join(stages)})."
+        )
+    inside = content
+    for step, part in enumerate(keys[:-1], start=1):
+        deeper = inside.setdefault(part, {})
+        if not isinstance(deeper, dict):
+            raise TriviumError(
+                f"--set {key}: `{'.'.join(keys[:step])}` is {deeper!r}, not a mapping; set it as a whole."
+            )
+        # A copy, so that a mapping shared by a YAML anchor changes here only.
+        inside[part] = inside = dict(deeper)
+    inside[keys[-1]] = value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (`on` is a word, 1e-3 a number), and a key written twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key}` is written twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _resolvers() -> None:
+    import re
+
+    _Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
+    _Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+_resolvers()
+
+
+def _load(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """A YAML file's mapping, and the line of every key in it."""
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        content = loader.construct_document(node) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise TriviumError(f"{path}{line} is not valid YAML: {error.problem}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TriviumError(f"{path} is not valid YAML: {error}.") from None
+    if node is None or not isinstance(content, dict):
+        raise TriviumError(f"{path} is not a recipe: it needs `stages:` with a mapping of names to stages.")
+    lines: dict[tuple[str, ...], int] = {}
+    _note_lines(node, (), lines)
+    return content, lines
+
+
+def _note_lines(node: yaml.Node, keys: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*keys, str(key.value))
+            lines[inner] = key.start_mark.line + 1
+            _note_lines(value, inner, lines)

@@ -1,0 +1,114 @@
+"""What a stage is: settings a person writes, inputs it names, and one method that does the work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.processes import world
+from trivium.kit.progress import Progress
+
+# What stages make and need: weights with their tokenizer, a tokenizer alone, tokenised documents,
+# documents as text; and `source`, data from outside the recipe (files, the hub, `world:`).
+Product = Literal["model", "tokenizer", "shards", "data", "report", "source"]
+FOLDERS: dict[Product, str] = {"shards": "data"}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A setting that names something made elsewhere, and what that has to be."""
+
+    setting: str
+    name: str
+    needs: tuple[Product, ...]
+
+
+@dataclass
+class Work:
+    """What the pipeline hands to a stage that runs: where to write, what to read, whom to tell."""
+
+    stage: str
+    folder: Path
+    inputs: Mapping[str, Path]
+    seed: int
+    log: MetricsLog
+    progress: Progress
+    base: Path = field(default_factory=Path.cwd)
+    resume: bool = False
+    started: float = field(default_factory=time.time)
+
+    def path(self, name: str) -> Path:
+        """Where the thing a setting names lies: a parent's model, tokenizer or data, or an outside folder."""
+        return self.inputs[name]
+
+    def output(self, product: Product) -> Path:
+        """Where the stage's product belongs; it has to appear there whole."""
+        return self.folder / FOLDERS.get(product, product)
+
+    def say(self, text: str) -> None:
+        """Tell the person a line that stays."""
+        self.progress.say(f"{self.stage}: {text}")
+
+    def change(self, what: str, before: Any, after: Any) -> None:
+        """Say and log what this stage takes over from its parent and what it makes of it."""
+        self.say(f"{what}: {before} -> {after}")
+        if world().leads:
+            self.log.write({"change": what, "before": before, "after": after})
+
+
+class Stage(BaseModel):
+    """One kind of work; a subclass that has a `kind` and lies in `stages/` is known to recipes."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    # Raise it when the same settings and inputs would give another result: old results are then made anew.
+    version: ClassVar[int] = 1
+    produces: ClassVar[Product]
+    # Whether all processes work on it together; else the first does and the others wait.
+    parallel: ClassVar[bool] = False
+    # Settings that cannot change the result, and so do not count in the fingerprint.
+    unaffecting: ClassVar[frozenset[str]] = frozenset()
+    kinds: ClassVar[dict[str, type[Stage]]] = {}
+
+    kind: str
+    seed: int | None = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for kind in get_args(cls.model_fields["kind"].annotation):
+            Stage.kinds[kind] = cls
+
+    def references(self) -> list[Reference]:
+        """The settings that name a parent stage, an outside model or outside data."""
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings as a recipe would write them, every default spelled out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def counted(self) -> dict[str, Any]:
+        """The settings that decide the result."""
+        return {name: value for name, value in self.settings().items() if name not in self.unaffecting}
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """Numbers that follow from the settings: `tokens`, `parameters`, `flops`... for `trivium plan`.
+
+        `inputs` holds a folder for what exists already and the parent's own plan for what does not.
+        """
+        return {}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Do the work and return the summary that is kept in `stage.yaml`."""
+        raise NotImplementedError
+
+    def batch(self, work: Work, step: int) -> list[str]:
+        """The ids of the documents that optimiser step `step` learns from."""
+        raise TriviumError(f"{work.stage} is a {self.kind} stage, which has no steps to show.")
