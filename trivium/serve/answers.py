@@ -32,7 +32,7 @@ class Usage:
 
 
 class ChatSample:
-    """One choice of a chat: its parts so far; `top` alternatives are told, None tells no log-probabilities."""
+    """One choice of a chat: its parts so far; `top` None tells no log-probabilities."""
 
     def __init__(self, index: int, parts: PartStream, names: TokenNames, top: int | None) -> None:
         self.index, self._parts, self._names, self._top = index, parts, names, top

@@ -40,6 +40,7 @@ from trivium.serve.worker import Generation, Worker
 
 PAGE = Path(__file__).parent / "page"
 CLIENT_CLOSED = 499
+LEFT_OUT = "X-Trivium-Messages-Left-Out"
 log = logging.getLogger("trivium.serve")
 
 
@@ -85,7 +86,8 @@ class Served:
         """POST /v1/chat/completions."""
         body = read_body(await read_bytes(request, self.limits), ChatBody)
         worker = self.worker(body.model)
-        prompt = await asyncio.to_thread(chat_prompt, body, worker.tokenizer)
+        fitted = await asyncio.to_thread(chat_prompt, body, worker.tokenizer, worker.context, self.limits)
+        prompt = fitted.tokens
         room = self.room(worker, prompt, "messages")
         chosen = sampling(body, worker.tokenizer, self.limits, room)
         self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
@@ -103,7 +105,10 @@ class Served:
         ]
         generation = await worker.submit([Wanted(prompt, chosen, n=body.n or 1)])
         answer = Answer("chat.completion", worker.name, samples, Usage(len(prompt)))
-        return await self._respond(request, body, answer, generation)
+        response = await self._respond(request, body, answer, generation)
+        if fitted.left_out:
+            response.headers[LEFT_OUT] = str(fitted.left_out)
+        return response
 
     async def completion(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -114,7 +119,7 @@ class Served:
             raise RequestRefused("echo with logprobs is not served", parameter="echo")
         many = (body.n or 1) * len(prompts)
         if many > self.limits.samples:
-            problem = f"{len(prompts)} prompts make {many} samples, at most {self.limits.samples} are served at once"
+            problem = f"{many} samples are asked for, at most {self.limits.samples} are served at once"
             raise RequestRefused(problem, parameter="prompt", code="array_above_max_length")
         wanted, samples = [], list[Sample]()
         for prompt in prompts:

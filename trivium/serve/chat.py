@@ -1,4 +1,4 @@
-"""`trivium chat`: a conversation in the terminal, with one model or with several that answer the same words."""
+"""`trivium chat`: a conversation in the terminal, with one model or with several that hear the same words."""
 
 from __future__ import annotations
 

@@ -59,9 +59,9 @@ class Measures:
         for name, rows in sorted(counters.items()):
             lines += _heading(name, "counter")
             lines += [f"{name}{_labels(key)} {value:g}" for key, value in sorted(rows.items())]
-        for name, rows in sorted(histograms.items()):
+        for name, durations in sorted(histograms.items()):
             lines += _heading(name, "histogram")
-            for key, row in sorted(rows.items()):
+            for key, row in sorted(durations.items()):
                 lines += _histogram(name, key, row)
         for name in sorted({gauge[0] for gauge in self._gauges}):
             lines += _heading(name, "gauge")

@@ -25,7 +25,7 @@ def open_engine(model: str | Path, *, max_rows: int = 32, device: str | None = N
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """The name each model is asked for by, and where it is: `name=place` as given, else the end of its path."""
+    """The name each model is asked for by, and where it is: as `name=place` says, else the path's end."""
     if not models:
         raise TriviumError(
             "no model to serve was named; give a folder, a stage of a run or an id of the hub."

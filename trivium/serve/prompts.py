@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from trivium.generate.context import Fitted, fit_conversation
 from trivium.generate.prompting import THINK
 from trivium.generate.sampling import Sampling
 from trivium.serve.failures import RequestRefused
@@ -18,8 +20,19 @@ from trivium.tokens.tokenizer import Tokenizer
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
+def asked_length(body: GenerationBody, limits: Limits) -> int | None:
+    """How many new tokens the body asks for, refused beyond the server's limit."""
+    length, asked = body.max_tokens, "max_tokens"
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        length, asked = body.max_completion_tokens, "max_completion_tokens"
+    if length is not None and length > limits.new_tokens:
+        problem = f"{asked} is {length}, at most {limits.new_tokens} new tokens are served"
+        raise RequestRefused(problem, parameter=asked, code="integer_above_max_value")
+    return length
+
+
 def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: int) -> Sampling:
-    """What the body asks for, within the server's limits; `room` is what the context leaves for the answer."""
+    """What the body asks for, within the server's limits; `room` is what the context leaves."""
     stops = body.stops
     if len(stops) > limits.stop_strings:
         problem = f"stop holds {len(stops)} strings, at most {limits.stop_strings} are served"
@@ -30,14 +43,7 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: i
     if body.n is not None and body.n > limits.samples:
         problem = f"n is {body.n}, at most {limits.samples} samples are served at once"
         raise RequestRefused(problem, parameter="n", code="integer_above_max_value")
-    length, asked = body.max_tokens, "max_tokens"
-    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
-        length, asked = body.max_completion_tokens, "max_completion_tokens"
-    if length is None:
-        length = min(room, limits.new_tokens)
-    elif length > limits.new_tokens:
-        problem = f"{asked} is {length}, at most {limits.new_tokens} new tokens are served"
-        raise RequestRefused(problem, parameter=asked, code="integer_above_max_value")
+    length = asked_length(body, limits) or min(room, limits.new_tokens)
     top = alternatives(body)
     if top is not None and top > limits.top_logprobs:
         problem = f"at most {limits.top_logprobs} alternatives per token are served"
@@ -96,21 +102,25 @@ def _bias(body: GenerationBody, vocabulary: int) -> dict[int, float]:
     return bias
 
 
-def chat_prompt(body: ChatBody, tokenizer: Tokenizer) -> list[int]:
-    """The conversation as tokens, ending where the assistant begins to speak."""
+def chat_prompt(body: ChatBody, tokenizer: Tokenizer, context: int, limits: Limits) -> Fitted:
+    """The conversation as tokens, ending where the assistant begins to speak, and what had to go for it."""
     if not tokenizer.templates:
         problem = "this model has no chat template; send its prompt to /v1/completions"
         raise RequestRefused(problem, parameter="messages", code="no_chat_template")
     tools = offered_tools(body)
     if tools and not takes_tools(tokenizer):
         raise RequestRefused("this model's chat template takes no tools", parameter="tools", code="no_tools")
+    # a conversation that may not be shortened is measured by its caller, which knows what to answer
+    room = context - (asked_length(body, limits) or 1) if body.overflow == "drop" else sys.maxsize
     try:
-        return tokenizer.encode_chat(
+        return fit_conversation(
             [message.for_template() for message in body.messages],
+            tokenizer,
+            room,
+            overflow=body.overflow or "refuse",
             tools=tools,
-            add_generation_prompt=True,
             template_arguments=body.chat_template_kwargs,
-        ).ids
+        )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         problem = f"the chat template cannot write this conversation: {str(error)[:200]}"
         raise RequestRefused(problem, parameter="messages") from None

@@ -127,6 +127,11 @@ class ToolCall(Body):
     type: Literal["function"] = "function"
     function: CalledFunction
 
+    def for_template(self) -> dict[str, Any]:
+        """The call as a chat template reads it: its arguments as an object."""
+        function = {"name": self.function.name, "arguments": arguments_object(self.function.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
+
 
 class Message(Body):
     """One turn of a conversation."""
@@ -164,17 +169,7 @@ class Message(Body):
         if self.tool_call_id is not None:
             turn["tool_call_id"] = self.tool_call_id
         if self.tool_calls:
-            turn["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {
-                        "name": call.function.name,
-                        "arguments": arguments_object(call.function.arguments),
-                    },
-                }
-                for call in self.tool_calls
-            ]
+            turn["tool_calls"] = [call.for_template() for call in self.tool_calls]
         return turn
 
 
@@ -226,6 +221,7 @@ class ChatBody(GenerationBody):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    overflow: Literal["refuse", "drop"] | None = None  # what becomes of a conversation that is too long
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatBody:

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,33 +36,28 @@ def serve(
     """Serve models until SIGTERM or Ctrl-C, then let running answers finish."""
     names = short_names(models)
     key = api_key or os.environ.get(KEY_VARIABLE) or None
+    listener = bound(host, port)
     engines = {}
     for name, place in names.items():
         print(f"Opening {name} from {place}", flush=True)
         engines[name] = open_engine(place, max_rows=max_rows, device=device)
     server = build_server(
-        engines, host=host, port=port, api_key=key, allow_origins=allow_origins, limits=limits or Limits()
+        engines, host=host, api_key=key, allow_origins=allow_origins, limits=limits or Limits()
     )
     shown = f"[{host}]" if ":" in host else host
-    print(
-        f"Serving {', '.join(names)} at http://{shown}:{port} (the API under /v1). Ctrl-C stops.", flush=True
-    )
+    address = f"http://{shown}:{listener.getsockname()[1]}"
+    print(f"Serving {', '.join(names)} at {address} (the API under /v1). Ctrl-C stops.", flush=True)
     if key is None and not is_loopback(host):
         print(f"Anyone who reaches {host} may use it: set {KEY_VARIABLE} or --api-key.", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with _signals_end_quietly():
-        server.run()
-    if not server.started:
-        raise TriviumError(
-            f"the server could not listen on {host}:{port}; is the port taken? Choose another --port."
-        )
+        server.run(sockets=[listener])
 
 
 def build_server(
     engines: Mapping[str, Engine],
     *,
     host: str = "127.0.0.1",
-    port: int = 0,
     api_key: str | None = None,
     allow_origins: Sequence[str] = (),
     limits: Limits,
@@ -92,14 +88,28 @@ def build_server(
     drain = max(1, round(limits.drain_seconds))
     configuration = uvicorn.Config(
         application,
-        host=host,
-        port=port,
         timeout_graceful_shutdown=drain,
         lifespan="on",
         ws="none",
         **settings,
     )
     return uvicorn.Server(configuration)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, before minutes are spent on loading models."""
+    listener = None
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TriviumError(f"{host}:{port} cannot be listened on ({reason}); choose another port.") from None
+    return listener
 
 
 def is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -159,10 +160,12 @@ class Worker:
         """The mean of the last hidden states over each prompt, a few prompts between two steps."""
         vectors: list[np.ndarray] = []
         for start in range(0, len(prompts), EMBEDDED_AT_ONCE):
-            some = [list(prompt) for prompt in prompts[start : start + EMBEDDED_AT_ONCE]]
-            rows = await self._call(lambda some=some: self._engine.embed(some).float().cpu().numpy())
-            vectors += list(rows)
+            some = prompts[start : start + EMBEDDED_AT_ONCE]
+            vectors += list(await self._call(partial(self._mean_states, some)))
         return vectors
+
+    def _mean_states(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        return self._engine.embed(prompts).float().cpu().numpy()
 
     def release(self, generation: Generation) -> None:
         """Free what a generation holds; called from the event loop, done on the engine's thread."""

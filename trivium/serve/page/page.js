@@ -105,10 +105,10 @@ function wireSettings() {
     showSettings();
     keep();
   });
-  $("key-use").addEventListener("click", useKey);
-  $("key").addEventListener("keydown", (press) => { if (press.key === "Enter") useKey(); });
+  $("key-setting").addEventListener("submit", useKey);
 }
-function useKey() {
+function useKey(submit) {
+  submit.preventDefault();
   state.key = $("key").value.trim();
   remember(sessionStorage, "trivium-key", state.key);
   loadModels();
@@ -376,7 +376,7 @@ function showFacts(one) {
   if (one.count) facts.push(`${one.count} tokens`);
   const seconds = ((one.ended || performance.now()) - one.started) / 1000;
   if (one.ended && one.count > 1 && seconds > 0) facts.push(`${Math.round(one.count / seconds)}/s`);
-  if (one.ended && one.first) facts.push(`first after ${((one.first - one.started) / 1000).toFixed(2)} s`);
+  if (one.ended && one.first) facts.push(`${((one.first - one.started) / 1000).toFixed(2)} s to the first`);
   const endings = { length: "cut at the limit", stopped: "stopped", tool_calls: "called a tool" };
   if (endings[one.finish]) facts.push(endings[one.finish]);
   one.parts.facts.textContent = facts.join(" · ");

@@ -1,0 +1,259 @@
+"""The official openai client against a real server with real engines."""
+
+import json
+
+import numpy as np
+import openai
+import pytest
+import torch
+from generating import tiny_engine, tiny_model, tokenizer
+from serving import ScriptedEngine, client, running, until
+
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling
+from trivium.model.attention import Documents
+
+HELLO = [{"role": "user", "content": "the town of number 7"}]
+CALL = '<think>\nneeds the weather\n</think>\n\nLet me look.\n<tool_call>\n{"name": "weather", "arguments": {"town": "Aldmoor"}}\n</tool_call>'
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"town": {"type": "string"}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def engines():
+    return {"one": tiny_engine(rows=8), "two": tiny_engine(rows=8, seed=3), "caller": ScriptedEngine(CALL)}
+
+
+@pytest.fixture(scope="module")
+def server(engines):
+    with running(engines) as address:
+        yield client(address)
+
+
+def test_models_are_listed(server):
+    assert [model.id for model in server.models.list()] == ["one", "two", "caller"]
+    assert server.models.retrieve("two").id == "two"
+    with pytest.raises(openai.NotFoundError) as problem:
+        server.models.retrieve("three")
+    assert problem.value.code == "model_not_found"
+
+
+def test_a_chat_says_what_the_engine_says(server, engines):
+    answer = server.chat.completions.create(model="one", messages=HELLO, temperature=0, max_tokens=12)
+    prompt = tokenizer().encode_chat(HELLO, add_generation_prompt=True).ids
+    [[alone]] = tiny_engine().generate([Request(prompt, Sampling(temperature=0, max_new_tokens=12))])
+    assert answer.choices[0].message.content == alone.text
+    assert answer.choices[0].finish_reason == alone.finish_reason
+    assert answer.usage.prompt_tokens == len(prompt)
+    assert answer.usage.completion_tokens == len(alone.tokens)
+    assert answer.usage.total_tokens == len(prompt) + len(alone.tokens)
+
+
+def test_a_stream_is_the_same_answer_in_pieces(server):
+    asked = {"model": "one", "messages": HELLO, "temperature": 0.9, "seed": 5, "max_tokens": 40}
+    whole = server.chat.completions.create(**asked)
+    chunks = list(
+        server.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    finishes = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert finishes[-1] == whole.choices[0].finish_reason
+    assert set(finishes[:-1]) <= {None}
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_logprobs_are_the_models_own(server):
+    answer = server.chat.completions.create(
+        model="one", messages=HELLO, temperature=0, max_tokens=5, logprobs=True, top_logprobs=3
+    )
+    content = answer.choices[0].logprobs.content
+    model = tiny_model()
+    ids = tokenizer().encode_chat(HELLO, add_generation_prompt=True).ids
+    start = len(ids)
+    ids += tokenizer().encode(answer.choices[0].message.content)
+    with torch.no_grad():
+        logits = model.logits(model(torch.tensor(ids), Documents([len(ids)])))
+    expected = torch.log_softmax(logits[start - 1], dim=-1)
+    best = expected.topk(3)
+    assert content[0].logprob == pytest.approx(best.values[0].item(), abs=1e-4)
+    told = [entry.logprob for entry in content[0].top_logprobs]
+    assert told == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert content[0].top_logprobs[0].token == content[0].token
+    assert all(len(entry.top_logprobs) == 3 for entry in content)
+    spelled = b"".join(bytes(entry.bytes) for entry in content if entry.bytes)
+    if all(entry.bytes is not None for entry in content):
+        assert spelled.decode() == answer.choices[0].message.content
+
+
+def test_logprobs_do_not_depend_on_temperature(server):
+    asked = {"model": "one", "messages": HELLO, "max_tokens": 1, "logprobs": True, "top_logprobs": 2}
+    cold = server.chat.completions.create(**asked, temperature=0).choices[0].logprobs.content[0]
+    warm = server.chat.completions.create(**asked, temperature=3, seed=1).choices[0].logprobs.content[0]
+    assert [entry.logprob for entry in warm.top_logprobs] == pytest.approx(
+        [entry.logprob for entry in cold.top_logprobs], abs=1e-4
+    )
+
+
+def test_n_samples_differ_and_a_seed_repeats_them(server):
+    asked = {"model": "two", "messages": HELLO, "n": 3, "seed": 11, "max_tokens": 16, "temperature": 1.5}
+    first = server.chat.completions.create(**asked)
+    again = server.chat.completions.create(**asked)
+    texts = [choice.message.content for choice in first.choices]
+    assert [choice.index for choice in first.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert [choice.message.content for choice in again.choices] == texts
+
+
+def test_a_stop_string_ends_the_text_before_it(server):
+    asked = {"model": "one", "messages": HELLO, "temperature": 1.2, "seed": 4}
+    free = server.chat.completions.create(**asked, max_tokens=60).choices[0].message.content
+    stop = free[7:10]
+    stopped = server.chat.completions.create(**asked, max_tokens=60, stop=[stop])
+    assert stopped.choices[0].message.content == free[: free.index(stop)]
+    assert stopped.choices[0].finish_reason == "stop"
+
+
+def test_a_json_schema_is_obeyed(server):
+    schema = {
+        "type": "object",
+        "properties": {"doves": {"type": "integer"}, "open": {"type": "boolean"}},
+        "required": ["doves", "open"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "town", "schema": schema, "strict": True}}
+    answer = server.chat.completions.create(
+        model="one", messages=HELLO, max_tokens=120, seed=2, temperature=0.5, response_format=form
+    )
+    if answer.choices[0].finish_reason == "stop":
+        parsed = json.loads(answer.choices[0].message.content)
+        assert isinstance(parsed["doves"], int)
+        assert isinstance(parsed["open"], bool)
+    assert answer.choices[0].message.content.startswith('{"doves":')
+
+
+def test_a_schema_that_cannot_be_followed_is_refused(server):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such type"}}}
+    with pytest.raises(openai.BadRequestError):
+        server.chat.completions.create(model="one", messages=HELLO, response_format=form)
+
+
+def test_a_regex_shapes_a_completion(server):
+    answer = server.completions.create(
+        model="one", prompt="the bell rings at ", max_tokens=20, extra_body={"regex": "[0-9]{3} doves"}
+    )
+    assert len(answer.choices[0].text) == 9
+    assert answer.choices[0].text.endswith(" doves")
+
+
+def test_completions_take_text_lists_and_tokens(server):
+    ids = tokenizer().encode("the town")
+    asked = {"model": "one", "temperature": 0, "max_tokens": 6}
+    text = server.completions.create(**asked, prompt="the town").choices[0].text
+    assert server.completions.create(**asked, prompt=ids).choices[0].text == text
+    both = server.completions.create(**asked, prompt=["the town", "a baker"], n=2)
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    assert both.choices[0].text == both.choices[1].text == text
+    echoed = server.completions.create(**asked, prompt="the town", echo=True)
+    assert echoed.choices[0].text == "the town" + text
+
+
+def test_completion_logprobs_count_up_the_text(server):
+    answer = server.completions.create(model="one", prompt="the", max_tokens=6, temperature=0, logprobs=2)
+    told = answer.choices[0].logprobs
+    assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
+    assert told.text_offset[0] == 0
+    assert all(len(favourites) <= 2 for favourites in told.top_logprobs)
+    assert told.token_logprobs[0] == max(told.top_logprobs[0].values())
+
+
+def test_embeddings_are_the_mean_of_the_last_states(server):
+    texts = ["the town of number 3", "a smith"]
+    answer = server.embeddings.create(model="one", input=texts)
+    plain = server.embeddings.create(model="one", input=texts, encoding_format="float")
+    model = tiny_model()
+    for text, packed, listed in zip(texts, answer.data, plain.data):
+        ids = tokenizer().encode(text)
+        with torch.no_grad():
+            expected = model(torch.tensor(ids), Documents([len(ids)])).mean(0).numpy()
+        np.testing.assert_allclose(packed.embedding, expected, atol=1e-4)
+        np.testing.assert_allclose(listed.embedding, expected, atol=1e-4)
+    assert answer.usage.prompt_tokens == sum(len(tokenizer().encode(text)) for text in texts)
+
+
+def test_a_tool_call_and_the_thoughts_before_it(server):
+    answer = server.chat.completions.create(
+        model="caller", messages=HELLO, tools=[WEATHER], max_tokens=400
+    ).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    [call] = answer.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments) == {"town": "Aldmoor"}
+    assert answer.message.content.strip() == "Let me look."
+    assert answer.message.model_extra["reasoning_content"] == "needs the weather"
+
+
+def test_a_streamed_tool_call_shows_no_tags(server):
+    chunks = server.chat.completions.create(
+        model="caller", messages=HELLO, tools=[WEATHER], max_tokens=400, stream=True
+    )
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    text = "".join(delta.content or "" for delta in deltas)
+    assert text.strip() == "Let me look."
+    calls = [call for delta in deltas for call in delta.tool_calls or []]
+    assert [call.function.name for call in calls] == ["weather"]
+
+
+def test_without_tools_the_tags_are_text(server):
+    answer = server.chat.completions.create(model="caller", messages=HELLO, max_tokens=400).choices[0]
+    assert "<tool_call>" in answer.message.content
+    assert answer.finish_reason == "stop"
+
+
+def test_a_tools_answer_goes_back_into_the_prompt(server, engines):
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Ald"}'}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "frost"},
+    ]
+    server.chat.completions.create(model="caller", messages=messages, tools=[WEATHER], max_tokens=2)
+    seen = tokenizer().decode(engines["caller"].prompts[-1], skip_control=False)
+    assert '{"name": "weather", "arguments": {"town": "Ald"}}' in seen
+    assert "frost" in seen
+
+
+def test_forcing_a_call_is_refused_with_a_sentence(server):
+    with pytest.raises(openai.BadRequestError, match="cannot force"):
+        server.chat.completions.create(
+            model="caller", messages=HELLO, tools=[WEATHER], tool_choice="required"
+        )
+
+
+def test_a_typed_control_token_stays_letters(server, engines):
+    typed = [{"role": "user", "content": "a<|im_end|>b"}]
+    server.chat.completions.create(model="caller", messages=typed, max_tokens=2)
+    prompt = engines["caller"].prompts[-1]
+    assert prompt.count(tokenizer().end_of_turn_id) == 1
+
+
+def test_many_clients_at_once_get_their_own_answers(server, engines):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def ask(seed):
+        asked = {"model": "one", "messages": HELLO, "max_tokens": 20, "seed": seed, "temperature": 1.0}
+        return server.chat.completions.create(**asked).choices[0].message.content
+
+    alone = [ask(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(ask, range(6)))
+    assert together == alone
+    until(lambda: engines["one"].rows_in_use == 0)
