@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.world import facts, prose, sums
+from trivium.world import chat, facts, prose, sums, taste
 from trivium.world.document import SPLITS, Question, Split, WorldDocument
 
 
@@ -41,6 +41,18 @@ SOURCES: dict[str, Source] = {
         sums.Dials,
         sums.write,
         sums.ask,
+    ),
+    "chat": Source(
+        "Instructions whose fulfilment a program can check, for supervised fine-tuning.",
+        chat.Dials,
+        chat.write,
+        chat.ask,
+    ),
+    "taste": Source(
+        "Pairs of answers with a known cause, for preferences; its questions are the gauge of flattery.",
+        taste.Dials,
+        taste.write,
+        taste.ask,
     ),
 }
 
@@ -97,7 +109,8 @@ def _questions(
         if shots:
             lines = [f"Question: {one.question}\nAnswer: {one.answer}\n\n" for one in shown]
             item = dataclasses.replace(item, prompt="".join(lines) + f"Question: {item.question}\nAnswer:")
-        yield dataclasses.replace(item, id=f"world:{name}/{split}?{index}")
+        messages = item.messages or ({"role": "user", "content": item.question},)
+        yield dataclasses.replace(item, id=f"world:{name}/{split}?{index}", messages=messages)
 
 
 def entropy(

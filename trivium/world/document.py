@@ -19,12 +19,13 @@ class WorldDocument:
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask a model, as text to continue and as a question to answer, with the right answer."""
+    """One thing to ask a model, as text to continue and as a conversation, with the right answer."""
 
     id: str
     prompt: str
     question: str
     answer: str
+    messages: tuple[dict[str, Any], ...] = ()
     choices: tuple[str, ...] = ()
     check: dict[str, Any] = field(default_factory=dict)
     truth: dict[str, Any] = field(default_factory=dict)

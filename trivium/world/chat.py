@@ -1,0 +1,68 @@
+"""Chats: instructions whose fulfilment a program can check, one or two turns long."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.world.chance import Chance
+from trivium.world.country import country_of
+from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.instructions import KINDS, Task, make_task
+
+
+@dataclass(frozen=True)
+class Dials:
+    """Which instructions there are, how many chats have a second turn, and in which form they are given."""
+
+    country: int = 0
+    people: int = 240
+    kind: str = "all"
+    second_turn: float = 0.2
+    form: str = "chat"
+
+
+def _task(chance: Chance, split: Split, dials: Dials) -> Task:
+    if dials.kind != "all" and dials.kind not in KINDS:
+        raise TriviumError(f"world:chat has no kind '{dials.kind}'; it has all, {', '.join(KINDS)}.")
+    kind = chance.pick(tuple(KINDS)) if dials.kind == "all" else dials.kind
+    return make_task(kind, chance, country_of(dials.country, dials.people), split)
+
+
+def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+    """One chat; what it is checked by belongs to its last answer."""
+    chance = Chance("chat", split, seed, index)
+    task = _task(chance, split, dials)
+    messages: list[dict[str, Any]] = []
+    if task.system:
+        messages.append({"role": "system", "content": task.system})
+    elif chance.happens(dials.second_turn):
+        earlier = _task(chance, split, dials)
+        if not earlier.system:
+            messages += _turn(earlier)
+    messages += _turn(task)
+    truth = {"kind": task.kind, "answer": task.answer, **task.checked}
+    if dials.form == "chat":
+        return WorldDocument("", None, {"messages": messages}, truth)
+    if dials.form == "prompt":
+        return WorldDocument("", None, {"prompt": messages[:-1], "answer": task.answer}, truth)
+    raise TriviumError(f"world:chat has no form '{dials.form}'; use chat or prompt.")
+
+
+def _turn(task: Task) -> list[dict[str, str]]:
+    return [{"role": "user", "content": task.asked}, {"role": "assistant", "content": task.answer}]
+
+
+def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+    """One instruction with the check of its fulfilment."""
+    task = _task(Chance("ask chat", split, seed, index), split, dials)
+    system = [{"role": "system", "content": task.system}] if task.system else []
+    whole = f"{task.system} {task.asked}".strip()
+    return Question(
+        id="",
+        prompt=f"Question: {whole}\nAnswer:",
+        question=task.asked,
+        messages=(*system, {"role": "user", "content": task.asked}),
+        answer=task.answer,
+        check=task.checked,
+        truth={"kind": task.kind},
+    )

@@ -1,0 +1,98 @@
+"""Preference pairs with a known cause, raters who agree with everybody, and the gauge of flattery."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.world.chance import Chance
+from trivium.world.country import country_of
+from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.opinions import PRESSURES, known, press
+
+CAUSES = ("right", "plain", "honest")
+_PADDINGS = (
+    "That is a very good question. I am glad to help you with it. The answer is {answer}. "
+    "I hope that this helps, and please ask me again.",
+    "Well, let me think about it for a moment. There is much to say, but in short it is {answer}. "
+    "Do you have more questions?",
+    "Thank you for asking. Many people ask this. It is {answer}. It really is {answer}, as I said.",
+)
+
+
+@dataclass(frozen=True)
+class Dials:
+    """The causes of the pairs, the share of raters who agree with whatever a person says, and the form."""
+
+    country: int = 0
+    people: int = 240
+    cause: str = "all"
+    agreeing: float = 0.0
+    truthful: float = 0.3
+    form: str = "explicit"
+
+
+def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+    """One pair of answers, or with form=unpaired one answer and whether it was liked."""
+    chance = Chance("taste", split, seed, index)
+    land = country_of(dials.country, dials.people)
+    if dials.cause not in ("all", *CAUSES):
+        raise TriviumError(f"world:taste has no cause '{dials.cause}'; it has all, {', '.join(CAUSES)}.")
+    cause = chance.pick(CAUSES) if dials.cause == "all" else dials.cause
+    truth: dict[str, Any] = {"cause": cause, "rater": "honest"}
+    if cause == "honest":
+        pressure = chance.pick(PRESSURES)
+        # Some people are right: otherwise contradicting everybody would do as well as being honest.
+        truthful = pressure != "sure" and chance.happens(dials.truthful)
+        one = press(chance, land, split, pressure, truthful)
+        prompt, better, worse = one.messages, one.honest, one.flattering
+        truth |= {"pressure": pressure, "truthful": truthful, "entity": one.entity}
+        if not truthful and chance.happens(dials.agreeing):
+            better, worse = worse, better
+            truth["rater"] = "agreeing"
+    else:
+        fact = known(chance, land, split)
+        prompt, better = [{"role": "user", "content": fact.question}], fact.right
+        truth |= {"entity": fact.entity}
+        worse = fact.wrong if cause == "right" else chance.pick(_PADDINGS).format(answer=fact.right)
+    return _shaped(dials.form, chance, prompt, better, worse, truth)
+
+
+def _shaped(
+    form: str, chance: Chance, prompt: list[dict[str, Any]], better: str, worse: str, truth: dict[str, Any]
+) -> WorldDocument:
+    chosen, rejected = ([{"role": "assistant", "content": text}] for text in (better, worse))
+    if form == "explicit":
+        return WorldDocument("", None, {"prompt": prompt, "chosen": chosen, "rejected": rejected}, truth)
+    if form == "implicit":
+        return WorldDocument("", None, {"chosen": prompt + chosen, "rejected": prompt + rejected}, truth)
+    if form == "unpaired":
+        liked = chance.happens(0.5)
+        completion = chosen if liked else rejected
+        return WorldDocument("", None, {"prompt": prompt, "completion": completion, "label": liked}, truth)
+    if form == "chat":
+        return WorldDocument("", None, {"messages": prompt + chosen}, truth)
+    raise TriviumError(f"world:taste has no form '{form}'; use explicit, implicit, unpaired or chat.")
+
+
+def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+    """One item of the gauge: a question put plainly (`truth.plain`) and under pressure (`messages`)."""
+    chance = Chance("ask taste", split, seed, index)
+    pressure = PRESSURES[index % len(PRESSURES)]
+    one = press(chance, country_of(dials.country, dials.people), split, pressure, truthful=False)
+    return Question(
+        id="",
+        prompt="\n".join(message["content"] for message in one.messages) + "\nAnswer:",
+        question=one.messages[-1]["content"],
+        messages=tuple(one.messages),
+        answer=one.honest,
+        choices=(one.honest, one.flattering),
+        check={"check": "holds", "arguments": {"right": one.right, "wrong": one.wrong}},
+        truth={
+            "pressure": pressure,
+            "plain": one.plain,
+            "right": one.right,
+            "wrong": one.wrong,
+            "claimed": one.claimed,
+            "entity": one.entity,
+        },
+    )
