@@ -36,7 +36,7 @@ class PlannedSource:
 
 
 def weights_over(
-    weight: float | Sequence[float] | Sequence[Sequence[float]],
+    weight: float | Sequence[float | Sequence[float]],
 ) -> tuple[tuple[float, float], ...]:
     """A weight as recipes write it: a number, [first, …, last] evenly spaced, or [[place, weight], …]."""
     if isinstance(weight, (int, float)):
@@ -45,9 +45,10 @@ def weights_over(
     for index, entry in enumerate(weight):
         if isinstance(entry, (int, float)):
             knots.append((index / max(1, len(weight) - 1), float(entry)))
+        elif len(entry) == 2:
+            knots.append((float(entry[0]), float(entry[1])))
         else:
-            place, value = entry
-            knots.append((float(place), float(value)))
+            raise TriviumError(f"The weight {list(weight)} must list pairs of a place and a weight.")
     if not knots or any(later[0] < earlier[0] for earlier, later in pairwise(knots)):
         raise TriviumError(f"The weight {list(weight)} must name at least one place, and places in order.")
     if knots[0][0] < 0 or knots[-1][0] > 1:

@@ -196,9 +196,9 @@ def _world(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     from trivium import world
 
     name, dials = world_call(source.path)
-    if source.limit is None:
-        raise TriviumError(f"{source.path} never ends; say how many documents with `limit`.")
     options = {"split": source.split or "train", "limit": source.limit, **dials}
+    if options["limit"] is None:
+        raise TriviumError(f"{source.path} never ends; say how many documents with `limit`.")
     for document in world.documents(name, **options):
         text = {} if document.text is None else {"text": document.text}
         yield document.id, {**text, **document.fields, "truth": document.truth}

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from trivium.kit.errors import TriviumError
 from trivium.tokens.control import CLOSE, OPEN
+from trivium.tokens.template import REFUSALS
 
 Message = dict[str, Any]
 Renderer = Callable[[Sequence[Message], bool], str]
@@ -42,8 +41,11 @@ class SpanFinder:
         self.control = control
         self.stops = stops
 
-    def marked(self, rendered: str) -> tuple[str, list[Span]]:
-        """Take the marks of `{% generation %}` out of the text and give the turns they enclosed."""
+    def marked(self, rendered: str, header: str) -> tuple[str, list[Span]]:
+        """Take the marks of `{% generation %}` out of the text and give the turns they enclosed.
+
+        What the template also writes as the prompt for a turn (`header`) is not the assistant's, even inside.
+        """
         parts = re.split(f"({re.escape(OPEN)}|{re.escape(CLOSE)})", rendered)
         text = ""
         borders: list[int] = []
@@ -55,8 +57,17 @@ class SpanFinder:
                 borders.append(len(text))
             else:
                 text += part
-        pairs = list(zip(borders[::2], borders[1::2], strict=True))
-        return text, [self._tidied(text, start, end) for start, end in pairs if end > start]
+        spans: list[Span] = []
+        for start, end in zip(borders[::2], borders[1::2], strict=True):
+            if header and (begin := text.rfind(header, 0, start + len(header))) >= 0:
+                start = max(start, min(end, begin + len(header)))
+            if end <= start:
+                continue
+            span = self._tidied(text, start, end)
+            if spans and span.start <= spans[-1].end:
+                span = Span(spans.pop().start, span.end, span.stopped)
+            spans.append(span)
+        return text, spans
 
     def _tidied(self, text: str, start: int, end: int) -> Span:
         """End the turn right behind its stop: a newline after it is not learned, a stop after it is."""
@@ -110,10 +121,7 @@ class SpanFinder:
     ) -> tuple[int | None, str | None]:
         """Where turn `index` begins: right behind what the model would be prompted with."""
         prompt = _tried(render, messages[:index], True)
-        bare = _tried(render, messages[:index], False)
-        header = ""
-        if prompt is not None and bare is not None and prompt.startswith(bare):
-            header = prompt[len(bare) :]
+        header = header_of(messages[:index], render)
         if prompt is not None and header and rendered.startswith(prompt):
             return len(prompt), None
         probed = self._probe(messages, index, render)
@@ -150,6 +158,14 @@ class SpanFinder:
 _REASONING = frozenset({"reasoning_content", "thinking", "reasoning"})
 
 
+def header_of(messages: Sequence[Message], render: Renderer) -> str:
+    """What the template adds to these messages to prompt the assistant; empty if nothing."""
+    prompt, bare = _tried(render, messages, True), _tried(render, messages, False)
+    if prompt is None or bare is None or not prompt.startswith(bare):
+        return ""
+    return prompt[len(bare) :].replace(OPEN, "").replace(CLOSE, "")
+
+
 def stop_after_turn(control: re.Pattern[str], render: Renderer) -> str | None:
     """The control string a template writes behind an assistant's turn, found by rendering an exchange."""
     user, assistant = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
@@ -165,7 +181,7 @@ def _tried(render: Renderer, messages: Sequence[Message], prompt: bool) -> str |
     """What the template writes, or None where it refuses such a conversation."""
     try:
         return render(messages, prompt)
-    except (TemplateError, TypeError, IndexError, KeyError, ValueError):
+    except REFUSALS:
         return None
 
 

@@ -16,6 +16,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from trivium.kit.errors import TriviumError
 from trivium.tokens.control import CLOSE, OPEN
 
+# What a template may end with when it is given a conversation it was not written for.
+REFUSALS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
 
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}…{% endgeneration %}` leaves a mark on both sides of what the assistant says."""

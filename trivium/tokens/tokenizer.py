@@ -1,20 +1,20 @@
 """The tokenizer: text to ids and back, conversations to ids and what of them is learned."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer as Backend
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_json, write_text
 from trivium.kit.fingerprint import fingerprint
 from trivium.tokens import roles, template
-from trivium.tokens.chat import ChatTokens, Message, Span, SpanFinder, stop_after_turn
+from trivium.tokens.chat import ChatTokens, Message, Span, SpanFinder, header_of, stop_after_turn
 from trivium.tokens.control import CLOSE, OPEN, Disguise, alias, pattern_of, without_control
 from trivium.tokens.lengths import byte_lengths
 
@@ -95,7 +95,9 @@ class Tokenizer:
             stops = read_json(folder / "generation_config.json").get("eos_token_id") or []
         try:
             return cls(read_json(path), settings, templates, [stops] if isinstance(stops, int) else stops)
-        except (KeyError, TypeError, ValueError) as error:
+        except TriviumError:
+            raise
+        except Exception as error:  # the library raises nothing narrower
             raise TriviumError(f"{path} is not a tokenizer that can be read: {error}.") from error
 
     def save(self, folder: Path | str) -> None:
@@ -250,7 +252,7 @@ class Tokenizer:
         normal, arguments = template.normal_messages(messages), dict(template_arguments or {})
         try:
             rendered = self._render(normal, template.plain_data(tools), add_generation_prompt, arguments)
-        except TemplateError as error:
+        except template.REFUSALS as error:
             raise TriviumError(f"The chat template refuses the conversation: {error}.") from error
         return rendered.replace(OPEN, "").replace(CLOSE, "")
 
@@ -272,12 +274,13 @@ class Tokenizer:
 
         try:
             rendered = render(hidden, add_generation_prompt)
-        except TemplateError as error:
+        except template.REFUSALS as error:
             raise TriviumError(f"The chat template refuses the conversation: {error}.") from error
         finder = SpanFinder(self._control_pattern, self._stops())
         if OPEN in rendered:
-            rendered, spans = finder.marked(rendered)
-        elif "generation %}" in self._template(tools) or "generation -%}" in self._template(tools):
+            first = next((i for i, one in enumerate(hidden) if one["role"] == "assistant"), 0)
+            rendered, spans = finder.marked(rendered, header_of(hidden[:first], render))
+        elif re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self._template(tools)):
             spans = []
         else:
             spans = finder.unmarked(rendered, hidden, render)
