@@ -14,7 +14,14 @@ from trivium.generate.sampling import Sampling
 from trivium.model.attention import Documents
 
 HELLO = [{"role": "user", "content": "the town of number 7"}]
-CALL = '<think>\nneeds the weather\n</think>\n\nLet me look.\n<tool_call>\n{"name": "weather", "arguments": {"town": "Aldmoor"}}\n</tool_call>'
+CALL = """<think>
+needs the weather
+</think>
+
+Let me look.
+<tool_call>
+{"name": "weather", "arguments": {"town": "Aldmoor"}}
+</tool_call>"""
 WEATHER = {
     "type": "function",
     "function": {

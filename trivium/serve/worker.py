@@ -254,8 +254,8 @@ class Worker:
                 commands, self._commands = self._commands, []
                 if self._stopping and not commands:
                     return
-            for command in commands:
-                command()
+            while commands:
+                commands.pop(0)()
             try:
                 busy = self._engine.step()
             except Exception as error:

@@ -1,0 +1,390 @@
+"""What clients do wrong or on purpose: answered 4xx in OpenAI's shape, rows freed, the server lives."""
+
+import gc
+import json
+import random
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+from generating import tiny_engine
+from serving import ScriptedEngine, client, raw, running, until
+
+from trivium.serve.limits import Limits
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+GOOD = {"model": "one", "messages": HELLO, "max_tokens": 2}
+
+
+def changed(**fields):
+    return json.dumps({**GOOD, **fields}).encode()
+
+
+def nested(depth):
+    return b'{"model": "one", "messages": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+def message(**fields):
+    return changed(messages=[{"role": "user", "content": "a", **fields}])
+
+
+BAD_CHATS = {
+    "nothing": (b"", 400),
+    "no JSON": (b"{", 400),
+    "JSON with a tail": (changed() + b"}", 400),
+    "not an object": (b"[]", 400),
+    "a number": (b"7", 400),
+    "invalid UTF-8": (b'{"model": "\xff\xfe"}', 400),
+    "UTF-16": (changed().decode().encode("utf-16"), 400),
+    "half a surrogate pair": (b'{"model": "one", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+    "half a pair as a key": (b'{"model": "one", "\\udc00": 1}', 400),
+    "nested lists": (nested(100_000), 400),
+    "nested schema": (
+        b'{"model":"one","messages":[{"role":"user","content":"a"}],"response_format":{"type":"json_schema",'
+        b'"json_schema":{"name":"a","schema":' + b'{"properties":{"a":' * 500 + b"{}" + b"}}" * 500 + b"}}}",
+        400,
+    ),
+    "an endless number": (b'{"model": "one", "seed": ' + b"9" * 5000 + b"}", 400),
+    "no model": (b'{"messages": []}', 400),
+    "unknown model": (changed(model="six"), 404),
+    "a list as model": (changed(model=["one"]), 400),
+    "no messages": (b'{"model": "one"}', 400),
+    "empty messages": (changed(messages=[]), 400),
+    "messages as text": (changed(messages="hello"), 400),
+    "a message as text": (changed(messages=["hello"]), 400),
+    "unknown role": (message(role="emperor"), 400),
+    "no content": (changed(messages=[{"role": "user"}]), 400),
+    "content as number": (message(content=7), 400),
+    "a picture": (message(content=[{"type": "image_url", "image_url": {"url": "http://x"}}]), 400),
+    "negative temperature": (changed(temperature=-1), 400),
+    "temperature NaN": (b'{"model":"one","messages":[{"role":"user","content":"a"}],"temperature":NaN}', 400),
+    "temperature infinite": (changed().replace(b"2}", b'2, "temperature": 1e999}'), 400),
+    "temperature as text": (changed(temperature="hot"), 400),
+    "temperature as true": (changed(temperature=True), 400),
+    "top_p 0": (changed(top_p=0), 400),
+    "top_p 2": (changed(top_p=2), 400),
+    "penalty NaN": (changed().replace(b"2}", b'2, "presence_penalty": NaN}'), 400),
+    "repetition penalty 0": (changed(repetition_penalty=0), 400),
+    "n 0": (changed(n=0), 400),
+    "n a million": (changed(n=1_000_000), 400),
+    "n a fraction": (changed(n=1.5), 400),
+    "max_tokens 0": (changed(max_tokens=0), 400),
+    "max_tokens -1": (changed(max_tokens=-1), 400),
+    "max_tokens enormous": (changed(max_tokens=10**9), 400),
+    "max_tokens beyond any integer": (changed(max_tokens=10**30), 400),
+    "max_tokens beyond the context": (changed(max_tokens=511), 400),
+    "seed beyond 64 bits": (changed(seed=2**70), 400),
+    "10,000 stop strings": (changed(stop=[str(number) for number in range(10_000)]), 400),
+    "an empty stop string": (changed(stop=[""]), 400),
+    "a long stop string": (changed(stop="a" * 100_000), 400),
+    "a stop that is no text": (changed(stop=[1]), 400),
+    "logit_bias of a word": (changed(logit_bias={"the": 1}), 400),
+    "logit_bias of no token": (changed(logit_bias={"99999999": 1}), 400),
+    "logit_bias of a superscript": (changed(logit_bias={"²": 1}), 400),
+    "logit_bias NaN": (changed().replace(b"2}", b'2, "logit_bias": {"1": NaN}}'), 400),
+    "top_logprobs 1000": (changed(logprobs=True, top_logprobs=1000), 400),
+    "top_logprobs alone": (changed(top_logprobs=2), 400),
+    "misspelt": (changed(temprature=1), 400),
+    "schema missing": (changed(response_format={"type": "json_schema"}), 400),
+    "schema wrong": (
+        changed(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": 7}}}),
+        400,
+    ),
+    "format unknown": (changed(response_format={"type": "yaml"}), 400),
+    "regex broken": (changed(regex="("), 400),
+    "regex and schema": (changed(regex="a", response_format={"type": "json_object"}), 400),
+    "a tool without a name": (changed(tools=[{"type": "function", "function": {}}]), 400),
+    "a call whose arguments are no JSON": (
+        changed(
+            messages=[
+                {"role": "user", "content": "a"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}],
+                },
+            ]
+        ),
+        400,
+    ),
+    "stream_options without stream": (changed(stream_options={"include_usage": True}), 400),
+    "an enormous prompt": (message(content="word " * 50_000), 400),
+    "an enormous body": (message(content="a" * 3_000_000), 413),
+}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return tiny_engine(rows=4)
+
+
+@pytest.fixture(scope="module")
+def address(engine):
+    with running({"one": engine}) as address:
+        yield address
+
+
+def assert_error(answer, status):
+    assert answer.status_code == status, answer.text[:500]
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert len(answer.content) < 2000
+
+
+@pytest.mark.parametrize("fault", BAD_CHATS)
+def test_a_bad_chat_is_refused_in_openais_shape(address, fault):
+    body, status = BAD_CHATS[fault]
+    with raw(address) as http:
+        assert_error(http.post(CHAT, content=body), status)
+        assert http.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": []},
+        {"prompt": [[]]},
+        {"prompt": [-1]},
+        {"prompt": [10**6]},
+        {"prompt": [10**40]},
+        {"prompt": ["a", 1]},
+        {"prompt": {"a": 1}},
+        {"prompt": None},
+        {"prompt": ["a"] * 5000},
+        {"prompt": "a", "best_of": 5},
+        {"prompt": "a", "logprobs": -1},
+        {"prompt": [1] * 600},
+    ],
+)
+def test_a_bad_completion_is_refused(address, fields):
+    with raw(address) as http:
+        assert_error(http.post("/v1/completions", json={"model": "one", **fields}), 400)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": []},
+        {"input": ""},
+        {"input": 7},
+        {"input": ["a"] * 1000},
+        {"input": "word " * 5000},
+        {"input": "a", "dimensions": 3},
+        {"input": "a", "encoding_format": "hex"},
+    ],
+)
+def test_a_bad_embedding_is_refused(address, fields):
+    if fields["input"] == "":
+        return
+    with raw(address) as http:
+        assert_error(http.post("/v1/embeddings", json={"model": "one", **fields}), 400)
+
+
+def test_wrong_places_and_methods(address):
+    with raw(address) as http:
+        assert_error(http.get("/v1/nowhere"), 404)
+        assert_error(http.get(CHAT), 405)
+        assert_error(http.delete("/v1/models"), 405)
+        assert_error(http.get("/page.py"), 404)
+        assert_error(http.get("/../../etc/passwd"), 404)
+        assert_error(http.get("/page.%2e%2e%2f%2e%2e%2fserver.py"), 404)
+
+
+def test_good_requests_are_still_served_afterwards(address):
+    with raw(address) as http:
+        assert http.post(CHAT, content=changed()).status_code == 200
+
+
+def test_the_client_raises_its_own_errors(address):
+    official = client(address)
+    with pytest.raises(openai.NotFoundError) as problem:
+        official.chat.completions.create(model="six", messages=HELLO)
+    assert problem.value.code == "model_not_found"
+    assert "one" in problem.value.message
+    with pytest.raises(openai.BadRequestError) as refused:
+        official.chat.completions.create(model="one", messages=HELLO, temperature=-1)
+    assert refused.value.param == "temperature"
+
+
+def test_a_body_announced_too_large_is_not_read(address):
+    for length in (b"1000000000000", b"9" * 400):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as wire:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %s\r\n\r\n"
+            wire.sendall(head % length)
+            assert wire.recv(4096).split(b" ")[1] in (b"413", b"400")
+
+
+def test_a_body_that_never_ends_is_cut_off(engine):
+    with running({"one": engine}, limits=Limits(body_seconds=0.3)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as wire:
+            wire.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
+            assert b"408" in wire.recv(4096).split(b"\r\n")[0]
+
+
+def test_the_key_is_asked_for(engine):
+    with running({"one": engine}, api_key="sesame ö") as address:
+        with raw(address) as http:
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic c2VzYW1l"}):
+                assert_error(http.get("/v1/models", headers=headers), 401)
+                assert_error(http.post(CHAT, content=changed(), headers=headers), 401)
+                assert_error(http.get("/metrics", headers=headers), 401)
+            assert_error(http.get("/v1/models", headers={"Authorization": b"Bearer \xff\xfe"}), 401)
+            right = {"Authorization": "Bearer sesame ö".encode()}
+            assert http.get("/v1/models", headers=right).status_code == 200
+            assert http.get("/health").status_code == 200
+            assert http.get("/").status_code == 200
+        with pytest.raises(openai.AuthenticationError):
+            client(address, key="open").models.list()
+
+
+def test_other_web_sites_and_other_host_names_are_kept_out(address):
+    with raw(address) as http:
+        assert_error(http.post(CHAT, content=changed(), headers={"Origin": "https://evil.example"}), 403)
+        assert_error(http.post(CHAT, content=changed(), headers={"Origin": "null"}), 403)
+        assert_error(http.get("/v1/models", headers={"Host": "evil.example"}), 403)
+        assert_error(http.get("/v1/models", headers={"Host": "127.0.0.1.evil.example"}), 403)
+        own = http.post(CHAT, content=changed(), headers={"Origin": address})
+        assert own.status_code == 200
+        assert "access-control-allow-origin" not in own.headers
+
+
+def test_an_allowed_origin_may_ask(engine):
+    site = "https://friend.example"
+    with running({"one": engine}, allow_origins=[site], api_key="k") as address, raw(address) as http:
+        asks = {"Origin": site, "Access-Control-Request-Method": "POST"}
+        assert http.options(CHAT, headers=asks).headers["access-control-allow-origin"] == site
+        answer = http.post(CHAT, content=changed(), headers={"Origin": site, "Authorization": "Bearer k"})
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == site
+
+
+def test_too_many_at_once_are_told_when_to_come_back():
+    slow = ScriptedEngine("word " * 50, rows=2, delay=0.02)
+    with running({"one": slow}, limits=Limits(queued=1)) as address, raw(address) as http:
+
+        def ask(_):
+            body = {**GOOD, "max_tokens": 30}
+            return http.post(CHAT, json=body)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(8)))
+        statuses = sorted(answer.status_code for answer in answers)
+        assert statuses == [200] * 3 + [429] * 5
+        for answer in answers:
+            if answer.status_code == 429:
+                assert_error(answer, 429)
+                assert int(answer.headers["Retry-After"]) >= 1
+        assert ask(0).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_ends(engine):
+    slow = ScriptedEngine("word " * 50, delay=0.05)
+    with running({"one": slow}, limits=Limits(request_seconds=0.3)) as address, raw(address) as http:
+        assert_error(http.post(CHAT, json={**GOOD, "max_tokens": 40}), 504)
+        until(lambda: slow.rows_in_use == 0)
+
+
+def test_a_failing_engine_fails_its_requests_and_goes_on():
+    weak = ScriptedEngine("word " * 5)
+    with running({"one": weak}) as address, raw(address) as http:
+        weak.broken = True
+        assert_error(http.post(CHAT, json=GOOD), 500)
+        weak.broken = True
+        events = http.post(CHAT, json={**GOOD, "stream": True}).text
+        assert json.loads(events.removeprefix("data: ").strip())["error"]["type"] == "server_error"
+        assert http.post(CHAT, json=GOOD).status_code == 200
+
+
+def test_a_stop_signal_lets_answers_finish():
+    slow = ScriptedEngine("word " * 30, delay=0.02)
+    with ThreadPoolExecutor(1) as pool:
+        with running({"one": slow}, limits=Limits(drain_seconds=20)) as address:
+            http = raw(address)
+            answer = pool.submit(http.post, CHAT, json={**GOOD, "max_tokens": 25})
+            until(lambda: slow.rows_in_use == 1)
+        assert answer.result().status_code == 200
+        assert answer.result().json()["usage"]["completion_tokens"] == 25
+        with pytest.raises(httpx.ConnectError):
+            http.get("/health")
+        http.close()
+
+
+def test_metrics_count_what_happened(engine):
+    with running({"one": engine}) as address, raw(address) as http:
+        http.post(CHAT, content=changed(max_tokens=3, temperature=0))
+        http.post(CHAT, content=b"{")
+        text = http.get("/metrics").text
+        assert 'trivium_requests_total{route="/v1/chat/completions",status="200"} 1' in text
+        assert 'trivium_requests_total{route="/v1/chat/completions",status="400"} 1' in text
+        assert 'trivium_rows{model="one"} 4' in text
+        assert 'trivium_first_token_seconds_count{model="one"} 1' in text
+        assert 'trivium_first_token_seconds_bucket{model="one",le="+Inf"} 1' in text
+
+
+def test_the_pages_security_headers(address):
+    with raw(address) as http:
+        for path in ("/", "/page.js", "/page.css", "/v1/models"):
+            headers = http.get(path).headers
+            assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+            assert headers["x-content-type-options"] == "nosniff"
+
+
+def vanish(address, seed):
+    """Begin something and be gone at a random moment."""
+    chance = random.Random(seed)
+    host, port = address.removeprefix("http://").split(":")
+    streamed = chance.random() < 0.8
+    body = {**GOOD, "max_tokens": 200, "stream": streamed, "n": chance.choice([1, 1, 2])}
+    if chance.random() < 0.3:
+        body["logprobs"] = True
+    sent = json.dumps(body).encode()
+    wire = socket.create_connection((host, int(port)), timeout=20)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(sent)}\r\n\r\n".encode()
+    if chance.random() < 0.1:
+        sent = sent[: len(sent) // 2]
+    wire.sendall(head + sent)
+    leave = time.monotonic() + chance.random() * 0.6
+    wire.setblocking(False)
+    while time.monotonic() < leave:
+        try:
+            if not wire.recv(65536):
+                break
+        except BlockingIOError:
+            time.sleep(0.005)
+    if chance.random() < 0.5:  # a reset instead of a farewell
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    wire.close()
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+@pytest.mark.slow
+def test_200_clients_that_vanish_leave_no_row_and_no_memory():
+    engine = tiny_engine(rows=8)
+    with running({"one": engine}, limits=Limits(queued=1000)) as address, raw(address) as http:
+
+        def round_of(first):
+            with ThreadPoolExecutor(25) as pool:
+                list(pool.map(lambda seed: vanish(address, seed), range(first, first + 200)))
+            until(lambda: not engine.busy, 60)
+            until(lambda: 'trivium_samples_inside{model="one"} 0' in http.get("/metrics").text)
+            gc.collect()
+            return sum(type(thing).__name__ == "Generation" for thing in gc.get_objects()), resident()
+
+        round_of(10_000)
+        left, memory = round_of(0)
+        left_again, memory_again = round_of(20_000)
+        assert engine.rows_in_use == 0
+        # the engine may remember its last rows until it settles new ones, and never more than those
+        assert max(left, left_again) <= 2 * engine.max_rows
+        assert memory_again - memory < 20_000_000
+        assert http.post(CHAT, content=changed()).status_code == 200
