@@ -47,7 +47,7 @@ def describe() -> Machine:
         dtype=str(compute_dtype(here)).removeprefix("torch."),
         system=platform.platform(),
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
     )
 
 

@@ -57,7 +57,7 @@ def build(recipe: Recipe, checksums: Checksums | None = None) -> dict[str, Node]
             {
                 "kind": stage.kind,
                 "version": stage.version,
-                "settings": _renamed(stage.counted(), made_of),
+                "settings": _renamed(stage, made_of),
                 "inputs": sorted(made_of.values()),
             }
         )
@@ -135,13 +135,22 @@ def _identity(parent: Parent, nodes: Mapping[str, Node]) -> str:
     )
 
 
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
     """The settings with what they name replaced by its fingerprint, so that names and places do not count."""
-    if isinstance(value, dict):
-        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_renamed(inner, names) for inner in value]
-    return names.get(value, value) if isinstance(value, str) else value
+    settings = stage.counted()
+    for reference in stage.references():
+        *above, last = reference.setting.split(".")
+        inside = settings
+        for key in above:
+            inside = inside[key]
+        value, identity = inside[last], names[reference.name]
+        if isinstance(value, dict):
+            inside[last] = {identity if key == reference.name else key: one for key, one in value.items()}
+        elif isinstance(value, list):
+            inside[last] = [identity if one == reference.name else one for one in value]
+        else:
+            inside[last] = identity
+    return settings
 
 
 _ARTICLES = {

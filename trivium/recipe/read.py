@@ -117,7 +117,7 @@ def _override(content: dict[str, Any], key: str, value: Any) -> None:
     """Set one value deep inside; `base.tokens` is short for `stages.base.tokens`."""
     keys = key.split(".")
     stages = content.get("stages") or {}
-    if keys[0] in stages and keys[0] not in content:
+    if len(keys) > 1 and keys[0] not in ("stages", "report"):
         keys = ["stages", *keys]
     if keys[0] == "stages" and len(keys) > 1 and keys[1] not in stages:
         raise TriviumError(

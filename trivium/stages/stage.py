@@ -23,7 +23,7 @@ FOLDERS: dict[Product, str] = {"shards": "data"}
 
 @dataclass(frozen=True)
 class Reference:
-    """A setting that names something made elsewhere, and what that has to be."""
+    """A setting (dotted, down to the text, list or mapping that names it) and what the named has to be."""
 
     setting: str
     name: str

@@ -1,0 +1,113 @@
+"""The verbs: one sentence and status 2 for what a person can mend, and no heavy import for help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import toys  # noqa: F401
+from click.testing import CliRunner
+from toys import write_recipe
+
+from trivium.cli import cli, main
+from trivium.recipe.schema import load
+
+
+def words(*arguments: object) -> list[str]:
+    return [str(argument) for argument in arguments]
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys, trivium\n"
+        "from trivium.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'yaml', 'rich', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "RECIPE" in done.stdout
+
+
+@pytest.mark.parametrize("verb", sorted(cli.commands))
+def test_every_verb_explains_itself(verb):
+    result = CliRunner().invoke(cli, [verb, "--help"])
+    assert result.exit_code == 0
+    assert cli.commands[verb].help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "nothing.yaml"], "There is no recipe `nothing.yaml`"),
+        (["plan", "{recipe}", "--set", "base.stepps=1"], "did you mean `steps`?"),
+        (["show", "base", "--runs", "{folder}/runs"], "No stage `base`"),
+        (["run", "{recipe}", "--only", "bse"], "did you mean `base`?"),
+        (["launch", "{recipe}", "--on", "moon"], "'moon' is not one of"),
+        (["runn", "x"], "No such command 'runn'"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_status_2(tmp_path, capsys, arguments, said):
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([argument.format(recipe=recipe, folder=tmp_path) for argument in arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_a_run_ends_with_a_table(tmp_path, capsys):
+    main(words("run", write_recipe(tmp_path), "--runs", tmp_path / "runs"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["stage", "tokens", "loss", "time", "where"]
+    base = next(line for line in lines if line.startswith("base")).split()
+    assert base[:4] == ["base", "ran", "4k", "0.250"]
+    assert base[-1] == str(tmp_path / "runs" / "toy" / "base")
+
+
+def test_status_and_show_and_plan_print(tmp_path, capsys):
+    recipe = write_recipe(tmp_path)
+    main(words("run", recipe, "--runs", tmp_path / "runs"))
+    main(words("status", "--runs", tmp_path / "runs"))
+    main(words("show", "base", "--runs", tmp_path / "runs", "--step", 2))
+    main(words("plan", recipe, "--runs", tmp_path / "runs"))
+    printed = capsys.readouterr().out
+    assert "└ base" in printed
+    assert "doc-7-2" in printed
+    assert "reuse" in printed
+
+
+def test_init_writes_a_recipe_that_loads_and_never_overwrites(tmp_path, capsys):
+    main(words("init", tmp_path / "mine.yaml"))
+    assert set(load(tmp_path / "mine.yaml").stages) == {"words", "corpus", "base"}
+    with pytest.raises(SystemExit):
+        main(words("init", tmp_path / "mine.yaml"))
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_schema(tmp_path, capsys):
+    main(words("schema", "--to", tmp_path / "schema.json"))
+    assert "toy_train" in json.dumps(json.loads((tmp_path / "schema.json").read_text()))
+
+
+@pytest.mark.parametrize("target", ["torchrun", "slurm", "sky"])
+def test_launch_renders_a_script(tmp_path, capsys, target):
+    recipe = write_recipe(tmp_path)
+    main(words("launch", recipe, "--on", target, "--processes", 4, "--nodes", 2))
+    script = capsys.readouterr().out
+    assert f"-m trivium.cli run {recipe} --runs runs" in script
+    assert "4" in script
+    if target != "sky":
+        assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+def test_doctor_measures(tmp_path, capsys, monkeypatch):
+    main(words("doctor", "--runs", tmp_path))
+    printed = capsys.readouterr().out
+    for name in ("processor", "memory", "computes on", "matrix peak", "memory bandwidth", "disk"):
+        assert name in printed

@@ -1,0 +1,248 @@
+"""The runner and the store: reuse, resumption, locks, links, checkpoints, damage, gc, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from toys import RECIPE, write_recipe
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
+from trivium.pipeline import show
+from trivium.pipeline.lock import holder, locked
+from trivium.pipeline.plan import plan
+from trivium.pipeline.run import run
+from trivium.pipeline.status import rows
+from trivium.pipeline.store import Store
+
+TESTS = Path(__file__).parent
+SCRIPT = "import sys, toys; from trivium.cli import main; main(sys.argv[1:])"
+
+
+def command(*words: str | Path, program: tuple[str, ...] = (sys.executable,)) -> list[str]:
+    return [*program, "-c", SCRIPT, *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(TESTS)}
+
+
+def trivium(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def test_layout_reuse_and_links(tmp_path):
+    runs = tmp_path / "runs"
+    going = run(write_recipe(tmp_path), runs)
+    assert set(going.became.values()) == {"ran"}
+    for name, node in going.nodes.items():
+        link = runs / "toy" / name
+        assert os.readlink(link) == f"../store/{name}-{node.fingerprint}"
+        assert (link / "COMPLETE").is_file()
+        assert not (link / "LOCK").exists()
+    record = going.entry("left").record
+    assert record["settings"]["from"] == "base"
+    assert record["parents"] == {"base": f"base-{going.nodes['base'].fingerprint}"}
+    assert record["summary"] == {"tokens": 2000, "loss": 0.5}
+    assert record["seed"] == 7
+    assert record["machine"]["cores"] >= 1
+    assert read_json(runs / "toy" / "base" / "model" / "model.json")["seed"] == 7
+    again = run(tmp_path / "toy.yaml", runs)
+    assert set(again.became.values()) == {"reused"}
+    other = run(tmp_path / "toy.yaml", runs, ["left.steps=3", "name=other"])
+    assert other.became == {"words": "reused", "base": "reused", "right": "reused", "left": "ran"}
+    assert (runs / "other" / "base").resolve() == (runs / "toy" / "base").resolve()
+
+
+def test_only_runs_what_the_stage_stands_on(tmp_path):
+    going = run(write_recipe(tmp_path), tmp_path / "runs", only=["base"])
+    assert going.became == {"words": "ran", "base": "ran"}
+
+
+def test_a_killed_stage_goes_on_where_it_was_cut_off(tmp_path):
+    path = write_recipe(tmp_path)
+    died = trivium("run", path, "--runs", tmp_path / "runs", "--set", "base.die_at=2")
+    assert died.returncode == 9
+    entry = Store(tmp_path / "runs").recipes()["toy"]["base"]
+    assert entry.state == "cut off"
+    assert not (entry.folder / "model").exists()
+    going = run(path, tmp_path / "runs")
+    assert going.became["base"] == "resumed"
+    assert [row["step"] for row in entry.metrics] == [1, 2, 3, 4]
+    assert entry.state == "done"
+
+
+def test_a_second_process_waits_and_then_reuses(tmp_path):
+    path = write_recipe(tmp_path)
+    words = ("run", path, "--runs", tmp_path / "runs", "--only", "base", "--set", "base.sleep=0.4")
+    first = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
+    pattern = "base-*/checkpoints/count.json"
+    while not list((tmp_path / "runs" / "store").glob(pattern)):
+        assert first.poll() is None
+        time.sleep(0.02)
+    refused = trivium(*words, "--no-wait")
+    assert refused.returncode == 2
+    assert f"process {first.pid} on {socket.gethostname()}" in refused.stderr
+    second = trivium(*words)
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert second.returncode == 0, second.stderr
+    assert f"process {first.pid}" in second.stderr
+    assert "base: done before, reused" in second.stderr
+    entry = Store(tmp_path / "runs").recipes()["toy"]["base"]
+    assert [row["step"] for row in entry.metrics] == [1, 2, 3, 4]
+
+
+def test_locks_of_the_dead_and_of_a_reused_number_are_stale(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    lock = tmp_path / "entry" / "LOCK"
+    with locked(tmp_path / "entry", print):
+        me = json.loads(lock.read_text())
+        assert holder(tmp_path / "entry") is not None
+        with (
+            pytest.raises(TriviumError, match=f"process {os.getpid()}"),
+            locked(lock.parent, print, wait=False),
+        ):
+            pass
+    for stale in (
+        {**me, "pid": child.pid},
+        {**me, "started": "1"},
+    ):
+        lock.write_text(json.dumps(stale))
+        assert holder(lock.parent) is None
+        with locked(lock.parent, print, wait=False):
+            assert json.loads(lock.read_text()) == {**me, "since": json.loads(lock.read_text())["since"]}
+        assert not lock.exists()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    lock.write_text('{"pid": 12')
+    assert holder(lock.parent) is None
+    lock.write_text(json.dumps({**me, "host": "another-machine"}))
+    assert holder(lock.parent) is not None
+
+
+def test_many_at_once_hold_a_lock_one_after_the_other(tmp_path):
+    inside, most = [], []
+
+    def work() -> None:
+        with locked(tmp_path / "entry", lambda _: None):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8
+
+
+def test_a_kept_checkpoint_is_a_parent(tmp_path):
+    path = write_recipe(tmp_path, RECIPE.replace("from: base, steps: 2}", "from: base@tokens=2k, steps: 1}"))
+    with pytest.raises(TriviumError, match=r"base kept no checkpoint at tokens=2000 \(it kept: none\)"):
+        run(path, tmp_path / "runs")
+    going = run(path, tmp_path / "runs", ["base.keep=[2]"])
+    entry = going.entry("left")
+    assert entry.record["parents"]["base@tokens=2k"].endswith("@tokens=2000")
+
+
+def test_a_damaged_parent_is_named_and_not_used(tmp_path):
+    path = write_recipe(tmp_path)
+    run(path, tmp_path / "runs", only=["base"])
+    damaged = (tmp_path / "runs" / "toy" / "base" / "model" / "model.json").resolve()
+    damaged.write_text(damaged.read_text().replace("7", "8"))
+    with pytest.raises(TriviumError) as caught:
+        run(path, tmp_path / "runs")
+    assert str(damaged) in str(caught.value)
+
+
+def test_status_shows_the_tree(tmp_path):
+    path = write_recipe(tmp_path)
+    runs = tmp_path / "runs"
+    with pytest.raises(TriviumError, match="Nothing has run"):
+        rows(runs)
+    assert [row[1] for row in rows(runs, str(path))[2:]] == ["to come"] * 4
+    run(path, runs)
+    table = rows(runs)
+    assert [row[0] for row in table[1:]] == ["toy", "└ words", "  └ base", "    ├ left", "    └ right"]
+    assert table[3][1:4] == ["done", "4k", "0.250"]
+    path.write_text(RECIPE.replace("steps: 4", "steps: 5"))
+    states = {row[0].strip("└├ │"): row[1] for row in rows(runs, str(path))[2:]}
+    assert states == {"words": "done", "base": "changed", "left": "changed", "right": "changed"}
+
+
+def test_plan_says_what_would_run(tmp_path):
+    path = write_recipe(tmp_path)
+    runs = tmp_path / "runs"
+    run(path, runs, only=["words"])
+    table = plan(path, runs)
+    assert [row[2] for row in table[1:]] == ["reuse", "run", "run", "run", ""]
+    assert "tokens 4k" in table[2][4]
+    assert table[2][3].startswith("about")
+    assert not list((runs / "store").glob("base-*"))
+
+
+def test_show(tmp_path):
+    runs = tmp_path / "runs"
+    run(write_recipe(tmp_path), runs)
+    assert "rate: 0.1 -> 0.1" in show.text(show.find(runs, "left"))
+    assert show.documents(show.find(runs, "toy/base"), 3) == ["doc-7-3"]
+    assert show.find(runs, str(runs / "toy" / "base")).folder == show.find(runs, "base").folder
+    with pytest.raises(TriviumError, match="`left`\\?"):
+        show.find(runs, "leftt")
+    with pytest.raises(TriviumError, match="has no steps"):
+        show.documents(show.find(runs, "words"), 1)
+
+
+def test_gc_keeps_what_recipes_reach(tmp_path):
+    path, runs = write_recipe(tmp_path), tmp_path / "runs"
+    old = run(path, runs)
+    new = run(path, runs, ["base.steps=5"])
+    store = Store(runs)
+    gone = {entry.folder.name for entry in store.unreached()}
+    assert gone == {old.nodes[name].entry for name in ("base", "left", "right")}
+    (runs / "toy" / "base").unlink()
+    assert new.nodes["base"].entry not in {entry.folder.name for entry in store.unreached()}
+    said = trivium("gc", "--runs", runs)
+    assert said.stdout.count("would remove") == 3
+    assert {entry.folder.name for entry in store.unreached()} == gone
+    trivium("gc", "--runs", runs, "--yes")
+    assert not list(store.unreached())
+    assert new.entry("base").state == "done"
+
+
+def test_two_processes_make_a_recipe_together(tmp_path):
+    path, runs = write_recipe(tmp_path), tmp_path / "runs"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        started.append(
+            subprocess.Popen(
+                command("run", path, "--runs", runs),
+                env=environment() | place | where,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert said[1][0] == ""
+    entry = Store(runs).recipes()["toy"]["base"]
+    assert [row["step"] for row in entry.metrics] == [1, 2, 3, 4]
+    assert entry.record["processes"] == 2
