@@ -1,0 +1,206 @@
+"""The packed feed: targets stay inside documents, rows name their documents, any process sees the same."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_data_shards import documents, tokenizer
+
+from trivium.data.packed import Ingredient, PackedFeed, PackedRows, validation_rows
+from trivium.data.rows import Row, collate, row_of_documents
+from trivium.data.shards import Shards, write_shards
+from trivium.kit.errors import TriviumError
+
+
+@cache
+def _texts():
+    return [document for document in documents(300) if document.text]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Shards:
+    write_shards(_texts(), tokenizer(), tmp_path / "texts", validation=0.2, columns=("score",))
+    return Shards(tmp_path / "texts")
+
+
+def feed(shards: Shards, **settings) -> PackedFeed:
+    options = {"context": 64, "batch_tokens": 512, "seed": 1, "epochs": 2.0, **settings}
+    return PackedFeed([Ingredient("texts", shards)], **options)
+
+
+def test_targets_are_the_next_token_of_the_same_document(shards: Shards) -> None:
+    by_id = {shards.id(index): shards.document(index) for index in range(len(shards))}
+    rows = PackedRows(shards, 32)
+    seen: dict[str, int] = dict.fromkeys(by_id, 0)
+    cut = 0
+    for index in range(len(rows)):
+        row = rows.row(index)
+        place = 0
+        for name, length in zip(row.ids, row.lengths, strict=True):
+            piece = row.tokens[place : place + length].tolist()
+            targets = row.targets[place : place + length].tolist()
+            weights = row.weights[place : place + length].tolist()
+            whole = by_id[name].tolist()
+            start = next(at for at in range(0, len(whole), 32) if whole[at : at + length] == piece)
+            following = whole[start + 1 : start + 1 + length]
+            cut += len(following) == length
+            assert targets == following + [-1] * (length - len(following))
+            assert weights == [1.0] * len(following) + [0.0] * (length - len(following))
+            seen[name] += len(following)
+            place += length
+        assert place == len(row) <= 32
+    assert cut > 0
+    # Every token but each document's first is predicted exactly once.
+    assert seen == {name: len(tokens) - 1 for name, tokens in by_id.items()}
+
+
+def test_conversations_learn_only_the_assistant(tmp_path: Path) -> None:
+    write_shards(documents(100), tokenizer(), tmp_path / "s")
+    shards = Shards(tmp_path / "s")
+    for learn in ("assistant", "everything"):
+        rows = PackedRows(shards, 256, learn=learn)
+        spoken = []
+        for index in range(len(rows)):
+            row = rows.row(index)
+            starts = np.cumsum((0, *row.lengths))
+            for number, name in enumerate(row.ids):
+                inside = slice(starts[number], starts[number + 1])
+                learned = row.targets[inside][row.weights[inside] > 0]
+                if name.startswith("c:"):
+                    spoken.append(tokenizer().decode(learned.tolist(), False))
+        assert len(spoken) == 10
+        if learn == "assistant":
+            assert set(spoken) == {"three sacks<|im_end|>"}
+        else:
+            assert all("how many?" in text for text in spoken)
+
+
+def test_the_batch_of_a_step_is_the_same_whoever_asks(shards: Shards) -> None:
+    one, other = feed(shards), feed(shards)
+    assert one.fingerprint == other.fingerprint
+    batches = [[row.ids for row in one.rows(step)] for step in range(one.steps)]
+    for step in reversed(range(one.steps)):
+        assert [row.ids for row in other.rows(step)] == batches[step]
+    assert all(len(batch) == 512 // 64 for batch in batches)
+
+
+def test_two_epochs_read_every_document_twice(shards: Shards) -> None:
+    source = feed(shards, batch_tokens=64)
+    tokens = sum(len(row) for step in range(source.steps) for row in source.rows(step))
+    assert tokens == 2 * source.packed[0].packing.tokens
+    assert source.report()["texts"]["passes"] == 2
+
+
+def test_durations_in_tokens_steps_and_epochs(shards: Shards) -> None:
+    assert feed(shards, epochs=None, steps=7).steps == 7
+    by_tokens = feed(shards, epochs=None, tokens=10_000)
+    trained = sum(len(row) for step in range(by_tokens.steps) for row in by_tokens.rows(step))
+    assert abs(trained - 10_000) < 512
+    with pytest.raises(TriviumError, match="exactly one of"):
+        feed(shards, tokens=10, steps=1)
+
+
+def test_a_changed_mixture_does_not_resume(shards: Shards) -> None:
+    json, tensors = feed(shards).state()
+    feed(shards).restore(json, tensors)
+    for changed in (feed(shards, seed=2), feed(shards, epochs=3.0), feed(shards, context=32)):
+        assert changed.fingerprint != feed(shards).fingerprint
+        with pytest.raises(TriviumError, match="has changed since this run began"):
+            changed.restore(json, tensors)
+
+
+def test_a_mixture_names_its_sources(shards: Shards, tmp_path: Path) -> None:
+    write_shards(documents(100)[9::10], tokenizer(), tmp_path / "chats")
+    mixed = PackedFeed(
+        [
+            Ingredient("texts", shards, weights=((0.0, 0.75),)),
+            Ingredient("chats", Shards(tmp_path / "chats"), weights=((0.0, 0.25),)),
+        ],
+        context=128,
+        batch_tokens=1024,
+        seed=0,
+        steps=20,
+    )
+    rows = [row for step in range(20) for row in mixed.rows(step)]
+    for row in rows:
+        assert {name[0] for name in row.ids} == ({"t"} if row.sources[0] == 0 else {"c"})
+        assert len(set(row.sources)) == 1
+    assert sum(row.sources[0] for row in rows) == 40
+    assert mixed.report()["chats"]["share"] == 0.25
+
+
+def test_a_curriculum_goes_from_easy_to_hard(shards: Shards) -> None:
+    source = PackedFeed(
+        [Ingredient("texts", shards, easy_first="score")], context=32, batch_tokens=32, seed=0, epochs=1.0
+    )
+    easier = {shards.id(index): score for index, score in enumerate(shards.column("score").tolist())}
+    means = []
+    for step in range(source.steps):
+        (row,) = source.rows(step)
+        scores = [easier[name] for name in row.ids]
+        means.append(np.average(scores, weights=row.lengths))
+    assert means == sorted(means)
+
+
+@pytest.mark.parametrize("change", ["nothing", "twice", "small", "empty"])
+def test_feeds_that_cannot_be_are_refused(change: str, shards: Shards, tmp_path: Path) -> None:
+    write_shards([], tokenizer(), tmp_path / "empty")
+    one = Ingredient("a", shards)
+    ingredients = {"nothing": [], "twice": [one, one], "small": [one]}
+    ingredients["empty"] = [Ingredient("e", Shards(tmp_path / "empty"))]
+    message = {
+        "nothing": "nothing to train on",
+        "twice": "same name",
+        "small": "holds no row",
+        "empty": "two tokens",
+    }
+    with pytest.raises(TriviumError, match=message[change]):
+        PackedFeed(
+            ingredients[change], context=64, batch_tokens=63 if change == "small" else 64, seed=0, steps=1
+        )
+
+
+def test_validation_rows_are_fixed_and_their_bytes_exact(shards: Shards) -> None:
+    held_out = Shards(shards.folder, "validation")
+    lengths = tokenizer().byte_lengths()
+    rows = validation_rows(held_out, 4096, lengths)
+    firsts = sum(int(lengths[held_out.document(index)[0]]) for index in range(len(held_out)))
+    counted = sum(float(row.columns["bytes"].sum()) for row in rows)
+    assert counted == held_out.bytes.sum() - firsts
+    some = validation_rows(held_out, 64, lengths, tokens=300)
+    assert sum(map(len, some)) <= 300
+    assert [row.ids for row in some] == [
+        row.ids for row in validation_rows(held_out, 64, lengths, tokens=300)
+    ]
+
+
+def test_collate_lays_rows_end_to_end(shards: Shards) -> None:
+    rows = feed(shards).rows(0)
+    batch = collate(rows)
+    assert batch.rows == len(rows)
+    assert batch.tokens.dtype == batch.targets.dtype == torch.int64
+    assert batch.weights.dtype == torch.float32
+    assert batch.tokens.tolist() == [token for row in rows for token in row.tokens.tolist()]
+    assert sum(batch.lengths) == len(batch.tokens) == sum(map(len, rows))
+    assert len(batch.ids) == len(batch.sources) == len(batch.lengths)
+    # Nothing pads: a batch is exactly its documents.
+    assert (batch.targets[batch.weights > 0] >= 0).all()
+
+
+def test_rows_made_by_hand_carry_masks_columns_and_facts() -> None:
+    row = row_of_documents(
+        [np.array([5, 6, 7]), np.array([8, 9])],
+        learned=[np.array([0, 1, 0]), None],
+        columns={"advantage": [np.array([0.0, 0.5, 1.0]), np.array([2.0, 3.0])]},
+        facts={"score": [1.0, 0.0]},
+        ids=("a", "b"),
+    )
+    assert row.targets.tolist() == [6, 7, -1, 9, -1]
+    assert row.weights.tolist() == [1, 0, 0, 1, 0]
+    batch = collate([row, row])
+    assert batch.columns["advantage"].tolist() == [0, 0.5, 1, 2, 3] * 2
+    assert batch.facts["score"] == [1.0, 0.0, 1.0, 0.0]
+    with pytest.raises(AssertionError):
+        Row(row.tokens, row.targets, row.weights, (4,), ids=("a",), sources=(0,))
