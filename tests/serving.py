@@ -13,6 +13,7 @@ from generating import tokenizer
 from openai import OpenAI
 
 from trivium.generate.requests import Completion, Event, Generation
+from trivium.generate.streaming import TextStream
 from trivium.serve.limits import Limits
 from trivium.serve.server import bound, build_server
 
@@ -24,7 +25,7 @@ class ScriptedEngine:
         self.tokenizer, self.max_rows = tokenizer(), rows
         self.model = SimpleNamespace(config=SimpleNamespace(context=context, width=64), parameters=lambda: [])
         self.script, self.delay = self.tokenizer.encode(text), delay
-        self.rows, self.prompts, self.broken = [], [], False
+        self.rows, self.prompts, self.samplings, self.broken = [], [], [], False
 
     @property
     def rows_in_use(self):
@@ -33,7 +34,8 @@ class ScriptedEngine:
     def submit(self, request, on_token=None):
         generation = Generation(request, on_token)
         self.prompts.append(request.prompt)
-        self.rows += [[generation, sample, 0] for sample in range(request.n)]
+        self.samplings.append(request.sampling)
+        self.rows += [[generation, n, 0, TextStream(self.tokenizer, ())] for n in range(request.n)]
         return generation
 
     def cancel(self, generation):
@@ -45,13 +47,13 @@ class ScriptedEngine:
             raise RuntimeError("out of luck")
         time.sleep(self.delay)
         for row in list(self.rows):
-            generation, sample, place = row
+            generation, sample, place, stream = row
             most = generation.request.sampling.max_new_tokens
             if place < min(len(self.script), most):
                 token = self.script[place]
                 weighed = {token: math.log(0.7), (token + 1) % 300: math.log(0.2), 5: math.log(0.1)}
                 told = weighed if generation.request.sampling.top_logprobs else None
-                generation.listener(Event(sample, token, self.tokenizer.decode([token]), None, told))
+                generation.listener(Event(sample, token, stream.push(token), None, told))
                 row[2] += 1
             else:
                 reason = "stop" if place < most else "length"

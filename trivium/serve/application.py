@@ -21,7 +21,7 @@ from trivium.serve import failures
 from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
 from trivium.serve.failures import RequestRefused
-from trivium.serve.guard import Guard
+from trivium.serve.guard import PAGE, Guard
 from trivium.serve.limits import Limits
 from trivium.serve.measures import Measures
 from trivium.serve.parts import PartStream
@@ -38,7 +38,7 @@ from trivium.serve.prompts import (
 from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, read_body
 from trivium.serve.worker import Generation, Worker
 
-PAGE = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent / "page"
 CLIENT_CLOSED = 499
 LEFT_OUT = "X-Trivium-Messages-Left-Out"
 log = logging.getLogger("trivium.serve")
@@ -256,15 +256,11 @@ def build(
     def metrics() -> Response:
         return PlainTextResponse(measures.text(), media_type="text/plain; version=0.0.4")
 
-    @routes.get("/", response_model=None)
-    def page() -> Response:
-        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+    def page(request: Request) -> Response:
+        return FileResponse(FOLDER / PAGE[request.url.path], headers={"Cache-Control": "no-cache"})
 
-    @routes.get("/page.{kind}", response_model=None)
-    def page_part(kind: str) -> Response:
-        if kind not in ("css", "js"):
-            raise RequestRefused("there is no such file", status=404)
-        return FileResponse(PAGE / f"page.{kind}", headers={"Cache-Control": "no-cache"})
+    for path in PAGE:
+        routes.add_api_route(path, page, methods=["GET"], response_model=None)
 
     application: ASGIApp = routes
     if origins:

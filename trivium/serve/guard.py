@@ -12,8 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trivium.serve.failures import RequestRefused, refusal_response
 from trivium.serve.measures import Measures
 
-PAGE = {"/", "/page.css", "/page.js", "/favicon.ico"}
-OPEN_TO_ALL = PAGE | {"/health"}
+PAGE = {"/": "index.html"} | {
+    f"/{name}": name for name in ("page.css", "page.js", "settings.js", "words.js", "elements.js")
+}
+OPEN_TO_ALL = {*PAGE, "/health"}
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 CONTENT_SECURITY_POLICY = "; ".join(

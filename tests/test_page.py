@@ -1,0 +1,221 @@
+"""The page in a real Chromium: models answer side by side, and what they write stays letters."""
+
+import struct
+import zlib
+
+import pytest
+from browser import Browser, find_chromium
+from generating import tiny_engine
+from serving import ScriptedEngine, raw, running, until
+
+HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script><b>bold</b> & naïve'
+ENTER, RIGHT, ESCAPE, UP = "\ue007", "\ue014", "\ue00c", "\ue013"
+ANSWERED = (
+    "document.querySelectorAll('.answer').length > 0"
+    " && document.querySelectorAll('.answer[aria-busy=true]').length === 0"
+)
+TEXTS = "[...document.querySelectorAll('.answer .words')].map((words) => words.textContent)"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def engines():
+    return {
+        "plain": ScriptedEngine("the town of number 3 has a baker and a smith", delay=0.05),
+        "hostile": ScriptedEngine(HOSTILE, delay=0.02),
+        "real": tiny_engine(rows=4),
+    }
+
+
+@pytest.fixture(scope="module")
+def address(engines):
+    find_chromium()
+    with running(engines) as address:
+        yield address
+
+
+@pytest.fixture
+def browser(address):
+    window = Browser()
+    window.go(address)
+    window.until("document.querySelectorAll('.chip').length === 3")
+    yield window
+    window.close()
+
+
+def choose(browser, *names):
+    browser.run(
+        "for (const chip of document.querySelectorAll('.chip'))"
+        " if (chip.querySelector('input').checked !== arguments[0].includes(chip.textContent))"
+        " chip.querySelector('input').click()",
+        list(names),
+    )
+
+
+def colours(picture):
+    """How many different colours a PNG of 8-bit RGB or RGBA holds in its raw rows, filters aside."""
+    width, _, _, kind = struct.unpack(">IIBB", picture[16:26])
+    data, place = b"", 8
+    while place < len(picture):
+        (length,) = struct.unpack(">I", picture[place : place + 4])
+        if picture[place + 4 : place + 8] == b"IDAT":
+            data += picture[place + 8 : place + 8 + length]
+        place += length + 12
+    rows, step = zlib.decompress(data), 3 if kind == 2 else 4
+    return len({rows[at : at + step] for at in range(1, len(rows) - step, width * step // 97)})
+
+
+def test_two_models_stream_their_answers_side_by_side(browser, tmp_path):
+    choose(browser, "plain", "real")
+    browser.press("#prompt", "the town of number 3" + ENTER)
+    first = "document.querySelectorAll('.answer .words')[0].textContent.length"
+    begun = browser.until(first)
+    browser.until(f"{first} > {begun}")  # it grew while we watched: it streams
+    browser.until(ANSWERED)
+    texts = browser.run(f"return {TEXTS}")
+    assert texts[0] == "the town of number 3 has a baker and a smith"
+    assert texts[1]
+    names = browser.run("return [...document.querySelectorAll('.who')].map((name) => name.textContent)")
+    assert names == ["plain", "real"]
+    tops = browser.run(
+        "return [...document.querySelectorAll('.answer')].map((one) => one.getBoundingClientRect().top)"
+    )
+    assert tops[0] == tops[1]
+    assert colours(browser.screenshot(tmp_path / "two.png")) > 20
+    assert browser.log() == []
+
+
+def test_a_models_html_is_letters(browser):
+    choose(browser, "hostile")
+    browser.press("#prompt", "<i>hello</i>" + ENTER)
+    browser.until(ANSWERED)
+    assert browser.run(f"return {TEXTS}") == [HOSTILE]
+    assert browser.run("return document.title") == "Trivium"
+    assert (
+        browser.run("return document.querySelectorAll('main img, main script, main b, main i').length") == 0
+    )
+    assert browser.run("return document.querySelector('.asked .words').textContent") == "<i>hello</i>"
+
+
+def test_arrow_keys_show_what_the_model_weighed(browser):
+    choose(browser, "plain")
+    browser.press("#prompt", "hello" + ENTER)
+    browser.until(ANSWERED)
+    browser.press(".answer .words", RIGHT + RIGHT)
+    rows = browser.run(
+        "return [...document.querySelectorAll('#weighed .weighed-row')].map((row) => row.innerText.trim())"
+    )
+    assert len(rows) == 3
+    assert "70 %" in rows[0]
+    assert "20 %" in rows[1]
+    assert browser.run("return document.getElementById('spoken').textContent").count("%") == 3
+    browser.press(".answer .words", ESCAPE)
+    assert browser.run("return document.getElementById('weighed').hidden")
+
+
+def test_stop_frees_the_row_and_keeps_what_was_said(browser, engines):
+    choose(browser, "plain")
+    browser.press("#prompt", "hello" + ENTER)
+    browser.until("document.querySelector('.answer .words')?.textContent.length > 4")
+    browser.press("#prompt", ESCAPE)
+    browser.until(ANSWERED)
+    assert "stopped" in browser.run("return document.querySelector('.facts').textContent")
+    [text] = browser.run(f"return {TEXTS}")
+    assert 0 < len(text) < len("the town of number 3 has a baker and a smith")
+    until(lambda: engines["plain"].rows_in_use == 0)
+
+
+def test_regenerate_and_edit(browser, engines):
+    choose(browser, "real")
+    browser.press("#prompt", "a smith" + ENTER)
+    browser.until(ANSWERED)
+    [before] = browser.run(f"return {TEXTS}")
+    browser.click(".again")
+    browser.until(f"{ANSWERED} && {TEXTS}[0] !== arguments[0]".replace("arguments[0]", repr(before)))
+    browser.press("#prompt", "and then" + ENTER)
+    browser.until(f"{TEXTS}.length === 2 && {ANSWERED}")
+    browser.press("#prompt", UP)
+    browser.press(".editing:not([hidden]) textarea", " what" + ENTER)
+    browser.until(f"document.querySelectorAll('.turn').length === 2 && {ANSWERED}")
+    asked = browser.run("return [...document.querySelectorAll('.asked .words')].map((w) => w.textContent)")
+    assert asked == ["a smith", "and then what"]
+
+
+def test_settings_reach_the_engine_and_are_remembered(browser, engines):
+    choose(browser, "plain")
+    browser.click("#settings-button")
+    browser.press("#system", "be brief")
+    browser.run(
+        "const dial = document.getElementById('dial-max_tokens'); dial.value = 16;"
+        "dial.dispatchEvent(new Event('input'))"
+    )
+    browser.press("#prompt", "hello" + ENTER)
+    browser.until(ANSWERED)
+    seen = engines["plain"].tokenizer.decode(engines["plain"].prompts[-1])
+    assert "be brief" in seen
+    assert engines["plain"].samplings[-1].max_new_tokens == 16
+    browser.run("location.reload()")
+    browser.until("document.querySelectorAll('.chip').length === 3")
+    assert browser.run("return document.getElementById('system').value") == "be brief"
+
+
+def test_everything_can_be_reached_by_keyboard(browser):
+    nameless = browser.run(
+        "return [...document.querySelectorAll('button, input, select, textarea')]"
+        ".filter((one) => !one.closest('[aria-hidden]') && one.getAttribute('aria-hidden') === null)"
+        ".filter((one) => !one.textContent.trim() && !one.labels?.length && !one.getAttribute('aria-label'))"
+        ".map((one) => one.id)"
+    )
+    assert nameless == []
+    order = browser.run(
+        "return [...document.querySelectorAll('a, button, input, textarea, select')]"
+        ".filter((one) => one.tabIndex > 0).length"
+    )
+    assert order == 0
+
+
+def test_a_phone_shows_everything_without_sideways_scrolling(address, tmp_path):
+    phone = Browser(390, 844, dark=True)
+    try:
+        phone.go(address)
+        phone.until("document.querySelectorAll('.chip').length === 3")
+        phone.press("#prompt", "hello" + ENTER)
+        phone.until(ANSWERED)
+        assert phone.run("return document.documentElement.scrollWidth <= innerWidth")
+        lefts = phone.run(
+            "return [...document.querySelectorAll('.answer')].map((one) => one.getBoundingClientRect().left)"
+        )
+        assert len(set(lefts)) == 1
+        assert (
+            phone.run("return getComputedStyle(document.documentElement).backgroundColor")
+            == "rgb(23, 25, 27)"
+        )
+        sizes = phone.run(
+            "return [...document.querySelectorAll('.bar button, #send')].map((one) => one.offsetHeight)"
+        )
+        assert min(sizes) >= 36
+        phone.screenshot(tmp_path / "phone.png")
+    finally:
+        phone.close()
+
+
+def test_a_key_is_asked_for_and_used(engines):
+    with running(engines, api_key="sesame") as address:
+        window = Browser()
+        try:
+            window.go(address)
+            window.until("document.activeElement.id === 'key'")
+            window.press("#key", "sesame" + ENTER)
+            window.until("document.querySelectorAll('.chip').length === 3")
+            assert window.run("return document.getElementById('key-setting').hidden")
+        finally:
+            window.close()
+
+
+def test_the_page_asks_nobody_else(address):
+    with raw(address) as http:
+        for path in ("/", "/page.css", "/page.js", "/settings.js", "/words.js", "/elements.js"):
+            text = http.get(path).text
+            assert "innerHTML" not in text
+            assert text.count("http") == text.count("http://www.w3.org/2000/svg")
