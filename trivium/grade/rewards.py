@@ -1,0 +1,180 @@
+"""Scorers as rewards: a user's function with TRL's signature, a scorer behind the same one, and weighted lists."""
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trivium.grade.scorer import Score, Scorer, scorer
+from trivium.kit.errors import TriviumError
+
+Completion = str | list[dict[str, Any]]
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+def text_of(completion: Completion) -> str:
+    """The words of a completion, which TRL hands over as text or as a list of messages."""
+    if isinstance(completion, str):
+        return completion
+    replies = [message for message in completion if message.get("role") == "assistant"] or completion
+    content = replies[-1].get("content") if replies else ""
+    return content if isinstance(content, str) else ""
+
+
+@dataclass
+class ScorerReward:
+    """A scorer under TRL's reward signature."""
+
+    scorer: Scorer
+
+    @property
+    def name(self) -> str:
+        return self.scorer.name
+
+    def scores(
+        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    ) -> list[Score]:
+        """One Score per completion, each with its row's value of every column."""
+        rows = _rows(len(completions), columns)
+        return [
+            self.scorer(text_of(completion), prompt=prompt, **row)
+            for prompt, completion, row in zip(prompts, completions, rows, strict=True)
+        ]
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    ) -> list[float | None]:
+        return [score.value for score in self.scores(prompts, completions, **columns)]
+
+
+@dataclass
+class FunctionReward:
+    """A user's function with TRL's reward signature, whose faults are named instead of trained on."""
+
+    name: str
+    function: RewardFunction
+
+    def scores(
+        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    ) -> list[Score]:
+        """One Score per completion, with what the function returned as the reason."""
+        return [
+            Score(None, f"{self.name} returned None", "fault")
+            if value is None
+            else Score(value, f"{self.name} returned {value}", "ok")
+            for value in self(prompts, completions, **columns)
+        ]
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    ) -> list[float | None]:
+        values = list(self.function(prompts=prompts, completions=completions, **columns))
+        if len(values) != len(completions):
+            raise TriviumError(
+                f"The reward {self.name} returned {len(values)} values for {len(completions)} completions; "
+                "return one number, or None, for each."
+            )
+        # NaN is how some rewards say "not applicable"; it must not reach an average.
+        return [None if value is None or math.isnan(value) else float(value) for value in values]
+
+
+Reward = ScorerReward | FunctionReward
+
+
+def reward_from_file(place: str, folder: Path | None = None) -> FunctionReward:
+    """The reward function that `file.py:function` names, the file relative to `folder`."""
+    file_name, _, function_name = place.rpartition(":")
+    path = (folder or Path()) / file_name
+    if not file_name.endswith(".py") or not function_name:
+        raise TriviumError(f"A reward from a file is written file.py:function, not {place!r}.")
+    if not path.is_file():
+        raise TriviumError(f"The reward file {path} does not exist; its path is relative to the recipe.")
+    spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise TriviumError(f"The reward file {path} has no function {function_name!r}.")
+    return FunctionReward(function_name, function)
+
+
+def reward(setting: str | dict[str, Any], folder: Path | None = None) -> tuple[Reward, float]:
+    """One reward and its weight from what a recipe says: a name, `file.py:function`, or {name: …, weight: …, …}."""
+    if isinstance(setting, str):
+        setting = {"name": setting}
+    settings = dict(setting)
+    name = settings.pop("name", None)
+    weight = settings.pop("weight", 1.0)
+    if not isinstance(name, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise TriviumError(
+            f"A reward needs a name and, if it has one, a weight that is a number; not {setting!r}."
+        )
+    if ":" in name:
+        if settings:
+            raise TriviumError(
+                f"The reward {name} is a function and takes no settings: {', '.join(settings)}."
+            )
+        return reward_from_file(name, folder), float(weight)
+    return ScorerReward(scorer(name, **settings)), float(weight)
+
+
+@dataclass
+class Combined:
+    """A weighted list of rewards; the parts stay visible so that an objective may normalise each before the sum."""
+
+    rewards: list[Reward]
+    weights: list[float]
+
+    @property
+    def names(self) -> list[str]:
+        return [part.name for part in self.rewards]
+
+    def scores(
+        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    ) -> list[list[Score]]:
+        """For each reward, one Score per completion."""
+        return [part.scores(prompts, completions, **columns) for part in self.rewards]
+
+    def parts(
+        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    ) -> list[list[float | None]]:
+        """For each reward, one unweighted number, or None, per completion."""
+        return [part(prompts, completions, **columns) for part in self.rewards]
+
+    def total(self, parts: Sequence[Sequence[float | None]]) -> list[float | None]:
+        """The weighted sum of what applies to each completion, None where nothing does."""
+        totals: list[float | None] = []
+        for values in zip(*parts, strict=True):
+            applicable = [
+                weight * value
+                for weight, value in zip(self.weights, values, strict=True)
+                if value is not None
+            ]
+            totals.append(sum(applicable) if applicable else None)
+        return totals
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
+    ) -> list[float | None]:
+        return self.total(self.parts(prompts, completions, **columns))
+
+
+def combine(settings: Sequence[str | dict[str, Any]], folder: Path | None = None) -> Combined:
+    """The weighted list of rewards that a recipe names."""
+    if not settings:
+        raise TriviumError("The list of rewards is empty; name at least one scorer or file.py:function.")
+    pairs = [reward(setting, folder) for setting in settings]
+    return Combined([part for part, _ in pairs], [weight for _, weight in pairs])
+
+
+def _rows(count: int, columns: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, values in columns.items():
+        # What is not one value per completion (a trainer's state, say) concerns the whole batch, not a row.
+        if isinstance(values, list | tuple) and len(values) == count and name != "prompt":
+            for row, value in zip(rows, values, strict=True):
+                row[name] = value
+    return rows
