@@ -19,11 +19,12 @@ SHAPE = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 HEAD = {"head_dim": 16}
 FAMILIES = {
-    "gpt2": ("GPT2Config", {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
-    "gpt2-untied": ("GPT2Config", {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
-                                   "n_inner": 40, "activation_function": "gelu", "tie_word_embeddings": False}),
+    "gpt2": ("GPT2Config", GPT2),
+    "gpt2-untied": ("GPT2Config", GPT2 | {"n_inner": 40, "activation_function": "gelu",
+                                          "tie_word_embeddings": False}),
     "llama": ("LlamaConfig", SHAPE),
     "llama-tied-biased": ("LlamaConfig", SHAPE | HEAD | {"tie_word_embeddings": True, "attention_bias": True,
                                                          "mlp_bias": True, "num_key_value_heads": 4}),
@@ -33,7 +34,8 @@ FAMILIES = {
     "qwen2-window": ("Qwen2Config", SHAPE | {"use_sliding_window": True, "sliding_window": 7,
                                              "max_window_layers": 2}),
     "qwen3": ("Qwen3Config", SHAPE | HEAD),
-    "qwen3-biased-tied": ("Qwen3Config", SHAPE | HEAD | {"attention_bias": True, "tie_word_embeddings": True}),
+    "qwen3-biased-tied": ("Qwen3Config", SHAPE | HEAD | {"attention_bias": True,
+                                                         "tie_word_embeddings": True}),
     "olmo2": ("Olmo2Config", SHAPE),
     "smollm3": ("SmolLM3Config", SHAPE),
     "smollm3-window": ("SmolLM3Config", SHAPE | {"use_sliding_window": True, "sliding_window": 5}),
@@ -45,7 +47,8 @@ FAMILIES = {
     "qwen3-moe": ("Qwen3MoeConfig", SHAPE | HEAD | {"num_experts": 6, "num_experts_per_tok": 2,
                                                     "moe_intermediate_size": 24, "norm_topk_prob": True}),
     "qwen3-moe-sparse": ("Qwen3MoeConfig", SHAPE | HEAD | {"num_experts": 6, "num_experts_per_tok": 2,
-                                                           "moe_intermediate_size": 24, "mlp_only_layers": [0],
+                                                           "moe_intermediate_size": 24,
+                                                           "mlp_only_layers": [0],
                                                            "decoder_sparse_step": 2}),
 }  # fmt: skip
 TAKE_ROPES = ["mistral", "qwen2", "qwen3", "olmo2", "smollm3", "gemma2", "mixtral", "olmoe"]
@@ -278,8 +281,9 @@ def test_missing_shard_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("partial_rotary_factor", 0.5), ("logit_scale", 0.25), ("clip_qkv", 8.0), ("quantization_config", {"bits": 4}),
-        ("residual_multiplier", 0.2), ("model_type", "mamba"), ("hidden_act", "relu6"), ("num_attention_heads", None),
+        ("partial_rotary_factor", 0.5), ("logit_scale", 0.25), ("clip_qkv", 8.0),
+        ("quantization_config", {"bits": 4}), ("residual_multiplier", 0.2), ("model_type", "mamba"),
+        ("hidden_act", "relu6"), ("num_attention_heads", None),
         ("rope_scaling", {"rope_type": "su", "factor": 2.0}), ("rope_scaling", {"rope_type": "yarn"}),
         ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "mystery": 1}),
     ],

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 except ImportError:
-    varlen_attn = None
+    varlen = None  # type: ignore[assignment]
 
 
 class Context(Protocol):
@@ -120,7 +120,7 @@ class Documents:
         self.groups: tuple[Group, ...] = (Group(len(self.lengths), self.maximum),)
         if not self.uniform:
             self.plan_groups(sizes)
-        if self.device.type == "cuda" and varlen_attn is not None:
+        if self.device.type == "cuda" and varlen is not None:
             self.borders = F.pad(sizes.cumsum(0), (1, 0)).int().to(self.device)
 
     def plan_groups(self, sizes: Tensor) -> None:
@@ -158,8 +158,7 @@ class Documents:
             window = None
         if self.borders is not None and soft_cap is None and query.dtype in (torch.bfloat16, torch.float16):
             back = -1 if window is None else window - 1
-            assert varlen_attn is not None
-            return varlen_attn(
+            return varlen.varlen_attn(  # type: ignore[return-value]
                 query, key, value, self.borders, self.borders, self.maximum, self.maximum,
                 scale=scale, window_size=(back, 0), enable_gqa=key.shape[1] != query.shape[1],
             )  # fmt: skip
@@ -182,8 +181,8 @@ class Documents:
         sizes = [group.count * group.length for group in self.groups]
         pieces = [Regroup.apply(rows, self.gather, self.inverse).split(sizes) for rows in (query, key, value)]
         outputs = [
-            self.attend_group(group, *rows, scale, window, soft_cap)
-            for group, *rows in zip(self.groups, *pieces, strict=True)
+            self.attend_group(group, q, k, v, scale, window, soft_cap)
+            for group, q, k, v in zip(self.groups, *pieces, strict=True)
         ]
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return joined.index_select(0, self.inverse)

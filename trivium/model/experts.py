@@ -24,7 +24,7 @@ class Routing:
         self.tokens += len(probabilities)
 
     def balance_loss(self) -> Tensor:
-        """Experts x sum(share taken x probability given), the Switch Transformer's eq. 4: 1 per pick if even."""
+        """Experts times sum(share taken x probability given): Switch Transformer, eq. 4."""
         share = torch.stack(self.counts).sum(0) / self.tokens
         given = torch.stack(self.probabilities).sum(0) / self.tokens
         return len(share) * (share * given).sum()

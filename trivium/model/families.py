@@ -3,78 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 from trivium.kit.errors import TriviumError
 from trivium.model.config import ExpertsConfig, ModelConfig
+from trivium.model.config_keys import Json, Keys
 from trivium.model.positions import checked_rope
 
-Json = dict[str, Any]
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu",
     "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
-
-# Keys that say nothing about the computation of logits; they are kept and written back.
-HARMLESS = frozenset({
-    "architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path",
-    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id",
-    "mask_token_id", "tokenizer_class", "use_cache", "cache_implementation", "initializer_range",
-    "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "embedding_dropout",
-    "pretraining_tp", "max_window_layers", "id2label", "label2id", "num_labels", "problem_type",
-    "task_specific_params", "summary_type", "summary_use_proj", "summary_activation",
-    "summary_proj_to_labels", "summary_first_dropout", "output_router_logits", "router_jitter_noise",
-    "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "n_ctx",
-    "no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern", "use_bfloat16",
-    "unsloth_version", "unsloth_fixed", "reorder_and_upcast_attn", "is_encoder_decoder", "_commit_hash",
-})  # fmt: skip
-# Values under which a key changes nothing.
-INERT: Json = {
-    "partial_rotary_factor": 1.0, "logit_scale": 1.0, "attention_multiplier": 1.0, "residual_multiplier": 1.0,
-    "embedding_multiplier": 1.0, "logits_scaling": 1.0, "scale_attn_weights": True, "rope_interleaved": False,
-}  # fmt: skip
-NOT_SAVED = ("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path")
-
-
-class Keys:
-    """A config.json being read: whoever takes a key has understood it; what is left over is refused."""
-
-    def __init__(self, content: Json, where: str) -> None:
-        self.content = dict(content)
-        self.where = where
-        self.taken = {"model_type"}
-
-    def take(self, key: str, *default: Any) -> Any:
-        """The value of a key, its default where the file has none or null."""
-        self.taken.add(key)
-        value = self.content.get(key)
-        if value is not None:
-            return value
-        if default:
-            return default[0]
-        raise TriviumError(f"{self.where} has no key {key!r}: restore it from the model's own files.")
-
-    def take_or_null(self, key: str, missing: Any) -> Any:
-        """The value of a key whose null means "none", and its default where the file does not have it."""
-        self.taken.add(key)
-        return self.content.get(key, missing)
-
-    def harmless(self) -> Json:
-        """What nobody took, if it changes nothing; otherwise the sentence that names it."""
-        kept = {}
-        for key, value in self.content.items():
-            if key in self.taken:
-                continue
-            if key in HARMLESS:
-                if key not in NOT_SAVED:
-                    kept[key] = value
-            elif not (value in (None, False, {}, []) or (key in INERT and value == INERT[key])):
-                raise TriviumError(
-                    f"{self.where}: {key} = {value!r} changes the computation in a way this model does "
-                    "not support; remove the key only if you know it has no effect."
-                )
-        return kept
 
 
 @dataclass(frozen=True)
@@ -304,15 +243,15 @@ def _read_qwen3_moe(keys: Keys, found: Json) -> None:
     _read_picked_experts(keys, found)
     step, plain = keys.take("decoder_sparse_step", 1), keys.take("mlp_only_layers", [])
     mixtures = tuple(i not in plain and (i + 1) % step == 0 for i in range(found["layers"]))
-    experts = vars(found["experts"]) | {"layers": () if all(mixtures) else mixtures}
-    found["experts"] = ExpertsConfig(**experts)
+    if not all(mixtures):
+        found["experts"] = replace(found["experts"], layers=mixtures)
 
 
 def _write_experts(config: ModelConfig) -> Json:
     experts = config.experts
     assert experts is not None
     plain = [i for i in range(config.layers) if not config.is_mixture(i)]
-    content = {"num_experts_per_tok": experts.per_token, "router_aux_loss_coef": experts.balance}
+    content: Json = {"num_experts_per_tok": experts.per_token, "router_aux_loss_coef": experts.balance}
     if config.family == "mixtral":
         return content | {"num_local_experts": experts.count} | _write_one_window(config)
     content |= {"num_experts": experts.count, "norm_topk_prob": experts.normalise} | _write_biases(config)
@@ -352,26 +291,28 @@ def _write_gpt2(config: ModelConfig) -> Json:
 
 
 GEMMA = {"norm_plus_one": True, "norm_after": True, "activation": "gelu_tanh"}
+OLMO = {"query_key_norm": "full", "norm_before": False, "norm_after": True}
+PER_HEAD, OVER_ALL = {"query_key_norm": "head"}, {"query_key_norm": "full"}
+BIASED = {"query_key_value_bias": True}
 FAMILIES = {
     family.model_type: family
     for family in (
         Family("gpt2", "GPT2LMHeadModel", {}, lambda keys, found: None, _write_gpt2, tied=True),
         Family("llama", "LlamaForCausalLM", {}, _read_llama, _write_llama),
         Family("mistral", "MistralForCausalLM", {}, _read_one_window, _write_one_window),
-        Family("qwen2", "Qwen2ForCausalLM", {"query_key_value_bias": True}, _read_qwen2, _write_layer_windows),
-        Family("qwen3", "Qwen3ForCausalLM", {"query_key_norm": "head"}, _read_qwen3, _write_qwen3),
-        Family("olmo2", "Olmo2ForCausalLM",
-               {"query_key_norm": "full", "norm_before": False, "norm_after": True}, _read_biases, _write_biases, epsilon=1e-5),
-        Family("smollm3", "SmolLM3ForCausalLM", {}, _read_smollm3, _write_smollm3, tied=True, theta=2e6),
+        Family("qwen2", "Qwen2ForCausalLM", BIASED, _read_qwen2, _write_layer_windows),
+        Family("qwen3", "Qwen3ForCausalLM", PER_HEAD, _read_qwen3, _write_qwen3),
+        Family("olmo2", "Olmo2ForCausalLM", OLMO, _read_biases, _write_biases, epsilon=1e-5),
+        Family("smollm3", "SmolLM3ForCausalLM", {}, _read_smollm3, _write_smollm3, True, theta=2e6),
         Family("gemma2", "Gemma2ForCausalLM", GEMMA, _read_gemma, _write_gemma, tied=True),
-        Family("gemma3_text", "Gemma3ForCausalLM", GEMMA | {"query_key_norm": "head"},
-               _read_gemma, _write_gemma, tied=True, theta=1e6),
+        Family(
+            "gemma3_text", "Gemma3ForCausalLM", GEMMA | PER_HEAD, _read_gemma, _write_gemma, True, theta=1e6
+        ),
         Family("mixtral", "MixtralForCausalLM", {}, _read_mixtral, _write_experts, theta=1e6, epsilon=1e-5),
-        Family("olmoe", "OlmoeForCausalLM", {"query_key_norm": "full"}, _read_olmoe, _write_experts,
-               epsilon=1e-5),
-        Family("qwen3_moe", "Qwen3MoeForCausalLM", {"query_key_norm": "head"}, _read_qwen3_moe, _write_experts),
+        Family("olmoe", "OlmoeForCausalLM", OVER_ALL, _read_olmoe, _write_experts, epsilon=1e-5),
+        Family("qwen3_moe", "Qwen3MoeForCausalLM", PER_HEAD, _read_qwen3_moe, _write_experts),
     )
-}  # fmt: skip
+}
 
 
 def read_local_rope(keys: Keys, found: Json) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,12 @@ class StoredWeights:
         return self.open(self.files[name]).get_tensor(name)
 
 
-def tensors_checksum(named: Iterator[tuple[str, Tensor]]) -> str:
+def tensors_checksum(named: Iterable[tuple[str, Tensor]]) -> str:
     """A digest of names, types, shapes and bytes, in the order given."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in named:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -110,11 +110,9 @@ def load_model(
     refuse_unexpected(config, weights, {name for _, name in layout})
     stored_dtype = weights.tensor(layout[0][1]).dtype
     if not stored_dtype.is_floating_point or stored_dtype.itemsize < 2:
-        raise TriviumError(
-            f"{folder}: weights of type {stored_dtype} cannot be loaded; use unquantised ones."
-        )
+        raise TriviumError(f"{folder}: weights of type {stored_dtype} are not read; use unquantised ones.")
     model = build(config, dtype=dtype or stored_dtype, device=str(device))
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     with torch.no_grad():
         for stored, name in layout:
             fill(stored, weights.tensor(name), parameters, weights.files[name])
@@ -150,7 +148,7 @@ def refuse_unexpected(config: ModelConfig, weights: StoredWeights, used: set[str
         raise TriviumError(f"{weights.files[name]} holds {name}, which this config.json has no place for.")
 
 
-def stored_form(stored: Stored, parameters: dict[str, Tensor]) -> Tensor:
+def stored_form(stored: Stored, parameters: Mapping[str, Tensor]) -> Tensor:
     """The tensor a file holds for these weights."""
     parts = [parameters[part].detach().to("cpu") for part in stored.parts]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts)

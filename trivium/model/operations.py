@@ -1,8 +1,8 @@
 """The model's own operations with their gradients written out.
 
-Between two matrix products everything is limited by memory, so each of these touches its tensors as few times as
-torch's kernels allow and keeps nothing for the backward pass that it can cheaply make again. The plain formulas stand
-beside them: they are what a compiler is given, and what other precisions use."""
+Between two matrix products everything is limited by memory, so each of these touches its tensors as few
+times as torch's kernels allow and keeps nothing for the backward pass that it can cheaply make again. The
+plain formulas stand beside them: they are what a compiler is given, and what other precisions use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SharedInput(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_rows = torch.mm(gradients[0], weights[0])
             for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-                to_rows.addmm_(gradient, weight)
+                torch.addmm(to_rows, gradient, weight, out=to_rows)
         wanted = ctx.needs_input_grad[1:]
         to_weights = [
             torch.mm(gradient.t(), rows) if want else None
@@ -45,7 +45,7 @@ class SharedInput(torch.autograd.Function):
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Whether a projection is nothing but its matrix (no adapter, no quantised or sharded weight, no hook)."""
+    """Whether a projection is nothing but its matrix: no adapter, no quantised or sharded weight, no hook."""
     return (
         type(linear) is nn.Linear
         and linear.bias is None
@@ -126,7 +126,8 @@ class Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Saved, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return turn(gradient, *ctx.saved_tensors, -1.0), None, None
+        cosine, sine = ctx.saved_tensors
+        return turn(gradient, cosine, sine, -1.0), None, None
 
 
 def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

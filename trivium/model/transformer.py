@@ -124,6 +124,7 @@ class Transformer(nn.Module):
         if self.local_rotary is not None:
             local_angles = self.local_rotary(context.positions, context.longest, stream.dtype)
         for layer in self.layers:
+            assert isinstance(layer, Layer)
             local = layer.attention.window is not None
             stream = layer(stream, context, local_angles if local else angles, routing)
         return self.norm(stream)

@@ -1,0 +1,88 @@
+"""One dial, `depth`, that sets a whole model and how to train it; every derived value can be overridden."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.model.config import ModelConfig
+from trivium.model.flops import active_matrix_parameters, parameter_count
+
+WIDTH_PER_LAYER = 64
+TOKENS_PER_PARAMETER = 20
+"""Chinchilla's compute-optimal ratio (Hoffmann et al. 2022), on the parameters outside the embedding."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """What the dial decided."""
+
+    config: ModelConfig
+    values: dict[str, Any]
+    """Every derived value under the name by which it can be overridden."""
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """By group of weights: `matrices` for Muon, the others for AdamW."""
+        return {name: self.values[f"{name}_learning_rate"] for name in GROUPS}
+
+    def __getattr__(self, name: str) -> Any:
+        values = object.__getattribute__(self, "values")
+        if name in values:
+            return values[name]
+        raise AttributeError(name)
+
+
+GROUPS = ("matrices", "embeddings", "head", "scalars")
+
+
+def nearest_power(number: float, low: int, high: int) -> int:
+    """The power of two nearest to a number on a logarithmic scale."""
+    return 2 ** min(max(round(math.log2(number)), low), high)
+
+
+def dial(depth: int, vocabulary: int, context: int = 512, **overrides: Any) -> Dial:
+    """A Qwen3-shaped model of `depth` layers and the settings that train it well."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    values: dict[str, Any] = {}
+
+    def derive(name: str, default: Any) -> Any:
+        values[name] = given.pop(name, default)
+        return values[name]
+
+    layers = derive("layers", depth)
+    vocabulary, context = derive("vocabulary", vocabulary), derive("context", context)
+    width = derive("width", WIDTH_PER_LAYER * depth)
+    head_width = derive("head_width", 128 if width >= 1536 else 64 if width >= 128 else 32)
+    heads = derive("heads", max(1, width // head_width))
+    # Sharing keys saves the cache of large models; a small one needs every head it has.
+    shared = heads // 4 if heads % 4 == 0 and heads >= 16 else heads
+    key_value_heads = derive("key_value_heads", shared)
+    inner_width = derive("inner_width", 3 * width)
+    tied = derive("tied", False)
+    rope_theta = derive("rope_theta", 10000.0)
+    config = ModelConfig(
+        family="qwen3", vocabulary=vocabulary, width=width, layers=layers, heads=heads, context=context,
+        key_value_heads=key_value_heads, head_width=head_width, inner_width=inner_width, tied=tied,
+        query_key_norm="head", rope={"rope_type": "default", "rope_theta": float(rope_theta)},
+    )  # fmt: skip
+    values["parameters"] = parameter_count(config)
+    horizon = derive("horizon_tokens", TOKENS_PER_PARAMETER * active_matrix_parameters(config))
+    # The best batch grows about as the square root of the tokens to come: 4k for 5M tokens, 100k for 2.5B.
+    batch = nearest_power(2 * math.sqrt(horizon), 11, 22)
+    derive("batch_tokens", max(batch, context))
+    # Muon's updates have a fixed size, so one rate serves every width; AdamW's rates shrink with it.
+    narrow = (width / 768) ** -0.5
+    derive("matrices_learning_rate", 0.02)
+    derive("embeddings_learning_rate", round(0.02 * narrow if tied else 0.1 * narrow, 6))
+    derive("head_learning_rate", round(0.004 * narrow, 6))
+    derive("scalars_learning_rate", 0.01)
+    derive("weight_decay", 0.05)
+    if given:
+        name = next(iter(given))
+        close = difflib.get_close_matches(name, values, 1, 0.0)[0]
+        raise TriviumError(f"The dial sets no {name!r}: did you mean {close!r}?")
+    return Dial(config, values)
