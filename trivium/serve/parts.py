@@ -54,8 +54,8 @@ class CallStream:
                 break
             if self._inside:
                 parts.append(_call(before) or Said(CALL + before + END_CALL))
-            elif before.strip():
-                parts.append(Said(before))
+            elif words := before.rstrip():
+                parts.append(Said(words))
             self._inside, self._held = not self._inside, after
         if self._inside:
             if last:
@@ -63,8 +63,10 @@ class CallStream:
         else:
             kept = 0 if last else beginning_at_end(self._held, (CALL,))
             ready = self._held[: len(self._held) - kept]
-            # space waits for what follows it: between two calls it belongs to no answer
-            if ready.strip() or (last and ready and not self._called):
+            # space waits for what follows it: before a call it belongs to no answer
+            if not last or (self._called and not ready.strip()):
+                ready = ready.rstrip()
+            if ready:
                 parts.append(Said(ready))
                 self._held = self._held[len(ready) :]
         self._called |= any(isinstance(part, Called) for part in parts)

@@ -99,12 +99,14 @@ def build_server(
 def bound(host: str, port: int) -> socket.socket:
     """A socket bound to the address, before minutes are spent on loading models."""
     listener = None
+    if not 0 <= port < 2**16:
+        raise TriviumError(f"the port {port} does not exist; choose one from 1 to 65535, or 0 for any.")
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         if listener is not None:
             listener.close()
         reason = getattr(error, "strerror", None) or str(error)
