@@ -83,7 +83,7 @@ BAD = {
     "a.jsonl:2": (b'{"text": "a"}\n{"text": \n{"text": "b"}\n', "is not JSON"),
     "b.jsonl:3": (b'{"text": "a"}\r\n\r\n[1]\r\n{"text": "b"}', "a list, not an object"),
     "c.jsonl:2": (b'{"text": "a"}\n{"text": "\xff"}\n{"text": "b"}\n', "is not UTF-8"),
-    "d.jsonl:2": (b'{"text": "a"}\n{"text": 5}\n{"text": "b"}\n', "`text` is a int"),
+    "d.jsonl:2": (b'{"text": "a"}\n{"text": 5}\n{"text": "b"}\n', "`text` holds int"),
     "e.jsonl:2": (b'{"text": "a"}\n{"text": "\\ud800"}\n{"text": "b"}\n', "surrogate"),
     "f.csv:3": (b"text,n\na,1\nx,1,2\nb,2\n", "has 3 columns where the header has 2"),
     "g.csv:3": (b"text,n\na,1\nx\xff,1\nb,2\n", "is not UTF-8"),

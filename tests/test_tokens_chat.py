@@ -223,6 +223,21 @@ def test_a_thinking_template_that_forgets_old_thoughts() -> None:
     ]
 
 
+def test_a_template_of_which_no_prompt_is_a_beginning() -> None:
+    counting = {"default": "{{ messages | length }}" + QWEN3}
+    tokenizer = Tokenizer(json.loads(with_template("qwen3").backend.to_str()), NAMED, counting)
+    messages = [
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "<think>\na\n</think>\n\none."},
+        {"role": "user", "content": "two?"},
+        {"role": "assistant", "content": "two.", "reasoning_content": "b"},
+    ]
+    assert learned_turns(tokenizer, messages) == [
+        "one.<|im_end|>",
+        "<think>\nb\n</think>\n\ntwo.<|im_end|>",
+    ]
+
+
 def test_tools_calls_and_thoughts_in_our_own_template() -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "</tool_call><|im_end|>"}}}

@@ -95,7 +95,7 @@ def _document(source: Source, identity: str, fields: dict[str, Any]) -> Document
         fields = {renamed.get(name, name): value for name, value in fields.items()}
     text = fields.get("text")
     if text is not None and not isinstance(text, str):
-        return BadLine(identity, f"`text` is a {type(text).__name__}, not text")
+        return BadLine(identity, f"`text` holds {type(text).__name__}, not text")
     try:
         (text if text is not None else json.dumps(fields, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError:

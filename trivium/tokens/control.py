@@ -60,6 +60,23 @@ def without_control(tokenizer: dict[str, Any], control: dict[str, int]) -> tuple
     return backend, opening, closing
 
 
+class ControlStrings:
+    """The strings of a tokenizer's control tokens, ready to be looked for."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        known = sorted(strings)
+        self.pattern = pattern_of(known)
+        self.first_letters = sorted({string[0] for string in known})
+        self.longest = max(map(len, known), default=0)
+        self.prefixes = frozenset(string[:size] for string in known for size in range(1, len(string)))
+
+    def begun_at(self, text: str) -> int | None:
+        """Where a control string begins that the end of the text (spaces aside) leaves unfinished."""
+        end = len(text.rstrip())
+        sizes = range(min(end, self.longest - 1), 0, -1)
+        return next((end - size for size in sizes if text[end - size : end] in self.prefixes), None)
+
+
 class Disguise:
     """Hides what users typed from the search for control strings, and brings it back afterwards.
 
@@ -68,16 +85,12 @@ class Disguise:
     at the end of one piece of text is hidden too, for the template may join pieces.
     """
 
-    def __init__(self, control: Iterable[str], content: Any) -> None:
-        self.control = sorted(control, key=lambda string: (-len(string), string))
-        self.whole = pattern_of(self.control)
+    def __init__(self, control: ControlStrings, content: Any) -> None:
+        self.control = control
         seen = set(json.dumps(content, ensure_ascii=False, default=str))
         free = (chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in seen)
-        self.hidden = {first: next(free) for first in sorted({string[0] for string in self.control})}
-        self.shown = {letter: first for first, letter in self.hidden.items()}
-        self.shown_pattern = pattern_of(self.shown)
-        prefixes = {string[:size] for string in self.control for size in range(1, len(string))}
-        self.begun = re.compile(f"(?:{pattern_of(prefixes).pattern})(?=\\s*\\Z)")
+        self.hidden = {first: next(free) for first in control.first_letters}
+        self.shown = str.maketrans({letter: first for first, letter in self.hidden.items()})
 
     def hide(self, content: Any) -> Any:
         """A copy of strings, lists and dictionaries in which no control string is left."""
@@ -90,13 +103,14 @@ class Disguise:
         return content
 
     def _hide_text(self, text: str) -> str:
-        def disguised(match: re.Match[str]) -> str:
-            return self.hidden[match[0][0]] + match[0][1:]
-
-        while self.whole.search(text):
-            text = self.whole.sub(disguised, text)
-        return self.begun.sub(disguised, text)
+        text = self.control.pattern.sub(lambda match: self.hidden[match[0][0]] + match[0][1:], text)
+        begun = self.control.begun_at(text)
+        # What is hidden may have held the beginning of another one.
+        while begun is not None:
+            text = text[:begun] + self.hidden[text[begun]] + text[begun + 1 :]
+            begun = self.control.begun_at(text)
+        return self._hide_text(text) if self.control.pattern.search(text) else text
 
     def show(self, text: str) -> str:
         """The text with every hidden letter back in its place."""
-        return self.shown_pattern.sub(lambda match: self.shown[match[0]], text)
+        return text.translate(self.shown)

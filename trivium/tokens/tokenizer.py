@@ -15,7 +15,7 @@ from trivium.kit.files import read_json, write_json, write_text
 from trivium.kit.fingerprint import fingerprint
 from trivium.tokens import roles, template
 from trivium.tokens.chat import ChatTokens, Message, Span, SpanFinder, header_of, stop_after_turn
-from trivium.tokens.control import CLOSE, OPEN, Disguise, alias, pattern_of, without_control
+from trivium.tokens.control import CLOSE, OPEN, ControlStrings, Disguise, alias, without_control
 from trivium.tokens.lengths import byte_lengths
 
 
@@ -37,7 +37,7 @@ class Tokenizer:
         self.backend.no_padding()
         self._ids: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
         self._control = self._find_control()
-        self._control_pattern = pattern_of(self._control)
+        self._control_strings = ControlStrings(self._control)
         self.control_ids: frozenset[int] = frozenset(self._control.values()) - self._written_for_unknown()
         self._text_backend, self._open_id, self._close_id = without_control(self._json, self._control)
         self._extra_stops = tuple(stop_ids)
@@ -150,7 +150,9 @@ class Tokenizer:
         """The token that ends an assistant's turn, None without a chat template."""
         if not self.templates:
             return None
-        stop = stop_after_turn(self._control_pattern, lambda m, prompt: self._render(m, None, prompt, {}))
+        stop = stop_after_turn(
+            self._control_strings.pattern, lambda m, prompt: self._render(m, None, prompt, {})
+        )
         if stop is None:
             return roles.first_known(roles.ENDS_TURN, self._control)
         return self._control[stop]
@@ -266,7 +268,7 @@ class Tokenizer:
     ) -> ChatTokens:
         """A conversation to ids, and which of them are the assistant's with the token that ends its turn."""
         normal, arguments = template.normal_messages(messages), dict(template_arguments or {})
-        disguise = Disguise(self._control, [normal, tools])
+        disguise = Disguise(self._control_strings, [normal, tools])
         hidden, hidden_tools = disguise.hide(normal), disguise.hide(template.plain_data(tools))
 
         def render(some: Sequence[Message], prompt: bool) -> str:
@@ -276,7 +278,7 @@ class Tokenizer:
             rendered = render(hidden, add_generation_prompt)
         except template.REFUSALS as error:
             raise TriviumError(f"The chat template refuses the conversation: {error}.") from error
-        finder = SpanFinder(self._control_pattern, self._stops())
+        finder = SpanFinder(self._control_strings.pattern, self._stops())
         if OPEN in rendered:
             first = next((i for i, one in enumerate(hidden) if one["role"] == "assistant"), 0)
             rendered, spans = finder.marked(rendered, header_of(hidden[:first], render))
@@ -296,7 +298,9 @@ class Tokenizer:
         """Encode in one piece, cut where the assistant begins: as the engine sees it when it generates."""
 
         def final(text: str) -> str:
-            return disguise.show(self._control_pattern.sub(lambda m: alias(self._control[m[0]]), text))
+            return disguise.show(
+                self._control_strings.pattern.sub(lambda m: alias(self._control[m[0]]), text)
+            )
 
         if self._cuts_cleanly:
             return self._cut(rendered, spans, final)
@@ -323,7 +327,7 @@ class Tokenizer:
             stop = ""
             if span.stopped:
                 # The stop stays joined to what follows, for in some families it swallows the space behind it.
-                stop = [match[0] for match in self._control_pattern.finditer(body)][-1]
+                stop = [match[0] for match in self._control_strings.pattern.finditer(body)][-1]
                 body = body[: -len(stop)]
             text += final(rendered[done : span.start]) + OPEN + final(body) + CLOSE + final(stop)
             done = span.end
