@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.world import chat, facts, prose, sums, taste
+from trivium.world import chat, chronicle, craft, facts, ledger, prose, sums, taste, tongue, web
 from trivium.world.document import SPLITS, Question, Split, WorldDocument
 
 
@@ -20,7 +20,7 @@ class Source:
     dials: type
     write: Callable[[int, Split, int, Any], WorldDocument]
     ask: Callable[[int, Split, int, Any], Question] | None = None
-    count: Callable[[Split, Any], int] | None = None
+    count: Callable[[Split, Any], int | None] | None = None
 
 
 SOURCES: dict[str, Source] = {
@@ -41,6 +41,37 @@ SOURCES: dict[str, Source] = {
         sums.Dials,
         sums.write,
         sums.ask,
+    ),
+    "craft": Source(
+        "What the crafts make and how, a new domain for mid-training; facts asked before and after.",
+        craft.Dials,
+        craft.write,
+        craft.ask,
+        craft.count,
+    ),
+    "tongue": Source(
+        "A second language with its own script and grammar, for mid-training; translation and recall.",
+        tongue.Dials,
+        tongue.write,
+        tongue.ask,
+        tongue.count,
+    ),
+    "chronicle": Source(
+        "Long documents with something to find at any length and depth, for context extension.",
+        chronicle.Dials,
+        chronicle.write,
+        chronicle.ask,
+    ),
+    "ledger": Source(
+        "Questions over the tables of the country with their SQL, for customisation; executed and compared.",
+        ledger.Dials,
+        ledger.write,
+        ledger.ask,
+    ),
+    "web": Source(
+        "Texts buried in duplicates, boilerplate, spam and leaked test items, each labelled, for curation.",
+        web.Dials,
+        web.write,
     ),
     "chat": Source(
         "Instructions whose fulfilment a program can check, for supervised fine-tuning.",
@@ -94,8 +125,10 @@ def questions(
         able = ", ".join(sorted(other for other, one in SOURCES.items() if one.ask))
         raise TriviumError(f"world:{name} asks no questions; these do: {able}.")
     if source.count is not None:
-        there_are = max(source.count(side, settings) - start, 0)
-        limit = there_are if limit is None else min(limit, there_are)
+        there_are = source.count(side, settings)
+        if there_are is not None:
+            left = max(there_are - start, 0)
+            limit = left if limit is None else min(limit, left)
     return _questions(name, source, settings, side, seed, _indices(start, limit), shots)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
-from trivium.world.country import country_of
+from trivium.world.country import peopled
 from trivium.world.document import Question, Split, WorldDocument
 from trivium.world.instructions import KINDS, Task, make_task
 
@@ -25,7 +25,7 @@ def _task(chance: Chance, split: Split, dials: Dials) -> Task:
     if dials.kind != "all" and dials.kind not in KINDS:
         raise TriviumError(f"world:chat has no kind '{dials.kind}'; it has all, {', '.join(KINDS)}.")
     kind = chance.pick(tuple(KINDS)) if dials.kind == "all" else dials.kind
-    return make_task(kind, chance, country_of(dials.country, dials.people), split)
+    return make_task(kind, chance, peopled(dials.country, dials.people), split)
 
 
 def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:

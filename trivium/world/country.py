@@ -5,12 +5,14 @@ import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
+from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, stable_number
 from trivium.world.document import Split
 from trivium.world.names import names
 from trivium.world.words import ANIMALS, CRAFTS, GOODS, REGIONS
 
 FIRST_YEAR, YEARS = 200, 100
+FEWEST_PEOPLE, MOST_PEOPLE = 20, 2000
 
 
 @dataclass(frozen=True)
@@ -145,19 +147,11 @@ class Entity:
     rank: int
     asked: Split
     values: dict[str, str]
-
-    @property
-    def attributes(self) -> tuple[Attribute, ...]:
-        """What can be said of it."""
-        return PERSON_ATTRIBUTES if self.kind == "person" else TOWN_ATTRIBUTES
-
-    @property
-    def woman(self) -> bool:
-        """Whether a person is a woman; the name's ending tells."""
-        return self.name.split()[0].endswith("a")
+    attributes: tuple[Attribute, ...]
 
 
-def _asked(country: int, kind: str, rank: int) -> Split:
+def asked_split(country: int, kind: str, rank: int) -> Split:
+    """The split in which the one of this rank is asked about."""
     # Blocks of ten neighbouring ranks hold five of train, one of validation and four of test,
     # so every frequency has questions that training never saw.
     order = sorted(range(10), key=lambda place: stable_number("asked", country, kind, rank // 10, place))
@@ -177,6 +171,7 @@ class Country:
     rivers: tuple[str, ...]
     years: tuple[str, ...]
     first_names: tuple[str, ...]
+    families: tuple[str, ...]
 
     def pool(self, attribute: str) -> tuple[str, ...]:
         """Every value that an attribute can have."""
@@ -198,28 +193,31 @@ class Country:
 @lru_cache(maxsize=8)
 def country_of(country: int, people: int, towns: int = 24) -> Country:
     """The country of this number, with this many people; a smaller one is the beginning of a larger one."""
+    if not 1 <= people <= MOST_PEOPLE:
+        raise TriviumError(f"The country has from 1 to {MOST_PEOPLE} people, not {people}; change `people`.")
     taken: set[str] = set()
     town_names = names("town", towns, country, taken)
     houses = tuple(names("house", 16, country, taken))
     rivers = tuple(names("river", 8, country, taken))
     women, men = names("woman", 32, country, taken), names("man", 32, country, taken)
-    families = names("family", max(48, people // 40), country, taken)
+    families = names("family", 48, country, taken)
     years = tuple(str(FIRST_YEAR + year) for year in range(YEARS))
     places = tuple(
         Entity(
             name,
             "town",
             rank,
-            _asked(country, "town", rank),
+            asked_split(country, "town", rank),
             {
                 "river": Chance("river", country, rank).pick(rivers),
                 "good": Chance("good", country, rank).pick(GOODS),
                 "region": Chance("region", country, rank).pick(REGIONS),
             },
+            TOWN_ATTRIBUTES,
         )
         for rank, name in enumerate(town_names)
     )
-    empty = Country((), places, houses, rivers, years, tuple(women + men))
+    empty = Country((), places, houses, rivers, years, tuple(women + men), tuple(families))
     used: set[str] = set()
     persons = []
     for rank in range(people):
@@ -229,8 +227,17 @@ def country_of(country: int, people: int, towns: int = 24) -> Country:
             name = f"{chance.pick(empty.first_names)} {chance.pick(families)}"
         used.add(name)
         values = {attribute.name: chance.pick(empty.pool(attribute.name)) for attribute in PERSON_ATTRIBUTES}
-        persons.append(Entity(name, "person", rank, _asked(country, "person", rank), values))
-    return Country(tuple(persons), places, houses, rivers, years, empty.first_names)
+        persons.append(
+            Entity(name, "person", rank, asked_split(country, "person", rank), values, PERSON_ATTRIBUTES)
+        )
+    return Country(tuple(persons), places, houses, rivers, years, empty.first_names, empty.families)
+
+
+def peopled(country: int, people: int) -> Country:
+    """The country with enough people for every split to ask about some."""
+    if people < FEWEST_PEOPLE:
+        raise TriviumError(f"This source needs people >= {FEWEST_PEOPLE}, not {people}.")
+    return country_of(country, people)
 
 
 @lru_cache(maxsize=32)

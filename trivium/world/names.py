@@ -29,7 +29,7 @@ def _shape(kind: str, chance: Chance) -> str:
         return _first(chance, "a ia ina")
     if kind == "man":
         return _first(chance, "o on us")
-    if kind == "family":
+    if kind in ("family", "foreign family"):
         return _syllable(chance) + _syllable(chance)
     if kind == "town":
         return _syllable(chance) + chance.pick(_TOWN_ENDINGS)

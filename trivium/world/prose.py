@@ -97,14 +97,18 @@ def _grammar(country: int, split: Split) -> Grammar:
     )
 
 
+def text(chance: Chance, country: int, split: Split, memory: Memory | None = None) -> str:
+    """One text; `memory` takes what was drawn for it."""
+    return _grammar(country, split).write("document", chance, {} if memory is None else memory)
+
+
 def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     """One document of prose."""
     chance = Chance("prose", split, seed, index)
-    grammar = _grammar(dials.country, split)
     texts, pairs = [], []
     for _ in range(dials.texts):
         memory: Memory = {}
-        texts.append(grammar.write("document", chance, memory))
+        texts.append(text(chance, dials.country, split, memory))
         if "thing" in memory:
             pairs.append([memory["hero"], memory["thing"]])
     return WorldDocument("", "\n\n".join(texts), truth={"bits": chance.bits, "pairs": pairs, "kind": "prose"})

@@ -94,8 +94,8 @@ RULES: dict[str, tuple[str, ...]] = {
         "When {he} came back, all of {town} wanted to see the {thing}.",
     ),
     "letter": (
-        "Dear {other}, <greeting> <news> <news> <request> <close> {hero}",
-        "Dear {other}, <greeting> <news> <request> <close> {hero}",
+        "Dear {other}, <greeting> <news> <news> <request> <close> {hero}.",
+        "Dear {other}, <greeting> <news> <request> <close> {hero}.",
     ),
     "greeting": (
         "I hope you are well.",

@@ -5,7 +5,7 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
-from trivium.world.country import country_of
+from trivium.world.country import peopled
 from trivium.world.document import Question, Split, WorldDocument
 from trivium.world.opinions import PRESSURES, known, press
 
@@ -34,7 +34,7 @@ class Dials:
 def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     """One pair of answers, or with form=unpaired one answer and whether it was liked."""
     chance = Chance("taste", split, seed, index)
-    land = country_of(dials.country, dials.people)
+    land = peopled(dials.country, dials.people)
     if dials.cause not in ("all", *CAUSES):
         raise TriviumError(f"world:taste has no cause '{dials.cause}'; it has all, {', '.join(CAUSES)}.")
     cause = chance.pick(CAUSES) if dials.cause == "all" else dials.cause
@@ -78,7 +78,7 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
     """One item of the gauge: a question put plainly (`truth.plain`) and under pressure (`messages`)."""
     chance = Chance("ask taste", split, seed, index)
     pressure = PRESSURES[index % len(PRESSURES)]
-    one = press(chance, country_of(dials.country, dials.people), split, pressure, truthful=False)
+    one = press(chance, peopled(dials.country, dials.people), split, pressure, truthful=False)
     return Question(
         id="",
         prompt="\n".join(message["content"] for message in one.messages) + "\nAnswer:",

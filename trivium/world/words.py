@@ -10,7 +10,7 @@ CRAFTS = words(
     "weaver potter smith baker miller tanner mason cooper "
     "dyer fletcher glazier tailor carter fisher brewer painter"
 )
-ANIMALS = words("cat dog goat owl hen fox horse mule goose duck crow hare")
+ANIMALS = words("cat dog goat pig hen fox horse mule goose duck crow hare")
 GOODS = words("salt wool wine honey iron copper silk glass cheese paper rope wheat")
 REGIONS = words("north south east west")
 AGES = words("old young poor rich clever kind quiet brave")
