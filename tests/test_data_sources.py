@@ -9,7 +9,7 @@ import pyarrow.parquet as parquet
 import pytest
 import zstandard
 
-from trivium.data.sources import Reading, Source, read_documents, source_fingerprint
+from trivium.data.sources import Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
 
 ROWS = [{"text": "one\ntwo", "n": 1}, {"text": 'say "hi", é漢🙂', "n": 2}, {"text": "end", "n": 3}]
@@ -208,11 +208,10 @@ def test_what_is_not_there_is_named(path: str) -> None:
         list(read_documents(path))
 
 
-def test_the_fingerprint_follows_content_and_settings(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("one")
-    before = source_fingerprint(str(path))
-    assert before == source_fingerprint(str(path))
-    assert before != source_fingerprint(Source(path=str(path), limit=1))
-    path.write_text("two")
-    assert before != source_fingerprint(str(path))
+def test_limits_hold_per_source_when_one_reading_counts_several(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content(".jsonl"))
+    reading = Reading()
+    both = [list(read_documents(Source(path=str(path), limit=2), reading)) for _ in range(2)]
+    assert [len(documents) for documents in both] == [2, 2]
+    assert reading.documents == 4

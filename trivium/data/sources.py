@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from trivium.data.formats import BadLine, entries
 from trivium.data.opening import KINDS, kind_of
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import checksum
-from trivium.kit.fingerprint import fingerprint
 
 _NAMED_IN_REPORT = 20
 
@@ -63,7 +61,8 @@ def read_documents(source: Source | str, reading: Reading | None = None) -> Iter
     """Every document of a source in a fixed order; malformed lines stop the reading or are counted."""
     source = Source(path=source) if isinstance(source, str) else source
     reading = reading if reading is not None else Reading()
-    if source.limit == 0:
+    left = source.limit
+    if left == 0:
         return
     for found in _found(source):
         if isinstance(found, BadLine):
@@ -82,7 +81,8 @@ def read_documents(source: Source | str, reading: Reading | None = None) -> Iter
         else:
             reading.documents += 1
             yield document
-            if reading.documents == source.limit:
+            left = None if left is None else left - 1
+            if left == 0:
                 return
 
 
@@ -202,15 +202,3 @@ def _world(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     for document in world.documents(name, **options):
         text = {} if document.text is None else {"text": document.text}
         yield document.id, {**text, **document.fields, "truth": document.truth}
-
-
-def source_fingerprint(source: Source | str) -> str:
-    """Changes when the bytes behind a source, or the way they are read, change."""
-    source = Source(path=source) if isinstance(source, str) else source
-    settings = source.model_dump(exclude={"path"})
-    if source.path.startswith("world:"):
-        return fingerprint([source.path, settings])
-    listed = files_of(source)
-    if listed is None:
-        return fingerprint([source.path, settings])
-    return fingerprint([[[name, checksum(path)] for name, path in listed], settings])
