@@ -26,7 +26,7 @@ class Progress:
         self._speaks = world().leads
         self._live: Live | None = None
         self._seen: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
-        self._last_plain = 0.0
+        self._last_plain = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
@@ -64,7 +64,7 @@ class Progress:
             self._live.stop()
             self._live = None
         self._seen.clear()
-        self._last_plain = 0.0
+        self._last_plain = time.monotonic()
 
     def _line(self, done: float, total: float | None, unit: str, facts: dict[str, Any], bar: bool) -> str:
         parts = [self.title] if self.title else []

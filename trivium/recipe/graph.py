@@ -140,9 +140,9 @@ def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
     settings = stage.counted()
     for reference in stage.references():
         *above, last = reference.setting.split(".")
-        inside = settings
+        inside: Any = settings
         for key in above:
-            inside = inside[key]
+            inside = inside[int(key) if isinstance(inside, list) else key]
         value, identity = inside[last], names[reference.name]
         if isinstance(value, dict):
             inside[last] = {identity if key == reference.name else key: one for key, one in value.items()}

@@ -6,11 +6,12 @@ import glob
 from pathlib import Path
 from typing import Any
 
+from trivium.data.sources import Source, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum, read_json, write_json
 from trivium.kit.fingerprint import fingerprint
 
-_SCHEMES = ("world:", "hub:", "hf:", "https:")
+_SAMPLED = 8
 
 
 class Checksums:
@@ -40,7 +41,7 @@ class Checksums:
 
 def locate(name: str, base: Path) -> Path | None:
     """The existing file, folder or pattern a name means, seen from the recipe's folder."""
-    if name.startswith(_SCHEMES):
+    if name.startswith("world:"):
         return None
     path = base / Path(name).expanduser()
     if path.exists() or glob.glob(str(path), recursive=True):
@@ -49,8 +50,8 @@ def locate(name: str, base: Path) -> Path | None:
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a name can only be resolved when the stage runs: `world:`, `hub:`, or owner/name on the hub."""
-    if name.startswith(_SCHEMES):
+    """Whether a name is found when the stage runs: `world:`, or owner/name on the hub."""
+    if name.startswith("world:"):
         return True
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
@@ -59,7 +60,7 @@ def content_fingerprint(name: str, base: Path, checksums: Checksums) -> str:
     """Changes when the content behind a name changes; for what lies elsewhere, when the name does."""
     path = locate(name, base)
     if path is None:
-        return fingerprint(["elsewhere", name, _generator(name)])
+        return fingerprint(["elsewhere", name, _sample(name)])
     files = [path] if path.is_file() else sorted(_files(path))
     if not files:
         raise TriviumError(f"{path} is empty; put the data there or name another place.")
@@ -77,10 +78,8 @@ def _relative(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
 
-def _generator(name: str) -> list[str]:
-    """The generator behind `world:`, whose documents may change with any of its files."""
+def _sample(name: str) -> list[str]:
+    """The first documents of `world:`, which tell whether the generator still writes the same."""
     if not name.startswith("world:"):
         return []
-    from trivium import world
-
-    return [checksum(file) for file in sorted(Path(world.__path__[0]).rglob("*.py"))]
+    return [repr(document) for document in read_documents(Source(path=name, limit=_SAMPLED))]

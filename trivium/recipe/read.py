@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -124,16 +125,23 @@ def _override(content: dict[str, Any], key: str, value: Any) -> None:
             f"--set {key}: the recipe has no stage `{keys[1]}`{nearest(keys[1], stages)}"
             f" (its stages are {', '.join(stages)})."
         )
-    inside = content
-    for step, part in enumerate(keys[:-1], start=1):
-        deeper = inside.setdefault(part, {})
-        if not isinstance(deeper, dict):
-            raise TriviumError(
-                f"--set {key}: `{'.'.join(keys[:step])}` is {deeper!r}, not a mapping; set it as a whole."
-            )
-        # A copy, so that a mapping shared by a YAML anchor changes here only.
-        inside[part] = inside = dict(deeper)
-    inside[keys[-1]] = value
+    inside: Any = content
+    for step, part in enumerate(keys, start=1):
+        if not isinstance(inside, (dict, list)):
+            above = ".".join(keys[: step - 1])
+            raise TriviumError(f"--set {key}: `{above}` is {inside!r}, not a mapping; set it as a whole.")
+        place: Any = part
+        if isinstance(inside, list):
+            if not part.isdigit() or int(part) >= len(inside):
+                raise TriviumError(f"--set {key}: a list of {len(inside)} has no place `{part}`.")
+            place = int(part)
+        if step == len(keys):
+            inside[place] = value
+        else:
+            # A copy, so that a mapping shared by a YAML anchor changes here only.
+            deeper = inside[place] if isinstance(inside, list) else inside.get(place, {})
+            inside[place] = copy(deeper)
+            inside = inside[place]
 
 
 class _Loader(yaml.SafeLoader):

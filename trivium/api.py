@@ -1,0 +1,159 @@
+"""The public API: `trivium.load` a model, `trivium.run` a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Completion, Request
+from trivium.generate.sampling import Sampling
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import whole_folder
+from trivium.model.attention import Documents
+from trivium.model.folder import load_model, save_model
+from trivium.model.hub import resolve
+from trivium.pipeline import run as pipeline
+from trivium.pipeline.store import Entry
+from trivium.tokens.tokenizer import Tokenizer
+
+Conversation = Sequence[Mapping[str, Any]]
+Prompt = str | Conversation
+
+
+class Model:
+    """A model with its tokenizer: ask it, look at its logits, save it."""
+
+    def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, device: str | None = None) -> None:
+        place = device or machine.device()
+        self.folder = folder
+        self.tokenizer = Tokenizer.load(folder)
+        self.transformer = load_model(folder, dtype=dtype or machine.compute_dtype(place), device=place)
+        self.transformer.requires_grad_(False).eval()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that generates with this model."""
+        return Engine(self.transformer, self.tokenizer)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """The scores of every next token after each of `tokens`: float32, [tokens, vocabulary]."""
+        if not tokens:
+            raise TriviumError("There are no tokens to compute logits of; give at least one.")
+        ids = torch.tensor(list(tokens), device=self.transformer.device)
+        context = Documents([len(ids)], self.transformer.device)
+        return self.transformer.logits(self.transformer(ids, context))
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], **sampling: Any) -> Any:
+        """A `Completion` of a text or of a conversation; a list of either gives a list.
+
+        `sampling` are the fields of `generate.sampling.Sampling`: max_new_tokens, temperature, top_p, seed...
+        """
+        alone = _is_one(prompt)
+        prompts: Sequence[Any] = [prompt] if alone else list(prompt)
+        settings = _sampling(sampling)
+        requests = [Request(self._ids(one), settings) for one in prompts]
+        completions: list[Completion] = [samples[0] for samples in self.engine.generate(requests)]
+        return completions[0] if alone else completions
+
+    def save(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder, which appears whole."""
+        with whole_folder(folder) as beside:
+            save_model(self.transformer, beside)
+            self.tokenizer.save(beside)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return self.tokenizer.encode_chat(prompt, add_generation_prompt=True).ids
+        begin = self.tokenizer.beginning_id
+        ids = [*([] if begin is None else [begin]), *self.tokenizer.encode(prompt)]
+        # A document starts after the end of another: that is what "write something" looks like.
+        return ids or [self.tokenizer.end_of_text_id]
+
+
+class StageResult:
+    """What one stage of a run made."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.folder = entry.folder
+        self._entry = entry
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of its metrics log."""
+        return self._entry.metrics
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the stage said of itself at the end."""
+        return self._entry.record.get("summary") or {}
+
+    def model(self, **settings: Any) -> Model:
+        """The model it made."""
+        return Model(model_folder(self.folder), **settings)
+
+
+class Run:
+    """A recipe's run; `run["base"]` is what the stage `base` made."""
+
+    def __init__(self, going: pipeline.Run) -> None:
+        self.name = going.recipe.name
+        self.became = dict(going.became)
+        self._going = going
+
+    def __getitem__(self, stage: str) -> StageResult:
+        if stage not in self.became:
+            raise TriviumError(f"This run made no stage `{stage}`; it made {', '.join(self.became)}.")
+        return StageResult(self._going.entry(stage))
+
+    def __iter__(self) -> Any:
+        return iter(self.became)
+
+
+def load(name: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None) -> Model:
+    """The model of a stage (`runs/laptop/sft`), of a Hugging Face folder, or of an id on the hub."""
+    return Model(model_folder(resolve(name)), dtype=dtype, device=device)
+
+
+def run(
+    recipe: str | Path,
+    *,
+    set: Mapping[str, Any] | None = None,
+    only: Iterable[str] = (),
+    runs: str | Path = "runs",
+) -> Run:
+    """Run a recipe, as `trivium run` does."""
+    return Run(pipeline.run(recipe, runs, set or {}, only))
+
+
+def model_folder(folder: Path) -> Path:
+    """The Hugging Face folder that a stage's folder, or the folder itself, is."""
+    entry = Entry(folder.resolve())
+    if entry.state == "absent":
+        return folder
+    record = entry.record
+    if record["produces"] != "model":
+        raise TriviumError(f"{folder} is a {record['kind']} stage, which makes no model; name one that does.")
+    if entry.state != "done":
+        raise TriviumError(f"{folder} is not finished ({entry.state}); run its recipe again.")
+    return entry.output
+
+
+def _is_one(prompt: Any) -> bool:
+    """Whether this is one prompt: a text, or a conversation (a list of messages)."""
+    return isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
+
+
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    known = Sampling.__dataclass_fields__
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise TriviumError(f"Generation has no setting `{unknown[0]}`; it has {', '.join(known)}.")
+    return Sampling(**settings)

@@ -1,0 +1,70 @@
+"""The corpus stage: documents tokenised once, into shards that every training stage reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from trivium.data.shards import write_shards
+from trivium.data.sources import Document, Reading
+from trivium.kit.numbers import Count
+from trivium.stages.documents import Sources, documents, source_references, summary_of
+from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.tokens.tokenizer import Tokenizer
+
+
+class Corpus(Stage):
+    """Tokenise `data` with `tokenizer` and hold out a share of the documents for validation."""
+
+    kind: Literal["corpus"]
+    version: ClassVar[int] = 1
+    produces: ClassVar[Product] = "shards"
+    unaffecting: ClassVar[frozenset[str]] = frozenset({"seed", "workers"})
+
+    data: Sources
+    tokenizer: str
+    validation: float = Field(default=0.01, ge=0, lt=1)
+    unique: bool = True
+    columns: tuple[str, ...] = ()
+    tokens_per_shard: Count = 1 << 28
+    # One process already tokenises on all cores; more of them read and unpack in parallel, too.
+    workers: int = Field(default=1, ge=1)
+
+    def references(self) -> list[Reference]:
+        """`tokenizer` names a tokenizer or a model with one; `data` documents."""
+        return [
+            *source_references("data", self.data),
+            Reference("tokenizer", self.tokenizer, ("tokenizer", "model")),
+        ]
+
+    def plan(self, inputs: Any) -> dict[str, Any]:
+        """What the tokenizer's plan says, for the model that will be trained on it."""
+        return dict(inputs[self.tokenizer]) if isinstance(inputs[self.tokenizer], dict) else {}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Write the shards, which appear whole."""
+        reading = Reading()
+        manifest = write_shards(
+            self._counted(work, reading),
+            Tokenizer.load(work.path(self.tokenizer)),
+            work.output("shards"),
+            workers=self.workers,
+            validation=self.validation,
+            unique=self.unique,
+            tokens_per_shard=self.tokens_per_shard,
+            columns=self.columns,
+            skip_refused=all(source.on_bad == "skip" for source in self.data),
+            facts={"sources": [source.path for source in self.data]},
+        )
+        summary = summary_of(manifest, reading)
+        if summary["bad"] or summary["refused"]:
+            work.say(f"{summary['bad'] + summary['refused']} documents left out: {summary['named'][0]} ...")
+        return summary
+
+    def _counted(self, work: Work, reading: Reading) -> Iterator[Document]:
+        for number, document in enumerate(documents(work, self.data, reading), start=1):
+            if number % 100 == 0:
+                work.progress.update(number, None, "documents")
+            yield document

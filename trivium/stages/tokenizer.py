@@ -1,0 +1,78 @@
+"""The tokenizer stage: a vocabulary learnt from text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from trivium.data.sources import Reading
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import whole_folder
+from trivium.kit.numbers import Count
+from trivium.stages.documents import Sources, documents, source_references
+from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.tokens.tokenizer import Tokenizer
+from trivium.tokens.train import Digits, train_tokenizer
+
+
+class TokenizerStage(Stage):
+    """Learn a byte-level BPE vocabulary from `data`."""
+
+    kind: Literal["tokenizer"]
+    version: ClassVar[int] = 1
+    produces: ClassVar[Product] = "tokenizer"
+    unaffecting: ClassVar[frozenset[str]] = frozenset({"seed"})
+
+    data: Sources
+    vocabulary: Count = 4096
+    digits: Digits = "single"
+    # Merges settle long before a large corpus ends.
+    letters: Count = 200_000_000
+
+    def references(self) -> list[Reference]:
+        """`data` is outside data, or a stage that makes documents."""
+        return source_references("data", self.data)
+
+    def plan(self, inputs: Any) -> dict[str, Any]:
+        """The size of the vocabulary, on which the model's size depends."""
+        return {"vocabulary": self.vocabulary}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Read at most `letters` of text and learn the merges."""
+        reading = Reading()
+        seen = {"letters": 0, "bytes": 0}
+        tokenizer = train_tokenizer(self._texts(work, reading, seen), self.vocabulary, digits=self.digits)
+        if not reading.documents:
+            raise TriviumError(f"{work.stage}: `data` has no text to learn a vocabulary from; give it some.")
+        with whole_folder(work.output("tokenizer")) as folder:
+            tokenizer.save(folder)
+        return {"vocabulary": tokenizer.vocabulary_size, "documents": reading.documents, **seen} | (
+            self._compression(work, tokenizer)
+        )
+
+    def _texts(self, work: Work, reading: Reading, seen: dict[str, int]) -> Iterator[str]:
+        for document in documents(work, self.data, reading):
+            text = document.text if document.text is not None else _spoken(document.fields)
+            seen["letters"] += len(text)
+            seen["bytes"] += len(text.encode())
+            work.progress.update(seen["letters"], None, "letters")
+            yield text
+            if seen["letters"] >= self.letters:
+                return
+
+    def _compression(self, work: Work, tokenizer: Tokenizer) -> dict[str, float]:
+        """Bytes per token on the first documents."""
+        size = tokens = 0
+        for document in documents(work, self.data, Reading()):
+            text = document.text if document.text is not None else _spoken(document.fields)
+            size += len(text.encode())
+            tokens += len(tokenizer.encode(text))
+            if size > 1_000_000:
+                break
+        return {"bytes_per_token": round(size / max(tokens, 1), 3)}
+
+
+def _spoken(fields: dict[str, Any]) -> str:
+    """What is said in a conversation, without who says it."""
+    messages = fields.get("messages") or []
+    return "\n".join(message["content"] for message in messages if isinstance(message.get("content"), str))
