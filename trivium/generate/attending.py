@@ -158,6 +158,9 @@ class Slice:
     reach: int
     cached: list[tuple[Tensor, Tensor]]
     masks: dict[int | None, Tensor]
+    """For each window an additive mask over the whole capacity, led by as many columns as the window is wide."""
+    seen: dict[int | None, Tensor]
+    """The part of each mask that attention reads now, [rows, 1, 1, reach]."""
 
 
 class StepContext(CacheContext):
@@ -175,7 +178,7 @@ class StepContext(CacheContext):
         start = 0
         for pool in pools:
             part = lengths[start : start + pool.ready]
-            self._slices.append(Slice(pool, start, start + len(part), max(part) + 1, 0, [], {}))
+            self._slices.append(Slice(pool, start, start + len(part), max(part) + 1, 0, [], {}, {}))
             start += len(part)
         self._places = [self._places_of(one) for one in self._slices]
         self._marks = [self._marks_of(one) for one in self._slices]
@@ -213,6 +216,8 @@ class StepContext(CacheContext):
         one.reach = min(reach_for(one.longest), one.pool.capacity)
         rows = one.pool.storage[:, : one.end - one.start, : one.reach].transpose(2, 4).unbind(0)
         one.cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in rows]
+        for window, mask in one.masks.items():
+            one.seen[window] = mask[:, None, None, (window or 0) : (window or 0) + one.reach]
 
     def advance(self) -> None:
         """Move to the next token; every row's length has grown by one."""
@@ -237,6 +242,9 @@ class StepContext(CacheContext):
                 tenant.length += self.stored
 
     def store(self, layer: int, key_value: Tensor) -> None:
+        if len(self._slices) == 1 and len(key_value) == self.tokens:
+            self._flat[0][layer].index_copy_(0, self._places[0], key_value)
+            return
         for one, places, flat in zip(self._slices, self._places, self._flat, strict=True):
             flat[layer].index_copy_(0, places, key_value[one.start : one.end])
 
@@ -246,7 +254,7 @@ class StepContext(CacheContext):
         outputs = []
         for one in self._slices:
             keys, values = one.cached[layer]
-            mask = one.masks[window][:, None, None, (window or 0) : (window or 0) + one.reach]
-            out = _mix(query[one.start : one.end], keys, values, mask, scale, soft_cap)
+            part = query if len(query) == one.end - one.start else query[one.start : one.end]
+            out = _mix(part, keys, values, one.seen[window], scale, soft_cap)
             outputs.append(out.reshape(one.end - one.start, -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

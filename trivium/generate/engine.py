@@ -326,9 +326,13 @@ class Engine:
         if self._context is None:
             self._context = self._settle_in()
         context = self._context
-        hidden = self._run(self.sampler.last, context)
+        tokens = self.sampler.last
+        if self._plan is not None:
+            logits = self._plan.step(tokens, context)
+        else:
+            logits = self.model.logits(self.model(tokens, context))
         context.stored += 1
-        chosen = self.sampler.choose(self._logits(hidden))
+        chosen = self.sampler.choose(logits)
         self.counts["steps"] += 1
         self.counts["generated_tokens"] += context.tokens
         ended: dict[int, FinishReason] = self._hear(chosen) if self._watched else {}

@@ -142,7 +142,7 @@ class LayerPlan:
             self.head_scales = [Scale(norm, size) for norm, size in zip(norms, span, strict=True)]
             repeats = counts if self.norms == "head" else (1, 1)
             scales = [one.weight.repeat(times) for one, times in zip(self.head_scales, repeats, strict=True)]
-            self.head_weight = torch.cat([turned(one) for one in scales])
+            self.head_weight = torch.cat([turned(one) for one in scales]).view(-1, head_width)
         self.output = _transposed([attention.output.weight.detach()])
         self.output_bias = _biases([attention.output])
         entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]
@@ -172,8 +172,11 @@ class Buffers:
     entered: Tensor
     gate: Tensor
     inner: Tensor
+    up: Tensor
     tokens: Tensor
     positions: Tensor
+    turns: Tensor
+    logits: Tensor | None = None
 
 
 class Plan:
@@ -232,16 +235,18 @@ class Plan:
             entered=entered,
             gate=entered[:, : config.inner_width],
             inner=torch.zeros(count, config.inner_width),
+            up=entered[:, -config.inner_width :],
             tokens=torch.zeros(count, dtype=torch.long),
             positions=torch.zeros(count, dtype=torch.long),
+            turns=torch.zeros(count, head_width // 2, dtype=torch.complex64),
         )
         if len(self._buffers) >= BUFFERS_KEPT:
             self._buffers.popitem(last=False)
         self._buffers[count] = buffers
         return buffers
 
-    def _turns(self, rotary: Rotary, context: CacheContext, positions: Tensor) -> Tensor:
-        """Unit complex numbers (times the attention factor) by which each token's pairs are turned, [N, 1, D / 2]."""
+    def _turns(self, rotary: Rotary, context: CacheContext, positions: Tensor, out: Tensor | None) -> Tensor:
+        """Complex numbers of length `factor` by which each token's pairs are turned, [N, 1, D / 2]."""
         if rotary.grows:
             longest = context.longest
             if isinstance(longest, Tensor) and len(longest) < len(positions):
@@ -253,10 +258,21 @@ class Plan:
             size = max(2 * context.furthest, 256)
             angles = rotary.angles(torch.arange(size), 0)
             table = self._tables[id(rotary)] = torch.polar(torch.full_like(angles, rotary.factor), angles)
-        return table.index_select(0, positions)[:, None]
+        return torch.index_select(table, 0, positions, out=out)[:, None]
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Hidden states after the last norm, [N, width]; the next call may overwrite them."""
+        return self._forward(tokens, context).rows[: len(tokens)]
+
+    def step(self, tokens: Tensor, context: CacheContext) -> Tensor:
+        """Scores over the vocabulary after each token, [N, V]; the next call may overwrite them."""
+        room = self._forward(tokens, context)
+        if room.logits is None:
+            room.logits = torch.zeros(len(room.rows), self.head.shape[1])
+        scores = self._capped(torch.mm(room.rows, self.head, out=room.logits))
+        return scores if len(scores) == len(tokens) else scores[: len(tokens)]
+
+    def _forward(self, tokens: Tensor, context: CacheContext) -> Buffers:
         count, model = len(tokens), self.model
         room = self._room(max(count, LEAST_ROWS))
         positions = context.positions
@@ -269,11 +285,15 @@ class Plan:
             stream.mul_(model.config.embedding_scale)
         if model.position_embedding is not None:
             stream.add_(model.position_embedding.weight.index_select(0, positions))
-        turns = {id(rotary): self._turns(rotary, context, positions) for rotary in self.rotaries}
+        turns = {
+            id(rotary): self._turns(rotary, context, positions, None if index else room.turns)
+            for index, rotary in enumerate(self.rotaries)
+        }
         for layer in self.layers:
             self._attention(layer, room, context, turns.get(id(layer.rotary)), count)
             self._inner(layer, room)
-        return self.last.whole(stream, room.rows, room.lengths)[:count]
+        room.rows = self.last.whole(stream, room.rows, room.lengths)
+        return room
 
     def _attention(
         self, layer: LayerPlan, room: Buffers, context: CacheContext, turns: Tensor | None, count: int
@@ -290,7 +310,7 @@ class Plan:
             layer.head_scales[0].divide(room.query_flat, room.query_flat, room.lengths)
             layer.head_scales[1].divide(room.key_flat, room.key_flat, room.lengths)
         if layer.norms != "none":
-            room.queries_keys.mul_(layer.head_weight.view(room.queries_keys.shape[1:]))
+            room.queries_keys.mul_(layer.head_weight)
         if turns is not None:
             room.turning.mul_(turns)
         context.store(layer.index, room.key_value)
@@ -314,7 +334,7 @@ class Plan:
         else:
             active = F.gelu(gate, approximate="tanh" if layer.activation == "gelu_tanh" else "none")
         if layer.gated:
-            active = torch.mul(active, room.entered[:, gate.shape[1] :], out=room.inner)
+            active = torch.mul(active, room.up, out=room.inner)
         self._add(stream, active, layer.exit, layer.exit_bias, layer.inner_after, room)
 
     def _add(
@@ -340,9 +360,11 @@ class Plan:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary."""
         if len(hidden) < LEAST_ROWS:
-            scores = torch.mm(F.pad(hidden, (0, 0, 0, LEAST_ROWS - len(hidden))), self.head)[: len(hidden)]
-        else:
-            scores = torch.mm(hidden, self.head)
+            hidden = F.pad(hidden, (0, 0, 0, LEAST_ROWS - len(hidden)))
+            return self._capped(torch.mm(hidden, self.head))[:-1]
+        return self._capped(torch.mm(hidden, self.head))
+
+    def _capped(self, scores: Tensor) -> Tensor:
         cap = self.model.config.final_soft_cap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
