@@ -14,13 +14,13 @@ DEVICE_BYTES = 256 * 2**20
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """How many tokens' logits to hold at once: enough to keep the matmul busy, few enough to stay in the cache."""
+    """How many tokens' logits to hold at once: enough for a busy matmul, few enough for the cache."""
     budget, least, most = (CACHE_BYTES, 128, 1024) if device.type == "cpu" else (DEVICE_BYTES, 512, 8192)
     return max(least, min(most, budget // (4 * vocabulary)))
 
 
 class CrossEntropy(NamedTuple):
-    """What a cross-entropy gives: the differentiable sum, and for each token what the metrics need (detached)."""
+    """The differentiable sum of a cross-entropy, and for each token what the metrics need (detached)."""
 
     sum: Tensor
     token_losses: (
@@ -40,7 +40,7 @@ def fused_cross_entropy(
     label_smoothing: float = 0.0,
     chunk: int | None = None,
 ) -> CrossEntropy:
-    """The weighted sum of next-token losses; gradients are computed in the forward pass, one chunk at a time."""
+    """The weighted sum of next-token losses; gradients are made in the forward pass, chunk by chunk."""
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
     total, token_losses, correct = _FusedCrossEntropy.apply(
         hidden,
@@ -185,7 +185,7 @@ def token_log_probabilities(
     entropy: bool = False,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Each target's log-probability (0 where there is none) and the distribution's entropy, both differentiable."""
+    """Each target's log-probability (0 where there is none) and the entropy, both differentiable."""
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
     log_probabilities, entropies = _TokenLogProbabilities.apply(
         hidden, head_weight, targets, soft_cap, temperature, entropy, rows

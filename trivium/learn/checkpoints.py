@@ -1,0 +1,112 @@
+"""Saved states: written whole beside the training, checked when read, named when damaged."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import checksum, load_tensors, read_json, save_tensors, whole_folder, write_json
+
+TENSORS = "tensors.safetensors"
+FACTS = "state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a training needs to go on: plain facts and named tensors."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_state(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write one state; the folder appears only once everything in it is on disk."""
+    with whole_folder(folder) as beside:
+        save_tensors(beside / TENSORS, dict(tensors))
+        write_json(beside / FACTS, {**facts, "checksum": checksum(beside / TENSORS)})
+
+
+def read_state(folder: Path) -> State:
+    """Read a state, or name the file that is damaged."""
+    facts = read_json(folder / FACTS)
+    found = checksum(folder / TENSORS) if (folder / TENSORS).exists() else "nothing"
+    if found != facts.pop("checksum", None):
+        raise TriviumError(f"{folder / TENSORS} is damaged: its checksum is not the one it was written with.")
+    return State(facts, load_tensors(folder / TENSORS))
+
+
+class Checkpoints:
+    """The last few states of a training, written by a thread while the training goes on."""
+
+    def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.say = say
+        self.writing: threading.Thread | None = None
+        self.failure: BaseException | None = None
+        # A process that was killed while it wrote leaves a part that will never be whole.
+        for part in folder.glob(".*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """The steps of the states on disk, oldest first."""
+        names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def path(self, step: int) -> Path:
+        """Where the state after `step` steps lies."""
+        return self.folder / f"step-{step:09d}"
+
+    def latest(self) -> State | None:
+        """The newest state that is whole, with a word about every newer one that is not."""
+        for step in reversed(self.steps()):
+            try:
+                return read_state(self.path(step))
+            except TriviumError as error:
+                self.say(f"{error} The state before it is used.")
+                shutil.rmtree(self.path(step))
+        return None
+
+    def save(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], *, wait: bool) -> None:
+        """Write a state; without `wait` from a copy, in a thread, so that training goes on meanwhile."""
+        self.finish()
+        if wait:
+            self._write(step, facts, tensors)
+            return
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self.writing = threading.Thread(target=self._write_quietly, args=(step, facts, copies))
+        self.writing.start()
+
+    def finish(self) -> None:
+        """Wait for the write under way; what went wrong in it is raised here."""
+        if self.writing is not None:
+            self.writing.join()
+            self.writing = None
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+    def _write_quietly(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        try:
+            self._write(step, facts, tensors)
+        except BaseException as error:
+            self.failure = error
+
+    def _write(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        if not self.path(step).exists():
+            write_state(self.path(step), facts, tensors)
+        # Only now that the new state is whole may an old one go.
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.path(old))
+
+    def clear(self) -> None:
+        """Remove all states: the training is over and its result is saved."""
+        self.finish()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,53 @@
+"""Next-token prediction: the objective of pre-training, mid-training and supervised fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from trivium.data.rows import Batch, Row
+from trivium.learn.head_loss import fused_cross_entropy
+from trivium.learn.objective import Loss, Measure
+from trivium.model.attention import Documents
+from trivium.model.transformer import Transformer
+
+
+class NextToken:
+    """The weighted negative log-likelihood of each next token."""
+
+    name = "next_token"
+    extra = None
+
+    def __init__(
+        self, *, sources: Sequence[str] = (), z_loss: float = 0.0, label_smoothing: float = 0.0
+    ) -> None:
+        self.sources = tuple(sources)
+        self.z_loss = z_loss
+        self.label_smoothing = label_smoothing
+
+    def weight(self, rows: Sequence[Row]) -> float:
+        """The sum of the tokens' weights."""
+        return float(sum(row.weights.sum(dtype="float64") for row in rows))
+
+    def loss(self, model: Transformer, batch: Batch) -> Loss:
+        """The loss sum, the share of right guesses, and the loss of every source."""
+        documents = Documents(batch.lengths, batch.tokens.device)
+        hidden = model(batch.tokens, documents)
+        result = fused_cross_entropy(
+            hidden, model.head_weight, batch.targets, batch.weights,
+            soft_cap=model.final_soft_cap, z_loss=self.z_loss, label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+        losses = result.token_losses * batch.weights
+        total = batch.weights.sum()
+        metrics: dict[str, Measure] = {
+            "loss": (losses.sum(), total),
+            "mean_token_accuracy": ((result.correct * batch.weights).sum(), total),
+        }
+        if len(self.sources) > 1:
+            lengths = torch.tensor(batch.lengths, device=losses.device)
+            source = torch.tensor(batch.sources, device=losses.device).repeat_interleave(lengths)
+            for index, name in enumerate(self.sources):
+                mine = source == index
+                metrics[f"loss/{name}"] = ((losses * mine).sum(), (batch.weights * mine).sum())
+        return Loss(result.sum, metrics)

@@ -1,0 +1,151 @@
+"""Muon for matrices, AdamW for everything else: one optimiser with named groups and plain tensors."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Jordan's quintic (2024): it drives all singular values towards 1 in five steps, roughly and fast."""
+NEWTON_SCHULZ_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Each group's full learning rate, and the numbers the methods share."""
+
+    matrices: float
+    embeddings: float
+    head: float
+    vectors: float
+    weight_decay: float = 0.0
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-10
+
+    def of(self, group: str) -> float:
+        """The full rate of one group."""
+        return float(getattr(self, group))
+
+
+def group_of(name: str, parameter: Tensor) -> str:
+    """Which group a parameter belongs to: what it is, not its shape alone, decides how it should move."""
+    if "embedding" in name:
+        return "embeddings"
+    if name.startswith("head.") or ".head." in name:
+        return "head"
+    return "matrices" if parameter.dim() >= 2 else "vectors"
+
+
+def orthogonalised(updates: Tensor) -> Tensor:
+    """Newton–Schulz in float32 over a stack of matrices [n, rows, columns]: singular values to about 1."""
+    a, b, c = COEFFICIENTS
+    tall = updates.shape[-2] > updates.shape[-1]
+    x = updates.mT if tall else updates
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+class Optimiser:
+    """Steps every named parameter by its group's method; its state is tensors under the parameters' names."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], rates: Rates, *, muon: bool) -> None:
+        self.parameters = dict(parameters)
+        self.rates = rates
+        self.groups: dict[str, list[str]] = defaultdict(list)
+        for name, parameter in self.parameters.items():
+            self.groups[group_of(name, parameter)].append(name)
+        self.muon = [] if not muon else self.groups["matrices"]
+        matrices = set(self.muon)
+        self.adam = {
+            group: [name for name in names if name not in matrices] for group, names in self.groups.items()
+        }
+        self.first: dict[str, Tensor] = {}
+        self.second: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            self.first[name] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            if name not in matrices:
+                self.second[name] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """Move every parameter that has a gradient; `factor` is the schedule's share of the full rates."""
+        self.steps += 1
+        self._muon_step(factor)
+        for group, names in self.adam.items():
+            self._adam_step([name for name in names if self._gradient(name) is not None], group, factor)
+
+    def _gradient(self, name: str) -> Tensor | None:
+        return self.parameters[name].grad
+
+    def _muon_step(self, factor: float) -> None:
+        shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name in self.muon:
+            if self._gradient(name) is not None:
+                shapes[tuple(self.parameters[name].shape)].append(name)
+        rate = self.rates.matrices * factor
+        for shape, names in shapes.items():
+            parameters = [self.parameters[name] for name in names]
+            gradients = [self._gradient(name) for name in names]
+            momenta = [self.first[name] for name in names]
+            torch._foreach_lerp_(momenta, gradients, 1 - self.rates.momentum)
+            # Nesterov: look one momentum step ahead.
+            ahead = torch._foreach_lerp(gradients, momenta, self.rates.momentum)
+            stack = torch.stack([update.flatten(1).float() for update in ahead])
+            moves = orthogonalised(stack)
+            # An update whose every singular value is 1 should move tall matrices further (Jordan, 2024).
+            scale = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
+            if self.rates.weight_decay:
+                torch._foreach_mul_(parameters, 1 - rate * self.rates.weight_decay)
+            torch._foreach_add_(
+                parameters, [move.view(shape).to(parameters[0].dtype) for move in moves], alpha=-rate * scale
+            )
+
+    def _adam_step(self, names: list[str], group: str, factor: float) -> None:
+        if not names:
+            return
+        parameters = [self.parameters[name] for name in names]
+        gradients = [self._gradient(name) for name in names]
+        first, second = [self.first[name] for name in names], [self.second[name] for name in names]
+        rate = self.rates.of(group) * factor
+        beta1, beta2 = self.rates.betas
+        # Decay shrinks what multiplies activations; norms and biases have nothing to shrink towards.
+        if self.rates.weight_decay and group not in ("vectors", "embeddings"):
+            torch._foreach_mul_(parameters, 1 - rate * self.rates.weight_decay)
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        divisor = torch._foreach_sqrt(second)
+        torch._foreach_div_(divisor, math.sqrt(1 - beta2**self.steps))
+        torch._foreach_add_(divisor, self.rates.epsilon)
+        torch._foreach_addcdiv_(parameters, first, divisor, -rate / (1 - beta1**self.steps))
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments under the parameters' names, and the number of steps taken."""
+        tensors = {f"first.{name}": moment for name, moment in self.first.items()}
+        tensors |= {f"second.{name}": moment for name, moment in self.second.items()}
+        return {**tensors, "steps": torch.tensor(self.steps)}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Take over saved moments; returns the parameters whose moments were missing or of another shape."""
+        fresh = []
+        for kind, moments in (("first", self.first), ("second", self.second)):
+            for name, moment in moments.items():
+                saved = tensors.get(f"{kind}.{name}")
+                if saved is not None and saved.shape == moment.shape:
+                    moment.copy_(saved)
+                else:
+                    fresh.append(name)
+        self.steps = int(tensors["steps"])
+        return sorted(set(fresh))

@@ -1,0 +1,101 @@
+"""What a person may set about training, shared by every stage that trains."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trivium.kit.numbers import Count, Number
+
+Decay = Literal["constant", "cosine", "linear", "sqrt", "1-sqrt", "inverse-sqrt"]
+
+
+class Settings(BaseModel):
+    """Settings refuse keys they do not know."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class LearningRate(Settings):
+    """How fast the weights move, from the first step to the last."""
+
+    start: Number | Literal["parent", "dial"] = Field(default="dial", alias="from")
+    """A number, the rate the parent ended with, or what the model's size suggests."""
+    warmup: Number = 0.0
+    """Steps from zero to the full rate; below one, a share of the stage."""
+    decay: Decay | Literal["wsd"] = "linear"
+    decay_share: float = Field(default=1.0, gt=0, le=1)
+    """The last part of the stage in which the rate decays; before it the rate is constant."""
+    to: float = Field(default=0.0, ge=0)
+    """What is left of the rate at the end, as a share of the full rate."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_number(cls, value: Any) -> Any:
+        """A bare number, or `parent`, is the rate to start from."""
+        return value if isinstance(value, (dict, LearningRate)) else {"from": value}
+
+    @model_validator(mode="after")
+    def unfold_wsd(self) -> LearningRate:
+        """`wsd` is the name of a constant rate that decays linearly over the last fifth."""
+        if self.decay == "wsd":
+            self.decay = "linear"
+            if "decay_share" not in self.model_fields_set:
+                self.decay_share = 0.2
+        return self
+
+
+class Checkpointing(Settings):
+    """When the state is saved, and which saved states stay."""
+
+    every_seconds: float = Field(default=120.0, gt=0)
+    every_steps: Count | None = None
+    keep: int = Field(default=2, ge=1)
+    at: list[str | Count] = []
+    """Places whose model is kept for good, in steps or as `tokens=2M`, for `from: base@tokens=2M`."""
+
+
+class Validating(Settings):
+    """How often, and on how much, the loss on unseen text is measured."""
+
+    times: int = Field(default=5, ge=0)
+    tokens: Count = 32768
+
+
+class Sampling(Settings):
+    """Texts the model continues while it learns, for a person to read."""
+
+    prompts: list[str] = []
+    times: int = Field(default=3, ge=1)
+    max_new_tokens: int = 32
+
+
+class Training(BaseModel):
+    """The settings every training stage has."""
+
+    tokens: Count | None = None
+    steps: Count | None = None
+    epochs: Number | None = None
+    batch: Count | None = None
+    """Tokens per optimiser step."""
+    micro_batch: Count | Literal["auto"] = "auto"
+    """Tokens per forward pass; it never changes the result beyond rounding."""
+    learning_rate: LearningRate = LearningRate()
+    optimiser: Literal["muon", "adamw"] = "muon"
+    optimiser_state: Literal["keep", "reset"] = "reset"
+    """Whether the parent's moments are taken over."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    z_loss: float = Field(default=0.0, ge=0)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a running mean of the weights, which becomes the stage's model."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    max_bad_steps: int = Field(default=5, ge=1)
+    checkpoint: Checkpointing = Checkpointing()
+    validation: Validating = Validating()
+    samples: Sampling = Sampling()
+
+
+# What cannot change the result, and so does not count in a stage's fingerprint.
+UNAFFECTING = frozenset({"checkpoint", "validation", "samples", "compile", "max_bad_steps"})

@@ -1,0 +1,381 @@
+"""The one loop: rows from a feed, a loss from an objective, a step of the optimiser, again."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trivium.data.rows import Row, collate
+from trivium.kit.errors import TriviumError
+from trivium.kit.metrics import MetricsLog, read_metrics
+from trivium.kit.numbers import number
+from trivium.kit.processes import all_reduce_sum, barrier, world
+from trivium.kit.progress import Progress
+from trivium.learn import schedules
+from trivium.learn.checkpoints import Checkpoints, State
+from trivium.learn.objective import Feed, Objective
+from trivium.learn.optimisers import Optimiser, Rates
+from trivium.learn.parallel import clip, gradient_norm, sum_gradients, sum_measures
+from trivium.learn.settings import Training
+from trivium.learn.validation import Unseen, groups_of
+from trivium.model.transformer import Transformer
+
+CPU_TOKENS = 2048
+"""Tokens per pass on a processor: measured, what its cache likes best. A GPU starts with all and halves."""
+COMPILE_SECONDS = 40.0
+"""What compiling costs on two cores; only a longer run than ten times this repays it."""
+
+
+def kept_place(place: str | int) -> tuple[str, int]:
+    """`tokens=2M`, `step=1200` or a bare number of steps, as a unit and an amount."""
+    unit, _, amount = place.rpartition("=") if isinstance(place, str) else ("step", "", place)
+    goal = number(amount)
+    if (unit or "step") not in ("tokens", "step") or not isinstance(goal, int):
+        raise TriviumError(f"checkpoint.at: '{place}' names no place; write tokens=2M or step=1200")
+    return unit or "step", goal
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; a processor's allocator has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@dataclass
+class Hooks:
+    """What a stage wants done along the way; the loop itself measures, samples and keeps nothing."""
+
+    validate: Callable[[], Mapping[str, Unseen]] | None = None
+    sample: Callable[[int], None] | None = None
+    keep: Callable[[int, int], None] | None = None
+    """Called after a step at which the model shall be kept: with the step and the tokens so far."""
+
+
+@dataclass
+class Trainer:
+    """Trains a model with an objective on a feed; stopped at any moment, it goes on bit for bit."""
+
+    model: Transformer
+    objective: Objective
+    feed: Feed
+    settings: Training
+    rates: Rates
+    folder: Path
+    log: MetricsLog
+    progress: Progress
+    seed: int = 0
+    hooks: Hooks = field(default_factory=Hooks)
+    parent_moments: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self.named: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
+        if self.objective.extra is not None:
+            self.named |= {f"extra.{name}": p for name, p in self.objective.extra.named_parameters()}
+        self.optimiser = Optimiser(self.named, self.rates, muon=self.settings.optimiser == "muon")
+        if self.parent_moments is not None:
+            self.optimiser.restore(self.parent_moments)
+        self.average = (
+            {name: parameter.detach().clone() for name, parameter in self.named.items()}
+            if self.settings.ema is not None
+            else {}
+        )
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", self.settings.checkpoint.keep, self.progress.say
+        )
+        self.step = self.tokens = self.bad_steps = self.skipped = 0
+        self.budget = self._first_budget()
+        self.forward: Any = self.model
+        self.kept_places = [kept_place(place) for place in self.settings.checkpoint.at]
+        self.stop_signal: int | None = None
+        self.seconds = 0.0
+
+    def _first_budget(self) -> int:
+        if self.settings.micro_batch != "auto":
+            return self.settings.micro_batch
+        return CPU_TOKENS if self.model.device.type == "cpu" else 2**31
+
+    # the loop
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end of the feed and return what a summary needs."""
+        self._resume()
+        self._compile()
+        saved = time.monotonic()
+        last: dict[str, Any] = {}
+        with self._signals():
+            while self.step < self.feed.steps:
+                before = self.tokens
+                last = self._one_step()
+                self._after_step(last, before)
+                due = time.monotonic() - saved >= self.settings.checkpoint.every_seconds
+                every = self.settings.checkpoint.every_steps
+                if every is not None:
+                    due = self.step % every == 0
+                if self._agreed(due) and self.step < self.feed.steps:
+                    self._save(wait=False)
+                    saved = time.monotonic()
+                if self._agreed(self.stop_signal is not None) and self.step < self.feed.steps:
+                    self._save(wait=True)
+                    self.progress.say(f"Stopped after step {self.step}; the same command goes on from there.")
+                    raise KeyboardInterrupt
+        self.checkpoints.finish()
+        self._take_average()
+        return {
+            "steps": self.step,
+            "tokens": self.tokens,
+            "loss": last.get("loss", self._last_loss()),
+            "skipped_steps": self.skipped,
+            "train_seconds": round(self.seconds, 2),
+            **{key: value for key, value in last.items() if key.startswith(("bits_per_byte", "validation"))},
+        }
+
+    def _one_step(self) -> dict[str, Any]:
+        """One optimiser step: all rows of the step forward and backward, then one move of the weights."""
+        start = time.perf_counter()
+        # Whatever draws random numbers in a step draws the same after a resume.
+        torch.manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
+        rows = self.feed.rows(self.step)
+        here = world()
+        measures, norm = self._gradient(rows[here.rank :: here.size])
+        factor = schedules.factor(self.settings.learning_rate, self.step, self.feed.steps)
+        loss = measures["objective"][0]
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        if finite:
+            self.bad_steps = 0
+            clip(self.named.values(), torch.tensor(norm, device=self.model.device), self.settings.clip)
+            self.optimiser.step(factor)
+            self._update_average()
+        for parameter in self.named.values():
+            parameter.grad = None
+        if not finite:
+            self._skip(rows, loss, norm)
+        self.step += 1
+        self.tokens += sum(len(row) for row in rows)
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        averages = {
+            name: total / weight
+            for name, (total, weight) in measures.items()
+            if weight and name != "objective"
+        }
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "loss": averages.pop("loss", loss),
+            "grad_norm": norm,
+            "learning_rate": self.rates.matrices * factor,
+            "tokens_per_second": round(sum(len(row) for row in rows) / seconds, 1),
+            **averages,
+        }
+
+    def _gradient(self, mine: Sequence[Row]) -> tuple[dict[str, tuple[float, float]], float]:
+        """Leave the gradient of the whole step in the parameters; returns the measures and its length."""
+        weight = all_reduce_sum(self.objective.weight(mine))
+        while True:
+            try:
+                measures = self._accumulate(mine, weight)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(mine)
+        sum_gradients(self.named.values())
+        totals = sum_measures(measures)
+        norm = float(gradient_norm(self.named.values()))
+        return totals, norm
+
+    def _accumulate(
+        self, mine: Sequence[Row], weight: float
+    ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
+        measures: dict[str, tuple[Tensor | float, Tensor | float]] = {"objective": (0.0, 0.0)}
+        for parameter in self.named.values():
+            parameter.grad = None
+        for group in groups_of(mine, self.budget):
+            result = self.objective.loss(self.forward, collate(group, self.model.device))
+            # Divided by the weight of the whole step, the gradient is the same however rows are grouped.
+            loss = result.sum / max(weight, 1e-12)
+            if loss.requires_grad:
+                loss.backward()
+            for name, (total, part) in {"objective": (loss.detach(), 1.0), **result.metrics}.items():
+                before = measures.get(name, (0.0, 0.0))
+                measures[name] = (before[0] + total, before[1] + part)
+        return measures
+
+    def _halve(self, mine: Sequence[Row]) -> None:
+        """Too much for the memory: go on with passes of half the size."""
+        longest = max(len(row) for row in mine)
+        largest = min(self.budget, sum(len(row) for row in mine))
+        if largest <= longest:
+            raise TriviumError(f"A single row of {longest} tokens does not fit into memory; lower `context`.")
+        self.budget = max(longest, largest // 2)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.progress.say(f"Out of memory: going on with {self.budget} tokens per pass.")
+
+    def _skip(self, rows: Sequence[Row], loss: float, norm: float) -> None:
+        """A loss or gradient that is not finite never reaches the weights."""
+        self.bad_steps += 1
+        self.skipped += 1
+        ids = sorted({identity for row in rows for identity in row.ids})
+        self.progress.say(
+            f"Step {self.step + 1} skipped: loss {loss}, gradient norm {norm} ({self.bad_steps} in a row)."
+        )
+        if self.bad_steps >= self.settings.max_bad_steps:
+            shown = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
+            raise TriviumError(
+                f"{self.bad_steps} steps in a row gave a loss or gradient that is not finite; lower "
+                f"`learning_rate`, or look at the documents of the last batch: {shown}"
+            )
+
+    # along the way
+
+    def _after_step(self, row: dict[str, Any], before: int) -> None:
+        """Measure, sample and keep where it is due, then log the step."""
+        if self.hooks.validate is not None and self._due(self.settings.validation.times):
+            for name, unseen in self.hooks.validate().items():
+                suffix = f"/{name}" if name else ""
+                row[f"validation_loss{suffix}"] = unseen.loss
+                row[f"bits_per_byte{suffix}"] = unseen.bits_per_byte
+        if world().leads:
+            self.log.write(row)
+        if self.hooks.sample is not None and self._due(self.settings.samples.times):
+            self.hooks.sample(self.step)
+        if self.hooks.keep is not None and self._is_kept(before):
+            self.hooks.keep(self.step, self.tokens)
+        shown = {"loss": row["loss"]} | {key: row[key] for key in row if key == "bits_per_byte"}
+        self.progress.update(self.step, self.feed.steps, unit="steps", **shown)
+
+    def _due(self, times: int) -> bool:
+        """Whether one of `times` evenly spread moments, the last of them the end, falls on this step."""
+        if times == 0:
+            return False
+        return (self.step * times) // self.feed.steps > ((self.step - 1) * times) // self.feed.steps
+
+    def _is_kept(self, before: int) -> bool:
+        """Whether this step reached one of the places whose model is to be kept."""
+        for unit, goal in self.kept_places:
+            if (unit == "step" and self.step == goal) or (unit == "tokens" and before < goal <= self.tokens):
+                return True
+        return False
+
+    def _update_average(self) -> None:
+        if self.settings.ema is not None:
+            current = [self.named[name].detach() for name in self.average]
+            torch._foreach_lerp_(list(self.average.values()), current, 1 - self.settings.ema)
+
+    @torch.no_grad()
+    def _take_average(self) -> None:
+        for name, average in self.average.items():
+            self.named[name].copy_(average)
+
+    # stopping and going on
+
+    def _facts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Everything needed to go on from here."""
+        feed_facts, feed_tensors = self.feed.state()
+        facts = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "bad_steps": self.bad_steps,
+            "skipped": self.skipped,
+            "budget": self.budget,
+            "seconds": self.seconds,
+            "feed": feed_facts,
+            "feed_fingerprint": self.feed.fingerprint,
+        }
+        tensors = {f"weights.{name}": parameter for name, parameter in self.named.items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        tensors |= {f"feed.{name}": tensor for name, tensor in feed_tensors.items()}
+        return facts, tensors
+
+    def _save(self, wait: bool) -> None:
+        if world().leads:
+            self.checkpoints.save(self.step, *self._facts(), wait=wait)
+        if wait:
+            barrier()
+
+    def _resume(self) -> None:
+        """Go on from the newest whole state, if there is one; the log is cut back to it."""
+        state = self.checkpoints.latest() if world().leads or self.checkpoints.folder.exists() else None
+        if state is None:
+            if world().leads:
+                self.log.rewind(0)
+            return
+        self._restore(state)
+        if world().leads:
+            self.log.rewind(self.step)
+        self.progress.say(f"Going on after step {self.step} of {self.feed.steps}.")
+
+    @torch.no_grad()
+    def _restore(self, state: State) -> None:
+        facts, tensors = state.facts, state.tensors
+        if facts["feed_fingerprint"] != self.feed.fingerprint:
+            raise TriviumError(
+                f"{self.checkpoints.folder} was written by a run on other data or in another order; undo that, "
+                "or remove the folder to start the stage anew"
+            )
+        for name, parameter in self.named.items():
+            parameter.copy_(tensors[f"weights.{name}"])
+        self.optimiser.restore(_part(tensors, "optimiser."))
+        for name, average in self.average.items():
+            average.copy_(tensors[f"average.{name}"])
+        self.feed.restore(facts["feed"], _part(tensors, "feed."))
+        self.step, self.tokens = facts["step"], facts["tokens"]
+        self.bad_steps, self.skipped = facts["bad_steps"], facts["skipped"]
+        self.budget, self.seconds = facts["budget"], facts["seconds"]
+
+    def _agreed(self, wish: bool) -> bool:
+        """Whether any process wishes it: all have to save, or to stop, after the same step."""
+        return all_reduce_sum(float(wish)) > 0
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """A polite stop is noted, and obeyed after the step under way."""
+
+        def note(number: int, frame: object) -> None:
+            self.stop_signal = number
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _compile(self) -> None:
+        """Compile the forward pass where the run is long enough to repay it."""
+        wanted = self.settings.compile == "on"
+        if self.settings.compile == "auto" and self.step < self.feed.steps:
+            wanted = self._seconds_left() > 10 * COMPILE_SECONDS
+        if wanted:
+            self.forward = torch.compile(self.model)
+
+    def _seconds_left(self) -> float:
+        """What the rest of the run would take uncompiled, from the model's size and the kind of machine."""
+        parameters = sum(parameter.numel() for parameter in self.named.values())
+        speed = 1e11 if self.model.device.type == "cpu" else 1e14
+        per_step = 6 * parameters * (self.settings.batch or CPU_TOKENS) / speed
+        return per_step * (self.feed.steps - self.step)
+
+    def _last_loss(self) -> float | None:
+        rows = [row for row in read_metrics(self.log.path) if "loss" in row]
+        return rows[-1]["loss"] if rows else None
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

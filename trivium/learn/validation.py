@@ -1,0 +1,56 @@
+"""The loss on text the model never trains on, in bits per byte, so that tokenizers can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trivium.data.rows import Row, collate
+from trivium.kit.processes import all_reduce_sum, world
+from trivium.learn.head_loss import fused_cross_entropy
+from trivium.model.attention import Documents
+from trivium.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A loss on unseen text: nats per token, bits per byte, and how many tokens it rests on."""
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+
+
+def groups_of(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+    """Rows in order, in groups of at most `budget` tokens; a longer row is a group of its own."""
+    groups: list[list[Row]] = []
+    filled = 0
+    for row in rows:
+        if not groups or filled + len(row) > budget:
+            groups.append([])
+            filled = 0
+        groups[-1].append(row)
+        filled += len(row)
+    return groups
+
+
+@torch.no_grad()
+def measure(model: Transformer, rows: Sequence[Row], budget: int = 4096) -> Unseen:
+    """The mean loss of rows that carry a `bytes` column; every process takes its share of them."""
+    here = world()
+    total = spelled = tokens = 0.0
+    for group in groups_of(rows[here.rank :: here.size], budget):
+        batch = collate(group, model.device)
+        hidden = model(batch.tokens, Documents(batch.lengths, batch.tokens.device))
+        result = fused_cross_entropy(
+            hidden, model.head_weight, batch.targets, torch.ones_like(batch.weights),
+            soft_cap=model.final_soft_cap,
+        )  # fmt: skip
+        total += float(result.token_losses.double().sum())
+        spelled += float(batch.columns["bytes"].double().sum())
+        tokens += int((batch.targets >= 0).sum())
+    total, spelled, tokens = all_reduce_sum(total), all_reduce_sum(spelled), all_reduce_sum(tokens)
+    return Unseen(total / max(tokens, 1), total / math.log(2) / max(spelled, 1), int(tokens))
