@@ -22,7 +22,7 @@ class Rates:
     matrices: float
     embeddings: float
     head: float
-    vectors: float
+    scalars: float
     weight_decay: float = 0.0
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
@@ -39,7 +39,7 @@ def group_of(name: str, parameter: Tensor) -> str:
         return "embeddings"
     if name.startswith("head.") or ".head." in name:
         return "head"
-    return "matrices" if parameter.dim() >= 2 else "vectors"
+    return "matrices" if parameter.dim() >= 2 else "scalars"
 
 
 def orthogonalised(updates: Tensor) -> Tensor:
@@ -83,20 +83,23 @@ class Optimiser:
         self.steps += 1
         self._muon_step(factor)
         for group, names in self.adam.items():
-            self._adam_step([name for name in names if self._gradient(name) is not None], group, factor)
+            self._adam_step(names, group, factor)
 
-    def _gradient(self, name: str) -> Tensor | None:
-        return self.parameters[name].grad
+    def _moving(self, names: list[str]) -> tuple[list[str], list[Tensor], list[Tensor]]:
+        """Of these parameters, those that have a gradient: their names, themselves, their gradients."""
+        kept = [name for name in names if self.parameters[name].grad is not None]
+        gradients = [gradient for name in kept if (gradient := self.parameters[name].grad) is not None]
+        return kept, [self.parameters[name] for name in kept], gradients
 
     def _muon_step(self, factor: float) -> None:
         shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for name in self.muon:
-            if self._gradient(name) is not None:
-                shapes[tuple(self.parameters[name].shape)].append(name)
+            shapes[tuple(self.parameters[name].shape)].append(name)
         rate = self.rates.matrices * factor
-        for shape, names in shapes.items():
-            parameters = [self.parameters[name] for name in names]
-            gradients = [self._gradient(name) for name in names]
+        for shape, same in shapes.items():
+            names, parameters, gradients = self._moving(same)
+            if not names:
+                continue
             momenta = [self.first[name] for name in names]
             torch._foreach_lerp_(momenta, gradients, 1 - self.rates.momentum)
             # Nesterov: look one momentum step ahead.
@@ -112,15 +115,14 @@ class Optimiser:
             )
 
     def _adam_step(self, names: list[str], group: str, factor: float) -> None:
+        names, parameters, gradients = self._moving(names)
         if not names:
             return
-        parameters = [self.parameters[name] for name in names]
-        gradients = [self._gradient(name) for name in names]
         first, second = [self.first[name] for name in names], [self.second[name] for name in names]
         rate = self.rates.of(group) * factor
         beta1, beta2 = self.rates.betas
         # Decay shrinks what multiplies activations; norms and biases have nothing to shrink towards.
-        if self.rates.weight_decay and group not in ("vectors", "embeddings"):
+        if self.rates.weight_decay and group not in ("scalars", "embeddings"):
             torch._foreach_mul_(parameters, 1 - rate * self.rates.weight_decay)
         torch._foreach_lerp_(first, gradients, 1 - beta1)
         torch._foreach_mul_(second, beta2)

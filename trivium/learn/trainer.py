@@ -323,7 +323,7 @@ class Trainer:
         facts, tensors = state.facts, state.tensors
         if facts["feed_fingerprint"] != self.feed.fingerprint:
             raise TriviumError(
-                f"{self.checkpoints.folder} was written by a run on other data or in another order; undo that, "
+                f"{self.checkpoints.folder} was written by a run on other data or another order; undo that, "
                 "or remove the folder to start the stage anew"
             )
         for name, parameter in self.named.items():
