@@ -45,6 +45,7 @@ def serve(
         engines, host=host, api_key=key, allow_origins=allow_origins, limits=limits or Limits()
     )
     shown = f"[{host}]" if ":" in host else host
+    listener.listen()  # who comes before the first answer can be given waits for it
     address = f"http://{shown}:{listener.getsockname()[1]}"
     print(f"Serving {', '.join(names)} at {address} (the API under /v1). Ctrl-C stops.", flush=True)
     if key is None and not is_loopback(host):
