@@ -1,0 +1,254 @@
+"""The scorer of programs: the program in one walled-in process, the tests in another, the verdict here."""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from trivium.grade.sandbox.room import Child, Fault, Limits, Sandbox, feed, sandbox
+from trivium.grade.sandbox.tenant import OUT_OF_MEMORY
+from trivium.grade.scorer import Score, column
+from trivium.kit.errors import TriviumError
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)^[ \t]*```", re.M | re.S)
+_LONGEST_PROGRAM = 200_000
+_REMEMBERED = 4096
+TESTS_COLUMNS = ("tests", "test", "test_list", "test_cases")
+
+
+@dataclass(frozen=True)
+class Tests:
+    """What a program is held to: Python sources, calls with expected results, or inputs with expected output."""
+
+    sources: tuple[str, ...] = ()
+    calls: tuple[dict[str, Any], ...] = ()
+    scripts: tuple[tuple[str, str], ...] = ()
+    entry_point: str | None = None
+    prelude: str = ""
+
+
+@dataclass
+class CodeScorer:
+    """One where a program passes all its tests; with `partial`, the share that it passes."""
+
+    name: str = "code"
+    partial: bool = False
+    seconds: float = 10.0
+    memory: int = 512 << 20
+    unsafe_sandbox: bool = False
+    _known: OrderedDict[str, Score] = field(default_factory=OrderedDict, repr=False)
+
+    def __call__(self, completion: str, **columns: Any) -> Score:
+        tests = read_tests(
+            column(columns, TESTS_COLUMNS, self.name),
+            columns.get("entry_point"),
+            columns.get("prelude") or "",
+        )
+        program = program_of(completion)
+        if program is None:
+            return Score(0.0, "there is no program in the text", "unparsed")
+        return self.run(program, tests)
+
+    def run(self, program: str, tests: Tests) -> Score:
+        """Score a program, or remember how the same one did before on the same tests."""
+        if len(program) > _LONGEST_PROGRAM:
+            return Score(0.0, "the program is too long", "unparsed")
+        key = hashlib.sha256(repr((program, tests)).encode(errors="surrogatepass")).hexdigest()
+        if key in self._known:
+            return self._known[key]
+        room = sandbox(self.unsafe_sandbox)
+        try:
+            score = (
+                self._scripts(room, program, tests) if tests.scripts else self._judged(room, program, tests)
+            )
+        except (Fault, OSError) as error:
+            return Score(None, f"the sandbox failed: {error}", "fault")
+        self._known[key] = score
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return score
+
+    def limits(self, factor: float = 1.0) -> Limits:
+        """The limits of one child."""
+        return Limits(
+            seconds=self.seconds * factor, cpu=max(1, round(self.seconds * factor)), memory=self.memory
+        )
+
+    def _judged(self, room: Sandbox, program: str, tests: Tests) -> Score:
+        """Load the program; only then send the tests, to another process, and let the two talk."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs, room.child(self.limits(), theirs.fileno()) as tenant:
+            theirs.close()
+            tenant.send({"role": "program", "program": program})
+            try:
+                loaded = tenant.receive()
+                names = loaded.get("names")
+                if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                    return _not_loaded(loaded)
+            except (EOFError, AttributeError):
+                return self._ended(tenant, "before it was loaded")
+            if tests.entry_point and tests.entry_point not in names:
+                return Score(0.0, f"the program defines no {tests.entry_point}", "wrong")
+            with room.child(self.limits(1.5), ours.fileno()) as judge:
+                ours.close()
+                judge.send(
+                    {
+                        "role": "judge",
+                        "names": names,
+                        "entry_point": tests.entry_point,
+                        "prelude": tests.prelude,
+                        "tests": tests.sources,
+                        "cases": tests.calls,
+                    }
+                )
+                try:
+                    report = judge.receive()
+                except EOFError:
+                    how = judge.ending()
+                    return Score(0.0, f"the tests did not come to an end ({how['ended']})", "overtime")
+            if report["gone"]:
+                return self._ended(tenant, "while it was being tested")
+        return self._verdict(report)
+
+    def _verdict(self, report: dict[str, Any]) -> Score:
+        run, held, failure = report["run"], report["held"], report["failure"]
+        if report["broken"]:
+            return Score(None, report["broken"], "gold_bad")
+        if run == 0 or report["calls"] == 0:
+            return Score(None, "the tests never ask anything of the program", "gold_bad")
+        if held == run:
+            return Score(1.0, f"{run} of {run} tests pass", "ok")
+        value = held / run if self.partial else 0.0
+        status = "memory" if "MemoryError" in failure else "wrong"
+        return Score(value, f"{held} of {run} tests pass; {failure}", status)
+
+    def _ended(self, tenant: Child, when: str) -> Score:
+        """Why a program is gone."""
+        tenant.end.close()
+        tenant.deadline = min(tenant.deadline, time.monotonic() + 1.0)
+        how = tenant.ending()
+        if how["ended"] == "overtime":
+            return Score(0.0, f"the program took more than {self.seconds:g} seconds {when}", "overtime")
+        if how.get("memory", 0) > 0.8 * self.memory:
+            return Score(0.0, f"the program used up its memory {when}", "memory")
+        return Score(0.0, f"the program ended {when} (status {how.get('code')})", "wrong")
+
+    def _scripts(self, room: Sandbox, program: str, tests: Tests) -> Score:
+        held = 0
+        first: Score | None = None
+        for number, (given, expected) in enumerate(tests.scripts, start=1):
+            score = self._script(room, program, given, expected, number)
+            held += score.value == 1.0
+            first = first or (None if score.value == 1.0 else score)
+            if first is not None and not self.partial:
+                break
+        if first is None:
+            return Score(1.0, f"{held} of {held} tests pass", "ok")
+        total = len(tests.scripts)
+        value = held / total if self.partial else 0.0
+        passed = f"{held} of {total} tests pass; " if self.partial else ""
+        return Score(value, f"{passed}{first.reason}", first.status)
+
+    def _script(self, room: Sandbox, program: str, given: str, expected: str, number: int) -> Score:
+        """Run the program once, with this input, and compare what it prints line by line."""
+        limits = self.limits()
+        their_input, our_input = os.pipe()
+        our_output, their_output = os.pipe()
+        try:
+            with room.child(limits, their_input, their_output) as child:
+                os.close(their_input)
+                os.close(their_output)
+                their_input = their_output = -1
+                child.send({"role": "script", "program": program})
+                text, our_input_now = given.encode(), our_input
+                our_input = -1
+                printed = feed(our_input_now, our_output, text, limits.output, child.deadline)
+                if len(printed) > limits.output:
+                    return Score(0.0, f"test {number}: the program prints without end", "wrong")
+                how = child.ending()
+        finally:
+            for fd in (their_input, our_input, our_output, their_output):
+                if fd >= 0:
+                    os.close(fd)
+        if how["ended"] == "overtime":
+            return Score(
+                0.0, f"test {number}: the program took more than {self.seconds:g} seconds", "overtime"
+            )
+        if how["code"] == OUT_OF_MEMORY:
+            return Score(0.0, f"test {number}: the program used up its memory", "memory")
+        if how["code"] != 0:
+            return Score(0.0, f"test {number}: the program failed (status {how['code']})", "wrong")
+        if _lines(printed.decode(errors="replace")) != _lines(expected):
+            return Score(0.0, f"test {number}: the program printed something else", "wrong")
+        return Score(1.0, f"test {number} passes", "ok")
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().split("\n")]
+
+
+def _not_loaded(loaded: dict[str, Any]) -> Score:
+    if "compile" in loaded:
+        return Score(0.0, f"the program does not compile: {str(loaded['compile'])[:200]}", "compile")
+    kind, said = (
+        (*loaded.get("raised", ()), "", "")[:2] if isinstance(loaded.get("raised"), list) else ("", "")
+    )
+    status = "memory" if kind == "MemoryError" else "wrong"
+    return Score(
+        0.0, f"the program fails as it is loaded: {str(kind)[:80]} {str(said)[:200]}".strip(), status
+    )
+
+
+def program_of(completion: str) -> str | None:
+    """The program in a completion: its last fenced block of Python, or the whole where nothing is fenced."""
+    text = completion.rpartition("</think>")[2] if "</think>" in completion else completion
+    blocks = [
+        match["code"]
+        for match in _FENCE.finditer(text)
+        if match["language"].lower() in ("", "py", "python", "python3")
+    ]
+    if blocks:
+        return blocks[-1]
+    return None if "```" in text or not text.strip() else text
+
+
+def read_tests(tests: Any, entry_point: str | None = None, prelude: str = "") -> Tests:
+    """Tests in any of the shapes data sets have: source, list of asserts, calls, inputs and outputs."""
+    if isinstance(tests, str):
+        if tests.lstrip()[:1] not in ("[", "{"):
+            return Tests(sources=(tests,), entry_point=entry_point, prelude=prelude)
+        try:
+            tests = json.loads(tests)
+        except ValueError:
+            return Tests(sources=(tests,), entry_point=entry_point, prelude=prelude)
+    if isinstance(tests, dict) and "inputs" in tests and "outputs" in tests:
+        function = tests.get("fn_name") or entry_point
+        pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
+        tests = [
+            {"function": function, "arguments": given, "expected": wanted}
+            if function
+            else {"input": given, "output": wanted}
+            for given, wanted in pairs
+        ]
+    if isinstance(tests, list) and tests:
+        if all(isinstance(test, str) for test in tests):
+            return Tests(sources=tuple(tests), entry_point=entry_point, prelude=prelude)
+        if all(isinstance(test, dict) and {"input", "output"} <= test.keys() for test in tests):
+            return Tests(scripts=tuple((_text(test["input"]), _text(test["output"])) for test in tests))
+        if all(isinstance(test, dict) and {"arguments", "expected"} <= test.keys() for test in tests):
+            calls = tuple({"function": entry_point, **test} for test in tests)
+            if all(isinstance(call["function"], str) for call in calls):
+                return Tests(calls=calls)
+    raise TriviumError(
+        "Tests are Python source, a list of asserts, or a list of {input, output} or "
+        f"{{function, arguments, expected}}; not {str(tests)[:80]!r}."
+    )
+
+
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
