@@ -72,14 +72,16 @@ class ToyTrain(Stage):
             if step in self.keep:
                 kept = work.folder / "kept" / f"step-{step}"
                 write_json(kept / "model" / "model.json", {"steps": step, "rate": self.rate})
-                write_json(kept / "kept.json", {"step": step, "tokens": step * 1000})
+                write_json(
+                    kept / "kept.json", {"step": step, "tokens": step * 1000, "at": [["tokens", step * 1000]]}
+                )
             if step == self.die_at:
                 os._exit(9)
         with whole_folder(work.output("model")) as folder:
             write_json(folder / "model.json", {"steps": step, "rate": self.rate, "seed": work.seed})
         return {"tokens": step * 1000, "loss": 1.0 / step}
 
-    def batch(self, work: Work, step: int) -> list[str]:
+    def documents_of(self, work: Work, step: int) -> list[str]:
         return [f"doc-{work.seed}-{step}"]
 
 

@@ -25,8 +25,11 @@ class Objective(Protocol):
     """Turns packed batches into a loss sum; what divides it is the weight of the whole step."""
 
     name: str
-    extra: nn.Module | None
-    """Weights of its own that are trained and saved along, such as a value head."""
+
+    @property
+    def extra(self) -> nn.Module | None:
+        """Weights of its own that are trained and saved along, such as a value head."""
+        ...
 
     def weight(self, rows: Sequence[Row]) -> float:
         """What these rows add to the divisor of the step's loss."""
@@ -40,8 +43,15 @@ class Objective(Protocol):
 class Feed(Protocol):
     """Where batches come from: shards, whose batches follow from the step alone, or rollouts."""
 
-    steps: int
-    fingerprint: str
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps it lasts."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any batch could change."""
+        ...
 
     def rows(self, step: int) -> list[Row]:
         """The global batch of an optimiser step."""

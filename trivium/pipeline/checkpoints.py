@@ -18,7 +18,8 @@ def product(store: Store, recorded: str) -> Path:
     unit, _, amount = checkpoint.partition("=")
     kept = {folder: read_json(folder / "kept.json") for folder in sorted((entry.folder / "kept").glob("*/"))}
     for folder, facts in kept.items():
-        if facts[unit] == int(amount):
+        # The first that reached the place: optimiser steps seldom end on a round number of tokens.
+        if [unit, int(amount)] in facts["at"] or (unit == "step" and facts["step"] == int(amount)):
             return folder / "model"
     have = ", ".join(f"{unit}={facts[unit]}" for facts in kept.values()) or "none"
     raise TriviumError(

@@ -48,7 +48,7 @@ def documents(entry: Entry, step: int) -> list[str]:
     """The ids of the documents in the batch of an optimiser step."""
     record = entry.record
     stage = kinds()[record["kind"]].model_validate(record["settings"])
-    return stage.batch(_work(entry, record), step)
+    return stage.documents_of(_work(entry, record), step)
 
 
 def _work(entry: Entry, record: dict[str, Any]) -> Work:

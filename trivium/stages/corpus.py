@@ -46,9 +46,10 @@ class Corpus(Stage):
     def run(self, work: Work) -> dict[str, Any]:
         """Write the shards, which appear whole."""
         reading = Reading()
+        tokenizer = Tokenizer.load(work.path(self.tokenizer))
         manifest = write_shards(
             self._counted(work, reading),
-            Tokenizer.load(work.path(self.tokenizer)),
+            tokenizer,
             work.output("shards"),
             workers=self.workers,
             validation=self.validation,
@@ -58,6 +59,8 @@ class Corpus(Stage):
             skip_refused=all(source.on_bad == "skip" for source in self.data),
             facts={"sources": [source.path for source in self.data]},
         )
+        # A model trained on these shards needs the tokenizer they were made with.
+        tokenizer.save(work.output("shards") / "tokenizer")
         summary = summary_of(manifest, reading)
         if summary["bad"] or summary["refused"]:
             work.say(f"{summary['bad'] + summary['refused']} documents left out: {summary['named'][0]} ...")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, ConfigDict
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.metrics import MetricsLog
+from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.processes import world
 from trivium.kit.progress import Progress
 
@@ -58,9 +58,10 @@ class Work:
 
     def change(self, what: str, before: Any, after: Any) -> None:
         """Say and log what this stage takes over from its parent and what it makes of it."""
-        self.say(f"{what}: {before} -> {after}")
-        if world().leads:
-            self.log.write({"change": what, "before": before, "after": after})
+        row = {"change": what, "before": before, "after": after}
+        if world().leads and row not in read_metrics(self.log.path):
+            self.say(f"{what}: {before} -> {after}")
+            self.log.write(row)
 
 
 class Stage(BaseModel):
@@ -109,6 +110,6 @@ class Stage(BaseModel):
         """Do the work and return the summary that is kept in `stage.yaml`."""
         raise NotImplementedError
 
-    def batch(self, work: Work, step: int) -> list[str]:
+    def documents_of(self, work: Work, step: int) -> list[str]:
         """The ids of the documents that optimiser step `step` learns from."""
         raise TriviumError(f"{work.stage} is a {self.kind} stage, which has no steps to show.")

@@ -1,0 +1,144 @@
+"""What a training stage learns from: tokenised corpora and raw sources, each with a weight over the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from trivium.data.mixture import weights_over
+from trivium.data.packed import Ingredient, PackedRows
+from trivium.data.rows import Row
+from trivium.data.shards import Shards, write_shards
+from trivium.data.sources import Reading, Source, read_documents
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
+from trivium.kit.numbers import Number
+from trivium.kit.processes import barrier, world
+from trivium.stages.stage import Product, Reference, Work
+from trivium.tokens.tokenizer import Tokenizer
+
+
+class Portion(BaseModel):
+    """One source's part in a mixture; how it is read matters only where it is not a corpus yet."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    weight: Number | list[Number | tuple[Number, Number]] | None = None
+    max_repeats: float | None = Field(default=None, gt=0)
+    easy_first: str | None = None
+    validation: float = Field(default=0.01, ge=0, lt=1)
+    columns: dict[str, str] = {}
+    split: str | None = None
+    subset: str | None = None
+    limit: int | None = Field(default=None, ge=0)
+    separator: str | None = None
+    on_bad: Literal["stop", "skip"] = "stop"
+
+    def source(self, path: str) -> Source:
+        """How to read the documents, if they have to be read."""
+        return Source(path=path, **self.model_dump(include=set(Source.model_fields)))
+
+
+def _named(value: Any) -> Any:
+    """`corpus`, and `[corpus, ./texts]`, are short for a mapping without further wishes."""
+    if isinstance(value, str):
+        return {value: {}}
+    if isinstance(value, list):
+        return {name: {} for name in value}
+    return {name: {} if portion is None else portion for name, portion in value.items()}
+
+
+Mixture = Annotated[
+    dict[str, Portion],
+    Field(min_length=1),
+    BeforeValidator(_named, json_schema_input_type=str | list[str] | dict[str, Portion]),
+]
+
+NEEDS: tuple[Product, ...] = ("shards", "data", "source")
+
+
+def mixture_references(mixture: Mapping[str, Portion], setting: str = "data") -> list[Reference]:
+    """The references that a mixture makes."""
+    return [Reference(setting, name, NEEDS) for name in mixture]
+
+
+def ingredients(work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer) -> list[Ingredient]:
+    """The training split of every source, tokenised if it was not."""
+    weighted = [portion.weight is not None for portion in mixture.values()]
+    if any(weighted) and not all(weighted):
+        missing = list(mixture)[weighted.index(False)]
+        raise TriviumError(
+            f"{work.stage}: `{missing}` has no `weight` and other sources have one; give it one."
+        )
+    return [
+        Ingredient(
+            name,
+            Shards(tokenised(work, name, portion, tokenizer), "train", tokenizer=tokenizer),
+            weights=None if portion.weight is None else weights_over(portion.weight),
+            max_repeats=portion.max_repeats,
+            easy_first=portion.easy_first,
+        )
+        for name, portion in mixture.items()
+    ]
+
+
+def tokenised(work: Work, name: str, portion: Portion, tokenizer: Tokenizer) -> Path:
+    """The shards of a source: a corpus as it is, anything else tokenised into this stage's own folder."""
+    path = work.path(name)
+    if (path / "manifest.json").is_file():
+        return path
+    number = list(work.inputs).index(name)
+    folder = work.folder / "tokenised" / str(number)
+    if not folder.exists() and world().leads:
+        work.say(f"tokenising {name}")
+        documents = read_documents(portion.source(str(path)), Reading())
+        columns = (portion.easy_first,) if portion.easy_first else ()
+        skip = portion.on_bad == "skip"
+        write_shards(
+            documents, tokenizer, folder, validation=portion.validation, columns=columns, skip_refused=skip
+        )
+    barrier()
+    return folder
+
+
+def unseen_rows(
+    work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer, context: int, tokens: int
+) -> dict[str, list[Row]]:
+    """Held-out rows of every source, about `tokens` of them together, each token with its bytes of text."""
+    lengths = tokenizer.byte_lengths()
+    found: dict[str, list[Row]] = {}
+    for name, portion in mixture.items():
+        shards = Shards(tokenised(work, name, portion, tokenizer), "validation", tokenizer=tokenizer)
+        if not len(shards):
+            continue
+        packed = PackedRows(shards, context)
+        rows: list[Row] = []
+        for index in range(len(packed)):
+            if sum(map(len, rows)) < tokens / len(mixture):
+                rows.append(_with_bytes(packed.row(index), lengths))
+        if rows:
+            found[name] = rows
+    return found
+
+
+def _with_bytes(row: Row, lengths: np.ndarray) -> Row:
+    spelled = np.where(row.targets >= 0, lengths[row.targets], 0).astype(np.float32)
+    columns = {**row.columns, "bytes": spelled}
+    return Row(row.tokens, row.targets, row.weights, row.lengths, columns, row.facts, row.ids, row.sources)
+
+
+def planned_vocabulary(
+    inputs: Mapping[str, Path | Mapping[str, Any]], names: Iterable[str | None]
+) -> int | None:
+    """The vocabulary of a corpus that exists, or of one that is only planned."""
+    for name in names:
+        known = inputs.get(name) if name is not None else None
+        if isinstance(known, Path) and (known / "manifest.json").is_file():
+            return int(read_json(known / "manifest.json")["vocabulary"])
+        if isinstance(known, Mapping) and "vocabulary" in known:
+            return int(known["vocabulary"])
+    return None

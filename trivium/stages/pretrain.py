@@ -1,0 +1,169 @@
+"""Pre-training: a new model learns to predict the next token of a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trivium.data.packed import PackedFeed
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import Count, Number
+from trivium.learn.objectives.next_token import NextToken
+from trivium.learn.optimisers import Rates
+from trivium.model.dial import Dial, dial
+from trivium.model.flops import flops_per_token
+from trivium.model.initialise import new_model
+from trivium.stages.mixtures import (
+    Mixture,
+    ingredients,
+    mixture_references,
+    planned_vocabulary,
+    unseen_rows,
+)
+from trivium.stages.stage import Reference, Work
+from trivium.stages.training import TrainingStage, train
+from trivium.tokens.tokenizer import Tokenizer
+
+
+class Architecture(BaseModel):
+    """The one dial, and every value it sets, to be overridden."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    depth: int = Field(default=4, ge=1)
+    layers: int | None = None
+    width: Count | None = None
+    heads: int | None = None
+    key_value_heads: int | None = None
+    head_width: int | None = None
+    inner_width: Count | None = None
+    tied: bool | None = None
+    rope_theta: Number | None = None
+
+
+class Pretrain(TrainingStage):
+    """Train a model from random weights on `data`."""
+
+    kind: Literal["pretrain"]
+    version: ClassVar[int] = 1
+
+    data: Mixture
+    tokenizer: str | None = None
+    model: Architecture = Architecture()
+    context: Count = 512
+
+    def references(self) -> list[Reference]:
+        """`data` names corpora or outside data; `tokenizer` is needed only where no corpus brings one."""
+        found = mixture_references(self.data)
+        if self.tokenizer is not None:
+            found.append(Reference("tokenizer", self.tokenizer, ("tokenizer", "model")))
+        return found
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """What the dial makes of the depth, and what training it costs."""
+        known = planned_vocabulary(inputs, [*self.data, self.tokenizer])
+        if known is None:
+            return {}
+        turned = self._dial(known)
+        batch = self.batch or turned.values["batch_tokens"]
+        tokens = self.tokens or (self.steps * batch if self.steps else None)
+        if tokens is None and self.epochs is None:
+            tokens = turned.values["horizon_tokens"]
+        shape = ("layers", "width", "heads", "parameters")
+        numbers = {name: turned.values[name] for name in shape} | {"batch": batch}
+        if tokens is not None:
+            cost = flops_per_token(turned.config, self.context) * tokens
+            numbers |= {"tokens": tokens, "steps": max(1, round(tokens / batch)), "flops": cost}
+        return {**numbers, **{f"{name} rate": rate for name, rate in turned.learning_rates.items()}}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Build the model the dial says, train it, leave it as a Hugging Face folder."""
+        going = self._prepared(work)
+        config = going.turned.config
+        for name in ("parameters", "width", "layers", "heads", "horizon_tokens", "batch_tokens"):
+            work.change(name, "dial", going.turned.values[name])
+        extra = {"eos_token_id": going.tokenizer.end_of_text_id, "pad_token_id": going.tokenizer.pad_id}
+        # The same weights on every machine: they are drawn on the processor from the seed alone.
+        model = new_model(config.changed(extra=extra), seed=work.seed, device=machine.device())
+        unseen = unseen_rows(work, self.data, going.tokenizer, self.context, self.validation.tokens)
+        summary = train(
+            work,
+            self.model_copy(update={"batch": going.batch}),
+            model,
+            going.tokenizer,
+            NextToken(sources=tuple(self.data), z_loss=self.z_loss),
+            going.feed,
+            self._rates(going.turned),
+            unseen=unseen,
+        )
+        return {"parameters": going.turned.values["parameters"], **summary}
+
+    def documents_of(self, work: Work, step: int) -> list[str]:
+        """The documents of an optimiser step, counted from 1 as in the log."""
+        feed = self._prepared(work).feed
+        if not 1 <= step <= feed.steps:
+            raise TriviumError(f"{work.stage} has the steps 1 to {feed.steps}; {step} is none of them.")
+        return list(dict.fromkeys(identity for row in feed.rows(step - 1) for identity in row.ids))
+
+    def _prepared(self, work: Work) -> _Prepared:
+        """Tokenizer, dial and feed, the same whenever they are made."""
+        tokenizer = Tokenizer.load(self._tokenizer_folder(work))
+        turned = self._dial(tokenizer.vocabulary_size)
+        batch = max(self.batch or turned.values["batch_tokens"], self.context)
+        tokens = self.tokens
+        if (self.tokens, self.steps, self.epochs) == (None, None, None):
+            tokens = turned.values["horizon_tokens"]
+        feed = PackedFeed(
+            ingredients(work, self.data, tokenizer),
+            context=self.context,
+            batch_tokens=batch,
+            seed=work.seed,
+            tokens=tokens,
+            steps=self.steps,
+            epochs=self.epochs,
+        )
+        return _Prepared(tokenizer, turned, feed, batch)
+
+    def _tokenizer_folder(self, work: Work) -> Path:
+        if self.tokenizer is not None:
+            path = work.path(self.tokenizer)
+            return path
+        for name in self.data:
+            if (work.path(name) / "tokenizer").is_dir():
+                return work.path(name) / "tokenizer"
+        raise TriviumError(
+            f"{work.stage}: no source in `data` is a corpus that brings a tokenizer; name one in `tokenizer`."
+        )
+
+    def _dial(self, vocabulary: int) -> Dial:
+        settings = self.model.model_dump()
+        return dial(settings.pop("depth"), vocabulary, self.context, **settings)
+
+    def _rates(self, turned: Dial) -> Rates:
+        """The dial's rates, or the number a person gave for the matrices and the others in proportion."""
+        start = self.learning_rate.start
+        if start == "parent":
+            raise TriviumError("learning_rate: a new model has no parent; give a number or leave it out.")
+        decay = turned.values["weight_decay"] if self.weight_decay is None else self.weight_decay
+        if self.optimiser == "adamw":
+            # AdamW moves every weight by about its rate, so one rate fits all and shrinks with the width.
+            rate = 1e-3 * (turned.config.width / 768) ** -0.5 if start == "dial" else float(start)
+            return Rates(rate, rate, rate, rate, decay)
+        rates = turned.learning_rates
+        scale = 1.0 if start == "dial" else float(start) / rates["matrices"]
+        return Rates(**{name: rate * scale for name, rate in rates.items()}, weight_decay=decay)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What training needs before the first step."""
+
+    tokenizer: Tokenizer
+    turned: Dial
+    feed: PackedFeed
+    batch: int

@@ -1,0 +1,149 @@
+"""What all training stages do around the one loop: validate, sample, keep, hand over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from trivium.data.rows import Row
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling
+from trivium.kit.files import read_json, save_tensors, whole_folder, write_json
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.processes import barrier, world
+from trivium.learn import schedules
+from trivium.learn.objective import Feed, Objective
+from trivium.learn.optimisers import Rates
+from trivium.learn.settings import UNAFFECTING, Training
+from trivium.learn.trainer import Hooks, Trainer, kept_place
+from trivium.learn.validation import Unseen, measure
+from trivium.model.folder import save_model
+from trivium.model.transformer import Transformer
+from trivium.stages.stage import Product, Stage, Work
+from trivium.tokens.tokenizer import Tokenizer
+
+GROUPS = ("matrices", "embeddings", "head", "scalars")
+HANDOVER, MOMENTS = "training.json", "moments.safetensors"
+
+
+class TrainingStage(Training, Stage):
+    """The settings of a stage that trains, and which of them decide its result."""
+
+    produces: ClassVar[Product] = "model"
+    parallel: ClassVar[bool] = True
+    unaffecting: ClassVar[frozenset[str]] = UNAFFECTING
+
+    def counted(self) -> dict[str, Any]:
+        """Which checkpoints are kept counts, as others start from them; when states are saved does not."""
+        return {**super().counted(), "kept": self.checkpoint.model_dump(mode="json")["at"]}
+
+
+def train(
+    work: Work,
+    settings: Training,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    objective: Objective,
+    feed: Feed,
+    rates: Rates,
+    *,
+    unseen: Mapping[str, Sequence[Row]] | None = None,
+    parent_moments: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train to the end, write the model folder and what a later stage takes over; returns the summary."""
+
+    def keep(step: int, tokens: int) -> None:
+        if world().leads:
+            places = [kept_place(place) for place in settings.checkpoint.at]
+            at = [[unit, goal] for unit, goal in places if goal <= (step if unit == "step" else tokens)]
+            with whole_folder(work.folder / "kept" / f"step-{step:09d}") as folder:
+                _save(folder / "model", model, tokenizer)
+                save_tensors(folder / MOMENTS, trainer.optimiser.state())
+                write_json(folder / HANDOVER, _handover(trainer))
+                write_json(folder / "kept.json", {"step": step, "tokens": tokens, "at": at})
+            work.say(f"kept the model after step {step}")
+
+    def sample(step: int) -> None:
+        if world().leads:
+            _sample(work, settings, model, tokenizer, step)
+
+    held_out = unseen or {}
+    hooks = Hooks(
+        validate=(lambda: _validated(model, held_out)) if held_out else None,
+        sample=sample if settings.samples.prompts else None,
+        keep=keep,
+    )
+    trainer = Trainer(
+        model=model,
+        objective=objective,
+        feed=feed,
+        settings=settings,
+        rates=rates,
+        folder=work.folder,
+        log=work.log,
+        progress=work.progress,
+        seed=work.seed,
+        hooks=hooks,
+        parent_moments=parent_moments,
+    )
+    summary = trainer.run()
+    if world().leads:
+        with whole_folder(work.output("model")) as folder:
+            _save(folder, model, tokenizer)
+        save_tensors(work.folder / MOMENTS, trainer.optimiser.state())
+        write_json(work.folder / HANDOVER, _handover(trainer))
+        trainer.checkpoints.clear()
+    barrier()
+    return summary
+
+
+def handed_over(model_folder: Path) -> dict[str, Any] | None:
+    """What the stage that made a model left beside it: rates at its end, steps, tokens; None from outside."""
+    path = model_folder.parent / HANDOVER
+    return read_json(path) if path.is_file() else None
+
+
+def _save(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    stops = sorted(tokenizer.stop_ids)
+    save_model(model, folder, generation={"eos_token_id": stops, "pad_token_id": tokenizer.pad_id})
+    tokenizer.save(folder)
+
+
+def _handover(trainer: Trainer) -> dict[str, Any]:
+    """What the next stage may take over: the rates last used and at their peak, and how far training came."""
+    settings, steps = trainer.settings.learning_rate, trainer.feed.steps
+    last = schedules.factor(settings, max(trainer.step - 1, 0), steps)
+    peak = {group: trainer.rates.of(group) for group in GROUPS}
+    return {
+        "step": trainer.step,
+        "tokens": trainer.tokens,
+        "learning_rates": {group: rate * last for group, rate in peak.items()},
+        "peak_learning_rates": peak,
+        "weight_decay": trainer.rates.weight_decay,
+    }
+
+
+def _validated(model: Transformer, unseen: Mapping[str, Sequence[Row]]) -> dict[str, Unseen]:
+    """The loss on what is held out, of every source and of all together."""
+    found = {name: measure(model, rows) for name, rows in unseen.items()}
+    if len(found) == 1:
+        return {"": next(iter(found.values()))}
+    tokens = sum(one.tokens for one in found.values())
+    bits = sum(one.loss * one.tokens for one in found.values()) / math.log(2)
+    size = sum(one.loss * one.tokens / math.log(2) / one.bits_per_byte for one in found.values())
+    return {"": Unseen(bits * math.log(2) / tokens, bits / size, tokens), **found}
+
+
+def _sample(work: Work, settings: Training, model: Transformer, tokenizer: Tokenizer, step: int) -> None:
+    """Let the model go on from every prompt, for a person to read."""
+    wishes = settings.samples
+    sampling = Sampling(temperature=0.8, max_new_tokens=wishes.max_new_tokens, seed=work.seed)
+    requests = [Request(tokenizer.encode(prompt), sampling) for prompt in wishes.prompts]
+    log = MetricsLog(work.folder / "samples.jsonl")
+    log.rewind(step - 1)
+    for prompt, (one,) in zip(wishes.prompts, Engine(model, tokenizer).generate(requests), strict=True):
+        log.write({"step": step, "prompt": prompt, "text": one.text})
+        work.say(f"step {step}: {prompt}{one.text!r}")
