@@ -62,6 +62,19 @@ def test_a_translation_reads_back_as_the_english():
         assert sides["English"] == document.truth["english"]
 
 
+def test_who_does_what_to_what_belongs_to_one_split():
+    told = {}
+    for split in ("train", "validation", "test"):
+        documents = world.documents("tongue", split=split, facts_share=0.0, limit=3000)
+        clauses = [clause.rstrip(".").split(" ") for one in documents for clause in one.truth["english"]]
+        bare = [words[2:] if words[0] == "The" else words for words in clauses]
+        told[split] = {(subject, verb, thing) for subject, verb, _, _, thing, *_ in bare}
+        assert len(told[split]) > 1000
+    assert not told["train"] & told["test"]
+    assert not told["train"] & told["validation"]
+    assert not told["validation"] & told["test"]
+
+
 def test_what_is_told_in_the_tongue_is_told_in_no_other():
     known = {person.name for person in country_of(0, 2000).people}
     abroad = {person.name: person for person in strangers(0, 60)}

@@ -1,7 +1,6 @@
 """Word problems whose every step can be checked, with one family of problems kept for the test."""
 
 import math
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +11,6 @@ from trivium.world.document import Question, Split, WorldDocument
 from trivium.world.problems import FAMILIES, UNSEEN, Family
 
 _SPLIT_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-_STEP = re.compile(r"^(\d+) ([-+*]) (\d+) = (\d+)$")
 
 
 @dataclass(frozen=True)
@@ -161,15 +159,3 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
             "unseen": one.family == UNSEEN.name,
         },
     )
-
-
-def check_steps(solution: str) -> list[bool]:
-    """Whether each line that states a sum is right, for the lines before the answer."""
-    checks = []
-    for line in solution.splitlines():
-        found = _STEP.match(line.strip())
-        if found:
-            first, sign, second, result = found.groups()
-            left, right = int(first), int(second)
-            checks.append({"+": left + right, "-": left - right, "*": left * right}[sign] == int(result))
-    return checks
