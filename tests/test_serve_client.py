@@ -264,3 +264,32 @@ def test_many_clients_at_once_get_their_own_answers(server, engines):
         together = list(pool.map(ask, range(6)))
     assert together == alone
     until(lambda: engines["one"].rows_in_use == 0)
+
+
+def test_a_conversation_may_shed_its_oldest_turns(server, engines):
+    turns = [
+        {"role": role, "content": f"{role} {number}"}
+        for number in range(90)
+        for role in ("user", "assistant")
+    ]
+    messages = [{"role": "system", "content": "be brief"}, *turns, {"role": "user", "content": "and now?"}]
+    asked = {"model": "caller", "messages": messages, "max_tokens": 8}
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.chat.completions.create(**asked)
+    assert refused.value.code == "context_length_exceeded"
+    dropped = server.chat.completions.with_raw_response.create(**asked, extra_body={"overflow": "drop"})
+    seen = tokenizer().decode(engines["caller"].prompts[-1])
+    assert "be brief" in seen
+    assert seen.rstrip().endswith("and now?\nassistant")
+    assert "user 0\n" not in seen
+    left_out = int(dropped.headers["X-Trivium-Messages-Left-Out"])
+    assert f"user {left_out // 2}\n" in seen
+    assert f"user {left_out // 2 - 1}\n" not in seen
+
+
+def test_a_hopeless_conversation_is_not_tokenised_before_it_is_cut(server, engines):
+    messages = [{"role": "user", "content": "word " * 9000} for _ in range(40)] + HELLO
+    asked = {"model": "caller", "messages": messages, "max_tokens": 8}
+    dropped = server.chat.completions.with_raw_response.create(**asked, extra_body={"overflow": "drop"})
+    assert int(dropped.headers["X-Trivium-Messages-Left-Out"]) == 40
+    assert len(engines["caller"].prompts[-1]) < 60

@@ -29,6 +29,7 @@ from trivium.serve.pieces import TokenNames
 from trivium.serve.prompts import (
     alternatives,
     chat_prompt,
+    longest_prompt,
     offered_tools,
     opens_thinking,
     sampling,
@@ -52,6 +53,7 @@ class Served:
         assert len(self.workers) == len(workers), "two models of one name"
         self.limits = limits
         self.started = int(time.time())
+        self.longest = {worker.name: longest_prompt(worker.tokenizer, worker.context) for worker in workers}
         self.names = {worker.name: TokenNames(worker.tokenizer) for worker in workers}
 
     def worker(self, model: str) -> Worker:
@@ -86,7 +88,9 @@ class Served:
         """POST /v1/chat/completions."""
         body = read_body(await read_bytes(request, self.limits), ChatBody)
         worker = self.worker(body.model)
-        fitted = await asyncio.to_thread(chat_prompt, body, worker.tokenizer, worker.context, self.limits)
+        fitted = await asyncio.to_thread(
+            chat_prompt, body, worker.tokenizer, worker.context, self.limits, self.longest[worker.name]
+        )
         prompt = fitted.tokens
         room = self.room(worker, prompt, "messages")
         chosen = sampling(body, worker.tokenizer, self.limits, room)
@@ -114,7 +118,7 @@ class Served:
         """POST /v1/completions."""
         body = read_body(await read_bytes(request, self.limits), CompletionBody)
         worker = self.worker(body.model)
-        prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer)
+        prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer, self.longest[worker.name])
         if body.echo and body.logprobs is not None:
             raise RequestRefused("echo with logprobs is not served", parameter="echo")
         many = (body.n or 1) * len(prompts)
@@ -160,7 +164,7 @@ class Served:
         """POST /v1/embeddings: the mean of the last hidden states."""
         body = read_body(await read_bytes(request, self.limits), EmbeddingBody)
         worker = self.worker(body.model)
-        prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer)
+        prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer, self.longest[worker.name])
         if len(prompts) > self.limits.embedding_inputs:
             problem = f"input holds {len(prompts)} texts, at most {self.limits.embedding_inputs} are served"
             raise RequestRefused(problem, parameter="input", code="array_above_max_length")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -102,7 +103,30 @@ def _bias(body: GenerationBody, vocabulary: int) -> dict[int, float]:
     return bias
 
 
-def chat_prompt(body: ChatBody, tokenizer: Tokenizer, context: int, limits: Limits) -> Fitted:
+def longest_prompt(tokenizer: Tokenizer, context: int) -> int:
+    """More letters than any prompt that fits the context can have, so that longer ones need no tokenizing."""
+    return 2 * context * int(tokenizer.byte_lengths().max())
+
+
+def within_reach(messages: Sequence[Mapping[str, Any]], letters: int) -> list[Mapping[str, Any]]:
+    """The conversation without those of its oldest messages that could not fit in any case."""
+    kept: list[Mapping[str, Any]] = []
+    for message in reversed(messages):
+        if message["role"] != "system" and kept:
+            letters -= len(message["content"])
+        if message["role"] == "system" or letters >= 0:
+            kept.append(message)
+    return kept[::-1]
+
+
+def refuse_beyond(letters: int, most: int, parameter: str) -> None:
+    """Refuse a text that is too long whatever its tokens are."""
+    if letters > most:
+        problem = f"the text has {letters} letters, more than any that fits the model's context"
+        raise RequestRefused(problem, parameter=parameter, code="context_length_exceeded")
+
+
+def chat_prompt(body: ChatBody, tokenizer: Tokenizer, context: int, limits: Limits, letters: int) -> Fitted:
     """The conversation as tokens, ending where the assistant begins to speak, and what had to go for it."""
     if not tokenizer.templates:
         problem = "this model has no chat template; send its prompt to /v1/completions"
@@ -112,15 +136,19 @@ def chat_prompt(body: ChatBody, tokenizer: Tokenizer, context: int, limits: Limi
         raise RequestRefused("this model's chat template takes no tools", parameter="tools", code="no_tools")
     # a conversation that may not be shortened is measured by its caller, which knows what to answer
     room = context - (asked_length(body, limits) or 1) if body.overflow == "drop" else sys.maxsize
+    messages: list[Mapping[str, Any]] = [message.for_template() for message in body.messages]
+    reachable = within_reach(messages, letters) if body.overflow == "drop" else messages
+    refuse_beyond(sum(len(message["content"]) for message in reachable), 2 * letters, "messages")
     try:
-        return fit_conversation(
-            [message.for_template() for message in body.messages],
+        fitted = fit_conversation(
+            reachable,
             tokenizer,
             room,
             overflow=body.overflow or "refuse",
             tools=tools,
             template_arguments=body.chat_template_kwargs,
         )
+        return replace(fitted, left_out=fitted.left_out + len(messages) - len(reachable))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         problem = f"the chat template cannot write this conversation: {str(error)[:200]}"
         raise RequestRefused(problem, parameter="messages") from None
@@ -146,7 +174,9 @@ def opens_thinking(prompt: list[int], tokenizer: Tokenizer) -> bool:
     return tokenizer.decode(prompt[-8:], skip_control=False).rstrip().endswith(THINK)
 
 
-def token_prompts(body: CompletionBody | EmbeddingBody, tokenizer: Tokenizer) -> list[list[int]]:
+def token_prompts(
+    body: CompletionBody | EmbeddingBody, tokenizer: Tokenizer, letters: int
+) -> list[list[int]]:
     """The prompts of a completion or an embedding, whichever of the four ways they were given in."""
     name = "prompt" if isinstance(body, CompletionBody) else "input"
     given: Any = body.prompt if isinstance(body, CompletionBody) else body.input
@@ -157,6 +187,7 @@ def token_prompts(body: CompletionBody | EmbeddingBody, tokenizer: Tokenizer) ->
     if isinstance(given[0], int):
         given = [given]
     if isinstance(given[0], str):
+        refuse_beyond(max(map(len, given)), letters, name)
         first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
         prompts = [first + ids for ids in tokenizer.encode_batch(given)]
         # a model needs something to continue: a document begins where another ended
