@@ -70,6 +70,8 @@ def test_new_models_start_at_even_odds_and_depend_on_the_seed_alone():
     assert torch.equal(before, torch.get_rng_state())
     tokens = torch.randint(0, 300, (64,))
     logits = model.logits(model(tokens, Documents([64])))
+    rows = model.embedding(tokens)
+    torch.testing.assert_close(model(tokens, Documents([64])), model.norm(rows), msg="layers start silent")
     loss = torch.nn.functional.cross_entropy(logits, torch.randint(0, 300, (64,)))
     assert loss.item() == pytest.approx(math.log(300), abs=0.02)
     same, other = new_model(chosen.config, seed=3), new_model(chosen.config, seed=4)

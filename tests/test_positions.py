@@ -54,6 +54,12 @@ def test_published_constants():
     assert ntk_base(10000.0, 8, 128) == pytest.approx(82684.62, abs=0.01)
     for base, original, expected in [(1e4, 4096, (20, 46)), (1e4, 2048, (16, 41)), (5e5, 8192, (18, 35))]:
         assert yarn_range({"rope_theta": base, "original_max_position_embeddings": original}, 128) == expected
+    # A toy of head width 16 trained on 128 tokens: the ramp's low end is clamped to the first pair.
+    toy = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e4, "original_max_position_embeddings": 128}
+    plain = inverse_frequencies({"rope_type": "default", "rope_theta": 1e4}, 16, 1024, 1)
+    untouched = (inverse_frequencies(toy, 16, 1024, 1) / plain - 1 / 8) / (1 - 1 / 8)
+    expected = torch.tensor([1, 2 / 3, 1 / 3, 0, 0, 0, 0, 0])
+    torch.testing.assert_close(untouched, expected, atol=1e-6, rtol=1e-5)
     yarn = {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e4}
     assert attention_factor(yarn, 4096) ** 2 == pytest.approx(1.459, abs=1e-3)
     assert attention_factor(yarn | {"factor": 16.0}, 4096) == pytest.approx(1.277, abs=1e-3)
