@@ -1,8 +1,8 @@
 """How fast the engine generates beside transformers' `generate`: the same weights, in turns, in one run.
 
-Run with `python benchmarks/generate.py`; it needs the extra `dev`. Both answer greedily, and their answers are
-compared. In the mixed case 32 requests of different lengths want 8 to 128 new tokens: transformers pads them to one
-rectangle and runs until the longest is done; only tokens that were asked for count.
+Run with `python benchmarks/generate.py`; it needs the extra `dev`. Both answer greedily, and their
+answers are compared. In the mixed case 32 requests of different lengths want 8 to 128 new tokens:
+transformers pads them to one rectangle and runs until the longest is done; only wanted tokens count.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class Case:
 def peer_model() -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=PAD, initializer_range=0.06,
+        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
+        pad_token_id=PAD, initializer_range=0.06,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config).eval()
 
@@ -77,7 +78,12 @@ def run_peer(model: transformers.PreTrainedModel, case: Case) -> list[list[int]]
     rows = torch.tensor([[PAD] * (longest - len(prompt)) + prompt for prompt in case.prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in case.prompts])
     out = model.generate(
-        rows, attention_mask=mask, max_new_tokens=max(case.wanted), do_sample=False, eos_token_id=None, pad_token_id=PAD
+        rows,
+        attention_mask=mask,
+        max_new_tokens=max(case.wanted),
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=PAD,
     )
     return [row[longest : longest + wanted].tolist() for row, wanted in zip(out, case.wanted, strict=True)]
 
@@ -107,7 +113,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
         engine = Engine(load_model(folder), NoText(), max_rows=32)  # type: ignore[arg-type]
-    print(f"{'':10} {'transformers':>14} {'trivium':>10} {'ratio':>7} {'wanted':>7}   (tokens/s, median of {arguments.rounds})")
+    print(f"tokens/s, median of {arguments.rounds} rounds, {arguments.threads} threads")
+    print(f"{'':10} {'transformers':>14} {'trivium':>10} {'ratio':>7} {'wanted':>7}")
     for case in cases():
         peer_times, own_times, ratios = [], [], []
         expected, found = run_peer(peer, case), run_engine(engine, case)

@@ -277,7 +277,7 @@ def test_a_sliding_window_writes_on_without_end():
     request = Request(prompt(200), settings, slide=Slide(sinks=4, window=96))
     (completion,) = engine.generate([request])[0]
     assert len(completion.tokens) == 300
-    # one layer: what is cached of a token depends on the token alone, so a fresh text of what is remembered agrees
+    # one layer: what is cached depends on the token alone, so a fresh text of what is remembered agrees
     model, text = engine.model, request.prompt + completion.tokens
     gone = (96 - 4) // 4 // 16 * 16
     length, forgotten = 0, 0

@@ -103,7 +103,7 @@ def test_listeners_hear_every_token_and_the_end():
             assert event.alternatives == favourites
             assert event.token in favourites
             assert len(favourites) in (3, 4)
-            assert max(favourites.values()) == list(favourites.values())[0]
+            assert max(favourites.values()) == next(iter(favourites.values()))
 
 
 SCHEMA = {

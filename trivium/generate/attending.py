@@ -158,7 +158,7 @@ class Slice:
     reach: int
     cached: list[tuple[Tensor, Tensor]]
     masks: dict[int | None, Tensor]
-    """For each window an additive mask over the whole capacity, led by as many columns as the window is wide."""
+    """Per window an additive mask over the whole capacity, led by as many columns as the window is wide."""
     seen: dict[int | None, Tensor]
     """The part of each mask that attention reads now, [rows, 1, 1, reach]."""
 

@@ -25,8 +25,8 @@ def in_blocks(length: int) -> int:
 def reach_for(length: int) -> int:
     """How many cached places attention reads for rows up to this length.
 
-    The fused CPU kernel sums in vectors of 16 and in stretches of 512: read in these units, the masked rest adds
-    exact zeros in the same order, so a row's numbers do not depend on how long its neighbours are.
+    The fused CPU kernel sums in vectors of 16 and in stretches of 512: read in these units, the masked rest
+    adds exact zeros in the same order, so a row's numbers do not depend on how long its neighbours are.
     """
     unit = 2 * BLOCK if length <= WHOLE_BLOCKS else WHOLE_BLOCKS
     return -(-length // unit) * unit
@@ -164,8 +164,9 @@ class Cache:
         """Refuse what could never be cached."""
         if self.capacity_for(length) > self.places:
             raise TriviumError(
-                f"the request needs {length} cached tokens and the memory budget of {self.budget / 2**20:.0f} MiB "
-                f"holds {self.places}: shorten it, or give the engine a larger memory_budget."
+                f"the request needs {length} cached tokens and the memory budget of "
+                f"{self.budget / 2**20:.0f} MiB holds {self.places}: "
+                "shorten it, or give the engine a larger memory_budget."
             )
 
     @property

@@ -54,13 +54,14 @@ class Grammars:
         matcher_kind = llguidance.LLMatcher
         if sampling.json_schema is not None:
             # free white space would let a weak model type blanks for ever
-            tight = {"whitespace_flexible": False}
+            tight: Any = {"whitespace_flexible": False}
             text = json.dumps(dict(sampling.json_schema))
             try:
                 grammar = matcher_kind.grammar_from_json_schema(text, overrides=tight)
             except ValueError as error:
                 raise TriviumError(f"sampling: the json_schema cannot be followed: {error}") from None
         else:
+            assert sampling.regex is not None
             grammar = matcher_kind.grammar_from_regex(sampling.regex)
         matcher = matcher_kind(self._vocabulary_of(llguidance), grammar)
         if matcher.is_error():

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 Overflow = Literal["refuse", "drop", "slide", "summarise"]
 Summarise = Callable[[Sequence[Message]], str]
 
-REQUEST_TO_SUMMARISE = "Summarise the conversation above in a few sentences: names, numbers, what was decided, what is still open."
+REQUEST_TO_SUMMARISE = (
+    "Summarise the conversation above in a few sentences: "
+    "names, numbers, what was decided, what is still open."
+)
 SUMMARY_HEADING = "Summary of the earlier conversation:"
 
 
@@ -55,7 +58,7 @@ def fit_conversation(
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Bring a conversation to at most `room` prompt tokens by the policy `overflow`; system messages always stay."""
+    """Bring a conversation to at most `room` prompt tokens; system messages always stay."""
 
     def tokens_of(conversation: Sequence[Message]) -> list[int]:
         return tokenizer.encode_chat(
@@ -70,8 +73,8 @@ def fit_conversation(
         return Fitted([dict(message) for message in messages], whole)
     if overflow == "refuse":
         raise TriviumError(
-            f"the conversation has {len(whole)} tokens and the window leaves room for {room}: shorten it, ask for fewer "
-            "new tokens, or choose overflow drop, slide or summarise."
+            f"the conversation has {len(whole)} tokens and the window leaves room for {room}: "
+            "shorten it, ask for fewer new tokens, or choose overflow drop, slide or summarise."
         )
     system, turns = turns_of(messages)
     if overflow == "summarise":
@@ -97,8 +100,8 @@ def _drop(
     tokens = tokens_of(kept)
     if len(tokens) > room:
         raise TriviumError(
-            f"the system message and the last turn alone have {len(tokens)} tokens and the window leaves room for {room}: "
-            "shorten the last message."
+            f"the system message and the last turn alone have {len(tokens)} tokens and the window leaves "
+            f"room for {room}: shorten the last message."
         )
     return sum(len(turn) for turn in turns[:low]), kept, tokens
 

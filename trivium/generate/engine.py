@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.generate import plan as planning
-from trivium.generate.attending import CacheContext, Piece, PromptContext, StepContext
+from trivium.generate.attending import StepContext
 from trivium.generate.cache import BLOCK, Cache, Shape, in_blocks
 from trivium.generate.constraints import Grammars
-from trivium.generate.plan import Plan
+from trivium.generate.passes import Modules, passes_of
+from trivium.generate.reading import Reader, forget_oldest
 from trivium.generate.requests import Completion, FinishReason, Generation, Listener, Request
 from trivium.generate.rows import Row, Scored, shared_beginning
 from trivium.generate.sampler import Chosen, Entrant, Sampler
@@ -25,9 +25,6 @@ from trivium.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from trivium.tokens.tokenizer import Tokenizer
-
-CHUNK = 512
-SCORES_AT_ONCE = 2**24
 
 
 class Engine:
@@ -49,24 +46,19 @@ class Engine:
         self.cache = Cache(shape, rows=max_rows, budget=memory_budget)
         self.sampler = Sampler(config.vocabulary, model.device)
         self.grammars = Grammars(tokenizer, config.vocabulary)
-        self._plan = Plan(model) if planning.covers(model) else None
-        rotaries = (model.rotary, model.local_rotary)
-        self._stretches = any(rotary is not None and rotary.grows for rotary in rotaries)
+        self.counts = {"prompt_tokens": 0, "borrowed_tokens": 0, "generated_tokens": 0, "steps": 0}
+        self._passes = passes_of(model)
+        self._reader = Reader(model, self._passes, self.cache, self.counts)
         self._endless = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
-        self._last_position = config.context - 1 if config.positions == "learned" else 2**62
         self._windows = {config.window(layer) for layer in range(config.layers)}
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
         self._waiting: deque[Row] = deque()
-        self._reading: list[Row] = []
         self._writing: list[Row] = []
         self._watched: list[tuple[int, Row]] = []
         self._context: StepContext | None = None
         self._steps_to_slide = 0
         self._cancelled: deque[Generation] = deque()
-        self.counts = {"prompt_tokens": 0, "borrowed_tokens": 0, "generated_tokens": 0, "steps": 0}
-
-    # What a person calls ---------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Answer all requests; the completions of each in the order of its samples."""
@@ -150,41 +142,30 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether anything is under way or in line."""
-        return bool(self._waiting or self._reading or self._writing or self._cancelled)
+        return bool(self._waiting or self._reader.rows or self._writing or self._cancelled)
 
     @property
     def rows_in_use(self) -> int:
         """How many rows of the cache are occupied."""
-        return len(self._reading) + len(self._writing)
+        return len(self._reader.rows) + len(self._writing)
 
     def refresh(self) -> None:
         """Take over weights that were changed outside an optimiser's step."""
-        if self._plan is not None:
-            self._plan.refresh()
-
-    # One step --------------------------------------------------------------------------------------------------
+        self._passes.refresh()
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Read a chunk of waiting prompts and write one token of every row; false when nothing is left to do."""
-        if self._plan is not None and not self.rows_in_use:
-            self._plan.refresh_if_changed()
+        """Read a chunk of prompts and write one token of every row; false when nothing is left to do."""
+        if not self.rows_in_use:
+            self._passes.refresh_if_changed()
         while self._cancelled:
             self._cancel(self._cancelled.popleft())
         self._admit()
-        if self._reading:
+        if self._reader.rows:
             self._read()
-        if self._writing or any(pool.ready for pool in self.cache.pools.values()):
+        if any(pool.ready for pool in self.cache.pools.values()):
             self._write()
         return self.busy
-
-    def _run(self, tokens: Tensor, context: CacheContext) -> Tensor:
-        if self._plan is not None:
-            return self._plan.forward(tokens, context)
-        return self.model(tokens, context)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self._plan.logits(hidden) if self._plan is not None else self.model.logits(hidden)
 
     def _check(self, prompt: Sequence[int], reserved: int) -> None:
         if not prompt:
@@ -193,15 +174,16 @@ class Engine:
             raise TriviumError(f"the prompt has a token outside the model's vocabulary of {self.vocabulary}.")
         if reserved > self.window and not self._endless:
             raise TriviumError(
-                f"the request needs {reserved} positions ({len(prompt)} in the prompt) and the model's window is "
-                f"{self.window}: shorten the prompt or ask for fewer new tokens."
+                f"the request needs {reserved} positions ({len(prompt)} in the prompt) and the model's "
+                f"window is {self.window}: shorten the prompt or ask for fewer new tokens."
             )
         self.cache.check(reserved)
 
     def _check_slide(self, request: Request, reserved: int) -> int:
         slide = request.slide
         assert slide is not None
-        if self._plan is None or self.model.position_embedding is not None or self._stretches:
+        learned = self.model.position_embedding is not None
+        if isinstance(self._passes, Modules) or learned or self._reader.stretches:
             raise TriviumError(
                 "this model's positions cannot slide: choose another way to fit the conversation."
             )
@@ -224,113 +206,28 @@ class Engine:
                 return
             self._waiting.popleft()
             if not row.pooled:
-                row.lender, row.shared = shared_beginning(row, self._reading + self._writing)
-            self._reading.append(row)
-
-    # Reading prompts -------------------------------------------------------------------------------------------
+                row.lender, row.shared = shared_beginning(row, self._reader.rows + self._writing)
+            self._reader.rows.append(row)
 
     def _read(self) -> None:
-        pieces: list[Piece] = []
-        reading: list[tuple[Row, int]] = []
-        room, tokens = CHUNK, []
-        for row in self._reading:
-            if not row.ready_to_read(self.counts):
-                continue
-            if row.filled >= row.goal or room <= 0:
-                continue
-            if row.generation is not None and row.generation.request.slide is not None:
-                self._slide(row)
-            free = row.reserved_places() - row.length
-            count = min(row.goal - row.filled, room, free // BLOCK * BLOCK)
-            padded = in_blocks(count)
-            pieces.append(Piece(row, row.length, padded))
-            tokens += row.tokens[row.filled : row.filled + count] + [0] * (padded - count)
-            reading.append((row, count))
-            room -= padded
-        if pieces:
-            device = self.model.device
-            reserved: Tensor | int = 0
-            if self._stretches:
-                sizes = [piece.count for piece in pieces]
-                lengths = torch.tensor([row.reserved for row, _ in reading])
-                reserved = lengths.repeat_interleave(torch.tensor(sizes)).to(device)
-            context = PromptContext(pieces, reserved, self._last_position)
-            hidden = self._run(torch.tensor(tokens, device=device), context)
-            self._take_in(hidden, reading, pieces)
-        for row in [row for row in self._reading if row.filled >= row.goal]:
+        for row in self._reader.read():
+            assert row.pool is not None
             if row.scored is None:
-                assert row.pool is not None
-                self._reading.remove(row)
                 self._unsettle()
                 row.pool.promote(row)
-            elif not any(other.lender is row for other in self._reading):
-                self._reading.remove(row)
-                row.scored.done = True
-                self._hand_over(row)
-
-    def _hand_over(self, row: Row) -> None:
-        """Give a scored row's place to the next in line if their texts begin alike, or free it."""
-        assert row.pool is not None
-        heir = self._waiting[0] if self._waiting else None
-        if heir is not None and heir.scored is not None and not heir.pooled:
-            _, shared = shared_beginning(heir, [row])
-            if shared and self.cache.capacity_for(heir.reserved) == row.pool.capacity:
+                continue
+            row.scored.done = True
+            if self._waiting and self._reader.hand_over(row, self._waiting[0]):
                 self._waiting.popleft()
-                row.pool.replace(row, heir, shared)
-                heir.filled = shared
-                self.counts["borrowed_tokens"] += shared
-                self._reading.append(heir)
-                return
-        self._unsettle()
-        row.pool.leave(row)
-
-    def _take_in(self, hidden: Tensor, reading: Sequence[tuple[Row, int]], pieces: Sequence[Piece]) -> None:
-        """Count what was read, and keep what scoring and embedding want of it."""
-        offset = 0
-        wanted: list[Tensor] = []
-        targets: list[int] = []
-        owners: list[tuple[Scored, int]] = []
-        for (row, count), piece in zip(reading, pieces, strict=True):
-            if row.pooled and row.scored is not None:
-                total = hidden[offset : offset + count].sum(0)
-                row.scored.total = total if row.scored.total is None else row.scored.total + total
-            elif row.scored is not None:
-                first = max(row.scored.first - 1 - row.filled, 0)
-                if first < count:
-                    wanted.append(hidden[offset + first : offset + count])
-                    targets += row.tokens[row.filled + first + 1 : row.filled + count + 1]
-                    owners.append((row.scored, count - first))
-            row.filled += count
-            row.length += count
-            self.counts["prompt_tokens"] += count
-            offset += piece.count
-        if wanted:
-            logprobs = self._logprobs(torch.cat(wanted), torch.tensor(targets, device=hidden.device))
-            start = 0
-            for scored, count in owners:
-                scored.logprobs += logprobs[start : start + count]
-                start += count
-
-    def _logprobs(self, hidden: Tensor, targets: Tensor) -> list[float]:
-        """Log-probabilities of the targets, a slice of the tokens at a time so that scores stay small."""
-        found: list[float] = []
-        size = max(16, SCORES_AT_ONCE // self.vocabulary)
-        for start in range(0, len(targets), size):
-            scores = torch.log_softmax(self._logits(hidden[start : start + size]), dim=-1)
-            found += scores.gather(1, targets[start : start + size, None])[:, 0].tolist()
-        return found
-
-    # Writing ---------------------------------------------------------------------------------------------------
+            else:
+                self._unsettle()
+                row.pool.leave(row)
 
     def _write(self) -> None:
         if self._context is None:
             self._context = self._settle_in()
         context = self._context
-        tokens = self.sampler.last
-        if self._plan is not None:
-            logits = self._plan.step(tokens, context)
-        else:
-            logits = self.model.logits(self.model(tokens, context))
+        logits = self._passes.step(self.sampler.last, context)
         context.stored += 1
         chosen = self.sampler.choose(logits)
         self.counts["steps"] += 1
@@ -349,8 +246,8 @@ class Engine:
         elif self._steps_to_slide == 0:
             self._unsettle()
             for row in self._writing:
-                if row.generation is not None and row.generation.request.slide is not None:
-                    self._slide(row)
+                if row.slides:
+                    forget_oldest(row, self._passes)
         else:
             context.advance()
 
@@ -370,15 +267,12 @@ class Engine:
             now = {id(row): index for index, row in enumerate(kept + entrants)}
             if (arranged := [now[id(row)] for row in order]) != sorted(arranged):
                 self.sampler.rearrange(arranged, [])
-            self._reading = [row for row in self._reading if id(row) not in now]
             self._writing = order
         self._watched = [(index, row) for index, row in enumerate(order) if row.watched]
-        sliding = [
-            row for row in order if row.generation is not None and row.generation.request.slide is not None
-        ]
+        sliding = [row for row in order if row.slides]
         self._steps_to_slide = min((row.reserved_places() - row.length for row in sliding), default=0)
         reserved: Tensor | int = 0
-        if self._stretches:
+        if self._reader.stretches:
             reserved = torch.tensor([row.reserved for row in order], device=self.model.device)
         return StepContext(pools, list(self._windows), reserved)
 
@@ -437,11 +331,7 @@ class Engine:
         with self._lock:
             waiting = [row for row in self._waiting if row.generation is generation]
             self._waiting = deque(row for row in self._waiting if row.generation is not generation)
-        for row in [row for row in self._reading if row.generation is generation]:
-            self._reading.remove(row)
-            assert row.pool is not None
-            row.pool.leave(row)
-            waiting.append(row)
+        waiting += self._reader.take(lambda row: row.generation is generation)
         for row in waiting:
             row.deliver([], [], "cancelled", self.tokenizer)
         indexes = [index for index, row in enumerate(self._writing) if row.generation is generation]
@@ -449,19 +339,3 @@ class Engine:
             self._finish(self._writing[index], index, "cancelled")
         if indexes:
             self._forget(indexes)
-
-    def _slide(self, row: Row) -> None:
-        """Make room in a full row: forget the oldest quarter after the sinks and move the rest back."""
-        assert self._plan is not None
-        assert row.generation is not None
-        slide, places = row.generation.request.slide, row.reserved_places()
-        if row.length < places or slide is None:
-            return
-        gone = max(BLOCK, (places - slide.sinks) // 4 // BLOCK * BLOCK)
-        assert row.pool is not None
-        cached = row.pool.storage[:, row.slot]
-        for layer in range(self.model.config.layers):
-            kept = cached[layer, slide.sinks + gone : row.length].clone()
-            kept[:, 0] = self._plan.turn_keys(kept[:, 0], layer, gone)
-            cached[layer, slide.sinks : row.length - gone] = kept
-        row.length -= gone

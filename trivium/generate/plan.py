@@ -1,11 +1,11 @@
-"""A faster way to run the same model: its layers fused and its buffers laid out once, derived from the modules.
+"""A faster way to run the same model: layers fused and buffers laid out once, derived from the modules.
 
-`Plan` computes what `Transformer.forward` computes (a test holds the two together) for float32 on a CPU, where a step
-of one row is spent on dispatching small operations and not on arithmetic. It differs in form only:
+`Plan` computes what `Transformer.forward` computes (a test holds the two together) for float32 on a CPU,
+where much of a step of one row is spent on dispatching small operations. It differs in form only:
 
-- the projections of one input are one matrix, stored transposed: the CPU kernel for that layout adds every row's
-  products in the same order for any number of rows above one, so a row's numbers do not depend on the other rows,
-  and a lone row is computed as two;
+- the projections of one input are one matrix, stored transposed: the CPU kernel for that layout adds every
+  row's products in the same order for any number of rows above one, so a row's numbers do not depend on
+  the other rows, and a lone row is computed as two;
 - a norm's scale is multiplied into the matrix that follows it;
 - heads are stored with their two halves interleaved, so that turning them is one complex multiplication.
 
@@ -46,11 +46,12 @@ def covers(model: Transformer) -> bool:
     if config.query_key_norm != "none" and config.norm != "rms":
         return False
     for layer in model.layers:
-        parts = [layer.attention.query, layer.attention.key, layer.attention.value, layer.attention.output]
-        if type(layer.mlp) is not Inner:
+        assert isinstance(layer, Layer)
+        attention, inner = layer.attention, layer.mlp
+        if type(inner) is not Inner:
             return False
-        parts += [layer.mlp.gate, layer.mlp.up, layer.mlp.down]
-        if not all(plain(part) for part in parts):
+        parts = (attention.query, attention.key, attention.value, attention.output)
+        if not all(plain(part) for part in (*parts, inner.gate, inner.up, inner.down)):
             return False
     return plain(model.head)
 
@@ -63,7 +64,7 @@ class Scale:
         self.rms = isinstance(norm, RMSNorm)
         if isinstance(norm, RMSNorm):
             weight = 1.0 + norm.weight if norm.plus_one else norm.weight
-            # x / sqrt(mean(x^2) + e) = sqrt(width) * x / hypot(|x|, sqrt(width * e)): three operations instead of six
+            # x / sqrt(mean(x^2) + e) = sqrt(width) * x / hypot(|x|, sqrt(width * e)): half the operations
             self.weight = weight.detach() * math.sqrt(width)
             self.least = torch.full((1,), math.sqrt(width * norm.epsilon))
 
@@ -106,6 +107,7 @@ class LayerPlan:
 
     def __init__(self, layer: Layer, model: Transformer) -> None:
         config, attention, inner = model.config, layer.attention, layer.mlp
+        assert isinstance(inner, Inner)
         width, head_width = config.width, config.head_width
         self.index, self.scale = attention.layer, attention.scale
         self.window, self.soft_cap = attention.window, attention.soft_cap
@@ -194,7 +196,9 @@ class Plan:
         with torch.inference_mode():
             self._seen = self._versions()
             self._tables.clear()
-            self.layers = [LayerPlan(layer, self.model) for layer in self.model.layers]
+            self.layers = [
+                LayerPlan(layer, self.model) for layer in self.model.layers if isinstance(layer, Layer)
+            ]
             self.last = Scale(self.model.norm, self.model.config.width)
             self.head = self.model.head_weight.detach().t().contiguous()
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())

@@ -33,7 +33,7 @@ def with_instruction(messages: Sequence[Message], instruction: str) -> list[dict
 
 
 def ask_to_reason(messages: Sequence[Message], reasoning: Reasoning) -> tuple[list[dict[str, Any]], str]:
-    """The messages and the text the answer shall begin with: `ask` says it in words, `open` opens the tag too."""
+    """The messages, and the text the answer shall begin with (`open` writes the tag for the model)."""
     if reasoning == "off":
         return [dict(message) for message in messages], ""
     return with_instruction(messages, REQUEST_TO_THINK), f"{THINK}\n" if reasoning == "open" else ""

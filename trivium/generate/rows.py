@@ -33,8 +33,8 @@ class Scored:
 class Row:
     """Where one text stands between its first prompt token and its last drawn one.
 
-    A row that generates reads all of its prompt but the last token, which its first step of writing takes in: so the
-    distribution of every drawn token comes out of the same kernels, whatever was read beside it.
+    A row that generates reads all of its prompt but the last token, which its first step of writing takes in:
+    so the distribution of every drawn token comes out of the same kernels, whatever was read beside it.
     """
 
     tokens: list[int]
@@ -157,7 +157,7 @@ def shared_beginning(row: Row, others: Sequence[Row]) -> tuple[Row | None, int]:
         mine, theirs = np.array(row.tokens[:limit]), np.array(other.tokens[:limit])
         differences = np.flatnonzero(mine != theirs)
         common = int(differences[0]) if len(differences) else limit
-        # whole blocks, unless the whole prompt is there: what follows is then read in the same blocks as alone
+        # whole blocks, unless the whole prompt is there: the rest is then read in the same blocks as alone
         usable = common if common == row.goal else common // BLOCK * BLOCK
         if row.scored is not None:
             usable = min(usable, (row.scored.first - 1) // BLOCK * BLOCK)

@@ -42,6 +42,7 @@ class Sampler:
         self.settings: list[Sampling] = []
         self.constraints: list[Constraint | None] = []
         self._rows: dict[str, Tensor] = {}
+        self._tables: dict[str, Tensor] = {}
         self._read()
 
     def rearrange(self, keep: Sequence[int], entrants: Sequence[Entrant]) -> None:
@@ -99,7 +100,7 @@ class Sampler:
 
     def _adjust(self, keep: Sequence[int], entrants: Sequence[Entrant]) -> None:
         """The tables as wide as the vocabulary exist only while some row needs them."""
-        old, rows = (self._tables if hasattr(self, "_tables") else {}), len(self.settings)
+        old, rows = self._tables, len(self.settings)
         tables: dict[str, Tensor] = {}
         wanted = {
             "seen": any(one.repetition_penalty != 1 for one in self.settings),

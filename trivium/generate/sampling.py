@@ -86,7 +86,7 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, count: int, start: int = 0) -> np.ndarray:
-    """The row's random numbers in [0, 1): a pure function of its seed and the position, never of its batch."""
+    """A row's random numbers in [0, 1): a pure function of seed and position, never of the batch."""
     places = np.arange(start + 1, start + count + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         bits = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + places * np.uint64(0x9E3779B97F4A7C15))
@@ -115,8 +115,8 @@ def penalise(
 
 
 def _nucleus(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """The lowest score each row keeps under top-k, then top-p over what top-k left; ties are kept together."""
-    rows, width = scores.shape
+    """The lowest score a row keeps under top-k, then top-p over what top-k left; ties stay together."""
+    width = scores.shape[-1]
     largest_k = int(top_k.max())
     shortlist = min(width, max(SHORTLIST, largest_k))
     best = torch.topk(scores, shortlist, dim=-1).values
@@ -160,7 +160,7 @@ def _typical(scores: Tensor, typical_p: Tensor) -> Tensor:
 
 
 def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, typical_p: Tensor) -> Tensor:
-    """Scores [N, V] (already divided by temperature) with what each row's filters rule out at minus infinity."""
+    """Scores [N, V] (already divided by temperature), with minus infinity for what each row rules out."""
     threshold = torch.full_like(scores[:, 0], NEVER)
     if bool(((top_k > 0) | (top_p < 1)).any()):
         threshold = _nucleus(scores, top_k, top_p)
@@ -196,6 +196,6 @@ def draw(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def greedy(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The most likely token of each row, the lowest id among equals, and its log-probability at temperature 1."""
+    """The likeliest token of each row (lowest id among equals), and its log-probability at temperature 1."""
     best, tokens = scores.max(dim=-1)
     return tokens, best - torch.logsumexp(scores, dim=-1)
