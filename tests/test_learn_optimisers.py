@@ -1,0 +1,147 @@
+"""Muon and AdamW against torch's own, and what groups, decay and saved state must do."""
+
+import pytest
+import torch
+
+from trivium.learn.optimisers import Optimiser, Rates, group_of, orthogonalised
+
+RATES = Rates(matrices=0.02, embeddings=0.03, head=0.004, scalars=0.01, weight_decay=0.1)
+
+
+def parameters(seed: int = 0) -> dict[str, torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {
+        "embedding.weight": (11, 8),
+        "layers.0.attention.query.weight": (8, 8),
+        "layers.1.attention.query.weight": (8, 8),
+        "layers.0.mlp.up.weight": (24, 8),
+        "layers.0.mlp.down.weight": (8, 24),
+        "norm.weight": (8,),
+        "head.weight": (11, 8),
+    }
+    return {
+        name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()
+    }
+
+
+def give_gradients(named: dict[str, torch.nn.Parameter], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in named.values():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_parameters_fall_into_groups_by_what_they_are() -> None:
+    groups = {name: group_of(name, parameter) for name, parameter in parameters().items()}
+    assert groups["embedding.weight"] == "embeddings"
+    assert groups["head.weight"] == "head"
+    assert groups["norm.weight"] == "scalars"
+    assert groups["layers.0.mlp.up.weight"] == "matrices"
+
+
+def test_adamw_equals_torch_over_twenty_steps() -> None:
+    ours, theirs = parameters(), parameters()
+    rates = Rates(0.02, 0.02, 0.02, 0.02, weight_decay=0.0, epsilon=1e-8)
+    optimiser = Optimiser(ours, rates, muon=False)
+    reference = torch.optim.AdamW(theirs.values(), lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    for step in range(20):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimiser.step(1.0)
+        reference.step()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_decay_shrinks_matrices_and_head_as_torch_does_and_spares_the_rest() -> None:
+    ours, theirs, untouched = parameters(), parameters(), parameters()
+    rates = Rates(0.02, 0.02, 0.02, 0.02, weight_decay=0.1, epsilon=1e-8)
+    optimiser = Optimiser(ours, rates, muon=False)
+    decayed = torch.optim.AdamW(theirs.values(), lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    plain = torch.optim.AdamW(untouched.values(), lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    for step in range(5):
+        for named in (ours, theirs, untouched):
+            give_gradients(named, step)
+        for one in (decayed, plain):
+            one.step()
+        optimiser.step(1.0)
+    for name in ours:
+        expected = untouched if group_of(name, ours[name]) in ("scalars", "embeddings") else theirs
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one_and_keep_their_directions() -> None:
+    torch.manual_seed(0)
+    stack = torch.randn(3, 24, 8)
+    moves = orthogonalised(stack)
+    values = torch.linalg.svdvals(moves)
+    assert float(values.min()) > 0.6
+    assert float(values.max()) < 1.3
+    left, _, right = torch.linalg.svd(stack, full_matrices=False)
+    overlap = torch.einsum("nij,nij->n", moves, left @ right) / 8
+    assert float(overlap.min()) > 0.8
+
+
+def test_muon_equals_torch_muon_computed_in_float32() -> None:
+    """torch.optim.Muon iterates in bfloat16, so its move agrees in direction and size, not in the last digits."""
+    names = ["layers.0.attention.query.weight", "layers.0.mlp.up.weight", "layers.0.mlp.down.weight"]
+    ours = {name: parameter for name, parameter in parameters().items() if name in names}
+    theirs = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in ours.items()}
+    start = {name: parameter.detach().clone() for name, parameter in ours.items()}
+    optimiser = Optimiser(ours, Rates(0.02, 0.02, 0.02, 0.02), muon=True)
+    reference = torch.optim.Muon(theirs.values(), lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0)
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimiser.step(1.0)
+        reference.step()
+    for name in names:
+        moved, expected = (ours[name] - start[name]).detach(), (theirs[name] - start[name]).detach()
+        assert float(torch.cosine_similarity(moved.flatten(), expected.flatten(), dim=0)) > 0.999
+        assert float(moved.norm() / expected.norm()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_matrix_steps_the_same_alone_and_among_others_of_its_shape() -> None:
+    together, alone = parameters(), parameters()
+    alone = {"layers.1.attention.query.weight": alone["layers.1.attention.query.weight"]}
+    first, second = Optimiser(together, RATES, muon=True), Optimiser(alone, RATES, muon=True)
+    give_gradients(together, 1)
+    alone["layers.1.attention.query.weight"].grad = together["layers.1.attention.query.weight"].grad.clone()
+    first.step(1.0)
+    second.step(1.0)
+    name = "layers.1.attention.query.weight"
+    torch.testing.assert_close(together[name], alone[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_a_saved_state_goes_on_bit_for_bit(muon: bool) -> None:
+    whole, halved = parameters(), parameters()
+    straight = Optimiser(whole, RATES, muon=muon)
+    before = Optimiser(halved, RATES, muon=muon)
+    for step in range(6):
+        give_gradients(whole, step)
+        straight.step(1.0 - step / 10)
+        if step == 3:
+            after = Optimiser(halved, RATES, muon=muon)
+            after.restore({name: tensor.clone() for name, tensor in before.state().items()})
+            before = after
+        give_gradients(halved, step)
+        before.step(1.0 - step / 10)
+    for name in whole:
+        assert torch.equal(whole[name], halved[name]), name
+
+
+def test_moments_of_another_shape_are_named_and_left_fresh() -> None:
+    optimiser = Optimiser(parameters(), RATES, muon=True)
+    saved = {name: tensor.clone() for name, tensor in optimiser.state().items()}
+    saved["first.head.weight"] = torch.zeros(15, 8)
+    assert optimiser.restore(saved) == ["head.weight"]
+
+
+def test_a_parameter_without_a_gradient_stays() -> None:
+    named = parameters()
+    optimiser = Optimiser(named, RATES, muon=True)
+    before = named["norm.weight"].detach().clone()
+    give_gradients(named, 0)
+    named["norm.weight"].grad = None
+    optimiser.step(1.0)
+    assert torch.equal(named["norm.weight"], before)
