@@ -83,21 +83,24 @@ def test_a_killed_stage_goes_on_where_it_was_cut_off(tmp_path):
 
 def test_a_second_process_waits_and_then_reuses(tmp_path):
     path = write_recipe(tmp_path)
-    words = ("run", path, "--runs", tmp_path / "runs", "--only", "base", "--set", "base.sleep=0.4")
+    gate = tmp_path / "gate"
+    words = ("run", path, "--runs", tmp_path / "runs", "--only", "base", "--set", f"base.gate={gate}")
     first = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
-    pattern = "base-*/checkpoints/count.json"
-    while not list((tmp_path / "runs" / "store").glob(pattern)):
+    while not list((tmp_path / "runs" / "store").glob("base-*/LOCK")):
         assert first.poll() is None
         time.sleep(0.02)
     refused = trivium(*words, "--no-wait")
     assert refused.returncode == 2
     assert f"process {first.pid} on {socket.gethostname()}" in refused.stderr
-    second = trivium(*words)
+    second = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
+    assert second.stderr is not None
+    lines = iter(second.stderr.readline, "")
+    assert any(f"process {first.pid}" in line for line in lines)
+    gate.touch()
     first.communicate(timeout=60)
-    assert first.returncode == 0
-    assert second.returncode == 0, second.stderr
-    assert f"process {first.pid}" in second.stderr
-    assert "base: done before, reused" in second.stderr
+    said = second.communicate(timeout=60)[1]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    assert "base: done before, reused" in said
     entry = Store(tmp_path / "runs").recipes()["toy"]["base"]
     assert [row["step"] for row in entry.metrics] == [1, 2, 3, 4]
 

@@ -44,6 +44,7 @@ def test_numbers_and_defaults_are_resolved(tmp_path):
         ("kind: toy_words", "kind: toy_word", ["stages.words", "`toy_word`", "`toy_words`?"]),
         ("kind: toy_words, ", "", ["stages.words", "`kind`"]),
         ("data: ./texts, ", "", ["stages.words.data is missing"]),
+        ("kind: toy_words, data", "kind: tokenizer, dat", ["stages.words.dat is not a setting", "`data`?"]),
         ("seed: 7", "sed: 7", ["toy.yaml:2", "`seed`?"]),
         ("from: 0.1, to: 0.0", "from: 0.1, to: x", ["stages.right.rate.to cannot be 'x'"]),
         ("name: toy", "name: store", ["name", "`store`"]),
@@ -147,7 +148,7 @@ def test_only_what_depends_on_a_change_gets_another_fingerprint(tmp_path):
     assert differing("base.steps=5") == {"base", "left", "right"}
     assert differing("left.steps=5") == {"left"}
     assert differing("words.vocabulary=5") == {"words", "base", "left", "right"}
-    assert differing("base.sleep=1") == set()
+    assert differing("base.gate=open") == set()
     assert differing("seed=8") == {"base", "left", "right"}
     assert differing("left.from=base@step=2") == {"left"}
     (tmp_path / "texts" / "a.txt").write_text("other words\n")

@@ -49,8 +49,8 @@ class ToyTrain(Stage):
     steps: Count = 3
     keep: tuple[int, ...] = ()
     die_at: int | None = None
-    sleep: float = 0.0
-    unaffecting: ClassVar[frozenset[str]] = frozenset({"die_at", "sleep"})
+    gate: str | None = None
+    unaffecting: ClassVar[frozenset[str]] = frozenset({"die_at", "gate"})
 
     def references(self) -> list[Reference]:
         found = [Reference("from", self.start, ("model",))] if self.start else []
@@ -66,7 +66,8 @@ class ToyTrain(Stage):
             work.change("rate", read_json(work.path(self.start) / "model.json")["rate"], self.rate)
         while step < self.steps:
             step += 1
-            time.sleep(self.sleep)
+            while self.gate and not Path(self.gate).exists():
+                time.sleep(0.01)
             work.log.write({"step": step, "tokens": step * 1000, "loss": 1.0 / step})
             write_json(counter, {"step": step})
             if step in self.keep:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trivium.data.formats import BadLine, entries
 from trivium.data.opening import KINDS, kind_of
 from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import Count
 
 _NAMED_IN_REPORT = 20
 
@@ -27,7 +28,7 @@ class Source(BaseModel):
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the name in the file")
     split: str | None = Field(default=None, description="which split of a data set; train where it matters")
     subset: str | None = Field(default=None, description="which configuration of a data set on the hub")
-    limit: int | None = Field(default=None, ge=0, description="read only the first so many documents")
+    limit: Count | None = Field(default=None, ge=0, description="read only the first so many documents")
     separator: str | None = Field(default=None, description="divides a text file into documents")
     on_bad: Literal["stop", "skip"] = "stop"
 

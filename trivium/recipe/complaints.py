@@ -53,7 +53,7 @@ def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list
         fields = {field.alias or name: field for one in models for name, field in one.model_fields.items()}
         containers = [one for one in current if get_origin(one) in (dict, list, tuple, Mapping)]
         branch = [one for one in models if part == one.__name__ or part in _tags(one)]
-        if part in fields:
+        if part in fields and not (branch and len(models) > 1):
             current, known = _options(fields[str(part)].annotation), list(fields)
         elif branch:
             # Pydantic put the name of a union's branch here; it is no key that a person wrote.

@@ -16,7 +16,7 @@ from trivium.data.shards import Shards, write_shards
 from trivium.data.sources import Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.kit.numbers import Number
+from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import barrier, world
 from trivium.stages.stage import Product, Reference, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ class Portion(BaseModel):
     columns: dict[str, str] = {}
     split: str | None = None
     subset: str | None = None
-    limit: int | None = Field(default=None, ge=0)
+    limit: Count | None = Field(default=None, ge=0)
     separator: str | None = None
     on_bad: Literal["stop", "skip"] = "stop"
 
