@@ -1,4 +1,4 @@
-"""Toy objectives and feeds of the shapes that preferences, PPO and RL need, to prove that the loop fits them."""
+"""Toy objectives and feeds of the shapes that preferences, PPO and RL need, to prove the loop fits."""
 
 from __future__ import annotations
 

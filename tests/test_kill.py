@@ -22,7 +22,7 @@ KILLS = 24
 
 
 def train(design: str, folder: str, seed: int) -> None:
-    """What the process that gets killed does; another seed shows that nothing of the start survives a resume."""
+    """What the process that gets killed does; another seed shows that nothing of it survives a resume."""
     torch.set_num_threads(1)
     model = small_model(seed)
     feed, objective = (

@@ -82,7 +82,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one_and_keep_their_di
 
 
 def test_muon_equals_torch_muon_computed_in_float32() -> None:
-    """torch.optim.Muon iterates in bfloat16, so its move agrees in direction and size, not in the last digits."""
+    """torch.optim.Muon iterates in bfloat16, so moves agree in direction and size, not in the last digits."""
     names = ["layers.0.attention.query.weight", "layers.0.mlp.up.weight", "layers.0.mlp.down.weight"]
     ours = {name: parameter for name, parameter in parameters().items() if name in names}
     theirs = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in ours.items()}

@@ -169,6 +169,9 @@ def test_completions_take_text_lists_and_tokens(server):
     both = server.completions.create(**asked, prompt=["the town", "a baker"], n=2)
     assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
     assert both.choices[0].text == both.choices[1].text == text
+    baker = server.completions.create(**asked, prompt="a baker").choices[0].text
+    assert both.choices[2].text == both.choices[3].text == baker
+    assert all(choice.finish_reason for choice in both.choices)
     echoed = server.completions.create(**asked, prompt="the town", echo=True)
     assert echoed.choices[0].text == "the town" + text
 

@@ -335,6 +335,21 @@ def test_the_pages_security_headers(address):
             assert headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_leaves_frees_its_rows_at_once(streamed):
+    endless = ScriptedEngine("word " * 4000, rows=2, delay=0.02, context=10_000)
+    with running({"one": endless}) as address:
+        host, port = address.removeprefix("http://").split(":")
+        body = json.dumps({**GOOD, "max_tokens": 4000, "n": 2, "stream": streamed}).encode()
+        with socket.create_connection((host, int(port)), timeout=20) as wire:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            wire.sendall(head.encode() + body)
+            until(lambda: endless.rows_in_use == 2)
+        until(
+            lambda: endless.rows_in_use == 0, 5
+        )  # left alone, the rows would be busy for more than a minute
+
+
 def vanish(address, seed):
     """Begin something and be gone at a random moment."""
     chance = random.Random(seed)

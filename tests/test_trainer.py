@@ -1,4 +1,4 @@
-"""The one loop: the same gradient however rows are grouped, no harm from bad steps, and nothing lost at a stop."""
+"""The one loop: one gradient however rows are grouped, no harm from bad steps, nothing lost at a stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def losses(folder: Path) -> list[tuple[float, float]]:
 
 
 def test_the_loss_is_the_plain_mean_over_the_valid_tokens_of_the_step(tmp_path: Path) -> None:
-    """Against transformers' definition written out: cross-entropy over all learned tokens of all documents."""
+    """Against torch's cross-entropy, document by document, over all learned tokens of the step."""
     feed, model = SmallFeed(steps=1), small_model()
     total = weight = 0.0
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Preferences, value heads and RL go through the same trainer, and go on bit for bit in the middle of a rollout."""
+"""Preferences, value heads and RL go through the one trainer, and go on bit for bit amid a rollout."""
 
 from __future__ import annotations
 

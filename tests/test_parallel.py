@@ -1,0 +1,78 @@
+"""Two processes train as one does: the same gradient, the same order, and a stop under one resumes under two."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from small import SmallFeed, small_model, small_trainer
+
+from trivium.kit import processes
+from trivium.kit.files import load_tensors, save_tensors
+from trivium.kit.metrics import read_metrics
+
+
+def work(rank: int, size: int, port: int, folder: str, steps: int, cut: int | None) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )  # fmt: skip
+    processes.start()
+    model = small_model()
+    trainer = small_trainer(
+        Path(folder), model=model, feed=SmallFeed(steps), optimiser="adamw", checkpoint={"every_steps": 3}
+    )
+    if cut is not None:
+        trainer.stop_signal = 15
+        trainer._agreed = lambda wish: trainer.step >= cut and wish  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    else:
+        trainer.run()
+        if rank == 0:
+            save_tensors(Path(folder) / "end.safetensors", dict(model.named_parameters()))
+    processes.stop()
+
+
+def together(size: int, folder: Path, steps: int = 6, cut: int | None = None) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    members = [
+        context.Process(target=work, args=(rank, size, port, str(folder), steps, cut)) for rank in range(size)
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(120)
+    assert [member.exitcode for member in members] == [0] * size
+
+
+def losses(folder: Path) -> list[tuple[float, float, int]]:
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [(row["loss"], row["grad_norm"], row["tokens"]) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [None, 3])
+def test_two_processes_train_as_one_does(tmp_path: Path, cut: int | None) -> None:
+    """L2 and L3; with a cut, the first three steps are made by one process and the rest by two."""
+    together(1, tmp_path / "one")
+    if cut is not None:
+        together(1, tmp_path / "two", cut=cut)
+    together(2, tmp_path / "two")
+    for (loss, norm, tokens), (other, other_norm, other_tokens) in zip(
+        losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True
+    ):
+        assert other == pytest.approx(loss, abs=1e-5)
+        assert other_norm == pytest.approx(norm, rel=1e-4)
+        assert other_tokens == tokens
+    one, two = (load_tensors(tmp_path / name / "end.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=0, msg=name)
