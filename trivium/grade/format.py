@@ -1,0 +1,92 @@
+"""The scorer of form: a pattern the text matches, a schema its JSON keeps, tags that stand once and in order."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.grade.maths.extract import after_thinking
+from trivium.grade.schema import violation
+from trivium.grade.scorer import Score
+from trivium.kit.errors import TriviumError
+
+_LONGEST_TEXT = 100_000
+_FENCE = re.compile(r"\A\s*```(?:json)?[ \t]*\n(.*?)\n?\s*```\s*\Z", re.S)
+
+
+@dataclass(frozen=True)
+class FormatScorer:
+    """One where a text has the form it should; settings and a row's columns of the same names say which."""
+
+    name: str = "format"
+    pattern: str | None = None
+    schema: dict[str, Any] | str | None = None
+    tags: tuple[str, ...] = ()
+
+    def __call__(self, completion: str, **columns: Any) -> Score:
+        pattern = columns.get("pattern") or self.pattern
+        schema = columns.get("schema") or self.schema
+        tags = tuple(columns.get("tags") or self.tags)
+        if pattern is None and schema is None and not tags:
+            raise TriviumError(
+                "The scorer 'format' needs a pattern, a schema or tags, as settings or as columns."
+            )
+        if len(completion) > _LONGEST_TEXT:
+            return Score(0.0, "the text is too long", "unparsed")
+        trouble = (
+            (pattern_trouble(completion, pattern) if pattern is not None else None)
+            or (tags_trouble(completion, tags) if tags else None)
+            or (schema_trouble(completion, schema) if schema is not None else None)
+        )
+        return (
+            Score(0.0, trouble, "wrong") if trouble else Score(1.0, "the text has the form it should", "ok")
+        )
+
+
+def pattern_trouble(text: str, pattern: str) -> str | None:
+    """What is wrong where the whole text does not match the pattern."""
+    try:
+        matched = re.fullmatch(pattern, text.strip(), re.S)
+    except re.error as error:
+        raise TriviumError(f"The pattern {pattern!r} is no regular expression: {error}.") from error
+    return None if matched else f"the text does not match {pattern}"
+
+
+def tags_trouble(text: str, tags: tuple[str, ...]) -> str | None:
+    """What is wrong where each tag does not open and close once, with something inside, in this order, side by side."""
+    position = 0
+    for tag in tags:
+        opening, closing = f"<{tag}>", f"</{tag}>"
+        if (text.count(opening), text.count(closing)) != (1, 1):
+            return f"{opening} and {closing} do not stand there exactly once each"
+        start, end = text.index(opening), text.index(closing)
+        if start < position:
+            return f"{opening} stands before the tag that should precede it"
+        if text[position:start].strip():
+            return f"there is text outside the tags, before {opening}"
+        if not text[start + len(opening) : end].strip():
+            return f"nothing stands between {opening} and {closing}"
+        position = end + len(closing)
+    return "there is text after the last tag" if text[position:].strip() else None
+
+
+def schema_trouble(text: str, schema: dict[str, Any] | str) -> str | None:
+    """What is wrong where the text is not JSON that keeps the schema."""
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise TriviumError(f"The schema is not JSON: {error}.") from error
+    spoken = after_thinking(text)
+    fenced = _FENCE.match(spoken or "")
+    try:
+        value = json.loads(fenced[1] if fenced else spoken or "", parse_constant=_no_constant)
+        return violation(value, schema)
+    except RecursionError:
+        return "the JSON is nested too deeply"
+    except ValueError as error:
+        return f"the text is not JSON: {error}"
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

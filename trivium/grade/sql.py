@@ -1,0 +1,194 @@
+"""The scorer of SQL: run it on a data base that can only be read, and compare the rows it finds."""
+
+import re
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from trivium.grade.maths.extract import after_thinking
+from trivium.grade.maths.scorer import shorten
+from trivium.grade.scorer import Score, column
+from trivium.kit.errors import TriviumError
+from trivium.world.tables import database as country_ledgers
+
+_FENCE = re.compile(r"```[ \t]*(?:sql|sqlite)?[ \t]*\n(.*?)```", re.S | re.I)
+_LEDGER = re.compile(r"world:ledger(?:\?(?P<dials>.*))?")
+_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+# What could reach outside the tables, or make a row out of thin air for its size.
+_FORBIDDEN_FUNCTIONS = {
+    "load_extension",
+    "readfile",
+    "writefile",
+    "edit",
+    "zeroblob",
+    "randomblob",
+    "fts3_tokenizer",
+}
+_LONGEST_VALUE = 1 << 20
+_MOST_TEXT = 16 << 20
+_MOST_MEMORY = 256 << 20
+_STEPS_BETWEEN_LOOKS = 1000
+GOLD_COLUMNS = ("sql", "gold", "query", "answer", "solution")
+
+
+class _Late(Exception):
+    """The query took too long or found too much."""
+
+
+@dataclass(frozen=True)
+class SqlScorer:
+    """One where a query finds what the gold query finds; the order counts where the gold query asks for one."""
+
+    name: str = "sql"
+    database: str | None = None
+    seconds: float = 2.0
+    rows: int = 10_000
+
+    def __call__(self, completion: str, **columns: Any) -> Score:
+        place = columns.get("database") or self.database
+        if not isinstance(place, str):
+            raise TriviumError(
+                "The scorer 'sql' needs a data base: a setting or column `database` with a file, a script of SQL, "
+                "or world:ledger."
+            )
+        query = query_of(completion)
+        if query is None:
+            return Score(0.0, "there is no query in the text", "unparsed")
+        with closing(open_read_only(place)) as connection:
+            ordered = columns.get("ordered")
+            wanted = columns.get("rows")
+            if wanted is None:
+                gold = str(column(columns, GOLD_COLUMNS, self.name))
+                ordered = orders_rows(gold) if ordered is None else ordered
+                try:
+                    wanted = self.fetch(connection, gold)
+                except (sqlite3.Error, sqlite3.Warning, _Late, OverflowError) as error:
+                    return Score(None, f"the gold query fails: {error}", "gold_bad")
+            try:
+                found = self.fetch(connection, query)
+            except _Late as error:
+                return Score(0.0, str(error), "overtime")
+            except (sqlite3.Error, sqlite3.Warning, OverflowError, ValueError, MemoryError) as error:
+                return Score(0.0, f"the query fails: {shorten(str(error))}", "wrong")
+        if same_rows([tuple(row) for row in wanted], found, bool(ordered)):
+            return Score(1.0, f"the query finds the {len(found)} right rows", "ok")
+        return Score(0.0, f"the query finds {_some(found)}, where {_some(wanted)} is right", "wrong")
+
+    def fetch(self, connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+        """The rows of one query within the limits."""
+        deadline = time.monotonic() + self.seconds
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_BETWEEN_LOOKS)
+        connection.set_authorizer(_authorize)
+        try:
+            return self.within_limits(connection.execute(query))
+        except sqlite3.OperationalError as error:
+            if "interrupted" in str(error):
+                raise _Late(f"the query took more than {self.seconds:g} seconds") from error
+            raise
+        finally:
+            connection.set_authorizer(None)
+            connection.set_progress_handler(None, 0)
+
+    def within_limits(self, cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
+        """Every row of a result that is neither too many rows nor too much text."""
+        found: list[tuple[Any, ...]] = []
+        size = 0
+        for row in cursor:
+            found.append(row)
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if len(found) > self.rows or size > _MOST_TEXT:
+                raise _Late(f"the query finds more than {self.rows} rows, or too much text")
+        return found
+
+
+def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    if action not in _ALLOWED or (action == sqlite3.SQLITE_FUNCTION and second in _FORBIDDEN_FUNCTIONS):
+        return sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK
+
+
+def open_read_only(place: str) -> sqlite3.Connection:
+    """A data base that no query can change: a file, a script of SQL run in memory, or the country's ledgers."""
+    ledger = _LEDGER.fullmatch(place)
+    if ledger:
+        dials = dict(re.findall(r"(country|people)=(\d+)", ledger["dials"] or ""))
+        connection = country_ledgers(**{name: int(value) for name, value in dials.items()})
+    elif re.search(r"\b(?:create|insert)\b", place, re.I):
+        connection = sqlite3.connect(":memory:")
+        try:
+            connection.executescript(place)
+        except sqlite3.Error as error:
+            raise TriviumError(f"The script that makes the data base fails: {error}.") from error
+    else:
+        if not Path(place).is_file():
+            raise TriviumError(f"The data base {place} does not exist.")
+        # Immutable, so that no journal or lock file is ever written beside it.
+        connection = sqlite3.connect(
+            f"file:{quote(str(Path(place).absolute()))}?mode=ro&immutable=1", uri=True
+        )
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute(f"PRAGMA hard_heap_limit = {_MOST_MEMORY}")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 20_000)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 100)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    return connection
+
+
+def query_of(completion: str) -> str | None:
+    """The query in a completion: its last fenced block, or the text itself where it begins like a query."""
+    spoken = after_thinking(completion)
+    if spoken is None:
+        return None
+    blocks = _FENCE.findall(spoken)
+    query = (blocks[-1] if blocks else spoken).strip()
+    if not blocks:
+        query = re.sub(r"^(?:answer|sql|query)\s*:\s*", "", query, flags=re.I)
+    if "\x00" in query:
+        return None
+    return query if re.match(r"(?:select|with|values)\b", query, re.I) else None
+
+
+def orders_rows(query: str) -> bool:
+    """Whether a query asks for its rows in an order, outside every bracket."""
+    plain = re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", "''", query)
+    while True:
+        shorter = re.sub(r"\([^()]*\)", " ", plain)
+        if shorter == plain:
+            return re.search(r"\border\s+by\b", plain, re.I) is not None
+        plain = shorter
+
+
+def same_rows(wanted: Sequence[tuple[Any, ...]], found: Sequence[tuple[Any, ...]], ordered: bool) -> bool:
+    """Whether two results hold the same rows, as lists where the order counts and as bags where it does not."""
+    left, right = ([tuple(map(_plain, row)) for row in rows] for rows in (wanted, found))
+    if not ordered:
+        left, right = sorted(left, key=repr), sorted(right, key=repr)
+    return left == right
+
+
+def _plain(value: Any) -> Any:
+    """A number in one spelling: 25 and 25.0 are one value, and the last bits of a float are noise."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        rounded = float(f"{value:.10g}") if isinstance(value, float) else value
+        return (
+            int(rounded)
+            if rounded == rounded and abs(rounded) < 1 << 53 and rounded == int(rounded)
+            else rounded
+        )
+    return value
+
+
+def _some(rows: Sequence[Sequence[Any]]) -> str:
+    if not rows:
+        return "no rows"
+    first = shorten(", ".join(map(str, rows[0])))
+    return f"({first})" if len(rows) == 1 else f"{len(rows)} rows such as ({first})"
