@@ -1,6 +1,6 @@
 """Fifty steps that must not change unless somebody means them to.
 
-The numbers are keyed by what decides the last bits: the processor's capability, the threads, and torch's version.
+The numbers are keyed by what decides the last bits: the processor's capability, threads, torch's version.
 Where the key is known the losses must be equal; elsewhere they must agree with every known key to 1e-4.
 To write them anew on purpose: `python tests/test_golden.py`.
 """

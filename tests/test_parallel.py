@@ -1,4 +1,4 @@
-"""Two processes train as one does: the same gradient, the same order, and a stop under one resumes under two."""
+"""Two processes train as one does: one gradient, one order, and a stop under one resumes under two."""
 
 from __future__ import annotations
 
