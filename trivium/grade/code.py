@@ -12,7 +12,7 @@ from typing import Any
 
 from trivium.grade.sandbox.room import Child, Fault, Limits, Sandbox, feed, sandbox
 from trivium.grade.sandbox.tenant import OUT_OF_MEMORY
-from trivium.grade.scorer import Score, column
+from trivium.grade.scorer import Score, Status, column
 from trivium.kit.errors import TriviumError
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)^[ \t]*```", re.M | re.S)
@@ -22,8 +22,8 @@ TESTS_COLUMNS = ("tests", "test", "test_list", "test_cases")
 
 
 @dataclass(frozen=True)
-class Tests:
-    """What a program is held to: Python sources, calls with expected results, or inputs with expected output."""
+class Exam:
+    """What a program is held to: Python sources, calls with results, or inputs with expected output."""
 
     sources: tuple[str, ...] = ()
     calls: tuple[dict[str, Any], ...] = ()
@@ -54,7 +54,7 @@ class CodeScorer:
             return Score(0.0, "there is no program in the text", "unparsed")
         return self.run(program, tests)
 
-    def run(self, program: str, tests: Tests) -> Score:
+    def run(self, program: str, tests: Exam) -> Score:
         """Score a program, or remember how the same one did before on the same tests."""
         if len(program) > _LONGEST_PROGRAM:
             return Score(0.0, "the program is too long", "unparsed")
@@ -79,7 +79,7 @@ class CodeScorer:
             seconds=self.seconds * factor, cpu=max(1, round(self.seconds * factor)), memory=self.memory
         )
 
-    def _judged(self, room: Sandbox, program: str, tests: Tests) -> Score:
+    def _judged(self, room: Sandbox, program: str, tests: Exam) -> Score:
         """Load the program; only then send the tests, to another process, and let the two talk."""
         ours, theirs = socket.socketpair()
         with ours, theirs, room.child(self.limits(), theirs.fileno()) as tenant:
@@ -124,7 +124,7 @@ class CodeScorer:
         if held == run:
             return Score(1.0, f"{run} of {run} tests pass", "ok")
         value = held / run if self.partial else 0.0
-        status = "memory" if "MemoryError" in failure else "wrong"
+        status: Status = "memory" if "MemoryError" in failure else "wrong"
         return Score(value, f"{held} of {run} tests pass; {failure}", status)
 
     def _ended(self, tenant: Child, when: str) -> Score:
@@ -138,7 +138,7 @@ class CodeScorer:
             return Score(0.0, f"the program used up its memory {when}", "memory")
         return Score(0.0, f"the program ended {when} (status {how.get('code')})", "wrong")
 
-    def _scripts(self, room: Sandbox, program: str, tests: Tests) -> Score:
+    def _scripts(self, room: Sandbox, program: str, tests: Exam) -> Score:
         held = 0
         first: Score | None = None
         for number, (given, expected) in enumerate(tests.scripts, start=1):
@@ -198,7 +198,7 @@ def _not_loaded(loaded: dict[str, Any]) -> Score:
     kind, said = (
         (*loaded.get("raised", ()), "", "")[:2] if isinstance(loaded.get("raised"), list) else ("", "")
     )
-    status = "memory" if kind == "MemoryError" else "wrong"
+    status: Status = "memory" if kind == "MemoryError" else "wrong"
     return Score(
         0.0, f"the program fails as it is loaded: {str(kind)[:80]} {str(said)[:200]}".strip(), status
     )
@@ -217,15 +217,15 @@ def program_of(completion: str) -> str | None:
     return None if "```" in text or not text.strip() else text
 
 
-def read_tests(tests: Any, entry_point: str | None = None, prelude: str = "") -> Tests:
+def read_tests(tests: Any, entry_point: str | None = None, prelude: str = "") -> Exam:
     """Tests in any of the shapes data sets have: source, list of asserts, calls, inputs and outputs."""
     if isinstance(tests, str):
         if tests.lstrip()[:1] not in ("[", "{"):
-            return Tests(sources=(tests,), entry_point=entry_point, prelude=prelude)
+            return Exam(sources=(tests,), entry_point=entry_point, prelude=prelude)
         try:
             tests = json.loads(tests)
         except ValueError:
-            return Tests(sources=(tests,), entry_point=entry_point, prelude=prelude)
+            return Exam(sources=(tests,), entry_point=entry_point, prelude=prelude)
     if isinstance(tests, dict) and "inputs" in tests and "outputs" in tests:
         function = tests.get("fn_name") or entry_point
         pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
@@ -237,13 +237,13 @@ def read_tests(tests: Any, entry_point: str | None = None, prelude: str = "") ->
         ]
     if isinstance(tests, list) and tests:
         if all(isinstance(test, str) for test in tests):
-            return Tests(sources=tuple(tests), entry_point=entry_point, prelude=prelude)
+            return Exam(sources=tuple(tests), entry_point=entry_point, prelude=prelude)
         if all(isinstance(test, dict) and {"input", "output"} <= test.keys() for test in tests):
-            return Tests(scripts=tuple((_text(test["input"]), _text(test["output"])) for test in tests))
+            return Exam(scripts=tuple((_text(test["input"]), _text(test["output"])) for test in tests))
         if all(isinstance(test, dict) and {"arguments", "expected"} <= test.keys() for test in tests):
             calls = tuple({"function": entry_point, **test} for test in tests)
             if all(isinstance(call["function"], str) for call in calls):
-                return Tests(calls=calls)
+                return Exam(calls=calls)
     raise TriviumError(
         "Tests are Python source, a list of asserts, or a list of {input, output} or "
         f"{{function, arguments, expected}}; not {str(tests)[:80]!r}."

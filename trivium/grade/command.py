@@ -13,7 +13,9 @@ from trivium.kit.errors import TriviumError
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 _answer = click.option("--answer", help="The text to score.")
-_file = click.option("--file", "path", type=click.Path(path_type=Path), help="A file with it; - for the input.")
+_file = click.option(
+    "--file", "path", type=click.Path(path_type=Path), help="A file with it; - for the input."
+)
 _partial = click.option("--partial", is_flag=True, help="Give the share that passes, not all or nothing.")
 
 

@@ -1,4 +1,4 @@
-"""The scorer of form: a pattern the text matches, a schema its JSON keeps, tags that stand once and in order."""
+"""The scorer of form: a pattern that matches, a schema that JSON keeps, tags that stand once and in order."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def pattern_trouble(text: str, pattern: str) -> str | None:
 
 
 def tags_trouble(text: str, tags: tuple[str, ...]) -> str | None:
-    """What is wrong where each tag does not open and close once, with something inside, in this order, side by side."""
+    """What is wrong where the tags do not stand once each, filled, in this order, with nothing outside."""
     position = 0
     for tag in tags:
         opening, closing = f"<{tag}>", f"</{tag}>"

@@ -118,10 +118,11 @@ def _all_in(case: Callable[[str], str]) -> Check:
 
 # One script names the language where it has it to itself; the rest are told apart by their commonest words.
 _SCRIPTS = {
-    "el": "GREEK", "he": "HEBREW", "ko": "HANGUL", "th": "THAI", "ta": "TAMIL", "te": "TELUGU", "kn": "KANNADA",
-    "gu": "GUJARATI", "pa": "GURMUKHI", "bn": "BENGALI", "ml": "MALAYALAM", "ka": "GEORGIAN", "hy": "ARMENIAN",
-    "hi": "DEVANAGARI", "mr": "DEVANAGARI", "ne": "DEVANAGARI", "ar": "ARABIC", "fa": "ARABIC", "ur": "ARABIC",
-    "ru": "CYRILLIC", "bg": "CYRILLIC", "uk": "CYRILLIC", "zh": "CJK", "ja": "HIRAGANA",
+    "el": "GREEK", "he": "HEBREW", "ko": "HANGUL", "th": "THAI", "ta": "TAMIL", "te": "TELUGU",
+    "kn": "KANNADA", "gu": "GUJARATI", "pa": "GURMUKHI", "bn": "BENGALI", "ml": "MALAYALAM",
+    "ka": "GEORGIAN", "hy": "ARMENIAN", "hi": "DEVANAGARI", "mr": "DEVANAGARI", "ne":
+    "DEVANAGARI", "ar": "ARABIC", "fa": "ARABIC", "ur": "ARABIC", "ru": "CYRILLIC", "bg":
+    "CYRILLIC", "uk": "CYRILLIC", "zh": "CJK", "ja": "HIRAGANA",
 }  # fmt: skip
 _COMMON_WORDS = {
     "en": "the of and to in is that it was for with are this on as",

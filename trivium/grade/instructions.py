@@ -14,7 +14,7 @@ from trivium.world.checks import check_names, fulfils
 
 @dataclass(frozen=True)
 class InstructionsScorer:
-    """One where every instruction is followed; with `partial`, the share that is; `loose` as IFEval's loose accuracy."""
+    """One where every instruction is followed; with `partial`, the share; `loose` as IFEval reads loosely."""
 
     name: str = "instructions"
     partial: bool = False
@@ -77,13 +77,13 @@ def checks_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
         ):
             return found
     raise TriviumError(
-        "The scorer 'instructions' needs a column `check`, `checks` or `instructions` with {check, arguments}, or "
-        f"IFEval's instruction_id_list and kwargs; the row has {', '.join(sorted(columns)) or 'none'}."
+        "The scorer 'instructions' needs a column `check`, `checks` or `instructions` with {check, arguments}, "
+        f"or IFEval's instruction_id_list and kwargs; the row has {', '.join(sorted(columns)) or 'none'}."
     )
 
 
 def loosened(text: str) -> list[str]:
-    """The text, and it without its first line, its last, both, and without stars, as IFEval's loose accuracy reads it."""
+    """The text, and it without its first line, its last, both, and each without stars."""
     lines = text.split("\n")
     cut = [text, "\n".join(lines[1:]), "\n".join(lines[:-1]), "\n".join(lines[1:-1])]
     return [*cut, *(re.sub(r"\*", "", part) for part in cut)]

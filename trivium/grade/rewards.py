@@ -1,4 +1,4 @@
-"""Scorers as rewards: a user's function with TRL's signature, a scorer behind the same one, and weighted lists."""
+"""Rewards under TRL's signature: scorers, a user's own function, and weighted lists of both."""
 
 import importlib.util
 import math
@@ -92,7 +92,8 @@ def reward_from_file(place: str, folder: Path | None = None) -> FunctionReward:
     if not path.is_file():
         raise TriviumError(f"The reward file {path} does not exist; its path is relative to the recipe.")
     spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function = getattr(module, function_name, None)
@@ -102,7 +103,7 @@ def reward_from_file(place: str, folder: Path | None = None) -> FunctionReward:
 
 
 def reward(setting: str | dict[str, Any], folder: Path | None = None) -> tuple[Reward, float]:
-    """One reward and its weight from what a recipe says: a name, `file.py:function`, or {name: …, weight: …, …}."""
+    """One reward and its weight from a recipe: a name, `file.py:function`, or {name, weight, settings}."""
     if isinstance(setting, str):
         setting = {"name": setting}
     settings = dict(setting)
@@ -123,7 +124,7 @@ def reward(setting: str | dict[str, Any], folder: Path | None = None) -> tuple[R
 
 @dataclass
 class Combined:
-    """A weighted list of rewards; the parts stay visible so that an objective may normalise each before the sum."""
+    """A weighted list of rewards, whose parts an objective may normalise before it sums them."""
 
     rewards: list[Reward]
     weights: list[float]

@@ -9,14 +9,15 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int, float),
     "boolean": (bool,), "null": (type(None),),
 }  # fmt: skip
-_COMMENTS = frozenset(
-    "$schema $id $defs $ref $comment definitions title description default examples".split()
-)
-_KNOWN = _COMMENTS | frozenset(
-    "type enum const anyOf allOf oneOf not properties required additionalProperties minProperties maxProperties "
-    "items prefixItems minItems maxItems uniqueItems minLength maxLength pattern minimum maximum exclusiveMinimum "
-    "exclusiveMaximum multipleOf".split()
-)
+_KNOWN = frozenset(
+    (
+        "$schema", "$id", "$defs", "$ref", "$comment", "definitions", "title", "description",
+        "default", "examples", "type", "enum", "const", "anyOf", "allOf", "oneOf", "not",
+        "properties", "required", "additionalProperties", "minProperties", "maxProperties", "items",
+        "prefixItems", "minItems", "maxItems", "uniqueItems", "minLength", "maxLength", "pattern",
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+    )
+)  # fmt: skip
 
 
 def violation(value: Any, schema: Any, root: Any = None, place: str = "the answer") -> str | None:
@@ -58,7 +59,7 @@ def _is_a(value: Any, name: str) -> bool:
         raise TriviumError(f"A JSON schema has no type {name!r}.")
     if isinstance(value, bool):
         return name == "boolean"
-    return isinstance(value, _TYPES[name]) and (name != "integer" or value == int(value))
+    return isinstance(value, _TYPES[name]) and (name != "integer" or float(value).is_integer())
 
 
 def _same(left: Any, right: Any) -> bool:

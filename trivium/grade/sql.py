@@ -42,7 +42,7 @@ class _Late(Exception):
 
 @dataclass(frozen=True)
 class SqlScorer:
-    """One where a query finds what the gold query finds; the order counts where the gold query asks for one."""
+    """One where a query finds what the gold query finds, in its order where that asks for one."""
 
     name: str = "sql"
     database: str | None = None
@@ -53,8 +53,8 @@ class SqlScorer:
         place = columns.get("database") or self.database
         if not isinstance(place, str):
             raise TriviumError(
-                "The scorer 'sql' needs a data base: a setting or column `database` with a file, a script of SQL, "
-                "or world:ledger."
+                "The scorer 'sql' needs a data base: a setting or column `database` with a file, a script of "
+                "SQL, or world:ledger."
             )
         query = query_of(completion)
         if query is None:
@@ -113,11 +113,11 @@ def _authorize(action: int, first: str | None, second: str | None, *_: str | Non
 
 
 def open_read_only(place: str) -> sqlite3.Connection:
-    """A data base that no query can change: a file, a script of SQL run in memory, or the country's ledgers."""
+    """A data base that no query can change: a file, a script of SQL, or the country's ledgers."""
     ledger = _LEDGER.fullmatch(place)
     if ledger:
         dials = dict(re.findall(r"(country|people)=(\d+)", ledger["dials"] or ""))
-        connection = country_ledgers(**{name: int(value) for name, value in dials.items()})
+        connection = country_ledgers(int(dials.get("country", 0)), int(dials.get("people", 240)))
     elif re.search(r"\b(?:create|insert)\b", place, re.I):
         connection = sqlite3.connect(":memory:")
         try:
@@ -168,7 +168,7 @@ def orders_rows(query: str) -> bool:
 
 
 def same_rows(wanted: Sequence[tuple[Any, ...]], found: Sequence[tuple[Any, ...]], ordered: bool) -> bool:
-    """Whether two results hold the same rows, as lists where the order counts and as bags where it does not."""
+    """Whether two results hold the same rows, as lists where the order counts and as bags elsewhere."""
     left, right = ([tuple(map(_plain, row)) for row in rows] for rows in (wanted, found))
     if not ordered:
         left, right = sorted(left, key=repr), sorted(right, key=repr)

@@ -47,7 +47,7 @@ class StepsScorer:
 
 
 def steps_in(line: str) -> list[str]:
-    """The equalities between numbers that a line claims, in one spelling, leaving out that a number is itself."""
+    """The equalities between numbers that a line claims; that a number is itself is no step."""
     if len(line) > 2000:
         return []
     found = _ANNOTATION.findall(line)

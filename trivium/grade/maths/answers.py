@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from trivium.grade.maths.expressions import Expression, letters, node, number
+from trivium.grade.maths.expressions import FUNCTION_NAMES, Expression, letters, node, number
 from trivium.grade.maths.parser import read_expression, read_number
 from trivium.grade.maths.tokens import Token, Tokens, Unreadable, cut, enclosed, split
 from trivium.grade.maths.units import Unit, is_unit, read_unit
@@ -89,7 +89,9 @@ def _words(tokens: Tokens) -> Words | None:
     if len(tokens) == 1 and re.fullmatch(r"[A-Z]", texts[0]):
         return Words(texts[0].lower())
     spelled = re.sub(r"[^\w\s]", " ", " ".join(texts)).casefold().split()
-    if not any(len(word) > 2 and word not in ("inf", "infinity") or word in ("no", "ok") for word in spelled):
+    if not any(
+        (len(word) > 2 and word not in ("inf", "infinity")) or word in ("no", "ok") for word in spelled
+    ):
         return None
     if spelled[0] in ("or", "and"):
         return None
@@ -101,7 +103,7 @@ class _Reader:
         self.glued_units = glued_units
 
     def several(self, tokens: Tokens) -> Answer:
-        parts, found = split(tokens, _COMMAS)
+        parts, _ = split(tokens, _COMMAS)
         if len(parts) == 1:
             return self.one(tokens)
         parts = [part for place, part in enumerate(parts) if part or place not in range(1, len(parts) - 1)]
@@ -283,8 +285,6 @@ class _Reader:
 
 
 def _plain_word(text: str) -> bool:
-    from trivium.grade.maths.expressions import FUNCTION_NAMES
-
     return text not in FUNCTION_NAMES and text not in ("infinity", "inf")
 
 

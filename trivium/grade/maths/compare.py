@@ -234,7 +234,7 @@ def _finite(value: complex) -> bool:
 
 
 def _proportional(left: Expression, right: Expression, positive: bool) -> bool:
-    """Whether one side is a constant (positive, for an inequality) times the other, so both vanish together."""
+    """Whether one is a constant (positive, for an inequality) times the other, so both vanish together."""
     unknowns = sorted(letters(left) | letters(right))
     chance = random.Random(repr((left, right)))
     ratio: complex | None = None

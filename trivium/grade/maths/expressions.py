@@ -1,4 +1,4 @@
-"""Arithmetic and algebra as a tree, and three ways to evaluate it: exactly, in a prime field, in the complex plane."""
+"""Arithmetic as a tree, and three ways to evaluate it: exactly, in a prime field, in the complex plane."""
 
 import cmath
 import math
@@ -125,7 +125,7 @@ def _exact_call(expression: Expression) -> Fraction | None:
         return max(known) if name == "max" else min(known)
     if name == "factorial" and whole and 0 <= first <= 1000:
         return Fraction(math.factorial(first.numerator))
-    if name == "binomial" and whole and 0 <= first <= 1000 and 0 <= known[1]:
+    if name == "binomial" and whole and 0 <= first <= 1000 and known[1] >= 0:
         return Fraction(math.comb(first.numerator, known[1].numerator))
     if name in ("gcd", "lcm") and whole:
         return Fraction(getattr(math, name)(*(value.numerator for value in known)))

@@ -26,7 +26,7 @@ def after_thinking(text: str) -> str | None:
 
 
 def marked_answers(text: str) -> Marked:
-    """Every boxed or hashed answer; failing those the last announced one; failing that a short text as a whole."""
+    """Every boxed or hashed answer; failing those the announced ones; failing those a short text itself."""
     answers = [*_boxed(text), *(match["answer"] for match in _HASHES.finditer(text))]
     if answers:
         return Marked("marked", tuple(answers))

@@ -25,8 +25,11 @@ _TEXT = re.compile(
     r"\s*\{([^{}]*)\}"
 )
 _FUNCTION_WORDS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp lim max min gcd lcm".split()
-)
+    (
+        "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh",
+        "ln", "log", "exp", "lim", "max", "min", "gcd", "lcm",
+    )
+)  # fmt: skip
 
 
 def tidy(text: str) -> str:
@@ -76,7 +79,7 @@ def _quoted(match: re.Match[str]) -> str:
 
 
 def fenced(text: str, start: int, opening: str = "{", closing: str = "}") -> tuple[str, int] | None:
-    """What stands between the bracket at `start` and its partner, and where that ends; None if it never closes."""
+    """What stands between the bracket at `start` and its partner, and where that ends, if it does."""
     assert text[start] == opening
     depth = 0
     position = start

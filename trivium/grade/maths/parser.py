@@ -11,9 +11,12 @@ _CONSTANTS = {
     "inf": "infinity", "oo": "infinity", "\\e": "e", "\\i": "i",
 }  # fmt: skip
 _GREEK = frozenset(
-    "\\alpha \\beta \\gamma \\delta \\epsilon \\theta \\lambda \\mu \\phi \\varphi \\omega \\rho \\sigma \\tau"
-    " \\kappa \\ell \\eta \\zeta \\xi \\psi \\nu \\Delta \\Omega".split()
-)
+    f"\\{name}"
+    for name in (
+        "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "varphi", "omega", "rho",
+        "sigma", "tau", "kappa", "ell", "eta", "zeta", "xi", "psi", "nu", "Delta", "Omega",
+    )
+)  # fmt: skip
 _SYNONYMS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil"}
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 

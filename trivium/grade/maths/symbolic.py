@@ -33,7 +33,8 @@ class _Child:
             if self.process is None or self.process.poll() is not None or self.owner != os.getpid():
                 self.start()
             process = self.process
-            assert process is not None and process.stdin is not None
+            assert process is not None
+            assert process.stdin is not None
             try:
                 process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
                 process.stdin.flush()
@@ -61,7 +62,8 @@ class _Child:
     def line(self, seconds: float) -> bytes:
         """The next line of the child, or TimeoutError when it is late or gone."""
         process = self.process
-        assert process is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdout is not None
         deadline = time.monotonic() + seconds
         read = b""
         with selectors.DefaultSelector() as selector:

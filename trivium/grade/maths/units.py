@@ -68,7 +68,7 @@ def _known(word: str) -> tuple[str, Fraction] | None:
 
 
 def read_unit(text: str) -> Unit:
-    """The unit a phrase such as 'square meters' or 'km/h' names; words without a known size are dimensions of their own."""
+    """The unit a phrase such as 'square meters' names; a word without a known size is its own dimension."""
     text = re.sub(r"[{}]", "", text).strip()
     text = re.sub(r"\bper\b", "/", text)
     size = Fraction(1)

@@ -3,8 +3,8 @@
 import errno
 import struct
 
-# Numbers from the kernel's own headers (asm/unistd_64.h, asm-generic/unistd.h). What is not listed is refused:
-# every kind of socket, fork and exec, kill, ptrace, mounts, namespaces, keys, bpf, io_uring and what comes next.
+# Numbers from the kernel's own headers (asm/unistd_64.h, asm-generic/unistd.h). What is not listed is
+# refused: sockets, fork and exec, kill, ptrace, mounts, namespaces, keys, bpf, io_uring and what comes next.
 _CALLS: dict[str, dict[str, int]] = {
     "x86_64": {
         "read": 0, "write": 1, "close": 3, "open": 2, "openat": 257, "stat": 4, "lstat": 6, "fstat":

@@ -1,4 +1,4 @@
-"""The judge: runs the tests in a walled-in process of their own, and asks the program's process for every answer."""
+"""The judge: runs the tests in a walled-in process of their own, and asks the program's for every answer."""
 
 import ast
 import builtins
@@ -8,6 +8,7 @@ import secrets
 import sys
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from . import values
@@ -227,7 +228,9 @@ def run_sources(order: dict[str, Any], line: Line, outcome: Outcome) -> None:
     names = {
         name: Function(line, name)
         for name in order["names"]
-        if not hasattr(builtins, name) or name == order["entry_point"]
+        if name.isidentifier()
+        and not name.startswith("__")
+        and (not hasattr(builtins, name) or name == order["entry_point"])
     }
     space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins, **names}
     sys.meta_path.append(_Finder(names))
@@ -243,7 +246,7 @@ def run_sources(order: dict[str, Any], line: Line, outcome: Outcome) -> None:
 def run_tests(
     source: str, space: dict[str, Any], outcome: Outcome, line: Line, entry_point: str | None
 ) -> None:
-    """Run a file of tests: each top-level assert, `check(candidate)`, each test function and each TestCase."""
+    """Run one source of tests: its asserts, `check(candidate)`, test functions and TestCases."""
     space.pop("check", None)
     before = dict(space)
     for statement in ast.parse(source).body:
@@ -252,7 +255,7 @@ def run_tests(
             isinstance(part, ast.Assert) for part in ast.walk(statement)
         )
         if isinstance(statement, ast.Assert) or loop or _calls_check(statement):
-            outcome.attempt(ast.unparse(statement)[:120], lambda code=code: exec(code, space))
+            outcome.attempt(ast.unparse(statement)[:120], partial(exec, code, space))
         else:
             exec(code, space)
     called = any(_calls_check(statement) for statement in ast.parse(source).body)
@@ -263,7 +266,7 @@ def run_tests(
             if not entry_point:
                 outcome.broken = "check(candidate) needs to be told the entry point"
                 continue
-            outcome.attempt("check", lambda thing=thing: thing(Function(line, entry_point)))
+            outcome.attempt("check", partial(thing, Function(line, entry_point)))
         elif name.startswith("test") and isinstance(thing, types.FunctionType):
             outcome.attempt(name, thing)
         elif isinstance(thing, type) and hasattr(thing, "countTestCases") and thing.__module__ == "tests":
@@ -279,13 +282,13 @@ def _calls_check(statement: ast.stmt) -> bool:
     )
 
 
-def run_case(case: type, outcome: Outcome) -> None:
+def run_case(case: Any, outcome: Outcome) -> None:
     """Run a unittest.TestCase, one test at a time."""
     import unittest
 
-    for test in unittest.defaultTestLoader.loadTestsFromTestCase(case):
-        result = unittest.TestResult()
+    for name in unittest.defaultTestLoader.getTestCaseNames(case):
+        test, result = case(name), unittest.TestResult()
         test.run(result)
         trouble = [*result.failures, *result.errors]
         last = trouble[0][1].strip().splitlines()[-1] if trouble else ""
-        outcome.record(f"{test.id()}: {last}" if trouble else "")
+        outcome.record(f"{name}: {last}" if trouble else "")

@@ -127,8 +127,8 @@ class Sandbox:
             troubles.append(f"{choice}: {trouble}")
         raise TriviumError(
             "This machine's kernel does not allow the walls that keep a model's program in "
-            f"({'; '.join(troubles)}); run it where user namespaces or Landlock are allowed, or accept the danger "
-            "with --unsafe-sandbox."
+            f"({'; '.join(troubles)}); run it where user namespaces or Landlock are allowed, or accept the "
+            "danger with --unsafe-sandbox."
         )
 
     def _start(self, walls: str) -> str | None:

@@ -10,18 +10,18 @@ from typing import Any
 
 from . import judge, values
 
-_WARM = (
-    "abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions functools "
-    "hashlib heapq io itertools json math numbers operator queue random re statistics string struct textwrap "
-    "threading time traceback types typing unicodedata zlib"
-).split()
+_WARM = """
+    abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions
+    functools hashlib heapq io itertools json math numbers operator queue random re statistics string struct textwrap
+    threading time traceback types typing unicodedata zlib
+"""
 _MOST_ITEMS = 200_000
 OUT_OF_MEMORY = 98
 
 
 def warm_up() -> None:
     """Import what programs commonly import, once, before there are walls."""
-    for name in _WARM:
+    for name in _WARM.split():
         importlib.import_module(name)
 
 
@@ -48,8 +48,8 @@ def quiet() -> None:
         os.dup2(nowhere, fd)
     os.close(nowhere)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def climbed() -> list[str]:

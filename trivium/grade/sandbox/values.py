@@ -18,7 +18,7 @@ class Unplain(Exception):
 
 
 def encode(value: Any, special: Special | None = None, depth: int = 0) -> Any:
-    """A plain value in the form that JSON can carry without losing its type; `special` may encode what is not plain."""
+    """A plain value in the form that JSON can carry without losing its type; `special` encodes others."""
     kind = type(value)
     if depth > _DEEPEST:
         raise ValueError("a value is nested too deeply to be passed")
@@ -89,7 +89,7 @@ def identical(expected: Any, given: Any) -> bool:
     if type(expected) is not type(given):
         return False
     if isinstance(expected, dict):
-        # Keys that are equal but differ in type (1 and True) are told apart by looking at the keys themselves.
+        # Equal keys of different types (1 and True) are told apart by the keys themselves.
         kinds = {(type(key), key) for key in expected}
         return kinds == {(type(key), key) for key in given} and all(
             identical(expected[key], given[key]) for key in expected

@@ -71,13 +71,13 @@ class Warden:
 
     def allowed(self) -> dict[str, int]:
         standard = sysconfig.get_paths()["stdlib"]
-        allowed = {path: _READ for path in _LIBRARIES}
+        allowed = dict.fromkeys(_LIBRARIES, _READ)
         for name in os.listdir(standard):
             if name not in ("site-packages", "dist-packages"):
                 allowed[os.path.join(standard, name)] = _READ
-        allowed |= {path: kernel.READ_FILE | kernel.WRITE_FILE for path in _DEVICES}
+        allowed |= dict.fromkeys(_DEVICES, kernel.READ_FILE | kernel.WRITE_FILE)
         if self.walls == "namespaces":
-            # Everything but programs, device nodes and sockets; the rule stands on the folder above the mount.
+            # Everything but programs, devices and sockets; the rule stands above the mount.
             allowed["/room"] = ((1 << 16) - 1) & ~(1 | 1 << 6 | 1 << 9 | 1 << 11)
         return allowed
 
