@@ -28,7 +28,7 @@ def reach_for(length: int) -> int:
     The fused CPU kernel sums in vectors of 16 and in stretches of 512: read in these units, the masked rest
     adds exact zeros in the same order, so a row's numbers do not depend on how long its neighbours are.
     """
-    unit = 2 * BLOCK if length <= WHOLE_BLOCKS else WHOLE_BLOCKS
+    unit = BLOCK if length <= WHOLE_BLOCKS else WHOLE_BLOCKS
     return -(-length // unit) * unit
 
 

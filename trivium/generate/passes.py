@@ -19,6 +19,10 @@ class Passes(Protocol):
         """Hidden states after the last norm, [N, width]."""
         ...
 
+    def fill(self, tokens: Tensor, context: CacheContext) -> None:
+        """Cache the tokens' keys and values and compute no more than that takes."""
+        ...
+
     def step(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Scores over the vocabulary after each token, [N, V]."""
         ...
@@ -48,6 +52,9 @@ class Modules:
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         return self.model(tokens, context)
+
+    def fill(self, tokens: Tensor, context: CacheContext) -> None:
+        self.model(tokens, context)
 
     def step(self, tokens: Tensor, context: CacheContext) -> Tensor:
         return self.model.logits(self.model(tokens, context))

@@ -15,7 +15,7 @@ Anything a plan does not cover (experts, adapters, low precision, GPUs) runs thr
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,6 @@ from trivium.model.positions import Rotary
 from trivium.model.transformer import Layer, Transformer
 
 LEAST_ROWS = 2
-BUFFERS_KEPT = 48
 
 
 def plain(module: nn.Module | None) -> bool:
@@ -187,7 +186,10 @@ class Plan:
     def __init__(self, model: Transformer) -> None:
         assert covers(model)
         self.model = model
-        self._buffers: OrderedDict[int, Buffers] = OrderedDict()
+        self._rows = 0
+        self._turn: dict[int, Tensor | None] = {id(None): None}
+        self._storage: dict[str, Tensor] = {}
+        self._buffers: dict[int, Buffers] = {}
         self._tables: dict[int, Tensor] = {}
         self.refresh()
 
@@ -213,41 +215,50 @@ class Plan:
             self.refresh()
 
     def _room(self, count: int) -> Buffers:
-        if count in self._buffers:
-            self._buffers.move_to_end(count)
-            return self._buffers[count]
+        """The buffers of a pass over `count` tokens: the first rows of storage that all passes share."""
+        if count > self._rows:
+            self._rows = count
+            self._storage.clear()
+            self._buffers.clear()
+        if count not in self._buffers:
+            self._buffers[count] = self._lay_out(count)
+        return self._buffers[count]
+
+    def _space(self, name: str, count: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        if name not in self._storage:
+            self._storage[name] = torch.zeros(self._rows, width, dtype=dtype)
+        return self._storage[name][:count]
+
+    def _lay_out(self, count: int) -> Buffers:
         config = self.model.config
         heads, key_heads, head_width = config.heads, config.key_value_heads, config.head_width
         turning = heads + key_heads
-        projected = torch.zeros(count, (turning + key_heads) * head_width)
+        projected = self._space("projected", count, (turning + key_heads) * head_width)
         queries_keys = projected[:, : turning * head_width]
-        entered = torch.zeros(count, (2 if config.gated else 1) * config.inner_width)
-        pairs = queries_keys.view(count, turning, -1, 2) if head_width % 2 == 0 else queries_keys[:, :0]
-        buffers = Buffers(
-            stream=torch.zeros(count, config.width),
-            rows=torch.zeros(count, config.width),
-            lengths=torch.zeros(count, 1),
+        entered = self._space("entered", count, (2 if config.gated else 1) * config.inner_width)
+        halves = queries_keys.view(count, turning, -1, 2) if config.positions == "rope" else None
+        query = projected[:, : heads * head_width]
+        return Buffers(
+            stream=self._space("stream", count, config.width),
+            rows=self._space("rows", count, config.width),
+            lengths=self._space("lengths", count, 1),
             projected=projected,
-            turning=torch.view_as_complex(pairs) if head_width % 2 == 0 else pairs,
+            turning=torch.view_as_complex(halves) if halves is not None else queries_keys,
             queries_keys=queries_keys.view(count, turning, head_width),
-            query=projected[:, : heads * head_width].view(count, key_heads, heads // key_heads, head_width),
-            query_flat=projected[:, : heads * head_width],
+            query=query.view(count, key_heads, heads // key_heads, head_width),
+            query_flat=query,
             key_flat=projected[:, heads * head_width : turning * head_width],
             key_value=projected[:, heads * head_width :],
-            head_lengths=torch.zeros(count, turning, 1),
-            mixed=torch.zeros(count, heads * head_width),
+            head_lengths=self._space("head_lengths", count, turning).unsqueeze(-1),
+            mixed=self._space("mixed", count, heads * head_width),
             entered=entered,
             gate=entered[:, : config.inner_width],
-            inner=torch.zeros(count, config.inner_width),
             up=entered[:, -config.inner_width :],
+            inner=self._space("inner", count, config.inner_width),
             tokens=torch.zeros(count, dtype=torch.long),
             positions=torch.zeros(count, dtype=torch.long),
-            turns=torch.zeros(count, head_width // 2, dtype=torch.complex64),
+            turns=self._space("turns", count, head_width // 2, torch.complex64),
         )
-        if len(self._buffers) >= BUFFERS_KEPT:
-            self._buffers.popitem(last=False)
-        self._buffers[count] = buffers
-        return buffers
 
     def _turns(self, rotary: Rotary, context: CacheContext, positions: Tensor, out: Tensor | None) -> Tensor:
         """Complex numbers of length `factor` by which each token's pairs are turned, [N, 1, D / 2]."""
@@ -266,20 +277,27 @@ class Plan:
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Hidden states after the last norm, [N, width]; the next call may overwrite them."""
-        return self._forward(tokens, context).rows[: len(tokens)]
+        room = self._forward(tokens, context, self.layers)
+        return self.last.whole(room.stream, room.rows, room.lengths)[: len(tokens)]
+
+    def fill(self, tokens: Tensor, context: CacheContext) -> None:
+        """Cache the tokens' keys and values; what the last layer would make of them nobody asks."""
+        room = self._forward(tokens, context, self.layers[:-1])
+        self._project(self.layers[-1], room, self._turn[id(self.layers[-1].rotary)])
+        context.store(len(self.layers) - 1, room.key_value[: len(tokens)])
 
     def step(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Scores over the vocabulary after each token, [N, V]; the next call may overwrite them."""
-        room = self._forward(tokens, context)
+        room = self._forward(tokens, context, self.layers)
+        hidden = self.last.whole(room.stream, room.rows, room.lengths)
         if room.logits is None:
-            room.logits = torch.zeros(len(room.rows), self.head.shape[1])
-        scores = self._capped(torch.mm(room.rows, self.head, out=room.logits))
+            room.logits = torch.zeros(len(hidden), self.head.shape[1])
+        scores = self._capped(torch.mm(hidden, self.head, out=room.logits))
         return scores if len(scores) == len(tokens) else scores[: len(tokens)]
 
-    def _forward(self, tokens: Tensor, context: CacheContext) -> Buffers:
-        count, model = len(tokens), self.model
+    def _forward(self, tokens: Tensor, context: CacheContext, layers: Sequence[LayerPlan]) -> Buffers:
+        count, model, positions = len(tokens), self.model, context.positions
         room = self._room(max(count, LEAST_ROWS))
-        positions = context.positions
         if count < LEAST_ROWS:
             room.tokens[:count].copy_(tokens)
             room.positions[:count].copy_(positions)
@@ -289,19 +307,16 @@ class Plan:
             stream.mul_(model.config.embedding_scale)
         if model.position_embedding is not None:
             stream.add_(model.position_embedding.weight.index_select(0, positions))
-        turns = {
-            id(rotary): self._turns(rotary, context, positions, None if index else room.turns)
-            for index, rotary in enumerate(self.rotaries)
-        }
-        for layer in self.layers:
-            self._attention(layer, room, context, turns.get(id(layer.rotary)), count)
+        for index, rotary in enumerate(self.rotaries):
+            self._turn[id(rotary)] = self._turns(rotary, context, positions, None if index else room.turns)
+        for layer in layers:
+            self._project(layer, room, self._turn[id(layer.rotary)])
+            self._attend(layer, room, context, count)
             self._inner(layer, room)
-        room.rows = self.last.whole(stream, room.rows, room.lengths)
         return room
 
-    def _attention(
-        self, layer: LayerPlan, room: Buffers, context: CacheContext, turns: Tensor | None, count: int
-    ) -> None:
+    def _project(self, layer: LayerPlan, room: Buffers, turns: Tensor | None) -> None:
+        """Queries, keys and values of one layer, normalised and turned."""
         stream = room.stream
         rows = stream if layer.before is None else layer.before.divide(stream, room.rows, room.lengths)
         if layer.projection_bias is None:
@@ -317,6 +332,9 @@ class Plan:
             room.queries_keys.mul_(layer.head_weight)
         if turns is not None:
             room.turning.mul_(turns)
+
+    def _attend(self, layer: LayerPlan, room: Buffers, context: CacheContext, count: int) -> None:
+        stream = room.stream
         context.store(layer.index, room.key_value)
         mixed = context.read(layer.index, room.query, layer.scale, layer.window, layer.soft_cap)
         if len(mixed) < len(stream):

@@ -55,8 +55,15 @@ class Reader:
                 lengths = torch.tensor([row.reserved for row, _ in reading])
                 reserved = lengths.repeat_interleave(sizes).to(self._device)
             context = PromptContext(pieces, reserved, self._last_position)
-            hidden = self._passes.forward(torch.tensor(tokens, device=self._device), context)
-            self._take_in(hidden, reading, pieces)
+            batch = torch.tensor(tokens, device=self._device)
+            if any(row.scored is not None for row, _ in reading):
+                self._take_in(self._passes.forward(batch, context), reading, pieces)
+            else:
+                self._passes.fill(batch, context)
+            for row, count in reading:
+                row.filled += count
+                row.length += count
+                self._counts["prompt_tokens"] += count
         lenders = {id(row.lender) for row in self.rows if row.lender is not None}
         done = [row for row in self.rows if row.filled >= row.goal]
         # a scored row stays for those that wait to copy from it
@@ -65,7 +72,7 @@ class Reader:
         return done
 
     def _take_in(self, hidden: Tensor, reading: Sequence[tuple[Row, int]], pieces: Sequence[Piece]) -> None:
-        """Count what was read, and keep what scoring and embedding want of it."""
+        """Keep what scoring and embedding want of what was read."""
         offset = 0
         wanted: list[Tensor] = []
         targets: list[int] = []
@@ -80,9 +87,6 @@ class Reader:
                     wanted.append(hidden[offset + first : offset + count])
                     targets += row.tokens[row.filled + first + 1 : row.filled + count + 1]
                     owners.append((row.scored, count - first))
-            row.filled += count
-            row.length += count
-            self._counts["prompt_tokens"] += count
             offset += piece.count
         if wanted:
             logprobs = self._logprobs(torch.cat(wanted), torch.tensor(targets, device=self._device))
