@@ -16,8 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trivium
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum, read_json
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.progress import Progress
 from trivium.pipeline import show
 from trivium.pipeline.plan import plan
+from trivium.stages.mixtures import Portion, unseen_rows
+from trivium.stages.stage import Work
+from trivium.tokens.tokenizer import Tokenizer
 
 RECIPE = """\
 name: tiny
@@ -133,6 +138,18 @@ def test_a_mixture_of_raw_sources_needs_a_tokenizer_and_says_so(tmp_path):
         set={"base.tokenizer": "words", "base.steps": 2},
     )
     assert run["base"].summary["steps"] == 2
+
+
+def test_bits_per_byte_rests_on_exact_bytes(made, tmp_path):
+    _, run = made
+    corpus = run["corpus"].folder / "data"
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    work = Work("base", tmp_path, {"corpus": corpus}, 1, MetricsLog(tmp_path / "log"), Progress())
+    rows = unseen_rows(work, {"corpus": Portion()}, tokenizer, 32, 10_000)["corpus"]
+    assert rows
+    for row in rows:
+        text = tokenizer.decode(row.targets[row.targets >= 0])
+        assert row.columns["bytes"].sum() == len(text.encode())
 
 
 def started(recipe: Path, runs: Path) -> subprocess.Popen[str]:
