@@ -49,6 +49,7 @@ class PackedRows:
         self.shards = shards
         self.packing: Packing = pack(shards.lengths, context, method=method, seed=seed)
         self._masked = learn == "assistant" and shards.has_masks
+        self._weights = shards.column("weight") if "weight" in shards.manifest["columns"] else None
         self._source = source
 
     def __len__(self) -> int:
@@ -73,6 +74,8 @@ class PackedRows:
                 learned = self.shards.learned_of(document, start + 1, start + 1 + predicted)
                 if learned is not None:
                     weights[place : place + predicted] = learned
+            if self._weights is not None:
+                weights[place : place + predicted] *= self._weights[document]
             place += length
         ids = tuple(self.shards.id(document) for document in documents)
         return Row(tokens, targets, weights, lengths, ids=ids, sources=(self._source,) * len(lengths))

@@ -121,6 +121,32 @@ def write_shards(
 
     `validation` is the share held out, `unique` drops exact copies, `columns` names numbers to keep of each.
     """
+    return write_encoded(
+        encode_documents(documents, tokenizer, workers),
+        tokenizer,
+        folder,
+        validation=validation,
+        unique=unique,
+        tokens_per_shard=tokens_per_shard,
+        columns=columns,
+        skip_refused=skip_refused,
+        facts=facts,
+    )
+
+
+def write_encoded(
+    found: Iterable[Encoded | Refused],
+    tokenizer: Tokenizer,
+    folder: Path | str,
+    *,
+    validation: float = 0.0,
+    unique: bool = False,
+    tokens_per_shard: int = 1 << 28,
+    columns: tuple[str, ...] = (),
+    skip_refused: bool = False,
+    facts: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write what is tokenised already; `facts` are kept as they are once the last document is written."""
     dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4")
     seen: set[bytes] = set()
     counts = {"documents": 0, "duplicates": 0, "refused": 0}
@@ -128,7 +154,7 @@ def write_shards(
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     open_shards: dict[str, _Shard] = {}
     with whole_folder(folder) as beside:
-        for encoded in encode_documents(documents, tokenizer, workers):
+        for encoded in found:
             counts["documents"] += 1
             if isinstance(encoded, Refused):
                 line = f"{encoded.document.id} {encoded.why}"
@@ -285,6 +311,18 @@ class Shards:
     def has_masks(self) -> bool:
         """Whether some shard learns only part of its tokens."""
         return any(mask is not None for mask in self._masks)
+
+    @cached_property
+    def learned_tokens(self) -> int:
+        """How many tokens are predicted and learned: the first of a document is never predicted."""
+        return sum(map(self._learned_in, range(len(self._shards))))
+
+    def _learned_in(self, shard: int) -> int:
+        first, mask = self._starts[shard][:-1], self._masks[shard]
+        if mask is None:
+            return int(self._starts[shard][-1]) - len(first)
+        bits = np.unpackbits(mask, count=int(self._starts[shard][-1]))
+        return int(bits.sum()) - int(bits[first].sum())
 
     @cached_property
     def bytes(self) -> np.ndarray:

@@ -107,7 +107,7 @@ class Tokenizer:
         settings = {key: value for key, value in self.settings.items() if key != "chat_template"}
         settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         settings.setdefault("clean_up_tokenization_spaces", False)
-        settings.setdefault("eos_token", self.token(self._end_of_reply()))
+        settings.setdefault("eos_token", self.token(self.end_of_reply_id))
         settings.setdefault("pad_token", self.token(self.pad_id))
         write_text(folder / "tokenizer.json", json.dumps(self._json, ensure_ascii=False, indent=2))
         write_json(folder / "tokenizer_config.json", settings)
@@ -118,7 +118,12 @@ class Tokenizer:
                 path.parent.mkdir(exist_ok=True)
             write_text(path, source)
 
-    def _end_of_reply(self) -> int:
+    @cached_property
+    def end_of_reply_id(self) -> int:
+        """The token that ends a completion: the family's `eos_token`, at which generation stops."""
+        named = self._control.get(self._named.get("eos_token", ""))
+        if named is not None:
+            return named
         return self.end_of_turn_id if self.end_of_turn_id is not None else self.end_of_text_id
 
     @cached_property

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from trivium.data.rows import Batch, Row
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.objective import Loss, Measure
 from trivium.model.attention import Documents
 from trivium.model.transformer import Transformer
+
+
+def noisy_embeddings(model: Transformer, batch: Batch, strength: float) -> Tensor:
+    """Embeddings with uniform noise up to strength / sqrt(length × width) of the document (NEFTune, 2023)."""
+    rows = model.embed(batch.tokens)
+    lengths = torch.tensor(batch.lengths, device=rows.device)
+    largest = strength / (lengths * rows.shape[-1]).sqrt()
+    return rows + torch.empty_like(rows).uniform_(-1, 1) * largest.repeat_interleave(lengths)[:, None].to(
+        rows.dtype
+    )
 
 
 class NextToken:
@@ -20,11 +31,17 @@ class NextToken:
     extra = None
 
     def __init__(
-        self, *, sources: Sequence[str] = (), z_loss: float = 0.0, label_smoothing: float = 0.0
+        self,
+        *,
+        sources: Sequence[str] = (),
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
+        noise: float = 0.0,
     ) -> None:
         self.sources = tuple(sources)
         self.z_loss = z_loss
         self.label_smoothing = label_smoothing
+        self.noise = noise
 
     def weight(self, rows: Sequence[Row]) -> float:
         """The sum of the tokens' weights."""
@@ -33,7 +50,8 @@ class NextToken:
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """The loss sum, the share of right guesses, and the loss of every source."""
         documents = Documents(batch.lengths, batch.tokens.device)
-        hidden = model(batch.tokens, documents)
+        embeddings = noisy_embeddings(model, batch, self.noise) if self.noise else None
+        hidden = model(batch.tokens, documents, embeddings=embeddings)
         result = fused_cross_entropy(
             hidden, model.head_weight, batch.targets, batch.weights,
             soft_cap=model.final_soft_cap, z_loss=self.z_loss, label_smoothing=self.label_smoothing,

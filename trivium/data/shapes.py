@@ -1,0 +1,218 @@
+"""The shapes in which people keep examples to fine-tune on, told apart by their columns, read into one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+
+Fields = Mapping[str, Any]
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one row teaches: a text, a completion of a prompt, or a conversation from message `given` on."""
+
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: tuple[Message, ...] = ()
+    given: int = 0
+    tools: list[Any] | None = None
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A known shape: what people call it, which columns it takes, and how a row is read."""
+
+    name: str
+    columns: tuple[str, ...]
+    read: Callable[[Fields], Example]
+
+
+def recognised(fields: Fields) -> Shape:
+    """The shape of a row with these columns; what is no example to imitate is refused with the remedy."""
+    here = {name for name, value in fields.items() if value is not None}
+    for shape in SHAPES:
+        if set(shape.columns) <= here:
+            return shape
+    names = ", ".join(map(repr, fields)) or "nothing"
+    if {"chosen", "rejected"} <= here:
+        raise TriviumError("holds preferences (`chosen`, `rejected`), which a `preference` stage learns from")
+    if "prompt" in here:
+        raise TriviumError("holds prompts without anything to answer; add a `completion`, or use `rlvr`")
+    raise TriviumError(
+        f"holds {names}: none of messages, conversations, prompt + completion, instruction + output, "
+        "question + answer or text; name yours with `columns`"
+    )
+
+
+def example_of(shape: Shape, fields: Fields) -> Example:
+    """A row read in the shape its source was recognised as; what is wrong with it is said in one sentence."""
+    for column in shape.columns:
+        if fields.get(column) is None:
+            names = ", ".join(repr(name) for name, value in fields.items() if value is not None)
+            raise TriviumError(f"has no {column!r} as the first row of its source has, but {names}")
+    example = shape.read(fields)
+    further: dict[str, Any] = {}
+    if fields.get("tools"):
+        further["tools"] = _parsed(fields["tools"], "tools", list)
+    arguments = fields.get("chat_template_kwargs") or fields.get("template_arguments")
+    if arguments:
+        further["template_arguments"] = _parsed(arguments, "chat_template_kwargs", dict)
+    weight = fields.get("weight")
+    if weight is not None:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise TriviumError(f"has the `weight` {weight!r}, which is not a number from 0 on")
+        further["weight"] = float(weight)
+    return Example(**{**vars(example), **further})
+
+
+def _parsed(value: Any, column: str, kind: type) -> Any:
+    """A list or object as it is, or from the JSON text in which tables keep it."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise TriviumError(f"has a `{column}` that is text, but not JSON") from None
+    if not isinstance(value, kind):
+        raise TriviumError(f"has a `{column}` that is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _text(fields: Fields, column: str) -> str:
+    value = fields[column]
+    if not isinstance(value, str):
+        raise TriviumError(f"has a `{column}` that is {type(value).__name__}, not text")
+    return value
+
+
+def _messages(value: Any, column: str) -> tuple[Message, ...]:
+    """Messages with a role each, and something said or called in each."""
+    listed = _parsed(value, column, list)
+    if not listed:
+        raise TriviumError(f"has no message in `{column}`")
+    messages = []
+    for number, message in enumerate(listed):
+        if not isinstance(message, Mapping):
+            raise TriviumError(
+                f"has in `{column}` a message {number} that is {type(message).__name__}, not an object"
+            )
+        said = {name: value for name, value in message.items() if value is not None}
+        if "from" in said and "role" not in said:
+            said = _sharegpt(said, number, column)
+        if not isinstance(said.get("role"), str):
+            raise TriviumError(f"has in `{column}` a message {number} without a `role`")
+        if not isinstance(said.get("content", ""), (str, list)):
+            found = type(said["content"]).__name__
+            raise TriviumError(f"has in `{column}` a message {number} whose content is {found}, not text")
+        if "content" not in said and not said.get("tool_calls"):
+            raise TriviumError(f"has in `{column}` a message {number} that says nothing (no `content`)")
+        # Templates ask a message for its content even where it only calls a function.
+        messages.append({"content": "", **said})
+    return tuple(messages)
+
+
+_SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "bot": "assistant", "system": "system", "observation": "tool", "tool": "tool",
+}  # fmt: skip
+
+
+def _sharegpt(message: Message, number: int, column: str) -> Message:
+    """`{from: human, value: ...}` as a message; a function call becomes the assistant's tool call."""
+    speaker, value = message["from"], message.get("value")
+    if not isinstance(value, str):
+        raise TriviumError(f"has in `{column}` a message {number} whose `value` is no text")
+    rest = {name: one for name, one in message.items() if name not in ("from", "value")}
+    if speaker == "function_call":
+        call = _parsed(value, f"{column}[{number}].value", dict)
+        function = {"name": call.get("name"), "arguments": call.get("arguments", {})}
+        return {**rest, "role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
+    if speaker not in _SPEAKERS:
+        raise TriviumError(f"has in `{column}` a message {number} from {speaker!r}, which is nobody known")
+    return {**rest, "role": _SPEAKERS[speaker], "content": value}
+
+
+def _conversation(column: str) -> Callable[[Fields], Example]:
+    def read(fields: Fields) -> Example:
+        messages = _messages(fields[column], column)
+        system = fields.get("system")
+        if isinstance(system, str) and system and messages[0]["role"] != "system":
+            messages = ({"role": "system", "content": system}, *messages)
+        return Example(messages=messages)
+
+    return read
+
+
+def _answered(fields: Fields, asked: str, answer: str) -> Example:
+    """A prompt and what completes it: both texts, both messages, or messages answered by a text."""
+    prompt, completion = fields[asked], fields[answer]
+    if _is_messages(prompt):
+        before = _messages(prompt, asked)
+        if _is_messages(completion):
+            after = _messages(completion, answer)
+        else:
+            after = ({"role": "assistant", "content": _text(fields, answer)},)
+        return Example(messages=(*before, *after), given=len(before))
+    return Example(prompt=_text(fields, asked), completion=_text(fields, answer))
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith('[{"role"'))
+
+
+def _completed(asked: str, answer: str) -> Shape:
+    return Shape("prompt-completion", (asked, answer), lambda fields: _answered(fields, asked, answer))
+
+
+def _asked(asked: str, answer: str) -> Shape:
+    """A question and its answer: an exchange in the template's form, as nothing says how to join the texts."""
+
+    def read(fields: Fields) -> Example:
+        if _is_messages(fields[asked]):
+            return _answered(fields, asked, answer)
+        before = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
+        before.append({"role": "user", "content": _text(fields, asked)})
+        said = {"role": "assistant", "content": _text(fields, answer)}
+        return Example(messages=(*before, said), given=len(before))
+
+    return Shape(f"prompt-completion, conversational ({asked} and {answer})", (asked, answer), read)
+
+
+def _alpaca(fields: Fields) -> Example:
+    """The instruction with its input below it, after the system prompt and the history."""
+    messages: list[Message] = []
+    if fields.get("system"):
+        messages.append({"role": "system", "content": _text(fields, "system")})
+    for number, turn in enumerate(_parsed(fields.get("history") or [], "history", list)):
+        if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
+            raise TriviumError(f"has a `history` whose entry {number} is not a pair of texts")
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    asked = _text(fields, "instruction")
+    if fields.get("input"):
+        asked = f"{asked}\n{_text(fields, 'input')}"
+    messages.append({"role": "user", "content": asked})
+    return Example(messages=(*messages, {"role": "assistant", "content": _text(fields, "output")}))
+
+
+SHAPES = (
+    Shape("conversations (messages)", ("messages",), _conversation("messages")),
+    Shape("ShareGPT (conversations)", ("conversations",), _conversation("conversations")),
+    _completed("prompt", "completion"),
+    Shape("Alpaca (instruction, input, output)", ("instruction", "output"), _alpaca),
+    *(
+        _asked(asked, answer)
+        for asked, answer in (
+            ("question", "answer"), ("prompt", "response"), ("prompt", "answer"), ("query", "response"),
+            ("instruction", "response"), ("problem", "solution"), ("input", "output"),
+        )
+    ),
+    Shape("plain text", ("text",), lambda fields: Example(text=_text(fields, "text"))),
+)  # fmt: skip

@@ -1,0 +1,195 @@
+"""Supervised fine-tuning: the model learns to answer as the assistant of its examples does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from trivium.data.conversations import Learned
+from trivium.data.packed import PackedFeed
+from trivium.data.preview import previewed
+from trivium.data.rows import Row
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors
+from trivium.kit.numbers import Count
+from trivium.learn.objectives.next_token import NextToken
+from trivium.learn.optimisers import Rates
+from trivium.model.config import ModelConfig
+from trivium.model.dial import dial
+from trivium.model.folder import load_config, load_model
+from trivium.model.hub import resolve
+from trivium.model.vocabulary import grow_vocabulary
+from trivium.stages.examples import (
+    Examples,
+    any_conversation,
+    ingredients,
+    prepared,
+    report,
+    told,
+    unseen_rows,
+)
+from trivium.stages.mixtures import Mixture, mixture_references
+from trivium.stages.stage import Reference, Work
+from trivium.stages.training import GROUPS, MOMENTS, TrainingStage, handed_over, train
+from trivium.tokens.adopt import with_chat_template
+from trivium.tokens.tokenizer import Tokenizer
+
+LONGEST = 1024
+"""The default context, as in TRL, where the model has as much."""
+ROWS_PER_BATCH = 8
+
+
+class Sft(TrainingStage):
+    """Fine-tune a model on prompts with completions, conversations or texts."""
+
+    kind: Literal["sft"]
+    version: ClassVar[int] = 1
+
+    start: str = Field(alias="from")
+    data: Mixture
+    context: Count | None = Field(default=None, ge=2)
+    loss: Learned = "assistant"
+    """What is learned: every turn of the assistant, the last only, or everything."""
+    neftune: float = Field(default=0.0, ge=0)
+    """Strength of the noise on the embeddings, usually 5 to 15."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    optimiser: Literal["muon", "adamw"] = "adamw"
+
+    def references(self) -> list[Reference]:
+        """`from` names the model to go on from; `data` names what to learn from it."""
+        return [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """What can be said before the data is read."""
+        parent = inputs.get(self.start)
+        known = {"parameters", "vocabulary", "width"}
+        numbers = {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
+        tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
+        return {**numbers, **({} if tokens is None else {"tokens": tokens})}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Report on the data, show an example, train, and leave a Hugging Face folder."""
+        going = self._prepared(work)
+        found = report(going.examples, dict(zip(going.feed.names, going.feed.packed, strict=True)))
+        for name, facts in found.items():
+            for line in told(name, facts):
+                work.say(line)
+        example = going.feed.rows(0)[0]
+        work.say("the first row of the first batch:\n" + shown(example, going.tokenizer))
+        model = load_model(going.folder, dtype=torch.float32, device=machine.device())
+        if going.tokenizer is not going.before:
+            work.change("chat template", "none", "ChatML")
+            grow_vocabulary(model, going.before, going.tokenizer, seed=work.seed)
+        rates = self._rates(work, going.folder, model.config)
+        objective = NextToken(
+            sources=tuple(self.data), z_loss=self.z_loss, label_smoothing=self.label_smoothing,
+            noise=self.neftune,
+        )  # fmt: skip
+        summary = train(
+            work,
+            self.model_copy(update={"batch": going.batch}),
+            model,
+            going.tokenizer,
+            objective,
+            going.feed,
+            rates,
+            unseen=unseen_rows(going.examples, going.tokenizer, going.context, self.validation.tokens),
+            parent_moments=self._parent_moments(going.folder),
+        )
+        return {**summary, "data": found}
+
+    def documents_of(self, work: Work, step: int) -> list[str]:
+        """The rows an optimiser step learns from, counted from 1 as in the log."""
+        rows, _ = self.batch_of(work, step)
+        return list(dict.fromkeys(identity for row in rows for identity in row.ids))
+
+    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
+        """The packed rows of an optimiser step, counted from 1, and what reads them."""
+        going = self._prepared(work)
+        if not 1 <= step <= going.feed.steps:
+            raise TriviumError(f"{work.stage} has the steps 1 to {going.feed.steps}; {step} is none of them.")
+        return going.feed.rows(step - 1), going.tokenizer
+
+    def _prepared(self, work: Work) -> _Prepared:
+        """Tokenizer, examples and feed, the same whenever they are made."""
+        folder = resolve(str(work.path(self.start)))
+        before = Tokenizer.load(folder)
+        tokenizer = with_chat_template(before) if any_conversation(work, self.data) else before
+        available = load_config(folder).context
+        context = self.context or min(LONGEST, available)
+        if context > available:
+            raise TriviumError(
+                f"{work.stage}: the model reads {available} tokens at most, so `context` is not {context}; "
+                "lower it, or stretch the model's positions in a midtrain stage first."
+            )
+        examples = prepared(work, self.data, tokenizer, context, self.loss)
+        # Of little data a batch takes one pass at most, or `epochs` would not mean what it says.
+        rows = max(1, min(ROWS_PER_BATCH, -(-examples.tokens // context)))
+        batch = max(self.batch or rows * context, context)
+        lasting = (self.tokens, self.steps, self.epochs)
+        feed = PackedFeed(
+            ingredients(examples, self.data, work.stage),
+            context=context,
+            batch_tokens=batch,
+            seed=work.seed,
+            tokens=self.tokens,
+            steps=self.steps,
+            epochs=1.0 if lasting == (None, None, None) else self.epochs,
+        )
+        return _Prepared(folder, before, tokenizer, examples, feed, context, batch)
+
+    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
+        """The rates a person gave, the parent's, or what suits a model of this width."""
+        wish, parent = self.learning_rate.start, handed_over(folder)
+        decay = self.weight_decay or 0.0
+        if wish == "parent":
+            if parent is None:
+                raise TriviumError(f"{work.stage}: {self.start} left no learning rate behind; give a number.")
+            rates = dict(parent["learning_rates"])
+            if not any(rates.values()):
+                raise TriviumError(
+                    f"{work.stage}: the learning rate of {self.start} ended at 0, so there is none to go on "
+                    "with; give a number."
+                )
+        elif self.optimiser == "adamw":
+            rates = dict.fromkeys(GROUPS, 2e-5 * 4096 / config.width if wish == "dial" else float(wish))
+        else:
+            rates = dial(config.layers, config.vocabulary, width=config.width).learning_rates
+            scale = 0.1 if wish == "dial" else float(wish) / rates["matrices"]
+            rates = {group: rate * scale for group, rate in rates.items()}
+        before = parent["learning_rates"]["matrices"] if parent else "unknown"
+        work.change("learning rate", before, rates["matrices"])
+        return Rates(**rates, weight_decay=decay)
+
+    def _parent_moments(self, folder: Path) -> dict[str, Any] | None:
+        if self.optimiser_state == "reset":
+            return None
+        path = folder.parent / MOMENTS
+        if not path.is_file():
+            raise TriviumError(f"{self.start} left no optimiser state behind; say `optimiser_state: reset`.")
+        return load_tensors(path)
+
+
+def shown(row: Row, tokenizer: Tokenizer) -> str:
+    """A row with its learned tokens marked, in colours where a terminal can show them."""
+    return previewed(row, tokenizer, colour=sys.stderr.isatty())
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What fine-tuning needs before the first step."""
+
+    folder: Path
+    before: Tokenizer
+    tokenizer: Tokenizer
+    examples: Examples
+    feed: PackedFeed
+    context: int
+    batch: int
