@@ -197,6 +197,15 @@ def serve(
     serve(models, host=host, port=port, api_key=api_key, allow_origins=allow_origin, max_rows=max_rows)
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def grade(words: tuple[str, ...]) -> None:
+    """Score a text: mathematics, steps, code, SQL, format, instructions."""
+    from trivium.grade.command import grade
+
+    grade.main(list(words), prog_name="trivium grade", standalone_mode=False)
+
+
 def _write(text: str, path: Path | None) -> None:
     from trivium.kit.files import write_text
 
