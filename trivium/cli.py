@@ -70,11 +70,15 @@ def status(recipe: str | None, runs: str) -> None:
 @click.argument("stage")
 @_runs
 @click.option("--step", type=int, help="Name the documents this optimiser step learnt from.")
-def show(stage: str, runs: str, step: int | None) -> None:
+@click.option("--batch", is_flag=True, help="Print a packed batch (of --step, else the first), coloured.")
+def show(stage: str, runs: str, step: int | None, batch: bool) -> None:
     """Show a stage's settings, summary and changes; STAGE is `base`, `laptop/base` or a folder."""
     from trivium.pipeline import show
 
     entry = show.find(runs, stage)
+    if batch:
+        click.echo(show.batch(entry, step or 1, colour=sys.stdout.isatty()))
+        return
     click.echo(show.text(entry) if step is None else "\n".join(show.documents(entry, step)))
 
 

@@ -173,7 +173,7 @@ def _completed(asked: str, answer: str) -> Shape:
 
 
 def _asked(asked: str, answer: str) -> Shape:
-    """A question and its answer: an exchange in the template's form, as nothing says how to join the texts."""
+    """A question and its answer: an exchange in the template's form, as nothing says how to join them."""
 
     def read(fields: Fields) -> Example:
         if _is_messages(fields[asked]):

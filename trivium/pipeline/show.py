@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from trivium.data.preview import previewed
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
@@ -49,6 +50,15 @@ def documents(entry: Entry, step: int) -> list[str]:
     record = entry.record
     stage = kinds()[record["kind"]].model_validate(record["settings"])
     return stage.documents_of(_work(entry, record), step)
+
+
+def batch(entry: Entry, step: int, colour: bool) -> str:
+    """The packed batch of an optimiser step as text, with what is learned told apart."""
+    record = entry.record
+    stage = kinds()[record["kind"]].model_validate(record["settings"])
+    rows, tokenizer = stage.batch_of(_work(entry, record), step)
+    shown = [previewed(row, tokenizer, colour=colour) for row in rows]
+    return "\n".join(f"=== row {number} of {len(rows)}\n{row}" for number, row in enumerate(shown, 1))
 
 
 def _work(entry: Entry, record: dict[str, Any]) -> Work:

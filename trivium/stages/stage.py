@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,6 +14,10 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.processes import world
 from trivium.kit.progress import Progress
+
+if TYPE_CHECKING:
+    from trivium.data.rows import Row
+    from trivium.tokens.tokenizer import Tokenizer
 
 # What stages make and need: weights with their tokenizer, a tokenizer alone, tokenised documents,
 # documents as text; and `source`, data from outside the recipe (files, the hub, `world:`).
@@ -113,3 +117,7 @@ class Stage(BaseModel):
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The ids of the documents that optimiser step `step` learns from."""
         raise TriviumError(f"{work.stage} is a {self.kind} stage, which has no steps to show.")
+
+    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
+        """The packed rows that optimiser step `step` learns from, and the tokenizer that reads them."""
+        raise TriviumError(f"{work.stage} is a {self.kind} stage, which has no packed batch to show.")
