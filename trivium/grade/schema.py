@@ -59,7 +59,9 @@ def _is_a(value: Any, name: str) -> bool:
         raise TriviumError(f"A JSON schema has no type {name!r}.")
     if isinstance(value, bool):
         return name == "boolean"
-    return isinstance(value, _TYPES[name]) and (name != "integer" or float(value).is_integer())
+    if not isinstance(value, _TYPES[name]):
+        return False
+    return name != "integer" or (isinstance(value, int | float) and value % 1 == 0)
 
 
 def _same(left: Any, right: Any) -> bool:

@@ -196,7 +196,8 @@ def in_plane(expression: Expression, values: dict[str, complex]) -> complex:
         return _call_in_plane(expression[1], [in_plane(part, values) for part in expression[2:]])
     parts = [in_plane(part, values) for part in expression[1:]]
     if kind == "negative":
-        return -parts[0]
+        # Not -parts[0], whose imaginary part would be -0 and turn the square root of it upside down.
+        return 0 - parts[0]
     if kind == "+":
         return parts[0] + parts[1]
     if kind == "*":

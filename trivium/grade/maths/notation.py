@@ -48,6 +48,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"(?<!\\)\\[ ,;:!>]", lambda m: "" if m[0] == "\\!" else " ", text)
     text = text.replace("\\,", " ").replace("{,}", "\\comma ")
     text = _DROPPED.sub("", text)
+    text = re.sub(r"(?<!\\)\{\s*\}", " ", text)
     text = text.replace("\\%", "%").replace("\\lbrace", "\\{").replace("\\rbrace", "\\}")
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\(?:cdot|times|ast)(?![A-Za-z])", "*", text)

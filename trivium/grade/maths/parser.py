@@ -13,8 +13,8 @@ _CONSTANTS = {
 _GREEK = frozenset(
     f"\\{name}"
     for name in (
-        "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "varphi", "omega", "rho",
-        "sigma", "tau", "kappa", "ell", "eta", "zeta", "xi", "psi", "nu", "Delta", "Omega",
+        "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "varphi", "omega",
+        "rho", "sigma", "tau", "kappa", "ell", "eta", "zeta", "xi", "psi", "nu", "Delta", "Omega",
     )
 )  # fmt: skip
 _SYNONYMS = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil"}

@@ -6,6 +6,7 @@ from typing import Any
 
 from trivium.grade.maths.answers import Answer, Quantity, read_answer
 from trivium.grade.maths.compare import Undecided, same
+from trivium.grade.maths.expressions import number
 from trivium.grade.maths.extract import after_thinking, marked_answers
 from trivium.grade.maths.notation import LONGEST_ANSWER, tidy
 from trivium.grade.maths.symbolic import symbolic_verdict
@@ -50,6 +51,8 @@ class MathScorer:
             return Score(1.0, f"{shorten(answer)} is the gold answer letter by letter", "ok")
         wanted, gold_trouble = _read(gold)
         given, trouble = _read(answer, isinstance(wanted, Quantity) and wanted.unit is not None)
+        if isinstance(given, Quantity) and given.unit is not None and wanted is not None:
+            wanted = _read(gold, glued_units=True)[0] or wanted
         choice = _CHOICE.match(gold.strip())
         if choice and _spelling(gold).strip("().:") == choice[1]:
             picked = _CHOICE.match(tidy(answer).replace('"', "").strip())
@@ -60,7 +63,9 @@ class MathScorer:
             try:
                 return _verdict(same(wanted, given, self.tolerance), answer, gold)
             except (Undecided, RecursionError, ArithmeticError):
-                gold_trouble = trouble = "the two could not be compared"
+                trouble = "it could not be compared"
+                if not _comparable(wanted):
+                    wanted, gold_trouble = None, "it could not be compared with anything"
         if self.symbolic:
             verdict = symbolic_verdict(gold, answer, self.seconds)
             if verdict in ("ok", "wrong"):
@@ -99,6 +104,15 @@ def _read(text: str, glued_units: bool = False) -> tuple[Answer | None, str]:
         return None, str(error)
     except RecursionError:
         return None, "it is nested too deeply"
+
+
+def _comparable(gold: Answer) -> bool:
+    """Whether a gold answer can be compared with a plain number, so that a failure is not its own."""
+    try:
+        same(gold, Quantity(number(7)))
+    except (Undecided, RecursionError, ArithmeticError):
+        return False
+    return True
 
 
 def _verdict(right: bool, answer: str, gold: str) -> Score:

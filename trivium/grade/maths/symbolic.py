@@ -101,4 +101,7 @@ def symbolic_verdict(gold: str, answer: str, seconds: float) -> str:
         # Prose would be searched for anything that looks right, which is how a hedge passes.
         if not _FORMULA.fullmatch(text) or _POWERS.search(text) or _WORD.search(_COMMAND.sub(" ", text)):
             return verdict
+        # The algebra system mends what is broken; half a formula is no answer.
+        if "boxed" in text or text.count("{") != text.count("}"):
+            return verdict
     return _child.ask(gold, answer, seconds)

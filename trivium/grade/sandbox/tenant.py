@@ -12,8 +12,8 @@ from . import judge, values
 
 _WARM = """
     abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions
-    functools hashlib heapq io itertools json math numbers operator queue random re statistics string struct textwrap
-    threading time traceback types typing unicodedata zlib
+    functools hashlib heapq io itertools json math numbers operator queue random re statistics string
+    struct textwrap threading time traceback types typing unicodedata zlib
 """
 _MOST_ITEMS = 200_000
 OUT_OF_MEMORY = 98
@@ -23,6 +23,9 @@ def warm_up() -> None:
     """Import what programs commonly import, once, before there are walls."""
     for name in _WARM.split():
         importlib.import_module(name)
+    # What the interactive interpreter adds, and programs that read and print often end with.
+    for name in ("exit", "quit"):
+        setattr(builtins, name, sys.exit)
 
 
 def live(fds: list[int], limits: dict[str, Any]) -> int:
