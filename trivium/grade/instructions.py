@@ -77,8 +77,8 @@ def checks_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
         ):
             return found
     raise TriviumError(
-        "The scorer 'instructions' needs a column `check`, `checks` or `instructions` with {check, arguments}, "
-        "or IFEval's instruction_id_list and kwargs; the row has "
+        "The scorer 'instructions' needs a column `check`, `checks` or `instructions` with {check, "
+        "arguments}, or IFEval's instruction_id_list and kwargs; the row has "
         f"{', '.join(sorted(columns)) or 'none'}."
     )
 
