@@ -345,6 +345,7 @@ SQUARE = "def f(x):\n    return x * x\n"
         ("print(9); exit()", [{"input": "", "output": "9"}], None, 1.0, "ok"),
         ("while True: print(9)", [{"input": "", "output": "9"}], None, 0.0, "wrong"),
         ("while True: pass", [{"input": "", "output": "9"}], None, 0.0, "overtime"),
+        ("x = bytearray(600 << 20)", [{"input": "", "output": "9"}], None, 0.0, "memory"),
         ("x = [0] * 10**10", [{"input": "", "output": "9"}], None, 0.0, "memory"),
         ("def f(x): return x +", ["assert f(3) == 9"], None, 0.0, "compile"),
         ("def g(x): return 9", "def check(c): assert c(3) == 9", "f", 0.0, "wrong"),
@@ -365,6 +366,10 @@ SQUARE = "def f(x):\n    return x * x\n"
          None, 1.0, "ok"),
         ("def f(x): return len(x)\ndef len(x): return 7", ["assert len([1]) == 1\nassert f([1]) == 7"], None, 1.0, "ok"),
         ("def f(x):\n    x.append(1)\n    return x", ["a = []\nassert f(a) == [1] and a == []"], None, 1.0, "ok"),
+        ("def f(x): raise StopIteration", ["assert all(map(f, [1, 2]))"], None, 0.0, "wrong"),
+        ("def f(x): return object()", ["assert f(1)"], None, 0.0, "wrong"),
+        ("import sys\ndef f(x): sys.exit(0)", ["try:\n    f(1)\nexcept Exception:\n    pass\nassert True"], None, 1.0, "ok"),
+        ("import os\ndef f(x): os._exit(0)", ["try:\n    assert f(1)\nexcept Exception:\n    pass"], None, 0.0, "wrong"),
         ("def f(g, x): return g(g(x))\ndef h(x): return x + 1", ["assert f(h, 1) == 3"], None, 1.0, "ok"),
     ],
 )  # fmt: skip
@@ -373,6 +378,13 @@ def test_code(
 ) -> None:
     score = CodeScorer(seconds=2.0).run(program, read_tests(tests, entry_point))
     assert (score.value, score.status) == (wanted, status), score
+
+
+def test_many_programs_are_scored_side_by_side_in_their_order() -> None:
+    reward = combine([{"name": "code", "seconds": 5.0, "together": 4}]).rewards[0]
+    programs = [f"def f(x):\n    return x * x + {n % 3}\n" for n in range(12)]
+    values = reward(["p"] * 12, programs, tests=["assert f(3) == 9"] * 12)
+    assert values == [float(n % 3 == 0) for n in range(12)]
 
 
 def test_part_of_the_tests_counts_only_where_asked() -> None:

@@ -41,6 +41,7 @@ class CodeScorer:
     seconds: float = 10.0
     memory: int = 512 << 20
     unsafe_sandbox: bool = False
+    together: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     _known: OrderedDict[str, Score] = field(default_factory=OrderedDict, repr=False)
 
     def __call__(self, completion: str, **columns: Any) -> Score:

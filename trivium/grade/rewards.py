@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,14 @@ class ScorerReward:
     ) -> list[Score]:
         """One Score per completion, each with its row's value of every column."""
         rows = _rows(len(completions), columns)
-        return [
-            self.scorer(text_of(completion), prompt=prompt, **row)
-            for prompt, completion, row in zip(prompts, completions, rows, strict=True)
-        ]
+        work = list(zip(prompts, completions, rows, strict=True))
+        # A scorer that waits for other processes says how many of them it may keep busy at once.
+        with ThreadPoolExecutor(getattr(self.scorer, "together", 1)) as pool:
+            return list(pool.map(self._score, work))
+
+    def _score(self, work: tuple[Any, Completion, dict[str, Any]]) -> Score:
+        prompt, completion, row = work
+        return self.scorer(text_of(completion), prompt=prompt, **row)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
