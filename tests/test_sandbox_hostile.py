@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -185,6 +186,48 @@ def test_a_childs_keeper_goes_with_its_grader(room: Sandbox) -> None:
         time.sleep(0.02)
         kept = [process for process in kept if _parent(process) == room.process.pid]
     assert not kept
+
+
+def test_nothing_outlives_a_grader_that_is_killed(tmp_path: Path) -> None:
+    grader = tmp_path / "grader.py"
+    grader.write_text(
+        "import sys\n"
+        "from trivium.grade.sandbox.room import Limits, Sandbox\n"
+        "room = Sandbox()\n"
+        "with room.child(Limits(seconds=600.0, cpu=600), 0, 1) as child:\n"
+        "    child.send({'role': 'script', 'program': 'while True: pass'})\n"
+        "    print(room.process.pid, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(grader)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.stdout is not None
+    warden = int(process.stdout.readline())
+    family = {warden}
+    deadline = time.monotonic() + 10
+    while len(family) < 3 and time.monotonic() < deadline:
+        family |= {
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and _parent(int(entry.name)) in family
+        }
+    assert len(family) >= 3
+    process.kill()
+    process.communicate()
+    while any(_alive(one) for one in family) and time.monotonic() < deadline + 10:
+        time.sleep(0.02)
+    assert not any(_alive(one) for one in family)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _parent(process: int) -> int:
