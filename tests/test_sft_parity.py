@@ -1,4 +1,4 @@
-"""Parity with TRL's SFTTrainer and transformers on identical weights and rows: tokens, loss, gradient, noise."""
+"""Parity with TRL's SFTTrainer and transformers on identical weights and rows: tokens, loss, gradient."""
 
 from __future__ import annotations
 

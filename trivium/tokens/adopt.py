@@ -18,7 +18,7 @@ def with_chat_template(tokenizer: Tokenizer) -> Tokenizer:
     if tokenizer.templates:
         return tokenizer
     content = json.loads(tokenizer.backend.to_str())
-    missing = [mark for mark in (BEGINS, ENDS) if tokenizer.token_id(mark) is None]
+    missing = [mark for mark in (BEGINS, ENDS) if tokenizer.token_id(mark) not in tokenizer.control_ids]
     if missing:
         backend = Backend.from_str(json.dumps(content))
         backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in missing])
