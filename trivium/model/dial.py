@@ -75,12 +75,15 @@ def dial(depth: int, vocabulary: int, context: int = 512, **overrides: Any) -> D
     batch = nearest_power(2 * math.sqrt(horizon), 11, 22)
     derive("batch_tokens", max(batch, context))
     # Muon's updates have a fixed size, so one rate serves every width; AdamW's rates shrink with it.
+    # Swept at 3 layers x 192 over 300k tokens (one seed): matrices 0.01, 0.02, 0.04, 0.07 gave 2.39, 2.35,
+    # 2.31, 2.41 bits per byte, so this stands below the best, away from where it breaks; a third of the
+    # embeddings' rate tried first was 0.01 better, three times it 0.03 worse; head and scalars are flat.
     narrow = (width / 768) ** -0.5
-    derive("matrices_learning_rate", 0.02)
-    derive("embeddings_learning_rate", round(0.02 * narrow if tied else 0.1 * narrow, 6))
+    derive("matrices_learning_rate", 0.03)
+    derive("embeddings_learning_rate", round(0.02 * narrow if tied else 0.05 * narrow, 6))
     derive("head_learning_rate", round(0.004 * narrow, 6))
     derive("scalars_learning_rate", 0.01)
-    derive("weight_decay", 0.05)
+    derive("weight_decay", 0.1)
     if given:
         name = next(iter(given))
         close = difflib.get_close_matches(name, values, 1, 0.0)[0]
