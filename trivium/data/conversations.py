@@ -85,6 +85,7 @@ class Encoder:
                 whole = self._whole(example)
             except TriviumError as error:
                 self.tally.unfit += 1
+                self.tally.name(document, str(error))
                 yield Refused(document, str(error))
                 continue
             kept = self._kept(document, example, whole)

@@ -17,6 +17,7 @@ from trivium.data.shapes import recognised
 from trivium.data.shards import Shards, write_encoded
 from trivium.data.sources import Reading, read_documents
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
 from trivium.kit.processes import barrier, world
 from trivium.stages.mixtures import Portion
 from trivium.stages.stage import Work
@@ -87,23 +88,25 @@ def _tokenised(
         work.say(f"reading {name}")
         reading = Reading()
         encoder = Encoder(tokenizer, context, learned)
-        facts: dict[str, Any] = {}
+        counted: dict[str, Any] = {}
 
         def found() -> Iterator[Any]:
             yield from encoder.encode(read_documents(portion.source(str(work.path(name))), reading))
-            facts.update(encoder.tally.facts())
-            facts["bad"], facts["empty"] = reading.bad, reading.empty
-            facts["named"] = [*reading.named, *facts["named"]]
+            counted.update(encoder.tally.facts())
+            counted["bad"], counted["empty"] = reading.bad, reading.empty
+            counted["named"] = [*reading.named, *counted["named"]]
 
         skip = portion.on_bad == "skip"
         columns = ("weight", *((portion.easy_first,) if portion.easy_first else ()))
         write_encoded(
-            found(), tokenizer, folder, validation=portion.validation, columns=columns, facts=facts,
+            found(), tokenizer, folder, validation=portion.validation, columns=columns, facts=counted,
             skip_refused=skip,
         )  # fmt: skip
-        if facts["rows"] == 0:
-            raise TriviumError(f"{name} has no rows to learn from; check the path.")
     barrier()
+    facts = read_json(folder / "manifest.json")["facts"]
+    if facts["kept"] == 0:
+        because = f"; {facts['named'][0]}" if facts["named"] else ""
+        raise TriviumError(f"{name}: none of its {facts['rows']} rows can be learned from{because}.")
     return folder
 
 
