@@ -25,8 +25,8 @@ def check_alike(models: Sequence[Weights], names: Sequence[str]) -> None:
         for key, tensor in first.items():
             if tensor.shape != model[key].shape:
                 raise TriviumError(
-                    f"'{names[0]}' and '{name}' cannot be merged: '{key}' is {tuple(tensor.shape)} in one and "
-                    f"{tuple(model[key].shape)} in the other; merge models of one shape"
+                    f"'{names[0]}' and '{name}' cannot be merged: '{key}' is {tuple(tensor.shape)} in one "
+                    f"and {tuple(model[key].shape)} in the other; merge models of one shape"
                 )
 
 
@@ -90,7 +90,7 @@ def trim(vector: Weights, density: float) -> dict[str, Tensor]:
 def ties(
     base: Weights, models: Sequence[Weights], *, density: float = 0.2, scale: float = 1.0
 ) -> dict[str, Tensor]:
-    """TIES (Yadav et al., 2306.01708): trim, elect each entry's sign by total mass, average those that agree."""
+    """TIES (Yadav et al., 2306.01708): trim, elect each sign by total mass, average those that agree."""
     trimmed = [trim(vector, density) for vector in task_vectors(base, models)]
     merged = {}
     for key, tensor in base.items():
