@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from trivium.learn.schedules import factor
+from trivium.kit.errors import TriviumError
+from trivium.learn.schedules import factor, in_steps, warmup_steps
 from trivium.learn.settings import LearningRate
 
 
@@ -30,6 +31,16 @@ def test_warmup_rises_in_even_steps_to_the_full_rate() -> None:
 def test_decays_are_their_formulas(decay: str, formula) -> None:
     expected = [0.1 + 0.9 * formula(step / 20) for step in range(20)]
     assert curve(20, decay=decay, to=0.1) == pytest.approx(expected)
+
+
+def test_a_warmup_in_tokens_is_counted_in_steps_of_the_batch() -> None:
+    for written in ("tokens=1M", "1M tokens"):
+        rate = in_steps(LearningRate(warmup=written), 16_384)
+        assert warmup_steps(rate, 1000) == 61
+    with pytest.raises(TriviumError, match="needs `batch`"):
+        in_steps(LearningRate(warmup="tokens=1M"), None)
+    with pytest.raises(TriviumError, match="a number such as"):
+        in_steps(LearningRate(warmup="tokens=many"), 16_384)
 
 
 def test_wsd_is_stable_and_then_decays_over_the_last_fifth() -> None:

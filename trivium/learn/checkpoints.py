@@ -66,11 +66,13 @@ class Checkpoints:
 
     def latest(self) -> State | None:
         """The newest state that is whole, with a word about every newer one that is not."""
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             try:
                 return read_state(self.path(step))
             except TriviumError as error:
-                self.say(f"{error} The state before it is used.")
+                before = "The state before it is used." if step != steps[0] else "No state is left before it."
+                self.say(f"{error} {before}")
                 shutil.rmtree(self.path(step))
         return None
 

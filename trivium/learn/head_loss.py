@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-CACHE_BYTES = (
-    4 * 2**20
-)  # measured: chunks of 4-16 MiB of logits are the fastest on a CPU, smaller ones are not
+CACHE_BYTES = 4 * 2**20
+"""Measured: chunks of 4 to 16 MiB of logits are the fastest on a processor, smaller ones are not."""
 DEVICE_BYTES = 256 * 2**20
 
 
@@ -19,14 +18,20 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
     return max(least, min(most, budget // (4 * vocabulary)))
 
 
+def in_autocast_type(hidden: Tensor) -> Tensor:
+    """What autocast would have made of the factor, had it seen the product it has no rule for."""
+    kind = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
+
+
 class CrossEntropy(NamedTuple):
     """The differentiable sum of a cross-entropy, and for each token what the metrics need (detached)."""
 
     sum: Tensor
-    token_losses: (
-        Tensor  # [tokens], nats, unweighted, without smoothing and z-loss; 0 where nothing is predicted
-    )
-    correct: Tensor  # [tokens], whether the target was the likeliest token
+    token_losses: Tensor
+    """[tokens] in nats, unweighted, without smoothing and z-loss; 0 where nothing is learned."""
+    correct: Tensor
+    """[tokens], whether the target was the likeliest token."""
 
 
 def fused_cross_entropy(
@@ -41,6 +46,7 @@ def fused_cross_entropy(
     chunk: int | None = None,
 ) -> CrossEntropy:
     """The weighted sum of next-token losses; gradients are made in the forward pass, chunk by chunk."""
+    hidden = in_autocast_type(hidden)
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
     total, token_losses, correct = _FusedCrossEntropy.apply(
         hidden,
@@ -85,7 +91,7 @@ def _working_type(tensor: Tensor) -> torch.dtype:
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx,
+        ctx: Any,
         hidden: Tensor,
         head_weight: Tensor,
         targets: Tensor,
@@ -109,8 +115,10 @@ class _FusedCrossEntropy(torch.autograd.Function):
         else:
             kept, kept_targets, kept_weights = hidden, targets, weights
         kept_weights = kept_weights.to(working)
-        head_gradient = torch.zeros(head.shape, dtype=working, device=head.device) if wants_head else None
+        head_gradient = torch.empty(head.shape, dtype=working, device=head.device) if wants_head else None
         hidden_gradient = torch.empty_like(kept) if wants_hidden else None
+        if head_gradient is not None and not len(kept):
+            head_gradient.zero_()
         losses = torch.empty(len(kept), dtype=working, device=hidden.device)
         hits = torch.empty(len(kept), dtype=torch.bool, device=hidden.device)
         total = torch.zeros((), dtype=working, device=hidden.device)
@@ -149,7 +157,12 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, head, out=hidden_gradient[piece])
             if head_gradient is not None:
                 if gradient.dtype == working:
-                    head_gradient.addmm_(gradient.t(), x)
+                    # The first chunk writes, so that nothing has to be set to zero before.
+                    torch.addmm(
+                        head_gradient, gradient.t(), x, beta=0 if start == 0 else 1, out=head_gradient
+                    )
+                elif start == 0:
+                    head_gradient.copy_(gradient.t() @ x)
                 else:
                     head_gradient += gradient.t() @ x
         if learned is not None:
@@ -166,7 +179,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, total_gradient: Tensor, *_: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, total_gradient: Tensor, *_: Tensor) -> Any:  # type: ignore[override]
         hidden_gradient, head_gradient = ctx.saved_tensors
         if hidden_gradient is not None:
             hidden_gradient = hidden_gradient * total_gradient.to(hidden_gradient.dtype)
@@ -186,6 +199,7 @@ def token_log_probabilities(
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Each target's log-probability (0 where there is none) and the entropy, both differentiable."""
+    hidden = in_autocast_type(hidden)
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
     log_probabilities, entropies = _TokenLogProbabilities.apply(
         hidden, head_weight, targets, soft_cap, temperature, entropy, rows
@@ -196,7 +210,7 @@ def token_log_probabilities(
 class _TokenLogProbabilities(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx,
+        ctx: Any,
         hidden: Tensor,
         head_weight: Tensor,
         targets: Tensor,
@@ -233,7 +247,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, chosen_gradient: Tensor, entropy_gradient: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, chosen_gradient: Tensor, entropy_gradient: Tensor) -> Any:  # type: ignore[override]
         hidden, head_weight, targets, learned, normalisers, entropies = ctx.saved_tensors
         working = normalisers.dtype
         head = head_weight.to(hidden.dtype)

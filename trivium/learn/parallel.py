@@ -1,4 +1,4 @@
-"""Several processes as one: gradients summed over all, parameters shared out where they do not fit."""
+"""Several processes as one: every one holds the whole model, and gradients are summed over all."""
 
 from __future__ import annotations
 
@@ -64,9 +64,11 @@ def sum_measures(measures: Mapping[str, Sequence[Tensor | float]]) -> dict[str, 
         everyone: list[list[str]] = [[] for _ in range(world().size)]
         distributed.all_gather_object(everyone, names)
         names = sorted(set().union(*everyone))
-    table = torch.tensor(
-        [[float(part) for part in measures.get(name, (0.0, 0.0))] for name in names], dtype=torch.float64
-    )
+    parts = [part for name in names for part in measures.get(name, (0.0, 0.0))]
+    # One transfer from the device for all of them, not one for each.
+    stacked = [torch.as_tensor(part).detach().double() for part in parts]
+    device = max((part.device for part in stacked), key=lambda device: device.type != "cpu", default="cpu")
+    table = torch.stack([part.to(device) for part in stacked]).cpu().view(-1, 2)
     if world().size > 1:
         import torch.distributed as distributed
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import math
 
+from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import number
 from trivium.learn.settings import LearningRate
 
 
 def warmup_steps(settings: LearningRate, steps: int) -> int:
     """The warm-up in steps; a number below one is a share of the stage."""
+    assert not isinstance(settings.warmup, str), "the trainer turns tokens into steps"
     return round(settings.warmup * steps) if settings.warmup < 1 else int(settings.warmup)
+
+
+def in_steps(settings: LearningRate, batch: int | None) -> LearningRate:
+    """The same settings with a warm-up in tokens counted in steps of `batch` tokens."""
+    if not isinstance(settings.warmup, str):
+        return settings
+    tokens = number(settings.warmup.removeprefix("tokens="))
+    if isinstance(tokens, str) or batch is None:
+        wanted = "a number such as tokens=1M" if isinstance(tokens, str) else "`batch`, the tokens of a step"
+        raise TriviumError(f"learning_rate.warmup: '{settings.warmup}' needs {wanted}.")
+    return settings.model_copy(update={"warmup": float(max(1, round(tokens / batch)))})
 
 
 def factor(settings: LearningRate, step: int, steps: int) -> float:

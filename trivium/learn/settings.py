@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trivium.kit.numbers import Count, Number
+from trivium.learn.precision import Precision
 
 Decay = Literal["constant", "cosine", "linear", "sqrt", "1-sqrt", "inverse-sqrt"]
 
@@ -22,8 +23,8 @@ class LearningRate(Settings):
 
     start: Number | Literal["parent", "dial"] = Field(default="dial", alias="from")
     """A number, the rate the parent ended with, or what the model's size suggests."""
-    warmup: Number = 0.0
-    """Steps from zero to the full rate; below one, a share of the stage."""
+    warmup: Number | Annotated[str, Field(pattern=r"^tokens=")] = 0.0
+    """Steps from zero to the full rate, or `tokens=1M`; a number below one is a share of the stage."""
     decay: Decay | Literal["wsd"] = "linear"
     decay_share: float = Field(default=1.0, gt=0, le=1)
     """The last part of the stage in which the rate decays; before it the rate is constant."""
@@ -35,6 +36,14 @@ class LearningRate(Settings):
     def from_number(cls, value: Any) -> Any:
         """A bare number, or `parent`, is the rate to start from."""
         return value if isinstance(value, (dict, LearningRate)) else {"from": value}
+
+    @field_validator("warmup", mode="before")
+    @classmethod
+    def tokens_are_said(cls, value: Any) -> Any:
+        """`1M tokens` is the same as `tokens=1M`, and never a million steps."""
+        if isinstance(value, str) and value.strip().endswith("tokens"):
+            return f"tokens={value.strip().removesuffix('tokens').strip()}"
+        return value
 
     @model_validator(mode="after")
     def unfold_wsd(self) -> LearningRate:
@@ -90,6 +99,8 @@ class Training(BaseModel):
     z_loss: float = Field(default=0.0, ge=0)
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a running mean of the weights, which becomes the stage's model."""
+    precision: Precision = "auto"
+    """The type matrices are multiplied in; the weights themselves stay float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     max_bad_steps: int = Field(default=5, ge=1)
     checkpoint: Checkpointing = Checkpointing()

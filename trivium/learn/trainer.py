@@ -19,13 +19,14 @@ from trivium.data.rows import Row, collate
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.numbers import number
-from trivium.kit.processes import all_reduce_sum, barrier, world
+from trivium.kit.processes import all_reduce_sum, barrier, broadcast, world
 from trivium.kit.progress import Progress
 from trivium.learn import schedules
-from trivium.learn.checkpoints import Checkpoints, State
+from trivium.learn.checkpoints import Checkpoints, State, read_state
 from trivium.learn.objective import Feed, Objective
 from trivium.learn.optimisers import Optimiser, Rates
 from trivium.learn.parallel import clip, gradient_norm, sum_gradients, sum_measures
+from trivium.learn.precision import products
 from trivium.learn.settings import Training
 from trivium.learn.validation import Unseen, groups_of
 from trivium.model.transformer import Transformer
@@ -47,7 +48,7 @@ def kept_place(place: str | int) -> tuple[str, int]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; a processor's allocator has no error class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 @dataclass
@@ -77,6 +78,8 @@ class Trainer:
     parent_moments: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
+        rate = schedules.in_steps(self.settings.learning_rate, self.settings.batch)
+        self.settings = self.settings.model_copy(update={"learning_rate": rate})
         self.named: dict[str, nn.Parameter] = {
             name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
         }
@@ -113,7 +116,7 @@ class Trainer:
         self._compile()
         saved = time.monotonic()
         last: dict[str, Any] = {}
-        with self._signals():
+        with self._signals(), products(self.settings.precision, self.model.device):
             while self.step < self.feed.steps:
                 before = self.tokens
                 last = self._one_step()
@@ -182,18 +185,23 @@ class Trainer:
     def _gradient(self, mine: Sequence[Row]) -> tuple[dict[str, tuple[float, float]], float]:
         """Leave the gradient of the whole step in the parameters; returns the measures and its length."""
         weight = all_reduce_sum(self.objective.weight(mine))
-        while True:
-            try:
-                measures = self._accumulate(mine, weight)
-                break
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve(mine)
+        while (measures := self._accumulate_if_it_fits(mine, weight)) is None:
+            # Only here, outside the handler, is what the failed pass held in memory free again.
+            self._halve(mine)
         sum_gradients(self.named.values())
         totals = sum_measures(measures)
         norm = float(gradient_norm(self.named.values()))
         return totals, norm
+
+    def _accumulate_if_it_fits(
+        self, mine: Sequence[Row], weight: float
+    ) -> dict[str, tuple[Tensor | float, Tensor | float]] | None:
+        try:
+            return self._accumulate(mine, weight)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _accumulate(
         self, mine: Sequence[Row], weight: float
@@ -284,7 +292,7 @@ class Trainer:
     def _facts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Everything needed to go on from here."""
         feed_facts, feed_tensors = self.feed.state()
-        facts = {
+        facts: dict[str, Any] = {
             "step": self.step,
             "tokens": self.tokens,
             "bad_steps": self.bad_steps,
@@ -294,7 +302,7 @@ class Trainer:
             "feed": feed_facts,
             "feed_fingerprint": self.feed.fingerprint,
         }
-        tensors = {f"weights.{name}": parameter for name, parameter in self.named.items()}
+        tensors: dict[str, Tensor] = {f"weights.{name}": weight for name, weight in self.named.items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         tensors |= {f"feed.{name}": tensor for name, tensor in feed_tensors.items()}
@@ -308,7 +316,11 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest whole state, if there is one; the log is cut back to it."""
-        state = self.checkpoints.latest() if world().leads or self.checkpoints.folder.exists() else None
+        # The first process alone judges which state is whole; the others read that one.
+        state = self.checkpoints.latest() if world().leads else None
+        step = broadcast(None if state is None else state.facts["step"])
+        if not world().leads and step is not None:
+            state = read_state(self.checkpoints.path(step))
         if state is None:
             if world().leads:
                 self.log.rewind(0)
@@ -360,17 +372,18 @@ class Trainer:
     def _compile(self) -> None:
         """Compile the forward pass where the run is long enough to repay it."""
         wanted = self.settings.compile == "on"
-        if self.settings.compile == "auto" and self.step < self.feed.steps:
-            wanted = self._seconds_left() > 10 * COMPILE_SECONDS
+        if self.settings.compile == "auto":
+            # Decided by the whole run, not by what is left: a resumed run must round as the first part did.
+            wanted = self._seconds_expected() > 10 * COMPILE_SECONDS
         if wanted:
             self.forward = torch.compile(self.model)
 
-    def _seconds_left(self) -> float:
-        """What the rest of the run would take uncompiled, from the model's size and the kind of machine."""
+    def _seconds_expected(self) -> float:
+        """What the run would take uncompiled, from the model's size and the kind of machine."""
         parameters = sum(parameter.numel() for parameter in self.named.values())
         speed = 1e11 if self.model.device.type == "cpu" else 1e14
         per_step = 6 * parameters * (self.settings.batch or CPU_TOKENS) / speed
-        return per_step * (self.feed.steps - self.step)
+        return per_step * self.feed.steps
 
     def _last_loss(self) -> float | None:
         rows = [row for row in read_metrics(self.log.path) if "loss" in row]
