@@ -286,3 +286,43 @@ def test_the_model_learns(tmp_path: Path) -> None:
     result = NextToken().loss(model, batch)
     held_out = float(result.sum.detach() / batch.weights.sum())
     assert held_out < values[0] - 1.0
+
+
+def test_products_in_bfloat16_stay_near_those_in_float32(tmp_path: Path) -> None:
+    exact, rounded = small_model(), small_model()
+    small_trainer(tmp_path / "exact", model=exact).run()
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    small_trainer(tmp_path / "rounded", model=rounded, precision="bfloat16").run()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before, "the setting must not leak"
+    for (loss, _), (other, _) in zip(losses(tmp_path / "exact"), losses(tmp_path / "rounded"), strict=True):
+        assert other == pytest.approx(loss, abs=0.05)
+
+
+def test_autocast_as_on_a_gpu_gives_the_gradient_of_float32_but_for_rounding() -> None:
+    """The GPU's path, on the processor: autocast must reach every product, the hand-written ones too."""
+    gradients, values = [], []
+    for autocast in (False, True):
+        model = small_model()
+        batch = collate(SmallFeed().rows(0))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = NextToken().loss(model, batch).sum
+        loss.backward()
+        values.append(loss.item())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert values[1] != values[0]
+    assert values[1] == pytest.approx(values[0], rel=0.02)
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
+
+
+def test_the_balance_of_experts_is_part_of_the_loss() -> None:
+    from trivium.model.config import ExpertsConfig
+
+    def loss_of(balance: float) -> Loss:
+        experts = ExpertsConfig(count=4, per_token=2, inner_width=16, balance=balance)
+        return NextToken().loss(small_model(experts=experts), batch)
+
+    batch = collate(SmallFeed().rows(0))
+    without, with_balance = loss_of(0.0), loss_of(0.1)
+    auxiliary, weight = with_balance.metrics["aux_loss"]
+    assert with_balance.sum.item() == pytest.approx(float(without.sum.detach() + 0.1 * auxiliary), rel=1e-5)
+    assert float(auxiliary / weight) >= 0.99, "four experts in perfect balance have a loss of one"

@@ -16,8 +16,10 @@ Saved = Any
 
 
 def by_hand(*tensors: Tensor) -> bool:
-    """Whether the hand-written gradients apply: float32, and no compiler at work that fuses better."""
-    return not torch.compiler.is_compiling() and all(tensor.dtype == torch.float32 for tensor in tensors)
+    """Whether the hand-written gradients apply: float32 throughout, and no compiler that fuses better."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(tensors[0].device.type):
+        return False
+    return all(tensor.dtype == torch.float32 for tensor in tensors)
 
 
 class SharedInput(torch.autograd.Function):

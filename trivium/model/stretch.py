@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trivium.kit.errors import TriviumError
 from trivium.model.config import ModelConfig
 from trivium.model.positions import Rotary, ntk_base
-from trivium.model.transformer import Transformer
+from trivium.model.transformer import Layer, Transformer
 
 Method = Literal["extrapolate", "interpolate", "ntk", "dynamic", "yarn", "longrope", "llama3", "base", "nope"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -163,6 +163,7 @@ def stretch_rope(model: Transformer, length: int, method: Method, options: dict[
         )
         model.config = config.changed(context=length, rotates=rotates, family="smollm3")
         for layer, turns in zip(model.layers, rotates):
+            assert isinstance(layer, Layer)
             layer.attention.rotates = turns
         return
     rope = stretched_rope(config, length, method, options)

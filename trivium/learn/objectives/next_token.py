@@ -11,6 +11,7 @@ from trivium.data.rows import Batch, Row
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.objective import Loss, Measure
 from trivium.model.attention import Documents
+from trivium.model.experts import Routing
 from trivium.model.transformer import Transformer
 
 
@@ -51,7 +52,9 @@ class NextToken:
         """The loss sum, the share of right guesses, and the loss of every source."""
         documents = Documents(batch.lengths, batch.tokens.device)
         embeddings = noisy_embeddings(model, batch, self.noise) if self.noise else None
-        hidden = model(batch.tokens, documents, embeddings=embeddings)
+        experts = model.config.experts
+        routing = Routing() if experts is not None and experts.balance else None
+        hidden = model(batch.tokens, documents, embeddings=embeddings, routing=routing)
         result = fused_cross_entropy(
             hidden, model.head_weight, batch.targets, batch.weights,
             soft_cap=model.final_soft_cap, z_loss=self.z_loss, label_smoothing=self.label_smoothing,
@@ -68,4 +71,10 @@ class NextToken:
             for index, name in enumerate(self.sources):
                 mine = source == index
                 metrics[f"loss/{name}"] = ((losses * mine).sum(), (batch.weights * mine).sum())
-        return Loss(result.sum, metrics)
+        loss = result.sum
+        if experts is not None and routing is not None:
+            balance = routing.balance_loss()
+            # The balance of a pass is a mean; its weight makes it count like the tokens it was taken over.
+            loss = loss + experts.balance * balance * total
+            metrics["aux_loss"] = (balance.detach() * total, total)
+        return Loss(loss, metrics)
