@@ -1,0 +1,93 @@
+"""Trivium's own trainer as a contestant of the pre-training benchmarks: the very loop a recipe runs."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trivium.data.rows import Row, row_of_documents
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.progress import Progress
+from trivium.learn.objectives.next_token import NextToken
+from trivium.learn.optimisers import Rates
+from trivium.learn.settings import Training
+from trivium.learn.trainer import Trainer
+from trivium.model.dial import dial
+from trivium.model.initialise import new_model
+
+
+class GivenRows:
+    """A feed whose every batch is set from outside."""
+
+    fingerprint = "given"
+    steps = 1_000_000
+
+    def __init__(self) -> None:
+        self.given: list[Row] = []
+
+    def rows(self, step: int) -> list[Row]:
+        """The rows that were set last."""
+        return self.given
+
+    def state(self) -> tuple[dict, dict]:
+        """Nothing: a benchmark is never resumed."""
+        return {}, {}
+
+    def restore(self, json: dict, tensors: dict) -> None:
+        """Nothing to take up again."""
+
+
+def trainer_of(shape: dict, feed: GivenRows, settings: Training, rates: Rates | None = None) -> Trainer:
+    """A trainer over a new model of the shared shape."""
+    turned = dial(
+        shape["layers"], shape["vocabulary"], shape["context"], width=shape["width"], heads=shape["heads"],
+        key_value_heads=shape["heads"], inner_width=shape["inner"],
+    )  # fmt: skip
+    model = new_model(turned.config, seed=0, device="cpu")
+    folder = Path(tempfile.mkdtemp())
+    defaults = Rates(**turned.learning_rates, weight_decay=turned.values["weight_decay"])
+    return Trainer(
+        model=model,
+        objective=NextToken(),
+        feed=feed,
+        settings=settings,
+        rates=rates or defaults,
+        folder=folder,
+        log=MetricsLog(folder / "metrics.jsonl"),
+        progress=Progress("", io.StringIO()),
+    )
+
+
+def trainer_step(
+    shape: dict,
+    compiled: bool,
+    optimiser: str,
+    learning_rate: float,
+    weight_decay: float,
+    random_tokens: Callable[[dict, int, int], torch.Tensor],
+) -> Callable[[int, int], None]:
+    """One step of the trainer on the rows every contestant gets."""
+    feed = GivenRows()
+    settings = Training(
+        steps=feed.steps, optimiser=optimiser, compile="on" if compiled else "off",
+        learning_rate={"decay": "constant"},
+    )  # fmt: skip
+    rates = Rates(*[learning_rate] * 4, weight_decay=weight_decay) if optimiser == "adamw" else None
+    trainer = trainer_of(shape, feed, settings, rates)
+    trainer._compile()
+
+    def step(index: int, micro: int) -> None:
+        tokens = random_tokens(shape, shape["rows"], index).numpy()
+        feed.given = [row_of_documents([row[:-1]]) for row in np.ascontiguousarray(tokens)]
+        # The last target of a row lies outside it; the peers predict it too, so that all do the same work.
+        for row, whole in zip(feed.given, tokens):
+            row.targets[-1], row.weights[-1] = whole[-1], 1.0
+        trainer.budget = micro * shape["context"]
+        trainer._after_step(trainer._one_step(), 0)
+
+    return step
