@@ -23,6 +23,7 @@ from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import Rates
 from trivium.model.config import ModelConfig
 from trivium.model.dial import dial
+from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.vocabulary import grow_vocabulary
@@ -67,12 +68,21 @@ class Sft(TrainingStage):
         return [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """What can be said before the data is read."""
+        """What can be said before the data is read: the model's size, and what a given length costs."""
         parent = inputs.get(self.start)
-        known = {"parameters", "vocabulary", "width"}
-        numbers = {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
+        numbers: dict[str, Any] = {}
+        if isinstance(parent, Mapping):
+            numbers = {key: parent[key] for key in ("parameters", "vocabulary") if key in parent}
+        elif parent is not None and (parent / "config.json").is_file():
+            config = load_config(parent)
+            numbers = {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
         tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
-        return {**numbers, **({} if tokens is None else {"tokens": tokens})}
+        if tokens is not None:
+            numbers["tokens"] = tokens
+            if "parameters" in numbers:
+                # Short documents: attention costs next to nothing beside the matrices.
+                numbers["flops"] = 6.0 * numbers["parameters"] * tokens
+        return numbers
 
     def run(self, work: Work) -> dict[str, Any]:
         """Report on the data, show an example, train, and leave a Hugging Face folder."""
