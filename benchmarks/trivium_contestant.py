@@ -42,6 +42,17 @@ class GivenRows:
         """Nothing to take up again."""
 
 
+def rows_of(windows: np.ndarray, byte_lengths: np.ndarray | None = None) -> list[Row]:
+    """Rows of windows whose last target lies outside them, as the peers predict it too."""
+    rows = []
+    for window in windows:
+        columns = {} if byte_lengths is None else {"bytes": [byte_lengths[window[1:]].astype(np.float32)]}
+        row = row_of_documents([window[:-1]], columns=columns)
+        row.targets[-1], row.weights[-1] = window[-1], 1.0
+        rows.append(row)
+    return rows
+
+
 def trainer_of(shape: dict, feed: GivenRows, settings: Training, rates: Rates | None = None) -> Trainer:
     """A trainer over a new model of the shared shape."""
     turned = dial(
@@ -82,11 +93,7 @@ def trainer_step(
     trainer._compile()
 
     def step(index: int, micro: int) -> None:
-        tokens = random_tokens(shape, shape["rows"], index).numpy()
-        feed.given = [row_of_documents([row[:-1]]) for row in np.ascontiguousarray(tokens)]
-        # The last target of a row lies outside it; the peers predict it too, so that all do the same work.
-        for row, whole in zip(feed.given, tokens):
-            row.targets[-1], row.weights[-1] = whole[-1], 1.0
+        feed.given = rows_of(random_tokens(shape, shape["rows"], index).numpy())
         trainer.budget = micro * shape["context"]
         trainer._after_step(trainer._one_step(), 0)
 

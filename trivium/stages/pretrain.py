@@ -142,7 +142,9 @@ class Pretrain(TrainingStage):
 
     def _dial(self, vocabulary: int) -> Dial:
         settings = self.model.model_dump()
-        return dial(settings.pop("depth"), vocabulary, self.context, **settings)
+        depth = settings.pop("depth")
+        # How long the training is decides the batch that suits it.
+        return dial(depth, vocabulary, self.context, horizon_tokens=self.tokens, **settings)
 
     def _rates(self, turned: Dial) -> Rates:
         """The dial's rates, or the number a person gave for the matrices and the others in proportion."""
