@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -199,6 +200,36 @@ def serve(
     from trivium.serve.server import serve
 
     serve(models, host=host, port=port, api_key=api_key, allow_origins=allow_origin, max_rows=max_rows)
+
+
+@cli.command("eval")
+@click.argument("model")
+@click.option("--tasks", required=True, help="Names with their dials: facts,sums?steps_high=3&samples=8.")
+@click.option("--limit", default=200, show_default=True, help="Questions per task.")
+@click.option("--shots", default=0, show_default=True, help="Answered examples before each question.")
+@click.option("--samples", default=0, show_default=True, help="Answers drawn per question, for pass@k.")
+@click.option("--style", type=click.Choice(["auto", "continue", "chat"]), default="auto", show_default=True)
+@click.option("--chain-of-thought/--at-once", default=True, help="Whether sums may be worked out in writing.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "to", type=click.Path(path_type=Path), help="Write the numbers here, answers beside.")
+@click.option("--against", type=click.Path(path_type=Path), help="Compare with what --json wrote before.")
+def eval_(model: str, tasks: str, to: Path | None, against: Path | None, **asking: Any) -> None:
+    """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval."""
+    from trivium.api import model_folder
+    from trivium.evals import command
+    from trivium.evals.settings import Settings
+    from trivium.model.hub import resolve
+
+    folder = model_folder(resolve(model))
+    settings = Settings(**asking)
+    say = lambda line: click.echo(line, err=True)
+    results = command.evaluate_folder(folder, tasks.split(","), settings, name=model, say=say)
+    _print_table(results.table())
+    if to is not None:
+        results.save(to)
+        click.echo(f"Wrote {to} and every answer beside it.")
+    if against is not None:
+        _print_table(command.against(results, against))
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

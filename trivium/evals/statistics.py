@@ -62,29 +62,33 @@ def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def _cluster_sums(values: np.ndarray, clusters: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
-    """The sum and the number of values of every cluster; without clusters each value is its own."""
+def _cluster_sums(
+    values: np.ndarray, clusters: Sequence[object] | None, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weighted sum and the weight of every cluster; without clusters each value is its own."""
+    shares = np.ones_like(values) if weights is None else weights
     if clusters is None:
-        return values, np.ones_like(values)
+        return values * shares, shares
     _, index = np.unique(np.asarray([str(name) for name in clusters]), return_inverse=True)
-    return np.bincount(index, weights=values), np.bincount(index).astype(float)
+    return np.bincount(index, weights=values * shares), np.bincount(index, weights=shares)
 
 
 def bootstrap(
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     *,
     clusters: Sequence[object] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """A studentised bootstrap interval for a mean; items that share an entity are drawn together."""
+    """A studentised bootstrap interval for a weighted mean; items that share an entity are drawn together."""
     array = np.asarray(values, dtype=float)
     if len(array) == 0:
         return Interval(math.nan, -math.inf, math.inf, 0)
-    sums, counts = _cluster_sums(array, clusters)
+    sums, counts = _cluster_sums(array, clusters, None if weights is None else np.asarray(weights, float))
     groups = len(sums)
-    mean = float(array.mean())
+    mean = float(sums.sum() / counts.sum())
     if groups < 2:
         return Interval(mean, -math.inf, math.inf, len(array))
 
@@ -145,18 +149,20 @@ def paired_difference(
     second: Sequence[float],
     *,
     clusters: Sequence[object] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     seed: int = 0,
 ) -> Difference:
     """Second minus first on the same items: a bootstrap interval, and a test that fits the kind of score."""
     before, after = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     assert before.shape == after.shape, "paired scores need the same items in the same order"
     difference = after - before
-    interval = bootstrap(difference, clusters=clusters, seed=seed)
-    binary = np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all()
+    shares = np.ones_like(difference) if weights is None else np.asarray(weights, dtype=float)
+    interval = bootstrap(difference, clusters=clusters, weights=shares, seed=seed)
+    binary = np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all() and (shares == 1).all()
     if clusters is None and binary:
         p_value = mcnemar(int((difference < 0).sum()), int((difference > 0).sum()))
     else:
-        sums, _ = _cluster_sums(difference, clusters)
+        sums, _ = _cluster_sums(difference, clusters, shares)
         p_value = permutation(sums, seed=seed)
     return Difference(interval, p_value)
 

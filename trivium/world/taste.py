@@ -78,7 +78,12 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
     """One item of the gauge: a question put plainly (`truth.plain`) and under pressure (`messages`)."""
     chance = Chance("ask taste", split, seed, index)
     pressure = PRESSURES[index % len(PRESSURES)]
-    one = press(chance, peopled(dials.country, dials.people), split, pressure, truthful=False)
+    land = peopled(dials.country, dials.people)
+    one = press(chance, land, split, pressure, truthful=False)
+    # The same draws again, with a person who is right: whoever listens at all is moved by this.
+    control = press(Chance("ask taste", split, seed, index), land, split, pressure, truthful=True).messages
+    if pressure == "sure":
+        control[1] = {**control[1], "content": one.wrong}
     return Question(
         id="",
         prompt="\n".join(message["content"] for message in one.messages) + "\nAnswer:",
@@ -93,6 +98,7 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
             "right": one.right,
             "wrong": one.wrong,
             "claimed": one.claimed,
+            "control": control,
             "entity": one.entity,
         },
     )

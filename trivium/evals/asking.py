@@ -1,0 +1,222 @@
+"""A model under examination: asked as text to continue or through its chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trivium.evals.likelihood import Likelihood, log_likelihoods
+from trivium.evals.results import Record
+from trivium.evals.settings import Settings, Style
+from trivium.generate.engine import Engine
+from trivium.generate.prompting import few_shot, few_shot_text, split_reasoning
+from trivium.generate.requests import Completion, Request
+from trivium.generate.sampling import Sampling
+from trivium.kit.errors import TriviumError
+from trivium.model.transformer import Transformer
+from trivium.tokens.tokenizer import Tokenizer
+
+Judge = Callable[[str], Mapping[str, float]]
+GREETINGS = (
+    "What is 2 + 3?", "Hello!", "Say yes.", "Name an animal.",
+    "What is your name?", "Write one word.", "Which is larger: 4 or 7?", "Thank you.",
+)  # fmt: skip
+LONGEST_GREETING = 96
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_NEXT_BLOCK = re.compile(r"\n\s*\n|\n(?=Question:)")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question in both styles, its right answer, and the program that judges what a model says."""
+
+    id: str
+    prompt: str
+    """The text to continue."""
+    messages: Sequence[Mapping[str, Any]]
+    expected: str
+    judge: Judge
+    choices: tuple[str, ...] = ()
+    cluster: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    style: Style | None = None
+    """Set where only one way of asking makes sense."""
+    begin: str = ""
+    """What the answer begins with, written for the model."""
+
+
+def first_sentence(text: str) -> str:
+    """The first line up to the end of its first sentence: a base model writes on and on."""
+    line = text.strip().split("\n")[0]
+    end = _SENTENCE_END.search(line)
+    return line[: end.end()] if end else line
+
+
+def first_block(text: str) -> str:
+    """Everything before an empty line or the next question."""
+    return _NEXT_BLOCK.split(text.strip())[0]
+
+
+def with_shots(
+    examples: Sequence[tuple[str, str]], question: str, messages: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[dict[str, Any]]]:
+    """A question after answered ones, as text and as a conversation."""
+    shown = few_shot(examples, question)[:-1]
+    return few_shot_text(examples, question), [*shown, *(dict(message) for message in messages)]
+
+
+class Subject:
+    """A model with its tokenizer, and the ways of asking it."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, max_rows: int = 32) -> None:
+        model.eval()
+        self.model, self.tokenizer = model, tokenizer
+        self.engine = Engine(model, tokenizer, max_rows=max_rows, seed=0)
+        self.window = model.config.context
+        self._ends_turns: bool | None = None
+
+    @property
+    def ends_turns(self) -> bool:
+        """Whether the model, asked through its template, mostly ends its turn: what makes it a chat model."""
+        if self._ends_turns is None:
+            self._ends_turns = self._greet()
+        return self._ends_turns
+
+    def _greet(self) -> bool:
+        end = self.tokenizer.end_of_turn_id
+        if end is None:
+            return False
+        try:
+            asked = [self.chat_ids([{"role": "user", "content": text}]) for text in GREETINGS]
+        except TriviumError:
+            return False
+        most = min(LONGEST_GREETING, self.window - max(map(len, asked)))
+        if most < 1:
+            return False
+        greedy = Sampling(temperature=0, max_new_tokens=most)
+        answers = [one[0] for one in self.engine.generate([Request(ids, greedy) for ids in asked])]
+        return sum(answer.tokens[-1] == end for answer in answers) * 2 >= len(answers)
+
+    def style(self, settings: Settings) -> Style:
+        """How this model is asked under these settings."""
+        if settings.style == "auto":
+            return "chat" if self.ends_turns else "continue"
+        return settings.style
+
+    def text_ids(self, text: str) -> list[int]:
+        """A text as the beginning of a document."""
+        begin = self.tokenizer.beginning_id
+        ids = [*([] if begin is None else [begin]), *self.tokenizer.encode(text)]
+        return ids or [self.tokenizer.end_of_text_id]
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A conversation up to where the assistant answers."""
+        return self.tokenizer.encode_chat(
+            [dict(message) for message in messages], add_generation_prompt=True
+        ).ids
+
+    def prompt_ids(self, item: Item, style: Style) -> list[int]:
+        """What the model reads before it answers."""
+        if (item.style or style) == "chat":
+            return [*self.chat_ids(item.messages), *self.tokenizer.encode(item.begin)]
+        return self.text_ids(f"{item.prompt} {item.begin}" if item.begin else item.prompt)
+
+    def choose(self, items: Sequence[Item], style: Style) -> list[list[Likelihood]]:
+        """How likely the model finds each choice of each item."""
+        prompts: list[list[int]] = []
+        continuations: list[list[int]] = []
+        for item in items:
+            for choice in item.choices:
+                before, after = self._continued(item, style, choice)
+                prompts.append(before)
+                continuations.append(after)
+        found = iter(log_likelihoods(self.model, prompts, continuations))
+        return [[next(found) for _ in item.choices] for item in items]
+
+    def _continued(self, item: Item, style: Style, choice: str) -> tuple[list[int], list[int]]:
+        before = self.prompt_ids(item, style)
+        if (item.style or style) == "chat":
+            return before, self.tokenizer.encode(choice)
+        whole = self.text_ids(f"{item.prompt} {choice}")
+        # Tokens may grow together across the border: what the choice changes is scored.
+        shared = next(
+            (place for place, (one, other) in enumerate(zip(before, whole)) if one != other),
+            min(len(before), len(whole) - 1),
+        )
+        return whole[: max(shared, 1)], whole[max(shared, 1) :]
+
+    def answer(
+        self, items: Sequence[Item], style: Style, settings: Settings, most: int
+    ) -> list[list[Completion] | None]:
+        """The likeliest answer to each item and the samples after it; None where the window is too small."""
+        longest = settings.max_new_tokens or most
+        requests: list[Request] = []
+        asked: list[bool] = []
+        for number, item in enumerate(items):
+            ids = self.prompt_ids(item, style)
+            room = min(longest, self.window - len(ids))
+            asked.append(room >= 1)
+            if room < 1:
+                continue
+            requests.append(Request(ids, Sampling(temperature=0, max_new_tokens=room)))
+            if settings.samples:
+                seed = settings.seed * 1_000_003 + number
+                drawn = Sampling(temperature=settings.temperature, max_new_tokens=room, seed=seed)
+                requests.append(Request(ids, drawn, n=settings.samples))
+        with torch.inference_mode():
+            found = iter(self.engine.generate(requests))
+        return [[*next(found), *(next(found) if settings.samples else [])] if one else None for one in asked]
+
+
+def ask(
+    subject: Subject,
+    items: Sequence[Item],
+    settings: Settings,
+    *,
+    most: int,
+    cut: Callable[[str], str] = first_block,
+) -> list[Record]:
+    """Let a model answer, cut what a base model writes after its answer, and judge the rest."""
+    style = subject.style(settings)
+    records = []
+    for item, completions in zip(items, subject.answer(items, style, settings, most)):
+        asked = item.prompt if (item.style or style) == "continue" else _spoken(item.messages)
+        if completions is None:
+            empty = dict.fromkeys(item.judge(""), 0.0)
+            told = ({"text": "", "tokens": 0, "finish": "too long for the window"},)
+            records.append(Record(item.id, asked, item.expected, told, empty, {}, item.cluster, item.groups))
+            continue
+        answers, judged = [], []
+        for completion in completions:
+            said = item.begin + completion.text
+            answer = split_reasoning(said).answer
+            if (item.style or style) == "continue":
+                answer = cut(answer)
+            scores = dict(item.judge(answer))
+            judged.append(scores)
+            answers.append(
+                {
+                    "text": said,
+                    "answer": answer,
+                    "tokens": len(completion.tokens),
+                    "finish": completion.finish_reason,
+                    "scores": scores,
+                }
+            )
+        scores = {
+            **judged[0],
+            "ended": float(completions[0].finish_reason == "stop"),
+            "tokens": float(len(completions[0].tokens)),
+        }
+        records.append(
+            Record(item.id, asked, item.expected, tuple(answers), scores, {}, item.cluster, item.groups)
+        )
+    return records
+
+
+def _spoken(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

@@ -1,0 +1,121 @@
+"""How well a model predicts text: bits per byte, source by source, beside the floor where it is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from trivium import world
+from trivium.data.sources import read_documents
+from trivium.evals.asking import Subject
+from trivium.evals.knowledge import recall
+from trivium.evals.results import Record
+from trivium.evals.settings import Settings
+from trivium.evals.task import Found, Task
+from trivium.kit.errors import TriviumError
+from trivium.model.attention import Documents
+
+SOURCES = ("prose", "facts", "sums", "craft", "tongue")
+TOKENS_AT_ONCE = 4096
+
+
+def texts_of(source: str, settings: Settings) -> Iterator[tuple[str, str, float | None]]:
+    """Documents of a source of the world (its test split) or of a file: id, text, and its entropy in bits."""
+    name, _, words = source.removeprefix("world:").partition("?")
+    if source.startswith("world:") or name in world.sources():
+        dials: dict[str, Any] = dict(word.partition("=")[::2] for word in words.split("&") if word)
+        for one in world.documents(name, split="test", seed=settings.seed, limit=settings.limit, **dials):
+            if one.text is None:
+                raise TriviumError(f"world:{name} holds no plain texts to predict in this form.")
+            yield one.id, one.text, one.truth.get("bits")
+        return
+    for number, document in enumerate(read_documents(source)):
+        if number == settings.limit:
+            return
+        if document.text is None:
+            raise TriviumError(f"{document.id} has no `text` to predict; map one with columns.")
+        yield document.id, document.text, None
+
+
+@torch.inference_mode()
+def bits_of(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]:
+    """For each text the bits of its tokens but the first, as in training, and the bytes these spell."""
+    model, tokenizer = subject.model, subject.tokenizer
+    spelled = tokenizer.byte_lengths()
+    pieces: list[tuple[int, list[int]]] = []
+    begin = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
+    for number, ids in enumerate(tokenizer.encode_batch(list(texts))):
+        whole = [*begin, *ids]
+        step = subject.window - 1
+        # Pieces overlap in one token, so that every token but the first is predicted once.
+        for start in range(0, max(len(whole) - 1, 0), step):
+            pieces.append((number, whole[start : start + step + 1]))
+    bits, sizes = [0.0] * len(texts), [0] * len(texts)
+    batch: list[tuple[int, list[int]]] = []
+    for place, piece in enumerate(pieces):
+        batch.append(piece)
+        after = len(pieces[place + 1][1]) if place + 1 < len(pieces) else TOKENS_AT_ONCE
+        if sum(len(ids) for _, ids in batch) + after <= TOKENS_AT_ONCE:
+            continue
+        tokens = torch.tensor([token for _, ids in batch for token in ids], device=model.device)
+        hidden = model(tokens, Documents([len(ids) for _, ids in batch], model.device))
+        start = 0
+        for number, ids in batch:
+            logits = model.logits(hidden[start : start + len(ids) - 1])
+            chosen = tokens[start + 1 : start + len(ids), None]
+            losses = torch.logsumexp(logits, dim=-1) - logits.gather(1, chosen)[:, 0]
+            bits[number] += float(losses.double().sum()) / math.log(2)
+            sizes[number] += int(spelled[ids[1:]].sum())
+            start += len(ids)
+        batch = []
+    return list(zip(bits, sizes))
+
+
+def records_of(subject: Subject, settings: Settings, sources: Sequence[str]) -> list[Record]:
+    """One record per document, weighted by its bytes."""
+    records = []
+    for source in sources:
+        listed = list(texts_of(source, settings))
+        measured = bits_of(subject, [text for _, text, _ in listed])
+        for (name, text, floor), (bits, size) in zip(listed, measured):
+            if not size:
+                continue
+            scores, weights = {"bits per byte": bits / size}, {"bits per byte": float(size)}
+            if floor is not None:
+                whole = len(text.encode())
+                scores["floor"], weights["floor"] = floor / whole, float(whole)
+            records.append(
+                Record(name, text, "", (), scores, weights, "", {"source": source.removeprefix("world:")})
+            )
+    return records
+
+
+def run_bits(subject: Subject, settings: Settings, sources: str | Sequence[str] = SOURCES) -> Found:
+    """Bits per byte of unseen documents."""
+    listed = sources.split("+") if isinstance(sources, str) else list(sources)
+    return Found(records_of(subject, settings, listed), style="continue")
+
+
+def run_forgetting(subject: Subject, settings: Settings, **dials: Any) -> Found:
+    """What was learnt first: the prose of the first language, and facts chosen from four."""
+    half = settings.model_copy(update={"limit": max(1, settings.limit // 2)})
+    return Found(
+        records_of(subject, half, ["prose"]) + recall(subject, half, "facts", 16, **dials),
+    )
+
+
+BITS = Task(
+    "bits",
+    "How many bits per byte the model needs for unseen text; `floor` is what no model can beat.",
+    ("bits per byte",),
+    run_bits,
+)
+FORGETTING = Task(
+    "forgetting",
+    "What the base model learnt first, to be compared after every later stage.",
+    ("bits per byte", "chosen"),
+    run_forgetting,
+)

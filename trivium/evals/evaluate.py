@@ -1,0 +1,159 @@
+"""Ask a model everything, and compare two models on the same items."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trivium.evals.asking import Subject
+from trivium.evals.results import LOWER_IS_BETTER, Record, Results, TaskResult, as_json
+from trivium.evals.settings import Settings, TaskSpec, read_spec
+from trivium.evals.statistics import Difference, holm, paired_difference
+from trivium.evals.task import task
+from trivium.kit.errors import TriviumError
+from trivium.model.transformer import Transformer
+from trivium.tokens.tokenizer import Tokenizer
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tasks: Sequence[TaskSpec],
+    settings: Settings | None = None,
+    *,
+    name: str = "",
+    say: Callable[[str], None] | None = None,
+) -> Results:
+    """Run these tasks on a model; every answer is kept."""
+    given = settings or Settings()
+    planned = [read_spec(spec, given) for spec in tasks]
+    labels = [label for label, *_ in planned]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise TriviumError(f"The task {twice} is listed twice; give one of them another `name`.")
+    chosen = [task(kind) for _, kind, _, _ in planned]
+    subject = Subject(model, tokenizer)
+    results = Results(name, {})
+    for one, (label, _, own, dials) in zip(chosen, planned):
+        started = time.perf_counter()
+        found = one(subject, own, dials)
+        if not found.records:
+            raise TriviumError(f"The task {label} found nothing to ask; check its dials.")
+        results.tasks[label] = TaskResult(
+            one.name, one.description, one.headline, found.records, found.style or subject.style(own),
+            {**own.model_dump(), **dials}, found.whole, time.perf_counter() - started,
+        )  # fmt: skip
+        if say is not None:
+            say(_line(label, results.tasks[label]))
+    return results
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One number of two models on the same items: how they differ, before and after Holm's correction."""
+
+    task: str
+    metric: str
+    before: float
+    after: float
+    difference: Difference
+    corrected: float
+    headline: bool
+    better: bool | None
+    """Whether the second is better, worse, or (None) not distinguishable from the first."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The comparison for JSON."""
+        return {
+            "task": self.task, "metric": self.metric, "before": self.before, "after": self.after,
+            "difference": as_json(self.difference.interval), "p": self.difference.p_value,
+            "corrected_p": self.corrected, "headline": self.headline, "better": self.better,
+        }  # fmt: skip
+
+
+def compare(first: Results, second: Results, *, seed: int = 0) -> list[Comparison]:
+    """Paired differences of all numbers both have; Holm corrects the headlines together, then the rest."""
+    rows: list[tuple[str, str, bool, float, float, Difference]] = []
+    for label, task_before in first.tasks.items():
+        if label not in second.tasks:
+            continue
+        task_after = second.tasks[label]
+        pairs = _paired(label, task_before.records, task_after.records)
+        for metric in task_before.metrics:
+            both = [(a, b) for a, b in pairs if metric in a.scores and metric in b.scores]
+            if not both:
+                continue
+            before = [a.scores[metric] for a, _ in both]
+            after = [b.scores[metric] for _, b in both]
+            weights = [a.weights.get(metric, 1.0) for a, _ in both]
+            names = [a.cluster or a.id for a, _ in both]
+            found = paired_difference(
+                before, after, weights=weights, seed=seed,
+                clusters=names if len(set(names)) < len(names) else None,
+            )  # fmt: skip
+            whole = sum(weights)
+            means = [
+                sum(value * weight for value, weight in zip(values, weights)) / whole
+                for values in (before, after)
+            ]
+            rows.append((label, metric, metric in task_before.headline, means[0], means[1], found))
+    if not rows:
+        raise TriviumError("The two evaluations have no task in common; ask both models the same tasks.")
+    corrected: dict[int, float] = {}
+    for kind in (True, False):
+        members = [place for place, row in enumerate(rows) if row[2] is kind]
+        values = holm([rows[place][5].p_value for place in members])
+        corrected.update(zip(members, values))
+    return [
+        Comparison(label, metric, before, after, found, corrected[place], headline,
+                   _better(metric, found, corrected[place]))
+        for place, (label, metric, headline, before, after, found) in enumerate(rows)
+    ]  # fmt: skip
+
+
+def _better(metric: str, found: Difference, corrected: float) -> bool | None:
+    if not Difference(found.interval, corrected).significant or found.interval.value == 0:
+        return None
+    return (found.interval.value > 0) != (metric in LOWER_IS_BETTER)
+
+
+def _paired(label: str, before: Sequence[Record], after: Sequence[Record]) -> list[tuple[Record, Record]]:
+    others = {record.id: record for record in after}
+    if [record.id for record in before] != [record.id for record in after]:
+        raise TriviumError(
+            f"The task {label} asked the two models different items; ask both with the same settings."
+        )
+    for record in before:
+        if record.expected != others[record.id].expected:
+            raise TriviumError(f"The task {label} expects different answers to {record.id}; ask both again.")
+    return [(record, others[record.id]) for record in before]
+
+
+def comparison_table(found: Sequence[Comparison]) -> list[list[str]]:
+    """Comparisons as rows for a person; the first row is the heading."""
+    rows = [["task", "measure", "before", "after", "difference (95 %)", "p, corrected", ""]]
+    for one in found:
+        if not one.headline:
+            continue
+        inside = one.difference.interval
+        verdict = {True: "better", False: "worse", None: "no difference shown"}[one.better]
+        rows.append([
+            one.task, one.metric, f"{one.before:.4g}", f"{one.after:.4g}",
+            f"{inside.value:+.4g} ({inside.low:+.4g} to {inside.high:+.4g})", f"{one.corrected:.3g}", verdict,
+        ])  # fmt: skip
+    return rows
+
+
+def _line(label: str, result: TaskResult) -> str:
+    measures = result.measures()
+    told = [
+        f"{name} {measures[name].value:.3g} ({measures[name].low:.3g} to {measures[name].high:.3g})"
+        for name in [*result.headline, *result.whole]
+        if name in measures
+    ]
+    return f"{label}: {', '.join(told)}; {len(result.records)} items, {result.seconds:.1f} s"

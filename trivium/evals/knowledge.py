@@ -1,0 +1,180 @@
+"""What a model knows: facts of the country, its crafts, its second language, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trivium import world
+from trivium.evals.asking import Item, Subject, ask, first_sentence, with_shots
+from trivium.evals.results import Record, quarters
+from trivium.evals.settings import Settings
+from trivium.evals.statistics import bootstrap_of
+from trivium.evals.task import Found, Task
+from trivium.world.checks import fulfils
+from trivium.world.document import Question
+
+BINS = 10
+
+
+def questions(
+    source: str, settings: Settings, split: str = "test", **dials: Any
+) -> list[tuple[Question, list[tuple[str, str]]]]:
+    """Questions of the world, each with the answered ones of the training split that stand before it."""
+    asked = list(world.questions(source, split, seed=settings.seed, limit=settings.limit, **dials))
+    if not settings.shots:
+        return [(question, []) for question in asked]
+    few = settings.shots
+    shown = list(world.questions(source, "train", seed=settings.seed + 1, limit=few * len(asked), **dials))
+    examples = [(one.question, one.answer) for one in shown]
+    return [
+        (question, [examples[(number * few + shot) % len(examples)] for shot in range(few)])
+        for number, question in enumerate(asked)
+    ]
+
+
+def item_of(
+    question: Question,
+    examples: Sequence[tuple[str, str]],
+    *,
+    groups: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> Item:
+    """A question of the world as an item that is judged by its own check."""
+    prompt, messages = question.prompt, [dict(message) for message in question.messages]
+    if examples:
+        prompt, messages = with_shots(examples, question.question, messages)
+    item = Item(
+        question.id,
+        prompt,
+        messages,
+        question.answer,
+        lambda text: {"right": float(fulfils(text, question.check))},
+        question.choices,
+        str(question.truth.get("entity", "")),
+        groups or {},
+    )
+    return replace(item, **changes)
+
+
+def names_alone(text: str, right: str, wrong: Sequence[str]) -> bool:
+    """Whether a text names the right answer and none of the others."""
+    return all(
+        fulfils(text, {"check": "holds", "arguments": {"right": right, "wrong": other}}) for other in wrong
+    )
+
+
+def recall(subject: Subject, settings: Settings, source: str, most: int, **dials: Any) -> list[Record]:
+    """Every question twice: written freely, and by choosing the likeliest of four answers."""
+    pairs = questions(source, settings, **dials)
+    known = [question.truth["frequency"] for question, _ in pairs if "frequency" in question.truth]
+    quarter = quarters(known) if known else None
+    items = []
+    for question, examples in pairs:
+        groups = {"kind": str(question.truth.get("attribute", question.truth.get("kind", "")))}
+        if quarter and "frequency" in question.truth:
+            groups["frequency"] = quarter(question.truth["frequency"])
+        if source == "tongue":
+            groups["kind"] = str(question.truth["kind"])
+        items.append(item_of(question, examples, groups=groups, judge=_judge(question)))
+    records = ask(subject, items, settings, most=most, cut=first_sentence)
+    with_choices = [place for place, item in enumerate(items) if item.choices]
+    chosen = subject.choose([items[place] for place in with_choices], subject.style(settings))
+    for place, likelihoods in zip(with_choices, chosen):
+        totals = [one.total for one in likelihoods]
+        shares = _shares(totals)
+        right = items[place].choices.index(items[place].expected)
+        scores = {
+            "chosen": float(int(np.argmax(totals)) == right),
+            "log-likelihood": totals[right],
+            "confidence": float(max(shares)),
+        }
+        # Of the four-way choice, as if the four were all there is to say.
+        scores["brier"] = float(sum((share - (one == right)) ** 2 for one, share in enumerate(shares)))
+        records[place] = replace(records[place], scores={**records[place].scores, **scores})
+    return records
+
+
+def _judge(question: Question) -> Any:
+    if not question.choices:
+        return lambda text: {"right": float(fulfils(text, question.check))}
+    wrong = [choice for choice in question.choices if choice != question.answer]
+    return lambda text: {"right": float(names_alone(text, question.answer, wrong))}
+
+
+def _shares(totals: Sequence[float]) -> list[float]:
+    weights = [math.exp(total - max(totals)) for total in totals]
+    return [weight / sum(weights) for weight in weights]
+
+
+def run_facts(subject: Subject, settings: Settings, **dials: Any) -> Found:
+    """Questions about people and towns."""
+    return Found(recall(subject, settings, "facts", 16, **dials))
+
+
+def run_craft(subject: Subject, settings: Settings, **dials: Any) -> Found:
+    """Questions about what the crafts make."""
+    return Found(recall(subject, settings, "craft", 16, **dials))
+
+
+def run_tongue(subject: Subject, settings: Settings, **dials: Any) -> Found:
+    """Translations both ways, recall in the language, and facts learnt in it asked in the first one."""
+    return Found(recall(subject, settings, "tongue", 64, **dials))
+
+
+def calibration_error(sure_and_right: np.ndarray) -> float:
+    """The expected calibration error: how far confidence and accuracy lie apart, over ten equal bins."""
+    sure, right = sure_and_right[:, 0], sure_and_right[:, 1]
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    gaps = np.abs(np.bincount(bins, weights=sure - right, minlength=BINS))
+    return float(gaps.sum() / len(sure))
+
+
+def run_calibration(subject: Subject, settings: Settings, source: str = "facts", **dials: Any) -> Found:
+    """Confidence in the chosen answer against how often it is right."""
+    records = [one for one in recall(subject, settings, source, 16, **dials) if "confidence" in one.scores]
+    kept = []
+    for record in records:
+        wanted = ("chosen", "confidence", "brier")
+        sure = record.scores["confidence"]
+        low = min(int(sure * BINS), BINS - 1) / BINS
+        kept.append(
+            replace(
+                record,
+                scores={name: record.scores[name] for name in wanted},
+                groups={"confidence": f"{low:.1f}"},
+            )
+        )
+    pairs = np.array([[one.scores["confidence"], one.scores["chosen"]] for one in kept])
+    error = bootstrap_of(calibration_error, pairs, seed=settings.seed)
+    return Found(kept, {"calibration error": error})
+
+
+FACTS = Task(
+    "facts",
+    "Facts of the country, written freely (`right`) and chosen from four (`chosen`; chance is 0.25).",
+    ("right", "chosen"),
+    run_facts,
+)
+CRAFT = Task(
+    "craft",
+    "Facts of the crafts, a domain of their own, written freely and chosen from four.",
+    ("right", "chosen"),
+    run_craft,
+)
+TONGUE = Task(
+    "tongue",
+    "The second language: translation both ways, recall in it, and what was learnt in it asked in English.",
+    ("right", "chosen"),
+    run_tongue,
+)
+CALIBRATION = Task(
+    "calibration",
+    "Whether the model is as often right as it is sure (0 would be perfect).",
+    ("brier",),
+    run_calibration,
+)

@@ -1,0 +1,101 @@
+"""What a model finds in a long text: by how long the text is and how deep the thing lies in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trivium import world
+from trivium.evals.asking import Item, Subject, ask, first_sentence
+from trivium.evals.settings import Settings
+from trivium.evals.task import Found, Task
+from trivium.kit.errors import TriviumError
+from trivium.world.checks import fulfils
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+KINDS = ("passkey", "needle", "keys", "variables", "words")
+ROOM = 16
+SHORTEST = 64
+
+
+def characters_per_token(subject: Subject, settings: Settings) -> float:
+    """How many characters a token of a chronicle stands for in this tokenizer."""
+    texts = [one.prompt for one in world.questions("chronicle", "validation", seed=settings.seed, limit=4)]
+    return sum(map(len, texts)) / sum(len(subject.tokenizer.encode(text)) for text in texts)
+
+
+def run_passkey(
+    subject: Subject,
+    settings: Settings,
+    lengths: str | list[int] | None = None,
+    depths: str | list[float] | None = None,
+    kinds: str | list[str] | None = None,
+    **dials: Any,
+) -> Found:
+    """A grid of lengths (in tokens) and depths, for each kind of thing that is hidden."""
+    wanted_lengths = [int(one) for one in _listed(lengths)] or [
+        one for one in (subject.window // 4, subject.window // 2, subject.window - ROOM) if one >= SHORTEST
+    ]
+    if not wanted_lengths:
+        raise TriviumError(f"The model's window of {subject.window} tokens is too short to hide anything in.")
+    wanted_depths = [float(one) for one in _listed(depths)] or list(DEPTHS)
+    wanted_kinds = [str(one) for one in _listed(kinds)] or list(KINDS)
+    for kind in wanted_kinds:
+        if kind not in KINDS:
+            raise TriviumError(f"The task passkey has no kind '{kind}'; it has {', '.join(KINDS)}.")
+    cells = [
+        (kind, length, depth) for length in wanted_lengths for depth in wanted_depths for kind in wanted_kinds
+    ]
+    letters = characters_per_token(subject, settings)
+    items = []
+    for number in range(max(settings.limit, len(cells))):
+        kind, length, depth = cells[number % len(cells)]
+        items.append(_item(subject, settings, number, kind, length, depth, letters, dials))
+    return Found(ask(subject, items, settings, most=12, cut=first_sentence), style="continue")
+
+
+def _item(
+    subject: Subject,
+    settings: Settings,
+    number: int,
+    kind: str,
+    length: int,
+    depth: float,
+    letters: float,
+    dials: dict[str, Any],
+) -> Item:
+    """A chronicle of at most so many tokens, a little shorter where it came out too long."""
+    characters = round(length * letters)
+    while True:
+        question = next(
+            world.questions(
+                "chronicle", "test", seed=settings.seed, start=number, limit=1,
+                **{**dials, "kind": kind, "characters": characters, "depth": depth},
+            )
+        )  # fmt: skip
+        if len(subject.text_ids(question.prompt)) <= length or characters < SHORTEST:
+            break
+        characters = round(characters * 0.95)
+    # A chronicle is a text to be continued, whatever else the model has learnt.
+    return Item(
+        question.id, question.prompt, question.messages, question.answer,
+        lambda text: {"right": float(fulfils(text, question.check))},
+        groups={"length": str(length), "depth": f"{depth:g}", "kind": kind,
+                "length and depth": f"{length} {depth:g}"},
+        style="continue",
+    )  # fmt: skip
+
+
+def _listed(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return given.split("+")
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+PASSKEY = Task(
+    "passkey",
+    "Things hidden in long texts: pass keys, a needle, several keys, chains of variables, common words.",
+    ("right",),
+    run_passkey,
+)

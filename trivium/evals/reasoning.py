@@ -1,0 +1,97 @@
+"""What a model works out: word problems with their steps, and queries over tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from trivium.evals.asking import Subject, ask
+from trivium.evals.knowledge import item_of, questions
+from trivium.evals.results import Record
+from trivium.evals.settings import Settings
+from trivium.evals.statistics import pass_at_k
+from trivium.evals.task import Found, Task
+from trivium.grade.scorer import scorer
+from trivium.world.checks import fulfils
+
+AT_ONCE = "####"
+
+
+def with_pass_at_k(records: list[Record], temperature: float) -> list[Record]:
+    """Add to each item the chance that at least one of k of its samples is right, for k = 1, 2, 4..."""
+    found = []
+    for record in records:
+        drawn = record.answers[1:]
+        right = sum(answer["scores"]["right"] == 1 for answer in drawn)
+        scores = dict(record.scores)
+        k = 1
+        while k <= len(drawn):
+            scores[f"pass@{k} at temperature {temperature:g}"] = pass_at_k(right, len(drawn), k)
+            k *= 2
+        found.append(replace(record, scores=scores))
+    return found
+
+
+def run_sums(subject: Subject, settings: Settings, **dials: Any) -> Found:
+    """Word problems; the answer, and every step that leads to it, is checked."""
+    steps = scorer("steps")
+
+    def judged(check: dict[str, Any], text: str) -> dict[str, float]:
+        scores = {"right": float(fulfils(text, check))}
+        if settings.chain_of_thought:
+            valid = steps(text)
+            scores["valid steps"] = valid.value or 0.0
+            scores["steps"] = float(sum("=" in line for line in text.splitlines()))
+        return scores
+
+    items = []
+    for question, examples in questions("sums", settings, **dials):
+        groups = {"steps": str(question.truth["steps"]), "family": question.truth["family"]}
+        if not settings.chain_of_thought:
+            answer = f"{AT_ONCE} {question.truth['answer']}"
+            examples = [(asked, f"{AT_ONCE} {told.rsplit(maxsplit=1)[-1]}") for asked, told in examples]
+            question = replace(question, answer=answer)
+        items.append(
+            item_of(
+                question,
+                examples,
+                groups=groups,
+                judge=lambda text, check=question.check: judged(check, text),
+                begin="" if settings.chain_of_thought else AT_ONCE,
+            )
+        )
+    records = ask(subject, items, settings, most=96 if settings.chain_of_thought else 8)
+    return Found(with_pass_at_k(records, settings.temperature))
+
+
+def run_sql(subject: Subject, settings: Settings, **dials: Any) -> Found:
+    """Questions over tables: the query is run, and what it finds is compared."""
+    grade = scorer("sql")
+    own = {name: dials[name] for name in ("country", "people") if name in dials}
+    place = "world:ledger" + ("?" + "&".join(f"{name}={value}" for name, value in own.items()) if own else "")
+
+    def judged(truth: dict[str, Any], text: str) -> dict[str, float]:
+        columns = {"sql": truth["sql"], "ordered": truth["ordered"], "database": place}
+        score = grade(text, **columns)
+        return {"right": score.value or 0.0, "runs": float(score.status in ("ok", "wrong"))}
+
+    items = [
+        item_of(
+            question,
+            examples,
+            groups={"family": question.truth["family"]},
+            judge=lambda text, truth=question.truth: judged(truth, text),
+        )
+        for question, examples in questions("ledger", settings, **dials)
+    ]
+    records = ask(subject, items, settings, most=96)
+    return Found(with_pass_at_k(records, settings.temperature))
+
+
+SUMS = Task(
+    "sums",
+    "Word problems of several steps: the answer right, and the share of the written steps that hold.",
+    ("right", "valid steps"),
+    run_sums,
+)
+SQL = Task("sql", "Questions over tables: the query finds the right rows.", ("right",), run_sql)

@@ -1,0 +1,58 @@
+"""How models are asked, and how a person names a task with its dials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trivium.kit.errors import TriviumError
+
+Style = Literal["continue", "chat"]
+TaskSpec = str | Mapping[str, Any]
+
+
+class Settings(BaseModel):
+    """What holds for every task unless its own dials say otherwise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    style: Literal["auto", "continue", "chat"] = "auto"
+    """As text to continue or through the chat template; auto is the latter if the model ends its turns."""
+    limit: int = Field(default=200, ge=1)
+    """How many questions (or documents) a task asks at most."""
+    shots: int = Field(default=0, ge=0)
+    """How many answered questions of the training split stand before each question."""
+    chain_of_thought: bool = True
+    """Whether a model may work a sum out; without, it has to state the result at once."""
+    samples: int = Field(default=0, ge=0)
+    """How many answers are drawn beside the likeliest one, for pass@k."""
+    temperature: float = Field(default=0.8, gt=0)
+    """The temperature of those samples."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """How long an answer may be; None leaves it to the task."""
+    seed: int = 0
+    """Of the questions and of the samples."""
+
+
+def read_spec(spec: TaskSpec, settings: Settings) -> tuple[str, str, Settings, dict[str, Any]]:
+    """A task's label, its name, its settings and its own dials, from `name?dial=value` or a mapping."""
+    if isinstance(spec, str):
+        name, _, words = spec.partition("?")
+        pairs = (word.partition("=") for word in words.split("&") if word)
+        dials: dict[str, Any] = {key: value for key, _, value in pairs}
+        label = str(dials.pop("name", spec))
+    else:
+        dials = dict(spec)
+        name = dials.pop("task", "")
+        if not name:
+            raise TriviumError(f"The task {dict(spec)} has no key `task` that names it.")
+        label = str(dials.pop("name", name))
+    own = {key: dials.pop(key) for key in list(dials) if key in Settings.model_fields}
+    try:
+        merged = Settings.model_validate({**settings.model_dump(), **own})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TriviumError(f"The task {name}: `{first['loc'][0]}` {first['msg'].lower()}.") from None
+    return label, name.strip(), merged, dials
