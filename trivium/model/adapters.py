@@ -1,0 +1,207 @@
+"""Adapters on disk, in the form of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
+from trivium.model.config import ModelConfig
+from trivium.model.lora import ONLY, AdaptedLinear, Shape, adaptable, adapted_layers, make_room, note
+from trivium.model.transformer import Transformer
+from trivium.model.weights import Stored, stored_tensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# Settings of PEFT under which an adapter computes what ours do.
+INERT: dict[str, Any] = {
+    "bias": "none", "lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None,
+    "layer_replication": None, "trainable_token_indices": None, "arrow_config": None,
+    "target_parameters": None, "megatron_config": None, "layers_pattern": None, "layers_to_transform": None,
+    "exclude_modules": None,
+}  # fmt: skip
+
+
+def matrices(config: ModelConfig) -> list[Stored]:
+    """The stored matrices of the layers an adapter may lie on."""
+    return [
+        stored
+        for stored in stored_tensors(config)
+        if stored.name.endswith(".weight")
+        and all(part.startswith("layers.") and "norm" not in part for part in stored.parts)
+        and not stored.parts[0].endswith(".router.weight")
+    ]
+
+
+def save_adapter(model: Transformer, folder: Path | str, *, base: str, name: str = ONLY) -> None:
+    """Write one adapter so that PEFT lays it on the same base in transformers."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = adapted_layers(model)
+    tensors: dict[str, Tensor] = {}
+    ranks, alphas, normed, turned = {}, {}, False, False
+    for stored in matrices(model.config):
+        parts = [part.removesuffix(".weight") for part in stored.parts]
+        found = [layers[part] if part in layers and name in layers[part].shapes else None for part in parts]
+        if not any(found):
+            continue
+        down, up, magnitude, scale = _joined(model, parts, found, name)
+        module = stored.name.removesuffix(".weight")
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = down
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = up
+        if magnitude is not None:
+            tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = magnitude
+        ranks[module], alphas[module] = len(down), scale * len(down)
+        normed, turned = normed or magnitude is not None, turned or stored.turned
+    assert ranks, f"no adapter {name}"
+    kept, whole_modules = _whole(model)
+    first = next(iter(ranks))
+    write_json(
+        folder / CONFIG,
+        {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+            "inference_mode": True, "r": ranks[first], "lora_alpha": alphas[first], "lora_dropout": 0.0,
+            # Said in the scale of each layer instead: the product is the same under either name.
+            "use_rslora": False, "use_dora": normed, "fan_in_fan_out": turned, "bias": "none",
+            "target_modules": sorted(ranks), "modules_to_save": sorted(whole_modules) or None,
+            "rank_pattern": {f"^{key}": rank for key, rank in ranks.items() if rank != ranks[first]},
+            "alpha_pattern": {f"^{key}": alpha for key, alpha in alphas.items() if alpha != alphas[first]},
+            "init_lora_weights": True,
+        },
+    )  # fmt: skip
+    everything = {key: tensor.detach().cpu().contiguous() for key, tensor in {**tensors, **kept}.items()}
+    save_tensors(folder / WEIGHTS, everything, {"format": "pt"})
+
+
+def _joined(
+    model: Transformer, parts: list[str], found: list[AdaptedLinear | None], name: str
+) -> tuple[Tensor, Tensor, Tensor | None, float]:
+    """The adapter of one stored matrix: of several of our layers, where a family keeps them in one."""
+    downs, ups, magnitudes = [], [], []
+    scale = next(layer.shapes[name].scale for layer in found if layer is not None)
+    normed = any(layer is not None and layer.shapes[name].normed for layer in found)
+    for part, layer in zip(parts, found, strict=True):
+        if layer is None:
+            linear = model.get_submodule(part)
+            assert isinstance(linear, nn.Linear)
+            downs.append(linear.weight.new_zeros(0, linear.in_features))
+            ups.append(linear.weight.new_zeros(linear.out_features, 0))
+            magnitudes.append(torch.linalg.vector_norm(linear.weight, dim=1))
+            continue
+        down, up = layer.down[name].detach(), layer.up[name].detach() * (layer.shapes[name].scale / scale)
+        if name in layer.taken:
+            # On the untouched base a PiSSA adapter is what it is now, less what it began as.
+            first, second = layer.taken[name]
+            down, up = torch.cat((down, first)), torch.cat((up, -second), 1)
+        downs.append(down)
+        ups.append(up)
+        magnitudes.append(layer.magnitude[name].detach() if normed else up.new_zeros(0))
+    return torch.cat(downs), torch.block_diag(*ups), torch.cat(magnitudes) if normed else None, scale
+
+
+def _whole(model: Transformer) -> tuple[dict[str, Tensor], set[str]]:
+    """What is trained whole, under the names of the family's files."""
+    parameters = dict(model.named_parameters())
+    kept, modules = {}, set()
+    for stored in stored_tensors(model.config):
+        if len(stored.parts) == 1 and parameters[stored.parts[0]].requires_grad:
+            kept[PREFIX + stored.name] = parameters[stored.parts[0]]
+            modules.add(stored.name.rsplit(".", 1)[0])
+    return kept, modules
+
+
+def load_adapter(model: Transformer, folder: Path | str, *, name: str = ONLY) -> None:
+    """Lay a folder's adapter on a model and let it act; what was trained whole replaces the model's own."""
+    folder = Path(folder)
+    settings, tensors = _read(folder)
+    by_module = {stored.name.removesuffix(".weight"): stored for stored in matrices(model.config)}
+    wholes = {key: tensors.pop(key) for key in list(tensors) if ".lora_" not in key}
+    modules = sorted({key.split(".lora_")[0] for key in tensors})
+    for module in modules:
+        stored = by_module.get(module)
+        if stored is None:
+            raise TriviumError(f"{folder / WEIGHTS}: the model has no layer {module} for this adapter.")
+        down, up = tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"]
+        magnitude = tensors.get(f"{module}.lora_magnitude_vector")
+        parts = [part.removesuffix(".weight") for part in stored.parts]
+        _lay(model, folder, name, parts, down, up, magnitude, settings, module)
+    note(model, name)
+    _replace(model, folder, wholes)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for needed in (CONFIG, WEIGHTS):
+        if not (folder / needed).is_file():
+            raise TriviumError(
+                f"{folder} has no {needed}: name a folder that holds an adapter in PEFT's form."
+            )
+    settings = read_json(folder / CONFIG)
+    if settings.get("peft_type") != "LORA":
+        raise TriviumError(f"{folder}: adapters of type {settings.get('peft_type')} are not read; LORA is.")
+    for key, inert in INERT.items():
+        if settings.get(key, inert) not in (inert, [], {}):
+            raise TriviumError(f"{folder / CONFIG}: {key} = {settings[key]!r} is not supported.")
+    tensors = load_tensors(folder / WEIGHTS)
+    return settings, {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+
+
+def _lay(
+    model: Transformer, folder: Path, name: str, parts: list[str], down: Tensor, up: Tensor,
+    magnitude: Tensor | None, settings: Mapping[str, Any], module: str,
+) -> None:  # fmt: skip
+    """One stored matrix's adapter, split over the layers that we keep apart."""
+    rank = len(down)
+    alpha = _patterned(settings.get("alpha_pattern") or {}, module, settings["lora_alpha"])
+    # What a pattern says is the rank the scale is reckoned with; the tensors say what it really is.
+    scale = alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+    known = adaptable(model)
+    sizes = [known[part].out_features for part in parts]
+    wanted = (sum(sizes), known[parts[0]].in_features)
+    if (len(up), down.shape[1]) != wanted or up.shape[1] != rank:
+        shape = (len(up), down.shape[1])
+        raise TriviumError(f"{folder}: {module}'s adapter is for {shape}, the model's layer is {wanted}.")
+    magnitudes = [None] * len(parts) if magnitude is None else list(magnitude.flatten().split(sizes))
+    shape_here = Shape(rank, scale, alpha, normed=magnitude is not None)
+    rooms = make_room(model, parts)
+    for part, piece, length in zip(parts, up.split(sizes), magnitudes, strict=True):
+        layer = rooms[part]
+        place: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        length = None if length is None else length.to(**place)
+        layer.add(name, shape_here, down.to(**place, copy=True), piece.to(**place, copy=True), length)
+
+
+def _patterned(table: Mapping[str, float], module: str, default: float) -> float:
+    """PEFT's rule: the first pattern that ends the module's name, or is it from its beginning."""
+    for pattern, value in table.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+@torch.no_grad()
+def _replace(model: Transformer, folder: Path, wholes: Mapping[str, Tensor]) -> None:
+    """Take over what was trained whole; a grown vocabulary makes the model's matrices grow."""
+    places = {stored.name: stored.parts for stored in stored_tensors(model.config)}
+    for key, tensor in wholes.items():
+        if key not in places or len(places[key]) != 1:
+            raise TriviumError(f"{folder / WEIGHTS}: the model has no place for {key}.")
+        (part,) = places[key]
+        owner = model.get_submodule(part.rsplit(".", 1)[0])
+        weight = owner.get_parameter(part.rsplit(".", 1)[1])
+        if tensor.shape[1:] != weight.shape[1:]:
+            raise TriviumError(f"{folder / WEIGHTS}: {key} is {tuple(tensor.shape)}, the model's differs.")
+        value = tensor.to(device=weight.device, dtype=weight.dtype, copy=True)
+        owner.weight = nn.Parameter(value, requires_grad=weight.requires_grad)
+        if len(tensor) != len(weight):
+            model.config = model.config.changed(vocabulary=len(tensor))
+            if isinstance(owner, nn.Embedding):
+                owner.num_embeddings = len(tensor)
+            elif isinstance(owner, nn.Linear):
+                owner.out_features = len(tensor)
