@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PEER_ENVIRONMENT = Path(os.environ.get("TRIVIUM_PEERS", HERE.parent / ".venv-peers"))
+PEER_ENVIRONMENTS = Path(os.environ.get("TRIVIUM_PEERS", HERE.parent / ".venv-peers"))
 
 
 def peer_python(*packages: str) -> str:
-    """The interpreter of the peers' environment, which is made and filled when it is missing."""
-    python = PEER_ENVIRONMENT / "bin" / "python"
+    """The interpreter of an environment that holds these peers and no others, made where it is missing.
+
+    Peers disagree about versions of the libraries they share, so each set of them lives by itself.
+    """
+    environment = PEER_ENVIRONMENTS / "-".join(packages)
+    python = environment / "bin" / "python"
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(PEER_ENVIRONMENT)], check=True)
-    missing = [
-        name
-        for name in packages
-        if subprocess.run(
-            [str(python), "-c", f"import {name.replace('-', '_')}"], capture_output=True
-        ).returncode
-    ]
-    if missing:
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "torch>=2.9,<2.14", *missing], check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        install = [str(python), "-m", "pip", "install", "-q", "torch>=2.9,<2.14", "numpy", *packages]
+        if subprocess.run(install).returncode:
+            shutil.rmtree(environment)
+            raise SystemExit(f"the peers {', '.join(packages)} could not be installed")
     return str(python)
 
 
