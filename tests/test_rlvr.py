@@ -1,0 +1,207 @@
+"""Reinforcement learning with verifiable rewards: rollouts, resume within one, the engine's numbers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import assert_identical, small_trainer, weights_of
+from tuning import own, save, small_model
+
+import trivium
+from trivium.data.rows import collate
+from trivium.generate.engine import Engine
+from trivium.generate.sampling import Sampling
+from trivium.grade.rewards import Combined, FunctionReward
+from trivium.kit.files import load_tensors, save_tensors
+from trivium.kit.metrics import read_metrics
+from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
+from trivium.learn.objectives.policy_losses import ALGORITHMS
+from trivium.stages.playing import Engined
+from trivium.stages.prompts import Problem
+from trivium.stages.rollouts import Plan, Rollouts
+
+REWARD = """
+def lengths(prompts, completions, **columns):
+    return [len(completion) % 3 / 2 for completion in completions]
+"""
+
+
+def even(prompts: list, completions: list, **columns: Any) -> list[float]:
+    return [float(len(completion) % 2) for completion in completions]
+
+
+def rollouts(
+    model: Any,
+    *,
+    function: Any = even,
+    algorithm: str = "dapo",
+    sampling: Sampling | None = None,
+    reference: Any = None,
+    **changes: Any,
+) -> Rollouts:
+    tokenizer = own()
+    sampling = sampling or Sampling(max_new_tokens=12)
+    asked = ["the river", "and the miller counts", "12 or 345", "in the hills the"]
+    problems = [Problem(tokenizer.encode(text), text, {}, text) for text in asked]
+    plan = Plan(**{"steps": 8, "prompts": 3, "group": 4, **changes})
+    player = Engined(Engine(model, tokenizer, max_rows=12), sampling)
+    reward = Combined([FunctionReward("even", function)], [1.0])
+    return Rollouts(
+        model, player, problems, reward, ALGORITHMS[algorithm], plan,
+        sampling=sampling, seed=3, reference=reference,
+    )  # fmt: skip
+
+
+def trainer_of(folder: Path, model: Any, steps: int = 8) -> Any:
+    feed = rollouts(model, steps=steps, parts=2, passes=2)
+    algorithm = ALGORITHMS["dapo"]
+    return small_trainer(
+        folder, model=model, feed=feed, objective=PolicyGradient(algorithm, algorithm.numbers),
+        checkpoint={"every_steps": 1}, optimiser="adamw",
+    )  # fmt: skip
+
+
+def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path):
+    save(tmp_path / "base", small_model(own()), own())
+    (tmp_path / "mine.py").write_text(REWARD)
+    (tmp_path / "rl.yaml").write_text(
+        "name: rl\nstages:\n  rl: {kind: rlvr, from: ./base, data: {'world:sums?form=prompt': {limit: 9}}, "
+        "reward: ['mine.py:lengths', {name: math, weight: 0}], steps: 4, parts: 2, prompts: 3, group: 4, "
+        "max_new_tokens: 12, kl: {coefficient: 0.1}}\n"
+    )
+    run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
+    rows = [row for row in run["rl"].metrics if "step" in row]
+    assert {
+        "reward", "reward_std", "rewards/lengths/mean", "rewards/math/mean", "frac_reward_zero_std", "kl",
+        "completions/mean_length", "completions/clipped_ratio", "entropy", "clip_ratio/region_mean",
+        "policy_loss", "pass@1", "pass@4", "sampling/sampling_logp_difference/mean",
+    } <= set(rows[0])  # fmt: skip
+    assert [row["sampling/sampling_logp_difference/mean"] < 1e-4 for row in rows[::2]] == [True, True]
+    assert len(read_metrics(run["rl"].folder / "completions.jsonl")) == 8
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=12),
+        Sampling(max_new_tokens=12, temperature=0.6),
+        Sampling(max_new_tokens=12, top_p=0.9),
+        Sampling(max_new_tokens=12, temperature=0.6, top_p=0.9, top_k=20),
+        Sampling(max_new_tokens=12, temperature=1.3, min_p=0.02),
+    ],
+)
+@pytest.mark.parametrize("share", [True, False])
+def test_the_trainers_numbers_are_the_engines_under_the_same_filters(sampling, share):
+    """L7, pitfall K: the ratio of the first step is one."""
+    feed = rollouts(small_model(own()), sampling=sampling, share=share)
+    rows = feed.rows(0)
+    batch = collate(rows)
+    logprobs, _ = answer_log_probabilities(
+        feed.model, batch, temperature=sampling.temperature, filtered=feed.filtered
+    )
+    sampled = batch.columns["sampled_logprob"][batch.weights > 0]
+    assert len(sampled) > 12
+    torch.testing.assert_close(logprobs, sampled, atol=1e-4, rtol=0)
+
+
+def test_a_rollout_uses_the_weights_of_its_own_step(tmp_path):
+    trainer = trainer_of(tmp_path, small_model(own()))
+    trainer.run()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    fresh = [row["sampling/sampling_logp_difference/mean"] for row in rows[::4]]
+    assert len(fresh) == 2
+    assert max(fresh) < 1e-5
+    assert rows[-1]["policy/approxkl_avg"] > 1e-6
+
+
+def until_the_end(folder: str, seed: int) -> None:
+    torch.set_num_threads(1)
+    trainer = trainer_of(Path(folder), small_model(own(), seed))
+    trainer.run()
+    save_tensors(Path(folder) / "end.safetensors", weights_of(trainer.model))
+
+
+def test_killed_in_the_middle_of_a_rollout_it_ends_bit_identical(tmp_path):
+    """L1, pitfall W: weights, log and what is sampled after the resume."""
+    context = multiprocessing.get_context("fork")
+    whole = context.Process(target=until_the_end, args=(str(tmp_path / "whole"), 0))
+    whole.start()
+    whole.join()
+    kills = 0
+    folder = tmp_path / "cut"
+    for wanted in (3, 6, None):
+        seed = 0 if wanted == 3 else 77
+        process = context.Process(target=until_the_end, args=(str(folder), seed))
+        process.start()
+        while wanted is not None and process.is_alive():
+            saved = folder / "checkpoints" / f"step-{wanted:09d}"
+            if saved.exists() or len(read_metrics(folder / "metrics.jsonl")) > wanted:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.001)
+        process.join()
+    assert kills == 2
+    assert_identical(
+        load_tensors(tmp_path / "whole" / "end.safetensors"), load_tensors(folder / "end.safetensors")
+    )
+    for one, other in zip(
+        read_metrics(tmp_path / "whole" / "metrics.jsonl"),
+        read_metrics(folder / "metrics.jsonl"),
+        strict=True,
+    ):
+        for row in (one, other):
+            row.pop("tokens_per_second"), row.pop("rollout_seconds")
+        assert one == other
+
+
+def test_restored_in_the_middle_of_a_rollout_the_rows_are_the_same():
+    feed = rollouts(small_model(own()), parts=2, passes=2)
+    feed.rows(0)
+    again = rollouts(small_model(own(), 5), parts=2, passes=2)
+    again.restore(*feed.state())
+    for step in (1, 2, 3):
+        for one, other in zip(feed.rows(step), again.rows(step), strict=True):
+            assert one.ids == other.ids
+            assert one.facts == other.facts
+            for name in ("advantage", "old_logprob", "correction"):
+                assert np.array_equal(one.columns[name], other.columns[name])
+            assert np.array_equal(one.tokens, other.tokens)
+            assert np.array_equal(one.weights, other.weights)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("share", [True, False])
+def test_groups_without_variance_are_left_out_and_nothing_changes(algorithm, share, monkeypatch):
+    """The gradient with and without the answers that teach nothing, shared prompts or not."""
+    model = small_model(own())
+
+    def some(prompts, completions, **columns):
+        return [
+            float(len(one) % 2) if "river" not in prompt else 1.0 for prompt, one in zip(prompts, completions)
+        ]
+
+    def gradient(share: bool) -> tuple[list[torch.Tensor], int]:
+        feed = rollouts(model, function=some, algorithm=algorithm, share=share, prompts=4)
+        rows = feed.rows(0)
+        objective = PolicyGradient(ALGORITHMS[algorithm], ALGORITHMS[algorithm].numbers)
+        model.zero_grad()
+        (objective.loss(model, collate(rows)).sum / objective.weight(rows)).backward()
+        return [p.grad.clone() for p in model.parameters()], sum(len(row) for row in rows)
+
+    skipped, fewer = gradient(share)
+    monkeypatch.setattr(Rollouts, "_teaches", lambda self, group, index: True)
+    everything, more = gradient(False)
+    if algorithm not in ("reinforce",):
+        assert fewer < more
+    for one, other in zip(skipped, everything, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert max(float(one.abs().max()) for one in skipped) > 1e-4

@@ -1,0 +1,104 @@
+"""Documents that go on from a shared beginning: a prompt is computed once for all its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trivium.model.attention import Documents, capped_attention, padded_length, share_heads
+
+
+class Branches:
+    """Packed rows in which a document may see the whole of an earlier one as its own beginning.
+
+    `back[i]` says how many documents before document i its beginning lies; 0 is a document of its own.
+    Not for rope that depends on a text's whole length: there answers would disagree about their prompt.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], back: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        assert len(lengths) == len(back)
+        assert all(0 <= steps <= index for index, steps in enumerate(back))
+        self.device = torch.device(device)
+        sizes = torch.tensor(lengths)
+        starts = sizes.cumsum(0) - sizes
+        before = torch.tensor(
+            [lengths[index - steps] if steps else 0 for index, steps in enumerate(back)], dtype=torch.long
+        )
+        offsets = torch.arange(int(sizes.sum())) - starts.repeat_interleave(sizes)
+        self.positions = (offsets + before.repeat_interleave(sizes)).to(self.device)
+        self.longest: int | Tensor = (sizes + before).repeat_interleave(sizes).to(self.device)
+        self.alone: Documents | None = Documents(lengths, device) if not any(back) else None
+        if self.alone is None:
+            self._plan(sizes, starts, before, back)
+
+    def _plan(self, sizes: Tensor, starts: Tensor, before: Tensor, back: Sequence[int]) -> None:
+        """Decide once for all layers which documents are computed together, and what each token sees."""
+        together: dict[tuple[int, int], list[int]] = {}
+        for index in range(len(sizes)):
+            head = padded_length(int(before[index])) if back[index] else 0
+            together.setdefault((head, padded_length(int(sizes[index]))), []).append(index)
+        self.groups: list[tuple[int, int, int, Tensor, Tensor, Tensor, Tensor]] = []
+        inverse = torch.empty(int(sizes.sum()), dtype=torch.long)
+        row = 0
+        for (head, length), members in sorted(together.items()):
+            own, first = torch.arange(length)[None], starts[members][:, None]
+            real = own < sizes[members][:, None]
+            queries = torch.where(real, first + own, first)
+            places = torch.arange(row, row + queries.numel()).view_as(queries)
+            inverse[queries[real]] = places[real]
+            row += queries.numel()
+            parents = starts[[index - back[index] for index in members]][:, None]
+            shared = torch.arange(head)[None]
+            has = shared < before[members][:, None]
+            keys = torch.cat((torch.where(has, parents + shared, parents), queries), 1)
+            there = torch.cat((has, real), 1)
+            place = torch.cat((shared.expand_as(has), own + before[members][:, None]), 1)
+            asks = own + before[members][:, None]
+            distance = asks[:, :, None] - place[:, None, :]
+            # A padded query sees itself, so that no row of the softmax is empty.
+            padded = ~real[:, :, None] & (torch.arange(head + length) == (head + own)[:, :, None])
+            seen = (distance >= 0) & there[:, None, :] | padded
+            self.groups.append(
+                (
+                    len(members),
+                    length,
+                    head + length,
+                    queries.flatten().to(self.device),
+                    keys.flatten().to(self.device),
+                    seen[:, None].to(self.device),
+                    distance[:, None].to(self.device),
+                )
+            )
+        self.inverse = inverse.to(self.device)
+
+    @torch.compiler.disable
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
+        *, scale: float, window: int | None, soft_cap: float | None,
+    ) -> Tensor:  # fmt: skip
+        """Causal attention along each branch: [N, H, D]."""
+        if self.alone is not None:
+            return self.alone.attend(layer, query, key, value, scale=scale, window=window, soft_cap=soft_cap)
+        heads, width = query.shape[1:]
+        outputs = []
+        for count, length, keys, asks, answers, seen, distance in self.groups:
+            q = query.index_select(0, asks).view(count, length, heads, width).transpose(1, 2)
+            k, v = (
+                share_heads(rows.index_select(0, answers).view(count, keys, -1, width).transpose(1, 2), heads)
+                for rows in (key, value)
+            )
+            if keys == length and window is None and soft_cap is None:
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+            else:
+                mask = seen if window is None else seen & (distance < window)
+                if soft_cap is not None:
+                    out = capped_attention(q, k, v, mask, scale, soft_cap)
+                else:
+                    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            outputs.append(out.transpose(1, 2).reshape(-1, heads, width))
+        return torch.cat(outputs).index_select(0, self.inverse)

@@ -1,0 +1,141 @@
+"""The problems that reinforcement learning poses: prompts as tokens, and the columns their graders read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trivium.data.order import round_keys, shuffled
+from trivium.data.sources import read_documents
+from trivium.kit.errors import TriviumError
+from trivium.kit.fingerprint import fingerprint
+from trivium.stages.mixtures import Portion
+from trivium.stages.stage import Work
+from trivium.tokens.tokenizer import Tokenizer
+
+Wording = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt, as the model reads it and as graders do."""
+
+    ids: list[int]
+    prompt: Wording
+    columns: dict[str, Any]
+    id: str
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether completions are messages, as the prompt is."""
+        return not isinstance(self.prompt, str)
+
+
+def read_problems(
+    work: Work,
+    mixture: Mapping[str, Portion],
+    tokenizer: Tokenizer,
+    *,
+    room: int,
+    wording: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[Problem]:
+    """All problems of all sources; those with a prompt above `room` tokens are left out and counted."""
+    problems: list[Problem] = []
+    too_long = 0
+    for name, portion in mixture.items():
+        if portion.weight is not None:
+            raise TriviumError(
+                f"{work.stage}: `{name}` has a `weight`, which problems do not use; take it out."
+            )
+        for document in read_documents(portion.source(str(work.path(name)))):
+            asked = _asked(document.fields, document.id)
+            if wording is not None:
+                asked = wording.format(prompt=asked if isinstance(asked, str) else asked[-1]["content"])
+            ids = _encoded(asked, tokenizer, tools, work.stage)
+            if len(ids) > room:
+                too_long += 1
+                continue
+            columns = {key: value for key, value in document.fields.items() if key != "prompt"}
+            problems.append(Problem(ids, asked, columns, document.id))
+    if too_long:
+        work.say(f"{too_long} problems left out: their prompts are above {room} tokens")
+    if not problems:
+        raise TriviumError(f"{work.stage}: its data holds no problem whose prompt fits into {room} tokens.")
+    return problems
+
+
+def _asked(fields: Mapping[str, Any], where: str) -> Wording:
+    """The prompt of a row: `prompt`, `question`, or `messages` up to the last answer."""
+    asked = fields.get("prompt", fields.get("question", fields.get("problem")))
+    if asked is None and isinstance(fields.get("messages"), list):
+        asked = list(fields["messages"])
+        while asked and asked[-1]["role"] == "assistant":
+            asked.pop()
+    if not asked or not isinstance(asked, str | list):
+        raise TriviumError(
+            f"{where}: no prompt; name its column with `columns: {{prompt: ...}}`, or ask the world for "
+            "problems with `?form=prompt`."
+        )
+    return asked
+
+
+def _encoded(
+    asked: Wording, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None, stage: str
+) -> list[int]:
+    if isinstance(asked, str):
+        first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
+        return first + tokenizer.encode(asked)
+    if not tokenizer.templates:
+        raise TriviumError(
+            f"{stage}: the problems are conversations and the model has no chat template; fine-tune it "
+            'first, or say how to ask in plain text, as in `wording: "Question: {prompt}\\nAnswer:"`.'
+        )
+    return tokenizer.encode_chat(asked, tools=tools, add_generation_prompt=True).ids
+
+
+class Curriculum:
+    """In which order problems come: shuffled passes, without those that are too easy or too hard by now."""
+
+    def __init__(self, count: int, seed: int, *, low: float = 0.0, high: float = 1.0, rest: int = 2) -> None:
+        self.count, self.seed, self.low, self.high, self.rest = count, seed, low, high, rest
+        self.visited = 0
+        self.rates: dict[int, tuple[float, int]] = {}
+        """For each problem the share of right answers when it was last posed, and in which pass."""
+
+    def next(self, wanted: int) -> list[int]:
+        """The next problems; one whose pass rate lay outside the bounds rests for `rest` passes."""
+        found: list[int] = []
+        skipped = 0
+        while len(found) < wanted:
+            turn, place = divmod(self.visited, self.count)
+            keys = round_keys("problems", self.seed, turn)
+            index = int(shuffled(np.array([place]), self.count, keys)[0])
+            self.visited += 1
+            rate, when = self.rates.get(index, (self.low, turn))
+            if not self.low <= rate <= self.high and turn - when <= self.rest and skipped < self.count:
+                skipped += 1
+                continue
+            found.append(index)
+        return found
+
+    def note(self, index: int, rate: float) -> None:
+        """Remember how a problem went."""
+        self.rates[index] = (rate, max(self.visited - 1, 0) // self.count)
+
+    def state(self) -> dict[str, Any]:
+        """What it needs to go on after a stop."""
+        return {"visited": self.visited, "rates": [[index, *seen] for index, seen in self.rates.items()]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.visited = state["visited"]
+        self.rates = {int(index): (rate, turn) for index, rate, turn in state["rates"]}
+
+
+def identity(problems: Sequence[Problem]) -> str:
+    """A fingerprint of what is asked, in order."""
+    return fingerprint([[problem.ids, problem.id] for problem in problems])

@@ -1,0 +1,276 @@
+"""Reinforcement learning with verifiable rewards: the model answers, a program judges, the model learns."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from trivium.generate.engine import Engine
+from trivium.generate.sampling import Sampling
+from trivium.grade.rewards import Combined, combine
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.numbers import Count
+from trivium.learn.objectives.policy import PolicyGradient
+from trivium.learn.objectives.policy_losses import ALGORITHMS, PolicyNumbers
+from trivium.learn.optimisers import Rates
+from trivium.learn.settings import LearningRate, Settings
+from trivium.model.config import ModelConfig
+from trivium.model.dial import dial
+from trivium.model.folder import load_config, load_model
+from trivium.model.hub import resolve
+from trivium.stages.mixtures import Mixture, mixture_references
+from trivium.stages.playing import Engined, Group, Player
+from trivium.stages.prompts import Curriculum, Problem, read_problems
+from trivium.stages.rollouts import Plan, Rollouts
+from trivium.stages.stage import Reference, Work
+from trivium.stages.training import GROUPS, MOMENTS, TrainingStage, handed_over, train
+from trivium.tokens.tokenizer import Tokenizer
+
+DEFAULT_STEPS = 100
+SHOWN = 2
+"""How many answers of every rollout are written down for a person to read."""
+RATE_AT_4096 = 1e-6
+"""TRL's rate, for a model of width 4096; narrower ones bear more in proportion."""
+
+
+class Divergence(Settings):
+    """How the model is held close to the one it started from."""
+
+    coefficient: float = Field(default=0.0, ge=0)
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    into: Literal["loss", "reward"] = "loss"
+    unbiased: bool = False
+    """Whether the estimate is multiplied by the ratio, so that its gradient is the reverse KL's."""
+
+
+class Clip(Settings):
+    """Where the ratio is cut; what is not said is as in the algorithm's paper."""
+
+    low: float | None = Field(default=None, gt=0)
+    high: float | None = Field(default=None, gt=0)
+    dual: float | None = Field(default=None, gt=1)
+
+
+class PassRates(Settings):
+    """Which problems are posed: those whose share of right answers lay between these bounds."""
+
+    low: float = Field(default=0.0, ge=0, le=1)
+    high: float = Field(default=1.0, ge=0, le=1)
+    rest: int = Field(default=2, ge=0)
+    """For how many passes over the problems one outside the bounds is left alone."""
+
+
+class Rlvr(TrainingStage):
+    """Let the model answer problems and reinforce the answers that a program finds right."""
+
+    kind: Literal["rlvr"]
+    version: ClassVar[int] = 1
+
+    start: str = Field(alias="from")
+    data: Mixture
+    reward: list[str | dict[str, Any]] = Field(min_length=1)
+    """Scorers by name, or `file.py:function` with TRL's signature; {name, weight, ...} to weigh them."""
+    algorithm: Literal[
+        "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "rloo", "reinforce",
+        "expert_iteration",
+    ] = "dapo"  # fmt: skip
+    prompts: Count = Field(default=8, ge=1)
+    """Problems per rollout."""
+    group: Count = Field(default=8, ge=1)
+    """Answers per problem."""
+    passes: int = Field(default=1, ge=1)
+    """How often a rollout is learned from."""
+    parts: int = Field(default=1, ge=1)
+    """Optimiser steps in one pass over a rollout."""
+    max_new_tokens: Count = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    wording: str | None = None
+    """How a model without a chat template is asked, such as `Question: {prompt}\\nAnswer:`."""
+    stop: tuple[str, ...] = ()
+    kl: Divergence = Divergence()
+    clip_ratio: Clip = Clip()
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    truncated: Literal["keep", "mask", "penalise"] = "keep"
+    """Whether answers cut off at the limit are learned from, left out, or worth nothing."""
+    overlong_buffer: Count = Field(default=0, ge=0)
+    """The last tokens before the limit, over which a penalty rises to 1 (DAPO)."""
+    refills: int = Field(default=0, ge=0)
+    """How often groups that teach nothing are replaced by others (DAPO's dynamic sampling)."""
+    pass_rates: PassRates = PassRates()
+    normalise: Literal["sum", "each"] = "sum"
+    """Whether rewards are normalised after they are summed, or each by itself before (GDPO)."""
+    threshold: float = 1.0
+    """The reward from which an answer counts as right."""
+    correction: Literal["none", "token", "sequence"] = "none"
+    """Whether differences between the engine's numbers and the trainer's are weighed out, and per what."""
+    correction_cap: float = Field(default=2.0, gt=0)
+    rows: Count = Field(default=64, ge=1)
+    """How many answers are written at once."""
+    share_prompts: bool = True
+    """Whether the training forward computes a group's prompt once."""
+    learning_rate: LearningRate = LearningRate(decay="constant")
+    optimiser: Literal["muon", "adamw"] = "adamw"
+    compile: Literal["auto", "on", "off"] = "off"
+
+    def references(self) -> list[Reference]:
+        """`from` names the model to go on from; `data` its problems; a reward may lie in a file."""
+        files = [Reference("reward_files", file, ("source",)) for file in self._reward_files()]
+        return [Reference("from", self.start, ("model",)), *mixture_references(self.data), *files]
+
+    def counted(self) -> dict[str, Any]:
+        """The text of the files that hold rewards counts as well."""
+        return {**super().counted(), "reward_files": self._reward_files()}
+
+    def _reward_files(self) -> list[str]:
+        names = [one if isinstance(one, str) else str(one.get("name")) for one in self.reward]
+        return sorted({name.rpartition(":")[0] for name in names if ":" in name})
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """What can be said before the problems are read."""
+        parent = inputs.get(self.start)
+        known = {"parameters", "vocabulary", "width"}
+        return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Answer, grade and learn to the end, and leave a Hugging Face folder."""
+        folder = resolve(str(work.path(self.start)))
+        tokenizer = Tokenizer.load(folder)
+        model = load_model(folder, dtype=torch.float32, device=machine.device())
+        reward = combine(self.reward, work.base)
+        room = load_config(folder).context - self.max_new_tokens
+        if room < 1:
+            raise TriviumError(
+                f"{work.stage}: the model reads {model.config.context} tokens, which `max_new_tokens: "
+                f"{self.max_new_tokens}` fills; lower it."
+            )
+        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.wording)
+        engine = Engine(model, tokenizer, max_rows=min(self.rows, self.prompts * self.group))
+        feed = self.rollouts(work, model, Engined(engine, self.sampling()), problems, reward)
+        summary = train(
+            work, self, model, tokenizer, self.objective(feed), feed, self._rates(work, folder, model.config),
+            parent_moments=self._parent_moments(folder),
+        )  # fmt: skip
+        return {
+            **summary,
+            "problems": len(problems),
+            "rollouts": -(-feed.steps // feed.plan.steps_per_rollout),
+        }
+
+    def sampling(self) -> Sampling:
+        """How the answers are drawn."""
+        return Sampling(
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p,
+            max_new_tokens=self.max_new_tokens, stop=self.stop, logprobs=True,
+        )  # fmt: skip
+
+    def objective(self, feed: Rollouts) -> PolicyGradient:
+        """The algorithm with what this stage changes about it."""
+        algorithm = ALGORITHMS[self.algorithm]
+        wished = {
+            "clip_low": self.clip_ratio.low,
+            "clip_high": self.clip_ratio.high,
+            "dual_clip": self.clip_ratio.dual,
+        }
+        numbers: PolicyNumbers = replace(
+            algorithm.numbers, **{name: value for name, value in wished.items() if value is not None}
+        )
+        in_loss = self.kl.into == "loss"
+        return PolicyGradient(
+            algorithm, numbers, temperature=self.temperature, filtered=feed.filtered,
+            kl=self.kl.coefficient if in_loss else 0.0, estimator=self.kl.estimator,
+            unbiased=self.kl.unbiased, entropy_bonus=self.entropy_bonus,
+        )  # fmt: skip
+
+    def rollouts(
+        self, work: Work, model: Any, player: Player, problems: Sequence[Problem], reward: Combined
+    ) -> Rollouts:
+        """The feed: problems in, graded answers out."""
+        rates = self.pass_rates
+        plan = Plan(
+            steps=self._steps(len(problems)), prompts=self.prompts, group=self.group, passes=self.passes,
+            parts=self.parts, refills=self.refills, truncated=self.truncated, buffer=self.overlong_buffer,
+            normalise_first=self.normalise == "each", threshold=self.threshold, kl=self.kl.coefficient,
+            kl_in_reward=self.kl.into == "reward", estimator=self.kl.estimator, correction=self.correction,
+            correction_cap=self.correction_cap, entropy_bonus=self.entropy_bonus,
+            share=self.share_prompts and model.config.rope.get("rope_type") not in ("dynamic", "longrope"),
+        )  # fmt: skip
+        return Rollouts(
+            model, player, problems, reward, ALGORITHMS[self.algorithm], plan,
+            sampling=self.sampling(), seed=work.seed,
+            curriculum=Curriculum(len(problems), work.seed, low=rates.low, high=rates.high, rest=rates.rest),
+            reference=copy.deepcopy(model).requires_grad_(False) if self.kl.coefficient else None,
+            tell=lambda rollout, groups, asked: _write_down(work, rollout, groups, asked, reward.names),
+        )  # fmt: skip
+
+    def _steps(self, problems: int) -> int:
+        if self.tokens is not None:
+            raise TriviumError("rlvr: how many tokens it takes is not known before; say `steps` or `epochs`.")
+        if self.epochs is None:
+            return self.steps or DEFAULT_STEPS
+        if self.steps is not None:
+            raise TriviumError("rlvr: say how long to train with one of `steps` and `epochs`.")
+        return max(1, math.ceil(self.epochs * problems / self.prompts)) * self.passes * self.parts
+
+    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
+        """The rates a person gave, the parent's, or what suits a model of this width."""
+        wish, parent = self.learning_rate.start, handed_over(folder)
+        if wish == "parent":
+            if parent is None or not any(parent["learning_rates"].values()):
+                raise TriviumError(
+                    f"{work.stage}: {self.start} left no learning rate above 0 to go on with; give a number."
+                )
+            rates = dict(parent["learning_rates"])
+        elif self.optimiser == "adamw":
+            rates = dict.fromkeys(
+                GROUPS, RATE_AT_4096 * 4096 / config.width if wish == "dial" else float(wish)
+            )
+        else:
+            rates = dial(config.layers, config.vocabulary, width=config.width).learning_rates
+            scale = 0.02 if wish == "dial" else float(wish) / rates["matrices"]
+            rates = {group: rate * scale for group, rate in rates.items()}
+        before = parent["learning_rates"]["matrices"] if parent else "unknown"
+        work.change("learning rate", before, rates["matrices"])
+        return Rates(**rates, weight_decay=self.weight_decay or 0.0)
+
+    def _parent_moments(self, folder: Path) -> dict[str, Any] | None:
+        if self.optimiser_state == "reset":
+            return None
+        path = folder.parent / MOMENTS
+        if not path.is_file():
+            raise TriviumError(f"{self.start} left no optimiser state behind; say `optimiser_state: reset`.")
+        return load_tensors(path)
+
+
+def _write_down(
+    work: Work, rollout: int, groups: Sequence[Group], problems: Sequence[Problem], names: Sequence[str]
+) -> None:
+    """A few answers of every rollout with the reward of each grader, for a person to read."""
+    log = MetricsLog(work.folder / "completions.jsonl")
+    log.rewind(rollout)
+    for group in groups[:SHOWN]:
+        for index in {0, len(group.answers) - 1}:
+            answer = group.answers[index]
+            log.write(
+                {
+                    "step": rollout + 1,
+                    "problem": problems[group.problem].id,
+                    "prompt": problems[group.problem].prompt,
+                    "completion": answer.completion,
+                    "rewards": dict(zip(names, [part[index] for part in group.parts], strict=True)),
+                    "reward": group.rewards[index],
+                    "advantage": float(group.advantages[index]),
+                }
+            )
