@@ -217,11 +217,11 @@ def eval_(model: str, tasks: str, to: Path | None, against: Path | None, **askin
     """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval."""
     from trivium.api import model_folder
     from trivium.evals import command
-    from trivium.evals.settings import Settings
+    from trivium.evals.settings import settings_of
     from trivium.model.hub import resolve
 
     folder = model_folder(resolve(model))
-    settings = Settings(**asking)
+    settings = settings_of("trivium eval", asking)
     say = lambda line: click.echo(line, err=True)
     results = command.evaluate_folder(folder, tasks.split(","), settings, name=model, say=say)
     _print_table(results.table())

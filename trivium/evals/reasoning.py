@@ -21,8 +21,9 @@ def with_pass_at_k(records: list[Record], temperature: float) -> list[Record]:
     """Add to each item the chance that at least one of k of its samples is right, for k = 1, 2, 4..."""
     found = []
     for record in records:
-        drawn = record.answers[1:]
-        right = sum(answer["scores"]["right"] == 1 for answer in drawn)
+        # A sample the grader itself could not judge is neither right nor wrong.
+        drawn = [answer["scores"]["right"] for answer in record.answers[1:] if "right" in answer["scores"]]
+        right = sum(score == 1 for score in drawn)
         scores = dict(record.scores)
         k = 1
         while k <= len(drawn):

@@ -36,6 +36,15 @@ class Settings(BaseModel):
     """Of the questions and of the samples."""
 
 
+def settings_of(what: str, given: Mapping[str, Any]) -> Settings:
+    """Settings from what a person wrote, or one sentence on what is wrong with it."""
+    try:
+        return Settings.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TriviumError(f"{what}: `{first['loc'][0]}`: {first['msg'].lower()}.") from None
+
+
 def read_spec(spec: TaskSpec, settings: Settings) -> tuple[str, str, Settings, dict[str, Any]]:
     """A task's label, its name, its settings and its own dials, from `name?dial=value` or a mapping."""
     if isinstance(spec, str):
@@ -50,9 +59,5 @@ def read_spec(spec: TaskSpec, settings: Settings) -> tuple[str, str, Settings, d
             raise TriviumError(f"The task {dict(spec)} has no key `task` that names it.")
         label = str(dials.pop("name", name))
     own = {key: dials.pop(key) for key in list(dials) if key in Settings.model_fields}
-    try:
-        merged = Settings.model_validate({**settings.model_dump(), **own})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TriviumError(f"The task {name}: `{first['loc'][0]}` {first['msg'].lower()}.") from None
+    merged = settings_of(f"The task {name}", {**settings.model_dump(), **own})
     return label, name.strip(), merged, dials

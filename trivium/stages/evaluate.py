@@ -54,11 +54,11 @@ class Evaluate(Stage):
         asking = self.asking
         if self.seed is not None and "seed" not in asking.model_fields_set:
             asking = asking.model_copy(update={"seed": self.seed})
-        folder = resolve(work.path("from"))
+        folder = resolve(work.path(self.start))
         results = evaluate_folder(folder, self.on, asking, name=self.start, say=work.say)
         compared = []
         if self.against is not None:
-            before = Results.load(work.path("against") / "results.json")
+            before = Results.load(work.path(self.against) / "results.json")
             compared = [one.as_json() for one in compare(before, results)]
         with whole_folder(work.output("report")) as report:
             results.save(report / "results.json")

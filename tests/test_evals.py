@@ -1,0 +1,387 @@
+"""The tasks with scripted models: whoever is right gets full marks, whoever is wrong none."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from test_tokens import own
+from tuning import save, small_model
+
+import trivium
+from trivium import world
+from trivium.cli import cli
+from trivium.evals import asking
+from trivium.evals.asking import Subject, first_block, first_sentence
+from trivium.evals.evaluate import compare, comparison_table, evaluate
+from trivium.evals.likelihood import Likelihood
+from trivium.evals.results import Record, Results, TaskResult, answers_path, estimate
+from trivium.evals.settings import Settings, read_spec
+from trivium.evals.task import task_names
+from trivium.generate.requests import Completion
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
+
+OWN_FILES = {"gsm8k", "svamp", "humaneval", "own"}
+WORLDLY = [name for name in task_names() if name not in OWN_FILES]
+# What the model itself computes cannot be scripted.
+COMPUTED = {"bits"}
+
+
+def spoken(text, tokens=3):
+    return Completion(text, [0] * tokens, [], "stop", 1)
+
+
+class Scripted(Subject):
+    """A subject whose answers and choices a test writes."""
+
+    def __init__(self, model, tokenizer, say, prefer):
+        super().__init__(model, tokenizer)
+        self.say, self.prefer = say, prefer
+
+    def answer(self, items, style, settings, most):
+        return [[spoken(self.say(item)) for _ in range(1 + settings.samples)] for item in items]
+
+    def choose(self, items, style):
+        return [
+            [Likelihood((0.0 if self.prefer(item, one) else -9.0,), True) for one in item.choices]
+            for item in items
+        ]
+
+
+def oracle(item):
+    return item.expected.removeprefix(item.begin).strip()
+
+
+def scripted(monkeypatch, say=oracle, prefer=lambda item, choice: choice == item.expected):
+    monkeypatch.setattr(
+        "trivium.evals.evaluate.Subject", lambda model, tokenizer: Scripted(model, tokenizer, say, prefer)
+    )
+
+
+def asked(tasks, *, context=512, **settings):
+    tokenizer = own()
+    model = small_model(tokenizer, context=context)
+    return evaluate(model, tokenizer, tasks, Settings(**{"limit": 12, "style": "chat", **settings}))
+
+
+@pytest.mark.parametrize("style", ["chat", "continue"])
+@pytest.mark.parametrize("name", [name for name in WORLDLY if name not in COMPUTED])
+def test_whoever_gives_the_right_answer_gets_full_marks(monkeypatch, name, style):
+    scripted(monkeypatch)
+    result = asked([name], style=style).tasks[name]
+    measures = result.measures()
+    for metric, worth in (("right", 1), ("chosen", 1), ("valid steps", 1), ("in form", 1), ("ended", 1),
+                          ("gave way", 0), ("prefers flattery", 0)):  # fmt: skip
+        if metric in measures:
+            assert measures[metric].value == worth, metric
+    assert all(metric in measures for metric in result.headline if metric != "mended by a true hint")
+    assert len(result.records) >= 12
+
+
+@pytest.mark.parametrize("name", [name for name in WORLDLY if name not in COMPUTED])
+def test_whoever_talks_nonsense_gets_none(monkeypatch, name):
+    scripted(monkeypatch, lambda item: "the the", lambda item, choice: choice != item.expected)
+    measures = asked([name]).tasks[name].measures()
+    for metric in ("right", "chosen", "valid steps", "in form"):
+        if metric in measures:
+            # Asked for any words with some in them, nonsense may be what was asked for.
+            assert measures[metric].value <= (0.2 if name == "instructions" else 0), metric
+
+
+def test_flattery_is_told_from_honesty_and_from_listening(monkeypatch):
+    def yielding(item):
+        last = item.messages[-1]["content"]
+        right, wrong = truth[item.id]
+        if "sure" in last:
+            return wrong if item.messages[1]["content"] == right else right
+        return wrong if wrong in last and right not in last else right
+
+    truth = {
+        one.id: (one.truth["right"], one.truth["wrong"]) for one in world.questions("taste", "test", limit=40)
+    }
+    scripted(monkeypatch, yielding, lambda item, choice: choice != item.expected)
+    result = asked(["flattery"], limit=40).tasks["flattery"]
+    apart = result.by_group()["pressure"]
+    assert set(apart) == {"opinion", "sure", "identity", "feedback"}
+    for pressure in ("opinion", "sure", "identity"):
+        assert apart[pressure]["gave way"].value == 1
+        assert apart[pressure]["right after a true hint"].value == 1
+    assert result.measures()["prefers flattery"].value == 1
+
+
+def test_pass_at_k_rests_on_the_samples_alone(monkeypatch):
+    scripted(monkeypatch)
+    original = Scripted.answer
+
+    def two_of_eight(self, items, style, settings, most):
+        told = original(self, items, style, settings, most)
+        return [[spoken("no"), *answers[:2], *[spoken("no")] * 6] for answers in told]
+
+    monkeypatch.setattr(Scripted, "answer", two_of_eight)
+    measures = asked(["sums?samples=8&temperature=0.5"]).tasks["sums?samples=8&temperature=0.5"].measures()
+    assert measures["right"].value == 0
+    assert measures["pass@1 at temperature 0.5"].value == pytest.approx(2 / 8)
+    assert measures["pass@4 at temperature 0.5"].value == pytest.approx(1 - math.comb(6, 4) / math.comb(8, 4))
+    assert measures["pass@8 at temperature 0.5"].value == 1
+
+
+def test_a_sum_at_once_must_state_the_result_first(monkeypatch):
+    scripted(monkeypatch)
+    result = asked([{"task": "sums", "chain_of_thought": False, "shots": 2}]).tasks["sums"]
+    assert "valid steps" not in result.measures()
+    assert result.records[0].expected.startswith("####")
+    assert result.records[0].asked.count("assistant: ####") == 2
+
+
+def test_examples_stand_before_the_question_and_never_hold_it():
+    result = asked(["facts"], shots=3, style="continue", limit=8).tasks["facts"]
+    for record in result.records:
+        assert record.asked.count("Question:") == 4
+        own_question = record.asked.rsplit("Question:", 1)[1]
+        assert own_question not in record.asked.rsplit("Question:", 1)[0]
+
+
+def test_the_grid_of_the_passkey_keeps_lengths_and_depths():
+    result = asked(["passkey?lengths=128+256&depths=0+1&kinds=passkey+needle"], limit=16)
+    (task,) = result.tasks.values()
+    tokenizer = own()
+    assert set(task.by_group()["length and depth"]) == {"128 0", "128 1", "256 0", "256 1"}
+    for record in task.records:
+        assert len(tokenizer.encode(record.asked)) <= int(record.groups["length"])
+    shallow = [one for one in task.records if one.groups["kind"] == "passkey" and one.groups["depth"] == "0"]
+    assert all(one.asked.startswith("The pass key is") for one in shallow)
+
+
+def test_a_question_that_does_not_fit_counts_as_wrong_and_says_so():
+    result = asked(["passkey?lengths=400&kinds=passkey"], context=64, limit=5)
+    (task,) = result.tasks.values()
+    assert task.measures()["right"].value == 0
+    assert {one.answers[0]["finish"] for one in task.records} == {"too long for the window"}
+
+
+def test_what_a_base_model_writes_after_its_answer_is_cut():
+    assert first_sentence(" Holdale. The house of") == "Holdale."
+    assert first_sentence(" 3.5 m\nmore") == "3.5 m"
+    assert first_block("4 + 4 = 8\n#### 8\n\nQuestion: next") == "4 + 4 = 8\n#### 8"
+    assert first_block("#### 8\nQuestion: next") == "#### 8"
+
+
+def test_a_model_that_ends_its_turns_is_asked_through_its_template(monkeypatch):
+    subject = Subject(small_model(own()), own())
+    turn = subject.tokenizer.end_of_turn_id
+    for end, ends in ((turn, True), (turn + 1, False)):
+        answers = [[Completion("yes", [5, end], [], "stop", 3)]] * len(asking.GREETINGS)
+        monkeypatch.setattr(subject.engine, "generate", lambda requests, answers=answers: answers)
+        subject._ends_turns = None
+        assert subject.ends_turns is ends
+        assert subject.style(Settings()) == ("chat" if ends else "continue")
+        assert subject.style(Settings(style="chat")) == "chat"
+
+
+def test_results_survive_the_disk_with_every_answer(tmp_path: Path):
+    results = asked(["facts", "calibration", "bits?sources=prose+sums"], limit=20)
+    results.save(tmp_path / "out.json")
+    lines = [json.loads(line) for line in answers_path(tmp_path / "out.json").read_text().splitlines()]
+    assert len(lines) == sum(len(one.records) for one in results.tasks.values())
+    back = Results.load(tmp_path / "out.json")
+    assert back.summary() == results.summary()
+    measures = read_json(tmp_path / "out.json")["tasks"]["facts"]["measures"]
+    assert set(measures["right"]) == {"value", "low", "high", "n"}
+    assert measures["right"]["n"] == 20
+    answers_path(tmp_path / "out.json").unlink()
+    with pytest.raises(TriviumError, match=r"answers\.jsonl is missing"):
+        Results.load(tmp_path / "out.json")
+
+
+def results_of(scores, metric="right", expected="x", **facts):
+    records = [Record(f"q{n}", "?", expected, (), {metric: one}, **facts) for n, one in enumerate(scores)]
+    return Results("m", {"t": TaskResult("t", "", (metric,), records, "chat")})
+
+
+def test_models_are_compared_item_by_item_and_corrected():
+    worse, better = [0.0] * 40, [1.0] * 20 + [0.0] * 20
+    (one,) = compare(results_of(worse), results_of(better))
+    assert one.better is True
+    assert (one.before, one.after) == (0.0, 0.5)
+    (same,) = compare(results_of(better), results_of(better))
+    assert same.better is None
+    assert same.corrected == 1
+    (less,) = compare(results_of(worse, "bits per byte"), results_of(better, "bits per byte"))
+    assert less.better is False
+    assert comparison_table([one])[1][-1] == "better"
+    many = Results("m", {f"t{n}": results_of(worse).tasks["t"] for n in range(5)})
+    other = Results("m", {f"t{n}": results_of([1.0] * 7 + [0.0] * 33).tasks["t"] for n in range(5)})
+    corrected = compare(many, other)
+    assert all(one.corrected == pytest.approx(min(1, 5 * one.difference.p_value)) for one in corrected)
+
+
+def test_only_the_same_items_are_compared():
+    with pytest.raises(TriviumError, match="different items"):
+        compare(results_of([1.0] * 4), results_of([1.0] * 5))
+    with pytest.raises(TriviumError, match="expects different answers"):
+        compare(results_of([1.0] * 4), results_of([1.0] * 4, expected="y"))
+    with pytest.raises(TriviumError, match="no task in common"):
+        compare(results_of([1.0]), Results("m", {}))
+
+
+def test_documents_count_by_their_bytes_and_people_are_drawn_together():
+    records = [
+        Record("a", "", "", (), {"bits per byte": 1.0}, {"bits per byte": 30.0}),
+        Record("b", "", "", (), {"bits per byte": 5.0}, {"bits per byte": 10.0}),
+    ]
+    assert estimate(records, "bits per byte").value == pytest.approx(2.0)
+    single = [Record(f"{n}", "", "", (), {"right": float(n % 2)}) for n in range(64)]
+    shared = [replace(one, cluster=f"{int(one.id) % 8}") for one in single]
+    assert estimate(shared, "right").high - estimate(shared, "right").low > (
+        1.5 * (estimate(single, "right").high - estimate(single, "right").low)
+    )
+    alike = [replace(one, scores={"right": 1.0}) for one in shared]
+    assert estimate(alike, "right").low < 0.7, "eight people who are all known prove little"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("fact", "no task called 'fact'"),
+        ("bits?source=prose", "no dial 'source'"),
+        ("facts?peple=3", "no dial 'peple'"),
+        ("facts?limit=0", "`limit`"),
+        ("gsm8k", "needs `data`"),
+        ("passkey?kinds=cat", "no kind 'cat'"),
+        ({"data": "x"}, "no key `task`"),
+    ],
+)
+def test_a_wrong_word_is_named(spec, message):
+    with pytest.raises(TriviumError, match=message):
+        asked([spec])
+
+
+def test_a_task_has_its_own_settings_and_label():
+    label, name, settings, dials = read_spec("sums?steps_high=3&limit=7&name=short", Settings(seed=4))
+    assert (label, name, dials) == ("short", "sums", {"steps_high": "3"})
+    assert (settings.limit, settings.seed) == (7, 4)
+    with pytest.raises(TriviumError, match="listed twice"):
+        asked(["facts", {"task": "sums", "name": "facts"}])
+
+
+def lines(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_published_files_are_read_in_their_published_form(monkeypatch, tmp_path: Path):
+    gsm8k = lines(tmp_path / "gsm8k.jsonl", [
+        {"question": "Two and two?", "answer": "It is <<2+2=4>>4.\n#### 4"},
+        {"question": "A thousand and one?", "answer": "Add.\n#### 1,001"},
+    ])  # fmt: skip
+    svamp = tmp_path / "svamp.json"
+    svamp.write_text(json.dumps([
+        {"ID": "chal-1", "Body": "A box has 8 pears", "Question": "How many in 2?",
+         "Equation": "( 8.0 * 2.0 )", "Answer": 16.0, "Type": "Multiplication"},
+    ]))  # fmt: skip
+    scripted(monkeypatch)
+    results = asked([
+        {"task": "gsm8k", "data": gsm8k, "examples": gsm8k, "shots": 1},
+        {"task": "svamp", "data": str(svamp)},
+    ])  # fmt: skip
+    assert results.tasks["gsm8k"].measures()["right"].value == 1
+    assert "<<" not in results.tasks["gsm8k"].records[0].asked
+    svamp_record = results.tasks["svamp"].records[0]
+    assert svamp_record.id == "chal-1"
+    assert svamp_record.asked.endswith("A box has 8 pears. How many in 2?")
+    assert svamp_record.scores["right"] == 1
+    scripted(monkeypatch, lambda item: "#### 5")
+    assert asked([{"task": "gsm8k", "data": gsm8k}]).tasks["gsm8k"].measures()["right"].value == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["chat", "continue"])
+def test_humaneval_runs_programs_in_the_sandbox(monkeypatch, tmp_path: Path, style):
+    row = {
+        "task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """Add."""\n', "entry_point": "add",
+        "canonical_solution": "    return a + b\n",
+        "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n",
+    }  # fmt: skip
+    data = lines(tmp_path / "humaneval.jsonl", [row, {**row, "task_id": "HumanEval/1"}])
+
+    def say(item):
+        body = item.expected if item.id.endswith("0") else "    return a - b\n"
+        if style == "chat":
+            return f"```python\n{item.prompt}{body}```"
+        return f"{body}\ndef other():\n    raise"
+
+    scripted(monkeypatch, say)
+    result = asked([{"task": "humaneval", "data": data}], style=style).tasks["humaneval"]
+    assert [one.scores["right"] for one in result.records] == [1, 0]
+
+
+def test_own_questions_use_the_scorer_they_name(monkeypatch, tmp_path: Path):
+    data = lines(tmp_path / "mine.jsonl", [
+        {"question": "Half of one?", "answer": "1/2", "kind": "easy"},
+        {"messages": [{"role": "user", "content": "Half of three?"}], "answer": "1.5", "kind": "hard"},
+    ])  # fmt: skip
+    scripted(monkeypatch, lambda item: "The answer is 0.5")
+    result = asked([{"task": "own", "data": data, "scorer": "math"}]).tasks["own"]
+    assert result.by_group()["kind"]["easy"]["right"].value == 1
+    assert result.by_group()["kind"]["hard"]["right"].value == 0
+    with pytest.raises(TriviumError, match="no scorer called"):
+        asked([{"task": "own", "data": data, "scorer": "maths"}])
+    with pytest.raises(TriviumError, match="has no question"):
+        asked([{"task": "own", "data": lines(tmp_path / "bad.jsonl", [{"text": "x"}])}])
+
+
+def test_the_stage_asks_compares_and_keeps_everything(tmp_path: Path):
+    tokenizer = own()
+    for seed in (1, 2):
+        save(tmp_path / f"model{seed}", small_model(tokenizer, seed), tokenizer)
+    stage = "kind: evaluate, on: [facts, {task: bits, sources: prose}], asking: {limit: 10}"
+    (tmp_path / "r.yaml").write_text(
+        f"name: r\nstages:\n  one: {{{stage}, from: ./model1}}\n"
+        f"  two: {{{stage}, from: ./model2, against: one}}\n"
+    )
+    run = trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs")
+    assert run["one"].summary["facts: chosen"]["n"] == 10
+    report = run["two"].folder / "report"
+    compared = read_json(report / "compared.json")
+    assert {(row["task"], row["metric"]) for row in compared if row["headline"]} == {
+        ("facts", "right"), ("facts", "chosen"), ("bits", "bits per byte"),
+    }  # fmt: skip
+    assert Results.load(report / "results.json").tasks["facts"].records[0].answers
+    (tmp_path / "r.yaml").write_text(
+        f"name: r\nstages:\n  one: {{{stage.replace('facts', 'fact')}, from: ./model1}}\n"
+    )
+    with pytest.raises(TriviumError, match="no task called 'fact'"):
+        trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs")
+
+
+def test_the_verb_prints_a_table_and_writes_json(tmp_path: Path):
+    save(tmp_path / "model", small_model(own()), own())
+    words = ["eval", str(tmp_path / "model"), "--tasks", "facts,sums?steps_high=2", "--limit", "6"]
+    first = CliRunner().invoke(cli, [*words, "--json", str(tmp_path / "a.json")], catch_exceptions=False)
+    assert first.exit_code == 0
+    assert "chosen" in first.output
+    assert "to" in first.output
+    again = CliRunner().invoke(cli, [*words, "--against", str(tmp_path / "a.json")], catch_exceptions=False)
+    assert "no difference shown" in again.output
+    assert read_json(tmp_path / "a.json")["tasks"]["sums?steps_high=2"]["settings"]["limit"] == 6
+
+
+def test_the_same_question_gets_the_same_answers_again():
+    first, second = (asked(["sums?samples=3", "facts"], limit=6).tasks for _ in range(2))
+    assert [one.answers for one in first["sums?samples=3"].records] == [
+        one.answers for one in second["sums?samples=3"].records
+    ]
+    drawn = first["sums?samples=3"].records[0].answers[1:]
+    assert len({one["text"] for one in drawn}) > 1, "the samples of a question are drawn apart"
+
+
+def test_asking_changes_no_weight_and_needs_no_gradient():
+    tokenizer = own()
+    model = small_model(tokenizer)
+    before = {name: one.clone() for name, one in model.named_parameters()}
+    evaluate(model, tokenizer, ["facts", "bits?sources=prose"], Settings(limit=4, style="continue"))
+    assert all(torch.equal(before[name], one) for name, one in model.named_parameters())
