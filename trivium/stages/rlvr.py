@@ -49,8 +49,8 @@ class Divergence(Settings):
     coefficient: float = Field(default=0.0, ge=0)
     estimator: Literal["k1", "k2", "k3"] = "k3"
     into: Literal["loss", "reward"] = "loss"
-    unbiased: bool = False
-    """Whether the estimate is multiplied by the ratio, so that its gradient is the reverse KL's."""
+    unbiased: bool = True
+    """Whether the ratio multiplies the estimate, so that its gradient is the reverse KL's, as in TRL."""
 
 
 class Clip(Settings):
