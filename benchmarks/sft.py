@@ -1,6 +1,6 @@
 """Fine-tuning speed in real (non-padding) tokens: Trivium beside TRL's SFTTrainer, in turns.
 
-python benchmarks/sft.py                 # medians of 5 turns each; TRL at its best of padded, packed and sizes
+python benchmarks/sft.py                 # medians of 5 turns each; TRL at its best of padded, packed, and sizes
 """
 
 from __future__ import annotations

@@ -177,3 +177,37 @@ def test_label_smoothing_is_torchs():
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     plain = NextToken().loss(model, batch).sum / objective.weight([row])
     assert abs(plain.item() - expected.item()) > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": True}, {"positions": "none"}])
+def test_leaving_out_what_is_not_learned_changes_nothing(monkeypatch, changes):
+    """The last layer computes only the learned places: same loss, metrics and gradient."""
+    from trivium.learn.objectives import next_token
+
+    tokenizer = tokenizer_of("own")
+    row = packed(encoded(ROWS["messages"], tokenizer)[0])
+    results = []
+    for share in (0.75, 0.0):
+        monkeypatch.setattr(next_token, "WORTH_LEAVING_OUT", share)
+        model = small_model(tokenizer, **changes)
+        loss = NextToken(sources=("a", "b")).loss(model, collate([row]))
+        loss.sum.backward()
+        metrics = {name: (float(total), float(weight)) for name, (total, weight) in loss.metrics.items()}
+        results.append((loss.sum.item(), metrics, {n: p.grad for n, p in model.named_parameters()}))
+    (few, few_metrics, few_gradient), (whole, whole_metrics, whole_gradient) = results
+    assert 0 < (row.weights > 0).mean() < 0.75
+    assert few == pytest.approx(whole, rel=1e-6)
+    assert few_metrics.keys() == whole_metrics.keys()
+    for name, pair in few_metrics.items():
+        assert pair == pytest.approx(whole_metrics[name], rel=1e-5)
+    for name, gradient in few_gradient.items():
+        torch.testing.assert_close(gradient, whole_gradient[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_pass_in_which_nothing_is_learned_is_a_loss_of_zero():
+    tokenizer = tokenizer_of("own")
+    row = packed(encoded(ROWS["messages"], tokenizer)[0])
+    row.weights[:] = 0
+    loss = NextToken().loss(small_model(tokenizer), collate([row]))
+    loss.sum.backward()
+    assert loss.sum.item() == 0

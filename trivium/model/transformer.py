@@ -39,7 +39,7 @@ class Attention(nn.Module):
             self.query_norm = make_norm(config, config.head_width if per_head else query_width)
             self.key_norm = make_norm(config, config.head_width if per_head else key_width)
 
-    def forward(self, rows: Tensor, context: Context, angles: Angles | None) -> Tensor:
+    def forward(self, rows: Tensor, context: Context, angles: Angles | None, wanted: Tensor | None) -> Tensor:
         query, key, value = project(rows, self.query, self.key, self.value)
         if self.norm_kind == "full":
             query, key = self.query_norm(query), self.key_norm(key)
@@ -51,7 +51,8 @@ class Attention(nn.Module):
         mixed = context.attend(
             self.layer, query, key, value, scale=self.scale, window=self.window, soft_cap=self.soft_cap
         )
-        return self.output(mixed.flatten(-2))
+        mixed = mixed.flatten(-2)
+        return self.output(mixed if wanted is None else mixed[wanted])
 
 
 class Layer(nn.Module):
@@ -71,10 +72,16 @@ class Layer(nn.Module):
         self.mlp_post_norm = make_norm(config, width) if config.norm_after else None
 
     def forward(
-        self, stream: Tensor, context: Context, angles: Angles | None, routing: Routing | None
+        self,
+        stream: Tensor,
+        context: Context,
+        angles: Angles | None,
+        routing: Routing | None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         rows = stream if self.attention_norm is None else self.attention_norm(stream)
-        rows = self.attention(rows, context, angles)
+        rows = self.attention(rows, context, angles, wanted)
+        stream = stream if wanted is None else stream[wanted]
         stream = stream + (rows if self.attention_post_norm is None else self.attention_post_norm(rows))
         rows = stream if self.mlp_norm is None else self.mlp_norm(stream)
         rows = self.mlp(rows, routing) if isinstance(self.mlp, Mixture) else self.mlp(rows)
@@ -110,11 +117,12 @@ class Transformer(nn.Module):
 
     def forward(
         self, tokens: Tensor, context: Context,
-        *, embeddings: Tensor | None = None, routing: Routing | None = None,
+        *, embeddings: Tensor | None = None, routing: Routing | None = None, wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Hidden states after the last norm, [N, width], for N tokens or N ready-made embeddings.
 
-        A `routing` is filled with what the routers of a mixture of experts did."""
+        A `routing` is filled with what the routers of a mixture of experts did. With `wanted`, only states
+        at these places come back, and the last layer computes no others."""
         stream = self.embed(tokens) if embeddings is None else embeddings
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(context.positions)
@@ -126,7 +134,10 @@ class Transformer(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, Layer)
             local = layer.attention.window is not None
-            stream = layer(stream, context, local_angles if local else angles, routing)
+            last = layer.attention.layer == len(self.layers) - 1
+            stream = layer(
+                stream, context, local_angles if local else angles, routing, wanted if last else None
+            )
         return self.norm(stream)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from trivium.model.attention import Documents
 from trivium.model.experts import Routing
 from trivium.model.transformer import Transformer
 
+WORTH_LEAVING_OUT = 0.75
+"""The share of learned tokens below which the last layer computes only theirs."""
+
 
 def noisy_embeddings(model: Transformer, batch: Batch, strength: float) -> Tensor:
     """Embeddings with uniform noise up to strength / sqrt(length × width) of the document (NEFTune, 2023)."""
@@ -23,6 +26,12 @@ def noisy_embeddings(model: Transformer, batch: Batch, strength: float) -> Tenso
     return rows + torch.empty_like(rows).uniform_(-1, 1) * largest.repeat_interleave(lengths)[:, None].to(
         rows.dtype
     )
+
+
+def learned_places(batch: Batch) -> Tensor | None:
+    """Where something is learned, if that is so little of the batch that leaving out the rest pays."""
+    learned = batch.weights != 0
+    return learned.nonzero().squeeze(1) if learned.float().mean() < WORTH_LEAVING_OUT else None
 
 
 class NextToken:
@@ -54,23 +63,30 @@ class NextToken:
         embeddings = noisy_embeddings(model, batch, self.noise) if self.noise else None
         experts = model.config.experts
         routing = Routing() if experts is not None and experts.balance else None
-        hidden = model(batch.tokens, documents, embeddings=embeddings, routing=routing)
+        wanted = learned_places(batch) if experts is None else None
+        targets, weights = batch.targets, batch.weights
+        if wanted is None:
+            hidden = model(batch.tokens, documents, embeddings=embeddings, routing=routing)
+        else:
+            hidden = model(batch.tokens, documents, embeddings=embeddings, wanted=wanted)
+            targets, weights = targets[wanted], weights[wanted]
         result = fused_cross_entropy(
-            hidden, model.head_weight, batch.targets, batch.weights,
+            hidden, model.head_weight, targets, weights,
             soft_cap=model.final_soft_cap, z_loss=self.z_loss, label_smoothing=self.label_smoothing,
         )  # fmt: skip
-        losses = result.token_losses * batch.weights
-        total = batch.weights.sum()
+        losses = result.token_losses * weights
+        total = weights.sum()
         metrics: dict[str, Measure] = {
             "loss": (losses.sum(), total),
-            "mean_token_accuracy": ((result.correct * batch.weights).sum(), total),
+            "mean_token_accuracy": ((result.correct * weights).sum(), total),
         }
         if len(self.sources) > 1:
             lengths = torch.tensor(batch.lengths, device=losses.device)
             source = torch.tensor(batch.sources, device=losses.device).repeat_interleave(lengths)
+            source = source if wanted is None else source[wanted]
             for index, name in enumerate(self.sources):
                 mine = source == index
-                metrics[f"loss/{name}"] = ((losses * mine).sum(), (batch.weights * mine).sum())
+                metrics[f"loss/{name}"] = ((losses * mine).sum(), (weights * mine).sum())
         loss = result.sum
         if experts is not None and routing is not None:
             balance = routing.balance_loss()
