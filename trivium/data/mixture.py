@@ -98,9 +98,11 @@ class Plan:
     def _shares(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Stretches of the plan on which every share is a straight line: borders, shares at each side."""
         places = sorted({0.0, 1.0} | {place for source in self.sources for place, _ in source.weights})
-        left = np.array([[_weight_at(source, a, after=True) for source in self.sources] for a in places[:-1]])
+        left = np.array(
+            [[weight_at(source.weights, a, after=True) for source in self.sources] for a in places[:-1]]
+        )
         right = np.array(
-            [[_weight_at(source, b, after=False) for source in self.sources] for b in places[1:]]
+            [[weight_at(source.weights, b, after=False) for source in self.sources] for b in places[1:]]
         )
         for weights, where in ((left, places[:-1]), (right, places[1:])):
             for place, total in zip(where, weights.sum(axis=1), strict=True):
@@ -190,9 +192,8 @@ class Plan:
         return {source.name: source.start + count for source, count in zip(self.sources, counts, strict=True)}
 
 
-def _weight_at(source: PlannedSource, place: float, *, after: bool) -> float:
+def weight_at(knots: Sequence[tuple[float, float]], place: float, *, after: bool) -> float:
     """The weight at a place, seen from behind it or from before it (they differ where it steps)."""
-    knots = source.weights
     if after:
         earlier = [knot for knot in knots if knot[0] <= place]
         later = [knot for knot in knots if knot[0] > place]

@@ -1,0 +1,161 @@
+"""Mid-training: what is taken over, what is seen again, what grows, what reaches further."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import trivium
+from tests.test_pretrain import write
+from trivium.data.mixture import Plan, PlannedSource
+from trivium.data.packed import Ingredient
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors, read_json
+from trivium.stages.midtrain import eased, with_replay
+
+RECIPE = """\
+name: tiny
+stages:
+  words:  {kind: tokenizer, data: ./texts, vocabulary: 268}
+  corpus: {kind: corpus, data: ./texts, tokenizer: words, validation: 0.1}
+  base:
+    kind: pretrain
+    data: corpus
+    model: {depth: 1, width: 32}
+    context: 32
+    batch: 256
+    steps: 8
+    learning_rate: {decay: wsd}
+    checkpoint: {at: [step=4]}
+  fork:
+    kind: midtrain
+    from: base@step=4
+    data: {./other: {weight: 1, validation: 0.2}}
+    replay: {data: corpus, share: 0.25}
+    batch: 256
+    steps: 8
+    learning_rate: {from: parent, decay: 1-sqrt}
+    optimiser_state: keep
+  tongue:
+    kind: midtrain
+    from: base
+    data: {./other: {validation: 0.2}}
+    watch: {./texts: {validation: 0.1}}
+    vocabulary: {data: ./other, added: 12}
+    batch: 256
+    steps: 3
+    learning_rate: 0.002
+  long:
+    kind: midtrain
+    from: base
+    data: corpus
+    context: {length: 128, method: yarn}
+    batch: 256
+    steps: 3
+    learning_rate: 0.002
+"""
+
+
+def recipe(folder, text=RECIPE):
+    path = write(folder, text)
+    (folder / "other").mkdir()
+    lines = [f"zamo{one} kelu vrado zamo{other} kelu." for one in range(20) for other in range(10)]
+    (folder / "other" / "tongue.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    return folder, trivium.run(recipe(folder), runs=folder / "runs")
+
+
+def changes(stage):
+    return {row["change"]: (row["before"], row["after"]) for row in stage.metrics if "change" in row}
+
+
+def test_a_fork_starts_from_the_kept_weights_at_the_rate_they_were_trained_with(made):
+    _, run = made
+    kept = next((run["base"].folder / "kept").iterdir())
+    rates = read_json(kept / "training.json")["learning_rates"]
+    said = changes(run["fork"])
+    assert said["learning rate"] == (rates["matrices"], rates["matrices"])
+    assert said["optimiser moments"] == ("the parent's", "the parent's")
+    assert read_json(run["fork"].folder / "training.json")["peak_learning_rates"] == rates
+    # The moments went on counting from the fork's step 4, not from the base's end.
+    assert int(load_tensors(run["fork"].folder / "moments.safetensors")["steps"]) == 12
+
+
+def test_the_replay_has_its_share(made):
+    _, run = made
+    data = run["fork"].summary["data"]
+    assert data["corpus"]["share"] == pytest.approx(0.25, abs=1 / 64)
+
+
+def test_both_sources_are_measured_and_the_watched_one_is_not_trained(made):
+    _, run = made
+    assert list(run["tongue"].summary["data"]) == ["./other"]
+    assert any("texts" in key for row in run["tongue"].metrics for key in row)
+
+
+def test_the_vocabulary_grows_and_transformers_agrees(made):
+    _, run = made
+    said = changes(run["tongue"])
+    assert said["vocabulary"] == (268, 280)
+    assert said["bytes per token"][1] > 1.5 * said["bytes per token"][0]
+    agrees(run["tongue"], "zamo3 kelu vrado")
+    theirs = AutoTokenizer.from_pretrained(run["tongue"].folder / "model")
+    assert max(theirs("zamo3 kelu vrado").input_ids) >= 268
+
+
+def test_the_stretched_model_reaches_four_times_as_far_and_transformers_agrees(made):
+    _, run = made
+    before, after = changes(run["long"])["positions"]
+    assert "default" in before
+    assert "yarn" in after
+    assert "128 tokens" in after
+    agrees(run["long"], "1 and 2 make 3. " * 7)
+
+
+def agrees(stage, text):
+    model = stage.model()
+    ids = model.tokenizer.encode(text)
+    theirs = AutoModelForCausalLM.from_pretrained(stage.folder / "model")(torch.tensor([ids])).logits[0]
+    assert torch.allclose(theirs, model.logits(ids), atol=5e-5)
+
+
+def test_more_context_than_the_positions_reach_is_refused(tmp_path):
+    text = RECIPE[: RECIPE.index("  fork:")] + RECIPE[RECIPE.index("  long:") :]
+    path = recipe(tmp_path, text.replace(", method: yarn", ""))
+    with pytest.raises(TriviumError, match="add a `method`"):
+        trivium.run(path, runs=tmp_path / "runs")
+
+
+class Rows:
+    tokens = 100
+
+
+def test_a_replay_keeps_its_share_while_the_new_weights_move():
+    new = [
+        Ingredient("common", Rows(), weights=((0.0, 3.0), (1.0, 0.0))),
+        Ingredient("good", Rows(), weights=((0.0, 0.0), (1.0, 1.0))),
+    ]
+    old = [Ingredient("old", Rows(), weights=((0.0, 7.0),))]
+    mixed = with_replay(new, old, 0.2)
+    plan = Plan(tuple(PlannedSource(one.name, 50, one.weights) for one in mixed), total=500, batch=5, seed=0)
+    for rows in range(0, 501, 50):
+        drawn = dict(zip(("common", "good", "old"), plan.drawn(rows), strict=True))
+        assert abs(drawn["old"] - 0.2 * rows) <= 1
+    places = np.linspace(0, 1, 100_001)
+    share = 0.8 * np.trapezoid(places / (places + 3 * (1 - places)), places)
+    assert drawn["good"] == pytest.approx(500 * share, rel=0.01)
+
+
+def test_a_cosine_ramp_is_slow_at_its_ends_and_half_way_in_the_middle():
+    knots = eased(((0.0, 0.0), (0.5, 1.0), (0.5, 2.0), (1.0, 2.0)))
+    places, levels = zip(*knots, strict=True)
+    assert np.interp(0.25, places, levels) == pytest.approx(0.5)
+    assert np.interp(0.05, places, levels) < 0.04
+    assert [level for place, level in knots if place == 0.5] == [1.0, 2.0]

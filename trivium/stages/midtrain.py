@@ -1,0 +1,282 @@
+"""Mid-training: a trained model goes on learning, for a purpose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from trivium.data.mixture import weight_at, weights_over
+from trivium.data.packed import Ingredient, PackedFeed
+from trivium.data.rows import Row
+from trivium.data.sources import Reading
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import Count, Number
+from trivium.learn.objectives.next_token import NextToken
+from trivium.model.dial import dial
+from trivium.model.flops import flops_per_token, parameter_count
+from trivium.model.folder import load_config, load_model
+from trivium.model.hub import resolve
+from trivium.model.stretch import Method, stretch
+from trivium.model.vocabulary import Start, compression, grow_vocabulary
+from trivium.stages.documents import Sources, documents, source_references
+from trivium.stages.mixtures import Mixture, Portion, ingredients, mixture_references, unseen_rows
+from trivium.stages.parents import moments_after, rates_after
+from trivium.stages.stage import Reference, Work
+from trivium.stages.training import TrainingStage, train
+from trivium.tokens.extend import extend_tokenizer
+from trivium.tokens.tokenizer import Tokenizer
+
+EASED = 16
+"""Straight pieces that stand for one half wave of a cosine ramp."""
+Knots = tuple[tuple[float, float], ...]
+
+
+class Replay(BaseModel):
+    """What the parent learnt from, seen again at a share of every stretch of the stage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: Mixture
+    share: float = Field(gt=0, lt=1)
+
+
+class Added(BaseModel):
+    """Tokens learnt from the texts in `data`, and how their rows begin."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: Sources
+    added: Count = Field(gt=0)
+    start: Start = "mean"
+    letters: Count = 20_000_000
+
+
+class Longer(BaseModel):
+    """How long the rows are, and how the positions are made to reach so far."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    length: Count = Field(ge=2)
+    method: Method | None = None
+    base: Number | None = None
+    factor: float | None = Field(default=None, gt=0)
+    beta_fast: float | None = Field(default=None, gt=0)
+    beta_slow: float | None = Field(default=None, gt=0)
+    low_freq_factor: float | None = Field(default=None, gt=0)
+    high_freq_factor: float | None = Field(default=None, gt=0)
+    short_factor: list[float] | None = None
+    long_factor: list[float] | None = None
+    every: int | None = Field(default=None, ge=1)
+
+
+def _length(value: Any) -> Any:
+    """A bare number is a length."""
+    return {"length": value} if isinstance(value, (int, str)) else value
+
+
+class Midtrain(TrainingStage):
+    """Go on training a model: on better data, a new language or domain, or longer texts."""
+
+    kind: Literal["midtrain"]
+    version: ClassVar[int] = 1
+
+    start: str = Field(alias="from")
+    data: Mixture
+    ramp: Literal["linear", "cosine"] = "linear"
+    """How weights move between the places that a list of them names."""
+    replay: Replay | None = None
+    watch: Mixture | None = None
+    """Sources that are measured and not trained on, to see what is forgotten."""
+    vocabulary: Added | None = None
+    context: Annotated[Longer, BeforeValidator(_length, json_schema_input_type=int | str | Longer)] | None = (
+        None
+    )
+
+    def references(self) -> list[Reference]:
+        """`from` names the parent; the others outside data or corpora."""
+        found = [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
+        if self.replay is not None:
+            found += mixture_references(self.replay.data, "replay.data")
+        if self.watch is not None:
+            found += mixture_references(self.watch, "watch")
+        if self.vocabulary is not None:
+            found += source_references("vocabulary.data", self.vocabulary.data)
+        return found
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """The model's size, and what so many tokens cost."""
+        parent = inputs.get(self.start)
+        numbers: dict[str, Any] = {}
+        cost = None
+        if isinstance(parent, Mapping):
+            numbers = {key: parent[key] for key in ("parameters", "vocabulary") if key in parent}
+            cost = 6.0 * numbers["parameters"] if "parameters" in numbers else None
+        elif parent is not None and (parent / "config.json").is_file():
+            config = load_config(parent)
+            numbers = {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
+            cost = flops_per_token(config, self.context.length if self.context else config.context)
+        tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
+        if tokens is not None:
+            numbers["tokens"] = tokens
+            if cost is not None:
+                numbers["flops"] = cost * tokens
+        return numbers
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Say what is taken over and what changes, train, and leave a Hugging Face folder."""
+        going = self._prepared(work)
+        model = load_model(going.folder, dtype=torch.float32, device=machine.device())
+        before = Tokenizer.load(going.folder)
+        if self.vocabulary is not None:
+            assert going.spelt is not None
+            work.change("vocabulary", before.vocabulary_size, going.tokenizer.vocabulary_size)
+            work.change("bytes per token", round(going.spelt[0], 3), round(going.spelt[1], 3))
+            grow_vocabulary(model, before, going.tokenizer, start=self.vocabulary.start, seed=work.seed)
+        if self.context is not None and self.context.method is not None:
+            options = self.context.model_dump(exclude={"length", "method"}, exclude_none=True)
+            changes = stretch(model, self.context.length, self.context.method, seed=work.seed, **options)
+            work.change("positions", *changes)
+        rates = rates_after(work, self, self.start, going.folder, model.config)
+        measured = self._trained() | (self.watch or {})
+        summary = train(
+            work,
+            self.model_copy(update={"batch": going.batch}),
+            model,
+            going.tokenizer,
+            NextToken(sources=tuple(going.feed.names), z_loss=self.z_loss),
+            going.feed,
+            rates,
+            unseen=unseen_rows(work, measured, going.tokenizer, going.context, self.validation.tokens),
+            parent_moments=moments_after(work, self, self.start, going.folder),
+        )
+        return {**summary, "data": going.feed.report()}
+
+    def documents_of(self, work: Work, step: int) -> list[str]:
+        """The documents of an optimiser step, counted from 1 as in the log."""
+        rows, _ = self.batch_of(work, step)
+        return list(dict.fromkeys(identity for row in rows for identity in row.ids))
+
+    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
+        """The packed rows of an optimiser step, counted from 1, and what reads them."""
+        going = self._prepared(work)
+        if not 1 <= step <= going.feed.steps:
+            raise TriviumError(f"{work.stage} has the steps 1 to {going.feed.steps}; {step} is none of them.")
+        return going.feed.rows(step - 1), going.tokenizer
+
+    def _trained(self) -> dict[str, Portion]:
+        return self.data | (self.replay.data if self.replay is not None else {})
+
+    def _prepared(self, work: Work) -> _Prepared:
+        """Tokenizer and feed, the same whenever they are made."""
+        folder = resolve(str(work.path(self.start)))
+        config = load_config(folder)
+        tokenizer, spelt = self._tokenizer(work, folder)
+        context = self.context.length if self.context is not None else config.context
+        if context > config.context and (self.context is None or self.context.method is None):
+            raise TriviumError(
+                f"{work.stage}: the model reads {config.context} tokens at most and `context` is {context}; "
+                "add a `method` that stretches its positions, for instance yarn."
+            )
+        suited = dial(config.layers, config.vocabulary, context, width=config.width).values["batch_tokens"]
+        batch = max(self.batch or suited, context)
+        feed = PackedFeed(
+            self._ingredients(work, tokenizer),
+            context=context,
+            batch_tokens=batch,
+            seed=work.seed,
+            tokens=self.tokens,
+            steps=self.steps,
+            epochs=self.epochs,
+        )
+        return _Prepared(folder, tokenizer, spelt, feed, context, batch)
+
+    def _tokenizer(self, work: Work, folder: Path) -> tuple[Tokenizer, tuple[float, float] | None]:
+        """The parent's tokenizer, with the added tokens where some are asked for."""
+        tokenizer = Tokenizer.load(folder)
+        if self.vocabulary is None:
+            return tokenizer, None
+        texts: list[str] = []
+        letters = 0
+        for document in documents(work, self.vocabulary.data, Reading()):
+            if letters < self.vocabulary.letters and document.text:
+                texts.append(document.text)
+                letters += len(document.text)
+        if not texts:
+            raise TriviumError(f"{work.stage}: `vocabulary.data` has no text to learn tokens from.")
+        after = extend_tokenizer(tokenizer, texts, self.vocabulary.added)
+        found = compression(tokenizer, after, texts[:1000])
+        return after, (found.before, found.after)
+
+    def _ingredients(self, work: Work, tokenizer: Tokenizer) -> list[Ingredient]:
+        new = ingredients(work, self.data, tokenizer)
+        if self.ramp == "cosine":
+            new = [one if one.weights is None else replace(one, weights=eased(one.weights)) for one in new]
+        if self.replay is None:
+            return new
+        both = sorted(self.data.keys() & self.replay.data.keys())
+        if both:
+            raise TriviumError(f"{work.stage}: `{both[0]}` is in `data` and in `replay`; leave it in one.")
+        old = ingredients(work, self.replay.data, tokenizer)
+        return with_replay(_weighted(new), _weighted(old), self.replay.share)
+
+
+def _weighted(given: list[Ingredient]) -> list[Ingredient]:
+    """Sources without weights count by their tokens."""
+    return [
+        one if one.weights is not None else replace(one, weights=weights_over(float(one.shards.tokens)))
+        for one in given
+    ]
+
+
+def eased(knots: Knots) -> Knots:
+    """The same places and weights, joined by half waves of a cosine."""
+    found = [knots[0]]
+    for (a, low), (b, high) in pairwise(knots):
+        for piece in range(1, EASED + 1):
+            way = piece / EASED
+            level = low + (high - low) * (1 - math.cos(math.pi * way)) / 2
+            if b > a or piece == EASED:
+                found.append((a + (b - a) * way, level))
+    return tuple(found)
+
+
+def with_replay(new: list[Ingredient], old: list[Ingredient], share: float) -> list[Ingredient]:
+    """Both lists as one mixture in which the old sources have `share` together at every moment."""
+    return _scaled(new, 1 - share) + _scaled(old, share)
+
+
+def _scaled(given: list[Ingredient], share: float) -> list[Ingredient]:
+    """The same proportions at the places that have a weight, with a constant sum."""
+    curves = [one.weights or ((0.0, 1.0),) for one in given]
+    places = sorted({0.0, 1.0} | {place for curve in curves for place, _ in curve})
+    # A mixture whose sum moves is not straight after division: short pieces follow it closely.
+    fine = sorted(set(places) | {a + (b - a) * k / EASED for a, b in pairwise(places) for k in range(EASED)})
+    knots: list[list[tuple[float, float]]] = [[] for _ in given]
+    for place in fine:
+        for after in (False, True):
+            now = [weight_at(curve, place, after=after) for curve in curves]
+            if sum(now) <= 0:
+                raise TriviumError(f"At {place:.0%} of the stage every source has weight 0; raise one.")
+            for found, weight in zip(knots, now, strict=True):
+                found.append((place, share * weight / sum(now)))
+    return [replace(one, weights=tuple(found)) for one, found in zip(given, knots, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What mid-training needs before the first step."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    spelt: tuple[float, float] | None
+    feed: PackedFeed
+    context: int
+    batch: int

@@ -1,0 +1,54 @@
+"""What a stage takes over from the model it starts from: learning rates and the optimiser's moments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors
+from trivium.learn.optimisers import Rates
+from trivium.learn.settings import Training
+from trivium.model.config import ModelConfig
+from trivium.model.dial import dial
+from trivium.stages.stage import Work
+from trivium.stages.training import GROUPS, MOMENTS, handed_over
+
+
+def rates_after(work: Work, settings: Training, start: str, folder: Path, config: ModelConfig) -> Rates:
+    """The rate the parent ended with, its peak (`dial`), or a number for the matrices to scale all by."""
+    parent, wish = handed_over(folder), settings.learning_rate.start
+    if wish == "parent" and parent is None:
+        raise TriviumError(f"{work.stage}: {start} left no learning rate behind; give a number.")
+    if wish == "parent" and parent is not None:
+        rates = dict(parent["learning_rates"])
+        if not any(rates.values()):
+            raise TriviumError(
+                f"{work.stage}: the learning rate of {start} ended at 0, so there is none to go on with; "
+                "give a number, or start from a checkpoint it kept before its rate fell."
+            )
+    elif settings.optimiser == "adamw":
+        rates = dict.fromkeys(GROUPS, 1e-3 * (config.width / 768) ** -0.5 if wish == "dial" else float(wish))
+    else:
+        peak = parent["peak_learning_rates"] if parent else None
+        rates = peak or dial(config.layers, config.vocabulary, width=config.width).learning_rates
+        if wish != "dial":
+            rates = {group: rate * float(wish) / rates["matrices"] for group, rate in rates.items()}
+    before = parent["learning_rates"]["matrices"] if parent else "unknown"
+    work.change("learning rate", before, rates["matrices"])
+    decay = settings.weight_decay
+    if decay is None:
+        decay = parent["weight_decay"] if parent else 0.0
+    return Rates(**rates, weight_decay=decay)
+
+
+def moments_after(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any] | None:
+    """The parent's moments where the stage keeps them; what is done with them is said."""
+    path = folder.parent / MOMENTS
+    left = "the parent's" if path.is_file() else "none left"
+    work.change("optimiser moments", left, "zero" if settings.optimiser_state == "reset" else left)
+    if settings.optimiser_state == "reset":
+        return None
+    if not path.is_file():
+        raise TriviumError(f"{start} left no optimiser state behind; say `optimiser_state: reset`.")
+    return load_tensors(path)
