@@ -31,9 +31,12 @@ LEAST_ROWS = 2
 
 
 def plain(module: nn.Module | None) -> bool:
-    """Whether a module is absent or a linear layer that nothing has replaced or hooked."""
+    """Whether a module is absent or a linear layer that nothing has replaced, hooked or quantised."""
     return module is None or (
-        type(module) is nn.Linear and not module._forward_pre_hooks and not module._forward_hooks
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and not module._forward_pre_hooks
+        and not module._forward_hooks
     )
 
 

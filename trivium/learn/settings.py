@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from trivium.kit.numbers import Count, Number
 from trivium.learn.precision import Precision
+from trivium.model.lora import AdapterSettings
 
 Decay = Literal["constant", "cosine", "linear", "sqrt", "1-sqrt", "inverse-sqrt"]
 
@@ -106,6 +107,23 @@ class Training(BaseModel):
     checkpoint: Checkpointing = Checkpointing()
     validation: Validating = Validating()
     samples: Sampling = Sampling()
+    adapter: AdapterSettings | None = None
+    """Train small matrices beside the frozen ones."""
+    qat: Literal["int4"] | None = None
+    """Round the matrices in every pass as the `quantize` stage will, so that the model learns to bear it."""
+
+    @model_validator(mode="after")
+    def adapters_learn_with_adamw(self) -> Training:
+        """An adapter's matrices have no full set of singular values for Muon to even out."""
+        if self.adapter is None:
+            return self
+        if self.qat is not None:
+            raise ValueError("`adapter` and `qat` exclude each other; say `base: int4` in the adapter")
+        if self.optimiser == "muon":
+            if "optimiser" in self.model_fields_set:
+                raise ValueError("an adapter learns with `optimiser: adamw`, not with muon")
+            self.optimiser = "adamw"
+        return self
 
 
 # What cannot change the result, and so does not count in a stage's fingerprint.

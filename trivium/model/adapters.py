@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
-from trivium.model.config import ModelConfig
 from trivium.model.lora import ONLY, AdaptedLinear, Shape, adaptable, adapted_layers, make_room, note
 from trivium.model.transformer import Transformer
-from trivium.model.weights import Stored, stored_tensors
+from trivium.model.weights import matrices, stored_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -27,17 +26,6 @@ INERT: dict[str, Any] = {
     "target_parameters": None, "megatron_config": None, "layers_pattern": None, "layers_to_transform": None,
     "exclude_modules": None,
 }  # fmt: skip
-
-
-def matrices(config: ModelConfig) -> list[Stored]:
-    """The stored matrices of the layers an adapter may lie on."""
-    return [
-        stored
-        for stored in stored_tensors(config)
-        if stored.name.endswith(".weight")
-        and all(part.startswith("layers.") and "norm" not in part for part in stored.parts)
-        and not stored.parts[0].endswith(".router.weight")
-    ]
 
 
 def save_adapter(model: Transformer, folder: Path | str, *, base: str, name: str = ONLY) -> None:
@@ -109,7 +97,8 @@ def _joined(
 def _whole(model: Transformer) -> tuple[dict[str, Tensor], set[str]]:
     """What is trained whole, under the names of the family's files."""
     parameters = dict(model.named_parameters())
-    kept, modules = {}, set()
+    kept: dict[str, Tensor] = {}
+    modules: set[str] = set()
     for stored in stored_tensors(model.config):
         if len(stored.parts) == 1 and parameters[stored.parts[0]].requires_grad:
             kept[PREFIX + stored.name] = parameters[stored.parts[0]]

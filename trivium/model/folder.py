@@ -13,11 +13,16 @@ from torch import Tensor
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, save_tensors, write_json
+from trivium.model.adapters import CONFIG as ADAPTER
+from trivium.model.adapters import load_adapter
 from trivium.model.config import ModelConfig
 from trivium.model.families import read_config, write_config
 from trivium.model.initialise import build
+from trivium.model.lora import bake
+from trivium.model.quantize import KEY as QUANTISED
+from trivium.model.quantize import load_quantised, quantised_as, record, save_quantised, scheme_of
 from trivium.model.transformer import Transformer
-from trivium.model.weights import Stored, stored_tensors
+from trivium.model.weights import Stored, matrices, stored_tensors
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 CHECKSUM = "checksum"
@@ -30,11 +35,16 @@ def load_config(folder: Path | str) -> ModelConfig:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise TriviumError(f"{folder} has no config.json: name a folder in Hugging Face's form.")
+    content = _read_content(path)
+    scheme_of(content, str(path))
+    return read_config({key: value for key, value in content.items() if key != QUANTISED}, str(path))
+
+
+def _read_content(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        return read_json(path)
     except ValueError as error:
         raise TriviumError(f"{path} is not valid JSON ({error}): restore it.") from error
-    return read_config(content, str(path))
 
 
 class StoredWeights:
@@ -105,8 +115,16 @@ def load_model(
     """The model of a Hugging Face folder, in the stored precision unless told otherwise."""
     folder = Path(folder)
     config = load_config(folder)
+    if not list(folder.glob("*.safetensors")) and (folder / "adapter" / ADAPTER).is_file():
+        return _on_its_base(folder / "adapter", dtype, device)
+    scheme = scheme_of(_read_content(folder / "config.json"), str(folder))
     weights = StoredWeights(folder)
-    layout = [(stored, weights.find(stored.name)) for stored in stored_tensors(config)]
+    elsewhere = {stored.name for stored in matrices(config)} if scheme else set()
+    layout = [
+        (stored, weights.find(stored.name))
+        for stored in stored_tensors(config)
+        if stored.name not in elsewhere
+    ]
     refuse_unexpected(config, weights, {name for _, name in layout})
     stored_dtype = weights.tensor(layout[0][1]).dtype
     if not stored_dtype.is_floating_point or stored_dtype.itemsize < 2:
@@ -116,7 +134,23 @@ def load_model(
     with torch.no_grad():
         for stored, name in layout:
             fill(stored, weights.tensor(name), parameters, weights.files[name])
+    if scheme is not None:
+        load_quantised(model, folder, scheme)
+        for stored in matrices(config):
+            for part in stored.parts:
+                del parameters[part]
     assert not parameters, f"not in any family's files: {sorted(parameters)}"
+    return model
+
+
+def _on_its_base(folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> Transformer:
+    """The model of a folder that holds an adapter alone: its base with the adapter in the weights."""
+    base = Path(read_json(folder / ADAPTER)["base_model_name_or_path"])
+    if not base.is_dir():
+        raise TriviumError(f"{folder} is an adapter to {base}, which is not there: restore that folder.")
+    model = load_model(base, dtype=dtype, device=device)
+    load_adapter(model, folder)
+    bake(model)
     return model
 
 
@@ -161,15 +195,26 @@ def save_model(
     *,
     generation: dict[str, Any] | None = None,
     shard_bytes: int = 5_000_000_000,
+    weights: bool = True,
 ) -> None:
-    """Write config.json, generation_config.json and safetensors that transformers opens as they are."""
+    """Write config.json, generation_config.json and safetensors that transformers opens as they are.
+
+    Without `weights` the folder says only what the model is: an adapter in it says the rest.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = write_config(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
     parameters = dict(model.named_parameters())
+    scheme = quantised_as(model)
+    if scheme is not None and weights:
+        content[QUANTISED] = record(scheme)
+        save_quantised(model, folder)
+    elsewhere = {stored.name for stored in matrices(model.config)} if scheme else set()
     shards: list[list[Stored]] = [[]]
     filled = total = 0
-    for stored in stored_tensors(model.config):
+    for stored in stored_tensors(model.config) if weights else ():
+        if stored.name in elsewhere:
+            continue
         size = sum(parameters[part].nbytes for part in stored.parts)
         if filled and filled + size > shard_bytes:
             shards.append([])
@@ -177,7 +222,7 @@ def save_model(
         shards[-1].append(stored)
         filled, total = filled + size, total + size
     count, weight_map = len(shards), {}
-    for number, shard in enumerate(shards, 1):
+    for number, shard in enumerate(shards if weights else [], 1):
         name = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         tensors = {stored.name: stored_form(stored, parameters) for stored in shard}
         checksum = tensors_checksum((key, tensors[key]) for key in sorted(tensors))

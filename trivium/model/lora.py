@@ -221,11 +221,10 @@ def add_adapter(
     """Lay a new adapter on a model and freeze everything else; at first it changes no output."""
     if settings.kind == "pissa" and (adapter_names(model) or settings.base != "float"):
         raise TriviumError("adapter: pissa changes the base, which must be alone and float; choose lora.")
-    if settings.base != "float":
-        from trivium.model.quantize import quantise
-
-        quantise(model, settings.base)
-    layers = make_room(model, targeted(model, settings.targets))
+    named = targeted(model, settings.targets)
+    # Every rounded matrix gets its place, so that merging makes all of them whole numbers' real values.
+    layers = make_room(model, named if settings.base == "float" else list(adaptable(model)))
+    layers = {name: layers[name] for name in named}
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for layer_name, layer in layers.items():
@@ -289,7 +288,9 @@ def merge(model: Transformer) -> None:
     for layer in adapted_layers(model).values():
         assert layer.original is None, "merged twice"
         matrix = layer.merged(layer.selection.active)
-        layer.original, layer.weight = layer.weight, nn.Parameter(matrix, requires_grad=False)
+        assert isinstance(layer.weight, nn.Parameter)
+        layer.original = layer.weight
+        layer.weight = nn.Parameter(matrix, requires_grad=False)
 
 
 def unmerge(model: Transformer) -> None:

@@ -35,6 +35,17 @@ def stored_tensors(config: ModelConfig) -> list[Stored]:
     return list(gpt2_tensors(config) if config.family == "gpt2" else llama_like_tensors(config))
 
 
+def matrices(config: ModelConfig) -> list[Stored]:
+    """The stored matrices of the projections: what adapters lie on, and what is rounded to few bits."""
+    return [
+        stored
+        for stored in stored_tensors(config)
+        if stored.name.endswith(".weight")
+        and all(part.startswith("layers.") and "norm" not in part for part in stored.parts)
+        and not stored.parts[0].endswith(".router.weight")
+    ]
+
+
 def llama_like_tensors(config: ModelConfig) -> Iterator[Stored]:
     """The names that all families since Llama share."""
     yield Stored("model.embed_tokens.weight", ("embedding.weight",))

@@ -97,6 +97,11 @@ class Sft(TrainingStage):
         if going.tokenizer is not going.before:
             work.change("chat template", "none", "ChatML")
             grow_vocabulary(model, going.before, going.tokenizer, seed=work.seed)
+        changes: dict[str, Any] = {"batch": going.batch}
+        if self.adapter is not None and model.config.vocabulary > load_config(going.folder).vocabulary:
+            # New tokens mean nothing until their vectors are learned.
+            whole = [*self.adapter.train, *({"embedding", "head"} - set(self.adapter.train))]
+            changes["adapter"] = self.adapter.model_copy(update={"train": sorted(whole)})
         rates = self._rates(work, going.folder, model.config)
         objective = NextToken(
             sources=tuple(self.data), z_loss=self.z_loss, label_smoothing=self.label_smoothing,
@@ -104,7 +109,7 @@ class Sft(TrainingStage):
         )  # fmt: skip
         summary = train(
             work,
-            self.model_copy(update={"batch": going.batch}),
+            self.model_copy(update=changes),
             model,
             going.tokenizer,
             objective,

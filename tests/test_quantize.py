@@ -1,0 +1,162 @@
+"""Few bits: what is written is what was computed; trained rounding beats rounding afterwards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import SmallFeed, small_model, small_trainer
+
+from trivium.data.rows import collate
+from trivium.kit.errors import TriviumError
+from trivium.learn.objectives.next_token import NextToken
+from trivium.model.attention import Documents
+from trivium.model.folder import load_model, save_model
+from trivium.model.lora import AdapterSettings, add_adapter, bake
+from trivium.model.quantize import prepare_for, quantise, quantised_as
+
+pytest.importorskip("torchao")
+TOKENS = torch.arange(1, 13)
+SCHEMES = ["int8", "int4", "int8-dynamic"]
+
+
+def model_of(seed: int = 0, **changes: object):
+    return small_model(seed, **({"inner_width": 64} | changes))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.logits(model(TOKENS, Documents([5, 7])))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_saved_and_loaded_again(tmp_path: Path, scheme: str, dtype: torch.dtype) -> None:
+    model = model_of().to(dtype)
+    before = logits(model)
+    save_model(model, tmp_path / "float")
+    quantise(model, scheme)
+    assert quantised_as(model) == scheme
+    after = logits(model)
+    error = (after - before).norm() / before.norm()
+    assert 1e-4 < error < (0.3 if scheme == "int4" else 0.05)
+    save_model(model, tmp_path / "few")
+    assert not list(tmp_path.rglob("*.bin"))
+    again = load_model(tmp_path / "few")
+    assert quantised_as(again) == scheme
+    assert torch.equal(logits(again), after)
+    values = sum(one.numel() for one in model.parameters() if hasattr(one, "tensor_data_names"))
+    # Beside the values: a scale for 32 of them, and the names.
+    size = (tmp_path / "few" / "quantised.safetensors").stat().st_size
+    assert size < values * (0.5 + 4 / 32 if scheme == "int4" else 1 + 4 / 32) + 8192
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rounding_is_what_it_says(scheme: str) -> None:
+    model = model_of()
+    exact = model.layers[0].mlp.down.weight.detach().clone()
+    quantise(model, scheme)
+    rounded = model.layers[0].mlp.down.weight.dequantize()
+    if scheme == "int4":
+        groups = exact.view(32, -1, 32)
+        scale = torch.maximum(groups.amax(-1, keepdim=True) / 7.5, -groups.amin(-1, keepdim=True) / 7.5)
+        # torchao's symmetric scale covers the whole signed range
+        error = (rounded.view_as(groups) - groups).abs()
+        assert (error <= scale * 1.01).all()
+    else:
+        scale = exact.abs().amax(1, keepdim=True) / 127
+        assert ((rounded - exact).abs() <= scale * 0.51).all()
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(TriviumError, match="48 inputs, no multiple of 32"):
+        quantise(small_model(), "int4")
+    model = model_of()
+    quantise(model, "int8")
+    with pytest.raises(TriviumError, match="quantised already"):
+        quantise(model, "int4")
+    save_model(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TriviumError, match="gptq"):
+        load_model(tmp_path)
+
+
+def test_an_adapter_learns_on_four_bits(tmp_path: Path) -> None:
+    model = model_of()
+    quantise(model, "int4")
+    held = model.layers[0].attention.query.weight.qdata.clone()
+    add_adapter(model, AdapterSettings(rank=4))
+    names = {name for name, one in model.named_parameters() if one.requires_grad}
+    assert names
+    assert all(".down." in name or ".up." in name for name in names)
+    trainer = small_trainer(tmp_path, model=model, steps=8, optimiser="adamw")
+    trainer.run()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    assert torch.equal(model.layers[0].attention.query.weight.qdata, held)
+    after = logits(model)
+    bake(model)
+    assert quantised_as(model) is None
+    assert torch.allclose(logits(model), after, atol=1e-4)
+
+
+def test_the_rounding_felt_in_training_is_the_rounding_done_after() -> None:
+    model = model_of()
+    prepare_for(model, "int4")
+    felt = logits(model)
+    plain = model_of()
+    assert not torch.allclose(felt, logits(plain), atol=1e-3)
+    quantise(plain, "int4")
+    assert torch.equal(felt, logits(plain))
+
+
+def loss_of(model, steps: range) -> float:
+    feed, objective = SmallFeed(steps=200), NextToken()
+    total = weight = 0.0
+    with torch.no_grad():
+        for step in steps:
+            rows = feed.rows(step)
+            total += float(objective.loss(model, collate(rows, "cpu")).sum)
+            weight += objective.weight(rows)
+    return total / weight
+
+
+def with_outliers(model) -> None:
+    """The same function with a few loud inputs in every group, as large models have them."""
+    with torch.no_grad():
+        for layer in model.layers:
+            attention, inner = layer.attention, layer.mlp
+            for norm, readers in (
+                (layer.attention_norm, (attention.query, attention.key, attention.value)),
+                (layer.mlp_norm, (inner.gate, inner.up)),
+            ):
+                norm.weight[::16] /= 8
+                for reader in readers:
+                    reader.weight[:, ::16] *= 8
+
+
+def test_trained_rounding_beats_rounding_afterwards(tmp_path: Path) -> None:
+    base = model_of()
+    small_trainer(tmp_path / "base", model=base, feed=SmallFeed(steps=60)).run()
+    before = loss_of(base, range(150, 160))
+    with_outliers(base)
+    assert loss_of(base, range(150, 160)) == pytest.approx(before, abs=1e-3)
+    results = {}
+    for name in ("after", "during"):
+        model = model_of()
+        model.load_state_dict(base.state_dict())
+        if name == "during":
+            prepare_for(model, "int4")
+        trainer = small_trainer(tmp_path / name, model=model, feed=SmallFeed(steps=40), optimiser="adamw")
+        trainer.rates = trainer.optimiser.rates = replace(trainer.rates, matrices=2e-3)
+        trainer.run()
+        save_model(model, tmp_path / name / "model")
+        rounded = load_model(tmp_path / name / "model")
+        quantise(rounded, "int4")
+        results[name] = loss_of(rounded, range(150, 160))
+    assert results["during"] < results["after"] - 0.02, results

@@ -1,0 +1,109 @@
+"""Quantisation: the same model in 8 or 4 bits, and what that costs on text it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from trivium.data.rows import Row, collate
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import whole_folder
+from trivium.kit.numbers import Count
+from trivium.learn.validation import groups_of, measure
+from trivium.model.attention import Documents
+from trivium.model.flops import parameter_count
+from trivium.model.folder import load_config, load_model, save_model
+from trivium.model.hub import resolve
+from trivium.model.lora import adaptable
+from trivium.model.quantize import FILE, Scheme, quantise
+from trivium.model.transformer import Transformer
+from trivium.stages.mixtures import Mixture, mixture_references, unseen_rows
+from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.tokens.tokenizer import Tokenizer
+
+
+class Quantize(Stage):
+    """Round a model's matrices and measure it before and after."""
+
+    kind: Literal["quantize"]
+    version: ClassVar[int] = 1
+    produces: ClassVar[Product] = "model"
+
+    start: str = Field(alias="from")
+    scheme: Scheme = "int8"
+    """`int8` and `int4` round weights alone, `int8-dynamic` activations as well."""
+    data: Mixture
+    """The loss is measured on the held-out part of these."""
+    context: Count = Field(default=512, ge=2)
+    validation_tokens: Count = 32768
+
+    def references(self) -> list[Reference]:
+        """`from` names the model; `data` names what it is measured on."""
+        return [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """The model's size, which stays."""
+        parent = inputs.get(self.start)
+        if isinstance(parent, Mapping):
+            return {key: parent[key] for key in ("parameters", "vocabulary") if key in parent}
+        if parent is not None and (parent / "config.json").is_file():
+            config = load_config(parent)
+            return {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
+        return {}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Measure, round, save, load what was saved, and measure that."""
+        folder = resolve(str(work.path(self.start)))
+        tokenizer = Tokenizer.load(folder)
+        device = machine.device()
+        model = load_model(folder, device=device)
+        context = min(self.context, model.config.context)
+        unseen = unseen_rows(work, self.data, tokenizer, context, self.validation_tokens)
+        rows = [row for found in unseen.values() for row in found]
+        if not rows:
+            raise TriviumError(f"{work.stage}: `data` has no held-out part; give a source `validation: 0.1`.")
+        before, size = measured(model, rows), stored_bytes(model)
+        quantise(model, self.scheme)
+        with whole_folder(work.output("model")) as made:
+            stops = sorted(tokenizer.stop_ids)
+            save_model(model, made, generation={"eos_token_id": stops, "pad_token_id": tokenizer.pad_id})
+            tokenizer.save(made)
+        written = work.output("model")
+        after = measured(load_model(written, device=device), rows)
+        for name in before:
+            work.change(name.replace("_", " "), round(before[name], 4), round(after[name], 4))
+        return {
+            "scheme": self.scheme,
+            "tokens": sum(len(row) for row in rows),
+            **{f"{name}_before": value for name, value in before.items()},
+            **{f"{name}_after": value for name, value in after.items()},
+            "accuracy_lost": before["accuracy"] - after["accuracy"],
+            "bits_per_byte_lost": after["bits_per_byte"] - before["bits_per_byte"],
+            "matrices_bytes_before": size,
+            "matrices_bytes_after": (written / FILE).stat().st_size,
+        }
+
+
+@torch.no_grad()
+def measured(model: Transformer, rows: Sequence[Row]) -> dict[str, float]:
+    """Bits per byte, and how often the likeliest next token is the one that comes."""
+    right = tokens = 0
+    for group in groups_of(rows, 4096):
+        batch = collate(group, model.device)
+        hidden = model(batch.tokens, Documents(batch.lengths, batch.tokens.device))
+        asked = batch.targets >= 0
+        # A few rows at a time: the scores of all tokens at once may not fit.
+        for states, targets in zip(hidden[asked].split(512), batch.targets[asked].split(512), strict=True):
+            right += int((model.logits(states).argmax(-1) == targets).sum())
+        tokens += int(asked.sum())
+    return {"bits_per_byte": measure(model, rows).bits_per_byte, "accuracy": right / max(tokens, 1)}
+
+
+def stored_bytes(model: Transformer) -> int:
+    """The size of the matrices that are rounded, as they are stored now."""
+    return sum(layer.weight.nbytes for layer in adaptable(model).values())
