@@ -16,6 +16,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
 from trivium.learn.trainer import Trainer
 from trivium.pipeline import show
+from trivium.stages.sft import Sft
 from trivium.tokens.tokenizer import Tokenizer
 
 SHARED = Path(os.environ.get("TRIVIUM_SHARED_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
@@ -180,3 +181,29 @@ def test_two_hundred_real_rows_without_conversion(tmp_path):
     shown = show.batch(show.find(tmp_path / "runs", "sft"), 1, colour=False)
     assert re.search(r"⟦[^⟧]*#### -?[\d,]+<\|im_end\|>⟧", shown)
     assert "####" not in re.sub(r"⟦[^⟧]*⟧", "", shown)
+
+
+def test_an_adapter_beside_a_new_template_trains_the_new_tokens_too(tmp_path):
+    """The two marks that the template brings have rows of their own, which no matrix beside them teaches."""
+    write_rows(tmp_path / "chats.jsonl", CHATS)
+    path = recipe(tmp_path, "./chats.jsonl", ", adapter: {rank: 4}", tokenizer=gpt2_like())
+    run = trivium.run(path, runs=tmp_path / "runs")
+    before, after = gpt2_like(), Tokenizer.load(run["sft"].folder / "model")
+    weights = load_tensors(run["sft"].folder / "model" / "model.safetensors")["model.embed_tokens.weight"]
+    base = load_tensors(tmp_path / "base" / "model.safetensors")["model.embed_tokens.weight"]
+    assert weights.shape[0] == after.vocabulary_size == before.vocabulary_size + 2
+    assert not (weights[: len(base)] == base).all()
+    metrics = [row for row in run["sft"].metrics if "loss" in row]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_a_plan_says_what_a_given_length_costs(tmp_path):
+    model = small_model(own())
+    save(tmp_path / "base", model, own())
+    size = sum(parameter.numel() for parameter in model.parameters())
+    stage = Sft.model_validate({"kind": "sft", "from": "base", "data": "a.jsonl", "tokens": "10k"})
+    found = stage.plan({"base": tmp_path / "base"})
+    assert (found["parameters"], found["tokens"]) == (size, 10_000)
+    assert found["flops"] == 6 * size * 10_000
+    assert stage.plan({"base": {"parameters": 7}})["flops"] == 420_000
+    assert "flops" not in Sft.model_validate({**stage.settings(), "tokens": None, "epochs": 1}).plan({})
