@@ -25,7 +25,7 @@ from trivium.kit.metrics import read_metrics
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.stages.playing import Engined
-from trivium.stages.prompts import Problem
+from trivium.stages.prompts import Curriculum, Problem
 from trivium.stages.rollouts import Plan, Rollouts
 
 REWARD = """
@@ -205,3 +205,106 @@ def test_groups_without_variance_are_left_out_and_nothing_changes(algorithm, sha
     for one, other in zip(skipped, everything, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
     assert max(float(one.abs().max()) for one in skipped) > 1e-4
+
+
+def test_expert_iteration_divides_by_the_tokens_it_learns():
+    """Rejected answers are not there at all: the loss is that of fine-tuning on the accepted ones."""
+    feed = rollouts(small_model(own()), algorithm="expert_iteration")
+    rows = feed.rows(0)
+    objective = PolicyGradient(ALGORITHMS["expert_iteration"], ALGORITHMS["expert_iteration"].numbers)
+    learned = sum(int((row.weights > 0).sum()) for row in rows)
+    assert objective.weight(rows) == learned
+    batch = collate(rows)
+    logprobs, _ = answer_log_probabilities(feed.model, batch)
+    loss = objective.loss(feed.model, batch).sum / objective.weight(rows)
+    assert loss.item() == pytest.approx(-logprobs.mean().item(), abs=1e-6)
+
+
+def test_an_all_equal_rollout_moves_nothing():
+    """Pitfall P: zero variance everywhere is exactly no gradient, and the step is still a step."""
+    model = small_model(own())
+    feed = rollouts(model, function=lambda prompts, completions, **columns: [1.0] * len(completions))
+    rows = feed.rows(0)
+    objective = PolicyGradient(ALGORITHMS["grpo"], ALGORITHMS["grpo"].numbers)
+    (objective.loss(model, collate(rows)).sum / objective.weight(rows)).backward()
+    assert all(float(p.grad.abs().max()) == 0.0 for p in model.parameters() if p.grad is not None)
+    assert rows[0].facts["measures"][0]["frac_reward_zero_std"] == 1.0
+
+
+def test_groups_without_variance_are_replaced():
+    calls: list[int] = []
+
+    def now_and_then(prompts, completions, **columns):
+        calls.append(len(completions))
+        return [float(index % 2) if "river" in prompt else 0.0 for index, prompt in enumerate(prompts)]
+
+    feed = rollouts(small_model(own()), function=now_and_then, refills=3, prompts=2)
+    rows = feed.rows(0)
+    assert calls[0] == 8
+    assert len(calls) > 1
+    assert all(identity.startswith("the river") for row in rows for identity in row.ids)
+
+
+@pytest.mark.parametrize("truncated", ["keep", "mask", "penalise"])
+def test_truncated_answers_are_kept_left_out_or_worth_nothing(truncated):
+    ends = tuple(range(0, own().vocabulary_size, 12))
+    sampling = Sampling(max_new_tokens=12, stop_ids=ends)
+    feed = rollouts(small_model(own()), sampling=sampling, truncated=truncated)
+    groups = feed._groups(0, 0, 3)
+    cut = [(group, i) for group in groups for i, one in enumerate(group.answers) if one.truncated]
+    assert 0 < len(cut) < 12
+    rows = feed._rows(groups)
+    named = {identity for row in rows for identity in row.ids}
+    for group, index in cut:
+        if truncated == "mask":
+            assert f"{feed.problems[group.problem].id}/{index}" not in named
+        if truncated == "penalise":
+            assert group.rewards[index] == 0.0
+    if truncated == "keep":
+        assert any(group.rewards[index] == 1.0 for group, index in cut)
+
+
+def test_what_no_grader_could_judge_is_nowhere():
+    def some(prompts, completions, **columns):
+        return [None if index % 2 else float(len(one) % 2) for index, one in enumerate(completions)]
+
+    feed = rollouts(small_model(own()), function=some)
+    for row in feed.rows(0):
+        judged = [identity for identity in row.ids if "/" in identity]
+        assert all(int(identity.rpartition("/")[2]) % 2 == 0 for identity in judged)
+
+
+def test_the_engines_rounding_is_weighed_out_and_capped(monkeypatch):
+    """The trainer's probability over the engine's, or a whole answer's product of them (pitfall L)."""
+    feed = rollouts(small_model(own()), correction="token", correction_cap=1.5)
+    played = feed.player.play
+
+    def off(*arguments):
+        found = played(*arguments)
+        for answers in found:
+            for answer in answers:
+                answer.logprobs = [value - (0.1 if i else 3.0) for i, value in enumerate(answer.logprobs)]
+        return found
+
+    monkeypatch.setattr(feed.player, "play", off)
+    row = feed.rows(0)[0]
+    weights = row.columns["correction"][row.weights > 0]
+    assert {round(float(weight), 3) for weight in weights} == {1.5, round(float(np.exp(0.1)), 3)}
+    feed = rollouts(small_model(own()), correction="sequence", correction_cap=1e9)
+    monkeypatch.setattr(feed.player, "play", off)
+    row = feed.rows(0)[0]
+    length = int((row.weights > 0)[-row.lengths[-1] :].sum())
+    assert row.columns["correction"][-2] == pytest.approx(np.exp(3.0 + 0.1 * (length - 1)), rel=1e-3)
+
+
+def test_problems_that_are_too_easy_rest():
+    curriculum = Curriculum(4, 1, low=0.1, high=0.9, rest=2)
+    first = curriculum.next(4)
+    assert sorted(first) == [0, 1, 2, 3]
+    for index in first:
+        curriculum.note(index, {0: 1.0, 1: 0.5, 2: 0.0, 3: 0.5}[index])
+    again = Curriculum(4, 1, low=0.1, high=0.9, rest=2)
+    again.restore(curriculum.state())
+    assert set(curriculum.next(4)) == {1, 3}
+    assert set(again.next(4)) == {1, 3}
+    assert {0, 2} <= set(curriculum.next(4))

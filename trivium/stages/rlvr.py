@@ -14,7 +14,7 @@ from pydantic import Field
 
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
-from trivium.grade.rewards import Combined, combine
+from trivium.grade.rewards import Combined, combine, reward_from_file
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
@@ -28,6 +28,7 @@ from trivium.model.config import ModelConfig
 from trivium.model.dial import dial
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
+from trivium.stages.environments import InTurns, described, with_tools
 from trivium.stages.mixtures import Mixture, mixture_references
 from trivium.stages.playing import Engined, Group, Player
 from trivium.stages.prompts import Curriculum, Problem, read_problems
@@ -117,6 +118,12 @@ class Rlvr(TrainingStage):
     correction: Literal["none", "token", "sequence"] = "none"
     """Whether differences between the engine's numbers and the trainer's are weighed out, and per what."""
     correction_cap: float = Field(default=2.0, gt=0)
+    tools: tuple[Literal["calculator", "sql"], ...] = ()
+    """What the model may call before it answers; what a tool says is read and never learned."""
+    environment: str | None = None
+    """`file.py:Class`, made from the columns of a problem: `step(action) -> observation, reward, done`."""
+    turns: Count = Field(default=4, ge=1)
+    """How often the model may act in one answer, where there are tools or an environment."""
     rows: Count = Field(default=64, ge=1)
     """How many answers are written at once."""
     share_prompts: bool = True
@@ -136,6 +143,7 @@ class Rlvr(TrainingStage):
 
     def _reward_files(self) -> list[str]:
         names = [one if isinstance(one, str) else str(one.get("name")) for one in self.reward]
+        names += [] if self.environment is None else [self.environment]
         return sorted({name.rpartition(":")[0] for name in names if ":" in name})
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
@@ -156,9 +164,12 @@ class Rlvr(TrainingStage):
                 f"{work.stage}: the model reads {model.config.context} tokens, which `max_new_tokens: "
                 f"{self.max_new_tokens}` fills; lower it."
             )
-        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.wording)
+        problems = read_problems(
+            work, self.data, tokenizer, room=room, wording=self.wording,
+            tools=described(self.tools) if self.tools else None,
+        )  # fmt: skip
         engine = Engine(model, tokenizer, max_rows=min(self.rows, self.prompts * self.group))
-        feed = self.rollouts(work, model, Engined(engine, self.sampling()), problems, reward)
+        feed = self.rollouts(work, model, self._player(work, engine, tokenizer), problems, reward)
         summary = train(
             work, self, model, tokenizer, self.objective(feed), feed, self._rates(work, folder, model.config),
             parent_moments=self._parent_moments(folder),
@@ -168,6 +179,18 @@ class Rlvr(TrainingStage):
             "problems": len(problems),
             "rollouts": -(-feed.steps // feed.plan.steps_per_rollout),
         }
+
+    def _player(self, work: Work, engine: Engine, tokenizer: Tokenizer) -> Player:
+        """The engine alone, or in turns with tools or an environment."""
+        if self.environment is None and not self.tools:
+            return Engined(engine, self.sampling())
+        if self.environment is not None and self.tools:
+            raise TriviumError(f"{work.stage}: give it `tools` or an `environment`, not both.")
+        make = with_tools(self.tools)
+        if self.environment is not None:
+            make = reward_from_file(self.environment, work.base).function
+        earns = self.environment is not None
+        return InTurns(engine, self.sampling(), tokenizer, make, turns=self.turns, earns=earns)
 
     def sampling(self) -> Sampling:
         """How the answers are drawn."""

@@ -1,0 +1,246 @@
+"""Answers in several turns: the model acts, an environment or a tool replies; only the acts are learned."""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import re
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling, seed_of_sample
+from trivium.grade.sql import open_read_only
+from trivium.kit.errors import TriviumError
+from trivium.stages.playing import Answer
+from trivium.stages.prompts import Problem
+from trivium.tokens.tokenizer import Tokenizer
+
+_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.S)
+_LONGEST_REPLY = 2000
+_ROWS, _STEPS = 50, 2_000_000
+
+
+class Environment(Protocol):
+    """What answers an act of the model; made anew for every answer, from the columns of its problem."""
+
+    def step(self, action: str) -> tuple[str, float, bool]:
+        """The observation, what the act was worth, and whether all is over."""
+        ...
+
+
+Maker = Callable[..., Environment]
+
+
+@dataclass
+class Episode:
+    """One answer under way."""
+
+    problem: Problem
+    environment: Environment
+    seed: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    learned: list[bool] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    earned: float = 0.0
+    over: bool = False
+    truncated: bool = False
+
+    def add(self, tokens: Sequence[int], logprobs: Sequence[float], learned: bool) -> None:
+        """Append tokens exactly as they were drawn or given: nothing is ever tokenised twice."""
+        self.tokens += tokens
+        self.logprobs += logprobs
+        self.learned += [learned] * len(tokens)
+
+
+class InTurns:
+    """Plays every answer against an environment of its own until it is over or too long."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sampling: Sampling,
+        tokenizer: Tokenizer,
+        make: Maker,
+        *,
+        turns: int,
+        earns: bool,
+    ) -> None:
+        self.engine, self.sampling, self.tokenizer = engine, sampling, tokenizer
+        self.make, self.turns, self.earns = make, turns, earns
+
+    def play(self, problems: Sequence[Problem], group: int, seeds: Sequence[int]) -> list[list[Answer]]:
+        """For each problem, its answers; all answers under way take their turns together."""
+        self.engine.refresh()
+        episodes = [
+            [Episode(problem, self.make(**problem.columns), seed_of_sample(seed, i)) for i in range(group)]
+            for problem, seed in zip(problems, seeds, strict=True)
+        ]
+        everyone = [one for some in episodes for one in some]
+        for turn in range(self.turns):
+            going = [one for one in everyone if not one.over]
+            if not going:
+                break
+            self._take_turn(going, turn)
+        for one in everyone:
+            one.truncated |= not one.over
+        return [[self._answer(one) for one in some] for some in episodes]
+
+    def _take_turn(self, going: Sequence[Episode], turn: int) -> None:
+        room = self.sampling.max_new_tokens
+        requests = [
+            Request(
+                one.problem.ids + one.tokens,
+                replace(
+                    self.sampling,
+                    seed=seed_of_sample(one.seed, 1000 + turn),
+                    logprobs=True,
+                    max_new_tokens=room - len(one.tokens),
+                    min_new_tokens=0,
+                ),
+            )
+            for one in going
+        ]
+        for one, (act,) in zip(going, self.engine.generate(requests), strict=True):
+            one.add(act.tokens, act.logprobs, True)
+            one.messages.append({"role": "assistant", "content": act.text})
+            if act.finish_reason != "stop":
+                one.over = one.truncated = True
+                continue
+            observation, worth, one.over = one.environment.step(act.text)
+            one.earned += worth
+            if one.over:
+                continue
+            role = getattr(one.environment, "role", "user")
+            words = self._reply(one.problem, role, observation)
+            if len(one.tokens) + len(words) >= room:
+                one.over = one.truncated = True
+                continue
+            one.add(words, [0.0] * len(words), False)
+            one.messages.append({"role": role, "content": observation})
+
+    def _reply(self, problem: Problem, role: str, text: str) -> list[int]:
+        """An observation as the template writes it between two turns of the assistant."""
+        if not problem.is_chat:
+            return self.tokenizer.encode(text)
+        before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        short = self.tokenizer.encode_chat(before)
+        end = len(short.learned) - short.learned[::-1].index(True)
+        whole = self.tokenizer.encode_chat(
+            [*before, {"role": role, "content": text}], add_generation_prompt=True
+        ).ids
+        if whole[:end] != short.ids[:end]:
+            raise TriviumError("The chat template rewrites earlier turns, so it cannot be played in turns.")
+        return whole[end:]
+
+    def _answer(self, one: Episode) -> Answer:
+        text = "".join(message["content"] for message in one.messages)
+        return Answer(
+            one.tokens, one.logprobs, one.learned, one.truncated,
+            completion=one.messages if one.problem.is_chat else text,
+            extra=one.earned if self.earns else None,
+        )  # fmt: skip
+
+
+class ToolUse:
+    """Runs the tools that a turn calls; a turn without a call is the last."""
+
+    role = "tool"
+
+    def __init__(self, tools: Mapping[str, Callable[..., str]], columns: Mapping[str, Any]) -> None:
+        self.tools, self.columns = tools, columns
+
+    def step(self, action: str) -> tuple[str, float, bool]:
+        """What the called tools said; a call that cannot be read or run is told so."""
+        calls = _CALL.findall(action)
+        if not calls:
+            return "", 0.0, True
+        return "\n".join(self._run(call)[:_LONGEST_REPLY] for call in calls), 0.0, False
+
+    def _run(self, call: str) -> str:
+        try:
+            asked = json.loads(call)
+            name, arguments = asked["name"], asked["arguments"]
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            tool = self.tools.get(name)
+            if tool is None:
+                return f"error: there is no tool {name!r}; there is {', '.join(self.tools)}"
+            return tool(self.columns, **arguments)
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, sqlite3.Error) as error:
+            return f"error: {type(error).__name__}: {error}"
+
+
+_OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def calculate(columns: Mapping[str, Any], expression: str) -> str:
+    """The value of an arithmetic expression; nothing else is ever evaluated."""
+
+    def value(node: ast.AST) -> Any:
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            return node.value
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.operand))
+        raise ValueError("only numbers, + - * / // % and brackets")
+
+    if len(expression) > 200:
+        raise ValueError("the expression is longer than 200 characters")
+    result = value(ast.parse(expression, mode="eval").body)
+    return str(int(result) if isinstance(result, float) and result.is_integer() else result)
+
+
+def query(columns: Mapping[str, Any], sql: str) -> str:
+    """The rows a query finds in the data base of the problem, which can only be read."""
+    with closing(open_read_only(str(columns.get("database")))) as connection:
+        looks = iter(range(_STEPS // 1000))
+        # A query without end is stopped after so many steps of the data base's own machine.
+        connection.set_progress_handler(lambda: next(looks, None) is None, 1000)
+        return json.dumps(connection.execute(sql).fetchmany(_ROWS), default=str)
+
+
+TOOLS: dict[str, Callable[..., str]] = {"calculator": calculate, "sql": query}
+_ASKS = {
+    "calculator": ("Work out an arithmetic expression.", "expression"),
+    "sql": ("Run a query on the data base.", "sql"),
+}
+
+
+def described(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The tools as a chat template takes them."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": name,
+                "description": _ASKS[name][0],
+                "parameters": {
+                    "type": "object",
+                    "properties": {_ASKS[name][1]: {"type": "string"}},
+                    "required": [_ASKS[name][1]],
+                },
+            },
+        }
+        for name in names
+    ]
+
+
+def with_tools(names: Sequence[str]) -> Maker:
+    """An environment that offers these tools."""
+    return lambda **columns: ToolUse({name: TOOLS[name] for name in names}, columns)
