@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -385,3 +386,33 @@ def test_asking_changes_no_weight_and_needs_no_gradient():
     before = {name: one.clone() for name, one in model.named_parameters()}
     evaluate(model, tokenizer, ["facts", "bits?sources=prose"], Settings(limit=4, style="continue"))
     assert all(torch.equal(before[name], one) for name, one in model.named_parameters())
+
+
+@pytest.mark.slow
+def test_a_model_against_an_equal_one_shows_no_difference_in_any_task():
+    """Two hundred comparisons over a proportion of shared people, a plain proportion and bits per byte."""
+
+    def answered(random, known, easy, hard):
+        def right(share):
+            return {"right": float(random.random() < share)}
+
+        facts = [Record(f"{n}", "", "", (), right(known[n % 30]), {}, f"{n % 30}") for n in range(90)]
+        sums = [Record(f"{n}", "", "", (), right(share)) for n, share in enumerate(easy)]
+        bits = [
+            Record(f"{n}", "", "", (), {"bits": one + random.normal(0, 0.1)}, {"bits": 50.0 + n})
+            for n, one in enumerate(hard)
+        ]
+        tasks = {
+            "facts": TaskResult("facts", "", ("right",), facts, "chat"),
+            "sums": TaskResult("sums", "", ("right",), sums, "chat"),
+            "bits": TaskResult("bits", "", ("bits",), bits, "chat"),
+        }
+        return Results("m", tasks)
+
+    calls = 0
+    for repeat in range(200):
+        random = np.random.default_rng(repeat)
+        skills = random.random(30), random.random(80), random.normal(2.0, 0.5, 80)
+        found = compare(answered(random, *skills), answered(random, *skills), seed=repeat)
+        calls += any(one.better is not None for one in found)
+    assert calls / 200 <= 0.07

@@ -54,6 +54,17 @@ def test_items_that_share_an_entity_need_the_clustered_interval() -> None:
     assert covered(lambda random: draw(random, False), 0.0, 200) < 0.8
 
 
+def test_a_mean_weighted_by_size_covers_what_it_promises() -> None:
+    """Bits per byte: long documents count more, and how long they are is itself drawn."""
+
+    def draw(random: np.random.Generator):
+        sizes = random.uniform(20.0, 200.0, 120)
+        values = 2.0 + random.normal(0.0, 0.5, 120) * np.sqrt(100.0 / sizes)
+        return bootstrap(values, weights=sizes, resamples=400, seed=int(random.integers(1 << 30)))
+
+    assert 0.93 <= covered(draw, 2.0, 1200) <= 0.97
+
+
 def test_a_model_against_itself_is_no_difference() -> None:
     """Two hundred comparisons of two models with the same skill on the same items."""
     calls = 0
