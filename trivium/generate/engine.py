@@ -21,6 +21,7 @@ from trivium.generate.rows import Row, Scored, shared_beginning
 from trivium.generate.sampler import Chosen, Entrant, Sampler
 from trivium.generate.sampling import seed_of_sample
 from trivium.kit.errors import TriviumError
+from trivium.model.lora import adapter_names, mixing, selection_of
 from trivium.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Engine:
         self.grammars = Grammars(tokenizer, config.vocabulary)
         self.counts = {"prompt_tokens": 0, "borrowed_tokens": 0, "generated_tokens": 0, "steps": 0}
         self._passes = passes_of(model)
+        self._selection = selection_of(model)
         self._reader = Reader(model, self._passes, self.cache, self.counts)
         self._endless = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
         self._windows = {config.window(layer) for layer in range(config.layers)}
@@ -109,7 +111,7 @@ class Engine:
         if request.n < 1:
             raise TriviumError(f"the request asks for n = {request.n} samples: ask for at least 1.")
         if request.adapter is not None:
-            raise TriviumError(f"the engine has no adapter {request.adapter!r}: load it first.")
+            self._check_adapter(request.adapter)
         wrong = [token for token in sampling.logit_bias if not 0 <= token < self.vocabulary]
         if wrong:
             raise TriviumError(
@@ -179,6 +181,15 @@ class Engine:
             )
         self.cache.check(reserved)
 
+    def _check_adapter(self, name: str) -> None:
+        if name not in (known := adapter_names(self.model)):
+            there = ", ".join(known) or "none"
+            raise TriviumError(f"the engine's model has no adapter {name!r}; there is {there}.")
+        if self.model.config.experts is not None:
+            raise TriviumError(
+                "adapters of a mixture of experts are not mixed in a batch: use merged models."
+            )
+
     def _check_slide(self, request: Request, reserved: int) -> int:
         slide = request.slide
         assert slide is not None
@@ -227,7 +238,8 @@ class Engine:
         if self._context is None:
             self._context = self._settle_in()
         context = self._context
-        logits = self._passes.step(self.sampler.last, context)
+        with mixing(self._selection, [row.adapter for row in self._writing], [1] * context.tokens):
+            logits = self._passes.step(self.sampler.last, context)
         context.stored += 1
         chosen = self.sampler.choose(logits)
         self.counts["steps"] += 1

@@ -11,6 +11,7 @@ from trivium.generate.attending import Piece, PromptContext
 from trivium.generate.cache import BLOCK, Cache, in_blocks
 from trivium.generate.passes import Passes
 from trivium.generate.rows import Row, Scored, shared_beginning
+from trivium.model.lora import mixing, selection_of
 from trivium.model.transformer import Transformer
 
 CHUNK = 512
@@ -23,6 +24,7 @@ class Reader:
     def __init__(self, model: Transformer, passes: Passes, cache: Cache, counts: dict[str, int]) -> None:
         self.rows: list[Row] = []
         self._passes, self._cache, self._counts = passes, cache, counts
+        self._selection = selection_of(model)
         config = model.config
         self._device, self._vocabulary = model.device, config.vocabulary
         self._last_position = config.context - 1 if config.positions == "learned" else 2**62
@@ -56,10 +58,12 @@ class Reader:
                 reserved = lengths.repeat_interleave(sizes).to(self._device)
             context = PromptContext(pieces, reserved, self._last_position)
             batch = torch.tensor(tokens, device=self._device)
-            if any(row.scored is not None for row, _ in reading):
-                self._take_in(self._passes.forward(batch, context), reading, pieces)
-            else:
-                self._passes.fill(batch, context)
+            adapters = [row.adapter for row, _ in reading]
+            with mixing(self._selection, adapters, [piece.count for piece in pieces]):
+                if any(row.scored is not None for row, _ in reading):
+                    self._take_in(self._passes.forward(batch, context), reading, pieces)
+                else:
+                    self._passes.fill(batch, context)
             for row, count in reading:
                 row.filled += count
                 row.length += count

@@ -62,6 +62,11 @@ class Row:
         return self.entrant.sampling
 
     @property
+    def adapter(self) -> str | None:
+        """The adapter the row is computed with."""
+        return None if self.generation is None else self.generation.request.adapter
+
+    @property
     def slides(self) -> bool:
         """Whether the row forgets its oldest tokens when it is full."""
         return self.generation is not None and self.generation.request.slide is not None
@@ -147,7 +152,8 @@ def shared_beginning(row: Row, others: Sequence[Row]) -> tuple[Row | None, int]:
     """The row that has, or will have, most of this one's prompt, and how many tokens of it can be copied."""
     best, longest = None, 0
     for other in others:
-        if other.slides or row.slides:
+        # Under another adapter the same tokens have other keys and values.
+        if other.slides or row.slides or other.adapter != row.adapter:
             continue
         if other.generation is not None and other.generation is row.generation:
             return other, row.goal

@@ -117,7 +117,7 @@ def load_model(
     config = load_config(folder)
     if not list(folder.glob("*.safetensors")) and (folder / "adapter" / ADAPTER).is_file():
         return _on_its_base(folder / "adapter", dtype, device)
-    scheme = scheme_of(_read_content(folder / "config.json"), str(folder))
+    scheme = scheme_of(_read_content(folder / "config.json"), str(folder / "config.json"))
     weights = StoredWeights(folder)
     elsewhere = {stored.name for stored in matrices(config)} if scheme else set()
     layout = [

@@ -96,6 +96,7 @@ class AdaptedLinear(nn.Linear):
         else:
             result = plain.clone()
             for name, places in self.selection.parts:
+                places = places.to(rows.device)
                 part = self._adapted(rows.index_select(0, places), plain.index_select(0, places), name)
                 result.index_copy_(0, places, part)
         return result if self.bias is None else result + self.bias
@@ -281,6 +282,28 @@ def selected(model: Transformer, name: str | None) -> Iterator[None]:
         yield
     finally:
         selection.active, selection.parts = before
+
+
+@contextmanager
+def mixing(selection: Selection | None, names: Sequence[str | None], counts: Sequence[int]) -> Iterator[None]:
+    """Inside the block a batch mixes adapters: each name has its count of rows; None is what acts anyway."""
+    if selection is None or not any(names):
+        yield
+        return
+    owners = [name or selection.active for name in names]
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    selection.parts = []
+    for owner in dict.fromkeys(one for one in owners if one is not None):
+        spans = [
+            torch.arange(end - count, end)
+            for name, end, count in zip(owners, ends, counts, strict=True)
+            if name == owner
+        ]
+        selection.parts.append((owner, torch.cat(spans)))
+    try:
+        yield
+    finally:
+        selection.parts = None
 
 
 def merge(model: Transformer) -> None:

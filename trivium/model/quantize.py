@@ -136,7 +136,7 @@ def scheme_of(content: Mapping[str, Any], where: str) -> Scheme | None:
     if not found:
         return None
     if found.get("quant_method") != METHOD or found not in [record(scheme) for scheme in get_args(Scheme)]:
-        raise TriviumError(f"{where}: weights quantised as {found} are not read; use unquantised ones.")
+        raise TriviumError(f"{where}: {KEY} {found} is not read; use unquantised weights.")
     return found["scheme"]
 
 

@@ -37,7 +37,7 @@ from trivium.serve.prompts import (
     token_prompts,
 )
 from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, read_body
-from trivium.serve.worker import Generation, Worker
+from trivium.serve.worker import Adapted, Generation, Worker
 
 FOLDER = Path(__file__).parent / "page"
 CLIENT_CLOSED = 499
@@ -48,7 +48,7 @@ log = logging.getLogger("trivium.serve")
 class Served:
     """The models of one server, and what it does with requests for them."""
 
-    def __init__(self, workers: Sequence[Worker], limits: Limits) -> None:
+    def __init__(self, workers: Sequence[Worker | Adapted], limits: Limits) -> None:
         self.workers = {worker.name: worker for worker in workers}
         assert len(self.workers) == len(workers), "two models of one name"
         self.limits = limits
@@ -56,7 +56,7 @@ class Served:
         self.longest = {worker.name: longest_prompt(worker.tokenizer, worker.context) for worker in workers}
         self.names = {worker.name: TokenNames(worker.tokenizer) for worker in workers}
 
-    def worker(self, model: str) -> Worker:
+    def worker(self, model: str) -> Worker | Adapted:
         """The worker of a model, or a refusal that names those there are."""
         worker = self.workers.get(model)
         if worker is None:
@@ -65,7 +65,7 @@ class Served:
             raise RequestRefused(problem, status=404, parameter="model", code="model_not_found")
         return worker
 
-    def room(self, worker: Worker, prompt: list[int], parameter: str) -> int:
+    def room(self, worker: Worker | Adapted, prompt: list[int], parameter: str) -> int:
         """How many tokens the context leaves after a prompt, or a refusal when that is none."""
         most = worker.context - 1
         if self.limits.prompt_tokens is not None:
@@ -75,7 +75,7 @@ class Served:
             raise RequestRefused(problem, parameter=parameter, code="context_length_exceeded")
         return worker.context - len(prompt)
 
-    def length(self, worker: Worker, prompt: list[int], asked: int, parameter: str) -> None:
+    def length(self, worker: Worker | Adapted, prompt: list[int], asked: int, parameter: str) -> None:
         """Refuse an answer that would not fit behind its prompt."""
         if len(prompt) + asked > worker.context:
             problem = (
@@ -192,7 +192,7 @@ class Served:
         """GET /v1/models."""
         return {"object": "list", "data": [self._card(worker) for worker in self.workers.values()]}
 
-    def _card(self, worker: Worker) -> dict:
+    def _card(self, worker: Worker | Adapted) -> dict:
         facts = {
             "context": worker.context,
             "width": worker.width,
@@ -217,7 +217,7 @@ def _packed(row: np.ndarray) -> str:
 
 
 def build(
-    workers: Sequence[Worker],
+    workers: Sequence[Worker | Adapted],
     *,
     limits: Limits,
     measures: Measures,

@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trivium.generate.engine import Engine
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
+from trivium.model.adapters import CONFIG, load_adapter
 from trivium.model.folder import load_model
 from trivium.model.hub import resolve
+from trivium.model.lora import selection_of
+from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
 
 
-def open_engine(model: str | Path, *, max_rows: int = 32, device: str | None = None) -> Engine:
-    """An engine around a model's folder, a stage of a run, or an id of the hub."""
+def open_engine(
+    model: str | Path,
+    *,
+    max_rows: int = 32,
+    device: str | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+) -> Engine:
+    """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it."""
     folder = resolve(model)
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     place = device or machine.device()
     loaded = load_model(folder, dtype=machine.compute_dtype(place), device=place)
+    for name, beside in (adapters or {}).items():
+        lay_beside(loaded, Path(beside), name)
     loaded.requires_grad_(False)
     return Engine(loaded.eval(), Tokenizer.load(folder), max_rows=max_rows)
+
+
+def lay_beside(model: Transformer, folder: Path, name: str) -> None:
+    """Lay an adapter on a model that others use too; by itself none of them acts."""
+    path = folder / CONFIG
+    if path.is_file() and read_json(path).get("modules_to_save"):
+        raise TriviumError(
+            f"{folder} replaces parts of its base, which others share: serve the merged model."
+        )
+    load_adapter(model, folder, name=name)
+    selection = selection_of(model)
+    assert selection is not None
+    selection.active = None
+
+
+def with_adapters(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The adapters of each model: `BASE:NAME=FOLDER` beside `BASE=MODEL` is an adapter of that base."""
+    found: dict[str, dict[str, str]] = {
+        name: {} for name, place in names.items() if not (Path(place) / CONFIG).is_file()
+    }
+    for name, place in names.items():
+        if name in found:
+            continue
+        base, _, adapter = name.rpartition(":")
+        if base not in found:
+            raise TriviumError(
+                f"{place} is an adapter: serve it as BASE:NAME={place}, with BASE among {', '.join(found)}."
+            )
+        found[base][adapter] = place
+    return found
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:

@@ -7,14 +7,15 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trivium.generate.engine import Engine
 from trivium.kit.errors import TriviumError
 from trivium.serve.limits import Limits
-from trivium.serve.models import open_engine, short_names
+from trivium.serve.models import open_engine, short_names, with_adapters
 
 if TYPE_CHECKING:
     import uvicorn
@@ -38,11 +39,17 @@ def serve(
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bound(host, port)
     engines = {}
-    for name, place in names.items():
-        print(f"Opening {name} from {place}", flush=True)
-        engines[name] = open_engine(place, max_rows=max_rows, device=device)
+    adapters = with_adapters(names)
+    for name, beside in adapters.items():
+        print(f"Opening {name} from {names[name]}", flush=True)
+        engines[name] = open_engine(names[name], max_rows=max_rows, device=device, adapters=beside)
     server = build_server(
-        engines, host=host, api_key=key, allow_origins=allow_origins, limits=limits or Limits()
+        engines,
+        host=host,
+        api_key=key,
+        allow_origins=allow_origins,
+        limits=limits or Limits(),
+        adapters=adapters,
     )
     shown = f"[{host}]" if ":" in host else host
     listener.listen()  # who comes before the first answer can be given waits for it
@@ -62,6 +69,7 @@ def build_server(
     api_key: str | None = None,
     allow_origins: Sequence[str] = (),
     limits: Limits,
+    adapters: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> uvicorn.Server:
     """A server around engines, ready to run."""
     try:
@@ -71,14 +79,15 @@ def build_server(
         raise TriviumError("serving needs fastapi and uvicorn; install Trivium's extra 'serve'.") from None
     from trivium.serve.application import build
     from trivium.serve.measures import Measures
-    from trivium.serve.worker import Worker
+    from trivium.serve.worker import Adapted, Worker
 
     measures = Measures()
     workers = [
         Worker(name, engine, queued=limits.queued, measures=measures) for name, engine in engines.items()
     ]
+    adapted = [Adapted(worker, name) for worker in workers for name in adapters.get(worker.name, ())]
     application = build(
-        workers,
+        [*workers, *adapted],
         limits=limits,
         measures=measures,
         key=api_key,

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -287,6 +288,32 @@ class Worker:
             self._loop.call_soon_threadsafe(_wake, touched)
         except RuntimeError:
             log.info("the event loop of %s is closed", self.name)
+
+
+class Adapted:
+    """A worker's model under one of its adapters, served under a name of its own: `base:adapter`."""
+
+    def __init__(self, worker: Worker, adapter: str) -> None:
+        self._worker, self._adapter = worker, adapter
+        self.name = f"{worker.name}:{adapter}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The worker is started on its own."""
+
+    def stop(self) -> None:
+        """The worker is stopped on its own."""
+
+    async def submit(self, requests: Sequence[Request]) -> Generation:
+        """Hand requests to the engine, to be computed with the adapter."""
+        return await self._worker.submit([replace(one, adapter=self._adapter) for one in requests])
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Refused: texts are embedded by whole models."""
+        problem = f"{self.name} is an adapter, which embeds nothing; ask {self._worker.name}"
+        raise RequestRefused(problem, parameter="model")
 
 
 def _wake(generations: list[Generation]) -> None:
