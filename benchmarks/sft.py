@@ -1,6 +1,7 @@
 """Fine-tuning speed in real (non-padding) tokens: Trivium beside TRL's SFTTrainer, in turns.
 
-python benchmarks/sft.py                 # medians of 5 turns each; TRL at its best of padded, packed, and sizes
+python benchmarks/sft.py --adapter       # LoRA beside TRL with PEFT
+python benchmarks/sft.py                 # medians of 5 turns; TRL at its best of padded, packed, and sizes
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ import sys
 from peers import Worker, take_turns
 
 SHAPE = {"layers": 4, "width": 256, "heads": 4, "inner": 768, "vocabulary": 512}
-BATCHES = {"Trivium": [16], "TRL padded": [8, 16, 32], "TRL packed": [1, 2, 4]}
+BATCHES = {"Trivium": [16, 64], "TRL padded": [8, 16, 32], "TRL packed": [1, 2, 4]}
 """Rows a step: examples for Trivium and padded TRL, packed rows of `longest` tokens for packed TRL."""
 
 
-def arguments_of(contestant: str, batch: int, threads: int) -> dict[str, object]:
+def arguments_of(contestant: str, batch: int, wishes: argparse.Namespace) -> dict[str, object]:
     """What a worker needs to know."""
     return {
         "contestant": contestant, "shape": SHAPE, "rows": 2000, "longest": 1024, "batch": batch,
-        "threads": threads,
+        "threads": wishes.threads, "adapter": wishes.adapter,
     }  # fmt: skip
 
 
-def best_batch(contestant: str, threads: int, steps: int) -> int:
+def best_batch(contestant: str, wishes: argparse.Namespace) -> int:
     """The size at which a contestant is fastest, so that no peer runs at its worst."""
     speeds = {}
     for batch in BATCHES[contestant]:
-        worker = Worker(sys.executable, "sft_worker.py", dict(arguments_of(contestant, batch, threads)))
-        speeds[batch] = worker.ask(steps=steps)["tokens_per_second"]
+        worker = Worker(sys.executable, "sft_worker.py", dict(arguments_of(contestant, batch, wishes)))
+        speeds[batch] = worker.ask(steps=wishes.steps)["tokens_per_second"]
         worker.close()
     return max(speeds, key=lambda batch: speeds[batch])
 
@@ -40,19 +41,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--adapter", action="store_true", help="LoRA of rank 16 on all linear layers")
     wishes = parser.parse_args()
 
     workers = {}
     for contestant, sizes in BATCHES.items():
-        batch = sizes[0] if len(sizes) == 1 else best_batch(contestant, wishes.threads, wishes.steps)
-        arguments = dict(arguments_of(contestant, batch, wishes.threads))
+        batch = sizes[0] if len(sizes) == 1 else best_batch(contestant, wishes)
+        arguments = dict(arguments_of(contestant, batch, wishes))
         workers[f"{contestant}, {batch} rows a step"] = Worker(sys.executable, "sft_worker.py", arguments)
     answers = take_turns(workers, wishes.rounds, steps=wishes.steps)
     speeds = {
         name: statistics.median(row["tokens_per_second"] for row in rows) for name, rows in answers.items()
     }
     peer = max(speed for name, speed in speeds.items() if name.startswith("TRL"))
-    print(f"shape {SHAPE}; prompt-completion rows of uneven length; AdamW; medians of {wishes.rounds}")
+    kind = "LoRA" if wishes.adapter else "all weights"
+    print(
+        f"shape {SHAPE}; prompt-completion rows of uneven length; {kind}; AdamW; medians of {wishes.rounds}"
+    )
     for name, speed in speeds.items():
         print(
             f"  {name:28s} {speed:8.0f} real tokens/s  x{speed / peer:.2f} of TRL at its best  "

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 LEARNING_RATE = 1e-4
+RANK, ALPHA = 16, 32
 Timed = Callable[[int], tuple[float, int]]
 
 
@@ -68,6 +69,7 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     from trivium.learn.settings import Training
     from trivium.learn.trainer import Trainer
     from trivium.model.folder import load_model
+    from trivium.model.lora import AdapterSettings, add_adapter
     from trivium.tokens.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder)
@@ -81,8 +83,11 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     context = min(arguments["longest"], tokens)
     ingredients = [Ingredient("rows", shards)]
     feed = PackedFeed(ingredients, context=context, batch_tokens=tokens, seed=0, steps=100_000)
+    model = load_model(folder)
+    if arguments["adapter"]:
+        add_adapter(model, AdapterSettings(rank=RANK, alpha=ALPHA))
     trainer = Trainer(
-        model=load_model(folder), objective=NextToken(), feed=feed,
+        model=model, objective=NextToken(), feed=feed,
         settings=Training(optimiser="adamw", compile="off"), folder=folder,
         rates=Rates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
         log=MetricsLog(folder / "metrics.jsonl"), progress=Progress(),
@@ -98,7 +103,7 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
 
 
 def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
-    """TRL's SFTTrainer, padded or packed; only whole steps after the first are timed."""
+    """TRL's SFTTrainer, with PEFT's LoRA where asked for; only whole steps after the first are timed."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -108,6 +113,12 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     rows = datasets.Dataset.from_list(shared_rows(arguments["rows"]))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+    if arguments["adapter"]:
+        from peft import LoraConfig, get_peft_model
+
+        wishes = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, wishes)
 
     class Clock(TrainerCallback):
         started = seconds = 0.0

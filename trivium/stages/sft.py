@@ -17,12 +17,10 @@ from trivium.data.preview import previewed
 from trivium.data.rows import Row
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors
 from trivium.kit.numbers import Count
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import Rates
 from trivium.model.config import ModelConfig
-from trivium.model.dial import dial
 from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
@@ -37,14 +35,19 @@ from trivium.stages.examples import (
     unseen_rows,
 )
 from trivium.stages.mixtures import Mixture, mixture_references
+from trivium.stages.parents import moments_after, rates_after
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import GROUPS, MOMENTS, TrainingStage, handed_over, train
+from trivium.stages.training import TrainingStage, train
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
 
 LONGEST = 1024
 """The default context, as in TRL, where the model has as much."""
 ROWS_PER_BATCH = 8
+RATE_AT_4096 = 2e-5
+"""AdamW's usual rate for models about 4096 wide; narrower ones bear proportionally more."""
+MUON_RATE = 0.002
+"""A tenth of what pre-training begins with."""
 
 
 class Sft(TrainingStage):
@@ -116,7 +119,7 @@ class Sft(TrainingStage):
             going.feed,
             rates,
             unseen=unseen_rows(going.examples, going.tokenizer, going.context, self.validation.tokens),
-            parent_moments=self._parent_moments(going.folder),
+            parent_moments=moments_after(work, self, self.start, going.folder),
         )
         return {**summary, "data": found}
 
@@ -161,35 +164,14 @@ class Sft(TrainingStage):
         return _Prepared(folder, before, tokenizer, examples, feed, context, batch)
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
-        """The rates a person gave, the parent's, or what suits a model of this width."""
-        wish, parent = self.learning_rate.start, handed_over(folder)
-        decay = self.weight_decay or 0.0
-        if wish == "parent":
-            if parent is None:
-                raise TriviumError(f"{work.stage}: {self.start} left no learning rate behind; give a number.")
-            rates = dict(parent["learning_rates"])
-            if not any(rates.values()):
-                raise TriviumError(
-                    f"{work.stage}: the learning rate of {self.start} ended at 0, so there is none to go on "
-                    "with; give a number."
-                )
-        elif self.optimiser == "adamw":
-            rates = dict.fromkeys(GROUPS, 2e-5 * 4096 / config.width if wish == "dial" else float(wish))
-        else:
-            rates = dial(config.layers, config.vocabulary, width=config.width).learning_rates
-            scale = 0.1 if wish == "dial" else float(wish) / rates["matrices"]
-            rates = {group: rate * scale for group, rate in rates.items()}
-        before = parent["learning_rates"]["matrices"] if parent else "unknown"
-        work.change("learning rate", before, rates["matrices"])
-        return Rates(**rates, weight_decay=decay)
-
-    def _parent_moments(self, folder: Path) -> dict[str, Any] | None:
-        if self.optimiser_state == "reset":
-            return None
-        path = folder.parent / MOMENTS
-        if not path.is_file():
-            raise TriviumError(f"{self.start} left no optimiser state behind; say `optimiser_state: reset`.")
-        return load_tensors(path)
+        """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
+        decay = 0.0 if self.weight_decay is None else self.weight_decay
+        settings = self.model_copy(update={"weight_decay": decay})
+        if self.learning_rate.start == "dial":
+            gentle = RATE_AT_4096 * 4096 / config.width if self.optimiser == "adamw" else MUON_RATE
+            learning_rate = self.learning_rate.model_copy(update={"start": gentle})
+            settings = settings.model_copy(update={"learning_rate": learning_rate})
+        return rates_after(work, settings, self.start, folder, config)
 
 
 def shown(row: Row, tokenizer: Tokenizer) -> str:
