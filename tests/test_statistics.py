@@ -13,6 +13,7 @@ from trivium.evals.statistics import (
     normal_quantile,
     paired_difference,
     pass_at_k,
+    proportion,
     wilson,
 )
 
@@ -52,6 +53,24 @@ def test_items_that_share_an_entity_need_the_clustered_interval() -> None:
 
     assert 0.93 <= covered(lambda random: draw(random, True), 0.0, 800) <= 0.97
     assert covered(lambda random: draw(random, False), 0.0, 200) < 0.8
+
+
+@pytest.mark.parametrize("mean", [0.05, 0.5, 0.9])
+def test_a_proportion_of_shared_entities_covers_what_it_promises(mean: float) -> None:
+    """Entities that are known well or badly, two or three items on each."""
+
+    def draw(random: np.random.Generator):
+        skill = random.beta(2 * mean, 2 * (1 - mean), 80)
+        clusters = np.repeat(np.arange(80), random.integers(2, 4, 80))
+        return proportion((random.random(len(clusters)) < skill[clusters]).astype(float), clusters.tolist())
+
+    assert 0.93 <= covered(draw, mean, 1500) <= 0.97
+
+
+def test_a_proportion_without_shared_entities_is_wilsons() -> None:
+    assert proportion([1.0, 0.0, 0.0]) == wilson(1, 3)
+    lone = proportion([1.0, 0.0, 0.0], ["a", "b", "c"])
+    assert (lone.value, lone.n) == (pytest.approx(1 / 3), 3)
 
 
 def test_a_mean_weighted_by_size_covers_what_it_promises() -> None:

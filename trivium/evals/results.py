@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trivium.evals.statistics import Interval, bootstrap, wilson
+from trivium.evals.statistics import Interval, bootstrap, proportion
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_json, write_text
 
@@ -50,17 +50,9 @@ def estimate(records: Sequence[Record], metric: str, seed: int = 0) -> Interval:
     """The mean of a score with its 95 % interval; proportions of independent items get Wilson's."""
     values, weights, clusters = columns(records, metric)
     binary = bool(np.isin(values, (0.0, 1.0)).all()) and bool((weights == 1).all())
-    if binary and (clusters is None or len(set(values)) < 2):
-        if clusters is None:
-            return wilson(float(values.sum()), len(values))
-        # Where all agree there is nothing to resample: each cluster then counts as one item.
-        share = float(values[0])
-        apart = wilson(share * len(set(clusters)), len(set(clusters)))
-        return Interval(share, apart.low, apart.high, len(values))
-    found = bootstrap(values, clusters=clusters, weights=weights, seed=seed)
     if binary:
-        return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
-    return found
+        return proportion(values, clusters)
+    return bootstrap(values, clusters=clusters, weights=weights, seed=seed)
 
 
 @dataclass

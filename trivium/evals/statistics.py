@@ -73,6 +73,25 @@ def _cluster_sums(
     return np.bincount(index, weights=values * shares), np.bincount(index, weights=shares)
 
 
+def proportion(successes: Sequence[float] | np.ndarray, clusters: Sequence[object] | None = None) -> Interval:
+    """Wilson's interval; of items that share an entity only as many count as their likeness leaves."""
+    array = np.asarray(successes, dtype=float)
+    if clusters is None or len(array) == 0:
+        return wilson(float(array.sum()), len(array))
+    sums, counts = _cluster_sums(array, clusters)
+    groups, share = len(sums), float(array.mean())
+    # Where all agree likeness cannot be seen: each entity then counts as one item.
+    effective = float(groups)
+    if 0 < share < 1 and groups > 1:
+        variance = ((sums - share * counts) ** 2).sum() * groups / (groups - 1) / len(array) ** 2
+        effective = min(len(array), share * (1 - share) / variance) if variance > 0 else len(array)
+    z = normal_quantile(0.5 + CONFIDENCE / 2)
+    centre = (share + z * z / (2 * effective)) / (1 + z * z / effective)
+    spread = share * (1 - share) / effective + z * z / (4 * effective**2)
+    half = z / (1 + z * z / effective) * math.sqrt(spread)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), len(array))
+
+
 def bootstrap(
     values: Sequence[float] | np.ndarray,
     *,
