@@ -40,6 +40,7 @@ _PLACES = {
     "sql": "trivium.grade.sql:SqlScorer",
     "format": "trivium.grade.format:FormatScorer",
     "instructions": "trivium.grade.instructions:InstructionsScorer",
+    "random": "trivium.grade.chance:RandomScorer",
 }
 
 

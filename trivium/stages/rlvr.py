@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -28,7 +28,7 @@ from trivium.model.config import ModelConfig
 from trivium.model.dial import dial
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.stages.environments import InTurns, described, with_tools
+from trivium.stages.environments import InTurns, Maker, described, with_tools
 from trivium.stages.mixtures import Mixture, mixture_references
 from trivium.stages.playing import Engined, Group, Player
 from trivium.stages.prompts import Curriculum, Problem, read_problems
@@ -188,7 +188,7 @@ class Rlvr(TrainingStage):
             raise TriviumError(f"{work.stage}: give it `tools` or an `environment`, not both.")
         make = with_tools(self.tools)
         if self.environment is not None:
-            make = reward_from_file(self.environment, work.base).function
+            make = cast(Maker, reward_from_file(self.environment, work.base).function)
         earns = self.environment is not None
         return InTurns(engine, self.sampling(), tokenizer, make, turns=self.turns, earns=earns)
 
