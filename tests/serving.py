@@ -42,7 +42,7 @@ class ScriptedEngine:
         self.rows = [row for row in self.rows if row[0] is not generation]
 
     def step(self):
-        if self.broken:
+        if self.broken and self.rows:
             self.broken = False
             raise RuntimeError("out of luck")
         time.sleep(self.delay)
