@@ -20,10 +20,10 @@ demo: $(VENV)/.installed
 	$(BIN)/trivium run laptop --runs runs
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" -x
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -x
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
