@@ -51,7 +51,7 @@ def questions_of(count: int, shots: int) -> list[dict]:
     )
     return [
         {"prompt": f"{examples}Question: {one.question}\nAnswer:", "choices": list(one.choices)}
-        for one in world.questions("facts", "train", limit=count)
+        for one in world.questions("facts", "train", limit=count, people=600)
     ]
 
 
