@@ -18,6 +18,4 @@ class RandomScorer:
     def __call__(self, completion: str, **columns: Any) -> Score:
         words = repr((self.seed, columns.get("prompt"), completion)).encode()
         drawn = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") / 2**64
-        return Score(
-            float(drawn < self.share), f"a coin fell on {drawn:.3f}", "ok"
-        )
+        return Score(float(drawn < self.share), f"a coin fell on {drawn:.3f}", "ok")
