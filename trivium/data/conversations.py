@@ -82,7 +82,7 @@ class Encoder:
                     self.shape = recognised(document.fields)
                     self.tally.shape = self.shape.name
                 example = example_of(self.shape, document.fields)
-                whole = self._whole(example)
+                whole = self.whole(example)
             except TriviumError as error:
                 self.tally.unfit += 1
                 self.tally.name(document, str(error))
@@ -122,7 +122,7 @@ class Encoder:
         weighed = replace(document, fields={**document.fields, "weight": example.weight})
         return Encoded(weighed, tokens, int(self._byte_lengths[tokens].sum()), learned)
 
-    def _whole(self, example: Example) -> Piece:
+    def whole(self, example: Example) -> Piece:
         """All of an example, however long."""
         if example.messages:
             return self._conversation(example, example.messages, example.given)

@@ -62,10 +62,10 @@ def example_of(shape: Shape, fields: Fields) -> Example:
     example = shape.read(fields)
     further: dict[str, Any] = {}
     if fields.get("tools"):
-        further["tools"] = _parsed(fields["tools"], "tools", list)
+        further["tools"] = parsed(fields["tools"], "tools", list)
     arguments = fields.get("chat_template_kwargs") or fields.get("template_arguments")
     if arguments:
-        further["template_arguments"] = _parsed(arguments, "chat_template_kwargs", dict)
+        further["template_arguments"] = parsed(arguments, "chat_template_kwargs", dict)
     weight = fields.get("weight")
     if weight is not None:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
@@ -74,7 +74,7 @@ def example_of(shape: Shape, fields: Fields) -> Example:
     return Example(**{**vars(example), **further})
 
 
-def _parsed(value: Any, column: str, kind: type) -> Any:
+def parsed(value: Any, column: str, kind: type) -> Any:
     """A list or object as it is, or from the JSON text in which tables keep it."""
     if isinstance(value, str):
         try:
@@ -86,16 +86,17 @@ def _parsed(value: Any, column: str, kind: type) -> Any:
     return value
 
 
-def _text(fields: Fields, column: str) -> str:
+def text_of(fields: Fields, column: str) -> str:
+    """A column that has to hold text."""
     value = fields[column]
     if not isinstance(value, str):
         raise TriviumError(f"has a `{column}` that is {type(value).__name__}, not text")
     return value
 
 
-def _messages(value: Any, column: str) -> tuple[Message, ...]:
+def messages_of(value: Any, column: str) -> tuple[Message, ...]:
     """Messages with a role each, and something said or called in each."""
-    listed = _parsed(value, column, list)
+    listed = parsed(value, column, list)
     if not listed:
         raise TriviumError(f"has no message in `{column}`")
     messages = []
@@ -132,7 +133,7 @@ def _sharegpt(message: Message, number: int, column: str) -> Message:
         raise TriviumError(f"has in `{column}` a message {number} whose `value` is no text")
     rest = {name: one for name, one in message.items() if name not in ("from", "value")}
     if speaker == "function_call":
-        call = _parsed(value, f"{column}[{number}].value", dict)
+        call = parsed(value, f"{column}[{number}].value", dict)
         function = {"name": call.get("name"), "arguments": call.get("arguments", {})}
         return {**rest, "role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
     if speaker not in _SPEAKERS:
@@ -142,7 +143,7 @@ def _sharegpt(message: Message, number: int, column: str) -> Message:
 
 def _conversation(column: str) -> Callable[[Fields], Example]:
     def read(fields: Fields) -> Example:
-        messages = _messages(fields[column], column)
+        messages = messages_of(fields[column], column)
         system = fields.get("system")
         if isinstance(system, str) and system and messages[0]["role"] != "system":
             messages = ({"role": "system", "content": system}, *messages)
@@ -154,17 +155,18 @@ def _conversation(column: str) -> Callable[[Fields], Example]:
 def _answered(fields: Fields, asked: str, answer: str) -> Example:
     """A prompt and what completes it: both texts, both messages, or messages answered by a text."""
     prompt, completion = fields[asked], fields[answer]
-    if _is_messages(prompt):
-        before = _messages(prompt, asked)
-        if _is_messages(completion):
-            after = _messages(completion, answer)
+    if is_messages(prompt):
+        before = messages_of(prompt, asked)
+        if is_messages(completion):
+            after = messages_of(completion, answer)
         else:
-            after = ({"role": "assistant", "content": _text(fields, answer)},)
+            after = ({"role": "assistant", "content": text_of(fields, answer)},)
         return Example(messages=(*before, *after), given=len(before))
-    return Example(prompt=_text(fields, asked), completion=_text(fields, answer))
+    return Example(prompt=text_of(fields, asked), completion=text_of(fields, answer))
 
 
-def _is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, or such a list as JSON."""
     return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith('[{"role"'))
 
 
@@ -176,11 +178,11 @@ def _asked(asked: str, answer: str) -> Shape:
     """A question and its answer: an exchange in the template's form, as nothing says how to join them."""
 
     def read(fields: Fields) -> Example:
-        if _is_messages(fields[asked]):
+        if is_messages(fields[asked]):
             return _answered(fields, asked, answer)
         before = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
-        before.append({"role": "user", "content": _text(fields, asked)})
-        said = {"role": "assistant", "content": _text(fields, answer)}
+        before.append({"role": "user", "content": text_of(fields, asked)})
+        said = {"role": "assistant", "content": text_of(fields, answer)}
         return Example(messages=(*before, said), given=len(before))
 
     return Shape(f"prompt-completion, conversational ({asked} and {answer})", (asked, answer), read)
@@ -190,16 +192,16 @@ def _alpaca(fields: Fields) -> Example:
     """The instruction with its input below it, after the system prompt and the history."""
     messages: list[Message] = []
     if fields.get("system"):
-        messages.append({"role": "system", "content": _text(fields, "system")})
-    for number, turn in enumerate(_parsed(fields.get("history") or [], "history", list)):
+        messages.append({"role": "system", "content": text_of(fields, "system")})
+    for number, turn in enumerate(parsed(fields.get("history") or [], "history", list)):
         if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
             raise TriviumError(f"has a `history` whose entry {number} is not a pair of texts")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    asked = _text(fields, "instruction")
+    asked = text_of(fields, "instruction")
     if fields.get("input"):
-        asked = f"{asked}\n{_text(fields, 'input')}"
+        asked = f"{asked}\n{text_of(fields, 'input')}"
     messages.append({"role": "user", "content": asked})
-    return Example(messages=(*messages, {"role": "assistant", "content": _text(fields, "output")}))
+    return Example(messages=(*messages, {"role": "assistant", "content": text_of(fields, "output")}))
 
 
 SHAPES = (
@@ -214,5 +216,5 @@ SHAPES = (
             ("instruction", "response"), ("problem", "solution"), ("input", "output"),
         )
     ),
-    Shape("plain text", ("text",), lambda fields: Example(text=_text(fields, "text"))),
+    Shape("plain text", ("text",), lambda fields: Example(text=text_of(fields, "text"))),
 )  # fmt: skip

@@ -1,0 +1,341 @@
+"""Preferences to tokens: pairs of answers, or single answers with a verdict, in TRL's forms and others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from trivium.data.conversations import Encoder, Piece, Tally
+from trivium.data.mixture import Plan, PlannedSource
+from trivium.data.preference_forms import Form, recognised_form, shared_length, with_arguments
+from trivium.data.rows import Row, row_of_documents
+from trivium.data.shapes import Example, Fields
+from trivium.data.sources import Document
+from trivium.kit.errors import TriviumError
+from trivium.kit.fingerprint import fingerprint
+from trivium.tokens.tokenizer import Tokenizer
+
+PROMPT, CHOSEN, REJECTED, JUDGED, MISMATCHED = "prompt", "chosen", "rejected", "judged", "mismatched"
+"""What a document of a row is, as its fact `role` says."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tokens behind a prompt with the one that ends them, and which of them are the assistant's."""
+
+    tokens: np.ndarray
+    learned: np.ndarray
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A prompt with a chosen and a rejected answer, or with one answer and how much it was liked."""
+
+    id: str
+    prompt: np.ndarray
+    answers: tuple[Answer, ...]
+    label: float = 1.0
+    """How much a single answer was liked, from 0 to 1; a vote of nine in ten stays 0.9."""
+    margin: float = 0.0
+    """By how much the chosen answer is better, where the data says so."""
+    weight: float = 1.0
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether there are two answers to compare."""
+        return len(self.answers) == 2
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(len(answer.tokens) for answer in self.answers)
+
+
+class Judgements:
+    """Reads the preferences of one source in the form its first row has; counts what became of each."""
+
+    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
+        self.context = context
+        self.encoder = Encoder(tokenizer, context)
+        self.shape: Form | None = None
+        self.tally = Tally()
+
+    def read(self, documents: Iterable[Document], *, skip: bool = False) -> Iterator[Judgement]:
+        """Every judgement whose answers fit whole; a row that cannot be read stops it, or is counted."""
+        for document in documents:
+            self.tally.rows += 1
+            try:
+                if self.shape is None:
+                    self.shape = recognised_form(document.fields)
+                    self.tally.shape = self.shape.name
+                examples = self._examples(self.shape, document.fields)
+                pieces = [self.encoder.whole(example) for example in examples]
+                label, margin, weight = _numbers(document.fields, self.shape)
+            except TriviumError as error:
+                if not skip:
+                    raise TriviumError(f"{document.id} {error}; mend it or set `on_bad: skip`.") from None
+                self.tally.unfit += 1
+                self.tally.name(document, str(error))
+                continue
+            kept = self._fitted(document, examples, pieces)
+            if kept is not None:
+                prompt, answers = _divided(kept)
+                yield Judgement(document.id, prompt, answers, label, margin, weight, document.fields)
+
+    def _examples(self, shape: Form, fields: Fields) -> tuple[Example, ...]:
+        for column in shape.columns:
+            if fields.get(column) is None:
+                raise TriviumError(f"has no {column!r} as the first row of its source has")
+        found = shape.read(fields)
+        arguments = {name: fields[name] for name in ("tools", "chat_template_kwargs") if fields.get(name)}
+        return tuple(with_arguments(example, arguments) for example in found) if arguments else found
+
+    def _fitted(
+        self, document: Document, examples: Sequence[Example], pieces: list[Piece]
+    ) -> list[Piece] | None:
+        """The answers whole: of what is too long the oldest turns go, alike for both, or the row goes."""
+        tally, before = self.tally, sum(map(len, pieces))
+        tally.tokens_in += before
+        why = "teaches nothing: an answer of it has no token"
+        if any(len(piece) > self.context for piece in pieces):
+            why = f"has {max(map(len, pieces))} tokens: its answers do not fit whole into {self.context}"
+            pieces = self._shortened(examples) or []
+        if not pieces or any(piece.predicted == 0 for piece in pieces):
+            tally.dropped += 1
+            tally.tokens_dropped += before
+            tally.name(document, why)
+            return None
+        after = sum(map(len, pieces))
+        if after < before:
+            tally.cut += 1
+            tally.tokens_cut += before - after
+            tally.name(document, f"lost the oldest turns of its prompt, {before - after} tokens")
+        tally.kept += 1
+        tally.tokens_kept += after
+        tally.tokens_learned += sum(piece.predicted for piece in pieces)
+        return pieces
+
+    def _shortened(self, examples: Sequence[Example]) -> list[Piece] | None:
+        messages, given = examples[0].messages, examples[0].given
+        system = next((i for i, one in enumerate(messages) if one["role"] != "system"), len(messages))
+        for start in range(system + 1, given):
+            if messages[start]["role"] != "user":
+                continue
+            pieces = [
+                self.encoder.whole(
+                    Example(
+                        messages=(*example.messages[:system], *example.messages[start:]),
+                        given=given - (start - system),
+                        tools=example.tools,
+                        template_arguments=example.template_arguments,
+                    )
+                )
+                for example in examples
+            ]
+            if all(len(piece) <= self.context for piece in pieces):
+                return pieces
+        return None
+
+
+def unpaired(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """Every pair as two single answers, the chosen one liked and the rejected one not."""
+    found = []
+    for one in judgements:
+        if not one.is_pair:
+            found.append(one)
+            continue
+        for name, label, answer in zip((CHOSEN, REJECTED), (1.0, 0.0), one.answers, strict=True):
+            identity = f"{one.id}/{name}"
+            found.append(replace(one, id=identity, answers=(answer,), label=label, margin=0.0))
+    return found
+
+
+def row_of(
+    judgements: Sequence[Judgement],
+    *,
+    share: bool = True,
+    mismatched: Sequence[Answer] | None = None,
+    references: Sequence[Sequence[float]] | None = None,
+    source: Sequence[int] | None = None,
+) -> Row:
+    """One row of all answers; where `share`, a prompt is a document of its own that its answers go on from.
+
+    `mismatched` gives every prompt an answer to another one as well, which KTO compares with.
+    The facts of a document: `back` (see `Branches`), `role`, `label`, `margin`, `weight`, `reference` (the
+    summed log-probability its answer had under the reference, where `references` gives them).
+    """
+    documents: list[np.ndarray] = []
+    learned: list[np.ndarray] = []
+    ids: list[str] = []
+    sources: list[int] = []
+    facts: dict[str, list] = {name: [] for name in ("back", "role", "label", "margin", "weight", "reference")}
+    for place, judgement in enumerate(judgements):
+        roles = (CHOSEN, REJECTED) if judgement.is_pair else (JUDGED,)
+        answers = list(zip(roles, judgement.answers, strict=True))
+        if mismatched is not None:
+            answers.append((MISMATCHED, mismatched[place]))
+        known = [0.0] * len(answers) if references is None else list(references[place])
+        # The last token of a prompt goes with every answer: its hidden state predicts the first token.
+        shares = share and len(answers) > 1 and len(judgement.prompt) > 1
+        beginning = judgement.prompt[-1:] if shares else judgement.prompt
+        if shares:
+            documents.append(judgement.prompt[:-1])
+            learned.append(np.zeros(len(judgement.prompt) - 1, dtype=np.float32))
+        for _, answer in answers:
+            documents.append(np.concatenate((beginning, answer.tokens)))
+            learned.append(np.concatenate((np.zeros(len(beginning)), answer.learned)).astype(np.float32))
+        count = len(answers) + shares
+        facts["back"] += range(count) if shares else [0] * count
+        facts["role"] += [PROMPT] * shares + [role for role, _ in answers]
+        facts["reference"] += [0.0] * shares + known
+        for name in ("label", "margin", "weight"):
+            facts[name] += [getattr(judgement, name)] * count
+        ids += [judgement.id] * count
+        sources += [0 if source is None else source[place]] * count
+    return row_of_documents(documents, learned=learned, facts=facts, ids=ids, sources=sources)
+
+
+@dataclass(frozen=True)
+class JudgedSource:
+    """One source of a mixture of preferences, and how it takes part."""
+
+    name: str
+    judgements: Sequence[Judgement]
+    weights: tuple[tuple[float, float], ...] | None = None
+    max_repeats: float | None = None
+
+
+class PreferenceFeed:
+    """Judgements as batches, each a pure function of the step: a row for each, or one for all of a step."""
+
+    def __init__(
+        self,
+        sources: Sequence[JudgedSource],
+        *,
+        batch: int,
+        seed: int,
+        steps: int | None = None,
+        epochs: float | None = None,
+        share: bool = True,
+        together: bool = False,
+        mismatched: bool = False,
+    ) -> None:
+        available = sum(len(source.judgements) for source in sources)
+        if steps is None:
+            steps = max(1, round((1.0 if epochs is None else epochs) * available / batch))
+        self.sources = sources
+        self.share, self.together, self.mismatched = share, together, mismatched
+        self.references: Sequence[np.ndarray] | None = None
+        """For every source the log-probabilities [judgements, answers] under the reference, once computed."""
+        self.plan = Plan(
+            sources=tuple(
+                PlannedSource(
+                    name=source.name,
+                    rows=len(source.judgements),
+                    weights=source.weights or ((0.0, float(len(source.judgements))),),
+                    max_repeats=source.max_repeats,
+                    fingerprint=fingerprint([one.id for one in source.judgements]),
+                )
+                for source in sources
+            ),
+            total=steps * batch,
+            batch=batch,
+            seed=seed,
+        )
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps the plan lasts."""
+        return self.plan.steps
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any batch could change."""
+        return fingerprint([self.plan.hash, self.plan.batch, self.together, self.mismatched])
+
+    def rows(self, step: int) -> list[Row]:
+        """The global batch of an optimiser step."""
+        places = self.plan.rows(step)
+        groups = [places] if self.together else [[place] for place in places]
+        return [self.row(group) for group in groups]
+
+    def row(self, places: Sequence[tuple[int, int]]) -> Row:
+        """One row of the judgements at these places, each a source and a number in it."""
+        return row_of(
+            [self.sources[source].judgements[number] for source, number in places],
+            share=self.share,
+            mismatched=[_mismatched(self.sources[source].judgements, number) for source, number in places]
+            if self.mismatched
+            else None,
+            references=None
+            if self.references is None
+            else [self.references[source][number] for source, number in places],
+            source=[source for source, _ in places],
+        )
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All there is to remember: which plan this is. Where in it, the trainer's step says."""
+        return {"plan": self.plan.hash}, {}
+
+    def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Refuse to go on with another order than the one the run began with."""
+        if json.get("plan") != self.plan.hash:
+            raise TriviumError(
+                "The preferences, their weights or the seed have changed since this run began, so it cannot "
+                "go on; undo the change or start the stage anew."
+            )
+
+
+def _mismatched(judgements: Sequence[Judgement], number: int) -> Answer:
+    """The answer of the nearest judgement before this one that answers another prompt."""
+    mine = judgements[number].prompt
+    for back in range(1, len(judgements)):
+        other = judgements[number - back]
+        if not np.array_equal(other.prompt, mine):
+            return other.answers[0]
+    return judgements[number - 1].answers[0]
+
+
+def _divided(pieces: Sequence[Piece]) -> tuple[np.ndarray, tuple[Answer, ...]]:
+    """The prompt that all answers have in common, and each answer behind it."""
+    masks = [piece.learned for piece in pieces if piece.learned is not None]
+    assert len(masks) == len(pieces), "an answer is learned and its prompt is not"
+    border = min(mask.index(True) for mask in masks)
+    border = min(border, shared_length([piece.tokens for piece in pieces]))
+    answers = tuple(
+        Answer(np.array(piece.tokens[border:], dtype=np.int64), np.array(mask[border:], dtype=bool))
+        for piece, mask in zip(pieces, masks, strict=True)
+    )
+    return np.array(pieces[0].tokens[:border], dtype=np.int64), answers
+
+
+def _numbers(fields: Fields, shape: Form) -> tuple[float, float, float]:
+    """Label, margin and weight of a row."""
+    label = 1.0
+    if "label" in shape.columns:
+        label = _number(fields, "label", 1.0)
+        if not 0 <= label <= 1:
+            raise TriviumError(f"has the `label` {label:g}, which is not from 0 (disliked) to 1 (liked)")
+    weight = _number(fields, "weight", 1.0)
+    if weight < 0:
+        raise TriviumError(f"has the `weight` {weight:g}, which is below 0")
+    return label, _number(fields, "margin", 0.0), weight
+
+
+def _number(fields: Fields, column: str, otherwise: float) -> float:
+    value = fields.get(column)
+    if value is None:
+        return otherwise
+    if isinstance(value, str):
+        # Tables hold text alone.
+        value = {"true": "1", "false": "0"}.get(value.lower(), value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TriviumError(f"has the `{column}` {value!r}, which is no number") from None
+    if not np.isfinite(number):
+        raise TriviumError(f"has the `{column}` {number}, which is no finite number")
+    return number
