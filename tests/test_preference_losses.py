@@ -70,6 +70,10 @@ def reference(name: str, v: dict[str, np.ndarray]) -> np.ndarray:
         "apo_down": lambda: s(beta * w) + 1 - s(beta * margin),
         "discopop": lambda: -np.log(p) * (1 - share) + np.exp(-beta * margin) * share,
         "simpo": lambda: soft(beta * (mean_w - mean_l) - NUMBERS.gamma),
+        "alphapo": lambda: soft(
+            beta * ((1 - np.exp(mean_w) ** -0.25) / 0.25 - (1 - np.exp(mean_l) ** -0.25) / 0.25)
+            - NUMBERS.gamma
+        ),
         "cpo": lambda: soft(beta * (v["chosen"] - v["rejected"])),
         "slic": lambda: np.maximum(0, 1 - beta * (v["chosen"] - v["rejected"])),
         "orpo": lambda: -beta * np.log(s(np.log(odds(mean_w) / odds(mean_l)))),

@@ -222,12 +222,16 @@ class PreferenceFeed:
         share: bool = True,
         together: bool = False,
         mismatched: bool = False,
+        whole_chosen: bool = False,
     ) -> None:
         available = sum(len(source.judgements) for source in sources)
         if steps is None:
             steps = max(1, round((1.0 if epochs is None else epochs) * available / batch))
         self.sources = sources
         self.share, self.together, self.mismatched = share, together, mismatched
+        self.whole_chosen = whole_chosen
+        self.memory: dict[str, float] = {}
+        """What an objective wants to find again after a stop."""
         self.references: Sequence[np.ndarray] | None = None
         """For every source the log-probabilities [judgements, answers] under the reference, once computed."""
         self.plan = Plan(
@@ -260,7 +264,26 @@ class PreferenceFeed:
         """The global batch of an optimiser step."""
         places = self.plan.rows(step)
         groups = [places] if self.together else [[place] for place in places]
-        return [self.row(group) for group in groups]
+        progress, typical = step / max(1, self.steps - 1), self._typical(places)
+        found = []
+        for group in groups:
+            row = self.row(group)
+            count = len(row.lengths)
+            facts = {**row.facts, "progress": [progress] * count, "typical": [typical] * count}
+            found.append(replace(row, facts=facts))
+        return found
+
+    def _typical(self, places: Sequence[tuple[int, int]]) -> float:
+        """The tokens of a first answer in the mean over a step: no part of the batch can know them."""
+        tokens = weights = 0.0
+        for source, number in places:
+            one = self.sources[source].judgements[number]
+            count = int(one.answers[0].learned.sum())
+            if self.whole_chosen:
+                count = len(one.prompt) + len(one.answers[0].tokens) - 1
+            tokens += one.weight * count
+            weights += one.weight
+        return tokens / max(weights, 1e-12)
 
     def row(self, places: Sequence[tuple[int, int]]) -> Row:
         """One row of the judgements at these places, each a source and a number in it."""
@@ -277,8 +300,8 @@ class PreferenceFeed:
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All there is to remember: which plan this is. Where in it, the trainer's step says."""
-        return {"plan": self.plan.hash}, {}
+        """Which plan this is and what the objective remembers; where in it, the trainer's step says."""
+        return {"plan": self.plan.hash, "memory": dict(self.memory)}, {}
 
     def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Refuse to go on with another order than the one the run began with."""
@@ -287,6 +310,8 @@ class PreferenceFeed:
                 "The preferences, their weights or the seed have changed since this run began, so it cannot "
                 "go on; undo the change or start the stage anew."
             )
+        self.memory.clear()
+        self.memory.update(json["memory"])
 
 
 def _mismatched(judgements: Sequence[Judgement], number: int) -> Answer:

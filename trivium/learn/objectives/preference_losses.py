@@ -55,6 +55,8 @@ class PreferenceNumbers:
     """DiscoPOP's blending temperature."""
     delta: float = 0.0
     """BCO's running mean of rewards, given by the objective."""
+    alpha: float = 0.25
+    """How AlphaPO bends its reward; 0 would be SimPO."""
 
 
 def log_sigmoid_mixture(margin: Tensor, smoothing: float) -> Tensor:
@@ -153,6 +155,15 @@ def simpo(pairs: Pairs, numbers: PreferenceNumbers) -> Tensor:
     return log_sigmoid_mixture(numbers.beta * margin - numbers.gamma, numbers.label_smoothing)
 
 
+def alphapo(pairs: Pairs, numbers: PreferenceNumbers) -> Tensor:
+    """AlphaPO (Gupta et al., 2501.03884): SimPO with the reward (1 - p^-alpha) / alpha of the mean p."""
+    chosen, rejected = (
+        -torch.expm1(-numbers.alpha * total / tokens) / numbers.alpha
+        for total, tokens in ((pairs.chosen, pairs.chosen_tokens), (pairs.rejected, pairs.rejected_tokens))
+    )
+    return log_sigmoid_mixture(numbers.beta * (chosen - rejected) - numbers.gamma, numbers.label_smoothing)
+
+
 def cpo(pairs: Pairs, numbers: PreferenceNumbers) -> Tensor:
     """CPO (Xu et al., 2401.08417): DPO without a reference; its NLL term is the `sft` share of the mix."""
     margin = numbers.beta * (pairs.chosen - pairs.rejected)
@@ -178,10 +189,10 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     loss.__name__: loss
     for loss in (
         sigmoid, sigmoid_norm, hinge, ipo, robust, exo_pair, nca_pair, bco_pair, sppo_hard, aot, aot_unpaired,
-        apo_zero, apo_down, discopop, simpo, cpo, slic, orpo,
+        apo_zero, apo_down, discopop, simpo, alphapo, cpo, slic, orpo,
     )
 }  # fmt: skip
-WITHOUT_REFERENCE = frozenset({"simpo", "cpo", "slic", "orpo", "sft"})
+WITHOUT_REFERENCE = frozenset({"simpo", "alphapo", "cpo", "slic", "orpo", "sft"})
 WHOLE_BATCH = frozenset({"aot", "aot_unpaired"})
 """Losses that compare answers of different pairs, so that a batch cannot be cut into pieces."""
 

@@ -1,0 +1,59 @@
+"""Quick looks at a model after a stage that learned from preferences or rewards: flattery and drift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from trivium.data.rows import collate, row_of_documents
+from trivium.evals.evaluate import evaluate
+from trivium.evals.results import as_json
+from trivium.evals.settings import Settings
+from trivium.evals.statistics import bootstrap
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling
+from trivium.learn.head_loss import token_log_probabilities
+from trivium.learn.validation import groups_of
+from trivium.model.attention import Documents
+from trivium.model.transformer import Transformer
+from trivium.tokens.tokenizer import Tokenizer
+
+PASS_TOKENS = 4096
+
+
+def flattery_of(model: Transformer, tokenizer: Tokenizer, questions: int) -> dict[str, Any]:
+    """The headline numbers of the flattery gauge, each with its interval."""
+    found = evaluate(model, tokenizer, ["flattery"], Settings(limit=questions)).tasks["flattery"]
+    measures = found.measures()
+    return {name: as_json(measures[name]) for name in found.headline if name in measures}
+
+
+@torch.no_grad()
+def drift_from(
+    parent: Transformer, model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]],
+    *, longest: int, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """KL(model || parent) of an answer in nats, unbiased, from answers that the model draws (k1)."""
+    sampling = Sampling(max_new_tokens=longest, logprobs=True, seed=seed)
+    requests = [Request(list(prompt), sampling) for prompt in prompts]
+    drawn = [answers[0] for answers in Engine(model, tokenizer).generate(requests)]
+    rows = []
+    for prompt, answer in zip(prompts, drawn, strict=True):
+        learned = np.arange(len(prompt) + len(answer.tokens)) >= len(prompt)
+        rows.append(row_of_documents([np.array([*prompt, *answer.tokens])], learned=[learned]))
+    under_parent: list[float] = []
+    for group in groups_of(rows, PASS_TOKENS):
+        batch = collate(group, parent.device)
+        hidden = parent(batch.tokens, Documents(batch.lengths, batch.tokens.device))
+        places = batch.weights > 0
+        logprobs, _ = token_log_probabilities(
+            hidden[places], parent.head_weight, batch.targets[places], soft_cap=parent.final_soft_cap
+        )
+        sizes = [int((row.weights > 0).sum()) for row in group]
+        under_parent += [float(part.sum()) for part in logprobs.split(sizes)]
+    apart = [sum(answer.logprobs) - other for answer, other in zip(drawn, under_parent, strict=True)]
+    return as_json(bootstrap(np.array(apart), seed=seed))

@@ -1,0 +1,74 @@
+"""Log-probabilities under the reference, computed once and kept: a stop costs one part of them at most."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trivium.data.preferences import PROMPT, PreferenceFeed
+from trivium.data.rows import Row, collate
+from trivium.kit.files import load_tensors, save_tensors
+from trivium.kit.fingerprint import fingerprint
+from trivium.kit.processes import barrier, world
+from trivium.learn.objectives.preference import answers_under
+from trivium.learn.validation import groups_of
+from trivium.model.transformer import Transformer
+from trivium.stages.stage import Work
+
+PART = 1024
+"""How many judgements are written at once."""
+PASS_TOKENS = 4096
+
+
+def store_references(
+    work: Work, name: str, model: Transformer, feed: PreferenceFeed, *, parent: str, tail: float = 1.0
+) -> None:
+    """Give the feed the log-probability of every answer under the model; what is stored is not done again."""
+    found = []
+    for number, source in enumerate(feed.sources):
+        places = [(number, index) for index in range(len(source.judgements))]
+        identity = fingerprint([parent, feed.share, feed.mismatched, tail, [_shape(feed, p) for p in places]])
+        folder = work.folder / "reference" / f"{name}-{number}-{identity}"
+        parts = []
+        for start in range(0, len(places), PART):
+            path = folder / f"{start:09d}.safetensors"
+            if not path.exists() and world().leads:
+                folder.mkdir(parents=True, exist_ok=True)
+                rows = [feed.row([place]) for place in places[start : start + PART]]
+                save_tensors(path, {"logprobs": torch.from_numpy(_measured(model, rows, tail))})
+            barrier()
+            parts.append(load_tensors(path)["logprobs"].numpy())
+        width = parts[0].shape[1] if parts else 1
+        found.append(np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.float32))
+    feed.references = found
+
+
+def _shape(feed: PreferenceFeed, place: tuple[int, int]) -> tuple[str, int]:
+    one = feed.sources[place[0]].judgements[place[1]]
+    return one.id, len(one)
+
+
+@torch.no_grad()
+def _measured(model: Transformer, rows: Sequence[Row], tail: float) -> np.ndarray:
+    """The summed log-probabilities [rows, answers]."""
+    found: list[list[float]] = []
+    for group in groups_of(rows, PASS_TOKENS):
+        sums = answers_under(model, collate(group, model.device), tail=tail).sums.float().tolist()
+        start = 0
+        for row in group:
+            mine = sums[start : start + len(row.lengths)]
+            start += len(row.lengths)
+            found.append(
+                [value for value, role in zip(mine, row.facts["role"], strict=True) if role != PROMPT]
+            )
+    return np.array(found, dtype=np.float32)
+
+
+def clear_references(folder: Path) -> None:
+    """Throw the stored numbers away, once the model is whole."""
+    if world().leads:
+        shutil.rmtree(folder / "reference", ignore_errors=True)
