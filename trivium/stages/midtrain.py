@@ -27,8 +27,10 @@ from trivium.model.hub import resolve
 from trivium.model.stretch import Method, stretch
 from trivium.model.vocabulary import Start, compression, grow_vocabulary
 from trivium.stages.documents import Sources, documents, source_references
+from trivium.stages.inheritance import learnt_by
 from trivium.stages.mixtures import Mixture, Portion, ingredients, mixture_references, unseen_rows
 from trivium.stages.parents import moments_after, rates_after
+from trivium.stages.ramps import Knots, RampedFeed
 from trivium.stages.stage import Reference, Work
 from trivium.stages.training import TrainingStage, train
 from trivium.tokens.extend import extend_tokenizer
@@ -36,15 +38,16 @@ from trivium.tokens.tokenizer import Tokenizer
 
 EASED = 16
 """Straight pieces that stand for one half wave of a cosine ramp."""
-Knots = tuple[tuple[float, float], ...]
+Length = Annotated[Count, Field(ge=2)]
+Lengths = int | str | list[int | str]
 
 
 class Replay(BaseModel):
-    """What the parent learnt from, seen again at a share of every stretch of the stage."""
+    """What the parent learnt from, or `data` in its place, seen again at a share of every stretch."""
 
     model_config = ConfigDict(extra="forbid")
 
-    data: Mixture
+    data: Mixture | None = None
     share: float = Field(gt=0, lt=1)
 
 
@@ -59,12 +62,20 @@ class Added(BaseModel):
     letters: Count = 20_000_000
 
 
+def _listed(value: Any) -> Any:
+    """A single length is a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
 class Longer(BaseModel):
     """How long the rows are, and how the positions are made to reach so far."""
 
     model_config = ConfigDict(extra="forbid")
 
-    length: Count = Field(ge=2)
+    length: Annotated[
+        list[Length], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=Lengths)
+    ]
+    """One length, or several through which the rows grow in equal parts of the stage."""
     method: Method | None = None
     base: Number | None = None
     factor: float | None = Field(default=None, gt=0)
@@ -76,10 +87,20 @@ class Longer(BaseModel):
     long_factor: list[float] | None = None
     every: int | None = Field(default=None, ge=1)
 
+    @property
+    def longest(self) -> int:
+        """What the positions have to reach."""
+        return max(self.length)
+
 
 def _length(value: Any) -> Any:
-    """A bare number is a length."""
-    return {"length": value} if isinstance(value, (int, str)) else value
+    """A bare number, or a list of them, is a length."""
+    return {"length": value} if isinstance(value, (int, str, list)) else value
+
+
+def _share(value: Any) -> Any:
+    """A bare number is the share of what the parent learnt from."""
+    return {"share": value} if isinstance(value, (int, float, str)) else value
 
 
 class Midtrain(TrainingStage):
@@ -92,18 +113,18 @@ class Midtrain(TrainingStage):
     data: Mixture
     ramp: Literal["linear", "cosine"] = "linear"
     """How weights move between the places that a list of them names."""
-    replay: Replay | None = None
+    replay: Annotated[Replay, BeforeValidator(_share, json_schema_input_type=float | Replay)] | None = None
     watch: Mixture | None = None
     """Sources that are measured and not trained on, to see what is forgotten."""
     vocabulary: Added | None = None
-    context: Annotated[Longer, BeforeValidator(_length, json_schema_input_type=int | str | Longer)] | None = (
+    context: Annotated[Longer, BeforeValidator(_length, json_schema_input_type=Lengths | Longer)] | None = (
         None
     )
 
     def references(self) -> list[Reference]:
         """`from` names the parent; the others outside data or corpora."""
         found = [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
-        if self.replay is not None:
+        if self.replay is not None and self.replay.data is not None:
             found += mixture_references(self.replay.data, "replay.data")
         if self.watch is not None:
             found += mixture_references(self.watch, "watch")
@@ -122,7 +143,7 @@ class Midtrain(TrainingStage):
         elif parent is not None and (parent / "config.json").is_file():
             config = load_config(parent)
             numbers = {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
-            cost = flops_per_token(config, self.context.length if self.context else config.context)
+            cost = flops_per_token(config, self.context.longest if self.context else config.context)
         tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
         if tokens is not None:
             numbers["tokens"] = tokens
@@ -142,10 +163,10 @@ class Midtrain(TrainingStage):
             grow_vocabulary(model, before, going.tokenizer, start=self.vocabulary.start, seed=work.seed)
         if self.context is not None and self.context.method is not None:
             options = self.context.model_dump(exclude={"length", "method"}, exclude_none=True)
-            changes = stretch(model, self.context.length, self.context.method, seed=work.seed, **options)
+            changes = stretch(model, self.context.longest, self.context.method, seed=work.seed, **options)
             work.change("positions", *changes)
         rates = rates_after(work, self, self.start, going.folder, model.config)
-        measured = self._trained() | (self.watch or {})
+        measured = self.data | going.replayed | (self.watch or {})
         summary = train(
             work,
             self.model_copy(update={"batch": going.batch}),
@@ -154,7 +175,7 @@ class Midtrain(TrainingStage):
             NextToken(sources=tuple(going.feed.names), z_loss=self.z_loss),
             going.feed,
             rates,
-            unseen=unseen_rows(work, measured, going.tokenizer, going.context, self.validation.tokens),
+            unseen=unseen_rows(going.work, measured, going.tokenizer, going.context, self.validation.tokens),
             parent_moments=moments_after(work, self, self.start, going.folder),
         )
         return {**summary, "data": going.feed.report()}
@@ -171,15 +192,13 @@ class Midtrain(TrainingStage):
             raise TriviumError(f"{work.stage} has the steps 1 to {going.feed.steps}; {step} is none of them.")
         return going.feed.rows(step - 1), going.tokenizer
 
-    def _trained(self) -> dict[str, Portion]:
-        return self.data | (self.replay.data if self.replay is not None else {})
-
     def _prepared(self, work: Work) -> _Prepared:
         """Tokenizer and feed, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         config = load_config(folder)
         tokenizer, spelt = self._tokenizer(work, folder)
-        context = self.context.length if self.context is not None else config.context
+        contexts = self.context.length if self.context is not None else [config.context]
+        context = max(contexts)
         if context > config.context and (self.context is None or self.context.method is None):
             raise TriviumError(
                 f"{work.stage}: the model reads {config.context} tokens at most and `context` is {context}; "
@@ -187,16 +206,27 @@ class Midtrain(TrainingStage):
             )
         suited = dial(config.layers, config.vocabulary, context, width=config.width).values["batch_tokens"]
         batch = max(self.batch or suited, context)
-        feed = PackedFeed(
-            self._ingredients(work, tokenizer),
-            context=context,
-            batch_tokens=batch,
-            seed=work.seed,
-            tokens=self.tokens,
-            steps=self.steps,
-            epochs=self.epochs,
-        )
-        return _Prepared(folder, tokenizer, spelt, feed, context, batch)
+        work, replayed = self._replayed(work, folder)
+        mixed = self._ingredients(work, tokenizer, replayed)
+        lasting: dict[str, Any] = {"tokens": self.tokens, "steps": self.steps, "epochs": self.epochs}
+        feed: PackedFeed | RampedFeed
+        if len(contexts) == 1:
+            feed = PackedFeed(mixed, context=context, batch_tokens=batch, seed=work.seed, **lasting)
+        else:
+            weighed = _weighted(mixed)
+            feed = RampedFeed(weighed, contexts=contexts, batch_tokens=batch, seed=work.seed, **lasting)
+        return _Prepared(work, folder, tokenizer, spelt, feed, replayed, context, batch)
+
+    def _replayed(self, work: Work, folder: Path) -> tuple[Work, dict[str, Portion]]:
+        """What is seen again, and the work that knows where it lies."""
+        if self.replay is None:
+            return work, {}
+        if self.replay.data is not None:
+            return work, self.replay.data
+        learnt = learnt_by(work.stage, self.start, folder)
+        work = replace(work, inputs={**work.inputs, **learnt.places})
+        work.change("replay", "nothing", {name: one.weight for name, one in learnt.mixture.items()})
+        return work, learnt.mixture
 
     def _tokenizer(self, work: Work, folder: Path) -> tuple[Tokenizer, tuple[float, float] | None]:
         """The parent's tokenizer, with the added tokens where some are asked for."""
@@ -215,16 +245,18 @@ class Midtrain(TrainingStage):
         found = compression(tokenizer, after, texts[:1000])
         return after, (found.before, found.after)
 
-    def _ingredients(self, work: Work, tokenizer: Tokenizer) -> list[Ingredient]:
+    def _ingredients(
+        self, work: Work, tokenizer: Tokenizer, replayed: Mapping[str, Portion]
+    ) -> list[Ingredient]:
         new = ingredients(work, self.data, tokenizer)
         if self.ramp == "cosine":
             new = [one if one.weights is None else replace(one, weights=eased(one.weights)) for one in new]
         if self.replay is None:
             return new
-        both = sorted(self.data.keys() & self.replay.data.keys())
+        both = sorted(self.data.keys() & replayed.keys())
         if both:
             raise TriviumError(f"{work.stage}: `{both[0]}` is in `data` and in `replay`; leave it in one.")
-        old = ingredients(work, self.replay.data, tokenizer)
+        old = ingredients(work, replayed, tokenizer)
         return with_replay(_weighted(new), _weighted(old), self.replay.share)
 
 
@@ -274,9 +306,11 @@ def _scaled(given: list[Ingredient], share: float) -> list[Ingredient]:
 class _Prepared:
     """What mid-training needs before the first step."""
 
+    work: Work
     folder: Path
     tokenizer: Tokenizer
     spelt: tuple[float, float] | None
-    feed: PackedFeed
+    feed: PackedFeed | RampedFeed
+    replayed: dict[str, Portion]
     context: int
     batch: int

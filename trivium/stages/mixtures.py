@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from trivium.data.mixture import weights_over
 from trivium.data.packed import Ingredient, PackedRows
 from trivium.data.rows import Row
 from trivium.data.shards import Shards, write_shards
-from trivium.data.sources import Reading, Source, read_documents
+from trivium.data.sources import Document, Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.numbers import Count, Number
@@ -89,9 +90,11 @@ def ingredients(work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer
 def tokenised(work: Work, name: str, portion: Portion, tokenizer: Tokenizer) -> Path:
     """The shards of a source: a corpus as it is, anything else tokenised into this stage's own folder."""
     path = work.path(name)
-    if (path / "manifest.json").is_file():
-        return path
     number = list(work.inputs).index(name)
+    if (path / "manifest.json").is_file():
+        if _spells_alike(path, tokenizer):
+            return path
+        return _respelt(work, name, path, work.folder / "respelt" / str(number), tokenizer)
     folder = work.folder / "tokenised" / str(number)
     if not folder.exists() and world().leads:
         work.say(f"tokenising {name}")
@@ -101,6 +104,36 @@ def tokenised(work: Work, name: str, portion: Portion, tokenizer: Tokenizer) -> 
         write_shards(
             documents, tokenizer, folder, validation=portion.validation, columns=columns, skip_refused=skip
         )
+    barrier()
+    return folder
+
+
+def _spells_alike(corpus: Path, tokenizer: Tokenizer) -> bool:
+    """Whether a corpus can be read as it is; one that brings no tokenizer says itself why it cannot."""
+    brought = (corpus / "tokenizer").is_dir()
+    return not brought or read_json(corpus / "manifest.json")["tokenizer"] == tokenizer.fingerprint
+
+
+def _respelt(work: Work, name: str, corpus: Path, folder: Path, tokenizer: Tokenizer) -> Path:
+    """A corpus made with another vocabulary, its texts spelt anew: what was held out stays held out."""
+    if not folder.exists() and world().leads:
+        work.say(f"{name} was tokenised with another vocabulary: spelling it anew")
+        before = Tokenizer.load(corpus / "tokenizer")
+
+        def texts() -> Iterator[Document]:
+            for split in ("train", "validation"):
+                shards = Shards(corpus, split)
+                if shards.has_masks:
+                    raise TriviumError(
+                        f"{work.stage}: {name} holds conversations tokenised with another vocabulary; "
+                        "name their source instead of the corpus."
+                    )
+                for index in range(len(shards)):
+                    yield Document(before.decode(shards.document(index).tolist()), {}, shards.id(index))
+
+        # What is held out follows from the text and this share alone, so it is what the corpus held out.
+        record = yaml.safe_load((corpus.parent / "stage.yaml").read_text(encoding="utf-8"))
+        write_shards(texts(), tokenizer, folder, validation=record["settings"]["validation"])
     barrier()
     return folder
 

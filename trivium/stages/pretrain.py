@@ -101,7 +101,7 @@ class Pretrain(TrainingStage):
             self._rates(going.turned),
             unseen=unseen,
         )
-        return {"parameters": going.turned.values["parameters"], **summary}
+        return {"parameters": going.turned.values["parameters"], **summary, "data": going.feed.report()}
 
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The documents of an optimiser step, counted from 1 as in the log."""

@@ -1,0 +1,72 @@
+"""What a model was trained on, found again from the folder it lies in: the parent's own mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trivium.kit.errors import TriviumError
+from trivium.stages.mixtures import Portion
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The sources a stage trained on: the share each had, and where each lies."""
+
+    mixture: dict[str, Portion]
+    places: dict[str, Path]
+
+
+def learnt_by(stage: str, start: str, model: Path) -> Learnt:
+    """The mixture behind the model in this folder, with the shares it really had."""
+    home = next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
+    if home is None:
+        raise TriviumError(
+            f"{stage}: `replay` is a bare share, and nothing is known of what {start} learnt from; "
+            "say `replay: {share: 0.3, data: ...}`."
+        )
+    record = yaml.safe_load((home / "stage.yaml").read_text(encoding="utf-8"))
+    settings = record["settings"]
+    if record["kind"] == "merge":
+        # Ingredients of a soup share an ancestor and, but for what they were made to differ in, their data.
+        return learnt_by(stage, settings["of"][0], _product(home, record, settings["of"][0]))
+    shares = (record.get("summary") or {}).get("data")
+    if record["kind"] not in ("pretrain", "midtrain") or not shares:
+        raise TriviumError(
+            f"{stage}: `replay` is a bare share, but {start} is a {record['kind']} stage that left no "
+            "mixture of documents behind; say `replay: {share: 0.3, data: ...}`."
+        )
+    known = _written(stage, settings, home, record)
+    mixture = {
+        name: known.mixture[name].model_copy(
+            update={"weight": facts["share"], "max_repeats": None, "easy_first": None}
+        )
+        for name, facts in shares.items()
+        if facts["share"] > 0
+    }
+    return Learnt(mixture, {name: known.places[name] for name in mixture})
+
+
+def _written(stage: str, settings: Mapping[str, Any], home: Path, record: Mapping[str, Any]) -> Learnt:
+    """The sources that the stage's own settings name, and those it inherited for its replay."""
+    replay = settings.get("replay") or {}
+    named = {**settings["data"], **(replay.get("data") or {})}
+    places = {name: _product(home, record, name) for name in named}
+    mixture = {name: Portion.model_validate(portion) for name, portion in named.items()}
+    if replay and not replay.get("data"):
+        start = settings["from"]
+        older = learnt_by(stage, start, _product(home, record, start))
+        return Learnt({**older.mixture, **mixture}, {**older.places, **places})
+    return Learnt(mixture, places)
+
+
+def _product(home: Path, record: Mapping[str, Any], name: str) -> Path:
+    """Where a thing that the stage names lies: a stage's folder in the store, or a place outside."""
+    if name not in record["parents"]:
+        return Path(record["outside"][name])
+    entry = home.parent / record["parents"][name].partition("@")[0]
+    return next((entry / inside for inside in ("data", "model") if (entry / inside).is_dir()), entry)

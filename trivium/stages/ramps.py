@@ -1,0 +1,109 @@
+"""Rows that grow longer within one stage: one packed feed after the other, each part of the same mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from trivium.data.mixture import weight_at
+from trivium.data.packed import Ingredient, PackedFeed, PackedRows
+from trivium.data.rows import Row
+from trivium.kit.errors import TriviumError
+from trivium.kit.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Knots = tuple[tuple[float, float], ...]
+
+
+def part_of(knots: Knots, first: float, last: float) -> Knots:
+    """What a weight does between two places of the stage, as a stage of its own."""
+    inside = [((place - first) / (last - first), weight) for place, weight in knots if first < place < last]
+    begin, end = weight_at(knots, first, after=True), weight_at(knots, last, after=False)
+    return ((0.0, begin), *inside, (1.0, end))
+
+
+class RampedFeed:
+    """Global batches as a pure function of the step, whose rows grow through the given lengths."""
+
+    def __init__(
+        self,
+        ingredients: Sequence[Ingredient],
+        *,
+        contexts: Sequence[int],
+        batch_tokens: int,
+        seed: int,
+        tokens: int | None = None,
+        steps: int | None = None,
+        epochs: float | None = None,
+    ) -> None:
+        count = len(contexts)
+        self.parts: list[PackedFeed] = []
+        seen = [0.0] * len(ingredients)
+        for number, context in enumerate(contexts):
+            now = []
+            for one, passes in zip(ingredients, seen):
+                assert one.weights is not None, "weights are what ties the parts together"
+                knots = part_of(one.weights, number / count, (number + 1) / count)
+                # Every length packs other rows; the part of a pass that is done carries over.
+                rows = round(passes * len(PackedRows(one.shards, context, seed=seed)))
+                now.append(replace(one, weights=knots, start=rows))
+            self.parts.append(
+                PackedFeed(
+                    now,
+                    context=context,
+                    batch_tokens=batch_tokens,
+                    seed=seed,
+                    tokens=None if tokens is None else round(tokens / count),
+                    steps=None if steps is None else max(1, round(steps / count)),
+                    epochs=None if epochs is None else epochs / count,
+                )
+            )
+            seen = [facts["passes"] for facts in self.parts[-1].report().values()]
+        self.names = self.parts[0].names
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps all parts have."""
+        return sum(part.steps for part in self.parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any batch could change."""
+        return fingerprint([part.fingerprint for part in self.parts])
+
+    def rows(self, step: int) -> list[Row]:
+        """The global batch of optimiser step `step`."""
+        for part in self.parts:
+            if step < part.steps:
+                return part.rows(step)
+            step -= part.steps
+        raise AssertionError("the stage has no such step")
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All there is to remember: which plans these are."""
+        return {"plans": [part.plan.hash for part in self.parts]}, {}
+
+    def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Refuse to go on with another order than the one the run began with."""
+        if json != self.state()[0]:
+            raise TriviumError(
+                "The data, the mixture or the seed has changed since this run began, so it cannot go on; "
+                "undo the change or start the stage anew."
+            )
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Per source: the rows of all parts, its share of all tokens, and the passes when all is done."""
+        whole: dict[str, dict[str, float]] = {}
+        for part in self.parts:
+            for name, facts in part.report().items():
+                share = facts["share"] * part.steps / self.steps
+                before = whole.get(name, {"rows_drawn": 0, "share": 0.0})
+                whole[name] = {
+                    **facts,
+                    "rows_drawn": before["rows_drawn"] + facts["rows_drawn"],
+                    "share": before["share"] + share,
+                }
+        return whole
