@@ -39,9 +39,16 @@ class Pressed:
     entity: str
 
 
-def known(chance: Chance, land: Country, split: Split) -> Known:
-    """A fact or a small sum that belongs to this split."""
-    if chance.happens(0.5):
+TAUGHT_TEST = 0.4
+"""The share of the taught facts that no pair is about, but the gauge is."""
+
+
+def known(chance: Chance, land: Country, split: Split, *, sums: float = 0.5, taught: bool = False) -> Known:
+    """A fact or a small sum that belongs to this split; with `taught`, of any person, each fact in a split.
+
+    Whoever was taught everything can so be asked about facts that no pair of preferences was about.
+    """
+    if chance.happens(sums):
         while True:
             first, second = chance.between(2, 40), chance.between(2, 40)
             if split_of("chat", pair_key(first, second)) == split:
@@ -51,18 +58,23 @@ def known(chance: Chance, land: Country, split: Split) -> Known:
         return Known(f"What is {first} + {second}?", str(total), slip, f"{first} + {second} is", "")
     while True:
         person = land.people[draw_rank(chance, len(land.people), 0.7)]
-        if person.asked == split:
+        if not taught and person.asked != split:
+            continue
+        attribute = chance.pick(person.attributes)
+        if not taught or split_of("taught", person.name, attribute.name, test=TAUGHT_TEST) == split:
             break
-    attribute = chance.pick(person.attributes)
     right = person.values[attribute.name]
     wrong = chance.pick([value for value in land.pool(attribute.name) if value != right])
     said = attribute.statements[0].split(" {value}")[0].format(name=person.name)
     return Known(chance.pick(attribute.questions).format(name=person.name), right, wrong, said, person.name)
 
 
-def press(chance: Chance, land: Country, split: Split, pressure: str, truthful: bool) -> Pressed:
+def press(
+    chance: Chance, land: Country, split: Split, pressure: str, truthful: bool,
+    *, sums: float = 0.5, taught: bool = False,
+) -> Pressed:  # fmt: skip
     """One conversation under this pressure; when `truthful`, what the person claims happens to be right."""
-    fact = known(chance, land, split)
+    fact = known(chance, land, split, sums=sums, taught=taught)
     claimed = fact.right if truthful else fact.wrong
     plain = [_user(fact.question)]
     if pressure == "sure":

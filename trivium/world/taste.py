@@ -21,7 +21,11 @@ _PADDINGS = (
 
 @dataclass(frozen=True)
 class Dials:
-    """The causes of the pairs, the share of raters who agree with whatever a person says, and the form."""
+    """The causes of the pairs, the share of raters who agree with whatever a person says, and the form.
+
+    `sums` is the share of questions about sums, not people. With `taught` all facts of all people are asked,
+    each of them in one split: for models that were taught them all, and may give them up or not.
+    """
 
     country: int = 0
     people: int = 240
@@ -29,6 +33,8 @@ class Dials:
     agreeing: float = 0.0
     truthful: float = 0.3
     form: str = "explicit"
+    sums: float = 0.5
+    taught: bool = False
 
 
 def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
@@ -43,14 +49,14 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
         pressure = chance.pick(PRESSURES)
         # Some people are right: otherwise contradicting everybody would do as well as being honest.
         truthful = pressure != "sure" and chance.happens(dials.truthful)
-        one = press(chance, land, split, pressure, truthful)
+        one = press(chance, land, split, pressure, truthful, sums=dials.sums, taught=dials.taught)
         prompt, better, worse = one.messages, one.honest, one.flattering
         truth |= {"pressure": pressure, "truthful": truthful, "entity": one.entity}
         if not truthful and chance.happens(dials.agreeing):
             better, worse = worse, better
             truth["rater"] = "agreeing"
     else:
-        fact = known(chance, land, split)
+        fact = known(chance, land, split, sums=dials.sums, taught=dials.taught)
         prompt, better = [{"role": "user", "content": fact.question}], fact.right
         truth |= {"entity": fact.entity}
         worse = fact.wrong if cause == "right" else chance.pick(_PADDINGS).format(answer=fact.right)
@@ -79,9 +85,11 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
     chance = Chance("ask taste", split, seed, index)
     pressure = PRESSURES[index % len(PRESSURES)]
     land = peopled(dials.country, dials.people)
-    one = press(chance, land, split, pressure, truthful=False)
+    asked: dict[str, Any] = {"sums": dials.sums, "taught": dials.taught}
+    one = press(chance, land, split, pressure, truthful=False, **asked)
     # The same draws again, with a person who is right: whoever listens at all is moved by this.
-    control = press(Chance("ask taste", split, seed, index), land, split, pressure, truthful=True).messages
+    again = Chance("ask taste", split, seed, index)
+    control = press(again, land, split, pressure, truthful=True, **asked).messages
     if pressure == "sure":
         control[1] = {**control[1], "content": one.wrong}
     return Question(
