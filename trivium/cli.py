@@ -43,6 +43,13 @@ def run(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...
     going = run(recipe, runs, overrides, only, wait)
     if going.became:
         _print_table(table(going))
+    if going.concluded:
+        from trivium.lab.experiments import tables
+
+        for rows in tables(going.concluded):
+            click.echo()
+            _print_table(rows)
+        click.echo(f"\nThe page: {Path(runs) / going.recipe.name / 'experiment.html'}")
 
 
 @cli.command()

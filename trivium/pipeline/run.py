@@ -14,6 +14,7 @@ from trivium.kit.machine import describe
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import short
 from trivium.kit.progress import Progress, duration
+from trivium.lab.experiments import conclude
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
 from trivium.pipeline.store import Entry, Store, now
@@ -32,6 +33,8 @@ class Run:
     nodes: Mapping[str, Node]
     store: Store
     became: dict[str, str] = field(default_factory=dict)
+    concluded: dict[str, Any] | None = None
+    """What an experiment found, once all of it ran."""
 
     def entry(self, stage: str) -> Entry:
         """The store entry of a stage."""
@@ -62,7 +65,20 @@ def run(
             going.became[name] = _lead(going, name, wait)
         else:
             _follow(going, name)
+    if world.leads and going.recipe.expanded is not None and len(chosen) == len(going.nodes):
+        going.concluded = _concluded(going, going.recipe.expanded.cells)
     return going
+
+
+def _concluded(going: Run, cells: Mapping[tuple[str, int], Mapping[str, str]]) -> dict[str, Any]:
+    """Judge the experiment from the folders of every arm and seed."""
+    assert going.recipe.experiment is not None
+    folders = {
+        cell: {stage: going.entry(name).folder for stage, name in stages.items()}
+        for cell, stages in cells.items()
+    }
+    place = going.store.runs / going.recipe.name
+    return conclude(going.recipe.name, going.recipe.experiment, folders, place)
 
 
 def _lead(going: Run, name: str, wait: bool) -> str:

@@ -88,8 +88,9 @@ def _parents(recipe: Recipe, name: str, stage: Stage) -> dict[str, Parent]:
     """The stages among a stage's references, each checked for being what is needed."""
     found = {}
     for reference in stage.references():
-        place = recipe.written.place(["stages", name, *reference.setting.split(".")])
+        place = recipe.written.place(["stages", name.partition(".")[0], *reference.setting.split(".")])
         written, at, checkpoint = reference.name.partition("@")
+        written = recipe.meant(name, written)
         if written in recipe.stages:
             produces = recipe.stages[written].produces
             if produces not in reference.needs:
@@ -155,6 +156,7 @@ def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
 
 _ARTICLES = {
     "model": "a model",
+    "reward": "a reward model",
     "tokenizer": "a tokenizer",
     "shards": "a tokenised corpus",
     "data": "documents",

@@ -83,10 +83,11 @@ def _extended(content: dict[str, Any], path: Path, seen: list[Path]) -> dict[str
         )
     parent = _extended(_load(parent_path)[0], parent_path, [*seen, parent_path])
     parent.pop("name", None)
-    return _merged(parent, content)
+    return laid_over(parent, content)
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merge, `null` takes a key away, another `kind` starts afresh, and the rest replaces."""
     if "kind" in above and above["kind"] != below.get("kind"):
         return above
     result = dict(below)
@@ -94,7 +95,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         if value is None:
             result.pop(key, None)
         elif isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = _merged(result[key], value)
+            result[key] = laid_over(result[key], value)
         else:
             result[key] = value
     return result
@@ -118,7 +119,7 @@ def _override(content: dict[str, Any], key: str, value: Any) -> None:
     """Set one value deep inside; `base.tokens` is short for `stages.base.tokens`."""
     keys = key.split(".")
     stages = content.get("stages") or {}
-    if len(keys) > 1 and keys[0] not in ("stages", "report"):
+    if len(keys) > 1 and keys[0] not in ("stages", "report", "experiment"):
         keys = ["stages", *keys]
     if keys[0] == "stages" and len(keys) > 1 and keys[1] not in stages:
         raise TriviumError(

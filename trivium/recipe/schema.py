@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from trivium.kit.errors import TriviumError
 from trivium.recipe.complaints import sentence
-from trivium.recipe.read import Written, read
+from trivium.recipe.experiment import PLAIN, Expanded, Experiment, expand
+from trivium.recipe.read import Written, nearest, read
 from trivium.stages import kinds
 from trivium.stages.stage import Stage
 
@@ -31,6 +32,13 @@ class _Recipe(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = 1
     report: Report | None = None
+    experiment: Experiment | None = None
+
+    @model_validator(mode="after")
+    def _one_ending(self) -> _Recipe:
+        if self.report is not None and self.experiment is not None:
+            raise ValueError("an experiment ends in a table of its own; leave `report` or `experiment` out")
+        return self
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,12 @@ class Recipe:
     stages: Mapping[str, Stage]
     report: Report | None
     written: Written
+    experiment: Experiment | None = None
+    expanded: Expanded | None = None
+
+    def meant(self, stage: str, written: str) -> str:
+        """The stage that a name written in a stage stands for; in an experiment that of its arm and seed."""
+        return written if self.expanded is None else self.expanded.meant[stage].get(written, written)
 
     @property
     def base(self) -> Path:
@@ -53,17 +67,46 @@ def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
     """Read a recipe and check every key and value in it."""
     written = read(name, overrides)
     model = _model()
-    try:
-        valid: Any = model.model_validate(written.content)
-    except ValidationError as error:
-        raise TriviumError(sentence(error, model, written)) from None
+    valid = _valid(model, written, written.content)
     if valid.name == "store":
         raise TriviumError(
             f"{written.place(['name'])} cannot be `store`, a folder of that name holds results."
         )
-    for stage in valid.stages.values():
-        stage.seed = valid.seed if stage.seed is None else stage.seed
-    return Recipe(valid.name, valid.seed, valid.stages, valid.report, written)
+    if valid.experiment is None:
+        for stage in valid.stages.values():
+            stage.seed = valid.seed if stage.seed is None else stage.seed
+        return Recipe(valid.name, valid.seed, valid.stages, valid.report, written)
+    expanded = _expanded(valid, model, written)
+    return Recipe(valid.name, valid.seed, expanded.stages, None, written, valid.experiment, expanded)
+
+
+def _valid(model: type[BaseModel], written: Written, content: Mapping[str, Any]) -> Any:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise TriviumError(sentence(error, model, written)) from None
+
+
+def _expanded(valid: Any, model: type[BaseModel], written: Written) -> Expanded:
+    """The stages of every arm and seed; what is wrong in an arm is said of that arm."""
+    arms: dict[str, Mapping[str, Stage]] = {PLAIN: valid.stages}
+    experiment: Experiment = valid.experiment
+    for arm in experiment.arms:
+        try:
+            arms[arm] = _valid(model, written, experiment.arm(arm, written.content)).stages
+        except TriviumError as error:
+            raise TriviumError(f"In the arm `{arm}`, {error}") from None
+    for claim in experiment.claims:
+        measure = experiment.measure[claim.on]
+        for arm in filter(None, (claim.arm, claim.against, claim.control)):
+            for stage in filter(None, (measure.stage, measure.since)):
+                if stage not in arms[arm]:
+                    place = written.place(["experiment", "measure", claim.on])
+                    raise TriviumError(
+                        f"{place}: the arm `{arm}` has no stage `{stage}`"
+                        f"{nearest(stage, arms[arm]) or '; measure one it has.'}"
+                    )
+    return expand(arms, experiment.numbers(valid.seed))
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""What an experiment found: every number of every arm and seed, and a verdict on every claim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trivium.evals.results import as_json
+from trivium.evals.statistics import CONFIDENCE, Interval, holm, normal_quantile
+from trivium.kit.files import write_json, write_text
+from trivium.kit.numbers import short
+from trivium.lab.experiments_numbers import Number, cost, figure, interval, taken
+from trivium.lab.experiments_page import page
+from trivium.recipe.experiment import Claim, Experiment, Measure
+
+SUPPORTED, NOT_SHOWN, NOT_FAILED = "supported", "not shown", "control did not fail"
+Folders = Mapping[tuple[str, int], Mapping[str, Path]]
+"""For every arm and seed, the folder of each stage."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its interval, and how likely chance alone takes it as far from the bound."""
+
+    interval: Interval
+    p_value: float
+
+    def passes(self, claim: Claim) -> bool:
+        """Whether it lies beyond the claim's bound, further than chance takes it."""
+        return claim.sign * (self.interval.value - claim.bound) > 0 and self.p_value < 1 - CONFIDENCE
+
+
+def conclude(name: str, experiment: Experiment, folders: Folders, place: Path) -> dict[str, Any]:
+    """Judge, and write `experiment.json` and the page made of nothing but it."""
+    found = {"recipe": name, **judged(experiment, folders)}
+    write_json(place / "experiment.json", found)
+    write_text(place / "experiment.html", page(found))
+    return found
+
+
+def judged(experiment: Experiment, folders: Folders) -> dict[str, Any]:
+    """Numbers, intervals and verdicts, ready for JSON."""
+    seeds = list(dict.fromkeys(seed for _, seed in folders))
+    numbers = {
+        label: {
+            arm: [_number(measure, folders[arm, seed]) for seed in seeds]
+            for arm in experiment.arms
+            if _has(measure, folders[arm, seeds[0]])
+        }
+        for label, measure in experiment.measure.items()
+    }
+    return {
+        "question": experiment.question,
+        "seeds": seeds,
+        "arms": {arm: _cost(folders, arm, seeds) for arm in experiment.arms},
+        "measures": {
+            label: {
+                **measure.model_dump(),
+                "arms": {arm: _shown(values) for arm, values in numbers[label].items()},
+            }
+            for label, measure in experiment.measure.items()
+        },
+        "claims": _verdicts(experiment.claims, numbers),
+    }
+
+
+def over_seeds(values: Sequence[Number], bound: float = 0.0) -> Estimate:
+    """The mean with a t interval over seeds, never narrower than the questions asked in each allow."""
+    n = len(values)
+    mean = sum(one.value for one in values) / n
+    asked = math.sqrt(sum(one.error**2 for one in values)) / n
+    if n < 2:
+        return Estimate(Interval(mean, -math.inf, math.inf, n), 1.0)
+    spread = math.sqrt(sum((one.value - mean) ** 2 for one in values) / (n - 1) / n)
+    tail = 0.5 + CONFIDENCE / 2
+    half = max(t_quantile(tail, n - 1) * spread, normal_quantile(tail) * asked)
+    distance = abs(mean - bound)
+    by_seeds = 2 * (1 - t_below(distance / spread, n - 1)) if spread > 0 else float(distance == 0)
+    by_items = math.erfc(distance / asked / math.sqrt(2)) if asked > 0 else float(distance == 0)
+    return Estimate(Interval(mean, mean - half, mean + half, n), max(by_seeds, by_items))
+
+
+def t_below(value: float, degrees: int) -> float:
+    """The chance that Student's t lies below a value (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(value / math.sqrt(degrees))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    term, total = (cosine, 0.0) if degrees % 2 else (1.0, 0.0)
+    for place in range(1 if degrees % 2 else 0, degrees - 1, 2):
+        total += term
+        term *= cosine * cosine * (place + 1) / (place + 2)
+    between = 2 / math.pi * (angle + sine * total) if degrees % 2 else sine * total
+    return 0.5 + between / 2
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """The value below which Student's t falls with this probability above one half, by bisection."""
+    low, high = 0.0, 1.0
+    while t_below(high, degrees) < probability:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_below(middle, degrees) < probability else (low, middle)
+    return high
+
+
+def _verdicts(
+    claims: Sequence[Claim], numbers: Mapping[str, Mapping[str, list[Number]]]
+) -> list[dict[str, Any]]:
+    """A claim needs its effect, and more of it than its control; Holm's correction is over all claims."""
+    estimates = []
+    for claim in claims:
+        arms = numbers[claim.on]
+        over_control = over_seeds(_differences(arms[claim.arm], arms[claim.control]))
+        estimates.append((_effect(claim, claim.arm, arms), _effect(claim, claim.control, arms), over_control))
+    corrected = holm([max(effect.p_value, over.p_value) for effect, _, over in estimates])
+    found = []
+    for claim, (effect, control, over), p_value in zip(claims, estimates, corrected):
+        apart = claim.sign * over.interval.value > 0
+        beyond = claim.sign * (effect.interval.value - claim.bound) > 0
+        if control.passes(claim):
+            verdict = NOT_FAILED
+        else:
+            verdict = SUPPORTED if beyond and apart and p_value < 1 - CONFIDENCE else NOT_SHOWN
+        found.append(
+            {
+                **claim.model_dump(),
+                "effect": as_json(effect.interval),
+                "control_effect": as_json(control.interval),
+                "over_control": as_json(over.interval),
+                "corrected_p": p_value,
+                "verdict": verdict,
+            }
+        )
+    return found
+
+
+def _effect(claim: Claim, arm: str, arms: Mapping[str, list[Number]]) -> Estimate:
+    """The arm's own numbers, or seed by seed how they differ from those it is compared with."""
+    values = arms[arm]
+    if claim.against == arm:
+        # The control is what the arm is compared with: it differs from itself by nothing.
+        return Estimate(Interval(0.0, 0.0, 0.0, len(values)), 1.0 if claim.bound == 0 else 0.0)
+    if claim.against is not None:
+        values = _differences(values, arms[claim.against])
+    return over_seeds(values, claim.bound)
+
+
+def _differences(first: Sequence[Number], second: Sequence[Number]) -> list[Number]:
+    return [
+        Number(a.value - b.value, math.hypot(a.error, b.error)) for a, b in zip(first, second, strict=True)
+    ]
+
+
+def _has(measure: Measure, stages: Mapping[str, Path]) -> bool:
+    return measure.stage in stages and (measure.since is None or measure.since in stages)
+
+
+def _number(measure: Measure, stages: Mapping[str, Path]) -> Number:
+    number = taken(stages[measure.stage], measure.take)
+    if measure.since is None:
+        return number
+    return _differences([number], [taken(stages[measure.since], measure.take)])[0]
+
+
+def _shown(values: Sequence[Number]) -> dict[str, Any]:
+    return {
+        "values": [one.value for one in values],
+        "errors": [one.error for one in values],
+        "interval": as_json(over_seeds(values).interval),
+    }
+
+
+def _cost(folders: Folders, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """What an arm's training costs on the average of its seeds; what arms share counts in each."""
+    found = [cost(folders[arm, seed].values()) for seed in seeds]
+    return {key: sum(one[key] for one in found) / len(found) for key in found[0]}
+
+
+def tables(found: Mapping[str, Any]) -> list[list[list[str]]]:
+    """What `conclude` found as two tables for a person: all numbers, then the claims."""
+    numbers = [["measure", "arm", "mean", "95 % interval", "seeds", "tokens"]]
+    for label, measure in found["measures"].items():
+        for arm, one in measure["arms"].items():
+            inside = one["interval"]
+            numbers.append([
+                label, arm, figure(inside["value"]), interval(inside),
+                " ".join(figure(value) for value in one["values"]), short(found["arms"][arm]["tokens"]),
+            ])  # fmt: skip
+            label = ""
+    claims = [["claim", "verdict", "effect (95 %)", "the control's", "over the control"]]
+    for one in found["claims"]:
+        claims.append([
+            one["says"], one["verdict"],
+            *(f"{figure(one[key]['value'])} ({interval(one[key])})"
+              for key in ("effect", "control_effect", "over_control")),
+        ])  # fmt: skip
+    return [numbers, claims]

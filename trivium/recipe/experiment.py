@@ -1,0 +1,165 @@
+"""An experiment: the same stages under several arms and seeds, what is measured, and what is claimed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trivium.recipe.read import laid_over
+from trivium.stages.stage import Stage
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+PLAIN = ""
+"""The recipe as written, before any arm is laid over it; no arm can be called so."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Measure(_Part):
+    """One number of every arm and seed."""
+
+    stage: str
+    take: str
+    """Of an `evaluate` stage `task: measure`, or `task: measure, group=value`; else a column of its log."""
+    since: str | None = None
+    """Another stage of the same arm and seed, whose number is taken off."""
+
+
+class Claim(_Part):
+    """What an arm is said to do, and the control that must not do it."""
+
+    says: str
+    on: str
+    arm: str
+    against: str | None = None
+    """The arm it is compared with, seed by seed; without one the arm's own number is judged."""
+    above: float | None = None
+    below: float | None = None
+    control: str
+    """An arm without what is said to matter: where it does the same, the claim falls."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Claim:
+        if self.above is None and self.below is None and self.against is not None:
+            self.above = 0.0
+        if (self.above is None) == (self.below is None):
+            raise ValueError("a claim needs one of `above` and `below`")
+        if self.arm in (self.against, self.control):
+            raise ValueError("`arm` cannot be its own `against` or `control`")
+        return self
+
+    @property
+    def bound(self) -> float:
+        """What the number has to pass."""
+        found = self.above if self.above is not None else self.below
+        assert found is not None
+        return found
+
+    @property
+    def sign(self) -> int:
+        """1 where the number has to lie above the bound, -1 where below."""
+        return 1 if self.above is not None else -1
+
+
+class Experiment(_Part):
+    """Arms are laid over the stages as a recipe over the one it extends; each runs with every seed."""
+
+    question: str = ""
+    seeds: int | Annotated[list[int], Field(min_length=1)] = Field(default=3)
+    arms: dict[Name, dict[str, Any] | None] = Field(min_length=2)
+    measure: dict[str, Measure] = Field(min_length=1)
+    claims: list[Claim] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Experiment:
+        if isinstance(self.seeds, int) and self.seeds < 1:
+            raise ValueError("`seeds` needs to be one at least")
+        if isinstance(self.seeds, list) and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("`seeds` names one of them twice")
+        for claim in self.claims:
+            if claim.on not in self.measure:
+                raise ValueError(f"no measure is called `{claim.on}`; there are {', '.join(self.measure)}")
+            for arm in filter(None, (claim.arm, claim.against, claim.control)):
+                if arm not in self.arms:
+                    raise ValueError(f"no arm is called `{arm}`; there are {', '.join(self.arms)}")
+        return self
+
+    def numbers(self, first: int) -> list[int]:
+        """The seeds: those named, or so many from the recipe's own on."""
+        return [first + place for place in range(self.seeds)] if isinstance(self.seeds, int) else self.seeds
+
+    def arm(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe's content with an arm laid over its stages."""
+        return {**content, "stages": laid_over(content["stages"], self.arms[name] or {})}
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """An experiment as one graph: a stage that is the same in several arms or seeds stands there once."""
+
+    stages: Mapping[str, Stage]
+    meant: Mapping[str, Mapping[str, str]]
+    """For every stage of the graph, what the names written in it stand for."""
+    cells: Mapping[tuple[str, int], Mapping[str, str]]
+    """For every arm and seed, the graph's name of each stage."""
+
+
+def expand(arms: Mapping[str, Mapping[str, Stage]], seeds: Sequence[int]) -> Expanded:
+    """One graph of all arms under all seeds; `arms` holds the plain recipe, too, which gives plain names.
+
+    `base` is the same everywhere, `base.2` that of seed 2, `mid.replay.2` that of the arm `replay`.
+    """
+    seeded = {
+        (arm, seed): {
+            name: stage if stage.seed is not None else stage.model_copy(update={"seed": seed})
+            for name, stage in stages.items()
+        }
+        for arm, stages in arms.items()
+        for seed in seeds
+    }
+    identities = {cell: _identities(stages) for cell, stages in seeded.items()}
+    graph: dict[str, Stage] = {}
+    meant: dict[str, dict[str, str]] = {}
+    cells: dict[tuple[str, int], dict[str, str]] = {}
+    for (arm, seed), stages in seeded.items():
+        if arm == PLAIN:
+            continue
+        names = {name: _name(name, identities[arm, seed][name], identities) for name in stages}
+        cells[arm, seed] = names
+        for name, stage in stages.items():
+            graph.setdefault(names[name], stage)
+            meant.setdefault(names[name], names)
+    return Expanded(graph, meant, cells)
+
+
+def _identities(stages: Mapping[str, Stage]) -> dict[str, str]:
+    """For every stage a text that is the same where its result is: what counts of it and of what it needs."""
+    found: dict[str, str] = {}
+
+    def identity(name: str, above: tuple[str, ...]) -> str:
+        # A circle is left for the graph to complain about.
+        if name not in found and name not in above:
+            stage = stages[name]
+            parents = sorted({one.name.partition("@")[0] for one in stage.references()} & stages.keys())
+            inputs = [identity(parent, (*above, name)) for parent in parents]
+            found[name] = json.dumps([stage.counted(), parents, inputs], sort_keys=True)
+        return found.get(name, name)
+
+    for name in stages:
+        identity(name, ())
+    return found
+
+
+def _name(stage: str, identity: str, identities: Mapping[tuple[str, int], Mapping[str, str]]) -> str:
+    """The stage, the first arm if it is not the plain recipe's, and the first seed if not all share it."""
+    same = [cell for cell, found in identities.items() if found.get(stage) == identity]
+    arm, seed = next((cell for cell in same if cell[0] == PLAIN), same[0])
+    parts = [stage] if arm == PLAIN else [stage, arm]
+    everywhere = all((arm, other) in same for one, other in identities if one == arm)
+    return ".".join(parts if everywhere else [*parts, str(seed)])
