@@ -38,6 +38,10 @@ class ScorerReward:
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
     ) -> list[Score]:
         """One Score per completion, each with its row's value of every column."""
+        many = getattr(self.scorer, "many", None)
+        if many is not None:
+            # A model judges all answers at once.
+            return many(prompts, completions)
         rows = _rows(len(completions), columns)
         work = list(zip(prompts, completions, rows, strict=True))
         # A scorer that waits for other processes says how many of them it may keep busy at once.

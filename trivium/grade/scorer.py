@@ -41,6 +41,7 @@ _PLACES = {
     "format": "trivium.grade.format:FormatScorer",
     "instructions": "trivium.grade.instructions:InstructionsScorer",
     "random": "trivium.grade.chance:RandomScorer",
+    "learned": "trivium.grade.learned:LearnedScorer",
 }
 
 

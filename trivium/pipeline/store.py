@@ -20,7 +20,7 @@ from trivium.pipeline.lock import holder
 from trivium.recipe.graph import Node
 from trivium.stages.stage import FOLDERS
 
-VERIFIED = ("model", "tokenizer")
+VERIFIED = ("model", "reward", "tokenizer")
 
 
 @dataclass(frozen=True)

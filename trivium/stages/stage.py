@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from trivium.data.rows import Row
     from trivium.tokens.tokenizer import Tokenizer
 
-# What stages make and need: weights with their tokenizer, a tokenizer alone, tokenised documents,
-# documents as text; and `source`, data from outside the recipe (files, the hub, `world:`).
-Product = Literal["model", "tokenizer", "shards", "data", "report", "source"]
-FOLDERS: dict[Product, str] = {"shards": "data"}
+# What stages make and need: weights with their tokenizer, the same with a score in place of words, a
+# tokenizer alone, tokenised documents, documents as text; and `source`, data from outside the recipe
+# (files, the hub, `world:`).
+Product = Literal["model", "reward", "tokenizer", "shards", "data", "report", "source"]
+FOLDERS: dict[Product, str] = {"shards": "data", "reward": "model"}
 
 
 @dataclass(frozen=True)

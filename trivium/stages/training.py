@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,15 +59,25 @@ def train(
     *,
     unseen: Mapping[str, Sequence[Row]] | None = None,
     parent_moments: Mapping[str, Any] | None = None,
+    write: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
-    """Train to the end, write the model folder and what a later stage takes over; returns the summary."""
+    """Train to the end, write the model folder and what a later stage takes over; returns the summary.
+
+    `write` fills the folder where the product is something else than a language model.
+    """
+
+    def save(folder: Path) -> None:
+        if write is None:
+            _save(folder, model, tokenizer, settings, work)
+        else:
+            write(folder)
 
     def keep(step: int, tokens: int) -> None:
         if world().leads:
             places = [kept_place(place) for place in settings.checkpoint.at]
             at = [[unit, goal] for unit, goal in places if goal <= (step if unit == "step" else tokens)]
             with whole_folder(work.folder / "kept" / f"step-{step:09d}") as folder:
-                _save(folder / "model", model, tokenizer, settings, work)
+                save(folder / "model")
                 save_tensors(folder / MOMENTS, trainer.optimiser.state())
                 write_json(folder / HANDOVER, _handover(trainer))
                 write_json(folder / "kept.json", {"step": step, "tokens": tokens, "at": at})
@@ -104,7 +114,7 @@ def train(
     summary = trainer.run()
     if world().leads:
         with whole_folder(work.output("model")) as folder:
-            _save(folder, model, tokenizer, settings, work)
+            save(folder)
         save_tensors(work.folder / MOMENTS, trainer.optimiser.state())
         write_json(work.folder / HANDOVER, _handover(trainer))
         trainer.checkpoints.clear()

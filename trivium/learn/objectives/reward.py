@@ -1,0 +1,78 @@
+"""Bradley-Terry rewards as an objective: pairs of answers in, the loss of preferring the chosen one out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trivium.data.preferences import CHOSEN, REJECTED
+from trivium.data.rows import Batch, Row
+from trivium.learn.objective import Loss, Measure
+from trivium.model.scalar_head import ScalarHead, scores_at_ends
+from trivium.model.transformer import Transformer
+
+
+def bradley_terry(
+    chosen: Tensor, rejected: Tensor, margins: Tensor | float = 0.0, centring: float = 0.0
+) -> Tensor:
+    """-log P(chosen beats rejected by its margin), and a pull of both rewards towards a mean of zero.
+
+    The margin is Llama 2's (2307.09288), the pull Eisenstein et al.'s (2312.09244): one value per pair.
+    """
+    return -F.logsigmoid(chosen - rejected - margins) + centring * (chosen + rejected) ** 2
+
+
+def pair_scores(model: Transformer, head: ScalarHead, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The rewards of the chosen and of the rejected answers, pair by pair."""
+    scores = scores_at_ends(model, head, batch.tokens, batch.lengths, batch.facts["back"])
+    roles = batch.facts["role"]
+    chosen, rejected = (
+        [place for place, one in enumerate(roles) if one == role] for role in (CHOSEN, REJECTED)
+    )
+    return scores[chosen], scores[rejected]
+
+
+@dataclass
+class BradleyTerry:
+    """A scalar head over the model's last state, trained so that chosen answers score above rejected ones."""
+
+    extra: ScalarHead
+    centring: float = 0.0
+
+    name = "reward"
+
+    def weight(self, rows: Sequence[Row]) -> float:
+        """The weights of the pairs."""
+        return float(
+            sum(
+                weight
+                for row in rows
+                for weight, role in zip(row.facts["weight"], row.facts["role"], strict=True)
+                if role == CHOSEN
+            )
+        )
+
+    def loss(self, model: Transformer, batch: Batch) -> Loss:
+        """The loss sum, and the measures under TRL's names."""
+        chosen, rejected = pair_scores(model, self.extra, batch)
+        places = [place for place, role in enumerate(batch.facts["role"]) if role == CHOSEN]
+        margins, weights = (
+            torch.tensor([batch.facts[name][place] for place in places], device=chosen.device)
+            for name in ("margin", "weight")
+        )
+        losses = bradley_terry(chosen, rejected, margins, self.centring) * weights
+        apart, count = (chosen - rejected).detach(), float(len(places))
+        both = torch.cat((chosen, rejected)).detach()
+        metrics: dict[str, Measure] = {
+            "loss": (losses.detach().sum(), weights.sum()),
+            "accuracy": ((apart > 0).float().sum(), count),
+            "margin": (apart.sum(), count),
+            "mean_reward": (both.sum(), 2 * count),
+            "rewards/chosen": (chosen.detach().sum(), count),
+            "rewards/rejected": (rejected.detach().sum(), count),
+        }
+        return Loss(losses.sum(), metrics)

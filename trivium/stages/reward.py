@@ -1,0 +1,204 @@
+"""Reward models: a score per answer, learned from pairs of which people chose one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from trivium.data.preferences import JudgedSource, PreferenceFeed
+from trivium.data.rows import Row, collate
+from trivium.evals.pairwise import pairwise
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
+from trivium.kit.numbers import Count
+from trivium.kit.processes import world
+from trivium.learn.objectives.reward import BradleyTerry, pair_scores
+from trivium.learn.optimisers import Rates
+from trivium.learn.settings import LearningRate
+from trivium.learn.validation import groups_of
+from trivium.model.config import ModelConfig
+from trivium.model.folder import load_config, load_model
+from trivium.model.hub import resolve
+from trivium.model.lora import merged
+from trivium.model.scalar_head import (
+    ScalarHead,
+    architecture_of,
+    is_reward_model,
+    load_reward_model,
+    save_reward_model,
+    without_language_head,
+)
+from trivium.model.transformer import Transformer
+from trivium.stages.judged import Judged, read_judgements
+from trivium.stages.mixtures import Mixture, mixture_references
+from trivium.stages.parents import moments_after, rates_after
+from trivium.stages.stage import Product, Reference, Work
+from trivium.stages.training import TrainingStage, train
+from trivium.tokens.tokenizer import Tokenizer
+
+LONGEST = 1024
+RATE_AT_4096 = 1e-5
+"""AdamW's rate for a model of width 4096; narrower ones bear more in proportion."""
+MUON_RATE = 0.002
+PASS_TOKENS = 4096
+
+
+class Reward(TrainingStage):
+    """Learn which of two answers people prefer, as one number per answer (Bradley-Terry)."""
+
+    kind: Literal["reward"]
+    version: ClassVar[int] = 1
+    produces: ClassVar[Product] = "reward"
+
+    start: str = Field(alias="from")
+    """A model, whose words are replaced by a score, or a reward model to go on from."""
+    data: Mixture
+    test: Mixture | None = None
+    """Pairs to measure on at the end; without it those that `validation` holds back of every source."""
+    pairs: Count = Field(default=32, ge=1)
+    """Pairs per optimiser step."""
+    context: Count | None = Field(default=None, ge=2)
+    centring: float = Field(default=0.0, ge=0)
+    """How strongly rewards are drawn to a mean of zero; 0.01 is usual."""
+    share_prompts: bool = True
+    """Whether a prompt is computed once for both of its answers."""
+    learning_rate: LearningRate = LearningRate()
+    optimiser: Literal["muon", "adamw"] = "adamw"
+    compile: Literal["auto", "on", "off"] = "off"
+
+    @model_validator(mode="after")
+    def length_is_said_in_pairs(self) -> Reward:
+        """Pairs differ in length: steps count them, not tokens."""
+        if self.batch is not None:
+            raise ValueError("a batch is counted in `pairs` here, not in tokens")
+        if self.tokens is not None:
+            raise ValueError("say how long to train in `steps` or `epochs`, not in tokens")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("say how long to train with one of `steps` and `epochs`")
+        if self.adapter is not None and self.adapter.save != "merged":
+            raise ValueError("a reward model is saved whole: say `save: merged` in the adapter")
+        return self
+
+    def references(self) -> list[Reference]:
+        """`from` names the model to go on from; `data` and `test` its preferences."""
+        found = [Reference("from", self.start, ("model", "reward")), *mixture_references(self.data)]
+        return found + (mixture_references(self.test, "test") if self.test is not None else [])
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """What can be said before the preferences are read."""
+        parent = inputs.get(self.start)
+        known = {"parameters", "vocabulary"}
+        return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Read the pairs, learn, measure on those held out, and leave a sequence classifier's folder."""
+        folder = resolve(str(work.path(self.start)))
+        tokenizer = Tokenizer.load(folder)
+        model, head = self._begun(work, folder)
+        architecture_of(model.config.family)
+        judged = self._read(work, self.data, tokenizer, model.config)
+        feed = self._feed(work, model.config, judged.training, steps=self.steps)
+
+        def write(folder: Path) -> None:
+            if self.adapter is None:
+                save_reward_model(model, head, folder, pad_id=tokenizer.pad_id)
+            else:
+                with merged(model):
+                    save_reward_model(model, head, folder, pad_id=tokenizer.pad_id)
+            tokenizer.save(folder)
+
+        summary = train(
+            work, self, model, tokenizer, BradleyTerry(head, self.centring), feed,
+            self._rates(work, folder, model.config),
+            parent_moments=moments_after(work, self, self.start, folder), write=write,
+        )  # fmt: skip
+        held_out = judged.held_out
+        if self.test is not None:
+            whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
+            held_out = self._read(work, whole, tokenizer, model.config).training
+        looks = self._measured(work, model, head, held_out) if world().leads else {}
+        return {**summary, "data": judged.facts, "unseen": looks}
+
+    def _begun(self, work: Work, folder: Path) -> tuple[Transformer, ScalarHead]:
+        """The model without its words and a head drawn from the seed, or both as a stage left them."""
+        device = machine.device()
+        if is_reward_model(read_json(folder / "config.json")):
+            return load_reward_model(folder, dtype=torch.float32, device=device)
+        model = without_language_head(load_model(folder, dtype=torch.float32, device=device))
+        return model, ScalarHead(model.config.width, seed=work.seed).to(device)
+
+    def _read(self, work: Work, mixture: Mixture, tokenizer: Tokenizer, config: ModelConfig) -> Judged:
+        context = self.context or min(LONGEST, config.context)
+        if context > config.context:
+            raise TriviumError(
+                f"{work.stage}: the model reads {config.context} tokens at most, so `context` is not "
+                f"{context}; lower it, or stretch the model's positions in a midtrain stage first."
+            )
+        return read_judgements(work, mixture, tokenizer, context)
+
+    def _feed(
+        self, work: Work, config: ModelConfig, sources: Sequence[JudgedSource], *, steps: int | None
+    ) -> PreferenceFeed:
+        some = [source for source in sources if len(source.judgements)]
+        share = self.share_prompts and config.rope.get("rope_type") not in ("dynamic", "longrope")
+        return PreferenceFeed(
+            some, batch=self.pairs, seed=work.seed, steps=steps, epochs=self.epochs, share=share
+        )
+
+    @torch.no_grad()
+    def _measured(
+        self, work: Work, model: Transformer, head: ScalarHead, held_out: Sequence[JudgedSource]
+    ) -> dict[str, Any]:
+        """Accuracy, calibration and length bias on pairs that nothing was learned from, also by source."""
+        found: dict[str, Any] = {}
+        parts: list[np.ndarray] = []
+        for source in held_out:
+            if not len(source.judgements):
+                continue
+            feed = self._feed(work, model.config, [source], steps=1)
+            rows = [feed.row([(0, number)]) for number in range(len(source.judgements))]
+            scores = [
+                pair_scores(model, head, collate(some, model.device)) for some in groups_of(rows, PASS_TOKENS)
+            ]
+            chosen, rejected = (torch.cat([one[side] for one in scores]).cpu().numpy() for side in (0, 1))
+            lengths = [
+                np.array([len(one.answers[side].tokens) for one in source.judgements]) for side in (0, 1)
+            ]
+            parts.append(np.stack((chosen, rejected, *lengths)))
+            found[source.name] = pairwise(*parts[-1])
+        if len(found) != 1:
+            everything = pairwise(*np.concatenate(parts, 1)) if parts else {}
+            return {**everything, "by_source": found} if parts else {}
+        return next(iter(found.values()))
+
+    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
+        """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
+        settings = self.model_copy(update={"weight_decay": self.weight_decay or 0.0})
+        if self.learning_rate.start == "dial":
+            gentle = RATE_AT_4096 * 4096 / config.width if self.optimiser == "adamw" else MUON_RATE
+            learning_rate = self.learning_rate.model_copy(update={"start": gentle})
+            settings = settings.model_copy(update={"learning_rate": learning_rate})
+        return rates_after(work, settings, self.start, folder, config)
+
+    def documents_of(self, work: Work, step: int) -> list[str]:
+        """The pairs an optimiser step learns from, counted from 1 as in the log."""
+        rows, _ = self.batch_of(work, step)
+        return list(dict.fromkeys(identity for row in rows for identity in row.ids))
+
+    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
+        """The rows of an optimiser step, counted from 1, and what reads them."""
+        folder = resolve(str(work.path(self.start)))
+        tokenizer = Tokenizer.load(folder)
+        config = load_config(folder)
+        feed = self._feed(
+            work, config, self._read(work, self.data, tokenizer, config).training, steps=self.steps
+        )
+        if not 1 <= step <= feed.steps:
+            raise TriviumError(f"{work.stage} has the steps 1 to {feed.steps}; {step} is none of them.")
+        return feed.rows(step - 1), tokenizer
