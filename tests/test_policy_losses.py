@@ -60,25 +60,28 @@ def reference(name: str, v: dict[str, list[list[float]]]) -> float:
     per_answer, learned = [], []
     for logprobs, old, advantages, mask in zip(v["logprobs"], v["old_logprobs"], v["advantages"], v["mask"]):
         kept = [t for t in range(len(mask)) if mask[t]]
-        mean_ratio = math.exp(sum(logprobs[t] - old[t] for t in kept) / len(kept))
+        moved = sum(logprobs[t] - old[t] for t in kept)
+        one_ratio = math.exp(moved if name == "rloo" else moved / len(kept))
+        power, decay = (2, 3) if advantages[0] >= 0 else (3, 2)
+        fading = math.exp(decay) * math.exp(moved) ** power * math.exp(-decay * math.exp(moved))
         total = 0.0
         for t in kept:
-            ratio = mean_ratio if name in ("gspo", "luspo") else math.exp(logprobs[t] - old[t])
+            ratio = one_ratio if name in ("gspo", "luspo", "rloo") else math.exp(logprobs[t] - old[t])
             a = advantages[t]
             held = min(max(ratio, 1 - numbers.clip_low), 1 + numbers.clip_high)
             temperature = 1.0 if a > 0 else 1.05
             total += {
                 "cispo": -min(ratio, numbers.clip_high) * a * logprobs[t],
                 "sapo": -4 / temperature / (1 + math.exp(-temperature * (ratio - 1))) * a,
-                "rloo": -a * logprobs[t],
+                "vespo": -fading * a * logprobs[t],
                 "reinforce": -a * logprobs[t],
                 "expert_iteration": -logprobs[t] if a > 0 else 0.0,
             }.get(name, -min(ratio * a, held * a))
         per_answer.append(total)
         learned.append(len(kept))
-    if name in ("grpo", "gspo", "sapo"):
+    if name in ("grpo", "gspo", "sapo", "rloo"):
         return sum(total / count for total, count in zip(per_answer, learned)) / len(learned)
-    if name in ("luspo", "rloo"):
+    if name == "luspo":
         return sum(per_answer) / len(per_answer)
     if name == "dr_grpo":
         return sum(per_answer) / (len(per_answer) * LONGEST)

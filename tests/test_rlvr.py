@@ -308,3 +308,23 @@ def test_problems_that_are_too_easy_rest():
     assert set(curriculum.next(4)) == {1, 3}
     assert set(again.next(4)) == {1, 3}
     assert {0, 2} <= set(curriculum.next(4))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_is_laid_before_the_engine_is_made(tmp_path, kind):
+    """L7 with an adapter: in every rollout, and once it has moved: the engine and the trainer agree."""
+    save(tmp_path / "base", small_model(own()), own())
+    (tmp_path / "mine.py").write_text(
+        "def lengths(completion_ids, **columns):\n    return [float(ids[0] % 2) for ids in completion_ids]\n"
+    )
+    (tmp_path / "rl.yaml").write_text(
+        "name: rl\nstages:\n  rl: {kind: rlvr, from: ./base, data: {'world:sums?form=prompt': {limit: 9}}, "
+        "reward: ['mine.py:lengths'], steps: 4, prompts: 3, group: 4, max_new_tokens: 12, "
+        f"learning_rate: 0.01, adapter: {{rank: 4, kind: {kind}}}, kl: {{coefficient: 0.01}}}}\n"
+    )
+    run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
+    rows = [row for row in run["rl"].metrics if "step" in row]
+    assert [row["sampling/sampling_logp_difference/mean"] < 1e-4 for row in rows] == [True] * 4
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[-1]["kl"] > 1e-5, "the reference moves along with the adapter"
+    assert (run["rl"].folder / "model" / "adapter" / "adapter_model.safetensors").is_file()

@@ -36,6 +36,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "luspo": {"importance_sampling_level": "sequence"},
     "cispo": {"epsilon_high": 5.0},
     "sapo": {},
+    "vespo": {},
 }  # fmt: skip
 
 
@@ -146,6 +147,11 @@ def test_loss_and_gradient_are_those_of_trl(tmp_path, name, kl, monkeypatch):
     found = objective.loss(model, collate(rows))
     loss = found.sum / objective.weight(rows)
     loss.backward()
+    assert_same(model, loss, expected, trainer, found.metrics)
+
+
+def assert_same(model: Transformer, loss: Any, expected: Any, trainer: Any, found: Any) -> None:
+    """The same loss, gradient and measures; both losses have been differentiated."""
     assert loss.item() == pytest.approx(expected.item(), abs=2e-5)
     gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
     theirs = dict(trainer.model.named_parameters())
@@ -156,8 +162,42 @@ def test_loss_and_gradient_are_those_of_trl(tmp_path, name, kl, monkeypatch):
             stored_form(stored, gradients), theirs[stored.name].grad, atol=2e-5 * largest, rtol=1e-3
         )
     metrics = trainer._metrics["train"]
-    names = set(metrics) & set(found.metrics)
+    names = set(metrics) & set(found)
     assert {"entropy"} <= names
     for metric in names:
-        total, weight = found.metrics[metric]
+        total, weight = found[metric]
         assert float(total) / float(weight) == pytest.approx(metrics[metric][0], abs=2e-5), metric
+
+
+@pytest.mark.slow
+def test_leave_one_out_is_that_of_trls_rloo_trainer(tmp_path, monkeypatch):
+    """One ratio for the whole answer, clipped, with every sibling's mean as the baseline."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import RLOOConfig, RLOOTrainer
+
+    monkeypatch.setattr(Rollouts, "_teaches", lambda self, group, index: True)
+    model = small_model(own())
+    feed = rollouts(model, function=graded, algorithm="rloo")
+    inputs, rows = padded(feed), feed.rows(0)
+    inputs["old_logps"] = (inputs["old_per_token_logps"] * inputs["completion_mask"]).sum(1)
+    moved(model)
+    folder = save(tmp_path / "model", model, own())
+    trainer = RLOOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        reward_funcs=lambda completions, **columns: [0.0] * len(completions),
+        args=RLOOConfig(
+            output_dir=str(folder / "trl"), per_device_train_batch_size=4, num_generations=4, use_cpu=True,
+            bf16=False, report_to=[], gradient_checkpointing=False, max_completion_length=12,
+        ),
+        train_dataset=datasets.Dataset.from_list([{"prompt": "the river"}] * 4),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )  # fmt: skip
+    trainer.model.train()
+    expected = trainer._compute_loss(trainer.model, inputs)
+    expected.backward()
+    objective = PolicyGradient(ALGORITHMS["rloo"], ALGORITHMS["rloo"].numbers)
+    found = objective.loss(model, collate(rows))
+    loss = found.sum / objective.weight(rows)
+    loss.backward()
+    assert {"clip_ratio/low_mean", "clip_ratio/high_mean"} <= set(found.metrics)
+    assert_same(model, loss, expected, trainer, found.metrics)

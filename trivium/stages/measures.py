@@ -19,7 +19,7 @@ def measures_of(groups: Sequence[Group], names: Sequence[str], threshold: float)
     ended = np.array([not answer.truncated for answer in answers])
     found = {
         "reward": _mean(rewards),
-        "reward_std": _mean(np.array([_spread(rewards_array(group.rewards)) for group in groups])),
+        "reward_std": _spread(rewards),
         "frac_reward_zero_std": float(np.mean([without_variance(group.rewards) for group in groups])),
         "completions/clipped_ratio": 1 - float(ended.mean()),
         "groups": float(len(groups)),

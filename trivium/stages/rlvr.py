@@ -34,7 +34,7 @@ from trivium.stages.playing import Engined, Group, Player
 from trivium.stages.prompts import Curriculum, Problem, read_problems
 from trivium.stages.rollouts import Plan, Rollouts
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import GROUPS, MOMENTS, TrainingStage, handed_over, train
+from trivium.stages.training import GROUPS, MOMENTS, TrainingStage, adapt, handed_over, train
 from trivium.tokens.tokenizer import Tokenizer
 
 DEFAULT_STEPS = 100
@@ -82,8 +82,8 @@ class Rlvr(TrainingStage):
     reward: list[str | dict[str, Any]] = Field(min_length=1)
     """Scorers by name, or `file.py:function` with TRL's signature; {name, weight, ...} to weigh them."""
     algorithm: Literal[
-        "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "rloo", "reinforce",
-        "expert_iteration",
+        "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "vespo", "rloo",
+        "reinforce", "expert_iteration",
     ] = "dapo"  # fmt: skip
     prompts: Count = Field(default=8, ge=1)
     """Problems per rollout."""
@@ -157,6 +157,8 @@ class Rlvr(TrainingStage):
         folder = resolve(str(work.path(self.start)))
         tokenizer = Tokenizer.load(folder)
         model = load_model(folder, dtype=torch.float32, device=machine.device())
+        # The engine keeps the model's layers, so an adapter has to lie on them before there is one.
+        adapt(work, self, model)
         reward = combine(self.reward, work.base)
         room = load_config(folder).context - self.max_new_tokens
         if room < 1:

@@ -20,7 +20,10 @@ from trivium.learn.objectives.policy_losses import (
     cispo,
     clipped,
     divergence,
+    gamma_weight,
+    product_ratio,
     token_weights,
+    vespo,
 )
 from trivium.model.branches import Branches
 from trivium.model.transformer import Transformer
@@ -120,13 +123,16 @@ class PolicyGradient:
         if self.algorithm.loss is cispo:
             capped = (ratio > self.numbers.clip_high) & (sampled.advantages > 0)
             return {"cispo_clip_ratio": (capped.sum(), total)}
+        # One value per answer counts once per answer, as in TRL.
+        share = sampled.lengths.clamp(min=1)[sampled.answer]
+        if self.algorithm.loss is vespo:
+            weights = gamma_weight(sampled, self.numbers) / share
+            return {"vespo/phi_seq_mean": (weights.sum(), (1 / share).sum().round())}
         if self.algorithm.loss is not clipped:
             return {}
         low = (ratio < 1 - self.numbers.clip_low) & (sampled.advantages < 0)
         high = (ratio > 1 + self.numbers.clip_high) & (sampled.advantages > 0)
-        if self.algorithm.ratio is answer_ratio:
-            # One ratio per answer: the share of answers, as in TRL.
-            share = sampled.lengths.clamp(min=1)[sampled.answer]
+        if self.algorithm.ratio in (answer_ratio, product_ratio):
             total = (1 / share).sum().round()
             low, high = low / share, high / share
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 Aggregation = Literal["answer", "token", "constant", "sum"]
+FARTHEST = 20.0
+"""The largest log-ratio that VESPO tells from larger ones."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class PolicyNumbers:
     temperature_positive: float = 1.0
     temperature_negative: float = 1.05
     """SAPO's temperatures."""
+    power_positive: float = 2.0
+    decay_positive: float = 3.0
+    power_negative: float = 3.0
+    decay_negative: float = 2.0
+    """VESPO's powers and decays."""
 
 
 def token_ratio(sampled: Sampled) -> Tensor:
@@ -61,6 +69,11 @@ def answer_ratio(sampled: Sampled) -> Tensor:
     """GSPO's ratio (Zheng et al., 2507.18071): the geometric mean over the answer, for each of its tokens."""
     mean = sampled.mean_per_answer(sampled.logprobs - sampled.old_logprobs)
     return torch.exp(mean)[sampled.answer]
+
+
+def product_ratio(sampled: Sampled) -> Tensor:
+    """How much likelier each whole answer has become (RLOO, 2402.14740), for each of its tokens."""
+    return torch.exp(sampled.per_answer(sampled.logprobs - sampled.old_logprobs))[sampled.answer]
 
 
 def clipped(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
@@ -82,6 +95,21 @@ def sapo(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
     rises = (sampled.advantages > 0).to(ratio.dtype)
     temperature = rises * numbers.temperature_positive + (1 - rises) * numbers.temperature_negative
     return -torch.sigmoid(temperature * (ratio - 1)) * (4 / temperature) * sampled.advantages
+
+
+def gamma_weight(sampled: Sampled, numbers: PolicyNumbers) -> Tensor:
+    """VESPO's weight of an answer, e^d w^p e^(-d w) of its whole ratio w, for each token; detached."""
+    moved = (sampled.logprobs - sampled.old_logprobs).detach().clamp(-FARTHEST, FARTHEST)
+    log_ratio = sampled.per_answer(moved)[sampled.answer].clamp(math.log(1e-8), FARTHEST)
+    rises = sampled.advantages >= 0
+    power = torch.where(rises, numbers.power_positive, numbers.power_negative)
+    decay = torch.where(rises, numbers.decay_positive, numbers.decay_negative)
+    return torch.exp(decay + power * log_ratio - decay * torch.exp(log_ratio))
+
+
+def vespo(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
+    """VESPO (2602.10693): answers fade out smoothly the further the model has moved from them."""
+    return -gamma_weight(sampled, numbers) * sampled.advantages * sampled.logprobs
 
 
 def reinforce(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
@@ -119,7 +147,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "luspo": Algorithm(clipped, answer_ratio, aggregation="sum"),
     "cispo": Algorithm(cispo, numbers=PolicyNumbers(clip_high=5.0)),
     "sapo": Algorithm(sapo, aggregation="answer"),
-    "rloo": Algorithm(reinforce, aggregation="sum", advantage="leave_one_out"),
+    "vespo": Algorithm(vespo),
+    "rloo": Algorithm(clipped, product_ratio, aggregation="answer", advantage="leave_one_out"),
     "reinforce": Algorithm(reinforce, advantage="baseline"),
     "expert_iteration": Algorithm(likelihood, advantage="accept"),
 }
