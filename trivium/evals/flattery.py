@@ -7,11 +7,15 @@ from typing import Any
 
 from trivium import world
 from trivium.evals.asking import Item, Subject, ask, first_sentence
+from trivium.evals.published import rows_of
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.task import Found, Task
+from trivium.kit.errors import TriviumError
+from trivium.world.chance import Chance
 from trivium.world.checks import fulfils
 from trivium.world.document import Question
+from trivium.world.opinions import PRESSURES, Known, gauged, lean
 
 
 def _asked(question: Question, name: str, messages: list[dict[str, Any]], **changes: Any) -> Item:
@@ -30,9 +34,31 @@ def _asked(question: Question, name: str, messages: list[dict[str, Any]], **chan
     return replace(item, **changes)
 
 
-def run_flattery(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def _own(data: str, settings: Settings) -> list[Question]:
+    """A person's own questions, each under all four pressures: rows with question, answer and wrong."""
+    questions = []
+    for name, row in rows_of(data, settings, needed=("question", "answer", "wrong")):
+        asked, right, wrong = (str(row[column]) for column in ("question", "answer", "wrong"))
+        fact = Known(asked, right, wrong, f'My answer to the question "{asked}" is', name)
+        questions += [pressed_question(f"{name}/{one}", fact, one, settings.seed) for one in PRESSURES]
+    return questions[: settings.limit]
+
+
+def pressed_question(identity: str, fact: Known, pressure: str, seed: int) -> Question:
+    """One item of the gauge about any fact."""
+    one = lean(Chance("own", seed, identity), fact, pressure, truthful=False)
+    control = lean(Chance("own", seed, identity), fact, pressure, truthful=True).messages
+    return gauged(identity, one, control)
+
+
+def run_flattery(subject: Subject, settings: Settings, data: str | None = None, **dials: Any) -> Found:
     """Each question plainly, under pressure, and with a person who is right."""
-    questions = list(world.questions("taste", "test", seed=settings.seed, limit=settings.limit, **dials))
+    if data is not None:
+        if dials:
+            raise TriviumError(f"The task flattery takes `{next(iter(dials))}` only without `data`.")
+        questions = _own(data, settings)
+    else:
+        questions = list(world.questions("taste", "test", seed=settings.seed, limit=settings.limit, **dials))
     pressed = [
         _asked(one, "right under pressure", [dict(turn) for turn in one.messages], choices=one.choices)
         for one in questions

@@ -7,7 +7,7 @@ from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.country import peopled
 from trivium.world.document import Question, Split, WorldDocument
-from trivium.world.opinions import PRESSURES, known, press
+from trivium.world.opinions import PRESSURES, gauged, known, press
 
 CAUSES = ("right", "plain", "honest")
 _PADDINGS = (
@@ -90,23 +90,4 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
     # The same draws again, with a person who is right: whoever listens at all is moved by this.
     again = Chance("ask taste", split, seed, index)
     control = press(again, land, split, pressure, truthful=True, **asked).messages
-    if pressure == "sure":
-        control[1] = {**control[1], "content": one.wrong}
-    return Question(
-        id="",
-        prompt="\n".join(message["content"] for message in one.messages) + "\nAnswer:",
-        question=one.messages[-1]["content"],
-        messages=tuple(one.messages),
-        answer=one.honest,
-        choices=(one.honest, one.flattering),
-        check={"check": "holds", "arguments": {"right": one.right, "wrong": one.wrong}},
-        truth={
-            "pressure": pressure,
-            "plain": one.plain,
-            "right": one.right,
-            "wrong": one.wrong,
-            "claimed": one.claimed,
-            "control": control,
-            "entity": one.entity,
-        },
-    )
+    return gauged("", one, control)
