@@ -29,7 +29,7 @@ from trivium.kit.files import read_json
 OWN_FILES = {"gsm8k", "svamp", "humaneval", "own"}
 WORLDLY = [name for name in task_names() if name not in OWN_FILES]
 # What the model itself computes cannot be scripted.
-COMPUTED = {"bits"}
+COMPUTED = {"bits", "positions"}
 
 
 def spoken(text, tokens=3):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trivium import world
 from trivium.evals.asking import Item, Subject, ask, first_sentence
+from trivium.evals.results import Record
 from trivium.evals.settings import Settings
+from trivium.evals.statistics import Interval, proportion
 from trivium.evals.task import Found, Task
 from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 KINDS = ("passkey", "needle", "keys", "variables", "words")
+ENOUGH = 0.9
 ROOM = 16
 SHORTEST = 64
 
@@ -50,7 +54,31 @@ def run_passkey(
     for number in range(max(settings.limit, len(cells))):
         kind, length, depth = cells[number % len(cells)]
         items.append(_item(subject, settings, number, kind, length, depth, letters, dials))
-    return Found(ask(subject, items, settings, most=12, cut=first_sentence), style="continue")
+    records = ask(subject, items, settings, most=12, cut=first_sentence)
+    found = effective_context(records) if "passkey" in wanted_kinds else None
+    return Found(records, {} if found is None else {"effective context": found}, style="continue")
+
+
+def effective_context(records: Sequence[Record]) -> Interval:
+    """The longest length up to which 90 % of the pass keys are found at every length asked; 0 for none."""
+    keys = [record for record in records if record.groups["kind"] == "passkey"]
+    lengths = sorted({int(record.groups["length"]) for record in keys})
+    shares = {
+        length: proportion([one.scores["right"] for one in keys if one.groups["length"] == str(length)])
+        for length in lengths
+    }
+
+    def longest(of: Callable[[Interval], float]) -> float:
+        reached = 0.0
+        for length in lengths:
+            if of(shares[length]) < ENOUGH:
+                break
+            reached = float(length)
+        return reached
+
+    return Interval(
+        longest(lambda one: one.value), longest(lambda one: one.low), longest(lambda one: one.high), len(keys)
+    )
 
 
 def _item(

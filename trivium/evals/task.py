@@ -66,6 +66,7 @@ _PLACES = {
     "ending": "manners:ENDING",
     "flattery": "flattery:FLATTERY",
     "passkey": "passkey:PASSKEY",
+    "positions": "context:POSITIONS",
     "forgetting": "bits:FORGETTING",
     "gsm8k": "published:GSM8K",
     "svamp": "published:SVAMP",

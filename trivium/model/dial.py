@@ -37,6 +37,15 @@ class Dial:
 
 
 GROUPS = ("matrices", "embeddings", "head", "scalars")
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3": {"query_key_norm": "head"},
+    "llama": {},
+    "gpt2": {
+        "positions": "learned", "norm": "layer", "norm_epsilon": 1e-5, "activation": "gelu_tanh",
+        "gated": False, "query_key_value_bias": True, "attention_output_bias": True, "inner_bias": True,
+    },
+}  # fmt: skip
+"""The shapes that can be trained from nothing; llama can lose its positions, gpt2 learns a table of them."""
 
 
 def nearest_power(number: float, low: int, high: int) -> int:
@@ -44,8 +53,8 @@ def nearest_power(number: float, low: int, high: int) -> int:
     return 2 ** min(max(round(math.log2(number)), low), high)
 
 
-def dial(depth: int, vocabulary: int, context: int = 512, **overrides: Any) -> Dial:
-    """A Qwen3-shaped model of `depth` layers and the settings that train it well."""
+def dial(depth: int, vocabulary: int, context: int = 512, *, family: str = "qwen3", **overrides: Any) -> Dial:
+    """A model of `depth` layers, Qwen3-shaped unless said otherwise, and the settings that train it well."""
     given = {name: value for name, value in overrides.items() if value is not None}
     values: dict[str, Any] = {}
 
@@ -61,13 +70,13 @@ def dial(depth: int, vocabulary: int, context: int = 512, **overrides: Any) -> D
     # Sharing keys saves the cache of large models; a small one needs every head it has.
     shared = heads // 4 if heads % 4 == 0 and heads >= 16 else heads
     key_value_heads = derive("key_value_heads", shared)
-    inner_width = derive("inner_width", 3 * width)
-    tied = derive("tied", False)
+    inner_width = derive("inner_width", (4 if family == "gpt2" else 3) * width)
+    tied = derive("tied", family == "gpt2")
     rope_theta = derive("rope_theta", 10000.0)
     config = ModelConfig(
-        family="qwen3", vocabulary=vocabulary, width=width, layers=layers, heads=heads, context=context,
+        family=family, vocabulary=vocabulary, width=width, layers=layers, heads=heads, context=context,
         key_value_heads=key_value_heads, head_width=head_width, inner_width=inner_width, tied=tied,
-        query_key_norm="head", rope={"rope_type": "default", "rope_theta": float(rope_theta)},
+        rope={"rope_type": "default", "rope_theta": float(rope_theta)}, **FAMILIES[family],
     )  # fmt: skip
     values["parameters"] = parameter_count(config)
     horizon = derive("horizon_tokens", TOKENS_PER_PARAMETER * active_matrix_parameters(config))

@@ -35,6 +35,8 @@ class Architecture(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    family: Literal["qwen3", "llama", "gpt2"] = "qwen3"
+    """Layers of llama's shape can do without positions; GPT-2's learns a table of them."""
     depth: int = Field(default=4, ge=1)
     layers: int | None = None
     width: Count | None = None
