@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,13 +54,18 @@ def rows_of(windows: np.ndarray, byte_lengths: np.ndarray | None = None) -> list
     return rows
 
 
-def trainer_of(shape: dict, feed: GivenRows, settings: Training, rates: Rates | None = None) -> Trainer:
-    """A trainer over a new model of the shared shape."""
+def trainer_of(
+    shape: dict, feed: GivenRows, settings: Training, rates: Rates | None = None, family: str | None = None
+) -> Trainer:
+    """A trainer over a new model of the shared shape, in the default family unless one is named."""
     turned = dial(
         shape["layers"], shape["vocabulary"], shape["context"], width=shape["width"], heads=shape["heads"],
         key_value_heads=shape["heads"], inner_width=shape["inner"],
     )  # fmt: skip
-    model = new_model(turned.config, seed=0, device="cpu")
+    config = turned.config
+    if family == "llama":
+        config = replace(config, family="llama", query_key_norm="none")
+    model = new_model(config, seed=0, device="cpu")
     folder = Path(tempfile.mkdtemp())
     defaults = Rates(**turned.learning_rates, weight_decay=turned.values["weight_decay"])
     return Trainer(
@@ -89,8 +95,9 @@ def trainer_step(
         learning_rate={"decay": "constant"},
     )  # fmt: skip
     rates = Rates(*[learning_rate] * 4, weight_decay=weight_decay) if optimiser == "adamw" else None
-    trainer = trainer_of(shape, feed, settings, rates)
-    trainer._compile()
+    # The same work as the peers do is their Llama; the default adds norms of queries and keys.
+    trainer = trainer_of(shape, feed, settings, rates, family="llama" if optimiser == "adamw" else None)
+    trainer.make_ready()
 
     def step(index: int, micro: int) -> None:
         feed.given = rows_of(random_tokens(shape, shape["rows"], index).numpy())

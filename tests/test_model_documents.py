@@ -162,9 +162,26 @@ def test_rotation_by_hand():
     same(gradients(lambda heads: operations.rotate(heads, cosine, sine), heads), gradients(plain, heads))
 
 
-def test_gate_by_hand():
-    gate, up = torch.randn(9, 12) * 3, torch.randn(9, 12)
-    same(gradients(operations.silu_gate, gate, up), gradients(lambda gate, up: F.silu(gate) * up, gate, up))
+def test_gated_network_by_hand():
+    rows, gate, up, down = torch.randn(9, 6), torch.randn(12, 6) * 3, torch.randn(12, 6), torch.randn(6, 12)
+    same(
+        gradients(operations.GatedInner.apply, rows, gate, up, down),
+        gradients(lambda x, gate, up, down: (F.silu(x @ gate.T) * (x @ up.T)) @ down.T, rows, gate, up, down),
+    )
+
+
+def test_gated_network_trains_only_what_is_asked():
+    """An adapter or a frozen matrix leaves the rest of the network its gradient."""
+    weights = [torch.randn(12, 6), torch.randn(12, 6), torch.randn(6, 12)]
+    rows = torch.randn(9, 6, requires_grad=True)
+    weights[1].requires_grad_()
+    operations.GatedInner.apply(rows, *weights).sum().backward()
+    given = rows.detach().requires_grad_()
+    again = weights[1].detach().requires_grad_()
+    ((F.silu(given @ weights[0].T) * (given @ again.T)) @ weights[2].T).sum().backward()
+    torch.testing.assert_close(rows.grad, given.grad)
+    torch.testing.assert_close(weights[1].grad, again.grad)
+    assert weights[0].grad is None and weights[2].grad is None
 
 
 def test_shared_projections_by_hand():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trivium.data.rows import Row, collate
 from trivium.kit.errors import TriviumError
+from trivium.kit.machine import keep_freed_memory
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.numbers import number
 from trivium.kit.processes import all_reduce_sum, barrier, broadcast, world
@@ -113,7 +114,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end of the feed and return what a summary needs."""
         self._resume()
-        self._compile()
+        self.make_ready()
         saved = time.monotonic()
         last: dict[str, Any] = {}
         with self._signals(), products(self.settings.precision, self.model.device):
@@ -369,8 +370,10 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _compile(self) -> None:
-        """Compile the forward pass where the run is long enough to repay it."""
+    def make_ready(self) -> None:
+        """Keep memory between steps, and compile the forward pass where the run is long enough."""
+        if self.model.device.type == "cpu":
+            keep_freed_memory()
         wanted = self.settings.compile == "on"
         if self.settings.compile == "auto":
             # Decided by the whole run, not by what is left: a resumed run must round as the first part did.

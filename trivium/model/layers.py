@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trivium.model.config import ModelConfig
-from trivium.model.operations import normalise, project, silu_gate
+from trivium.model.operations import gated_inner, normalise, project
 
 
 class RMSNorm(nn.Module):
@@ -55,7 +55,7 @@ class Inner(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         if self.gate is None:
             return self.down(activate(self.activation, self.up(rows)))
-        gate, up = project(rows, self.gate, self.up)
         if self.activation == "silu":
-            return self.down(silu_gate(gate, up))
+            return gated_inner(rows, self.gate, self.up, self.down)
+        gate, up = project(rows, self.gate, self.up)
         return self.down(activate(self.activation, gate) * up)

@@ -140,24 +140,43 @@ def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
-class Gate(torch.autograd.Function):
-    """SwiGLU's product, which makes silu again instead of keeping it."""
+class GatedInner(torch.autograd.Function):
+    """The SwiGLU network whole: it keeps two of its three wide tensors and makes the third again."""
 
     @staticmethod
-    def forward(ctx: Saved, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+    def forward(
+        ctx: Saved, rows: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor
+    ) -> Tensor:
+        gate, up = torch.mm(rows, gate_weight.t()), torch.mm(rows, up_weight.t())
+        ctx.save_for_backward(rows, gate, up, gate_weight, up_weight, down_weight)
+        return torch.mm(F.silu(gate).mul_(up), down_weight.t())
 
     @staticmethod
-    def backward(ctx: Saved, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        to_gate = gradient * up
+    def backward(ctx: Saved, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        wants_rows, wants_gate, wants_up, wants_down = ctx.needs_input_grad
+        # Writing to memory that is not in a cache costs more than the arithmetic: two buffers serve all.
+        active = F.silu(gate)
+        inner = torch.mul(active, up)
+        to_down = torch.mm(gradient.t(), inner) if wants_down else None
+        to_inner = torch.mm(gradient, down_weight, out=inner)
+        to_up = active.mul_(to_inner)
+        to_gate = to_inner.mul_(up)
         torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
-        return to_gate, F.silu(gate).mul_(gradient)
+        to_rows = None
+        if wants_rows:
+            to_rows = torch.mm(to_gate, gate_weight)
+            torch.addmm(to_rows, to_up, up_weight, out=to_rows)
+        return (
+            to_rows,
+            torch.mm(to_gate.t(), rows) if wants_gate else None,
+            torch.mm(to_up.t(), rows) if wants_up else None,
+            to_down,
+        )
 
 
-def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up."""
-    if by_hand(gate, up):
-        return Gate.apply(gate, up)
-    return F.silu(gate) * up
+def gated_inner(rows: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -> Tensor:
+    """down(silu(gate(rows)) * up(rows))."""
+    if torch.is_grad_enabled() and by_hand(rows) and is_plain(gate) and is_plain(up) and is_plain(down):
+        return GatedInner.apply(rows, gate.weight, up.weight, down.weight)
+    return down(F.silu(gate(rows)) * up(rows))
