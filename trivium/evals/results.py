@@ -173,7 +173,9 @@ class Results:
 
 def as_json(interval: Interval) -> dict[str, float | int | None]:
     """An interval for JSON, which has no infinity: an open end, or a value of nothing, is null."""
-    return {name: one if math.isfinite(one) else None for name, one in asdict(interval).items()}
+    plain = {"value": float(interval.value), "low": float(interval.low), "high": float(interval.high)}
+    finite = {name: one if math.isfinite(one) else None for name, one in plain.items()}
+    return {**finite, "n": int(interval.n)}
 
 
 def answers_path(path: Path | str) -> Path:

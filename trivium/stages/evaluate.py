@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
-from trivium.evals.results import Results
+from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec, read_spec
 from trivium.evals.task import task
 from trivium.kit.errors import TriviumError
@@ -69,5 +68,5 @@ class Evaluate(Stage):
             measures = one.measures()
             for name in [*one.headline, *one.whole]:
                 if name in measures:
-                    headlines[f"{label}: {name}"] = asdict(measures[name])
+                    headlines[f"{label}: {name}"] = as_json(measures[name])
         return headlines
