@@ -119,6 +119,19 @@ class AdaptedLinear(nn.Linear):
             length = row_lengths(whole(self.weight) + change)
         return self.magnitude[name] / length
 
+    def change(self) -> Tensor:
+        """What the acting adapter adds to the matrix that the layer is without it, differentiably."""
+        name = self.selection.active
+        if name is None or name not in self.shapes:
+            return torch.zeros_like(whole(self.weight))
+        added = self.shapes[name].scale * self.up[name] @ self.down[name]
+        if self.shapes[name].normed:
+            weight = whole(self.weight)
+            added = (weight + added) * self._stretch(name)[:, None] - weight
+        for taken, (down, up) in self.taken.items():
+            added = added - self.shapes[taken].scale * up @ down
+        return added
+
     @torch.no_grad()
     def merged(self, name: str | None) -> Tensor:
         """The one matrix that does what the layer does under an adapter."""

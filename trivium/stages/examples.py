@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trivium.data.sources import Reading, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.processes import barrier, world
+from trivium.stages.midtrain import with_replay
 from trivium.stages.mixtures import Portion
 from trivium.stages.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -126,6 +127,18 @@ def ingredients(examples: Examples, mixture: Mapping[str, Portion], stage: str) 
         )
         for name, portion in mixture.items()
     ]
+
+
+def with_examples_replayed(new: list[Ingredient], old: list[Ingredient], share: float) -> list[Ingredient]:
+    """Both lists as one mixture in which the old sources have `share` together; unweighted ones by tokens."""
+
+    def weighed(some: list[Ingredient]) -> list[Ingredient]:
+        return [
+            one if one.weights is not None else replace(one, weights=weights_over(float(one.shards.tokens)))
+            for one in some
+        ]
+
+    return with_replay(weighed(new), weighed(old), share)
 
 
 def unseen_rows(examples: Examples, tokenizer: Tokenizer, context: int, tokens: int) -> dict[str, list[Row]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ class Learnt:
     places: dict[str, Path]
 
 
-def learnt_by(stage: str, start: str, model: Path) -> Learnt:
+DOCUMENTS = ("pretrain", "midtrain")
+
+
+def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUMENTS) -> Learnt:
     """The mixture behind the model in this folder, with the shares it really had."""
     home = next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
     if home is None:
@@ -33,14 +36,14 @@ def learnt_by(stage: str, start: str, model: Path) -> Learnt:
     settings = record["settings"]
     if record["kind"] == "merge":
         # Ingredients of a soup share an ancestor and, but for what they were made to differ in, their data.
-        return learnt_by(stage, settings["of"][0], _product(home, record, settings["of"][0]))
+        return learnt_by(stage, settings["of"][0], _product(home, record, settings["of"][0]), kinds)
     shares = (record.get("summary") or {}).get("data")
-    if record["kind"] not in ("pretrain", "midtrain") or not shares:
+    if record["kind"] not in kinds or not shares:
         raise TriviumError(
             f"{stage}: `replay` is a bare share, but {start} is a {record['kind']} stage that left no "
-            "mixture of documents behind; say `replay: {share: 0.3, data: ...}`."
+            "mixture behind that can be seen again here; say `replay: {share: 0.3, data: ...}`."
         )
-    known = _written(stage, settings, home, record)
+    known = _written(stage, settings, home, record, kinds)
     mixture = {
         name: known.mixture[name].model_copy(
             update={"weight": facts["share"], "max_repeats": None, "easy_first": None}
@@ -51,7 +54,9 @@ def learnt_by(stage: str, start: str, model: Path) -> Learnt:
     return Learnt(mixture, {name: known.places[name] for name in mixture})
 
 
-def _written(stage: str, settings: Mapping[str, Any], home: Path, record: Mapping[str, Any]) -> Learnt:
+def _written(
+    stage: str, settings: Mapping[str, Any], home: Path, record: Mapping[str, Any], kinds: Sequence[str]
+) -> Learnt:
     """The sources that the stage's own settings name, and those it inherited for its replay."""
     replay = settings.get("replay") or {}
     named = {**settings["data"], **(replay.get("data") or {})}
@@ -59,7 +64,7 @@ def _written(stage: str, settings: Mapping[str, Any], home: Path, record: Mappin
     mixture = {name: Portion.model_validate(portion) for name, portion in named.items()}
     if replay and not replay.get("data"):
         start = settings["from"]
-        older = learnt_by(stage, start, _product(home, record, start))
+        older = learnt_by(stage, start, _product(home, record, start), kinds)
         return Learnt({**older.mixture, **mixture}, {**older.places, **places})
     return Learnt(mixture, places)
 

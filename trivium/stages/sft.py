@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from trivium.data.conversations import Learned
 from trivium.data.packed import PackedFeed
@@ -18,12 +19,14 @@ from trivium.data.rows import Row
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
+from trivium.learn.objectives.near_parent import Guard, NearParent, NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import Rates
 from trivium.model.config import ModelConfig
 from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
+from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import grow_vocabulary
 from trivium.stages.examples import (
     Examples,
@@ -33,11 +36,14 @@ from trivium.stages.examples import (
     report,
     told,
     unseen_rows,
+    with_examples_replayed,
 )
-from trivium.stages.mixtures import Mixture, mixture_references
+from trivium.stages.inheritance import DOCUMENTS, learnt_by
+from trivium.stages.midtrain import Replay
+from trivium.stages.mixtures import Mixture, Portion, mixture_references
 from trivium.stages.parents import moments_after, rates_after
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import TrainingStage, train
+from trivium.stages.training import TrainingStage, adapt, train
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -50,6 +56,11 @@ MUON_RATE = 0.002
 """A tenth of what pre-training begins with."""
 
 
+def _share(value: Any) -> Any:
+    """A bare number is the share of what the parent learnt from."""
+    return value if isinstance(value, (dict, Replay)) else {"share": value}
+
+
 class Sft(TrainingStage):
     """Fine-tune a model on prompts with completions, conversations or texts."""
 
@@ -58,6 +69,10 @@ class Sft(TrainingStage):
 
     start: str = Field(alias="from")
     data: Mixture
+    replay: Annotated[Replay, BeforeValidator(_share, json_schema_input_type=float | Replay)] | None = None
+    """What the parent learnt from, seen again at this share, so that it is not forgotten."""
+    near_parent: NearParent | None = None
+    """A pull towards the parent, in weights or in what is said."""
     context: Count | None = Field(default=None, ge=2)
     loss: Learned = "assistant"
     """What is learned: every turn of the assistant, the last only, or everything."""
@@ -67,8 +82,11 @@ class Sft(TrainingStage):
     optimiser: Literal["muon", "adamw"] = "adamw"
 
     def references(self) -> list[Reference]:
-        """`from` names the model to go on from; `data` names what to learn from it."""
-        return [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
+        """`from` names the model to go on from; `data` what to learn, `replay.data` what not to forget."""
+        found = [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
+        if self.replay is not None and self.replay.data is not None:
+            found += mixture_references(self.replay.data, "replay.data")
+        return found
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What can be said before the data is read: the model's size, and what a given length costs."""
@@ -91,6 +109,8 @@ class Sft(TrainingStage):
         """Report on the data, show an example, train, and leave a Hugging Face folder."""
         going = self._prepared(work)
         found = report(going.examples, dict(zip(going.feed.names, going.feed.packed, strict=True)))
+        for name, planned in going.feed.report().items():
+            found[name]["share"] = planned["share"]
         for name, facts in found.items():
             for line in told(name, facts):
                 work.say(line)
@@ -106,13 +126,14 @@ class Sft(TrainingStage):
             whole = [*self.adapter.train, *({"embedding", "head"} - set(self.adapter.train))]
             changes["adapter"] = self.adapter.model_copy(update={"train": sorted(whole)})
         rates = self._rates(work, going.folder, model.config)
+        settings = self.model_copy(update=changes)
         objective = NextToken(
-            sources=tuple(self.data), z_loss=self.z_loss, label_smoothing=self.label_smoothing,
-            noise=self.neftune,
+            sources=tuple(going.mixture), z_loss=self.z_loss, label_smoothing=self.label_smoothing,
+            noise=self.neftune, guards=settings._guards(work, model, tuple(going.mixture)),
         )  # fmt: skip
         summary = train(
             work,
-            self.model_copy(update=changes),
+            settings,
             model,
             going.tokenizer,
             objective,
@@ -122,6 +143,30 @@ class Sft(TrainingStage):
             parent_moments=moments_after(work, self, self.start, going.folder),
         )
         return {**summary, "data": found}
+
+    def _guards(self, work: Work, model: Transformer, sources: tuple[str, ...]) -> list[Guard]:
+        """What holds the training near its parent; the parent is the model as it is now."""
+        if self.near_parent is None:
+            return []
+        held: list[int] = []
+        for name in self.near_parent.on:
+            if name not in sources:
+                raise TriviumError(
+                    f"{work.stage}: `near_parent.on` names {name}, which is not trained on; "
+                    f"there are {', '.join(sources)}."
+                )
+            held.append(sources.index(name))
+        # Switched off, an adapter leaves its parent only if nothing else of the model is trained.
+        apart = self.adapter is None or bool(self.adapter.train)
+        needed = self.near_parent.kl > 0
+        parent = copy.deepcopy(model).requires_grad_(False) if needed and apart else None
+        adapt(work, self, model)
+        guards: list[Guard] = []
+        if self.near_parent.weights:
+            guards.append(NearWeights(model, self.near_parent.weights))
+        if needed:
+            guards.append(NearPredictions(self.near_parent.kl, parent, tuple(held)))
+        return guards
 
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The rows an optimiser step learns from, counted from 1 as in the log."""
@@ -139,7 +184,9 @@ class Sft(TrainingStage):
         """Tokenizer, examples and feed, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         before = Tokenizer.load(folder)
-        tokenizer = with_chat_template(before) if any_conversation(work, self.data) else before
+        work, replayed = self._replayed(work, folder)
+        mixture = self.data | replayed
+        tokenizer = with_chat_template(before) if any_conversation(work, mixture) else before
         available = load_config(folder).context
         context = self.context or min(LONGEST, available)
         if context > available:
@@ -147,13 +194,17 @@ class Sft(TrainingStage):
                 f"{work.stage}: the model reads {available} tokens at most, so `context` is not {context}; "
                 "lower it, or stretch the model's positions in a midtrain stage first."
             )
-        examples = prepared(work, self.data, tokenizer, context, self.loss)
+        examples = prepared(work, mixture, tokenizer, context, self.loss)
         # Of little data a batch takes one pass at most, or `epochs` would not mean what it says.
         rows = max(1, min(ROWS_PER_BATCH, -(-examples.tokens // context)))
         batch = max(self.batch or rows * context, context)
         lasting = (self.tokens, self.steps, self.epochs)
+        mixed = ingredients(examples, self.data, work.stage)
+        if self.replay is not None:
+            old = ingredients(examples, replayed, work.stage)
+            mixed = with_examples_replayed(mixed, old, self.replay.share)
         feed = PackedFeed(
-            ingredients(examples, self.data, work.stage),
+            mixed,
             context=context,
             batch_tokens=batch,
             seed=work.seed,
@@ -161,7 +212,22 @@ class Sft(TrainingStage):
             steps=self.steps,
             epochs=1.0 if lasting == (None, None, None) else self.epochs,
         )
-        return _Prepared(folder, before, tokenizer, examples, feed, context, batch)
+        return _Prepared(folder, before, tokenizer, mixture, examples, feed, context, batch)
+
+    def _replayed(self, work: Work, folder: Path) -> tuple[Work, dict[str, Portion]]:
+        """What is seen again, and the work that knows where it lies."""
+        if self.replay is None:
+            return work, {}
+        replayed = self.replay.data
+        if replayed is None:
+            learnt = learnt_by(work.stage, self.start, folder, (*DOCUMENTS, "sft"))
+            work = replace(work, inputs={**learnt.places, **work.inputs})
+            replayed = learnt.mixture
+            work.change("replay", "nothing", {name: one.weight for name, one in replayed.items()})
+        both = sorted(self.data.keys() & replayed.keys())
+        if both:
+            raise TriviumError(f"{work.stage}: `{both[0]}` is in `data` and in `replay`; leave it in one.")
+        return work, replayed
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
         """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
@@ -186,6 +252,7 @@ class _Prepared:
     folder: Path
     before: Tokenizer
     tokenizer: Tokenizer
+    mixture: Mapping[str, Portion]
     examples: Examples
     feed: PackedFeed
     context: int

@@ -10,6 +10,7 @@ from torch import Tensor
 from trivium.data.rows import Batch, Row
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.objective import Loss, Measure
+from trivium.learn.objectives.near_parent import Guard, Seen
 from trivium.model.attention import Documents
 from trivium.model.experts import Routing
 from trivium.model.transformer import Transformer
@@ -47,11 +48,13 @@ class NextToken:
         z_loss: float = 0.0,
         label_smoothing: float = 0.0,
         noise: float = 0.0,
+        guards: Sequence[Guard] = (),
     ) -> None:
         self.sources = tuple(sources)
         self.z_loss = z_loss
         self.label_smoothing = label_smoothing
         self.noise = noise
+        self.guards = tuple(guards)
 
     def weight(self, rows: Sequence[Row]) -> float:
         """The sum of the tokens' weights."""
@@ -93,4 +96,8 @@ class NextToken:
             # The balance of a pass is a mean; its weight makes it count like the tokens it was taken over.
             loss = loss + experts.balance * balance * total
             metrics["aux_loss"] = (balance.detach() * total, total)
+        for guard in self.guards:
+            pull = guard.loss(model, batch, Seen(hidden, weights, wanted))
+            loss = loss + pull.sum
+            metrics |= pull.metrics
         return Loss(loss, metrics)
