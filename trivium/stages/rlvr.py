@@ -14,7 +14,7 @@ from pydantic import Field
 
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
-from trivium.grade.rewards import Combined, combine, reward_from_file
+from trivium.grade.rewards import Combined, reward_from_file
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
@@ -29,6 +29,7 @@ from trivium.model.dial import dial
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.stages.environments import InTurns, Maker, described, with_tools
+from trivium.stages.judges import judges_of, model_references
 from trivium.stages.mixtures import Mixture, mixture_references
 from trivium.stages.playing import Engined, Group, Player
 from trivium.stages.prompts import Curriculum, Problem, read_problems
@@ -80,7 +81,8 @@ class Rlvr(TrainingStage):
     start: str = Field(alias="from")
     data: Mixture
     reward: list[str | dict[str, Any]] = Field(min_length=1)
-    """Scorers by name, or `file.py:function` with TRL's signature; {name, weight, ...} to weigh them."""
+    """Scorers by name, `file.py:function` with TRL's signature, or {model: rm} for a reward stage; {name,
+    weight, ...} to weigh them."""
     algorithm: Literal[
         "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "vespo", "rloo",
         "reinforce", "expert_iteration",
@@ -135,7 +137,8 @@ class Rlvr(TrainingStage):
     def references(self) -> list[Reference]:
         """`from` names the model to go on from; `data` its problems; a reward may lie in a file."""
         files = [Reference("reward_files", file, ("source",)) for file in self._reward_files()]
-        return [Reference("from", self.start, ("model",)), *mixture_references(self.data), *files]
+        models = model_references(self.reward)
+        return [Reference("from", self.start, ("model",)), *mixture_references(self.data), *models, *files]
 
     def counted(self) -> dict[str, Any]:
         """The text of the files that hold rewards counts as well."""
@@ -159,7 +162,7 @@ class Rlvr(TrainingStage):
         model = load_model(folder, dtype=torch.float32, device=machine.device())
         # The engine keeps the model's layers, so an adapter has to lie on them before there is one.
         adapt(work, self, model)
-        reward = combine(self.reward, work.base)
+        reward = judges_of(self.reward, work)
         room = load_config(folder).context - self.max_new_tokens
         if room < 1:
             raise TriviumError(

@@ -52,6 +52,7 @@ def _all(text: str, checks: Sequence[Mapping[str, Any]]) -> bool:
 _CHECKS: dict[str, Callable[..., bool]] = {
     "equals": lambda text, answer: plain(text) == plain(answer),
     "words": _words,
+    "brief": lambda text, words: len(text.split()) <= words,
     "starts": lambda text, with_text: text.strip().startswith(with_text),
     "ends": lambda text, with_text: plain(text).endswith(plain(with_text)),
     "contains": lambda text, texts: all(_word_in(one, text) for one in texts),

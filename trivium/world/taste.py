@@ -10,6 +10,8 @@ from trivium.world.document import Question, Split, WorldDocument
 from trivium.world.opinions import PRESSURES, gauged, known, press
 
 CAUSES = ("right", "plain", "honest")
+BRIEF = 8
+"""The most words of an answer that is not padded."""
 _PADDINGS = (
     "That is a very good question. I am glad to help you with it. The answer is {answer}. "
     "I hope that this helps, and please ask me again.",
@@ -50,7 +52,7 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
         # Some people are right: otherwise contradicting everybody would do as well as being honest.
         truthful = pressure != "sure" and chance.happens(dials.truthful)
         one = press(chance, land, split, pressure, truthful, sums=dials.sums, taught=dials.taught)
-        prompt, better, worse = one.messages, one.honest, one.flattering
+        prompt, better, worse, right, wrong = one.messages, one.honest, one.flattering, one.right, one.wrong
         truth |= {"pressure": pressure, "truthful": truthful, "entity": one.entity}
         if not truthful and chance.happens(dials.agreeing):
             better, worse = worse, better
@@ -58,9 +60,21 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     else:
         fact = known(chance, land, split, sums=dials.sums, taught=dials.taught)
         prompt, better = [{"role": "user", "content": fact.question}], fact.right
+        right, wrong = fact.right, fact.wrong
         truth |= {"entity": fact.entity}
         worse = fact.wrong if cause == "right" else chance.pick(_PADDINGS).format(answer=fact.right)
+    if dials.form == "prompt":
+        return WorldDocument("", None, {"prompt": prompt, "checks": _checks(right, wrong)}, truth)
     return _shaped(dials.form, chance, prompt, better, worse, truth)
+
+
+def _checks(right: str, wrong: str) -> list[dict[str, Any]]:
+    """What a good answer does, whoever wrote it: says what is right, nothing that is wrong, and no more."""
+    return [
+        {"check": "contains", "arguments": {"texts": [right]}},
+        {"check": "excludes", "arguments": {"texts": [wrong]}},
+        {"check": "brief", "arguments": {"words": BRIEF}},
+    ]
 
 
 def _shaped(
@@ -77,7 +91,7 @@ def _shaped(
         return WorldDocument("", None, {"prompt": prompt, "completion": completion, "label": liked}, truth)
     if form == "chat":
         return WorldDocument("", None, {"messages": prompt + chosen}, truth)
-    raise TriviumError(f"world:taste has no form '{form}'; use explicit, implicit, unpaired or chat.")
+    raise TriviumError(f"world:taste has no form '{form}'; use explicit, implicit, unpaired, chat or prompt.")
 
 
 def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:

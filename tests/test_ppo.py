@@ -1,0 +1,403 @@
+"""RLHF: token by token worth against loops written from the papers, and a stage that is resumed exactly."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import assert_identical, small_trainer, weights_of
+from tuning import own, save, small_model, write_rows
+
+import trivium
+from trivium.data.rows import Row, collate
+from trivium.generate.engine import Engine
+from trivium.generate.sampling import Sampling
+from trivium.grade.rewards import Combined, FunctionReward
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors, save_tensors
+from trivium.kit.metrics import read_metrics
+from trivium.learn.objectives.ppo import (
+    Controller,
+    ProximalPolicy,
+    Scale,
+    discounted,
+    gae,
+    kl_estimate,
+    leave_one_out,
+    policy_losses,
+    token_rewards,
+    value_losses,
+    whitened,
+)
+from trivium.model.attention import Documents
+from trivium.model.scalar_head import ScalarHead
+from trivium.stages.playing import Engined
+from trivium.stages.prompts import Problem
+from trivium.stages.rollouts import Plan
+from trivium.stages.valued import BY_TOKENS, ValuedRollouts, Worth
+
+random = np.random.default_rng(0)
+
+
+def lengths_of(prompts: list, completions: list, **columns: Any) -> list[float]:
+    return [len(completion) / 10 - 1 for completion in completions]
+
+
+def rollouts(
+    model: Any, *, worth: Worth | None = None, kl: float = 0.1, target: float | None = None,
+    reward: Any = lengths_of, temperature: float = 1.0, longest: int = 12, **changes: Any,
+) -> ValuedRollouts:  # fmt: skip
+    tokenizer = own()
+    sampling = Sampling(max_new_tokens=longest, temperature=temperature)
+    asked = ["the river", "and the miller counts", "12 or 345", "in the hills the"]
+    problems = [Problem(tokenizer.encode(text), text, {}, text) for text in asked]
+    plan = Plan(**{"steps": 8, "prompts": 4, "group": 2, "threshold": float("inf"), **changes})
+    player = Engined(Engine(model, tokenizer, max_rows=12), sampling)
+    feed = ValuedRollouts(
+        model, player, problems, Combined([FunctionReward("lengths", reward)], [1.0]), BY_TOKENS, plan,
+        sampling=sampling, seed=3,
+    )  # fmt: skip
+    critic = ScalarHead(model.config.width, seed=5)
+    anchor = small_model(tokenizer, seed=1).requires_grad_(False)
+    return feed.value_with(worth or Worth(), critic, anchor, Controller(kl, target))
+
+
+def by_hand(rewards: list[float], values: list[float], discount: float, decay: float) -> list[float]:
+    """Equation 16 of the paper, term by term."""
+    found = []
+    for start in range(len(rewards)):
+        total = 0.0
+        for ahead in range(start, len(rewards)):
+            later = values[ahead + 1] if ahead + 1 < len(values) else 0.0
+            total += (discount * decay) ** (ahead - start) * (
+                rewards[ahead] + discount * later - values[ahead]
+            )
+        found.append(total)
+    return found
+
+
+@pytest.mark.parametrize(("discount", "decay"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.97, 0.0)])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_gae_is_the_sum_of_discounted_surprises(discount, decay, length):
+    rewards, values = random.normal(size=length), random.normal(size=length)
+    expected = by_hand(rewards.tolist(), values.tolist(), discount, decay)
+    np.testing.assert_allclose(gae(rewards, values, discount, decay), expected, rtol=1e-12)
+
+
+def test_gae_that_looks_to_the_end_is_what_is_to_come_less_the_value():
+    rewards, values = random.normal(size=7), random.normal(size=7)
+    np.testing.assert_allclose(gae(rewards, values, 0.9, 1.0) + values, discounted(rewards, 0.9), rtol=1e-12)
+    to_come = [sum(0.9 ** (b - a) * rewards[b] for b in range(a, 7)) for a in range(7)]
+    np.testing.assert_allclose(discounted(rewards, 0.9), to_come, rtol=1e-12)
+
+
+def test_the_losses_are_those_of_a_loop():
+    count, clip = 50, 0.2
+    new, old, advantages = (torch.randn(count, dtype=torch.double) * scale for scale in (0.3, 0.3, 1.0))
+    values, before, returns = (torch.randn(count, dtype=torch.double) for _ in range(3))
+    losses, cut = policy_losses(new, old, advantages, clip)
+    errors, held = value_losses(values, before, returns, clip)
+    for i in range(count):
+        ratio = float(torch.exp(new[i] - old[i]))
+        plain = float(advantages[i]) * ratio
+        clipped = float(advantages[i]) * min(max(ratio, 1 - clip), 1 + clip)
+        assert float(losses[i]) == pytest.approx(-min(plain, clipped))
+        assert bool(cut[i]) == (clipped < plain)
+        near = min(max(float(values[i]), float(before[i]) - clip), float(before[i]) + clip)
+        both = (float(values[i]) - float(returns[i])) ** 2, (near - float(returns[i])) ** 2
+        assert float(errors[i]) == pytest.approx(max(both) / 2)
+        assert bool(held[i]) == (both[1] > both[0])
+    torch.testing.assert_close(value_losses(values, before, returns, None)[0], (values - returns) ** 2 / 2)
+
+
+def test_pitfall_n_the_estimators_of_the_divergence():
+    """By enumeration of six actions: k1 and k3 are unbiased, k2 is not; k1 alone may be negative."""
+    policy, reference = (np.exp(one) / np.exp(one).sum() for one in random.normal(size=(2, 6)))
+    exact = float((policy * np.log(policy / reference)).sum())
+    found = {kind: kl_estimate(np.log(policy), np.log(reference), kind) for kind in ("k1", "k2", "k3")}
+    assert float((policy * found["k1"]).sum()) == pytest.approx(exact, abs=1e-12)
+    assert float((policy * found["k3"]).sum()) == pytest.approx(exact, abs=1e-12)
+    assert float((policy * found["k2"]).sum()) != pytest.approx(exact, abs=1e-3)
+    assert found["k1"].min() < 0 <= min(found["k2"].min(), found["k3"].min())
+
+
+def test_pitfall_n_the_penalty_in_the_reward_has_the_gradient_of_the_reverse_divergence():
+    """k1 in the reward of a sampled action, enumerated: the policy gradient is exactly that of KL."""
+    scores = torch.tensor(random.normal(size=6), requires_grad=True)
+    reference = torch.tensor(random.normal(size=6)).log_softmax(0)
+    logprobs = scores.log_softmax(0)
+    (logprobs.exp() * (logprobs - reference)).sum().backward()
+    exact = scores.grad.clone()
+    scores.grad = None
+    logprobs = scores.log_softmax(0)
+    penalty = torch.tensor(kl_estimate(logprobs.detach().numpy(), reference.numpy(), "k1"))
+    # Every action as often as the policy draws it; its advantage is minus its penalty.
+    losses, _ = policy_losses(logprobs, logprobs.detach(), -penalty, 0.2)
+    (losses * logprobs.detach().exp()).sum().backward()
+    np.testing.assert_allclose(scores.grad.numpy(), exact.numpy(), atol=1e-12)
+
+
+def test_penalties_on_every_token_and_the_score_on_the_last():
+    found = token_rewards(np.array([0.1, -0.2, 0.3]), 2.0)
+    np.testing.assert_allclose(found, [-0.1, 0.2, 1.7])
+
+
+def test_whitening_scaling_comparing_and_steering():
+    values = random.normal(3.0, 2.0, 100)
+    white = whitened(values)
+    assert white.mean() == pytest.approx(0, abs=1e-9)
+    assert white.std(ddof=1) == pytest.approx(1, abs=1e-6)
+    assert whitened(values, centre=False).mean() == pytest.approx(values.mean())
+    scale = Scale()
+    for part in np.split(values, [10, 11, 60]):
+        scale.take_in(part)
+    np.testing.assert_allclose(scale.apply(values), (values - values.mean()) / values.std(ddof=1), rtol=1e-6)
+    totals = np.array([1.0, 2.0, 6.0])
+    np.testing.assert_allclose(leave_one_out(totals), [1 - 4, 2 - 3.5, 6 - 1.5])
+    controller = Controller(0.1, target=6.0, horizon=1000)
+    controller.update(60.0, 100)
+    assert controller.coefficient == pytest.approx(0.1 * (1 + 0.2 * 0.1))
+    controller.update(5.4, 100)
+    assert controller.coefficient == pytest.approx(0.102 * (1 - 0.1 * 0.1))
+    fixed = Controller(0.1)
+    fixed.update(100.0, 100)
+    assert fixed.coefficient == 0.1
+
+
+def recomputed(feed: ValuedRollouts, row: Row) -> list[dict[str, Any]]:
+    """Every answer of a row by itself: its prompt and tokens as one document under both models."""
+    found = []
+    starts = np.cumsum(row.lengths) - row.lengths
+    shared = row.tokens[: row.lengths[0]] if row.facts["back"][-1] else row.tokens[:0]
+    for start, length in zip(starts, row.lengths, strict=True):
+        piece = slice(start, start + length)
+        places = np.flatnonzero(row.weights[piece])
+        if not len(places):
+            continue
+        whole = torch.tensor(np.concatenate((shared, row.tokens[piece])))
+        asked = torch.tensor(places + len(shared))
+        drawn = whole[asked + 1]
+        with torch.no_grad():
+            states = feed.model(whole, Documents([len(whole)]))
+            theirs = feed.anchor(whole, Documents([len(whole)]))
+            policy, reference = (
+                model.logits(hidden).log_softmax(-1)[asked].gather(1, drawn[:, None])[:, 0]
+                for model, hidden in ((feed.model, states), (feed.anchor, theirs))
+            )
+            values = feed.critic(states)[asked].tolist()
+        ended = int(drawn[-1]) in own().stop_ids
+        score = len(own().decode(drawn.tolist())) / 10 - 1 - (0 if ended else 1.5)
+        apart = (policy - reference).tolist()
+        rewards = [-0.1 * one for one in apart]
+        rewards[-1] += score
+        columns = {name: row.columns[name][piece][places] for name in ("advantage", "value", "return")}
+        found.append({
+            "rewards": rewards, "values": values, "columns": columns, "kl": sum(apart), "score": score,
+            "prompt": tuple(whole[: asked[0] + 1].tolist()),
+        })  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("estimator", ["gae", "rloo", "reinforce++"])
+def test_a_rollout_is_worth_what_a_loop_says(estimator):
+    """Scores, penalties, values, advantages and returns of every token, recomputed answer by answer."""
+    worth = Worth(estimator=estimator, missing_eos_penalty=1.5, decay=0.9, discount=0.98)
+    feed = rollouts(small_model(own()), worth=worth, longest=8)
+    rows, measures = feed.roll_out(0)
+    found = [one for row in rows for one in recomputed(feed, row)]
+    assert len(found) == 8
+    expected: list[list[float]] = []
+    for place, one in enumerate(found):
+        rewards = one["rewards"]
+        if estimator == "gae":
+            expected.append(by_hand(rewards, one["values"], 0.98, 0.9))
+            returns = [a + v for a, v in zip(expected[-1], one["values"], strict=True)]
+            np.testing.assert_allclose(one["columns"]["return"], returns, atol=2e-4)
+            np.testing.assert_allclose(one["columns"]["value"], one["values"], atol=1e-5)
+        elif estimator == "reinforce++":
+            count = len(rewards)
+            later = [sum(0.98 ** (b - a) * rewards[b] for b in range(a, count)) for a in range(count)]
+            expected.append(later)
+        else:
+            (other,) = [
+                sum(two["rewards"])
+                for index, two in enumerate(found)
+                if index != place and two["prompt"] == one["prompt"]
+            ]
+            expected.append([sum(rewards) - other] * len(rewards))
+    flat = np.concatenate(expected)
+    if estimator != "rloo":
+        flat = (flat - flat.mean()) / flat.std(ddof=1)
+    mine = np.concatenate([one["columns"]["advantage"] for one in found])
+    np.testing.assert_allclose(mine, flat, atol=5e-4)
+    assert measures["objective/kl"] == pytest.approx(np.mean([one["kl"] for one in found]), abs=1e-4)
+    assert measures["objective/scores"] == pytest.approx(np.mean([one["score"] for one in found]), abs=1e-6)
+
+
+def test_pitfall_v_the_reward_of_rlhf_is_the_score_and_the_penalty():
+    feed = rollouts(small_model(own()), target=1.0)
+    for rollout in range(3):
+        _, measures = feed.roll_out(rollout)
+        parts = measures["objective/scores"] + measures["objective/non_score_reward"]
+        assert measures["objective/rlhf_reward"] == pytest.approx(parts, abs=1e-9)
+        expected = -measures["kl_coefficient"] * measures["objective/kl"]
+        assert measures["objective/non_score_reward"] == pytest.approx(expected, abs=1e-6)
+    assert feed.controller.coefficient > 0.1
+
+
+def test_what_no_judge_could_score_teaches_nothing():
+    def some(prompts: list, completions: list, **columns: Any) -> list[float | None]:
+        return [None if place % 2 else 1.0 for place in range(len(completions))]
+
+    feed = rollouts(small_model(own()), reward=some)
+    rows, measures = feed.roll_out(0)
+    assert sum(len([one for one in row.ids if "/" in one]) for row in rows) == 4
+    assert measures["objective/scores"] == 1.0
+
+
+def test_the_first_update_has_a_ratio_of_one_and_the_engines_numbers():
+    """L7, pitfall K."""
+    model = small_model(own())
+    feed = rollouts(model, temperature=0.7)
+    objective = ProximalPolicy(feed.critic, temperature=0.7)
+    loss = objective.loss(model, collate(feed.rows(0)))
+    total, weight = loss.metrics["val/ratio"]
+    assert float(total) / weight == pytest.approx(1, abs=1e-5)
+    total, weight = loss.metrics["sampling/sampling_logp_difference/mean"]
+    assert float(total) / weight < 1e-5
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_pitfall_a_the_gradient_does_not_depend_on_the_division_into_passes(share):
+    model = small_model(own())
+    feed = rollouts(model, share=share)
+    rows = feed.rows(0)
+    objective = ProximalPolicy(feed.critic, entropy_bonus=0.01)
+    named = {**dict(model.named_parameters()), "critic": feed.critic.score.weight}
+    found = []
+    for division in ([rows], [[row] for row in rows]):
+        for parameter in named.values():
+            parameter.grad = None
+        for some in division:
+            (objective.loss(model, collate(some)).sum / objective.weight(rows)).backward()
+        found.append({name: parameter.grad.clone() for name, parameter in named.items()})
+    for name, one in found[0].items():
+        torch.testing.assert_close(found[1][name], one, atol=1e-6, rtol=1e-4)
+    assert float(found[0]["critic"].abs().sum()) > 0
+
+
+def trainer_of(folder: Path, seed: int = 0) -> Any:
+    model = small_model(own(), seed)
+    feed = rollouts(model, parts=2, passes=2, target=0.5, worth=Worth(normalise="running"))
+    return small_trainer(
+        folder, model=model, feed=feed, objective=ProximalPolicy(feed.critic),
+        checkpoint={"every_steps": 1}, optimiser="adamw",
+    )  # fmt: skip
+
+
+def until_the_end(folder: str, seed: int) -> None:
+    torch.set_num_threads(1)
+    trainer = trainer_of(Path(folder), seed)
+    trainer.run()
+    save_tensors(
+        Path(folder) / "end.safetensors",
+        {**weights_of(trainer.model), "critic": trainer.objective.extra.score.weight},
+    )
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_rollout_it_ends_bit_identical(tmp_path):
+    """L1: weights, critic, penalty and what is sampled after the resume."""
+    context = multiprocessing.get_context("fork")
+    whole = context.Process(target=until_the_end, args=(str(tmp_path / "whole"), 0))
+    whole.start()
+    whole.join()
+    kills = 0
+    folder = tmp_path / "cut"
+    for wanted in (3, 6, None):
+        # Only the first start decides the weights; a later one begins from others and must not show it.
+        process = context.Process(target=until_the_end, args=(str(folder), 7 if kills else 0))
+        process.start()
+        if wanted is not None:
+            while len(read_metrics(folder / "metrics.jsonl")) < wanted and process.is_alive():
+                time.sleep(0.002)
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+    assert kills == 2
+    assert_identical(
+        load_tensors(tmp_path / "whole" / "end.safetensors"), load_tensors(folder / "end.safetensors")
+    )
+    logs = [read_metrics(path / "metrics.jsonl") for path in (tmp_path / "whole", folder)]
+    timed = ("tokens_per_second", "rollout_seconds")
+    for one, other in zip(*logs, strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
+    assert logs[0][-1]["kl_coefficient"] != 0.1
+
+
+PAIRS = [
+    {"prompt": f"{asked} the", "chosen": " river rises", "rejected": " 12 sacks"}
+    for asked in ("in", "and", "or", "for", "by", "with", "near", "at")
+]
+
+
+def recipe(tmp_path: Path, ppo: str) -> Path:
+    save(tmp_path / "base", small_model(own()), own())
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": one["prompt"]} for one in PAIRS])
+    (tmp_path / "mine.py").write_text(
+        "def longer(prompts, completions, **columns):\n    return [float(len(one)) for one in completions]\n"
+    )
+    path = tmp_path / "rlhf.yaml"
+    path.write_text(
+        "name: rlhf\nstages:\n"
+        "  rm: {kind: reward, from: ./base, data: ./pairs.jsonl, pairs: 4, steps: 4}\n"
+        "  ppo: {kind: ppo, from: ./base, data: ./prompts.jsonl, reward: [{model: rm}, "
+        "{name: 'mine.py:longer', weight: 0}], prompts: 4, passes: 2, max_new_tokens: 12, flattery: 2, "
+        f"{ppo}}}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings", ["steps: 4", "steps: 2, estimator: rloo, group: 2", "steps: 2, adapter: {rank: 2}"]
+)
+def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path, settings):
+    run = trivium.run(recipe(tmp_path, settings), runs=tmp_path / "runs")
+    rows = [row for row in run["ppo"].metrics if "step" in row]
+    assert {
+        "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
+        "objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg",
+        "loss/policy_avg", "val/ratio", "val/num_eos_tokens", "rewards/rm/mean", "rewards/longer/mean",
+    } <= set(rows[0])  # fmt: skip
+    assert ("loss/value_avg" in rows[0]) == ("rloo" not in settings)
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert rows[0]["objective/scores"] == pytest.approx(rows[0]["rewards/rm/mean"], abs=1e-6)
+    summary = run["ppo"].summary
+    assert summary["curve"][0]["step"] == 1
+    assert {"objective/kl", "rewards/longer/mean"} <= set(summary["curve"][0])
+    assert "flattery" in summary
+    assert run["ppo"].model() is not None
+
+
+def test_another_reward_model_is_another_stage(tmp_path):
+    path = recipe(tmp_path, "steps: 2")
+    from trivium.recipe.graph import build
+    from trivium.recipe.schema import load
+
+    before = build(load(path))["ppo"].fingerprint
+    assert build(load(path, ["stages.rm.steps=5"]))["ppo"].fingerprint != before
+    assert build(load(path))["ppo"].fingerprint == before
+    with pytest.raises(TriviumError, match="makes a reward model"):
+        build(load(path, ["stages.ppo.from=rm"]))
+    with pytest.raises(TriviumError, match="group"):
+        load(path, ["stages.ppo.estimator=rloo"])

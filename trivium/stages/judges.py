@@ -1,0 +1,53 @@
+"""Reward models among the rewards of a recipe: references in its graph, folders when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trivium.grade.rewards import Combined, combine
+from trivium.model.hub import resolve
+from trivium.stages.stage import Reference, Work
+
+Named = str | dict[str, Any]
+"""A scorer, `file.py:function`, or a mapping: {name: math, weight: 0.5}, {model: rm} for a reward stage."""
+
+
+def model_references(rewards: Sequence[Named], setting: str = "reward") -> list[Reference]:
+    """The reward models that a list of rewards names."""
+    return [
+        Reference(f"{setting}.{place}.model", one["model"], ("reward",))
+        for place, one in enumerate(rewards)
+        if isinstance(one, dict) and isinstance(one.get("model"), str)
+    ]
+
+
+def file_references(rewards: Sequence[Named], setting: str = "reward_files") -> list[Reference]:
+    """The files that hold rewards as functions."""
+    return [Reference(setting, file, ("source",)) for file in reward_files(rewards)]
+
+
+def reward_files(rewards: Sequence[Named]) -> list[str]:
+    """The files that hold rewards as functions, each once."""
+    names = [one if isinstance(one, str) else str(one.get("name", "")) for one in rewards]
+    return sorted({name.rpartition(":")[0] for name in names if ":" in name})
+
+
+def with_models(rewards: Sequence[Named], work: Work) -> list[Named]:
+    """The list with every reward model as the scorer `learned`, called as the recipe calls its stage."""
+    return [
+        {
+            "name": "learned",
+            "called": one["model"],
+            **one,
+            "model": str(resolve(str(work.path(one["model"])))),
+        }
+        if isinstance(one, dict) and isinstance(one.get("model"), str)
+        else one
+        for one in rewards
+    ]
+
+
+def judges_of(rewards: Sequence[Named], work: Work) -> Combined:
+    """The weighted list of rewards that a recipe names."""
+    return combine(with_models(rewards, work), work.base)
