@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -134,6 +135,26 @@ def test_tools_answer_and_faults_are_told(call, said):
     observation, worth, over = with_tools(["calculator"])().step(f"Let me see. {call}")
     assert observation.startswith(said)
     assert (worth, over) == (0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("print(sum(range(10)))", "45"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("print('a' +", "SyntaxError"),
+        ("x = 3", "the program printed nothing"),
+        ("print(open('/etc/passwd').read())", "FileNotFoundError"),
+        ("import socket; socket.socket(); print('out')", "PermissionError"),
+        ("while True: print('x' * 1000)", "error: the program prints without end"),
+    ],
+)
+def test_python_runs_in_the_sandbox_and_nowhere_else(program, said):
+    """L14: what a model calls as a tool has the walls that graded programs have."""
+    observation = with_tools(["python"])().step(
+        "<tool_call>" + json.dumps({"name": "python", "arguments": {"program": program}}) + "</tool_call>"
+    )[0]
+    assert observation.startswith(said), observation
 
 
 def test_a_turn_without_a_call_is_the_last():

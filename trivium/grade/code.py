@@ -10,7 +10,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from trivium.grade.sandbox.room import Child, Fault, Limits, Sandbox, feed, sandbox
+from trivium.grade.sandbox.room import Child, Fault, Limits, Sandbox, sandbox
+from trivium.grade.sandbox.script import run_script
 from trivium.grade.sandbox.tenant import OUT_OF_MEMORY
 from trivium.grade.scorer import Score, Status, column
 from trivium.kit.errors import TriviumError
@@ -157,25 +158,9 @@ class CodeScorer:
 
     def _script(self, room: Sandbox, program: str, given: str, expected: str, number: int) -> Score:
         """Run the program once, with this input, and compare what it prints line by line."""
-        limits = self.limits()
-        their_input, our_input = os.pipe()
-        our_output, their_output = os.pipe()
-        try:
-            with room.child(limits, their_input, their_output) as child:
-                os.close(their_input)
-                os.close(their_output)
-                their_input = their_output = -1
-                child.send({"role": "script", "program": program})
-                text, our_input_now = given.encode(), our_input
-                our_input = -1
-                printed = feed(our_input_now, our_output, text, limits.output, child.deadline)
-                if len(printed) > limits.output:
-                    return Score(0.0, f"test {number}: the program prints without end", "wrong")
-                how = child.ending()
-        finally:
-            for fd in (their_input, our_input, our_output, their_output):
-                if fd >= 0:
-                    os.close(fd)
+        printed, how = run_script(room, program, given, self.limits())
+        if how["ended"] == "endless":
+            return Score(0.0, f"test {number}: the program prints without end", "wrong")
         if how["ended"] == "overtime":
             return Score(
                 0.0, f"test {number}: the program took more than {self.seconds:g} seconds", "overtime"

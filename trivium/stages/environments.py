@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, seed_of_sample
+from trivium.grade.sandbox.room import Fault, Limits, sandbox
+from trivium.grade.sandbox.script import run_script
 from trivium.grade.sql import open_read_only
 from trivium.kit.errors import TriviumError
 from trivium.stages.playing import Answer
@@ -215,9 +217,34 @@ def query(columns: Mapping[str, Any], sql: str) -> str:
         return json.dumps(connection.execute(sql).fetchmany(_ROWS), default=str)
 
 
-TOOLS: dict[str, Callable[..., str]] = {"calculator": calculate, "sql": query}
+_TELLING = """
+try:
+    exec(compile({source!r}, "program.py", "exec"), {{"__name__": "__main__"}})
+except Exception as error:
+    print(type(error).__name__ + ": " + str(error))
+"""
+_LIMITS = Limits(seconds=5.0, cpu=5, memory=256 << 20, output=1 << 16)
+
+
+def run_python(columns: Mapping[str, Any], program: str) -> str:
+    """What a program prints in the sandbox, which neither files nor the network are in."""
+    try:
+        printed, how = run_script(sandbox(), _TELLING.format(source=program), "", _LIMITS)
+    except Fault as error:
+        raise TriviumError(f"tools: python: the sandbox failed: {error}.") from error
+    if how["ended"] == "overtime":
+        return f"error: the program took more than {_LIMITS.seconds:g} seconds"
+    if how["ended"] == "endless":
+        return "error: the program prints without end"
+    if how["code"] != 0:
+        return f"error: the program failed (status {how['code']})"
+    return printed.decode(errors="replace").strip() or "the program printed nothing"
+
+
+TOOLS: dict[str, Callable[..., str]] = {"calculator": calculate, "python": run_python, "sql": query}
 _ASKS = {
     "calculator": ("Work out an arithmetic expression.", "expression"),
+    "python": ("Run a Python program and read what it prints.", "program"),
     "sql": ("Run a query on the data base.", "sql"),
 }
 

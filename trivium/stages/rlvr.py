@@ -120,7 +120,7 @@ class Rlvr(TrainingStage):
     correction: Literal["none", "token", "sequence"] = "none"
     """Whether differences between the engine's numbers and the trainer's are weighed out, and per what."""
     correction_cap: float = Field(default=2.0, gt=0)
-    tools: tuple[Literal["calculator", "sql"], ...] = ()
+    tools: tuple[Literal["calculator", "python", "sql"], ...] = ()
     """What the model may call before it answers; what a tool says is read and never learned."""
     environment: str | None = None
     """`file.py:Class`, made from the columns of a problem: `step(action) -> observation, reward, done`."""
