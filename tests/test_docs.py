@@ -1,0 +1,53 @@
+"""The documentation's stages are read by the schema that reads a person's recipe."""
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from trivium.recipe.read import _load
+from trivium.stages import kinds
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCKS = [
+    (page.name, number, block)
+    for page in sorted(DOCS.glob("*.md"))
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
+    if "kind:" in block
+]
+
+
+def stages_of(block: str) -> dict[str, dict]:
+    """The stages written in a block, whether it shows a whole recipe or a few of its stages."""
+    with TemporaryDirectory() as folder:
+        page = Path(folder) / "block.yaml"
+        page.write_text(block, encoding="utf-8")
+        content, _ = _load(page)
+    found = content.get("stages", content)
+    return {name: stage for name, stage in found.items() if isinstance(stage, dict) and "kind" in stage}
+
+
+WRITTEN = [
+    pytest.param(stage, id=f"{page}-{number}-{name}")
+    for page, number, block in BLOCKS
+    for name, stage in stages_of(block).items()
+    if stage["kind"] != "KIND"
+]
+
+
+@pytest.mark.parametrize("stage", WRITTEN)
+def test_a_stage_in_the_documentation_is_valid(stage):
+    assert kinds()[stage["kind"]].model_validate(stage).kind == stage["kind"]
+
+
+def test_every_kind_is_documented():
+    table = (DOCS / "stages.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+)` \|", table, re.M))
+    assert listed == set(kinds())
+
+
+def test_the_pages_that_are_linked_exist():
+    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
