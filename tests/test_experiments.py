@@ -1,0 +1,237 @@
+"""Experiments: arms and seeds become one graph, numbers get intervals over seeds, claims a verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toys
+
+from trivium.cli import main
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
+from trivium.lab.experiments import judged, over_seeds, t_below, t_quantile, tables
+from trivium.lab.experiments_numbers import Number, taken
+from trivium.lab.experiments_page import page, sentence
+from trivium.pipeline.run import prepare, run
+from trivium.recipe import graph
+from trivium.recipe.experiment import Experiment
+from trivium.recipe.read import library
+from trivium.recipe.schema import load
+
+RECIPE = """\
+name: tiny
+seed: 5
+stages:
+  words: {kind: toy_words, data: ./texts}
+  base: {kind: toy_train, words: words, steps: 2}
+  more: {kind: toy_train, from: base, steps: 3}
+  pinned: {kind: toy_train, words: words, steps: 1, seed: 9}
+experiment:
+  question: Does more help?
+  arms:
+    plain: {}
+    fast: {more: {rate: 0.5}}
+    short: {base: {steps: 1}, more: {steps: 1}}
+    alone: {pinned: null}
+  measure:
+    loss: {stage: more, take: loss}
+    gained: {stage: more, take: loss, since: base}
+  claims:
+    - {says: more is better, on: loss, arm: plain, against: short, below: 0, control: fast}
+    - {says: loss is low, on: loss, arm: plain, below: 0.5, control: short}
+"""
+
+
+def written(folder: Path, text: str = RECIPE) -> Path:
+    return toys.write_recipe(folder, text)
+
+
+def changed(folder: Path, before: str, after: str) -> Path:
+    assert before in RECIPE
+    return written(folder, RECIPE.replace(before, after))
+
+
+def test_what_is_the_same_stands_in_the_graph_once(tmp_path):
+    recipe = load(written(tmp_path))
+    assert set(recipe.stages) == {
+        "words", "pinned", *(f"base.{seed}" for seed in (5, 6, 7)), *(f"more.{seed}" for seed in (5, 6, 7)),
+        *(f"more.fast.{seed}" for seed in (5, 6, 7)), *(f"base.short.{seed}" for seed in (5, 6, 7)),
+        *(f"more.short.{seed}" for seed in (5, 6, 7)),
+    }  # fmt: skip
+    nodes = graph.build(recipe)
+    assert nodes["more.fast.6"].parents["base"].stage == "base.6"
+    assert nodes["more.short.6"].parents["base"].stage == "base.short.6"
+    assert nodes["base.short.7"].parents["words"].stage == "words"
+    assert len({node.fingerprint for node in nodes.values()}) == len(nodes)
+    assert recipe.expanded.cells["alone", 6] == {"words": "words", "base": "base.6", "more": "more.6"}
+
+
+def test_a_seed_changes_what_it_must_and_an_arm_is_the_recipe_it_looks_like(tmp_path):
+    nodes = prepare(written(tmp_path), tmp_path / "runs").nodes
+    plain = RECIPE[: RECIPE.index("experiment:")]
+    for seed in (5, 6):
+        text = plain.replace("seed: 5", f"seed: {seed}")
+        alone = prepare(toys.write_recipe(tmp_path, text, "plain.yaml"), tmp_path / "runs").nodes
+        for stage in ("base", "more"):
+            assert nodes[f"{stage}.{seed}"].fingerprint == alone[stage].fingerprint
+        assert nodes["words"].fingerprint == alone["words"].fingerprint
+        assert nodes["pinned"].fingerprint == alone["pinned"].fingerprint
+    fast = plain.replace("steps: 3}", "steps: 3, rate: 0.5}")
+    alone = prepare(toys.write_recipe(tmp_path, fast, "fast.yaml"), tmp_path / "runs").nodes
+    assert nodes["more.fast.5"].fingerprint == alone["more"].fingerprint
+
+
+def test_a_run_ends_in_tables_a_page_and_json(tmp_path, capsys):
+    main(["run", str(written(tmp_path)), "--runs", str(tmp_path / "runs")])
+    out = capsys.readouterr().out
+    found = read_json(tmp_path / "runs" / "tiny" / "experiment.json")
+    assert found["measures"]["loss"]["arms"]["fast"]["values"] == [1 / 3] * 3
+    assert found["measures"]["gained"]["arms"]["short"]["values"] == [0.0] * 3
+    assert [claim["verdict"] for claim in found["claims"]] == ["control did not fail", "supported"]
+    assert "control did not fail" in out
+    assert "loss is low" in out
+    html = (tmp_path / "runs" / "tiny" / "experiment.html").read_text()
+    assert html == page(found)
+    assert not re.search(r"(?:src|href)=|url\(|@import|https?://", html)
+    again = run(tmp_path / "toy.yaml", tmp_path / "runs")
+    assert set(again.became.values()) == {"reused"}
+    assert again.concluded == found
+    assert run(tmp_path / "toy.yaml", tmp_path / "runs", only=["base.6"]).concluded is None
+
+
+def test_seeds_may_be_set_named_or_one(tmp_path):
+    path = written(tmp_path)
+    assert {seed for _, seed in load(path, ["experiment.seeds=[3, 8]"]).expanded.cells} == {3, 8}
+    one = run(path, tmp_path / "runs", ["experiment.seeds=1"])
+    assert "base" in one.nodes
+    assert [claim["verdict"] for claim in one.concluded["claims"]] == ["control did not fail", "not shown"][
+        1:
+    ] * 2
+    assert "One seed" in sentence(one.concluded["claims"][1], 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("on: loss, arm: plain, against", "on: lass, arm: plain, against", "no measure is called `lass`"),
+        ("arm: plain, below", "arm: plane, below", "no arm is called `plane`"),
+        ("below: 0.5, ", "", "needs one of `above` and `below`"),
+        ("control: short}", "control: plain}", "its own `against` or `control`"),
+        ("fast: {more: {rate: 0.5}}", "fast: {more: {rat: 0.5}}", "In the arm `fast`, toy.*not a setting"),
+        ("stage: more, take: loss}", "stage: pinned, take: loss}", None),
+        ("short: {base: {steps: 1}, more: {steps: 1}}", "short: {more: null}", "`short` has no stage `more`"),
+        ("experiment:\n", "report: {compare: [base]}\nexperiment:\n", "leave `report` or `experiment` out"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path, before, after, told):
+    path = changed(tmp_path, before, after)
+    if told is None:
+        load(path)
+        return
+    with pytest.raises(TriviumError, match=told):
+        load(path)
+
+
+def test_an_unknown_number_is_answered_with_the_nearest(tmp_path):
+    with pytest.raises(TriviumError, match="has no number `los`; did you mean `loss`"):
+        run(changed(tmp_path, "take: loss}", "take: los}"), tmp_path / "runs")
+
+
+def test_numbers_of_a_report_carry_the_error_of_its_questions(tmp_path):
+    def interval(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.196, "high": value + 0.196, "n": 100}
+
+    task = {"measures": {"right": interval(0.5)}, "groups": {"length": {"512": {"right": interval(0.25)}}}}
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.json").write_text(json.dumps({"tasks": {"keys": task}}))
+    assert taken(tmp_path, "keys: right").error == pytest.approx(0.1, rel=1e-3)
+    assert taken(tmp_path, "keys: right, length=512").value == 0.25
+
+
+def test_students_t():
+    # Table 26.10 of Abramowitz and Stegun.
+    for degrees, value in ((1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042)):
+        assert t_quantile(0.975, degrees) == pytest.approx(value, abs=6e-4)
+        assert t_below(value, degrees) == pytest.approx(0.975, abs=2e-5)
+
+
+def test_intervals_over_three_seeds_cover_what_they_promise():
+    generator = np.random.default_rng(1)
+    estimates = [over_seeds([Number(one) for one in row]) for row in generator.normal(size=(4000, 3))]
+    covered = np.mean([not one.interval.excludes(0.0) for one in estimates])
+    assert 0.935 <= covered <= 0.965
+    assert np.mean([one.p_value < 0.05 for one in estimates]) == pytest.approx(1 - covered, abs=1e-9)
+
+
+def test_intervals_are_never_narrower_than_the_questions_allow():
+    estimate = over_seeds([Number(0.5, 0.1)] * 3)
+    assert estimate.interval.high - 0.5 == pytest.approx(1.96 * 0.1 / math.sqrt(3), rel=1e-3)
+    assert over_seeds([Number(0.5)]).interval.low == -math.inf
+
+
+def experiment(**claim: object) -> Experiment:
+    claims = [{"says": "a", "on": "m", "arm": "with", "against": "without", "control": "other"} | claim]
+    measure = {"m": {"stage": "asked", "take": "x"}}
+    arms: dict[str, dict] = {"with": {}, "without": {}, "other": {}}
+    return Experiment.model_validate({"arms": arms, "measure": measure, "claims": claims})
+
+
+def found_of(tmp_path: Path, values: dict[str, list[float]], **claim: object) -> dict:
+    folders = {}
+    for arm, row in values.items():
+        for seed, value in enumerate(row):
+            folder = tmp_path / f"{arm}-{seed}"
+            folder.mkdir(exist_ok=True)
+            (folder / "stage.yaml").write_text(f"{{produces: report, seconds: 1.0, summary: {{x: {value}}}}}")
+            folders[arm, seed] = {"asked": folder}
+    return judged(experiment(**claim), folders)
+
+
+NEAR = [0.50, 0.52, 0.51]
+FAR = [0.80, 0.83, 0.81]
+
+
+@pytest.mark.parametrize(
+    ("arm", "without", "other", "claim", "verdict"),
+    [
+        (FAR, NEAR, NEAR[::-1], {}, "supported"),
+        (FAR, NEAR, [0.81, 0.82, 0.80], {}, "control did not fail"),
+        ([0.4, 0.9, 0.7], NEAR, NEAR[::-1], {}, "not shown"),
+        (FAR, NEAR, NEAR[::-1], {"below": 0}, "not shown"),
+        (NEAR, FAR, FAR[::-1], {"below": 0}, "supported"),
+        (FAR, NEAR, NEAR[::-1], {"above": 0.4}, "not shown"),
+        # The effect is there, but it is not told apart from a control that is all over the place.
+        (FAR, NEAR, [0.3, 1.1, 0.7], {}, "not shown"),
+        (FAR, NEAR, NEAR, {"control": "without"}, "supported"),
+        (FAR, NEAR, NEAR, {"against": None, "above": 0.7}, "supported"),
+        (FAR, NEAR, FAR, {"against": None, "above": 0.7}, "control did not fail"),
+    ],
+)
+def test_verdicts(tmp_path, arm, without, other, claim, verdict):
+    found = found_of(tmp_path, {"with": arm, "without": without, "other": other}, **claim)
+    assert found["claims"][0]["verdict"] == verdict
+    assert tables(found)[1][1][1] == verdict
+    assert sentence(found["claims"][0], 3)
+
+
+def test_arms_without_a_difference_are_seldom_told_apart(tmp_path):
+    generator = np.random.default_rng(2)
+    false = 0
+    for _ in range(200):
+        rows = generator.normal(0.5, 0.02, size=(3, 3)) + generator.normal(0, 0.1, size=(1, 3))
+        found = found_of(tmp_path, dict(zip(("with", "without", "other"), rows.tolist())))
+        false += found["claims"][0]["verdict"] == "supported"
+    assert false <= 14
+
+
+@pytest.mark.parametrize("name", [name for name in library() if name.startswith("experiments/")])
+def test_every_experiment_that_ships_has_claims_with_controls(name, tmp_path):
+    recipe = load(name)
+    assert recipe.experiment is not None
+    assert len(recipe.experiment.numbers(recipe.seed)) == 3
+    assert recipe.experiment.question.endswith("?")
