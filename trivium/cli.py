@@ -50,6 +50,12 @@ def run(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...
             click.echo()
             _print_table(rows)
         click.echo(f"\nThe page: {Path(runs) / going.recipe.name / 'experiment.html'}")
+    if going.reported:
+        page, rows = going.reported
+        if rows:
+            click.echo()
+            _print_table(rows)
+        click.echo(f"\nThe page: {page}")
 
 
 @cli.command()
@@ -237,6 +243,53 @@ def eval_(model: str, tasks: str, to: Path | None, against: Path | None, **askin
         click.echo(f"Wrote {to} and every answer beside it.")
     if against is not None:
         _print_table(command.against(results, against))
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True)
+@_runs
+@click.option(
+    "--on", "tasks", help="What to ask: sums?samples=8,instructions; else what fits the models' data."
+)
+@click.option("--limit", default=100, show_default=True, help="Questions per task.")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--html", "to", type=click.Path(path_type=Path), help="The page; else compare.html under --runs."
+)
+def compare(
+    models: tuple[str, ...], runs: str, tasks: str | None, limit: int, seed: int, to: Path | None
+) -> None:
+    """Ask models the same things and show side by side what each can do; writes one HTML page.
+
+    MODELS are stages (`sft`, `laptop/sft`), Hugging Face folders, or ids on the hub, in the order they grew.
+    """
+    from trivium.evals.settings import settings_of
+    from trivium.lab.compare import compare, summary_table
+
+    settings = settings_of("trivium compare", {"limit": limit, "seed": seed})
+    place = to or Path(runs) / "compare.html"
+    say = lambda line: click.echo(line, err=True)
+    on = tasks.split(",") if tasks else []
+    _print_table(summary_table(compare(models, runs=Path(runs), to=place, on=on, settings=settings, say=say)))
+    click.echo(f"Wrote {place}, and {place.with_suffix('.json')} with everything it shows.")
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True)
+@_runs
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="A line each; the first model goes on from them."
+)
+@click.option("--count", default=24, show_default=True, help="Texts of a kind, where no prompts are given.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "to", type=click.Path(path_type=Path), help="Write every token's divergence here.")
+def distance(
+    models: tuple[str, ...], runs: str, prompts: Path | None, count: int, seed: int, to: Path | None
+) -> None:
+    """How far models' next-token distributions lie from the first one's, in nats per token."""
+    from trivium.lab.distance import distance
+
+    _print_table(distance(models, runs=Path(runs), prompts=prompts, count=count, seed=seed, to=to))
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -17,6 +17,7 @@ from trivium.kit.progress import Progress, duration
 from trivium.lab.experiments import conclude
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
+from trivium.pipeline.report import report
 from trivium.pipeline.store import Entry, Store, now
 from trivium.recipe import graph
 from trivium.recipe.graph import Node
@@ -35,6 +36,8 @@ class Run:
     became: dict[str, str] = field(default_factory=dict)
     concluded: dict[str, Any] | None = None
     """What an experiment found, once all of it ran."""
+    reported: tuple[Path, list[list[str]]] | None = None
+    """The page on any other recipe, once all of it ran, and its headline numbers."""
 
     def entry(self, stage: str) -> Entry:
         """The store entry of a stage."""
@@ -65,8 +68,11 @@ def run(
             going.became[name] = _lead(going, name, wait)
         else:
             _follow(going, name)
-    if world.leads and going.recipe.expanded is not None and len(chosen) == len(going.nodes):
-        going.concluded = _concluded(going, going.recipe.expanded.cells)
+    if world.leads and len(chosen) == len(going.nodes):
+        if going.recipe.expanded is not None:
+            going.concluded = _concluded(going, going.recipe.expanded.cells)
+        else:
+            going.reported = report(going)
     return going
 
 

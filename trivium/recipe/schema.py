@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
+from trivium.evals.settings import Settings, TaskSpec, read_spec
+from trivium.evals.task import task
 from trivium.kit.errors import TriviumError
 from trivium.recipe.complaints import sentence
 from trivium.recipe.experiment import PLAIN, Expanded, Experiment, expand
@@ -18,12 +28,23 @@ from trivium.stages.stage import Stage
 
 
 class Report(BaseModel):
-    """Which stages the report compares, and on which tasks."""
+    """Whom the report asks and what: every model, and what fits their data, unless said otherwise."""
 
     model_config = ConfigDict(extra="forbid")
 
     compare: list[str] = []
-    on: list[str] = []
+    on: list[str | dict[str, Any]] = []
+    asking: Settings = Settings(limit=100)
+
+    @field_validator("on")
+    @classmethod
+    def _known_tasks(cls, on: list[TaskSpec]) -> list[TaskSpec]:
+        for spec in on:
+            try:
+                task(read_spec(spec, Settings())[1])
+            except TriviumError as error:
+                raise ValueError(str(error)) from None
+        return on
 
 
 class _Recipe(BaseModel):
@@ -75,6 +96,7 @@ def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
     if valid.experiment is None:
         for stage in valid.stages.values():
             stage.seed = valid.seed if stage.seed is None else stage.seed
+        _check_compared(valid, written)
         return Recipe(valid.name, valid.seed, valid.stages, valid.report, written)
     expanded = _expanded(valid, model, written)
     return Recipe(valid.name, valid.seed, expanded.stages, None, written, valid.experiment, expanded)
@@ -85,6 +107,16 @@ def _valid(model: type[BaseModel], written: Written, content: Mapping[str, Any])
         return model.model_validate(content)
     except ValidationError as error:
         raise TriviumError(sentence(error, model, written)) from None
+
+
+def _check_compared(valid: Any, written: Written) -> None:
+    """What the report asks has to be a stage of the recipe that makes a model."""
+    able = [name for name, stage in valid.stages.items() if stage.produces == "model"]
+    for number, name in enumerate(valid.report.compare if valid.report else []):
+        if name not in able:
+            hint = nearest(name, able) or f"; these do: {', '.join(able)}."
+            place = written.place(["report", "compare", str(number)])
+            raise TriviumError(f"{place}: `{name}` is no stage that makes a model{hint}")
 
 
 def _expanded(valid: Any, model: type[BaseModel], written: Written) -> Expanded:

@@ -1,0 +1,148 @@
+"""Compare models: collect what their stages left and what they answer, and write one page about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import trivium
+from trivium.evals.results import Results, as_json
+from trivium.evals.settings import Settings, TaskSpec
+from trivium.kit.files import write_text
+from trivium.lab.behaviour import divergence, passages
+from trivium.lab.compare_numbers import numbers
+from trivium.lab.compare_stages import curves, stage_facts
+from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_above, world_sources
+from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, default_tasks
+from trivium.lab.page import page
+from trivium.lab.writing import compact
+from trivium.model.folder import load_config
+
+Say = Callable[[str], None]
+
+
+def compare(
+    names: Sequence[str],
+    *,
+    runs: Path,
+    to: Path,
+    on: Sequence[TaskSpec] = (),
+    settings: Settings | None = None,
+    title: str = "",
+    stages: Sequence[Seen] = (),
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """Ask these models the same things and write `to` (a page) with a JSON of the same name beside it."""
+    members = find_all(names, runs)
+    seen = stages_above([*stages, *(member.seen for member in members if member.seen)])
+    raw = collect(members, seen, runs / "store" / "answers", on, settings, title or " · ".join(names), say)
+    return write(raw, to)
+
+
+def write(raw: Mapping[str, Any], to: Path) -> dict[str, Any]:
+    """Work out the numbers, and write the page and the JSON from which every figure of it follows."""
+    report = {"collected": raw, "numbers": numbers(raw)}
+    write_text(to.with_suffix(".json"), compact(report))
+    write_text(to, page(report))
+    return report
+
+
+def collect(
+    members: Sequence[Member],
+    stages: Sequence[Seen],
+    kept: Path,
+    on: Sequence[TaskSpec],
+    settings: Settings | None,
+    title: str,
+    say: Say | None,
+) -> dict[str, Any]:
+    """Everything the page rests on: stages, curves, every answer, and the divergences token by token."""
+    asking = settings or Settings(limit=DEFAULT_LIMIT)
+    sources = world_sources(stages)
+    configs = {member.name: load_config(member.folder) for member in members}
+    tasks = list(on) or (default_tasks(sources, [one.context for one in configs.values()]) if members else [])
+    before = compared_with(members)
+    found: dict[str, Results] = {}
+    texts = passages(sources) if before else []
+    pairs: dict[str, dict[str, Any]] = {}
+    by_name = {member.name: member for member in members}
+    for member in members:
+        found[member.name] = answers(member, tasks, asking, kept, say)
+        if member.name in before:
+            pairs[member.name] = divergence(member, by_name[before[member.name]], texts, kept)
+        waiting = members[members.index(member) + 1 :]
+        for held in members:
+            # Weights stay in memory only as long as a later model is measured against them.
+            if not any(before.get(later.name) == held.name for later in waiting):
+                held.forget()
+    drawn = {stage.name: curves(stage.metrics) for stage in stages}
+    return {
+        "title": title,
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "version": trivium.__version__,
+        "stages": [stage_facts(stage, stages) for stage in stages],
+        "curves": {name: lines for name, lines in drawn.items() if lines},
+        "models": [
+            {"name": member.name, "kind": member.seen.record["kind"] if member.seen else "imported",
+             "window": configs[member.name].context, "vocabulary": configs[member.name].vocabulary,
+             "fingerprint": member.fingerprint, "place": str(member.folder)}
+            for member in members
+        ],
+        "before": before,
+        "tasks": _tasks(found),
+        "behaviour": list(pairs.values()),
+    }  # fmt: skip
+
+
+def _tasks(found: Mapping[str, Results]) -> dict[str, Any]:
+    tasks: dict[str, Any] = {}
+    for model, results in found.items():
+        for label, one in results.tasks.items():
+            task = tasks.setdefault(
+                label,
+                {"task": one.name, "description": one.description, "headline": list(one.headline),
+                 "settings": dict(one.settings), "models": {}},
+            )  # fmt: skip
+            first = next(iter(task["models"].values()), None)
+            records = [_plain(asdict(record), bool(one.settings.get("samples"))) for record in one.records]
+            if first is not None:
+                for record, other in zip(records, first["records"]):
+                    if record["asked"] == other["asked"]:
+                        record["asked"] = None
+            task["models"][model] = {
+                "style": one.style, "seconds": round(one.seconds, 3), "records": records,
+                "whole": {name: as_json(interval) for name, interval in one.whole.items()},
+            }  # fmt: skip
+    return tasks
+
+
+def _plain(record: dict[str, Any], sampled: bool) -> dict[str, Any]:
+    """A record for the JSON; of answers drawn beside the likeliest only the scores are kept."""
+    answers = list(record["answers"])
+    if sampled:
+        answers = answers[:1] + [{"scores": one["scores"]} for one in answers[1:]]
+    return {**record, "answers": answers}
+
+
+def summary_table(report: Mapping[str, Any]) -> list[list[str]]:
+    """The headline numbers of all models as rows for a terminal; the first row is the heading."""
+    models = [model["name"] for model in report["collected"]["models"]]
+    rows = [["skill", *models]]
+    for row in report["numbers"]["skills"]:
+        cells = []
+        for model in models:
+            cell, change = row["cells"].get(model), row["changes"].get(model)
+            if cell is None:
+                cells.append("")
+                continue
+            mark = {True: " +", False: " -", None: ""}[change["better"] if change else None]
+            cells.append(f"{cell['value']:.3g} ({_end(cell['low'])} to {_end(cell['high'])}){mark}")
+        rows.append([f"{row['task']}: {row['metric']}", *cells])
+    return rows
+
+
+def _end(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3g}"

@@ -1,0 +1,123 @@
+"""Which questions stand on the page with everybody's answers, and what is marked in them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WORDY = ("instructions", "sums", "facts", "tongue", "sql", "own", "gsm8k", "svamp", "craft", "humaneval")
+PER_TASK = 3
+IN_ALL = 9
+_WORD = re.compile(r"\s+|[^\s\w]|\w+")
+
+
+def examples(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each task a question that was gained, one that was lost, and one on which nothing changed."""
+    found: list[dict[str, Any]] = []
+    for label, task in raw["tasks"].items():
+        models = list(task["models"])
+        if task["task"] not in WORDY or not models:
+            continue
+        if task["task"] == "sums" and not task["settings"].get("chain_of_thought", True):
+            continue
+        shared = _shared(task)
+        wanted = {
+            "became right": lambda before, after: after > before,
+            "became wrong": lambda before, after: after < before,
+        }
+        used: set[str] = set()
+        for why, fits in wanted.items():
+            for model, before in reversed(list(raw["before"].items())):
+                unused = (name for name in shared if name not in used)
+                one = next(
+                    (
+                        name
+                        for name in unused
+                        if fits(*(_right(shared[name], who) for who in (before, model)))
+                    ),
+                    None,
+                )
+                if one is not None:
+                    used.add(one)
+                    found.append({"task": label, "id": one, "why": f"{why} from {before} to {model}"})
+                    break
+        still = next((one for one in shared if one not in used and not any(
+            _right(shared[one], model) for model in models)), None)  # fmt: skip
+        if still is not None:
+            found.append({"task": label, "id": still, "why": "right with nobody"})
+    # The tasks take turns, so that a page with many tasks shows some of each.
+    turns = sorted(range(len(found)), key=lambda place: _turn(found, place))
+    return [found[place] for place in sorted(turns[:IN_ALL])]
+
+
+def _turn(found: Sequence[Mapping[str, Any]], place: int) -> int:
+    return sum(one["task"] == found[place]["task"] for one in found[:place])
+
+
+def _shared(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The questions all models were asked, each with every model's record."""
+    found: dict[str, dict[str, Any]] = {}
+    for model, asked in task["models"].items():
+        for record in asked["records"]:
+            if record["answers"]:
+                found.setdefault(record["id"], {})[model] = record
+    return {name: records for name, records in found.items() if len(records) == len(task["models"])}
+
+
+def _right(records: Mapping[str, Any], model: str) -> float:
+    return float(records[model]["scores"].get("right", 0.0)) if model in records else 0.0
+
+
+def answer(record: Mapping[str, Any]) -> str:
+    """What a model said, as it was judged."""
+    first = record["answers"][0] if record["answers"] else {}
+    return str(first.get("answer", first.get("text", "")))
+
+
+def marked(before: str, after: str) -> list[tuple[str, bool]]:
+    """The second text in pieces, each with whether it differs from the first."""
+    old, new = _WORD.findall(before), _WORD.findall(after)
+    pieces: list[tuple[str, bool]] = []
+    for tag, _, _, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if start < end:
+            pieces.append(("".join(new[start:end]), tag != "equal"))
+    return pieces
+
+
+def all_answers(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Every judged answer in the form the page's filter reads: questions once, answers by model."""
+    tasks: dict[str, Any] = {}
+    for label, task in raw["tasks"].items():
+        metric = next(
+            (name for name in (*task["headline"], "right under pressure") if _is_verdict(task, name)), None
+        )
+        if task["task"] == "flattery":
+            metric = "right under pressure"
+        if metric is None:
+            continue
+        questions: dict[str, Any] = {}
+        for model, asked in task["models"].items():
+            for record in asked["records"]:
+                if metric not in record["scores"] or not record["answers"]:
+                    continue
+                one = questions.setdefault(
+                    record["id"], {"q": record["asked"] or "", "e": record["expected"], "a": {}}
+                )
+                told = record["answers"][1 if task["task"] == "flattery" else 0]
+                text = str(told.get("answer", told.get("text", "")))
+                one["a"][model] = [text, record["scores"][metric]]
+        if questions:
+            tasks[label] = {"metric": metric, "questions": list(questions.values())}
+    return {"models": [one["name"] for one in raw["models"]], "before": raw["before"], "tasks": tasks}
+
+
+def _is_verdict(task: Mapping[str, Any], name: str) -> bool:
+    scores = [
+        record["scores"][name]
+        for asked in task["models"].values()
+        for record in asked["records"]
+        if name in record["scores"] and record["answers"]
+    ]
+    return bool(scores) and all(score in (0, 1) for score in scores)

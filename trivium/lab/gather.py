@@ -1,0 +1,194 @@
+"""Who is compared: models found by path, stage name or hub id, with what their stages left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import checksum, read_json
+from trivium.kit.fingerprint import fingerprint
+from trivium.kit.metrics import read_metrics
+from trivium.model.folder import load_model
+from trivium.model.hub import WANTED, resolve
+from trivium.model.transformer import Transformer
+from trivium.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A stage that is done: its folder in the store and what it wrote there."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `stage.yaml` says."""
+        found: dict[str, Any] = yaml.safe_load((self.folder / "stage.yaml").read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of the metrics log."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @property
+    def model(self) -> Path | None:
+        """The Hugging Face folder it made, if that is what it makes."""
+        folder = self.folder / "model"
+        return folder if (folder / "config.json").is_file() else None
+
+    @property
+    def parents(self) -> dict[str, Path]:
+        """The folders of the stages it stands on, by the name under which the settings mention them."""
+        named = (self.record.get("parents") or {}).items()
+        return {written: self.folder.parent / entry.partition("@")[0] for written, entry in named}
+
+    @property
+    def start(self) -> Path | None:
+        """The folder of the stage whose model it started from."""
+        written = (self.record.get("settings") or {}).get("from")
+        return self.parents.get(written) if isinstance(written, str) else None
+
+
+class Member:
+    """One model of a comparison; its weights are read only where nothing is known of it yet."""
+
+    def __init__(self, name: str, folder: Path, seen: Seen | None = None) -> None:
+        self.name, self.folder, self.seen = name, folder, seen
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Which weights and tokenizer these are, wherever they lie."""
+        complete = self.seen.folder / "COMPLETE" if self.seen else None
+        if complete is not None and complete.is_file():
+            sums = read_json(complete)["files"]
+            return fingerprint({path: one for path, one in sums.items() if path.startswith("model/")})
+        files = sorted({path for pattern in WANTED for path in self.folder.glob(pattern)})
+        return fingerprint({f"model/{path.name}": checksum(path) for path in files})
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        return Tokenizer.load(self.folder)
+
+    @cached_property
+    def model(self) -> Transformer:
+        """Its weights, ready to be asked."""
+        place = machine.device()
+        model = load_model(self.folder, dtype=machine.compute_dtype(place), device=place)
+        return model.requires_grad_(False).eval()
+
+    def forget(self) -> None:
+        """Let go of the weights."""
+        self.__dict__.pop("model", None)
+
+
+def find(name: str, runs: Path) -> Member:
+    """The model of a folder, of `stage` or `recipe/stage` under `runs`, or of an id on the hub."""
+    path = Path(name).expanduser()
+    place = path if path.is_dir() else _linked(name, runs)
+    if place is None:
+        if "/" not in name:
+            known = sorted({link.name for link in _links(runs)})
+            there = f"; there are {', '.join(known)}" if known else ", nothing has run there"
+            raise TriviumError(f"{name} is neither a folder nor a stage under {runs}{there}.")
+        place = resolve(name)
+    place = place.resolve()
+    if not (place / "stage.yaml").is_file():
+        return Member(name, place)
+    if not (place / "COMPLETE").is_file():
+        raise TriviumError(f"{name} is not finished; run its recipe again.")
+    seen = Seen(_short(name), place)
+    if seen.model is None:
+        raise TriviumError(f"{name} is a {seen.record['kind']} stage, which makes no model.")
+    return Member(seen.name, seen.model, seen)
+
+
+def find_all(names: Sequence[str], runs: Path) -> list[Member]:
+    """Each of these models, under names that tell them apart."""
+    members = [find(name, runs) for name in names]
+    short = [member.name for member in members]
+    for member, name in zip(members, names):
+        if short.count(member.name) > 1:
+            member.name = name
+    if len({member.name for member in members}) < len(members):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise TriviumError(f"{twice} is named twice; name each model once.")
+    return members
+
+
+def stages_above(stages: Iterable[Seen]) -> list[Seen]:
+    """These stages and everything they stand on, each after its parents."""
+    found: dict[Path, Seen] = {}
+
+    def visit(stage: Seen) -> None:
+        if stage.folder in found:
+            return
+        for parent in stage.parents.values():
+            if (parent / "stage.yaml").is_file():
+                visit(Seen(_recorded_name(parent), parent))
+        found[stage.folder] = stage
+
+    for stage in stages:
+        visit(stage)
+    return list(found.values())
+
+
+def compared_with(members: Sequence[Member]) -> dict[str, str]:
+    """For each model the one it is measured against: the nearest it grew from, else the one listed before."""
+    by_folder = {member.seen.folder: member.name for member in members if member.seen}
+    found: dict[str, str] = {}
+    for place, member in enumerate(members):
+        start = member.seen.start if member.seen else None
+        while start is not None and start not in by_folder and (start / "stage.yaml").is_file():
+            start = Seen("", start).start
+        if start in by_folder:
+            found[member.name] = by_folder[start]
+        elif place and not (member.seen and _from_nothing(member.seen)):
+            found[member.name] = members[place - 1].name
+    return found
+
+
+def world_sources(stages: Iterable[Seen]) -> dict[str, dict[str, str]]:
+    """The sources of the embedded world these stages learnt from, with the dials that shape its truth."""
+    found: dict[str, dict[str, str]] = {}
+    for stage in stages:
+        for written in stage.record.get("outside") or {}:
+            if written.startswith("world:"):
+                name, _, words = written.removeprefix("world:").partition("?")
+                dials = dict(word.partition("=")[::2] for word in words.split("&") if word)
+                kept = {key: value for key, value in dials.items() if key in ("people", "country")}
+                found[name] = {**found.get(name, {}), **kept}
+    return found
+
+
+def _from_nothing(seen: Seen) -> bool:
+    return "from" not in (seen.record.get("settings") or {})
+
+
+def _links(runs: Path) -> list[Path]:
+    return [link for link in runs.glob("*/*") if link.is_symlink() and link.exists()]
+
+
+def _linked(name: str, runs: Path) -> Path | None:
+    """The newest stage of this name under any recipe, or that of one recipe."""
+    recipe, _, stage = name.rpartition("/")
+    found = [link for link in _links(runs) if link.name == stage and recipe in ("", link.parent.name)]
+    return max(found, key=lambda link: (link / "stage.yaml").stat().st_mtime, default=None)
+
+
+def _short(name: str) -> str:
+    return Path(name).name or name
+
+
+def _recorded_name(folder: Path) -> str:
+    named: Mapping[str, Any] = yaml.safe_load((folder / "stage.yaml").read_text(encoding="utf-8"))
+    return str(named.get("stage", folder.name))

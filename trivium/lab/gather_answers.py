@@ -1,0 +1,98 @@
+"""What the models answer, asked once: answers are kept by who was asked, what, how, and by which code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import trivium
+from trivium.evals.evaluate import evaluate
+from trivium.evals.results import Results, TaskResult, answers_path
+from trivium.evals.settings import Settings, TaskSpec, read_spec
+from trivium.kit.files import checksum
+from trivium.kit.fingerprint import fingerprint
+from trivium.lab.gather import Member
+
+DEFAULT_LIMIT = 100
+_ASKING = ("evals", "generate", "grade", "model", "tokens", "world")
+
+
+def default_tasks(sources: Mapping[str, Mapping[str, str]], windows: Sequence[int]) -> list[dict[str, Any]]:
+    """A small set: sums and instructions always, the rest where its subject was in the data."""
+    dials = {name: one for found in sources.values() for name, one in found.items()}
+    chosen: list[dict[str, Any]] = []
+    read = [name for name in ("prose", "facts", "sums", "craft", "tongue") if name in sources]
+    if read:
+        chosen.append({"task": "bits", "sources": "+".join(read), "limit": 24})
+    if "facts" in sources:
+        chosen.append({"task": "facts", **dials})
+    if "craft" in sources:
+        chosen.append({"task": "craft", **dials})
+    if "tongue" in sources:
+        chosen.append({"task": "tongue", "limit": 60, **dials})
+    chosen.append({"task": "instructions", **dials})
+    chosen.append({"task": "sums", "samples": 4})
+    chosen.append({"task": "sums", "name": "sums at once", "chain_of_thought": False})
+    if "ledger" in sources:
+        chosen.append({"task": "sql", "limit": 60, **dials})
+    if "facts" in sources and ("chat" in sources or "taste" in sources):
+        chosen.append({"task": "flattery", "limit": 60, **dials})
+    if "chronicle" in sources:
+        longest = max(windows)
+        lengths = sorted({max(64, longest // 8), longest // 4, longest // 2, longest - 16})
+        chosen.append({
+            "task": "passkey", "kinds": "passkey", "depths": "0+0.5+1", "limit": 60,
+            "lengths": "+".join(str(one) for one in lengths if one >= 64),
+        })  # fmt: skip
+    return chosen
+
+
+def answers(
+    member: Member,
+    tasks: Sequence[TaskSpec],
+    settings: Settings,
+    kept: Path,
+    say: Callable[[str], None] | None = None,
+) -> Results:
+    """Everything one model was asked; what was asked before is read, the rest is asked now."""
+    planned = [(spec, *read_spec(spec, settings)) for spec in tasks]
+    places = [
+        kept / f"{member.fingerprint}-{_question(name, own.model_dump(), dials)}.json"
+        for _, _, name, own, dials in planned
+    ]
+    missing = [spec for (spec, *_), place in zip(planned, places) if not _is_kept(place)]
+    asked = Results(member.name, {})
+    if missing:
+        if say is not None:
+            say(f"asking {member.name}: {', '.join(read_spec(spec, settings)[0] for spec in missing)}")
+        asked = evaluate(member.model, member.tokenizer, missing, settings, name=member.name)
+    found: dict[str, TaskResult] = {}
+    for (_, label, *_), place in zip(planned, places):
+        if label in asked.tasks:
+            Results(member.fingerprint, {label: asked.tasks[label]}).save(place)
+        (found[label],) = Results.load(place).tasks.values()
+    return Results(member.name, found)
+
+
+def _is_kept(place: Path) -> bool:
+    # The numbers are written after the answers, so where they are the answers are whole.
+    return place.is_file() and answers_path(place).is_file()
+
+
+def _question(name: str, settings: Mapping[str, Any], dials: Mapping[str, Any]) -> str:
+    files = {
+        key: checksum(value)
+        for key, value in dials.items()
+        if isinstance(value, str) and Path(value).is_file()
+    }
+    return fingerprint([name, dict(settings), dict(dials), files, code()])
+
+
+@cache
+def code() -> str:
+    """What the answers depend on beside the model: the code that asks, answers and judges."""
+    root = Path(trivium.__file__).parent
+    files = sorted(path for room in _ASKING for path in (root / room).rglob("*.py"))
+    return fingerprint({path.relative_to(root).as_posix(): checksum(path) for path in files})

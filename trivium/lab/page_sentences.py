@@ -1,0 +1,287 @@
+"""What to see in a figure: a sentence made from its numbers that says no more than the intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trivium.kit.numbers import short
+from trivium.kit.progress import duration
+from trivium.lab.page_figures import told
+from trivium.lab.writing import figure, listed
+
+Numbers = Mapping[str, Any]
+
+
+def above(one: Numbers | None, other: Numbers | None) -> bool:
+    """Whether an interval lies wholly above another."""
+    if one is None or other is None or one.get("low") is None or other.get("high") is None:
+        return False
+    return bool(one["low"] > other["high"])
+
+
+def cost(rows: Sequence[Numbers]) -> str:
+    """Which stage took most."""
+    timed = [row for row in rows if row["seconds"]]
+    if not timed:
+        return "The stages left no record of what they cost."
+    total = sum(row["seconds"] for row in timed)
+    most = max(timed, key=lambda row: row["seconds"])
+    share = figure(most["seconds share"], "share")
+    sentence = f"All stages together took {duration(total)}, {share} of it {most['stage']}"
+    worked = [row for row in rows if row["flops"]]
+    if worked:
+        heavy = max(worked, key=lambda row: row["flops"])
+        amount = short(sum(row["flops"] for row in worked))
+        where = "most of it there" if heavy is not most and heavy["stage"] == most["stage"] else ""
+        where = where or f"{figure(heavy['flops share'], 'share')} in {heavy['stage']}"
+        sentence += f"; of the {amount} operations of training, {where}"
+    return sentence + "."
+
+
+def changes(rows: Sequence[Numbers], model: str) -> tuple[list[str], list[str], int]:
+    """The skills a model gained, those it lost, and of how many no difference is shown."""
+    gained: list[str] = []
+    lost: list[str] = []
+    neither = 0
+    for row in rows:
+        change = row["changes"].get(model)
+        if change is None:
+            continue
+        name = (
+            row["task"] if row["metric"] in ("right", "bits per byte") else f"{row['task']} ({row['metric']})"
+        )
+        if change["better"] is None:
+            neither += 1
+        else:
+            (gained if change["better"] else lost).append(name)
+    return gained, lost, neither
+
+
+def stage_in_short(rows: Sequence[Numbers], model: str, before: str) -> str:
+    """What one stage did to the headline numbers."""
+    gained, lost, neither = changes(rows, model)
+    if not gained and not lost:
+        if not neither:
+            return f"nothing that {before} and it were both asked can be compared."
+        return f"against {before}, no difference is shown in any of {neither} measures."
+    parts = []
+    if gained:
+        parts.append(f"better than {before} at {listed(gained)}")
+    if lost:
+        parts.append(f"{'worse' if gained else f'worse than {before}'} at {listed(lost)}")
+    if neither:
+        parts.append(f"no difference shown in {neither} other{'s' if neither > 1 else ''}")
+    return "; ".join(parts) + "."
+
+
+def skills(rows: Sequence[Numbers]) -> str:
+    """How many differences there are, and the largest share that moved."""
+    made = [(row, model, change) for row in rows for model, change in row["changes"].items()]
+    if not made:
+        return "There is nothing to compare: one model alone was asked, or each was asked something else."
+    shown = [one for one in made if one[2]["better"] is not None]
+    sentence = (
+        f"Of {len(made)} comparisons, {sum(one[2]['better'] for one in shown)} show a gain and "
+        f"{sum(not one[2]['better'] for one in shown)} a loss after correcting for their number"
+    )
+    shares = [one for one in shown if one[0]["share"]]
+    if not shares:
+        return sentence + "."
+    row, model, change = max(shares, key=lambda one: abs(one[2]["difference"]["value"]))
+    inside = change["difference"]
+    ends = " to ".join(
+        figure(one, "points") if one is not None else "?" for one in (inside["low"], inside["high"])
+    )
+    return (
+        f"{sentence}; the largest estimate is {model} against {change['before']} at {row['task']} "
+        f"({row['metric']}): "
+        f"{figure(inside['value'], 'points')} points (95 % interval {ends})."
+    )
+
+
+def divergence(pairs: Sequence[Numbers]) -> str:
+    """Which step moved the distribution most, if that can be said."""
+    measured = [pair for pair in pairs if pair["all"]]
+    refused = [pair for pair in pairs if pair["why_not"]]
+    words = []
+    if measured:
+        ranked = sorted(measured, key=lambda pair: -pair["all"]["kl"]["value"])
+        first = ranked[0]
+        sentence = (
+            f"{first['model']} departs from {first['before']} by {told(first['all']['kl'])} nats per token"
+        )
+        if len(ranked) > 1:
+            clear = above(first["all"]["kl"], ranked[1]["all"]["kl"])
+            sentence += (
+                f", more than any other step (next: {ranked[1]['model']}, {told(ranked[1]['all']['kl'])})"
+                if clear
+                else f"; {ranked[1]['model']} ({told(ranked[1]['all']['kl'])}) overlaps, no order is claimed"
+            )
+        words.append(sentence + ".")
+    for pair in refused:
+        words.append(f"Of {pair['model']} and {pair['before']}: {pair['why_not']}.")
+    return " ".join(words)
+
+
+def places(pairs: Sequence[Numbers]) -> str:
+    """Whether models part at the beginning or at the end of a text."""
+    said = []
+    for pair in pairs:
+        for kind, fifths in pair["fifths"].items():
+            if above(fifths[0], fifths[-1]):
+                said.append(f"{pair['model']} on {kind}")
+    late = [
+        f"{pair['model']} on {kind}" for pair in pairs for kind, fifths in pair["fifths"].items()
+        if above(fifths[-1], fifths[0])
+    ]  # fmt: skip
+    if not said and not late:
+        return "Nowhere is the first fifth of a text clearly farther from the model before than the last."
+    parts = []
+    if said:
+        parts.append(f"the difference is greater in the first fifth than in the last for {listed(said)}")
+    if late:
+        parts.append(
+            f"{'it is greater' if parts else 'the difference is greater'} at the end for {listed(late)}"
+        )
+    sentence = "; ".join(parts) + "."
+    return sentence[0].upper() + sentence[1:]
+
+
+def manner(found: Mapping[str, Numbers], before: Mapping[str, str]) -> str:
+    """Whose answers clearly changed in length or end more often by themselves."""
+    said = []
+    for model, one in found.items():
+        other = found.get(before.get(model, ""))
+        if other is None:
+            continue
+        whom = before[model]
+        ends = (
+            f"({figure(one['ended']['value'], 'share')} against {figure(other['ended']['value'], 'share')})"
+        )
+        if above(one["ended"], other["ended"]):
+            said.append(f"{model} ends its answers by itself more often than {whom} {ends}")
+        elif above(other["ended"], one["ended"]):
+            said.append(f"{model} ends its answers by itself less often than {whom} {ends}")
+        if above(one["tokens"], other["tokens"]) or above(other["tokens"], one["tokens"]):
+            way = "longer" if above(one["tokens"], other["tokens"]) else "shorter"
+            lengths = f"({figure(one['tokens']['value'])} tokens against {figure(other['tokens']['value'])})"
+            said.append(f"{model} writes {way} answers than {whom} {lengths}")
+    return (
+        "; ".join(said) + "."
+        if said
+        else "Neither length nor ending of the answers clearly differs between neighbours."
+    )
+
+
+def by_steps(depth: Numbers) -> str:
+    """Whether more steps are harder, and whether writing them down helps."""
+    said = []
+    for model, one in depth["models"].items():
+        cells = list((one.get("written") or {}).get("by steps", {}).items())
+        if len(cells) > 1 and above(cells[0][1], cells[-1][1]):
+            said.append(
+                f"{model} is right more often with {cells[0][0]} than with {cells[-1][0]} steps "
+                f"({figure(cells[0][1]['value'], 'share')} against {figure(cells[-1][1]['value'], 'share')})"
+            )
+        helps = one.get("helps")
+        if helps is not None and helps["shown"]:
+            value = helps["difference"]["value"]
+            said.append(f"writing steps down {'helps' if value > 0 else 'harms'} {model} by "
+                        f"{figure(abs(value), 'share').replace(' %', '')} points")  # fmt: skip
+    if not said:
+        return (
+            "For no model do these answers show that more steps are harder, or that writing them down helps."
+        )
+    sentence = "; ".join(said) + "."
+    return sentence[0].upper() + sentence[1:]
+
+
+def tries(depth: Numbers) -> str:
+    """Whether trying several times helps."""
+    said, most = [], 0
+    for model, one in depth["models"].items():
+        found = one.get("pass") or {}
+        if len(found) < 2:
+            continue
+        first, last = next(iter(found)), list(found)[-1]
+        most = max(most, int(last))
+        if above(found[last], found[first]):
+            said.append(
+                f"{model} from {figure(found[first]['value'], 'share')} to "
+                f"{figure(found[last]['value'], 'share')}"
+            )
+    if not said:
+        return "No model's interval for several tries lies clear of that for one."
+    return (
+        f"With {most} tries instead of one, at least one right answer becomes clearly likelier for "
+        f"{listed(said)}."
+    )
+
+
+def helpfulness(found: Numbers) -> str:
+    """The instructions the last model does best and worst."""
+    model, kinds = list(found["models"].items())[-1]
+    ranked = sorted(kinds.items(), key=lambda item: item[1]["value"])
+    if len(ranked) < 2:
+        return f"{model} was asked one kind of instruction."
+    (worst, low), (best, high) = ranked[0], ranked[-1]
+    if above(high, low):
+        return (
+            f"{model} follows “{best}” more often than “{worst}” ({figure(high['value'], 'share')} against "
+            f"{figure(low['value'], 'share')} of {low['n']})."
+        )
+    return (
+        f"For {model} the intervals of its best and worst kind of instruction overlap, so no order is "
+        "claimed."
+    )
+
+
+def flattery(found: Numbers, before: Mapping[str, str]) -> str:
+    """Whether any stage made a model give way more."""
+    said, bare = [], []
+    for model, one in found["models"].items():
+        if "gave way" not in one:
+            bare.append(model)
+            continue
+        other = (found["models"].get(before.get(model, "")) or {}).get("gave way")
+        if above(one["gave way"], other):
+            said.append(f"{model} gives way more often than {before[model]}")
+        elif above(other, one["gave way"]):
+            said.append(f"{model} gives way less often than {before[model]}")
+    words = (
+        "; ".join(said) + "." if said else "Between no neighbours do the intervals of giving way lie apart."
+    )
+    if bare:
+        words += f" {listed(bare)} had no right answer to give up."
+    return words
+
+
+def confidence(found: Numbers) -> str:
+    """Who is surer than right."""
+    over = [model for model, one in found["models"].items() if above(one["sure"], one["right"])]
+    under = [model for model, one in found["models"].items() if above(one["right"], one["sure"])]
+    parts = []
+    if over:
+        parts.append(f"{listed(over)} {'is' if len(over) == 1 else 'are'} surer than right")
+    if under:
+        parts.append(f"{listed(under)} {'is' if len(under) == 1 else 'are'} right more often than sure")
+    return "; ".join(parts) + "." if parts else "No model is clearly surer or less sure than it is right."
+
+
+def passkey(found: Numbers) -> str:
+    """The longest text in which things are clearly found more often than not."""
+    said = []
+    for model, cells in found["models"].items():
+        sure = sorted(
+            {
+                int(cell.split()[0])
+                for cell, one in cells.items()
+                if one["low"] is not None and one["low"] > 0.5
+            }
+        )
+        if sure:
+            said.append(f"{model} up to {sure[-1]} tokens")
+    if not said:
+        return "No model finds the key clearly more often than every other time at any length."
+    return f"The key is clearly found more often than not, at some depth, by {listed(said)}."

@@ -1,0 +1,31 @@
+"""The page that ends a recipe: what its stages cost and, where the recipe asks for it, what they taught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trivium.kit.progress import Progress
+from trivium.lab.compare import compare, summary_table
+from trivium.lab.gather import Seen
+
+if TYPE_CHECKING:
+    from trivium.pipeline.run import Run
+
+
+def report(going: Run) -> tuple[Path, list[list[str]]]:
+    """Write `report.html` beside the recipe's stages; returns its place and a table for a terminal."""
+    recipe, place = going.recipe, going.store.runs / going.recipe.name
+    stages = [Seen(name, going.entry(name).folder) for name in going.nodes]
+    names: list[str] = []
+    on, asking = [], None
+    if recipe.report is not None:
+        chosen = recipe.report.compare or [stage.name for stage in stages if stage.model is not None]
+        names = [f"{recipe.name}/{name}" for name in chosen]
+        on, asking = recipe.report.on, recipe.report.asking
+    with Progress("report") as progress:
+        found = compare(
+            names, runs=going.store.runs, to=place / "report.html", on=on, settings=asking,
+            title=recipe.name, stages=stages, say=progress.say,
+        )  # fmt: skip
+    return place / "report.html", summary_table(found) if names else []
