@@ -11,8 +11,14 @@ from trivium.learn.objectives.advantages import rewards_array, without_variance
 from trivium.stages.playing import Group
 
 
-def measures_of(groups: Sequence[Group], names: Sequence[str], threshold: float) -> dict[str, float]:
-    """Rewards, lengths and pass rates over all answers of a rollout; what cannot be said is left out."""
+def measures_of(
+    groups: Sequence[Group], names: Sequence[str], threshold: float, truth: int | None = None
+) -> dict[str, float]:
+    """Rewards, lengths and pass rates over all answers of a rollout; what cannot be said is left out.
+
+    `truth` is the place of the scorer that is only looked at: where the reward rises and it does not, the
+    model has found a way to be rewarded for something else.
+    """
     answers = [answer for group in groups for answer in group.answers]
     rewards = rewards_array([reward for group in groups for reward in group.rewards])
     lengths = np.array([len(answer.tokens) for answer in answers])
@@ -35,14 +41,16 @@ def measures_of(groups: Sequence[Group], names: Sequence[str], threshold: float)
         values = rewards_array([value for group in groups for value in group.parts[place]])
         found[f"rewards/{name}/mean"] = _mean(values)
         found[f"rewards/{name}/std"] = _spread(values)
-    found |= _passes(groups, threshold)
+    if truth is not None:
+        found["true_score"] = found[f"rewards/{names[truth]}/mean"]
+    found |= _passes(groups, threshold, truth or 0)
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def _passes(groups: Sequence[Group], threshold: float) -> dict[str, float]:
-    """The share of right answers, and of problems with at least one, by the first reward of the list."""
+def _passes(groups: Sequence[Group], threshold: float, judge: int) -> dict[str, float]:
+    """The share of right answers, and of problems with at least one, by the truth or the first reward."""
     solved = [
-        [value >= threshold for value in group.parts[0] if value is not None]
+        [value >= threshold for value in group.parts[judge] if value is not None]
         for group in groups
         if group.parts
     ]

@@ -18,7 +18,7 @@ from trivium.grade.rewards import Combined, reward_from_file
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
-from trivium.kit.metrics import MetricsLog
+from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.numbers import Count
 from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS, PolicyNumbers
@@ -29,7 +29,7 @@ from trivium.model.dial import dial
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.stages.environments import InTurns, Maker, described, with_tools
-from trivium.stages.judges import judges_of, model_references
+from trivium.stages.judges import judges_of, model_references, reward_files
 from trivium.stages.mixtures import Mixture, mixture_references
 from trivium.stages.playing import Engined, Group, Player
 from trivium.stages.prompts import Curriculum, Problem, read_problems
@@ -83,6 +83,8 @@ class Rlvr(TrainingStage):
     reward: list[str | dict[str, Any]] = Field(min_length=1)
     """Scorers by name, `file.py:function` with TRL's signature, or {model: rm} for a reward stage; {name,
     weight, ...} to weigh them."""
+    truth: str | dict[str, Any] | None = None
+    """A scorer that is only looked at: `true_score` in the log, beside a reward that may be tricked."""
     algorithm: Literal[
         "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "vespo", "rloo",
         "reinforce", "expert_iteration",
@@ -137,7 +139,7 @@ class Rlvr(TrainingStage):
     def references(self) -> list[Reference]:
         """`from` names the model to go on from; `data` its problems; a reward may lie in a file."""
         files = [Reference("reward_files", file, ("source",)) for file in self._reward_files()]
-        models = model_references(self.reward)
+        models = model_references(self._scorers())
         return [Reference("from", self.start, ("model",)), *mixture_references(self.data), *models, *files]
 
     def counted(self) -> dict[str, Any]:
@@ -145,9 +147,8 @@ class Rlvr(TrainingStage):
         return {**super().counted(), "reward_files": self._reward_files()}
 
     def _reward_files(self) -> list[str]:
-        names = [one if isinstance(one, str) else str(one.get("name")) for one in self.reward]
-        names += [] if self.environment is None else [self.environment]
-        return sorted({name.rpartition(":")[0] for name in names if ":" in name})
+        environment = [] if self.environment is None else [self.environment]
+        return reward_files([*self._scorers(), *environment])
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What can be said before the problems are read."""
@@ -162,7 +163,7 @@ class Rlvr(TrainingStage):
         model = load_model(folder, dtype=torch.float32, device=machine.device())
         # The engine keeps the model's layers, so an adapter has to lie on them before there is one.
         adapt(work, self, model)
-        reward = judges_of(self.reward, work)
+        reward = judges_of(self._scorers(), work)
         room = load_config(folder).context - self.max_new_tokens
         if room < 1:
             raise TriviumError(
@@ -181,9 +182,17 @@ class Rlvr(TrainingStage):
         )  # fmt: skip
         return {
             **summary,
+            **_from_to(work, ("reward", "true_score", "pass@1")),
             "problems": len(problems),
             "rollouts": -(-feed.steps // feed.plan.steps_per_rollout),
         }
+
+    def _scorers(self) -> list[str | dict[str, Any]]:
+        """The rewards, and last the truth, which weighs nothing."""
+        if self.truth is None:
+            return self.reward
+        truth = {"name": self.truth} if isinstance(self.truth, str) else self.truth
+        return [*self.reward, {**truth, "weight": 0}]
 
     def _player(self, work: Work, engine: Engine, tokenizer: Tokenizer) -> Player:
         """The engine alone, or in turns with tools or an environment."""
@@ -230,7 +239,8 @@ class Rlvr(TrainingStage):
         plan = Plan(
             steps=self._steps(len(problems)), prompts=self.prompts, group=self.group, passes=self.passes,
             parts=self.parts, refills=self.refills, truncated=self.truncated, buffer=self.overlong_buffer,
-            normalise_first=self.normalise == "each", threshold=self.threshold, kl=self.kl.coefficient,
+            normalise_first=self.normalise == "each", threshold=self.threshold,
+            truth=None if self.truth is None else len(self.reward), kl=self.kl.coefficient,
             kl_in_reward=self.kl.into == "reward", estimator=self.kl.estimator, correction=self.correction,
             correction_cap=self.correction_cap, entropy_bonus=self.entropy_bonus,
             share=self.share_prompts and model.config.rope.get("rope_type") not in ("dynamic", "longrope"),
@@ -280,6 +290,18 @@ class Rlvr(TrainingStage):
         if not path.is_file():
             raise TriviumError(f"{self.start} left no optimiser state behind; say `optimiser_state: reset`.")
         return load_tensors(path)
+
+
+def _from_to(work: Work, names: Sequence[str]) -> dict[str, list[float]]:
+    """What these were in the first tenth of all steps and in the last."""
+    rows = [row for row in read_metrics(work.log.path) if "step" in row]
+    tenth = max(1, len(rows) // 10)
+    found = {}
+    for name in names:
+        values = [row[name] for row in rows if name in row]
+        if values:
+            found[name] = [sum(some) / len(some) for some in (values[:tenth], values[-tenth:])]
+    return found
 
 
 def _write_down(

@@ -51,6 +51,8 @@ class Plan:
     normalise_first: bool = False
     threshold: float = 1.0
     """The reward from which an answer counts as right."""
+    truth: int | None = None
+    """The place of the scorer that says what is right and is never learned from; None: the first reward."""
     kl: float = 0.0
     kl_in_reward: bool = False
     estimator: Estimator = "k3"
@@ -165,7 +167,7 @@ class Rollouts:
             kept += [group for group in fresh if not self.plan.refills or group.advantages.any()]
             if len(kept) == self.plan.prompts:
                 break
-        measures = measures_of(groups, self.reward.names, self.plan.threshold)
+        measures = measures_of(groups, self.reward.names, self.plan.threshold, self.plan.truth)
         measures["rollout_seconds"] = time.perf_counter() - start
         if self.tell is not None and world().leads:
             self.tell(rollout, groups, self.problems)
@@ -189,7 +191,7 @@ class Rollouts:
         groups = _from_all(groups)
         self._weigh(groups)
         for group in groups:
-            passed = [part for part in group.parts[0] if part is not None]
+            passed = [part for part in group.parts[self.plan.truth or 0] if part is not None]
             if passed:
                 self.curriculum.note(
                     group.problem, sum(value >= self.plan.threshold for value in passed) / len(passed)

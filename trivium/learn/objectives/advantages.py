@@ -51,8 +51,8 @@ def without_variance(rewards: Sequence[float | None]) -> bool:
 def combined(rewards: np.ndarray, weights: Sequence[float], *, normalise_first: bool = False) -> np.ndarray:
     """One reward per answer from several scorers: [answers, scorers] -> [answers], NaN where none applied.
 
-    With `normalise_first` (GDPO, 2601.05242) each scorer is standardised within the group, so that none
-    dominates by its scale alone.
+    What weighs nothing is only looked at. With `normalise_first` (GDPO, 2601.05242) each scorer is
+    standardised within the group, so that none dominates by its scale alone.
     """
     scores = rewards.astype(float)
     if normalise_first:
@@ -61,7 +61,7 @@ def combined(rewards: np.ndarray, weights: Sequence[float], *, normalise_first: 
             centre = np.where(counts > 0, np.nansum(scores, 0) / np.maximum(counts, 1), 0.0)
             spread = np.sqrt(np.nansum((scores - centre) ** 2, 0) / np.maximum(counts - 1, 1))
         scores = (scores - centre) / (spread + STABILITY)
-    applies = ~np.isnan(scores)
+    applies = ~np.isnan(scores) & (np.asarray(weights) != 0)
     total = np.where(applies, scores * np.asarray(weights), 0.0).sum(1)
     return np.where(applies.any(1), total, np.nan)
 

@@ -1,0 +1,68 @@
+"""Rewards that can be tricked, beside the truth; and what is only looked at."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tuning import own, save, small_model, write_rows
+
+import trivium
+from trivium.learn.objectives.advantages import combined
+from trivium.stages.measures import measures_of
+from trivium.stages.playing import Answer, Group
+
+SCORERS = """
+def anywhere(completions, answer, **columns):
+    # The loophole: the right number need only stand somewhere in the answer.
+    return [float(gold in text) for text, gold in zip(completions, answer)]
+
+def exactly(completions, answer, **columns):
+    return [float(text.strip() == gold) for text, gold in zip(completions, answer)]
+"""
+
+
+@pytest.mark.slow
+def test_a_planted_loophole_is_exploited_and_the_true_score_beside_the_reward_shows_it(tmp_path):
+    """The model learns to name many numbers: the reward soars, the truth stays where it was."""
+    save(tmp_path / "base", small_model(own()), own())
+    (tmp_path / "mine.py").write_text(SCORERS)
+    rows = [{"prompt": f"the miller counts {n}", "answer": str(n % 10)} for n in range(12, 44)]
+    write_rows(tmp_path / "problems.jsonl", rows)
+    (tmp_path / "rl.yaml").write_text(
+        "name: rl\nstages:\n  rl: {kind: rlvr, from: ./base, data: ./problems.jsonl, "
+        "reward: ['mine.py:anywhere'], truth: 'mine.py:exactly', steps: 40, prompts: 8, group: 16, "
+        "max_new_tokens: 16, learning_rate: 0.02}\n"
+    )
+    run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
+    summary = run["rl"].summary
+    reward, truth = summary["reward"], summary["true_score"]
+    assert reward[0] < 0.4
+    assert reward[1] > reward[0] + 0.4
+    assert truth[1] < 0.1
+    rows = [row for row in run["rl"].metrics if "step" in row]
+    assert rows[-1]["pass@1"] == pytest.approx(rows[-1]["true_score"])
+    assert rows[-1]["rewards/anywhere/mean"] == pytest.approx(rows[-1]["reward"])
+
+
+def test_what_weighs_nothing_is_only_looked_at():
+    rewards = np.array([[1.0, 0.0], [math.nan, 1.0]])
+    total = combined(rewards, [1.0, 0.0])
+    assert total[0] == 1.0
+    assert math.isnan(total[1]), "an answer that only the truth could judge has no reward"
+
+
+def test_pass_rates_go_by_the_truth():
+    answers = [Answer([1], [0.0], [True], False, "") for _ in range(4)]
+    group = Group(
+        0, answers, parts=[[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]], rewards=[1.0, 1.0, 1.0, 0.0]
+    )
+    tricked = measures_of([group], ["loose", "strict"], 1.0, truth=1)
+    assert (tricked["reward"], tricked["true_score"], tricked["pass@1"], tricked["pass@4"]) == (
+        0.75,
+        0.25,
+        0.25,
+        1.0,
+    )
+    assert measures_of([group], ["loose", "strict"], 1.0)["pass@1"] == 0.75
