@@ -170,7 +170,7 @@ def test_a_reward_is_learned_measured_stored_and_used_from_a_recipe(tmp_path):
     rows = [row for row in run["rm"].metrics if "step" in row]
     assert {"loss", "accuracy", "margin", "mean_reward", "rewards/chosen"} <= set(rows[0])
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
-    unseen = run["rm"].summary["unseen"]
+    unseen = run["rm"].summary["test"]
     assert unseen["accuracy"]["value"] == 1.0
     assert unseen["accuracy"]["low"] < 1.0
     assert {"calibration", "length", "calibration_error"} <= set(unseen)

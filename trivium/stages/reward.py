@@ -60,7 +60,7 @@ class Reward(TrainingStage):
     """A model, whose words are replaced by a score, or a reward model to go on from."""
     data: Mixture
     test: Mixture | None = None
-    """Pairs to measure on at the end; without it those that `validation` holds back of every source."""
+    """Pairs to measure on at the end, beside those that `validation` holds back of every source."""
     pairs: Count = Field(default=32, ge=1)
     """Pairs per optimiser step."""
     context: Count | None = Field(default=None, ge=2)
@@ -118,12 +118,14 @@ class Reward(TrainingStage):
             self._rates(work, folder, model.config),
             parent_moments=moments_after(work, self, self.start, folder), write=write,
         )  # fmt: skip
-        held_out = judged.held_out
-        if self.test is not None:
-            whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
-            held_out = self._read(work, whole, tokenizer, model.config).training
-        looks = self._measured(work, model, head, held_out) if world().leads else {}
-        return {**summary, "data": judged.facts, "unseen": looks}
+        looks: dict[str, Any] = {}
+        if world().leads:
+            looks["unseen"] = self._measured(work, model, head, judged.held_out)
+            if self.test is not None:
+                whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
+                tested = self._read(work, whole, tokenizer, model.config).training
+                looks["test"] = self._measured(work, model, head, tested)
+        return {**summary, "data": judged.facts, **looks}
 
     def _begun(self, work: Work, folder: Path) -> tuple[Transformer, ScalarHead]:
         """The model without its words and a head drawn from the seed, or both as a stage left them."""

@@ -144,7 +144,7 @@ def log_probabilities_and_values(
 
 @dataclass
 class ProximalPolicy:
-    """PPO over answers that carry for each token its advantage, its return, and what policy and critic said."""
+    """PPO over answers that carry for each token an advantage, a return, and what the models once said."""
 
     extra: ScalarHead | None = None
     """The critic: a value for every state of the policy; None where advantages need none."""

@@ -1,0 +1,175 @@
+"""Two models answer the same prompts, judges score both, and the share of prompts won says who is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from trivium.evals.results import as_json
+from trivium.evals.statistics import bootstrap
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling, seed_of_sample
+from trivium.grade.rewards import Combined
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import whole_folder, write_json
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.numbers import Count
+from trivium.learn.settings import Settings
+from trivium.model.folder import load_model
+from trivium.model.hub import resolve
+from trivium.stages.gauges import drift_from
+from trivium.stages.judges import Named, file_references, judges_of, model_references, reward_files
+from trivium.stages.mixtures import Mixture, mixture_references
+from trivium.stages.prompts import Problem, read_problems
+from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.tokens.tokenizer import Tokenizer
+
+
+class BestOf(Settings):
+    """The first model draws several answers to a prompt and hands in the one that these rewards like most."""
+
+    n: Count = Field(ge=2)
+    by: list[Named] = Field(min_length=1)
+
+
+class Duel(Stage):
+    """Let two models answer the same prompts and count who is judged better."""
+
+    kind: Literal["duel"]
+    version: ClassVar[int] = 1
+    produces: ClassVar[Product] = "report"
+
+    start: str = Field(alias="from")
+    against: str
+    data: Mixture
+    judge: list[Named] = Field(min_length=1)
+    """Who decides: scorers, functions or reward models, summed with their weights."""
+    best_of: BestOf | None = None
+    temperature: float = Field(default=1.0, ge=0)
+    max_new_tokens: Count = Field(default=64, ge=1)
+    wording: str | None = None
+
+    def references(self) -> list[Reference]:
+        """Both models, the prompts, and reward models among the judges."""
+        found = [Reference("from", self.start, ("model",)), Reference("against", self.against, ("model",))]
+        found += [*mixture_references(self.data), *model_references(self.judge, "judge")]
+        chosen_by = [] if self.best_of is None else self.best_of.by
+        found += model_references(chosen_by, "best_of.by")
+        return found + file_references([*self.judge, *chosen_by])
+
+    def counted(self) -> dict[str, Any]:
+        """The text of the files that hold rewards counts as well."""
+        chosen_by = [] if self.best_of is None else self.best_of.by
+        return {**super().counted(), "reward_files": reward_files([*self.judge, *chosen_by])}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Ask both, judge both, and compare prompt by prompt."""
+        judge = judges_of(self.judge, work)
+        folders = [resolve(str(work.path(name))) for name in (self.start, self.against)]
+        tokenizer = Tokenizer.load(folders[0])
+        room = min(load_model(folder).config.context for folder in folders) - self.max_new_tokens
+        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.wording)
+        if len({Tokenizer.load(folder).fingerprint for folder in folders}) > 1:
+            raise TriviumError(
+                f"{work.stage}: {self.start} and {self.against} have different tokenizers, so their answers "
+                "cannot be laid side by side token by token; name two models of one family tree."
+            )
+        several = 1 if self.best_of is None else self.best_of.n
+        models = [load_model(folder, dtype=torch.float32, device=machine.device()) for folder in folders]
+        first = self._answers(work, Engine(models[0], tokenizer), problems, several)
+        second = self._answers(work, Engine(models[1], tokenizer), problems, 1)
+        found: dict[str, Any] = {}
+        mine = [some[0] for some in first]
+        if self.best_of is not None:
+            chosen = self._curve(judges_of(self.best_of.by, work), judge, problems, first)
+            found["best_of"] = [row for row, _ in chosen]
+            mine = chosen[-1][1]
+        scores = _scores(judge, problems, mine), _scores(judge, problems, [some[0] for some in second])
+        found |= outcome(*scores)
+        if self.best_of is None:
+            prompts = [problem.ids for problem in problems[:64]]
+            longest = self.max_new_tokens
+            found["kl"] = drift_from(
+                models[1], models[0], tokenizer, prompts, longest=longest, seed=work.seed
+            )
+        with whole_folder(work.output("report")) as report:
+            write_json(report / "duel.json", found)
+            log = MetricsLog(report / "answers.jsonl")
+            for problem, one, other, *both in zip(problems, mine, second, *scores, strict=True):
+                said = {"answers": [one, other[0]], "scores": both}
+                log.write({"id": problem.id, "prompt": problem.prompt, **said})
+        rate = found["win_rate"]
+        work.say(
+            f"{self.start} beats {self.against} in {rate['value']:.1%} of {found['prompts']} prompts "
+            f"({rate['low']:.1%} to {rate['high']:.1%}; {found['ties']:.0%} ties)"
+        )
+        return found
+
+    def _answers(
+        self, work: Work, engine: Engine, problems: Sequence[Problem], several: int
+    ) -> list[list[str]]:
+        requests = [
+            Request(
+                problem.ids,
+                Sampling(
+                    temperature=self.temperature, max_new_tokens=self.max_new_tokens,
+                    seed=seed_of_sample(work.seed, place),
+                ),
+                n=several,
+            )
+            for place, problem in enumerate(problems)
+        ]  # fmt: skip
+        return [[one.text for one in some] for some in engine.generate(requests)]
+
+    def _curve(
+        self, chooser: Combined, judge: Combined, problems: Sequence[Problem], drawn: Sequence[Sequence[str]]
+    ) -> list[tuple[dict[str, float], list[str]]]:
+        """For every power of two up to n: the divergence, what the chooser and what the judge make of it."""
+        assert self.best_of is not None
+        liked = np.stack(
+            [_scores(chooser, problems, [some[place] for some in drawn]) for place in range(self.best_of.n)],
+            1,
+        )
+        sizes = [2**power for power in range(int(math.log2(self.best_of.n)) + 1)]
+        found = []
+        for size in sizes if sizes[-1] == self.best_of.n else [*sizes, self.best_of.n]:
+            best = np.nanargmax(np.nan_to_num(liked[:, :size], nan=-np.inf), 1)
+            texts = [some[place] for some, place in zip(drawn, best, strict=True)]
+            row = {
+                "n": float(size),
+                # What choosing the best of n costs in nats, exactly where no two answers tie.
+                "kl": math.log(size) - (size - 1) / size,
+                "proxy": float(np.nanmean(liked[np.arange(len(best)), best])),
+                "truth": float(np.nanmean(_scores(judge, problems, texts))),
+            }
+            found.append((row, texts))
+        return found
+
+
+def _scores(judge: Combined, problems: Sequence[Problem], texts: Sequence[str]) -> np.ndarray:
+    """One number per answer, NaN where no judge could say."""
+    names = sorted({name for problem in problems for name in problem.columns})
+    columns = {name: [problem.columns.get(name) for problem in problems] for name in names}
+    found = judge([problem.prompt for problem in problems], list(texts), **columns)
+    return np.array([np.nan if value is None else value for value in found], dtype=float)
+
+
+def outcome(first: np.ndarray, second: np.ndarray) -> Mapping[str, Any]:
+    """Who won how often, a tie being half a win, with a paired bootstrap over the prompts."""
+    both = ~(np.isnan(first) | np.isnan(second))
+    apart = first[both] - second[both]
+    return {
+        "prompts": len(apart),
+        "win_rate": as_json(bootstrap((apart > 0) + 0.5 * (apart == 0))),
+        "ties": float((apart == 0).mean()),
+        "score": as_json(bootstrap(first[both])),
+        "score_against": as_json(bootstrap(second[both])),
+        "gain": as_json(bootstrap(apart)),
+    }
