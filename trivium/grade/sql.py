@@ -36,7 +36,7 @@ _STEPS_BETWEEN_LOOKS = 1000
 GOLD_COLUMNS = ("sql", "gold", "query", "answer", "solution")
 
 
-class _Late(Exception):
+class Late(Exception):
     """The query took too long or found too much."""
 
 
@@ -67,11 +67,11 @@ class SqlScorer:
                 ordered = orders_rows(gold) if ordered is None else ordered
                 try:
                     wanted = self.fetch(connection, gold)
-                except (sqlite3.Error, sqlite3.Warning, _Late, OverflowError) as error:
+                except (sqlite3.Error, sqlite3.Warning, Late, OverflowError) as error:
                     return Score(None, f"the gold query fails: {error}", "gold_bad")
             try:
                 found = self.fetch(connection, query)
-            except _Late as error:
+            except Late as error:
                 return Score(0.0, str(error), "overtime")
             except (sqlite3.Error, sqlite3.Warning, OverflowError, ValueError, MemoryError) as error:
                 return Score(0.0, f"the query fails: {shorten(str(error))}", "wrong")
@@ -88,7 +88,7 @@ class SqlScorer:
             return self.within_limits(connection.execute(query))
         except sqlite3.OperationalError as error:
             if "interrupted" in str(error):
-                raise _Late(f"the query took more than {self.seconds:g} seconds") from error
+                raise Late(f"the query took more than {self.seconds:g} seconds") from error
             raise
         finally:
             connection.set_authorizer(None)
@@ -102,7 +102,7 @@ class SqlScorer:
             found.append(row)
             size += sum(len(value) for value in row if isinstance(value, str | bytes))
             if len(found) > self.rows or size > _MOST_TEXT:
-                raise _Late(f"the query finds more than {self.rows} rows, or too much text")
+                raise Late(f"the query finds more than {self.rows} rows, or too much text")
         return found
 
 

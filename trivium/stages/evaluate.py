@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
+from trivium.evals.chain import as_lines, chain_table
 from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
@@ -16,9 +18,17 @@ from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
 from trivium.stages.stage import Product, Reference, Stage, Work
 
+HELD_OUT = "held_out"
+"""Where a stage that makes data leaves the part that is to be asked, beside its data."""
+
+
+def _listed(value: Any) -> Any:
+    """One report is a list of one."""
+    return [value] if isinstance(value, str) else value
+
 
 class Evaluate(Stage):
-    """Ask the model of a stage the tasks listed in `on`, and compare it with the report of another."""
+    """Ask the model of a stage the tasks listed in `on`, and compare it with the reports of others."""
 
     kind: Literal["evaluate"]
     version: ClassVar[int] = 1
@@ -27,8 +37,10 @@ class Evaluate(Stage):
     start: str = Field(alias="from")
     on: list[str | dict[str, Any]] = Field(min_length=1)
     """The tasks: `facts`, `sums?steps_high=6&samples=8`, or `{task: own, data: mine.jsonl, scorer: math}`."""
-    against: str | None = None
-    """Another evaluate stage with the same tasks: its answers are compared with these one by one."""
+    against: Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = Field(
+        default=[]
+    )
+    """Earlier evaluate stages with the same tasks, the first of a chain first: answers compare one by one."""
     asking: Settings = Settings()
 
     @field_validator("on")
@@ -44,8 +56,10 @@ class Evaluate(Stage):
     def references(self) -> list[Reference]:
         """The model, and the report to compare with."""
         found = [Reference("from", self.start, ("model",))]
-        if self.against is not None:
-            found.append(Reference("against", self.against, ("report",)))
+        found += [Reference("against", name, ("report",)) for name in self.against]
+        for place, spec in enumerate(self.on):
+            if isinstance(spec, dict) and "data" in spec:
+                found.append(Reference(f"on.{place}.data", spec["data"], ("data", "source")))
         return found
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -54,15 +68,17 @@ class Evaluate(Stage):
         if self.seed is not None and "seed" not in asking.model_fields_set:
             asking = asking.model_copy(update={"seed": self.seed})
         folder = resolve(work.path(self.start))
-        results = evaluate_folder(folder, self.on, asking, name=self.start, say=work.say)
-        compared = []
-        if self.against is not None:
-            before = Results.load(work.path(self.against) / "results.json")
-            compared = [one.as_json() for one in compare(before, results)]
+        results = evaluate_folder(folder, self._found(work), asking, name=self.start, say=work.say)
+        earlier = [Results.load(work.path(name) / "results.json") for name in self.against]
+        compared = [one.as_json() for one in compare(earlier[-1], results)] if earlier else []
+        chain = chain_table([*earlier, results]) if earlier else []
+        if chain:
+            work.say("\n".join(["gained here, lost there", *as_lines(chain)]))
         with whole_folder(work.output("report")) as report:
             results.save(report / "results.json")
             if compared:
                 write_json(report / "compared.json", compared)
+                write_json(report / "chain.json", chain)
         headlines: dict[str, Any] = {}
         for label, one in results.tasks.items():
             measures = one.measures()
@@ -70,3 +86,17 @@ class Evaluate(Stage):
                 if name in measures:
                     headlines[f"{label}: {name}"] = as_json(measures[name])
         return headlines
+
+    def _found(self, work: Work) -> list[str | dict[str, Any]]:
+        """The tasks, with the data that they name where it lies: of a stage, what it held out."""
+        return [
+            {**spec, "data": str(_to_ask(work.path(spec["data"])))}
+            if isinstance(spec, dict) and "data" in spec
+            else spec
+            for spec in self.on
+        ]
+
+
+def _to_ask(data: Path) -> Path:
+    held_out = data.parent / HELD_OUT
+    return held_out if data.is_dir() and held_out.is_dir() else data

@@ -190,7 +190,9 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
         return WorldDocument("", None, {"prompt": asked, "answer": query.sql}, truth)
     if dials.form == "document":
         return WorldDocument("", f"Question: {asked[0]['content']}\nAnswer: {query.sql}", truth=truth)
-    raise TriviumError(f"world:ledger has no form '{dials.form}'; use chat, prompt or document.")
+    if dials.form == "question":
+        return WorldDocument("", None, {"question": query.question, "sql": query.sql}, truth)
+    raise TriviumError(f"world:ledger has no form '{dials.form}'; use chat, prompt, document or question.")
 
 
 def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
