@@ -15,7 +15,7 @@ from trivium.evals.settings import Settings
 from trivium.evals.statistics import bootstrap
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
-from trivium.generate.sampling import Sampling
+from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.learn.head_loss import token_log_probabilities
 from trivium.learn.validation import groups_of
 from trivium.model.attention import Documents
@@ -38,8 +38,13 @@ def drift_from(
     *, longest: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """KL(model || parent) of an answer in nats, unbiased, from answers that the model draws (k1)."""
-    sampling = Sampling(max_new_tokens=longest, logprobs=True, seed=seed)
-    requests = [Request(list(prompt), sampling) for prompt in prompts]
+    requests = [
+        Request(
+            list(prompt),
+            Sampling(max_new_tokens=longest, logprobs=True, seed=seed_of_sample(seed, number)),
+        )
+        for number, prompt in enumerate(prompts)
+    ]
     drawn = [answers[0] for answers in Engine(model, tokenizer).generate(requests)]
     rows = []
     for prompt, answer in zip(prompts, drawn, strict=True):
