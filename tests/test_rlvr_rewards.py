@@ -9,6 +9,8 @@ import pytest
 from tuning import own, save, small_model, write_rows
 
 import trivium
+from trivium.grade.scorer import scorer
+from trivium.kit.metrics import read_metrics
 from trivium.learn.objectives.advantages import combined
 from trivium.stages.measures import measures_of
 from trivium.stages.playing import Answer, Group
@@ -66,3 +68,38 @@ def test_pass_rates_go_by_the_truth():
         1.0,
     )
     assert measures_of([group], ["loose", "strict"], 1.0)["pass@1"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "status"),
+    [
+        (" the river", 1.0, "ok"),
+        ("the river rises", 1.0, "ok"),
+        ("the miller", 0.5, "wrong"),
+        ("a river", 0.0, "wrong"),
+        ("<think>perhaps the sea?</think> the river", 1.0, "ok"),
+        ("<think>the river", 0.0, "unparsed"),
+        ("", 0.0, "wrong"),
+    ],
+)
+def test_next_token_reasoning_is_rewarded_word_by_word(said, wanted, status):
+    score = scorer("continuation")(said, continuation="the river")
+    assert (score.value, score.status) == (wanted, status)
+
+
+def test_texts_are_cut_into_problems_and_nothing_of_the_answer_is_shown(tmp_path):
+    """Reinforcement straight from a base model on plain texts."""
+    save(tmp_path / "base", small_model(own()), own())
+    words = [f"word{n}" for n in range(30)]
+    texts = [{"text": " ".join(words[:size])} for size in (30, 25, 10, 5)]
+    write_rows(tmp_path / "texts.jsonl", texts)
+    (tmp_path / "rl.yaml").write_text(
+        "name: rl\nstages:\n  rl: {kind: rlvr, from: ./base, data: ./texts.jsonl, next_words: 2, "
+        "reward: [continuation], steps: 2, prompts: 3, group: 2, max_new_tokens: 8}\n"
+    )
+    run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
+    assert run["rl"].summary["problems"] == 3, "the text of five words is left out"
+    for row in read_metrics(run["rl"].folder / "completions.jsonl"):
+        shown = row["prompt"].split()
+        assert shown == words[: len(shown)]
+        assert 8 <= len(shown) <= 28

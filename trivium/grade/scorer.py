@@ -37,6 +37,7 @@ _PLACES = {
     "math": "trivium.grade.maths.scorer:MathScorer",
     "steps": "trivium.grade.steps:StepsScorer",
     "code": "trivium.grade.code:CodeScorer",
+    "continuation": "trivium.grade.continuation:ContinuationScorer",
     "sql": "trivium.grade.sql:SqlScorer",
     "format": "trivium.grade.format:FormatScorer",
     "instructions": "trivium.grade.instructions:InstructionsScorer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trivium.data.order import round_keys, shuffled
-from trivium.data.sources import read_documents
+from trivium.data.sources import Document, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
 from trivium.stages.mixtures import Portion
@@ -17,6 +18,8 @@ from trivium.stages.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
 Wording = str | list[dict[str, Any]]
+SHORTEST = 8
+"""How many words of a text are read at least before its next ones are asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,26 @@ def read_problems(
     room: int,
     wording: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    next_words: int | None = None,
 ) -> list[Problem]:
-    """All problems of all sources; those with a prompt above `room` tokens are left out and counted."""
+    """All problems of all sources; those with a prompt above `room` tokens are left out and counted.
+
+    With `next_words` a document is a problem: what its next words are, from a drawn place on.
+    """
     problems: list[Problem] = []
-    too_long = 0
+    too_long = too_short = 0
     for name, portion in mixture.items():
         if portion.weight is not None:
             raise TriviumError(
                 f"{work.stage}: `{name}` has a `weight`, which problems do not use; take it out."
             )
         for document in read_documents(portion.source(str(work.path(name)))):
+            if next_words is not None:
+                cut = _cut(document, next_words, work.seed)
+                if cut is None:
+                    too_short += 1
+                    continue
+                document = cut
             asked = _asked(document.fields, document.id)
             if wording is not None:
                 asked = wording.format(prompt=asked if isinstance(asked, str) else asked[-1]["content"])
@@ -63,9 +76,27 @@ def read_problems(
             problems.append(Problem(ids, asked, columns, document.id))
     if too_long:
         work.say(f"{too_long} problems left out: their prompts are above {room} tokens")
+    if too_short:
+        work.say(f"{too_short} texts left out: they have less than {SHORTEST + (next_words or 0)} words")
     if not problems:
         raise TriviumError(f"{work.stage}: its data holds no problem whose prompt fits into {room} tokens.")
     return problems
+
+
+def _cut(document: Document, words: int, seed: int) -> Document | None:
+    """The beginning of a text as a prompt, and its next words as what is to be named; None if too short."""
+    found = list(re.finditer(r"\S+", document.text or ""))
+    places = len(found) - words - SHORTEST + 1
+    if places < 1:
+        return None
+    first = SHORTEST + int(fingerprint([seed, document.id]), 16) % places
+    text = document.text or ""
+    fields = {
+        **document.fields,
+        "prompt": text[: found[first - 1].end()],
+        "continuation": text[found[first].start() : found[first + words - 1].end()],
+    }
+    return Document(None, fields, document.id)
 
 
 def _asked(fields: Mapping[str, Any], where: str) -> Wording:

@@ -104,6 +104,8 @@ class Rlvr(TrainingStage):
     min_p: float = Field(default=0.0, ge=0, le=1)
     wording: str | None = None
     """How a model without a chat template is asked, such as `Question: {prompt}\\nAnswer:`."""
+    next_words: Count | None = Field(default=None, ge=1)
+    """Pose texts, cut at a drawn place: the column `continuation` holds so many of the words that follow."""
     stop: tuple[str, ...] = ()
     kl: Divergence = Divergence()
     clip_ratio: Clip = Clip()
@@ -172,7 +174,7 @@ class Rlvr(TrainingStage):
             )
         problems = read_problems(
             work, self.data, tokenizer, room=room, wording=self.wording,
-            tools=described(self.tools) if self.tools else None,
+            tools=described(self.tools) if self.tools else None, next_words=self.next_words,
         )  # fmt: skip
         engine = Engine(model, tokenizer, max_rows=min(self.rows, self.prompts * self.group))
         feed = self.rollouts(work, model, self._player(work, engine, tokenizer), problems, reward)
