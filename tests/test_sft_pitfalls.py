@@ -1,4 +1,11 @@
-"""What goes wrong in other fine-tuning tools (pitfalls A-J, U, X-Z of the survey), each with its test."""
+"""What goes wrong in other fine-tuning tools (pitfalls A-J, U, X-Z of the survey), each with its test.
+
+Each letter stands in the names of its tests here, but G, in test_sft.py (the report conserves every token),
+test_sft_formats.py (no row without a learned token) and test_data_packing.py (packed once or counted).
+Beside those here: A in test_sft_guards.py (the pull of the parent), E in test_model_documents.py, H in
+test_tokens_chat.py and test_sft_formats.py, X and Y with adapters in test_lora_stages.py and test_lora.py,
+where `test_the_quantize_stage_says_what_it_costs` reports what rounding costs, Z in test_tokens_chat.py.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +31,8 @@ from trivium.learn.settings import Training
 from trivium.learn.trainer import Trainer
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
+from trivium.model.lora import AdapterSettings, add_adapter, merged, selected
+from trivium.model.quantize import quantise
 from trivium.model.vocabulary import grow_vocabulary
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
@@ -288,6 +297,51 @@ def test_Y_a_vocabulary_grown_for_the_template_leaves_old_logits_alone(tied):
     torch.testing.assert_close(new[:, : old.shape[1]], old, atol=1e-4, rtol=0)
     assert (model.head is None) == tied
     assert with_chat_template(after) is after
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "pissa"])
+def test_Y_merged_is_what_the_adapter_was(tmp_path, kind, tied):
+    """Y: with tied embeddings or not, in a grown vocabulary whose rows are trained along: within 1e-4."""
+    before = gpt2_like()
+    after = with_chat_template(before)
+    model = small_model(before, tied=tied)
+    grow_vocabulary(model, before, after)
+    add_adapter(model, AdapterSettings(kind=kind, rank=4, train=["embedding", "head"]), seed=1)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    row = packed(encoded([{"messages": ALTERNATING}], after)[0])
+    with selected(model, None):
+        off = logits_of(model, row)
+    acting = logits_of(model, row)
+    assert (acting - off).abs().max() > 0.1
+    with merged(model):
+        assert (logits_of(model, row) - acting).abs().max() < 1e-4
+        folder = save(tmp_path / "merged", model, after)
+    assert (logits_of(load_model(folder), row) - acting).abs().max() < 1e-4
+    assert torch.equal(logits_of(model, row), acting)
+
+
+def test_Y_an_adapter_on_rounded_matrices_merges_into_what_it_was(tmp_path):
+    """Y: QLoRA's merged model keeps the rounding it was trained with; what rounding costs is reported."""
+    tokenizer = own()
+    model = small_model(tokenizer, width=64, head_width=32, inner_width=64)
+    row = packed(encoded([{"messages": ALTERNATING}], tokenizer)[0])
+    plain = logits_of(model, row)
+    quantise(model, "int4")
+    add_adapter(model, AdapterSettings(rank=4, base="int4"), seed=1)
+    rounded = logits_of(model, row)
+    assert (rounded - plain).abs().max() > 1e-2
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05
+    acting = logits_of(model, row)
+    with merged(model):
+        assert (logits_of(model, row) - acting).abs().max() < 1e-3 * acting.abs().max()
+        folder = save(tmp_path / "merged", model, tokenizer)
+    assert (logits_of(load_model(folder), row) - acting).abs().max() < 1e-3 * acting.abs().max()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
