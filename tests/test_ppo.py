@@ -401,3 +401,14 @@ def test_another_reward_model_is_another_stage(tmp_path):
         build(load(path, ["stages.ppo.from=rm"]))
     with pytest.raises(TriviumError, match="group"):
         load(path, ["stages.ppo.estimator=rloo"])
+
+
+def test_a_reward_stage_rewards_rlvr_as_well(tmp_path):
+    path = recipe(tmp_path, "steps: 2")
+    path.write_text(
+        path.read_text() + "  rl: {kind: rlvr, from: ./base, data: ./prompts.jsonl, reward: [{model: rm}, "
+        "{name: random, weight: 0.1}], steps: 1, prompts: 2, group: 2, max_new_tokens: 6}\n"
+    )
+    row = trivium.run(path, runs=tmp_path / "runs", only=["rl"])["rl"].metrics[-1]
+    expected = row["rewards/rm/mean"] + 0.1 * row["rewards/random/mean"]
+    assert row["reward"] == pytest.approx(expected, abs=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -165,6 +167,8 @@ def test_a_reward_is_learned_measured_stored_and_used_from_a_recipe(tmp_path):
         "  rm: {kind: reward, from: ./base, data: ./pairs.jsonl, test: ./pairs.jsonl, pairs: 5, steps: 30, "
         "learning_rate: 3e-3, centring: 0.01}\n"
         "  more: {kind: reward, from: rm, data: ./pairs.jsonl, test: ./pairs.jsonl, pairs: 5, steps: 2}\n"
+        "  asked: {kind: evaluate, from: ./base, on: [{task: own, data: ./pairs.jsonl, scorer: learned, "
+        "model: rm, limit: 3, most: 8}]}\n"
     )
     run = trivium.run(tmp_path / "rm.yaml", runs=tmp_path / "runs")
     rows = [row for row in run["rm"].metrics if "step" in row]
@@ -182,8 +186,14 @@ def test_a_reward_is_learned_measured_stored_and_used_from_a_recipe(tmp_path):
     reward = combine([{"name": "learned", "model": str(folder), "called": "rm"}])
     (values,) = reward.parts(prompts=[PAIRS[0]["prompt"]], completions=[PAIRS[0]["chosen"]])
     assert reward.names == ["rm"]
-    assert values[0] == pytest.approx(float(theirs(ids).logits), abs=1e-4)
+    assert values[0] == pytest.approx(theirs(ids).logits.item(), abs=1e-4)
     assert run["more"].metrics[-1]["loss"] < rows[-1]["loss"] + 0.05
+    answers = (run["asked"].folder / "report" / "results.answers.jsonl").read_text().splitlines()
+    one = json.loads(answers[0])
+    (value,) = LearnedScorer(folder).many(
+        [[{"role": "user", "content": PAIRS[0]["prompt"]}]], [one["answers"][0]["answer"]]
+    )
+    assert one["scores"]["right"] == pytest.approx(value.value, abs=1e-5)
 
 
 def test_a_scorer_reads_conversations_and_names_what_is_too_long(tmp_path):

@@ -173,11 +173,15 @@ def run_own(
     scorer: str = "math",
     most: int = 128,
     examples: str | None = None,
+    model: str | None = None,
 ) -> Found:
-    """A person's own questions: jsonl with a prompt or messages, and the columns the scorer reads."""
+    """A person's own questions: jsonl with a prompt or messages, and the columns the scorer reads.
+
+    With `scorer: learned` the reward model in the folder `model` scores the answers.
+    """
     from trivium.grade.scorer import scorer as made
 
-    grade = made(scorer)
+    grade = made(scorer) if model is None else made(scorer, model=model)
     items = []
     for name, row in rows_of(data, settings):
         messages = _messages(name, row)
@@ -188,7 +192,7 @@ def run_own(
             prompt = row["prompt"]
         columns = {
             key: value for key, value in row.items() if key not in ("prompt", "messages", "completion")
-        }
+        } | {"prompt": messages}
         items.append(
             Item(
                 str(row.get("id", name)), prompt, messages, _told(row), graded(grade, columns),

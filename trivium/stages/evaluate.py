@@ -60,6 +60,8 @@ class Evaluate(Stage):
         for place, spec in enumerate(self.on):
             if isinstance(spec, dict) and "data" in spec:
                 found.append(Reference(f"on.{place}.data", spec["data"], ("data", "source")))
+            if isinstance(spec, dict) and "model" in spec:
+                found.append(Reference(f"on.{place}.model", spec["model"], ("reward",)))
         return found
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -88,13 +90,15 @@ class Evaluate(Stage):
         return headlines
 
     def _found(self, work: Work) -> list[str | dict[str, Any]]:
-        """The tasks, with the data that they name where it lies: of a stage, what it held out."""
-        return [
-            {**spec, "data": str(_to_ask(work.path(spec["data"])))}
-            if isinstance(spec, dict) and "data" in spec
-            else spec
-            for spec in self.on
-        ]
+        """The tasks, with what they name where it lies: of a stage of data, what it held out."""
+        found: list[str | dict[str, Any]] = []
+        for spec in self.on:
+            if isinstance(spec, dict):
+                data = {"data": str(_to_ask(work.path(spec["data"])))} if "data" in spec else {}
+                model = {"model": str(resolve(work.path(spec["model"])))} if "model" in spec else {}
+                spec = {**spec, **data, **model}
+            found.append(spec)
+        return found
 
 
 def _to_ask(data: Path) -> Path:
