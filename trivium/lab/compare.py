@@ -13,6 +13,7 @@ from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.kit.files import write_text
 from trivium.lab.behaviour import divergence, passages
+from trivium.lab.compare_judge import judged
 from trivium.lab.compare_numbers import numbers
 from trivium.lab.compare_stages import curves, stage_facts
 from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_above, world_sources
@@ -78,6 +79,7 @@ def collect(
             # Weights stay in memory only as long as a later model is measured against them.
             if not any(before.get(later.name) == held.name for later in waiting):
                 held.forget()
+    tasks_asked = _tasks(found)
     drawn = {stage.name: curves(stage.metrics) for stage in stages}
     return {
         "title": title,
@@ -92,8 +94,9 @@ def collect(
             for member in members
         ],
         "before": before,
-        "tasks": _tasks(found),
+        "tasks": tasks_asked,
         "behaviour": list(pairs.values()),
+        "judged": judged(stages, tasks_asked, before, kept),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
 from trivium.lab.behaviour import continued, divergence, passages
-from trivium.lab.compare_numbers import distances
+from trivium.lab.compare_behaviour import distances
 from trivium.lab.gather import find_all, stages_above, world_sources
 from trivium.lab.page_figures import told
 from trivium.lab.writing import compact

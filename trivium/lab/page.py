@@ -10,11 +10,11 @@ from typing import Any
 from trivium.lab import page_sentences as sentence
 from trivium.lab.compare_examples import all_answers
 from trivium.lab.page_answers import answers_section, distance_section
+from trivium.lab.page_help import help_section
 from trivium.lab.page_sections import (
     confidence_section,
     depth_section,
     flattery_section,
-    help_section,
     manner_section,
     passkey_section,
     skills_section,

@@ -106,12 +106,15 @@ def distance_section(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
 
 
 def _places(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
-    highs = [one["high"] if one["high"] is not None else one["value"]
-             for pair in pairs for fifths in pair["fifths"].values() for one in fifths]  # fmt: skip
-    y = axis([*highs, 0.0], "KL in nats per token", zero=True)
     x = Axis(1, 5, (1, 5), "fifths of the text", lambda place: "first" if place == 1 else "last fifth")
     panels, rows = [], []
     for pair in pairs:
+        highs = [
+            one["high"] if one["high"] is not None else one["value"]
+            for fifths in pair["fifths"].values()
+            for one in fifths
+        ]
+        y = axis([*highs, 0.0], "KL in nats per token, on a scale of its own for each model", zero=True)
         for kind in kinds:
             fifths = pair["fifths"][kind]
             points = [(place, one["value"], one["low"], one["high"]) for place, one in enumerate(fifths, 1)]

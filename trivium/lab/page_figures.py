@@ -61,9 +61,10 @@ def _round_step(rough: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
 
 
-def share_axis(name: str = "") -> Axis:
-    """From none to all."""
-    return Axis(0.0, 1.0, (0.0, 0.5, 1.0), name, lambda value: figure(value, "share"))
+def share_axis(name: str = "", most: float = 1.0) -> Axis:
+    """From none to all, or to a part that holds the most there is."""
+    top = next(end for end in (0.2, 0.5, 1.0) if most <= end or end == 1.0)
+    return Axis(0.0, top, (0.0, top / 2, top), name, lambda value: figure(value, "share"))
 
 
 def whisker(interval: Interval, axis: Axis, *, reference: float | None = None) -> str:
@@ -164,6 +165,16 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
     )
 
 
+def tinted(cell: Interval | None) -> str:
+    """A cell of a table of shares: the fuller the colour, the larger the share."""
+    if cell is None:
+        return '<td class="none">–</td>'
+    tint = f"background:color-mix(in oklab, var(--accent) {round(45 * cell['value'])}%, var(--card))"
+    low = figure(cell["low"], "share").removesuffix(" %")
+    ends = f"{low}–{figure(cell['high'], 'share')} of {cell['n']}"
+    return f'<td style="{tint}">{figure(cell["value"], "share")}<small>{ends}</small></td>'
+
+
 def scroll(label: str) -> str:
     """Opens a box in which something wide can be moved by hand or by key."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}">'
@@ -173,7 +184,7 @@ def told(interval: Interval | None, kind: str = "number") -> str:
     """A value with its interval in words."""
     if interval is None or interval.get("value") is None:
         return "–"
-    ends = " to ".join(
-        "?" if one is None else figure(one, kind) for one in (interval["low"], interval["high"])
-    )
-    return f"{figure(interval['value'], kind)} ({ends})"
+    low, high = ("?" if one is None else figure(one, kind) for one in (interval["low"], interval["high"]))
+    if kind == "share":
+        return f"{figure(interval['value'], kind)} ({low.removesuffix(' %')}–{high})"
+    return f"{figure(interval['value'], kind)} ({low} to {high})"

@@ -7,7 +7,19 @@ from html import escape
 from typing import Any
 
 from trivium.lab import page_sentences as sentence
-from trivium.lab.page_figures import Axis, Line, axis, legend, panel, scroll, share_axis, table, told, whisker
+from trivium.lab.page_figures import (
+    Axis,
+    Line,
+    axis,
+    legend,
+    panel,
+    scroll,
+    share_axis,
+    table,
+    tinted,
+    told,
+    whisker,
+)
 from trivium.lab.writing import figure
 
 Raw = Mapping[str, Any]
@@ -72,7 +84,8 @@ def _from(raw: Raw, model: str) -> str:
 def _cell(row: Raw, model: str, kind: str) -> str:
     cell, change = row["cells"].get(model), row["changes"].get(model)
     if cell is None:
-        return '<td class="none">not asked</td>'
+        words = "no case" if model in row["asked"] else "not asked"
+        return f'<td class="none">{words}</td>'
     better = change["better"] if change else None
     look = {True: "better", False: "worse", None: ""}[better]
     ends = "–".join(
@@ -186,7 +199,9 @@ def _steps(depth: Raw) -> str:
         "steps the problem needs",
         lambda place: labels[round(place or 0)],
     )
-    y = share_axis("problems right")
+    tops = [cell["high"] for one in depth["models"].values() for way in ("written", "at once")
+            for cell in (one.get(way) or {}).get("by steps", {}).values()]  # fmt: skip
+    y = share_axis("problems right", max(tops))
     panels, rows = [], []
     for model, one in depth["models"].items():
         lines = []
@@ -216,7 +231,8 @@ def _tries(depth: Raw, before: Mapping[str, str]) -> str:
     most = max(int(k) for found in models.values() for k in found)
     ticks = sorted({int(k) for found in models.values() for k in found})
     x = Axis(1, max(most, 2), ticks, "answers drawn (pass@k)", lambda value: f"{value:g}", logarithmic=True)
-    y = share_axis("at least one of them right")
+    tops = [one["high"] or 1.0 for found in models.values() for one in found.values()]
+    y = share_axis("at least one of them right", max(tops))
     panels = []
     for model, found in models.items():
         lines = []
@@ -235,35 +251,6 @@ def _tries(depth: Raw, before: Mapping[str, str]) -> str:
 
 def _points(found: Raw) -> list[tuple[float, float, float | None, float | None]]:
     return [(int(k), one["value"], one["low"], one["high"]) for k, one in found.items()]
-
-
-def help_section(raw: Raw, numbers: Raw) -> str:
-    """Instructions by kind, and who wins before a reward model."""
-    found = numbers["help"]
-    if not found:
-        return ""
-    kinds = list(dict.fromkeys(kind for cells in found["models"].values() for kind in cells))
-    rows = "".join(
-        _rows(
-            kind,
-            {model: cells[kind] for model, cells in found["models"].items() if kind in cells},
-            share_axis(),
-            "share",
-        )
-        for kind in kinds
-    )
-    listed = [
-        [model, *(told(cells.get(kind), "share") for kind in kinds)]
-        for model, cells in found["models"].items()
-    ]
-    return (
-        '<p class="lead">Instructions whose fulfilment a program checks, so that nobody has to judge.</p>'
-        f'<p class="see">{escape(sentence.helpfulness(found))}</p><figure><details class="numbers" '
-        'open><summary>By kind of '
-        f'instruction</summary><div class="rows">{rows}</div></details>'
-        + table(["model", *kinds], listed, "Instructions fulfilled, by kind")
-        + "</figure>"
-    )  # fmt: skip
 
 
 def flattery_section(raw: Raw, numbers: Raw) -> str:
@@ -342,7 +329,7 @@ def passkey_section(raw: Raw, numbers: Raw) -> str:
         head = "".join(f'<th scope="col">{one} tokens</th>' for one in lengths)
         body = "".join(
             f'<tr><th scope="row">{float(place):.0%} deep</th>'
-            + "".join(_found(cells.get(f"{length} {place}")) for length in lengths) + "</tr>"
+            + "".join(tinted(cells.get(f"{length} {place}")) for length in lengths) + "</tr>"
             for place in depths
         )  # fmt: skip
         blocks.append(
@@ -356,14 +343,6 @@ def passkey_section(raw: Raw, numbers: Raw) -> str:
         "lengths, rows how deep the key lies; a text longer than the window counts as not found.</p>"
         f'<p class="see">{escape(sentence.passkey(found))}</p><figure>{"".join(blocks)}</figure>'
     )
-
-
-def _found(cell: Raw | None) -> str:
-    if cell is None:
-        return '<td class="none">–</td>'
-    tint = f"background:color-mix(in oklab, var(--accent) {round(45 * cell['value'])}%, var(--card))"
-    ends = f"{figure(cell['low'], 'share').replace(' %', '')}–{figure(cell['high'], 'share')} of {cell['n']}"
-    return f'<td style="{tint}">{figure(cell["value"], "share")}<small>{ends}</small></td>'
 
 
 def _sorted(names: Sequence[str] | set[str]) -> list[str]:

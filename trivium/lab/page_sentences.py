@@ -20,6 +20,15 @@ def above(one: Numbers | None, other: Numbers | None) -> bool:
     return bool(one["low"] > other["high"])
 
 
+def several(said: Sequence[str], most: int = 4) -> str:
+    """Some clauses as one sentence, the rest counted."""
+    shown = list(said[:most])
+    if len(said) > most:
+        shown.append(f"{len(said) - most} more such differences stand in the table")
+    sentence = "; ".join(shown)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
 def cost(rows: Sequence[Numbers]) -> str:
     """Which stage took most."""
     timed = [row for row in rows if row["seconds"]]
@@ -28,7 +37,7 @@ def cost(rows: Sequence[Numbers]) -> str:
     total = sum(row["seconds"] for row in timed)
     most = max(timed, key=lambda row: row["seconds"])
     share = figure(most["seconds share"], "share")
-    sentence = f"All stages together took {duration(total)}, {share} of it {most['stage']}"
+    sentence = f"All stages together took {duration(total)}, {share} of it for {most['stage']}"
     worked = [row for row in rows if row["flops"]]
     if worked:
         heavy = max(worked, key=lambda row: row["flops"])
@@ -144,8 +153,7 @@ def places(pairs: Sequence[Numbers]) -> str:
         parts.append(
             f"{'it is greater' if parts else 'the difference is greater'} at the end for {listed(late)}"
         )
-    sentence = "; ".join(parts) + "."
-    return sentence[0].upper() + sentence[1:]
+    return several(parts)
 
 
 def manner(found: Mapping[str, Numbers], before: Mapping[str, str]) -> str:
@@ -168,7 +176,7 @@ def manner(found: Mapping[str, Numbers], before: Mapping[str, str]) -> str:
             lengths = f"({figure(one['tokens']['value'])} tokens against {figure(other['tokens']['value'])})"
             said.append(f"{model} writes {way} answers than {whom} {lengths}")
     return (
-        "; ".join(said) + "."
+        several(said)
         if said
         else "Neither length nor ending of the answers clearly differs between neighbours."
     )
@@ -193,8 +201,7 @@ def by_steps(depth: Numbers) -> str:
         return (
             "For no model do these answers show that more steps are harder, or that writing them down helps."
         )
-    sentence = "; ".join(said) + "."
-    return sentence[0].upper() + sentence[1:]
+    return several(said)
 
 
 def tries(depth: Numbers) -> str:
@@ -237,6 +244,20 @@ def helpfulness(found: Numbers) -> str:
     )
 
 
+def wins(found: Sequence[Numbers]) -> str:
+    """Whom a reward model clearly prefers."""
+    said = []
+    for one in found:
+        rate = one["rate"]
+        if rate["low"] is not None and (rate["low"] > 0.5 or rate["high"] < 0.5):
+            how = "more" if rate["low"] > 0.5 else "less"
+            said.append(
+                f"{one['judge']} prefers {one['model']} to {one['before']} {how} often than not "
+                f"({told(rate, 'share')})"
+            )
+    return several(said) if said else "No win rate's interval leaves out one half, so nobody is shown to win."
+
+
 def flattery(found: Numbers, before: Mapping[str, str]) -> str:
     """Whether any stage made a model give way more."""
     said, bare = [], []
@@ -249,9 +270,7 @@ def flattery(found: Numbers, before: Mapping[str, str]) -> str:
             said.append(f"{model} gives way more often than {before[model]}")
         elif above(other, one["gave way"]):
             said.append(f"{model} gives way less often than {before[model]}")
-    words = (
-        "; ".join(said) + "." if said else "Between no neighbours do the intervals of giving way lie apart."
-    )
+    words = several(said) if said else "Between no neighbours do the intervals of giving way lie apart."
     if bare:
         words += f" {listed(bare)} had no right answer to give up."
     return words

@@ -22,6 +22,8 @@ def figure(value: float | None, kind: str = "number") -> str:
         return f"{100 * value:.0f} %"
     if kind == "points":
         return f"{100 * value:+.0f}".replace("-", "−")
+    if 0 < abs(value) < 0.0005:
+        return "<0.001" if value > 0 else "−<0.001"
     if abs(value) >= 1000:
         return short(value)
     return f"{value:.3g}".replace("-", "−")
