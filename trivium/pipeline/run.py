@@ -14,6 +14,7 @@ from trivium.kit.machine import describe
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import short
 from trivium.kit.progress import Progress, duration
+from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.experiments import conclude
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
@@ -63,6 +64,7 @@ def run(
     world = processes.start()
     going = prepare(recipe, runs, overrides)
     chosen = graph.needed(going.nodes, only)
+    check(going.recipe.track)
     for name in chosen:
         if world.leads:
             going.became[name] = _lead(going, name, wait)
@@ -118,8 +120,10 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
     if node.stage.parallel:
         processes.broadcast("work")
     start = time.monotonic()
+    tracked = Tracked(going.recipe.name, entry.folder.name, going.store.runs, record["settings"])
     try:
-        record["summary"] = node.stage.run(work)
+        with tracking(work.log, going.recipe.track, tracked, progress.say) as work.log:
+            record["summary"] = node.stage.run(work)
     finally:
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 3)
         entry.note(record)

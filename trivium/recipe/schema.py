@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -20,6 +21,7 @@ from pydantic import (
 from trivium.evals.settings import Settings, TaskSpec, read_spec
 from trivium.evals.task import task
 from trivium.kit.errors import TriviumError
+from trivium.kit.trackers import Tracker
 from trivium.recipe.complaints import sentence
 from trivium.recipe.experiment import PLAIN, Expanded, Experiment, expand
 from trivium.recipe.read import Written, nearest, read
@@ -47,6 +49,10 @@ class Report(BaseModel):
         return on
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class _Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -54,6 +60,10 @@ class _Recipe(BaseModel):
     seed: int = 1
     report: Report | None = None
     experiment: Experiment | None = None
+    track: Annotated[
+        list[Tracker], BeforeValidator(_listed, json_schema_input_type=Tracker | list[Tracker])
+    ] = []
+    """Where metrics are sent as they are logged; it says nothing of what a stage is, so it never counts."""
 
     @model_validator(mode="after")
     def _one_ending(self) -> _Recipe:
@@ -73,6 +83,7 @@ class Recipe:
     written: Written
     experiment: Experiment | None = None
     expanded: Expanded | None = None
+    track: Sequence[Tracker] = ()
 
     def meant(self, stage: str, written: str) -> str:
         """The stage that a name written in a stage stands for; in an experiment that of its arm and seed."""
@@ -97,9 +108,10 @@ def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
         for stage in valid.stages.values():
             stage.seed = valid.seed if stage.seed is None else stage.seed
         _check_compared(valid, written)
-        return Recipe(valid.name, valid.seed, valid.stages, valid.report, written)
+        return Recipe(valid.name, valid.seed, valid.stages, valid.report, written, track=valid.track)
     expanded = _expanded(valid, model, written)
-    return Recipe(valid.name, valid.seed, expanded.stages, None, written, valid.experiment, expanded)
+    experiment = valid.experiment
+    return Recipe(valid.name, valid.seed, expanded.stages, None, written, experiment, expanded, valid.track)
 
 
 def _valid(model: type[BaseModel], written: Written, content: Mapping[str, Any]) -> Any:
