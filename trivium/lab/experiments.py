@@ -63,7 +63,7 @@ def judged(experiment: Experiment, folders: Folders) -> dict[str, Any]:
             }
             for label, measure in experiment.measure.items()
         },
-        "claims": _verdicts(experiment.claims, numbers),
+        "claims": verdicts(experiment.claims, numbers),
     }
 
 
@@ -106,7 +106,7 @@ def t_quantile(probability: float, degrees: int) -> float:
     return high
 
 
-def _verdicts(
+def verdicts(
     claims: Sequence[Claim], numbers: Mapping[str, Mapping[str, list[Number]]]
 ) -> list[dict[str, Any]]:
     """A claim needs its effect, and more of it than its control; Holm's correction is over all claims."""
