@@ -1,0 +1,157 @@
+"""One contestant of `dpo.py`: learns the shared pairs from the shared model when told to."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sft_worker import ALPHA, RANK, shared_model
+
+LEARNING_RATE = 1e-5
+Timed = Callable[[int], tuple[float, int]]
+
+
+def shared_pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Prompts with two answers cut out of the world's prose, a few words to a few hundred long."""
+    from trivium import world
+
+    chance = random.Random(seed)
+    text = " ".join(one.text or "" for one in world.documents("prose", limit=count))
+    words, place = text.split(), 0
+
+    def taken(typical: float, spread: float, least: int, most: int) -> str:
+        nonlocal place
+        size = min(most, max(least, int(chance.lognormvariate(typical, spread))))
+        piece = [words[(place + index) % len(words)] for index in range(size)]
+        place += size
+        return " ".join(piece)
+
+    return [
+        {
+            "prompt": taken(3.6, 0.7, 4, 200),
+            "chosen": " " + taken(3.3, 0.9, 2, 200),
+            "rejected": " " + taken(3.3, 0.9, 2, 200),
+        }
+        for _ in range(count)
+    ]
+
+
+def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
+    """Trivium's feed, objective and trainer, as its preference stage puts them together."""
+    from trivium.data.preferences import JudgedSource, Judgements, PreferenceFeed
+    from trivium.data.sources import Document
+    from trivium.kit.metrics import MetricsLog
+    from trivium.kit.progress import Progress
+    from trivium.learn.objectives.preference import Beside, Preference
+    from trivium.learn.optimisers import Rates
+    from trivium.learn.settings import Training
+    from trivium.learn.trainer import Trainer
+    from trivium.model.folder import load_model
+    from trivium.model.lora import AdapterSettings, add_adapter
+    from trivium.stages.references import store_references
+    from trivium.stages.stage import Work
+    from trivium.tokens.tokenizer import Tokenizer
+
+    documents = [Document(None, row, f"row:{n}") for n, row in enumerate(shared_pairs(arguments["pairs"]))]
+    judged = list(Judgements(Tokenizer.load(folder), 1024).read(documents))
+    feed = PreferenceFeed([JudgedSource("pairs", judged)], batch=arguments["batch"], seed=0, steps=100_000)
+    model = load_model(folder)
+    log = MetricsLog(folder / "metrics.jsonl")
+    beside: Beside = "parent"
+    if arguments["adapter"]:
+        add_adapter(model, AdapterSettings(rank=RANK, alpha=ALPHA))
+        beside = "adapter off"
+    if arguments["stored"]:
+        beside = "stored"
+        work = Work("dpo", folder, {}, 0, log, Progress())
+        store_references(work, "train", model, feed, parent="shared")
+    reference = copy.deepcopy(model).requires_grad_(False) if beside == "parent" else None
+    trainer = Trainer(
+        model=model, objective=Preference({"sigmoid": 1.0}, beside=beside, reference=reference), feed=feed,
+        settings=Training(optimiser="adamw", compile="off"), folder=folder, log=log, progress=Progress(),
+        rates=Rates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
+    )  # fmt: skip
+
+    def train(pairs: int) -> tuple[float, int]:
+        steps = max(1, pairs // arguments["batch"])
+        start = time.perf_counter()
+        for _ in range(steps):
+            trainer._one_step()
+        return time.perf_counter() - start, steps * arguments["batch"]
+
+    return train
+
+
+def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
+    """TRL's DPOTrainer, with PEFT's LoRA where asked for; only whole steps after the first are timed."""
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_list(shared_pairs(arguments["pairs"]))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    if arguments["adapter"]:
+        from peft import LoraConfig, get_peft_model
+
+        wishes = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, wishes)
+
+    class Clock(TrainerCallback):
+        started = seconds = 0.0
+        steps = 0
+
+        def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            if self.steps == 1:
+                self.started = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            self.steps += 1
+            self.seconds = time.perf_counter() - self.started
+
+    def train(pairs: int) -> tuple[float, int]:
+        steps = max(1, pairs // arguments["batch"])
+        settings = DPOConfig(
+            output_dir=str(folder / "trl"), max_steps=steps + 1, learning_rate=LEARNING_RATE, use_cpu=True,
+            per_device_train_batch_size=arguments["batch"], bf16=False, gradient_checkpointing=False,
+            report_to=[], logging_strategy="no", save_strategy="no", disable_tqdm=True, max_length=1024,
+            precompute_ref_log_probs=arguments["stored"],
+        )  # fmt: skip
+        trainer = DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
+        clock = Clock()
+        trainer.add_callback(clock)
+        trainer.train()
+        return clock.seconds, steps * arguments["batch"]
+
+    return train
+
+
+def main() -> None:
+    arguments = json.loads(sys.argv[1])
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments["threads"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shared_model(folder, arguments["shape"])
+        make = trivium_training if arguments["contestant"] == "Trivium" else trl_training
+        train = make(folder, arguments)
+        train(2)
+        print("ANSWER " + json.dumps({"ready": True}), flush=True)
+        for line in sys.stdin:
+            seconds, pairs = train(json.loads(line)["pairs"])
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print("ANSWER " + json.dumps({"pairs_per_second": pairs / seconds, "peak_mib": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
