@@ -22,6 +22,7 @@ from trivium.kit.files import read_json
 from trivium.model.attention import Documents
 from trivium.model.dial import dial
 from trivium.model.initialise import new_model
+from trivium.model.stretch import stretch
 from trivium.stages.ramps import part_of
 
 
@@ -118,6 +119,14 @@ def test_rows_grow_within_a_stage_while_the_mixture_moves_on(tmp_path):
     assert summary["corpus"]["share"] == pytest.approx(0.5, abs=0.1)
     assert sum(one["share"] for one in summary.values()) == pytest.approx(1)
     assert read_json(stage.folder / "model" / "config.json")["max_position_embeddings"] == 128
+
+
+def test_a_dynamic_model_is_asked_as_far_as_it_was_stretched(subject):
+    model = small_model(subject.tokenizer, context=64)
+    stretch(model, 256, "dynamic")
+    assert Subject(model, subject.tokenizer).window == 256
+    found = run_positions(Subject(model, subject.tokenizer), Settings(limit=2)).records
+    assert [record.groups["position"] for record in found[:3]] == ["64", "128", "256"]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])

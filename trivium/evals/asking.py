@@ -76,7 +76,7 @@ class Subject:
         model.eval()
         self.model, self.tokenizer = model, tokenizer
         self.engine = Engine(model, tokenizer, max_rows=max_rows, seed=0)
-        self.window = model.config.context
+        self.window = model.config.reach
         self._ends_turns: bool | None = None
 
     @property

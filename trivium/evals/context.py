@@ -18,6 +18,7 @@ from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 
 FIRST = 64
+A_TALE = 600
 
 
 def borders(length: int) -> list[int]:
@@ -44,8 +45,8 @@ def token_bits(subject: Subject, ids: Sequence[int]) -> np.ndarray:
 def long_texts(subject: Subject, settings: Settings, source: str, length: int) -> list[tuple[str, list[int]]]:
     """Documents of a source cut to so many tokens; shorter ones would leave the late buckets empty."""
     if source == "chronicle":
-        # A tenth more than is needed, as the letters per token are only known on the average.
-        characters = round(1.1 * length * characters_per_token(subject, settings))
+        # Some to spare: letters per token are an average, and the last tale may not fit.
+        characters = round(1.1 * length * characters_per_token(subject, settings)) + A_TALE
         source = f"world:chronicle?characters={characters}"
     found = [(name, subject.text_ids(text)[:length]) for name, text, _ in texts_of(source, settings)]
     return [(name, ids) for name, ids in found if len(ids) == length]

@@ -93,6 +93,13 @@ class ModelConfig:
         if not (self.norm_before or self.norm_after):
             raise TriviumError("A layer needs a norm before or after its parts.")
 
+    @property
+    def reach(self) -> int:
+        """How many tokens the model is made to read: more than `context` under dynamic scaling."""
+        if self.positions == "rope" and self.rope.get("rope_type") == "dynamic":
+            return round(self.context * self.rope["factor"])
+        return self.context
+
     def window(self, layer: int) -> int | None:
         """How many tokens back, itself included, this layer sees; None is all of them."""
         return self.windows[layer] if self.windows else None

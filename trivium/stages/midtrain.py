@@ -143,7 +143,7 @@ class Midtrain(TrainingStage):
         elif parent is not None and (parent / "config.json").is_file():
             config = load_config(parent)
             numbers = {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
-            cost = flops_per_token(config, self.context.longest if self.context else config.context)
+            cost = flops_per_token(config, self.context.longest if self.context else config.reach)
         tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
         if tokens is not None:
             numbers["tokens"] = tokens
@@ -197,11 +197,11 @@ class Midtrain(TrainingStage):
         folder = resolve(str(work.path(self.start)))
         config = load_config(folder)
         tokenizer, spelt = self._tokenizer(work, folder)
-        contexts = self.context.length if self.context is not None else [config.context]
+        contexts = self.context.length if self.context is not None else [config.reach]
         context = max(contexts)
-        if context > config.context and (self.context is None or self.context.method is None):
+        if context > config.reach and (self.context is None or self.context.method is None):
             raise TriviumError(
-                f"{work.stage}: the model reads {config.context} tokens at most and `context` is {context}; "
+                f"{work.stage}: the model reads {config.reach} tokens at most and `context` is {context}; "
                 "add a `method` that stretches its positions, for instance yarn."
             )
         suited = dial(config.layers, config.vocabulary, context, width=config.width).values["batch_tokens"]
