@@ -9,6 +9,8 @@ from trivium.generate.plan import Plan, covers
 from trivium.generate.rows import Row
 from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig, ModelConfig
+from trivium.model.lora import AdapterSettings, adapted_layers, add_adapter, selected
+from trivium.model.quantize import quantise
 from trivium.model.transformer import Transformer
 
 SIZE = {"vocabulary": 61, "width": 32, "layers": 3, "heads": 4, "inner_width": 48, "context": 128}
@@ -126,6 +128,54 @@ def test_what_a_plan_does_not_cover_is_said():
     replaced = model_of()
     replaced.layers[0].mlp.up = torch.nn.Sequential(replaced.layers[0].mlp.up)
     assert not covers(replaced)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_rounded_matrices_are_multiplied_out(scheme):
+    model = model_of(inner_width=64)
+    text = torch.randint(61, (30,)).tolist()
+    before = model(torch.tensor(text), Documents([30]))
+    quantise(model, scheme)
+    assert covers(model)
+    expected = model(torch.tensor(text), Documents([30]))
+    (found,) = read_and_step(model, Plan(model).forward, [text])
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    assert (found - before).abs().max() > 1e-3
+
+
+def test_rounded_rows_stay_with_the_modules():
+    model = model_of()
+    quantise(model, "int8-dynamic")
+    assert not covers(model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_lone_adapter_is_part_of_its_matrices(kind):
+    model = model_of()
+    add_adapter(model, AdapterSettings(kind=kind, rank=4))
+    for layer in adapted_layers(model).values():
+        layer.up["default"].normal_()
+    assert covers(model)
+    plan, text = Plan(model), torch.randint(61, (30,)).tolist()
+    expected = model(torch.tensor(text), Documents([30]))
+    (found,) = read_and_step(model, plan.forward, [text])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    with selected(model, None):
+        plan.refresh_if_changed()
+        (base,) = read_and_step(model, plan.forward, [text])
+        torch.testing.assert_close(base, model(torch.tensor(text), Documents([30])), atol=2e-5, rtol=0)
+    assert (base - found).abs().max() > 1e-2
+    add_adapter(model, AdapterSettings(), name="second")
+    assert not covers(model)
+
+
+@torch.no_grad()
+def test_an_engine_of_one_row_computes_one_row():
+    model, text = model_of(), torch.randint(61, (30,)).tolist()
+    one = read_and_step(model, Plan(model, least_rows=1).forward, [text])[0]
+    torch.testing.assert_close(one, read_and_step(model, Plan(model).forward, [text])[0], atol=2e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class Engine:
         self.sampler = Sampler(config.vocabulary, model.device)
         self.grammars = Grammars(tokenizer, config.vocabulary)
         self.counts = {"prompt_tokens": 0, "borrowed_tokens": 0, "generated_tokens": 0, "steps": 0}
-        self._passes = passes_of(model)
+        self._passes = passes_of(model, max_rows)
         self._selection = selection_of(model)
         self._reader = Reader(model, self._passes, self.cache, self.counts)
         self._endless = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
@@ -185,6 +185,8 @@ class Engine:
         if name not in (known := adapter_names(self.model)):
             there = ", ".join(known) or "none"
             raise TriviumError(f"the engine's model has no adapter {name!r}; there is {there}.")
+        if not isinstance(self._passes, Modules) and self._selection and self._selection.active != name:
+            raise TriviumError(f"adapter {name!r} is switched off; make it act, then ask again.")
         if self.model.config.experts is not None:
             raise TriviumError(
                 "adapters of a mixture of experts are not mixed in a batch: use merged models."

@@ -7,7 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from trivium.generate.attending import CacheContext
-from trivium.generate.plan import Plan, covers
+from trivium.generate.matrices import covers
+from trivium.generate.plan import LEAST_ROWS, Plan
 from trivium.kit.errors import TriviumError
 from trivium.model.transformer import Transformer
 
@@ -72,6 +73,6 @@ class Modules:
         """Nothing is copied, so nothing is stale."""
 
 
-def passes_of(model: Transformer) -> Passes:
-    """The fastest way to run this model that computes the same."""
-    return Plan(model) if covers(model) else Modules(model)
+def passes_of(model: Transformer, rows: int) -> Passes:
+    """The fastest way to run this model that computes the same for up to this many rows at once."""
+    return Plan(model, least_rows=min(rows, LEAST_ROWS)) if covers(model) else Modules(model)

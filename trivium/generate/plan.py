@@ -5,156 +5,31 @@ where much of a step of one row is spent on dispatching small operations. It dif
 
 - the projections of one input are one matrix, stored transposed: the CPU kernel for that layout adds every
   row's products in the same order for any number of rows above one, so a row's numbers do not depend on
-  the other rows, and a lone row is computed as two;
+  the other rows, and a lone row is computed as two, unless the engine has only one row;
 - a norm's scale is multiplied into the matrix that follows it;
 - heads are stored with their two halves interleaved, so that turning them is one complex multiplication.
 
-Anything a plan does not cover (experts, adapters, low precision, GPUs) runs through the modules themselves.
+A lone adapter and the values of rounded matrices are multiplied out once; what a plan does not cover
+(experts, several adapters, rounded rows, low precision, GPUs) runs through the modules themselves.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trivium.generate.attending import CacheContext
-from trivium.model.layers import Inner, RMSNorm
+from trivium.generate.matrices import Blocks, LayerPlan, Scale, covers
+from trivium.model.lora import selection_of
 from trivium.model.positions import Rotary
+from trivium.model.quantize import is_quantised
 from trivium.model.transformer import Layer, Transformer
 
 LEAST_ROWS = 2
-
-
-def plain(module: nn.Module | None) -> bool:
-    """Whether a module is absent or a linear layer that nothing has replaced, hooked or quantised."""
-    return module is None or (
-        type(module) is nn.Linear
-        and type(module.weight) is nn.Parameter
-        and not module._forward_pre_hooks
-        and not module._forward_hooks
-    )
-
-
-def covers(model: Transformer) -> bool:
-    """Whether a plan can stand for this model."""
-    if model.dtype != torch.float32 or model.device.type != "cpu":
-        return False
-    config = model.config
-    if config.query_key_norm != "none" and config.norm != "rms":
-        return False
-    for layer in model.layers:
-        assert isinstance(layer, Layer)
-        attention, inner = layer.attention, layer.mlp
-        if type(inner) is not Inner:
-            return False
-        parts = (attention.query, attention.key, attention.value, attention.output)
-        if not all(plain(part) for part in (*parts, inner.gate, inner.up, inner.down)):
-            return False
-    return plain(model.head)
-
-
-class Scale:
-    """A norm in the plan: RMS norms divide only, since their scale lies in the next matrix."""
-
-    def __init__(self, norm: nn.Module, width: int) -> None:
-        self.norm, self.width = norm, width
-        self.rms = isinstance(norm, RMSNorm)
-        if isinstance(norm, RMSNorm):
-            weight = 1.0 + norm.weight if norm.plus_one else norm.weight
-            # x / sqrt(mean(x^2) + e) = sqrt(width) * x / hypot(|x|, sqrt(width * e)): half the operations
-            self.weight = weight.detach() * math.sqrt(width)
-            self.least = torch.full((1,), math.sqrt(width * norm.epsilon))
-
-    def divide(self, rows: Tensor, out: Tensor, lengths: Tensor) -> Tensor:
-        """The normalised rows without their scale (RMS), or entirely (layer norm)."""
-        if not self.rms:
-            return self.norm(rows)
-        torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=lengths)
-        torch.hypot(lengths, self.least, out=lengths)
-        return torch.div(rows, lengths, out=out)
-
-    def whole(self, rows: Tensor, out: Tensor, lengths: Tensor) -> Tensor:
-        """The normalised rows with their scale."""
-        normal = self.divide(rows, out, lengths)
-        return normal.mul_(self.weight) if self.rms else normal
-
-    def fold(self, weight: Tensor) -> Tensor:
-        """The next matrix [out, in] with this norm's scale in it."""
-        return weight * self.weight if self.rms else weight
-
-
-def _interleaved(rows: Tensor, head_width: int) -> Tensor:
-    """Heads [H * D, ...] with element i of the first half beside element i of the second."""
-    halves = rows.unflatten(0, (-1, 2, head_width // 2))
-    return halves.transpose(1, 2).flatten(0, 2)
-
-
-def _transposed(weights: list[Tensor]) -> Tensor:
-    return torch.cat(weights).t().contiguous()
-
-
-def _biases(modules: list[nn.Linear]) -> Tensor | None:
-    if modules[0].bias is None:
-        return None
-    return torch.cat([module.bias.detach() for module in modules])
-
-
-class LayerPlan:
-    """One layer's matrices as the plan multiplies with them."""
-
-    def __init__(self, layer: Layer, model: Transformer) -> None:
-        config, attention, inner = model.config, layer.attention, layer.mlp
-        assert isinstance(inner, Inner)
-        width, head_width = config.width, config.head_width
-        self.index, self.scale = attention.layer, attention.scale
-        self.window, self.soft_cap = attention.window, attention.soft_cap
-        self.rotary: Rotary | None = None
-        if attention.rotates:
-            self.rotary = model.local_rotary if self.window and model.local_rotary else model.rotary
-        self.before = Scale(layer.attention_norm, width) if layer.attention_norm is not None else None
-        self.after = (
-            Scale(layer.attention_post_norm, width) if layer.attention_post_norm is not None else None
-        )
-        self.inner_before = Scale(layer.mlp_norm, width) if layer.mlp_norm is not None else None
-        self.inner_after = Scale(layer.mlp_post_norm, width) if layer.mlp_post_norm is not None else None
-
-        def turned(values: Tensor) -> Tensor:
-            return _interleaved(values, head_width) if attention.rotates else values
-
-        def fold(norm: Scale | None, weight: Tensor) -> Tensor:
-            return norm.fold(weight.detach()) if norm is not None else weight.detach()
-
-        query, key = turned(attention.query.weight), turned(attention.key.weight)
-        projections = [fold(self.before, weight) for weight in (query, key, attention.value.weight)]
-        self.projection = _transposed(projections)
-        self.projection_bias: Tensor | None = None
-        if attention.query.bias is not None:
-            biases = (turned(attention.query.bias), turned(attention.key.bias), attention.value.bias)
-            self.projection_bias = torch.cat([bias.detach() for bias in biases])
-        self.norms = attention.norm_kind
-        if self.norms != "none":
-            norms = (attention.query_norm, attention.key_norm)
-            counts = (config.heads, config.key_value_heads)
-            span = (
-                [head_width, head_width] if self.norms == "head" else [head_width * count for count in counts]
-            )
-            self.head_scales = [Scale(norm, size) for norm, size in zip(norms, span, strict=True)]
-            repeats = counts if self.norms == "head" else (1, 1)
-            scales = [one.weight.repeat(times) for one, times in zip(self.head_scales, repeats, strict=True)]
-            self.head_weight = torch.cat([turned(one) for one in scales]).view(-1, head_width)
-        self.output = _transposed([attention.output.weight.detach()])
-        self.output_bias = _biases([attention.output])
-        entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]
-        self.entry = _transposed([fold(self.inner_before, one.weight) for one in entries])
-        self.entry_bias = _biases(entries)
-        self.exit = _transposed([inner.down.weight.detach()])
-        self.exit_bias = _biases([inner.down])
-        self.gated, self.activation = inner.gate is not None, inner.activation
 
 
 @dataclass
@@ -165,6 +40,7 @@ class Buffers:
     rows: Tensor
     lengths: Tensor
     projected: Tensor
+    projected_parts: tuple[Tensor, ...]
     turning: Tensor
     queries_keys: Tensor
     query: Tensor
@@ -173,7 +49,7 @@ class Buffers:
     key_value: Tensor
     head_lengths: Tensor
     mixed: Tensor
-    entered: Tensor
+    entered_parts: tuple[Tensor, ...]
     gate: Tensor
     inner: Tensor
     up: Tensor
@@ -181,14 +57,17 @@ class Buffers:
     positions: Tensor
     turns: Tensor
     logits: Tensor | None = None
+    logits_parts: tuple[Tensor, ...] = ()
 
 
 class Plan:
     """A model's forward pass for generation."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, *, least_rows: int = LEAST_ROWS) -> None:
+        """With `least_rows` of 1 a lone row is computed as one: faster, not bit for bit as among others."""
         assert covers(model)
-        self.model = model
+        self.model, self.least_rows = model, least_rows
+        self._selection = selection_of(model)
         self._rows = 0
         self._turn: dict[int, Tensor | None] = {id(None): None}
         self._storage: dict[str, Tensor] = {}
@@ -205,12 +84,13 @@ class Plan:
                 LayerPlan(layer, self.model) for layer in self.model.layers if isinstance(layer, Layer)
             ]
             self.last = Scale(self.model.norm, self.model.config.width)
-            self.head = self.model.head_weight.detach().t().contiguous()
+            self.head = Blocks([self.model.head_weight.detach()])
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
 
-    def _versions(self) -> list[tuple[int, int]]:
-        weights = self.model.parameters()
-        return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
+    def _versions(self) -> list[tuple[int, int] | str | None]:
+        weights = [one for one in self.model.parameters() if not is_quantised(one)]
+        seen = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
+        return [*seen, None if self._selection is None else self._selection.active]
 
     def refresh_if_changed(self) -> None:
         """Take over the weights if an optimiser has stepped since; writes through `.data` need `refresh`."""
@@ -246,6 +126,7 @@ class Plan:
             rows=self._space("rows", count, config.width),
             lengths=self._space("lengths", count, 1),
             projected=projected,
+            projected_parts=self.layers[0].projection.split(projected),
             turning=torch.view_as_complex(halves) if halves is not None else queries_keys,
             queries_keys=queries_keys.view(count, turning, head_width),
             query=query.view(count, key_heads, heads // key_heads, head_width),
@@ -254,7 +135,7 @@ class Plan:
             key_value=projected[:, heads * head_width :],
             head_lengths=self._space("head_lengths", count, turning).unsqueeze(-1),
             mixed=self._space("mixed", count, heads * head_width),
-            entered=entered,
+            entered_parts=self.layers[0].entry.split(entered),
             gate=entered[:, : config.inner_width],
             up=entered[:, -config.inner_width :],
             inner=self._space("inner", count, config.inner_width),
@@ -294,14 +175,16 @@ class Plan:
         room = self._forward(tokens, context, self.layers)
         hidden = self.last.whole(room.stream, room.rows, room.lengths)
         if room.logits is None:
-            room.logits = torch.zeros(len(hidden), self.head.shape[1])
-        scores = self._capped(torch.mm(hidden, self.head, out=room.logits))
+            room.logits = torch.zeros(len(hidden), self.head.width)
+            room.logits_parts = self.head.split(room.logits)
+        self.head.multiply(hidden, room.logits_parts)
+        scores = self._capped(room.logits)
         return scores if len(scores) == len(tokens) else scores[: len(tokens)]
 
     def _forward(self, tokens: Tensor, context: CacheContext, layers: Sequence[LayerPlan]) -> Buffers:
         count, model, positions = len(tokens), self.model, context.positions
-        room = self._room(max(count, LEAST_ROWS))
-        if count < LEAST_ROWS:
+        room = self._room(max(count, self.least_rows))
+        if count < self.least_rows:
             room.tokens[:count].copy_(tokens)
             room.positions[:count].copy_(positions)
             tokens, positions = room.tokens, room.positions
@@ -322,10 +205,7 @@ class Plan:
         """Queries, keys and values of one layer, normalised and turned."""
         stream = room.stream
         rows = stream if layer.before is None else layer.before.divide(stream, room.rows, room.lengths)
-        if layer.projection_bias is None:
-            torch.mm(rows, layer.projection, out=room.projected)
-        else:
-            torch.addmm(layer.projection_bias, rows, layer.projection, out=room.projected)
+        layer.projection.multiply(rows, room.projected_parts)
         if layer.norms == "head":
             layer.head_scales[0].divide(room.queries_keys, room.queries_keys, room.head_lengths)
         elif layer.norms == "full":
@@ -349,10 +229,7 @@ class Plan:
         stream = room.stream
         before = layer.inner_before
         rows = stream if before is None else before.divide(stream, room.rows, room.lengths)
-        if layer.entry_bias is None:
-            torch.mm(rows, layer.entry, out=room.entered)
-        else:
-            torch.addmm(layer.entry_bias, rows, layer.entry, out=room.entered)
+        layer.entry.multiply(rows, room.entered_parts)
         gate = room.gate
         if layer.activation == "silu":
             active = F.silu(gate, inplace=True)
@@ -384,10 +261,12 @@ class Plan:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary."""
-        if len(hidden) < LEAST_ROWS:
-            hidden = F.pad(hidden, (0, 0, 0, LEAST_ROWS - len(hidden)))
-            return self._capped(torch.mm(hidden, self.head))[:-1]
-        return self._capped(torch.mm(hidden, self.head))
+        count = len(hidden)
+        if count < self.least_rows:
+            hidden = F.pad(hidden, (0, 0, 0, self.least_rows - count))
+        scores = hidden.new_empty(len(hidden), self.head.width)
+        self.head.multiply(hidden, self.head.split(scores))
+        return self._capped(scores)[:count]
 
     def _capped(self, scores: Tensor) -> Tensor:
         cap = self.model.config.final_soft_cap

@@ -64,6 +64,11 @@ def is_quantised(weight: Tensor) -> bool:
     return hasattr(weight, "tensor_data_names")
 
 
+def rounds_rows(weight: Tensor) -> bool:
+    """Whether a quantised weight also rounds the rows it is multiplied with."""
+    return getattr(weight, "act_quant_kwargs", None) is not None
+
+
 def quantised_as(model: Transformer) -> Scheme | None:
     """The scheme a model's matrices are held in, if any."""
     weight: Any = next(iter(adaptable(model).values())).weight
@@ -71,7 +76,7 @@ def quantised_as(model: Transformer) -> Scheme | None:
         return None
     if type(weight).__name__ == "IntxUnpackedToInt8Tensor":
         return "int4"
-    return "int8" if weight.act_quant_kwargs is None else "int8-dynamic"
+    return "int8-dynamic" if rounds_rows(weight) else "int8"
 
 
 def quantise(model: Transformer, scheme: Scheme) -> None:

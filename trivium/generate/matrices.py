@@ -1,0 +1,181 @@
+"""A model's weights as a plan multiplies with them: fused, transposed, folded and laid out in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trivium.model.layers import Inner, RMSNorm
+from trivium.model.lora import AdaptedLinear, selection_of, whole
+from trivium.model.positions import Rotary
+from trivium.model.quantize import is_quantised, rounds_rows
+from trivium.model.transformer import Layer, Transformer
+
+WIDEST = 768
+
+
+def fixed(module: nn.Module | None) -> bool:
+    """Whether a module is absent or a linear layer that one matrix can stand for."""
+    if module is None:
+        return True
+    if type(module) not in (nn.Linear, AdaptedLinear):
+        return False
+    assert isinstance(module, nn.Linear)
+    plain = type(module.weight) is nn.Parameter or (
+        is_quantised(module.weight) and not rounds_rows(module.weight)
+    )
+    return plain and not module._forward_pre_hooks and not module._forward_hooks
+
+
+def covers(model: Transformer) -> bool:
+    """Whether a plan can stand for this model."""
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        return False
+    config, selection = model.config, selection_of(model)
+    if config.query_key_norm != "none" and config.norm != "rms":
+        return False
+    # rows under different adapters need different matrices; a lone adapter is part of its layer's
+    if selection is not None and selection.names != [selection.active]:
+        return False
+    for layer in model.layers:
+        assert isinstance(layer, Layer)
+        attention, inner = layer.attention, layer.mlp
+        if type(inner) is not Inner:
+            return False
+        parts = (attention.query, attention.key, attention.value, attention.output)
+        if not all(fixed(part) for part in (*parts, inner.gate, inner.up, inner.down)):
+            return False
+    return fixed(model.head)
+
+
+def matrix_of(linear: nn.Linear) -> Tensor:
+    """The one matrix that does what a layer does: its adapter added, its whole numbers multiplied out."""
+    if isinstance(linear, AdaptedLinear) and linear.original is None:
+        return linear.merged(linear.selection.active)
+    return whole(linear.weight)
+
+
+class Blocks:
+    """A matrix [in, out] and its bias in blocks of columns.
+
+    A wide matrix's rows lie pages apart: blocks of columns are read in order, in a tenth less time.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> None:
+        weight = torch.cat(list(weights)).t()
+        count = -(-weight.shape[1] // WIDEST)
+        self.columns = -(-weight.shape[1] // (16 * count)) * 16
+        self.width = weight.shape[1]
+        self.weights = [block.contiguous() for block in weight.split(self.columns, 1)]
+        self.biases = [] if not biases else list(torch.cat(list(biases)).split(self.columns))
+
+    def split(self, out: Tensor) -> tuple[Tensor, ...]:
+        """Where each block's products go in `out`, [N, out]."""
+        return out.split(self.columns, 1)
+
+    def multiply(self, rows: Tensor, parts: Sequence[Tensor]) -> None:
+        """Write the products of rows [N, in] into the parts of an output."""
+        if self.biases:
+            for bias, weight, part in zip(self.biases, self.weights, parts, strict=True):
+                torch.addmm(bias, rows, weight, out=part)
+            return
+        for weight, part in zip(self.weights, parts, strict=True):
+            torch.mm(rows, weight, out=part)
+
+
+class Scale:
+    """A norm in the plan: RMS norms divide only, since their scale lies in the next matrix."""
+
+    def __init__(self, norm: nn.Module, width: int) -> None:
+        self.norm, self.width = norm, width
+        self.rms = isinstance(norm, RMSNorm)
+        if isinstance(norm, RMSNorm):
+            weight = 1.0 + norm.weight if norm.plus_one else norm.weight
+            # x / sqrt(mean(x^2) + e) = sqrt(width) * x / hypot(|x|, sqrt(width * e)): half the operations
+            self.weight = weight.detach() * math.sqrt(width)
+            self.least = torch.full((1,), math.sqrt(width * norm.epsilon))
+
+    def divide(self, rows: Tensor, out: Tensor, lengths: Tensor) -> Tensor:
+        """The normalised rows without their scale (RMS), or entirely (layer norm)."""
+        if not self.rms:
+            return self.norm(rows)
+        torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=lengths)
+        torch.hypot(lengths, self.least, out=lengths)
+        return torch.div(rows, lengths, out=out)
+
+    def whole(self, rows: Tensor, out: Tensor, lengths: Tensor) -> Tensor:
+        """The normalised rows with their scale."""
+        normal = self.divide(rows, out, lengths)
+        return normal.mul_(self.weight) if self.rms else normal
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """The next matrix [out, in] with this norm's scale in it."""
+        return weight * self.weight if self.rms else weight
+
+
+def _interleaved(rows: Tensor, head_width: int) -> Tensor:
+    """Heads [H * D, ...] with element i of the first half beside element i of the second."""
+    halves = rows.unflatten(0, (-1, 2, head_width // 2))
+    return halves.transpose(1, 2).flatten(0, 2)
+
+
+def _bias(module: nn.Linear) -> Tensor | None:
+    return None if module.bias is None else module.bias.detach()
+
+
+class LayerPlan:
+    """One layer's matrices as the plan multiplies with them."""
+
+    def __init__(self, layer: Layer, model: Transformer) -> None:
+        config, attention, inner = model.config, layer.attention, layer.mlp
+        assert isinstance(inner, Inner)
+        width, head_width = config.width, config.head_width
+        self.index, self.scale = attention.layer, attention.scale
+        self.window, self.soft_cap = attention.window, attention.soft_cap
+        self.rotary: Rotary | None = None
+        if attention.rotates:
+            self.rotary = model.local_rotary if self.window and model.local_rotary else model.rotary
+        self.before = Scale(layer.attention_norm, width) if layer.attention_norm is not None else None
+        self.after = (
+            Scale(layer.attention_post_norm, width) if layer.attention_post_norm is not None else None
+        )
+        self.inner_before = Scale(layer.mlp_norm, width) if layer.mlp_norm is not None else None
+        self.inner_after = Scale(layer.mlp_post_norm, width) if layer.mlp_post_norm is not None else None
+
+        def turned(values: Tensor) -> Tensor:
+            return _interleaved(values, head_width) if attention.rotates else values
+
+        def fold(norm: Scale | None, weight: Tensor) -> Tensor:
+            return norm.fold(weight) if norm is not None else weight
+
+        query, key = turned(matrix_of(attention.query)), turned(matrix_of(attention.key))
+        projections = [fold(self.before, weight) for weight in (query, key, matrix_of(attention.value))]
+        biases: list[Tensor] = []
+        if attention.query.bias is not None:
+            parts = (turned(attention.query.bias), turned(attention.key.bias), attention.value.bias)
+            biases = [bias.detach() for bias in parts]
+        self.projection = Blocks(projections, biases)
+        self.norms = attention.norm_kind
+        if self.norms != "none":
+            norms = (attention.query_norm, attention.key_norm)
+            counts = (config.heads, config.key_value_heads)
+            span = (
+                [head_width, head_width] if self.norms == "head" else [head_width * count for count in counts]
+            )
+            self.head_scales = [Scale(norm, size) for norm, size in zip(norms, span, strict=True)]
+            repeats = counts if self.norms == "head" else (1, 1)
+            scales = [one.weight.repeat(times) for one, times in zip(self.head_scales, repeats, strict=True)]
+            self.head_weight = torch.cat([turned(one) for one in scales]).view(-1, head_width)
+        self.output = matrix_of(attention.output).t().contiguous()
+        self.output_bias = _bias(attention.output)
+        entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]
+        self.entry = Blocks(
+            [fold(self.inner_before, matrix_of(one)) for one in entries],
+            [bias for one in entries if (bias := _bias(one)) is not None],
+        )
+        self.exit = matrix_of(inner.down).t().contiguous()
+        self.exit_bias = _bias(inner.down)
+        self.gated, self.activation = inner.gate is not None, inner.activation
