@@ -132,6 +132,22 @@ def test_lengths_weighed_down_as_in_ld_dpo(dpo) -> None:
     gradients_agree(model, dpo.model)
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "js_divergence", "alpha_divergence"])
+@pytest.mark.parametrize("name", ["sigmoid", "ipo"])
+def test_divergences_of_the_dpo_trainer(dpo, name: str, divergence: str) -> None:
+    model, loss, _ = ours({name: 1.0}, PreferenceNumbers(beta=BETA), divergence=divergence, bend=0.4)
+    dpo.loss_types, dpo.loss_weights = [name], [1.0]
+    dpo.f_divergence_type, dpo.f_alpha_divergence_coef = divergence, 0.4
+    dpo.model.zero_grad()
+    expected = dpo.compute_loss(
+        dpo.model, dpo.data_collator([dpo.train_dataset[n] for n in range(len(PAIRS))])
+    )
+    dpo.f_divergence_type = "reverse_kl"
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    gradients_agree(model, dpo.model)
+
+
 @pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
 def test_losses_of_the_kto_trainer(saved, name: str) -> None:
     from trl import KTOConfig, KTOTrainer

@@ -27,7 +27,12 @@ from trivium.learn.objectives.preference import (
     Preference,
     needs_reference,
 )
-from trivium.learn.objectives.preference_losses import PAIR_LOSSES, PreferenceNumbers
+from trivium.learn.objectives.preference_losses import (
+    OF_ANY_DIVERGENCE,
+    PAIR_LOSSES,
+    Divergence,
+    PreferenceNumbers,
+)
 from trivium.learn.optimisers import Rates
 from trivium.learn.precision import products
 from trivium.learn.settings import LearningRate
@@ -101,6 +106,10 @@ class PreferenceStage(TrainingStage):
     """AlphaPO's."""
     ld_alpha: float = Field(default=1.0, ge=0, le=1)
     """How much counts what an answer has beyond the length of the other one (LD-DPO)."""
+    divergence: Divergence = "reverse_kl"
+    """What holds the model to its reference (f-DPO)."""
+    bend: float = Field(default=0.5, ge=0)
+    """The alpha of `divergence: alpha_divergence`; at 1 it would be the reverse KL."""
     desirable_weight: float = Field(default=1.0, ge=0)
     undesirable_weight: float = Field(default=1.0, ge=0)
     imitate: Literal["answer", "everything"] = "answer"
@@ -128,6 +137,10 @@ class PreferenceStage(TrainingStage):
         single = UNPAIRED.intersection(self.loss)
         if single and single != set(self.loss):
             raise ValueError(f"{', '.join(single)} judges single answers; losses of pairs do not mix with it")
+        if self.divergence != "reverse_kl" and not OF_ANY_DIVERGENCE.issuperset(self.loss):
+            raise ValueError(f"`divergence` has a meaning for {', '.join(sorted(OF_ANY_DIVERGENCE))} alone")
+        if self.divergence == "alpha_divergence" and self.bend == 1:
+            raise ValueError("`bend: 1` is the reverse KL; say `divergence: reverse_kl`")
         if self.reference == "adapter off" and (self.adapter is None or self.adapter.train):
             raise ValueError("`reference: adapter off` needs an `adapter`, with no part trained whole")
         if self.batch is not None:
@@ -206,6 +219,7 @@ class PreferenceStage(TrainingStage):
             self.loss, numbers, betas=betas if len(betas) > 1 else None, beside=beside, reference=reference,
             desirable=self.desirable_weight, undesirable=self.undesirable_weight,
             whole_chosen=self.imitate == "everything", ld_alpha=self.ld_alpha, memory=feed.memory,
+            divergence=self.divergence, bend=self.bend,
         )  # fmt: skip
 
     def _number(self, name: str, otherwise: float) -> Any:

@@ -19,6 +19,7 @@ from trivium.learn.objectives.preference_losses import (
     PAIR_LOSSES,
     WHOLE_BATCH,
     WITHOUT_REFERENCE,
+    Divergence,
     Pairs,
     PreferenceNumbers,
     apo_zero_unpaired,
@@ -129,6 +130,8 @@ class Preference:
     whole_chosen: bool = False
     """Whether the `sft` share also learns the prompt, as ORPO's authors and TRL do."""
     ld_alpha: float = 1.0
+    divergence: Divergence = "reverse_kl"
+    bend: float = 0.5
     memory: dict[str, float] = field(default_factory=dict)
     """What lasts from step to step; the feed saves it."""
 
@@ -189,7 +192,7 @@ class Preference:
         return answers_under(self.reference, batch, tail=self.ld_alpha).sums
 
     def _of_pairs(self, batch: Batch, found: Answers, beside: Tensor, numbers: PreferenceNumbers) -> Loss:
-        pairs = _pairs(batch, found, beside)
+        pairs = replace(_pairs(batch, found, beside), divergence=self.divergence, bend=self.bend)
         chosen = _places(batch, CHOSEN)
         weights = _fact(batch, "weight", chosen)
         if not WHOLE_BATCH.isdisjoint(self.losses) and bool((weights != weights[0]).any()):

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+LARGEST_EXPONENT = 80.0
+"""Beyond it float32 has no number left for the exponential."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,9 @@ class Pairs:
     reference_rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
+    divergence: Divergence = "reverse_kl"
+    bend: float = 0.5
+    """The alpha of `alpha_divergence`."""
 
     @property
     def chosen_ratio(self) -> Tensor:
@@ -35,12 +43,24 @@ class Pairs:
     @property
     def margin(self) -> Tensor:
         """What every DPO-like loss pushes up."""
-        return self.chosen_ratio - self.rejected_ratio
+        return self._scored(self.chosen_ratio) - self._scored(self.rejected_ratio)
 
     @property
     def mean_margin(self) -> Tensor:
         """The margin of the per-token means, which length cannot buy."""
-        return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
+        chosen, rejected = self._scored(self.chosen_ratio), self._scored(self.rejected_ratio)
+        return chosen / self.chosen_tokens - rejected / self.rejected_tokens
+
+    def _scored(self, ratio: Tensor) -> Tensor:
+        """f' of the ratio of probabilities: what the held-down divergence makes of it (f-DPO, 2309.16240)."""
+        if self.divergence == "reverse_kl":
+            return ratio
+        if self.divergence == "forward_kl":
+            return 1 - torch.exp(-ratio)
+        if self.divergence == "js_divergence":
+            return math.log(2) + F.logsigmoid(ratio)
+        power = self.bend - 1
+        return torch.expm1((power * ratio).clamp(max=LARGEST_EXPONENT)) / power
 
 
 @dataclass(frozen=True)
@@ -193,6 +213,10 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     )
 }  # fmt: skip
 WITHOUT_REFERENCE = frozenset({"simpo", "alphapo", "cpo", "slic", "orpo", "sft"})
+OF_ANY_DIVERGENCE = frozenset(
+    {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+)
+"""Losses of differences alone, in which what a divergence leaves open cancels."""
 WHOLE_BATCH = frozenset({"aot", "aot_unpaired"})
 """Losses that compare answers of different pairs, so that a batch cannot be cut into pieces."""
 
