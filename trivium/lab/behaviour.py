@@ -26,6 +26,7 @@ from trivium.tokens.tokenizer import Tokenizer
 LONGEST = 128
 DIGITS = 5
 NO_KL = "they cut text into different tokens, so no divergence per token can be given"
+NO_ROOM = "no text fits into their windows, so no divergence can be given"
 _SCORES_AT_ONCE = 2**23
 
 
@@ -79,7 +80,8 @@ def apart(
     model: Transformer, other: Transformer, ids: Sequence[int], looked: Sequence[bool], vocabulary: int
 ) -> dict[str, list[float]]:
     """For each token looked at: KL both ways, Jensen-Shannon, entropies, log-probabilities; in nats."""
-    places = torch.tensor([place - 1 for place, wanted in enumerate(looked) if wanted and place > 0])
+    before = [place - 1 for place, wanted in enumerate(looked) if wanted and place > 0]
+    places = torch.tensor(before, dtype=torch.long)
     tokens = torch.tensor(list(ids))
     hidden = [
         one(tokens.to(one.device), Documents([len(ids)], one.device))[places.to(one.device)]
@@ -135,7 +137,8 @@ def divergence(member: Member, other: Member, texts: Sequence[Passage], kept: Pa
     place = kept / f"{member.fingerprint}-{other.fingerprint}-{key}.json"
     if not place.is_file():
         write_text(place, compact([_read(member, other, one) for one in texts]))
-    return {**found, "texts": read_json(place)}
+    read = [one for one in read_json(place) if one["tokens"]]
+    return {**found, "texts": read, "why_not": None if read else NO_ROOM}
 
 
 def _read(member: Member, other: Member, passage: Passage) -> dict[str, Any]:

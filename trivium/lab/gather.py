@@ -103,7 +103,7 @@ def find(name: str, runs: Path) -> Member:
         place = resolve(name)
     place = place.resolve()
     if not (place / "stage.yaml").is_file():
-        return Member(name, place)
+        return Member(_short(name) if path.is_dir() else name, place)
     if not (place / "COMPLETE").is_file():
         raise TriviumError(f"{name} is not finished; run its recipe again.")
     seen = Seen(_short(name), place)
@@ -186,7 +186,9 @@ def _linked(name: str, runs: Path) -> Path | None:
 
 
 def _short(name: str) -> str:
-    return Path(name).name or name
+    """The last part of a path that says something."""
+    parts = [part for part in Path(name).resolve().parts if part != "model"]
+    return Path(name).name if Path(name).name not in ("", ".", "model") else parts[-1]
 
 
 def _recorded_name(folder: Path) -> str:

@@ -1,5 +1,5 @@
 "use strict";
-const told = JSON.parse(document.getElementById("answers").textContent);
+const told = JSON.parse(document.getElementById("told").textContent);
 const form = document.getElementById("filters");
 const found = document.getElementById("found");
 const count = document.getElementById("count");

@@ -55,7 +55,7 @@ def page(report: Mapping[str, Any]) -> str:
         # In a script element only "</" and "<!--" could end the text early.
         data = compact(answers).replace("<", "\\u003c")
         code = (HERE / "page.js").read_text(encoding="utf-8")
-        script = f'<script id="answers" type="application/json">{data}</script><script>{code}</script>'
+        script = f'<script id="told" type="application/json">{data}</script><script>{code}</script>'
     style = (HERE / "page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

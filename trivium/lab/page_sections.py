@@ -333,15 +333,15 @@ def passkey_section(raw: Raw, numbers: Raw) -> str:
             for place in depths
         )  # fmt: skip
         blocks.append(
-            f"<h3>{escape(model)}</h3>{scroll(f'Pass keys found by {model}')}<table "
-            'class="heat"><thead><tr><th scope="col">'
-            f'<span class="soft">place</span></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            f'<div class="panel"><h4>{escape(model)}</h4>{scroll(f"Pass keys found by {model}")}'
+            f'<table class="heat"><thead><tr><th scope="col">place</th>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div></div>"
         )
     return (
         '<p class="lead">A pass key is hidden in a long text, and the model has to name it at the end. '
-        "Columns are "
-        "lengths, rows how deep the key lies; a text longer than the window counts as not found.</p>"
-        f'<p class="see">{escape(sentence.passkey(found))}</p><figure>{"".join(blocks)}</figure>'
+        "Columns are lengths, rows how deep the key lies; a text beyond the window counts as not found.</p>"
+        f'<p class="see">{escape(sentence.passkey(found))}</p>'
+        f'<figure><div class="panels wide">{"".join(blocks)}</div></figure>'
     )
 
 

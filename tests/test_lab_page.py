@@ -1,0 +1,175 @@
+"""The page: it claims no more than the numbers, needs nothing from outside, and can be used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lab import TASKS, collected, report_of, two_models
+
+from trivium.lab import page_sentences as sentence
+from trivium.lab.compare import compare
+from trivium.lab.compare_examples import examples, marked
+from trivium.lab.page import page
+from trivium.lab.page_figures import axis
+from trivium.lab.page_sentences import (
+    by_steps,
+    confidence,
+    divergence,
+    flattery,
+    helpfulness,
+    manner,
+    places,
+    tries,
+)
+from trivium.lab.writing import figure
+
+
+def interval(low: float, value: float, high: float) -> dict:
+    return {"value": value, "low": low, "high": high, "n": 50}
+
+
+@pytest.mark.slow
+def test_equal_models_are_called_equal_on_the_whole_table():
+    """Two hundred pages of two models with the same skill at three tasks."""
+    calm = 0
+    for repeat in range(200):
+        random = np.random.default_rng(repeat)
+        right = {}
+        for task in ("facts", "instructions", "craft"):
+            skill = random.uniform(0.1, 0.9, 60)
+            right[task] = {model: random.random(60) < skill for model in ("a", "b")}
+        rows = report_of(collected(right, {"b": "a"}))["numbers"]["skills"]
+        calm += all(row["changes"]["b"]["better"] is None for row in rows)
+    assert calm / 200 >= 0.93
+
+
+def test_a_real_gain_is_claimed_and_a_small_one_is_not():
+    worse, better = np.arange(60) < 10, np.arange(60) < 45
+    raw = collected(
+        {"facts": {"a": worse, "b": better}, "craft": {"a": worse, "b": np.arange(60) < 12}}, {"b": "a"}
+    )
+    report = report_of(raw)
+    told = sentence.stage_in_short(report["numbers"]["skills"], "b", "a")
+    assert told == "better than a at facts; no difference shown in 1 other."
+    text = page(report)
+    assert text.count('class="better"') == 1
+    assert 'class="worse"' not in text
+
+
+def test_nothing_is_compared_where_different_things_were_asked():
+    raw = collected({"facts": {"a": np.arange(40) < 9, "b": np.arange(40) < 39}}, {"b": "a"})
+    raw["tasks"]["facts"]["models"]["b"]["records"][3]["id"] = "another"
+    report = report_of(raw)
+    assert report["numbers"]["skills"][0]["changes"] == {}
+    assert "nothing" in sentence.stage_in_short(report["numbers"]["skills"], "b", "a")
+
+
+@pytest.mark.parametrize(
+    ("told", "claim"),
+    [
+        (lambda a, b: divergence([_pair("x", a), _pair("y", b)]), "more than any other step"),
+        (lambda a, b: places([{"model": "x", "fifths": {"sums": [a, b]}}]), "greater in the first"),
+        (lambda a, b: manner({"x": _manner(b), "y": _manner(a)}, {"y": "x"}), "longer answers"),
+        (lambda a, b: helpfulness({"models": {"m": {"x": b, "y": a}}}), "more often than"),
+        (lambda a, b: confidence({"models": {"m": {"sure": a, "right": b}}}), "is surer than right"),
+        (lambda a, b: flattery(
+            {"models": {"x": {"gave way": b}, "y": {"gave way": a}}}, {"y": "x"}), "more often"),
+        (lambda a, b: tries({"models": {"m": {"pass": {"1": b, "4": a}}}}), "clearly likelier"),
+        (lambda a, b: by_steps(
+            {"models": {"m": {"written": {"by steps": {"1": a, "4": b}}}}}), "more often with 1"),
+    ],
+)  # fmt: skip
+def test_an_order_is_claimed_only_where_intervals_lie_apart(told, claim):
+    assert claim in told(interval(0.5, 0.6, 0.7), interval(0.1, 0.2, 0.3))
+    assert claim not in told(interval(0.2, 0.6, 0.9), interval(0.1, 0.2, 0.3))
+
+
+def _pair(name: str, kl: dict) -> dict:
+    return {"model": name, "before": "base", "all": {"kl": kl}, "why_not": None}
+
+
+def _manner(tokens: dict) -> dict:
+    return {"tokens": tokens, "ended": interval(0.4, 0.5, 0.6)}
+
+
+def test_a_win_rate_around_one_half_makes_no_winner():
+    one = {"judge": "taste", "model": "b", "before": "a"}
+    assert "nobody is shown" in sentence.wins([{**one, "rate": interval(0.45, 0.55, 0.65)}])
+    assert "prefers b to a more often" in sentence.wins([{**one, "rate": interval(0.55, 0.65, 0.75)}])
+
+
+def test_what_models_say_cannot_become_part_of_the_page():
+    raw = collected({"facts": {"a": np.arange(4) < 2, "b": np.arange(4) < 3}}, {"b": "a"}, title="<b>title")
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    for record in raw["tasks"]["facts"]["models"]["b"]["records"]:
+        record["answers"][0]["answer"] = evil
+        record["expected"] = raw["tasks"]["facts"]["models"]["a"]["records"][0]["expected"] = evil
+    text = page(report_of(raw))
+    assert "<img" not in text
+    assert "<b>title" not in text
+    assert len(re.findall(r"<script", text)) == 2
+
+
+def test_the_page_asks_nothing_from_outside(tmp_path: Path):
+    compare(two_models(tmp_path), runs=tmp_path, to=tmp_path / "page.html", on=TASKS)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=[\"'](?!#)|url\(|@import|https?://", text)
+    assert "default-src 'none'" in text
+    named = set(re.findall(r'href="#([\w-]+)"', text))
+    identities = re.findall(r'\bid="([\w-]+)"', text)
+    assert named <= set(identities)
+    assert len(identities) == len(set(identities)), "every id stands once"
+
+
+def test_examples_show_what_changed_first():
+    raw = collected({"facts": {"a": np.array([1, 0, 0, 1]) > 0, "b": np.array([0, 1, 0, 1]) > 0}}, {"b": "a"})
+    found = {one["id"]: one["why"] for one in examples(raw)}
+    assert found == {
+        "q1": "became right from a to b", "q0": "became wrong from a to b", "q2": "right with nobody",
+    }  # fmt: skip
+
+
+def test_only_what_is_new_is_marked():
+    pieces = marked("12 + 3 = 15", "12 + 4 = 16")
+    assert "".join(text for text, _ in pieces) == "12 + 4 = 16"
+    assert [text for text, new in pieces if new] == ["4", "16"]
+
+
+def test_axes_hold_their_values_and_numbers_are_short():
+    for low, high in ((0.0, 0.033), (-3.0, 12.0), (5.0, 5.0), (0.2, 1234.0)):
+        found = axis([low, high])
+        assert found.low <= low
+        assert high <= found.high
+        assert 2 <= len(found.ticks) <= 6
+        assert 0 <= found.place(low) <= found.place(high) <= 100
+    assert [figure(one) for one in (0.00001, 12345, 0.5)] == ["<0.001", "12.3k", "0.5"]
+
+
+@pytest.mark.slow
+def test_the_page_can_be_read_and_filtered(tmp_path: Path):
+    from browser import Browser
+
+    random = np.random.default_rng(0)
+    right = {task: {model: random.random(40) < share for model, share in (("a", 0.3), ("b", 0.6))}
+             for task in ("facts", "instructions")}  # fmt: skip
+    place = tmp_path / "page.html"
+    place.write_text(page(report_of(collected(right, {"b": "a"}))), encoding="utf-8")
+    for width in (1280, 390):
+        browser = Browser(width=width)
+        try:
+            browser.go(place.as_uri())
+            assert browser.run("return document.documentElement.scrollWidth") <= width
+            wrong = int(browser.run("return document.getElementById('count').textContent").split()[2])
+            assert wrong == int((~right["facts"]["b"]).sum())
+            browser.run(
+                "const s = document.querySelector('[name=verdict]'); s.value = 'gained';"
+                "s.dispatchEvent(new Event('input', {bubbles: true}))"
+            )
+            gained = int(browser.run("return document.getElementById('count').textContent").split()[2])
+            assert gained == int((right["facts"]["b"] & ~right["facts"]["a"]).sum())
+            assert browser.log() == []
+        finally:
+            browser.close()
