@@ -10,6 +10,7 @@ from tuning import write_rows
 
 from trivium import world
 from trivium.kit.errors import TriviumError
+from trivium.world.checks import fulfils
 
 OWN = [
     {"question": "What is the capital of France?", "answer": "Paris", "wrong": "Lyon"},
@@ -52,3 +53,10 @@ def test_taught_facts_are_asked_in_one_split_each() -> None:
     assert not pairs & set(gauge)
     assert max(Counter(gauge).values()) < 40
     assert not any("+" in question for question in gauge)
+
+
+def test_pairs_of_instructions_hold_one_that_is_followed_and_one_that_is_not() -> None:
+    for document in world.documents("chat", form="pairs", limit=300):
+        chosen, rejected = (document.fields[name][0]["content"] for name in ("chosen", "rejected"))
+        assert fulfils(chosen, document.truth)
+        assert not fulfils(rejected, document.truth)

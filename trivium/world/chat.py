@@ -5,6 +5,7 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
+from trivium.world.checks import fulfils
 from trivium.world.country import peopled
 from trivium.world.document import Question, Split, WorldDocument
 from trivium.world.instructions import KINDS, Task, make_task
@@ -44,8 +45,31 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     if dials.form == "chat":
         return WorldDocument("", None, {"messages": messages}, truth)
     if dials.form == "prompt":
-        return WorldDocument("", None, {"prompt": messages[:-1], "answer": task.answer}, truth)
-    raise TriviumError(f"world:chat has no form '{dials.form}'; use chat or prompt.")
+        asked = {"prompt": messages[:-1], "answer": task.answer, "checks": [task.checked]}
+        return WorldDocument("", None, asked, truth)
+    if dials.form == "pairs":
+        missed = [{"role": "assistant", "content": near_miss(chance, task, dials, split)}]
+        pair = {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": missed}
+        return WorldDocument("", None, pair, truth)
+    raise TriviumError(f"world:chat has no form '{dials.form}'; use chat, prompt or pairs.")
+
+
+def near_miss(chance: Chance, task: Task, dials: Dials, split: Split) -> str:
+    """An answer like those of models that half listen: a word too few, too many or astray, or another's."""
+    words = task.answer.split()
+    place = chance.below(len(words))
+    other = make_task(task.kind, chance, peopled(dials.country, dials.people), split).answer
+    strange = chance.pick(other.split())
+    tries = [
+        " ".join([*words[:place], *words[place + 1 :]]),
+        " ".join([*words[:place], strange, *words[place + 1 :]]),
+        " ".join([*words[: place + 1], *words[place:]]),
+        " ".join(reversed(words)),
+        task.answer.lower(),
+        other,
+    ]
+    missed = [one for one in tries if one and not fulfils(one, task.checked)]
+    return chance.pick(missed) if missed else "I do not know"
 
 
 def _turn(task: Task) -> list[dict[str, str]]:
