@@ -81,6 +81,17 @@ def status(recipe: str | None, runs: str) -> None:
 
 
 @cli.command()
+@click.argument("recipe", required=False)
+@_runs
+@click.option("--port", default=8321, show_default=True)
+def watch(recipe: str | None, runs: str, port: int) -> None:
+    """Show a run while it goes on, on a page of this machine; without RECIPE the newest."""
+    from trivium.pipeline.watch import watch
+
+    watch(runs, recipe, port, say=click.echo)
+
+
+@cli.command()
 @click.argument("stage")
 @_runs
 @click.option("--step", type=int, help="Name the documents this optimiser step learnt from.")

@@ -20,6 +20,7 @@ from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
 from trivium.pipeline.report import report
 from trivium.pipeline.store import Entry, Store, now
+from trivium.pipeline.watch import note_graph
 from trivium.recipe import graph
 from trivium.recipe.graph import Node
 from trivium.recipe.outside import Checksums, locate
@@ -65,6 +66,9 @@ def run(
     going = prepare(recipe, runs, overrides)
     chosen = graph.needed(going.nodes, only)
     check(going.recipe.track)
+    if world.leads:
+        entries = {name: going.entry(name) for name in going.nodes}
+        note_graph(going.store.runs / going.recipe.name, going.nodes, entries)
     for name in chosen:
         if world.leads:
             going.became[name] = _lead(going, name, wait)

@@ -1,0 +1,111 @@
+"""A page on this machine that shows a run while it goes on: its stages, and the curves of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+
+POINTS = 240
+State = Callable[[str | None], Mapping[str, Any]]
+"""What is so right now: all stages, and the curves of the one asked for (or of the one at work)."""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+
+
+class Tail:
+    """A metrics log read as it grows; only what is new is read, unless the log was cut back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begin((0, 0))
+
+    def _begin(self, file: tuple[int, int]) -> None:
+        self.columns: dict[str, list[tuple[int, float]]] = {}
+        self.last: dict[str, Any] = {}
+        self.changes: list[dict[str, Any]] = []
+        self._read = 0
+        self._file = file
+
+    def update(self) -> None:
+        """Take in the whole lines that were added."""
+        try:
+            facts = self.path.stat()
+        except FileNotFoundError:
+            return
+        if (facts.st_dev, facts.st_ino) != self._file or facts.st_size < self._read:
+            self._begin((facts.st_dev, facts.st_ino))
+        with open(self.path, "rb") as file:
+            file.seek(self._read)
+            added = file.read()
+        whole = added.rfind(b"\n") + 1
+        self._read += whole
+        for line in added[:whole].splitlines():
+            self._take(json.loads(line))
+
+    def _take(self, row: dict[str, Any]) -> None:
+        if "change" in row:
+            self.changes.append(row)
+        if "step" not in row:
+            return
+        self.last = row
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.columns.setdefault(name, []).append((row["step"], float(value)))
+
+
+def thinned(points: list[tuple[int, float]], most: int = POINTS) -> list[tuple[int, float]]:
+    """At most so many points: of every stretch the lowest and the highest, so that no spike is lost."""
+    if len(points) <= most:
+        return points
+    stretches = (most - 2) // 2
+    inside = points[1:-1]
+    kept = [points[0]]
+    for place in range(stretches):
+        part = inside[place * len(inside) // stretches : (place + 1) * len(inside) // stretches]
+        kept += sorted({min(part, key=lambda one: one[1]), max(part, key=lambda one: one[1])})
+    return [*kept, points[-1]]
+
+
+def application(state: State) -> Any:
+    """The page and the one address it asks; only names of this machine are answered to."""
+    try:
+        from fastapi import FastAPI
+        from fastapi.responses import HTMLResponse, JSONResponse
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    except ImportError:
+        raise TriviumError("watching needs fastapi and uvicorn; install Trivium's extra 'serve'.") from None
+    page = files("trivium.lab").joinpath("watch.html").read_text(encoding="utf-8")
+    made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # A page elsewhere that makes its own name mean this machine gets no answer.
+    made.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+
+    def shown() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"})
+
+    def told(stage: str | None = None) -> JSONResponse:
+        try:
+            return JSONResponse(dict(state(stage)), headers={"Cache-Control": "no-store"})
+        except TriviumError as error:
+            return JSONResponse({"waiting": str(error)}, headers={"Cache-Control": "no-store"})
+
+    made.get("/")(shown)
+    made.get("/state")(told)
+    return made
+
+
+def serve(state: State, port: int, say: Callable[[str], None]) -> None:
+    """Answer on this machine alone until somebody stops it."""
+    made = application(state)
+    import uvicorn
+
+    configuration = uvicorn.Config(made, host="127.0.0.1", port=port, log_level="warning")
+    server = uvicorn.Server(configuration)
+    say(f"Watching at http://127.0.0.1:{port} (stop with Ctrl-C)")
+    try:
+        server.run()
+    except SystemExit:
+        raise TriviumError(f"port {port} is taken; name another with --port.") from None
