@@ -241,11 +241,80 @@ def test_a_tools_answer_goes_back_into_the_prompt(server, engines):
     assert "frost" in seen
 
 
-def test_forcing_a_call_is_refused_with_a_sentence(server):
-    with pytest.raises(openai.BadRequestError, match="cannot force"):
-        server.chat.completions.create(
-            model="caller", messages=HELLO, tools=[WEATHER], tool_choice="required"
-        )
+TOWNS = {
+    "type": "object",
+    "properties": {"town": {"enum": ["Ald", "Moor"]}},
+    "required": ["town"],
+    "additionalProperties": False,
+}
+
+
+def counting(name):
+    return {"type": "function", "function": {"name": name, "parameters": TOWNS}}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "doves"}}])
+def test_a_forced_call_has_the_form_its_tool_declares(server, choice):
+    for seed in range(3):
+        answer = server.chat.completions.create(
+            model="one", messages=HELLO, tools=[counting("bells"), counting("doves")], tool_choice=choice,
+            max_tokens=90, temperature=1.3, seed=seed,
+        ).choices[0]  # fmt: skip
+        assert answer.finish_reason == "tool_calls"
+        [call] = answer.message.tool_calls
+        assert call.function.name in (("bells", "doves") if choice == "required" else ("doves",))
+        arguments = json.loads(call.function.arguments)
+        assert arguments["town"] in ("Ald", "Moor")
+        assert answer.message.content is None
+
+
+def test_a_forced_call_follows_the_tag_that_opens_it(server, engines):
+    server.chat.completions.create(
+        model="caller", messages=HELLO, tools=[WEATHER], tool_choice="required", max_tokens=2
+    )
+    assert tokenizer().decode(engines["caller"].prompts[-1], skip_control=False).endswith("<tool_call>\n")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tool_choice": "required"},
+        {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "bells"}}},
+        {"tools": [WEATHER], "tool_choice": "required", "response_format": {"type": "json_object"}},
+    ],
+)
+def test_a_call_that_cannot_be_forced_is_refused(server, settings):
+    with pytest.raises(openai.BadRequestError) as problem:
+        server.chat.completions.create(model="one", messages=HELLO, **settings)
+    assert problem.value.param == "tool_choice"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_tells_how_likely_the_prompt_was(server, stream):
+    text = "the town of number 7 has a baker and a bell"
+    asked = {"model": "one", "prompt": text, "echo": True, "logprobs": 2, "max_tokens": 2, "temperature": 0}
+    answer = server.completions.create(**asked, stream=stream)
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    told = [choice.logprobs for choice in choices if choice.logprobs is not None]
+    tokens, logprobs, tops, offsets = (
+        [value for one in told for value in getattr(one, name)]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    )
+    ids = tokenizer().encode(text)
+    model = tiny_model()
+    with torch.no_grad():
+        logits = model.logits(model(torch.tensor(ids), Documents([len(ids)])))
+    expected = torch.log_softmax(logits, dim=-1)
+    own = expected[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    assert logprobs[0] is None
+    assert tops[0] is None
+    assert logprobs[1 : len(ids)] == pytest.approx(own.tolist(), abs=1e-4)
+    for place, top in enumerate(tops[1 : len(ids)]):
+        assert max(top.values()) == pytest.approx(expected[place].max().item(), abs=1e-4)
+    whole = "".join(choice.text for choice in choices)
+    assert whole.startswith(text)
+    assert "".join(tokens) == whole
+    assert [whole[start:].startswith(token) for start, token in zip(offsets, tokens)] == [True] * len(tokens)
 
 
 def test_a_typed_control_token_stays_letters(server, engines):

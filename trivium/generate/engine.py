@@ -77,9 +77,23 @@ class Engine:
         An empty prompt scores the completion's tokens from the second on.
         """
         texts = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+        results = [Scored(max(len(prompt), 1)) for prompt in prompts]
+        self._read_texts(texts, results)
+        return [one.logprobs for one in results]
+
+    def weigh(
+        self, texts: Sequence[Sequence[int]], top: int, adapter: str | None = None
+    ) -> list[tuple[list[float], list[dict[int, float]]]]:
+        """The log-probabilities of each text's tokens from the second on, and the `top` likeliest there."""
+        if adapter is not None:
+            self._check_adapter(adapter)
+        results = [Scored(1, max(top, 1), adapter) for _ in texts]
+        self._read_texts([list(text) for text in texts], results)
+        return [(one.logprobs, one.favourites) for one in results]
+
+    def _read_texts(self, texts: Sequence[list[int]], results: Sequence[Scored]) -> None:
         for text in texts:
             self._check(text, len(text))
-        results = [Scored(max(len(prompt), 1)) for prompt in prompts]
         for text, scored in zip(texts, results, strict=True):
             if len(text) > scored.first:
                 self._waiting.append(Row(text, goal=len(text) - 1, reserved=len(text), scored=scored))
@@ -87,7 +101,6 @@ class Engine:
                 scored.done = True
         while not all(one.done for one in results):
             self.step()
-        return [one.logprobs for one in results]
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """The mean of each prompt's last hidden states, [N, width]."""

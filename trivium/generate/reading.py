@@ -93,20 +93,33 @@ class Reader:
                     owners.append((row.scored, count - first))
             offset += piece.count
         if wanted:
-            logprobs = self._logprobs(torch.cat(wanted), torch.tensor(targets, device=self._device))
+            top = max(scored.top for scored, _ in owners)
+            logprobs, favourites = self._logprobs(
+                torch.cat(wanted), torch.tensor(targets, device=self._device), top
+            )
             start = 0
             for scored, count in owners:
                 scored.logprobs += logprobs[start : start + count]
+                for place in range(start, start + count) if scored.top else ():
+                    weighed = dict(favourites[place][: scored.top])
+                    scored.favourites.append({**weighed, targets[place]: logprobs[place]})
                 start += count
 
-    def _logprobs(self, hidden: Tensor, targets: Tensor) -> list[float]:
-        """Log-probabilities of the targets, a few tokens at a time so that the scores stay small."""
+    def _logprobs(
+        self, hidden: Tensor, targets: Tensor, top: int
+    ) -> tuple[list[float], list[list[tuple[int, float]]]]:
+        """Log-probabilities of the targets and of the `top` best, few at once so that scores stay small."""
         found: list[float] = []
+        favourites: list[list[tuple[int, float]]] = []
         size = max(16, SCORES_AT_ONCE // self._vocabulary)
         for start in range(0, len(targets), size):
             scores = torch.log_softmax(self._passes.logits(hidden[start : start + size]), dim=-1)
             found += scores.gather(1, targets[start : start + size, None])[:, 0].tolist()
-        return found
+            if top:
+                best, ids = scores.topk(min(top, self._vocabulary), dim=-1)
+                rows = zip(ids.tolist(), best.tolist(), strict=True)
+                favourites += [list(zip(*row, strict=True)) for row in rows]
+        return found, favourites
 
     def hand_over(self, row: Row, heir: Row) -> bool:
         """Give a scored row's place to the next in line, if their texts begin alike and it fits."""

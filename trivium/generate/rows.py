@@ -24,7 +24,11 @@ class Scored:
     """What reading a text has shown so far, from its token number `first` on."""
 
     first: int
+    top: int = 0
+    adapter: str | None = None
     logprobs: list[float] = field(default_factory=list)
+    favourites: list[dict[int, float]] = field(default_factory=list)
+    """At each place the `top` likeliest tokens and the text's own, if any were asked for."""
     total: Tensor | None = None
     done: bool = False
 
@@ -64,6 +68,8 @@ class Row:
     @property
     def adapter(self) -> str | None:
         """The adapter the row is computed with."""
+        if self.scored is not None:
+            return self.scored.adapter
         return None if self.generation is None else self.generation.request.adapter
 
     @property

@@ -86,12 +86,14 @@ class ChatSample:
 
 
 class CompletionSample:
-    """One choice of a completion: its text so far."""
+    """One choice of a completion: its text so far, after its prompt if that is to be echoed."""
 
-    def __init__(self, index: int, names: TokenNames, top: int | None, echo: str) -> None:
+    def __init__(
+        self, index: int, names: TokenNames, top: int | None, echo: str, echoed: tuple[Scored, ...] = ()
+    ) -> None:
         self.index, self._names, self._top = index, names, top
         self._text: list[str] = []
-        self._echo, self._offset = echo, len(echo)
+        self._echo, self._echoed, self._offset = echo, echoed, 0
         self._scored: list[Scored] = []
         self._finish: str | None = None
 
@@ -102,8 +104,9 @@ class CompletionSample:
         self._finish = piece.finish
         logprobs = None
         if self._top is not None:
-            self._scored += piece.scored
-            logprobs, self._offset = self._names.completion(piece.scored, self._top, self._offset)
+            scored, self._echoed = self._echoed + piece.scored, ()
+            self._scored += scored
+            logprobs, self._offset = self._names.completion(scored, self._top, self._offset)
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": piece.finish}
 
     def whole(self) -> Json:

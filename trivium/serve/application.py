@@ -6,9 +6,10 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -25,10 +26,11 @@ from trivium.serve.guard import PAGE, Guard
 from trivium.serve.limits import Limits
 from trivium.serve.measures import Measures
 from trivium.serve.parts import PartStream
-from trivium.serve.pieces import TokenNames
+from trivium.serve.pieces import Scored, TokenNames
 from trivium.serve.prompts import (
     alternatives,
     chat_prompt,
+    forces_call,
     longest_prompt,
     offered_tools,
     opens_thinking,
@@ -41,6 +43,7 @@ from trivium.serve.worker import Adapted, Generation, Worker
 
 FOLDER = Path(__file__).parent / "page"
 CLIENT_CLOSED = 499
+Result = TypeVar("Result")
 LEFT_OUT = "X-Trivium-Messages-Left-Out"
 log = logging.getLogger("trivium.serve")
 
@@ -97,11 +100,13 @@ class Served:
         self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
         formatted = chosen.json_schema is not None or chosen.regex is not None
         opened = not formatted and opens_thinking(prompt, worker.tokenizer)
-        tools = offered_tools(body) is not None
+        tools, forced = offered_tools(body) is not None, forces_call(body)
         samples: list[Sample] = [
             ChatSample(
                 index,
-                PartStream(reasoning=not formatted, opened=opened, tools=tools and not formatted),
+                PartStream(
+                    reasoning=not formatted, opened=opened, tools=tools and not formatted, forced=forced
+                ),
                 self.names[worker.name],
                 alternatives(body),
             )
@@ -119,13 +124,11 @@ class Served:
         body = read_body(await read_bytes(request, self.limits), CompletionBody)
         worker = self.worker(body.model)
         prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer, self.longest[worker.name])
-        if body.echo and body.logprobs is not None:
-            raise RequestRefused("echo with logprobs is not served", parameter="echo")
         many = (body.n or 1) * len(prompts)
         if many > self.limits.samples:
             problem = f"{many} samples are asked for, at most {self.limits.samples} are served at once"
             raise RequestRefused(problem, parameter="prompt", code="array_above_max_length")
-        wanted, samples = [], list[Sample]()
+        wanted = []
         for prompt in prompts:
             room = self.room(worker, prompt, "prompt")
             if body.max_tokens is None:
@@ -133,10 +136,14 @@ class Served:
             chosen = sampling(body, worker.tokenizer, self.limits, room)
             self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
             wanted.append(Wanted(prompt, chosen, n=body.n or 1))
+        echoed: list[tuple[Scored, ...]] = [()] * len(prompts)
+        if body.echo and body.logprobs is not None:
+            echoed = await self._in_time(request, worker.weigh(prompts, body.logprobs), "log-probabilities")
+        names, samples = self.names[worker.name], list[Sample]()
+        for prompt, scored in zip(prompts, echoed, strict=True):
             echo = worker.tokenizer.decode(prompt) if body.echo else ""
             for _ in range(body.n or 1):
-                names = self.names[worker.name]
-                samples.append(CompletionSample(len(samples), names, body.logprobs, echo))
+                samples.append(CompletionSample(len(samples), names, body.logprobs, echo, scored))
         generation = await worker.submit(wanted)
         usage = Usage(sum(len(prompt) for prompt in prompts))
         answer = Answer("text_completion", worker.name, samples, usage)
@@ -145,20 +152,26 @@ class Served:
     async def _respond(
         self, request: Request, body: ChatBody | CompletionBody, answer: Answer, generation: Generation
     ) -> Response:
-        seconds = self.limits.request_seconds
         if body.stream:
+            seconds = self.limits.request_seconds
             options = body.stream_options
             include_usage = options is not None and options.include_usage
             events = answer.events(generation.pieces(), include_usage=include_usage)
             return EventStream(events, seconds=seconds, on_close=generation.close)
         try:
-            async with asyncio.timeout(seconds):
-                whole = await while_connected(request.receive, answer.whole(generation.pieces()))
-        except TimeoutError:
-            raise RequestRefused(f"the answer took longer than {seconds:g} s", status=504) from None
+            whole = await self._in_time(request, answer.whole(generation.pieces()), "answer")
         finally:
             generation.close()
         return JSONResponse(whole)
+
+    async def _in_time(self, request: Request, work: Coroutine[Any, Any, Result], what: str) -> Result:
+        """The result of the work, unless the client leaves or its time is over."""
+        seconds = self.limits.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await while_connected(request.receive, work)
+        except TimeoutError:
+            raise RequestRefused(f"the {what} took longer than {seconds:g} s", status=504) from None
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings: the mean of the last hidden states."""
@@ -173,12 +186,7 @@ class Served:
         if body.dimensions not in (None, worker.width):
             problem = f"the embeddings of {worker.name} have {worker.width} dimensions"
             raise RequestRefused(problem, parameter="dimensions", code="unsupported_value")
-        seconds = self.limits.request_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                vectors = await while_connected(request.receive, worker.embed(prompts))
-        except TimeoutError:
-            raise RequestRefused(f"the embeddings took longer than {seconds:g} s", status=504) from None
+        vectors = await self._in_time(request, worker.embed(prompts), "embeddings")
         packed = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _packed(row) if packed else row.tolist()}

@@ -41,8 +41,9 @@ Part = Thoughts | Said | Called
 class CallStream:
     """Takes `<tool_call>` blocks out of a stream of text; a block that is no call stays text."""
 
-    def __init__(self) -> None:
-        self._held, self._inside, self._called = "", False, False
+    def __init__(self, *, inside: bool = False) -> None:
+        """`inside`: the prompt has already opened a block."""
+        self._held, self._inside, self._called = "", inside, False
 
     def feed(self, text: str, *, last: bool = False) -> list[Said | Called]:
         """Give a new piece of text; get back what is settled."""
@@ -88,9 +89,9 @@ def _call(block: str) -> Called | None:
 class PartStream:
     """One sample's text turned into parts while it arrives."""
 
-    def __init__(self, *, reasoning: bool, opened: bool, tools: bool) -> None:
+    def __init__(self, *, reasoning: bool, opened: bool, tools: bool, forced: bool = False) -> None:
         self._reasoning = ReasoningStream(opened=opened) if reasoning else None
-        self._calls = CallStream() if tools else None
+        self._calls = CallStream(inside=forced) if tools or forced else None
         self._fresh: dict[type, bool] = {Thoughts: True, Said: False}
 
     def feed(self, text: str, *, last: bool = False) -> list[Part]:

@@ -13,7 +13,8 @@ class Scored:
     """A token, how likely the model thought it, and what it weighed besides."""
 
     token: int
-    logprob: float
+    logprob: float | None
+    """None for the first token of a text, which nothing foretold."""
     alternatives: tuple[tuple[int, float], ...] = ()
 
 
@@ -42,8 +43,9 @@ class TokenNames:
             found = self._known[token] = self._tokenizer.decode([token], skip_control=False)
         return found
 
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+    def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
         text = self.text(token)
+        assert logprob is not None, "a chat's tokens follow a prompt"
         # JSON has no minus infinity; OpenAI writes -9999.0 for a token that could not be drawn
         value = max(logprob, -9999.0)
         return {"token": text, "logprob": value, "bytes": None if "�" in text else list(text.encode())}
@@ -67,12 +69,15 @@ class TokenNames:
             offsets.append(offset)
             offset += len(text)
         favourites = [
-            {self.text(token): max(value, -9999.0) for token, value in one.alternatives[:top]}
+            None
+            if one.logprob is None
+            # of tokens spelled alike the likeliest, which comes first, is told
+            else {self.text(token): max(value, -9999.0) for token, value in one.alternatives[:top][::-1]}
             for one in scored
         ]
         return {
             "tokens": texts,
-            "token_logprobs": [max(one.logprob, -9999.0) for one in scored],
+            "token_logprobs": [None if one.logprob is None else max(one.logprob, -9999.0) for one in scored],
             "top_logprobs": favourites,
             "text_offset": offsets,
         }, offset

@@ -10,10 +10,11 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from trivium.generate.context import Fitted, fit_conversation
-from trivium.generate.prompting import THINK
+from trivium.generate.prompting import END_THINK, THINK
 from trivium.generate.sampling import Sampling
 from trivium.serve.failures import RequestRefused
 from trivium.serve.limits import Limits
+from trivium.serve.parts import CALL
 from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, NamedTool
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -84,6 +85,8 @@ def alternatives(body: GenerationBody) -> int | None:
 
 
 def _schema(body: GenerationBody) -> Mapping[str, Any] | None:
+    if isinstance(body, ChatBody) and forces_call(body):
+        return call_schema(body)
     form = body.response_format
     if form is None or form.type == "text":
         return None
@@ -148,7 +151,10 @@ def chat_prompt(body: ChatBody, tokenizer: Tokenizer, context: int, limits: Limi
             tools=tools,
             template_arguments=body.chat_template_kwargs,
         )
-        return replace(fitted, left_out=fitted.left_out + len(messages) - len(reachable))
+        tokens = fitted.tokens
+        if forces_call(body):
+            tokens = [*tokens, *opening_of_call(tokens, tokenizer)]
+        return replace(fitted, tokens=tokens, left_out=fitted.left_out + len(messages) - len(reachable))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         problem = f"the chat template cannot write this conversation: {str(error)[:200]}"
         raise RequestRefused(problem, parameter="messages") from None
@@ -158,10 +164,45 @@ def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
     """The tools the model may call, or None."""
     if not body.tools or body.tool_choice == "none":
         return None
-    if body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool):
-        problem = "tool_choice may be none or auto; this server cannot force a call"
-        raise RequestRefused(problem, parameter="tool_choice", code="unsupported_value")
     return [tool.model_dump(exclude_none=True) for tool in body.tools]
+
+
+def forces_call(body: ChatBody) -> bool:
+    """Whether the answer must be a call."""
+    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
+
+
+def call_schema(body: ChatBody) -> Mapping[str, Any]:
+    """What a forced call looks like: the name of a tool, and arguments as that tool declares them."""
+    if body.regex is not None or (body.response_format is not None and body.response_format.type != "text"):
+        problem = "a forced call has the form its tool declares; leave out regex and response_format"
+        raise RequestRefused(problem, parameter="tool_choice", code="invalid_value")
+    functions = [tool.function for tool in body.tools or ()]
+    if isinstance(body.tool_choice, NamedTool):
+        wanted = body.tool_choice.function.name
+        functions = [function for function in functions if function.name == wanted]
+    if not functions:
+        problem = "tool_choice forces a call, and tools does not hold the tool"
+        raise RequestRefused(problem, parameter="tool_choice", code="invalid_value")
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": function.name},
+                "arguments": function.parameters or ANY_OBJECT,
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for function in functions
+    ]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def opening_of_call(prompt: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The tokens behind a prompt after which only a call can follow."""
+    before = f"\n{END_THINK}\n\n" if opens_thinking(prompt, tokenizer) else ""
+    return tokenizer.encode(f"{before}{CALL}\n")
 
 
 def takes_tools(tokenizer: Tokenizer) -> bool:

@@ -168,6 +168,20 @@ class Worker:
     def _mean_states(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         return self._engine.embed(prompts).float().cpu().numpy()
 
+    async def weigh(
+        self, prompts: Sequence[Sequence[int]], top: int, adapter: str | None = None
+    ) -> list[tuple[Scored, ...]]:
+        """How likely the model finds each prompt's own tokens, a few prompts between two steps."""
+        found: list[tuple[Scored, ...]] = []
+        for start in range(0, len(prompts), EMBEDDED_AT_ONCE):
+            some = prompts[start : start + EMBEDDED_AT_ONCE]
+            weighed = await self._call(partial(self._engine.weigh, some, top, adapter))
+            for prompt, (logprobs, favourites) in zip(some, weighed, strict=True):
+                rest = zip(prompt[1:], logprobs, favourites, strict=True)
+                scored = (Scored(token, value, tuple(best.items())) for token, value, best in rest)
+                found.append((Scored(prompt[0], None), *scored))
+        return found
+
     def release(self, generation: Generation) -> None:
         """Free what a generation holds; called from the event loop, done on the engine's thread."""
         self._tell(lambda: self._leave(generation))
@@ -309,6 +323,10 @@ class Adapted:
     async def submit(self, requests: Sequence[Request]) -> Generation:
         """Hand requests to the engine, to be computed with the adapter."""
         return await self._worker.submit([replace(one, adapter=self._adapter) for one in requests])
+
+    async def weigh(self, prompts: Sequence[Sequence[int]], top: int) -> list[tuple[Scored, ...]]:
+        """How likely the model finds each prompt's own tokens under the adapter."""
+        return await self._worker.weigh(prompts, top, self._adapter)
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Refused: texts are embedded by whole models."""
