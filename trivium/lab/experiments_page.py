@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -11,7 +12,7 @@ from trivium.kit.numbers import short
 from trivium.kit.progress import duration
 from trivium.lab.experiments_numbers import figure, interval
 
-WIDTH, ROW, LABEL = 640, 26, 150
+ROW = 44
 _CLASSES = {"supported": "yes", "not shown": "open", "control did not fail": "no"}
 
 
@@ -45,15 +46,16 @@ def sentence(claim: Mapping[str, Any], many: int) -> str:
     """What a verdict rests on; it never says more than the intervals do."""
     arm, control = claim["arm"], claim["control"]
     against = f" minus {claim['against']}" if claim["against"] else ""
+    on = claim["on"]
     bound = (
         f"above {figure(claim['above'])}" if claim["above"] is not None else f"below {figure(claim['below'])}"
     )
-    effect = f"{claim['on']} of {arm}{against} is {_told(claim['effect'])}; the claim needs it {bound}"
+    effect = f"‘{on}’ of {arm}{against} is {_told(claim['effect'])}; the claim needs it {bound}"
     if claim["against"] == control:
-        beside = f"The control is {control} itself"
+        beside = f"The control is {control} itself, and {arm} has to differ from it"
     else:
-        beside = f"For the control, {control}{against}, it is {_told(claim['control_effect'])}"
-        beside += f"; {arm} minus {control} is {_told(claim['over_control'])}"
+        beside = f"The control must not do that: {control}{against} is {_told(claim['control_effect'])}"
+        beside += f", and {arm} minus {control} is {_told(claim['over_control'])}"
     return f"{effect}. {beside}. {_why(claim, many)}"
 
 
@@ -99,40 +101,46 @@ def _measure(label: str, measure: Mapping[str, Any], found: Mapping[str, Any]) -
 
 
 def _dots(label: str, arms: Mapping[str, Any]) -> str:
-    """Seeds as dots and intervals as bars, a row an arm, on one scale that the dots span."""
+    """Seeds as dots, intervals as bars, a row an arm; places are shares of the width, for any screen."""
     values = [value for one in arms.values() for value in one["values"]]
     low, high = min(values), max(values)
     room = (high - low) * 0.35 or abs(high) * 0.1 or 1.0
-    low, high = low - room, high + room
+    low, high = max(low - room, 0.0) if low >= 0 else low - room, high + room
 
-    def across(value: float) -> float:
-        return round(LABEL + 8 + (WIDTH - LABEL - 24) * (min(max(value, low), high) - low) / (high - low), 1)
+    def across(value: float) -> str:
+        return f"{2 + 96 * (min(max(value, low), high) - low) / (high - low):.2f}%"
 
     parts = []
     for place, (arm, one) in enumerate(arms.items()):
-        y = place * ROW + ROW / 2
+        y = place * ROW + 30
         inside = one["interval"]
-        parts.append(f'<text x="{LABEL}" y="{y + 4}" text-anchor=end>{escape(arm)}</text>')
+        parts.append(f'<text y="{y - 13}">{escape(arm)}</text>')
         if inside["low"] is not None:
-            ends = across(inside["low"]), across(inside["high"])
-            parts.append(f'<line class=bar x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}"/>')
+            ends = f'x1="{across(inside["low"])}" x2="{across(inside["high"])}"'
+            parts.append(f'<line class=bar {ends} y1="{y}" y2="{y}"/>')
         parts += [f'<circle cx="{across(value)}" cy="{y}" r="4"/>' for value in one["values"]]
         mean = across(inside["value"])
         parts.append(f'<line class=mean x1="{mean}" x2="{mean}" y1="{y - 8}" y2="{y + 8}"/>')
     foot = len(arms) * ROW
-    parts += _scale(low, high, across, foot)
+    parts.append(f'<line class=axis x1="0" x2="100%" y1="{foot}" y2="{foot}"/>')
+    parts += [
+        f'<text class=tick x="{across(mark)}" y="{foot + 16}" text-anchor=middle>{figure(mark)}</text>'
+        for mark in _marks(low, high)
+    ]
     return (
-        f'<svg viewBox="0 0 {WIDTH} {foot + 24}" role=img '
+        f'<svg width="100%" height="{foot + 24}" role=img '
         f'aria-label="{escape(label)} of every arm, a dot a seed">{"".join(parts)}</svg>'
     )
 
 
-def _scale(low: float, high: float, across: Any, foot: int) -> Sequence[str]:
-    marks = [low + (high - low) * share for share in (0.1, 0.5, 0.9)]
-    return [f'<line class=axis x1="{LABEL + 8}" x2="{WIDTH - 16}" y1="{foot}" y2="{foot}"/>'] + [
-        f'<text class=tick x="{across(mark)}" y="{foot + 16}" text-anchor=middle>{figure(mark)}</text>'
-        for mark in marks
-    ]
+def _marks(low: float, high: float) -> list[float]:
+    """Round numbers to read a scale by, three to six of them and none at its very ends."""
+    rough = (high - low) / 5
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * times for times in (1, 2, 5, 10) if unit * times >= rough)
+    first = math.ceil((low + 0.04 * (high - low)) / step)
+    last = math.floor((high - 0.04 * (high - low)) / step)
+    return [round(place * step, 12) for place in range(first, last + 1)]
 
 
 def _costs(found: Mapping[str, Any]) -> str:
