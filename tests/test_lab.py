@@ -95,7 +95,7 @@ def test_a_second_comparison_asks_nothing(tmp_path: Path, monkeypatch):
         compare(models, runs=tmp_path, to=tmp_path / "two.html", on=[{**TASKS[0], "seed": 5}])
 
 
-def test_what_is_kept_belongs_to_the_weights_and_to_the_files_asked(tmp_path: Path):
+def test_what_is_kept_belongs_to_the_weights_the_files_and_the_code_that_asks(tmp_path: Path, monkeypatch):
     models = two_models(tmp_path)
     first, second = (find(name, tmp_path) for name in models)
     assert first.fingerprint != second.fingerprint
@@ -104,7 +104,10 @@ def test_what_is_kept_belongs_to_the_weights_and_to_the_files_asked(tmp_path: Pa
     file.write_text("{}\n")
     before = gather_answers._question("own", {}, {"data": str(file)})
     file.write_text('{"prompt": "2 + 2"}\n')
-    assert gather_answers._question("own", {}, {"data": str(file)}) != before
+    now = gather_answers._question("own", {}, {"data": str(file)})
+    assert now != before
+    monkeypatch.setattr(gather_answers, "code", lambda: "another way to judge")
+    assert gather_answers._question("own", {}, {"data": str(file)}) != now
 
 
 def test_everything_follows_from_the_json_beside_the_page(tmp_path: Path):

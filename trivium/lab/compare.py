@@ -19,7 +19,7 @@ from trivium.lab.compare_stages import curves, stage_facts
 from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_above, world_sources
 from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, default_tasks
 from trivium.lab.page import page
-from trivium.lab.writing import compact
+from trivium.lab.writing import compact, figure
 from trivium.model.folder import load_config
 
 Say = Callable[[str], None]
@@ -64,7 +64,8 @@ def collect(
     asking = settings or Settings(limit=DEFAULT_LIMIT)
     sources = world_sources(stages)
     configs = {member.name: load_config(member.folder) for member in members}
-    tasks = list(on) or (default_tasks(sources, [one.context for one in configs.values()]) if members else [])
+    windows = [one.context for one in configs.values()]
+    tasks = list(on) or (default_tasks(sources, windows, asking.limit) if members else [])
     before = compared_with(members)
     found: dict[str, Results] = {}
     texts = passages(sources) if before else []
@@ -131,7 +132,7 @@ def _plain(record: dict[str, Any], sampled: bool) -> dict[str, Any]:
 
 
 def summary_table(report: Mapping[str, Any]) -> list[list[str]]:
-    """The headline numbers of all models as rows for a terminal; the first row is the heading."""
+    """The headline numbers as rows for a terminal; + and - where better or worse than before is shown."""
     models = [model["name"] for model in report["collected"]["models"]]
     rows = [["skill", *models]]
     for row in report["numbers"]["skills"]:
@@ -142,10 +143,8 @@ def summary_table(report: Mapping[str, Any]) -> list[list[str]]:
                 cells.append("")
                 continue
             mark = {True: " +", False: " -", None: ""}[change["better"] if change else None]
-            cells.append(f"{cell['value']:.3g} ({_end(cell['low'])} to {_end(cell['high'])}){mark}")
+            kind = "share" if row["share"] else "number"
+            ends = "–".join(figure(cell[end], kind).removesuffix(" %") for end in ("low", "high"))
+            cells.append(f"{figure(cell['value'], kind)} ({ends}){mark}")
         rows.append([f"{row['task']}: {row['metric']}", *cells])
     return rows
-
-
-def _end(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3g}"

@@ -208,4 +208,4 @@ def _headlines(task: Mapping[str, Any], answers: Mapping[str, list[Record]]) -> 
 
 def _is_share(answers: Mapping[str, list[Record]], metric: str) -> bool:
     values = [one.scores[metric] for records in answers.values() for one in records if metric in one.scores]
-    return all(0 <= value <= 1 for value in values)
+    return bool(values) and all(0 <= value <= 1 for value in values)

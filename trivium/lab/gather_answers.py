@@ -19,31 +19,35 @@ DEFAULT_LIMIT = 100
 _ASKING = ("evals", "generate", "grade", "model", "tokens", "world")
 
 
-def default_tasks(sources: Mapping[str, Mapping[str, str]], windows: Sequence[int]) -> list[dict[str, Any]]:
+def default_tasks(
+    sources: Mapping[str, Mapping[str, str]], windows: Sequence[int], limit: int = DEFAULT_LIMIT
+) -> list[dict[str, Any]]:
     """A small set: sums and instructions always, the rest where its subject was in the data."""
     dials = {name: one for found in sources.values() for name, one in found.items()}
+    # What takes several answers an item, or long texts, is asked less often.
+    fewer = max(limit * 3 // 5, 2)
     chosen: list[dict[str, Any]] = []
     read = [name for name in ("prose", "facts", "sums", "craft", "tongue") if name in sources]
     if read:
-        chosen.append({"task": "bits", "sources": "+".join(read), "limit": 24})
+        chosen.append({"task": "bits", "sources": "+".join(read), "limit": max(limit // 4, 24)})
     if "facts" in sources:
         chosen.append({"task": "facts", **dials})
     if "craft" in sources:
         chosen.append({"task": "craft", **dials})
     if "tongue" in sources:
-        chosen.append({"task": "tongue", "limit": 60, **dials})
+        chosen.append({"task": "tongue", "limit": fewer, **dials})
     chosen.append({"task": "instructions", **dials})
     chosen.append({"task": "sums", "samples": 4})
     chosen.append({"task": "sums", "name": "sums at once", "chain_of_thought": False})
     if "ledger" in sources:
-        chosen.append({"task": "sql", "limit": 60, **dials})
+        chosen.append({"task": "sql", "limit": fewer, **dials})
     if "facts" in sources and ("chat" in sources or "taste" in sources):
-        chosen.append({"task": "flattery", "limit": 60, **dials})
+        chosen.append({"task": "flattery", "limit": fewer, **dials})
     if "chronicle" in sources:
         longest = max(windows)
         lengths = sorted({max(64, longest // 8), longest // 4, longest // 2, longest - 16})
         chosen.append({
-            "task": "passkey", "kinds": "passkey", "depths": "0+0.5+1", "limit": 60,
+            "task": "passkey", "kinds": "passkey", "depths": "0+0.5+1", "limit": fewer,
             "lengths": "+".join(str(one) for one in lengths if one >= 64),
         })  # fmt: skip
     return chosen
