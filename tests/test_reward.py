@@ -207,7 +207,7 @@ def test_a_scorer_reads_conversations_and_names_what_is_too_long(tmp_path):
     assert both[0].value == pytest.approx(one.value, abs=1e-6)
     ids = own().encode_chat([*asked, {"role": "assistant", "content": "345"}]).ids
     expected = scores_at_ends(model, head, torch.tensor(ids), (len(ids),))
-    assert one.value == pytest.approx(float(expected[0]), abs=1e-5)
+    assert one.value == pytest.approx(expected[0].item(), abs=1e-5)
     assert scorer("345 " * 40, prompt=asked).status == "fault"
     with pytest.raises(TriviumError, match="prompt"):
         scorer("345")
