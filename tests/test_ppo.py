@@ -60,13 +60,11 @@ def rollouts(
     problems = [Problem(tokenizer.encode(text), text, {}, text) for text in asked]
     plan = Plan(**{"steps": 8, "prompts": 4, "group": 2, "threshold": float("inf"), **changes})
     player = Engined(Engine(model, tokenizer, max_rows=12), sampling)
-    feed = ValuedRollouts(
+    return ValuedRollouts(
         model, player, problems, Combined([FunctionReward("lengths", reward)], [1.0]), BY_TOKENS, plan,
-        sampling=sampling, seed=3,
+        sampling=sampling, seed=3, worth=worth or Worth(), critic=ScalarHead(model.config.width, seed=5),
+        anchor=small_model(tokenizer, seed=1).requires_grad_(False), controller=Controller(kl, target),
     )  # fmt: skip
-    critic = ScalarHead(model.config.width, seed=5)
-    anchor = small_model(tokenizer, seed=1).requires_grad_(False)
-    return feed.value_with(worth or Worth(), critic, anchor, Controller(kl, target))
 
 
 def by_hand(rewards: list[float], values: list[float], discount: float, decay: float) -> list[float]:

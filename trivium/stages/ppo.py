@@ -212,12 +212,12 @@ class Ppo(TrainingStage):
             missing_eos_penalty=self.missing_eos_penalty, normalise=self.normalise,
             clip_score=self.clip_score,
         )  # fmt: skip
-        rollouts = ValuedRollouts(
+        return ValuedRollouts(
             model, player, problems, reward, BY_TOKENS, plan, sampling=self.sampling(), seed=work.seed,
+            worth=worth, critic=critic, anchor=anchor,
+            controller=Controller(self.kl.coefficient, self.kl.target, self.kl.horizon),
             tell=lambda rollout, groups, asked: _write_down(work, rollout, groups, asked, reward.names),
         )  # fmt: skip
-        controller = Controller(self.kl.coefficient, self.kl.target, self.kl.horizon)
-        return rollouts.value_with(worth, critic, anchor, controller)
 
     def _steps(self, prompts: int) -> int:
         if self.epochs is None:

@@ -65,21 +65,17 @@ class Tokens:
 class ValuedRollouts(Rollouts):
     """Rollouts whose advantages and returns differ from token to token."""
 
-    worth: Worth
-    critic: ScalarHead | None
-    anchor: Transformer | None
-    """The reference; None where it is the model without its adapter."""
-    controller: Controller
-
-    def value_with(
-        self, worth: Worth, critic: ScalarHead | None, anchor: Transformer | None, controller: Controller
-    ) -> ValuedRollouts:
-        """The same rollouts with what it takes to value them."""
+    def __init__(
+        self, *played: Any, worth: Worth, critic: ScalarHead | None, anchor: Transformer | None,
+        controller: Controller, **planned: Any,
+    ) -> None:  # fmt: skip
+        """`anchor` is the reference, None where it is the model without its adapter; the rest is as ever."""
+        super().__init__(*played, **planned)
         self.worth, self.critic, self.anchor, self.controller = worth, critic, anchor, controller
         self.scale = Scale()
         self.tokens: dict[int, Tokens] = {}
+        """What this rollout knows, by the identity of the answer."""
         self.told: dict[str, float] = {}
-        return self
 
     @property
     def fingerprint(self) -> str:
