@@ -14,10 +14,11 @@ from lab import TASKS, collected, report_of, two_models
 from test_tokens import own
 from test_tokens_chat import with_template
 from toys import write_recipe
-from tuning import save, small_model
+from tuning import save, small_model, write_rows
 
 import trivium
 from trivium.cli import cli
+from trivium.grade.learned import LearnedScorer
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.lab import gather_answers
@@ -141,7 +142,8 @@ def test_a_model_is_measured_against_the_nearest_it_grew_from(tmp_path: Path):
     def member(name: str, start: str | None) -> Member:
         folder = tmp_path / "store" / f"{name}-1"
         folder.mkdir(parents=True)
-        record = {"kind": "sft", "settings": {"from": start} if start else {}, "parents": {}}
+        settings = {"from": start} if start else {}
+        record = {"kind": "sft", "produces": "model", "settings": settings, "parents": {}}
         if start:
             record["parents"] = {start: f"{start}-1"}
         (folder / "stage.yaml").write_text(json.dumps(record))
@@ -169,7 +171,13 @@ def test_what_is_asked_follows_from_what_was_taught():
 def test_the_cost_of_a_stage_is_counted_from_its_models_shape(tmp_path: Path):
     folder = tmp_path / "store" / "base-1"
     save(folder / "model", small_model(own()), own())
-    record = {"kind": "pretrain", "settings": {"context": 64}, "summary": {"tokens": 1000}, "seconds": 2.0}
+    record = {
+        "kind": "pretrain",
+        "produces": "model",
+        "settings": {"context": 64},
+        "summary": {"tokens": 1000},
+        "seconds": 2.0,
+    }
     (folder / "stage.yaml").write_text(json.dumps(record))
     seen = Seen("base", folder)
     facts = stage_facts(seen, [seen])
@@ -257,3 +265,31 @@ def test_a_win_needs_a_higher_score_and_a_tie_is_half():
     )
     (swapped,) = report_of(mirrored)["numbers"]["wins"]
     assert swapped["rate"]["value"] == pytest.approx(1 - found["rate"]["value"])
+
+
+def test_a_reward_stage_judges_the_answers_and_is_not_asked_itself(tmp_path: Path):
+    models = two_models(tmp_path)
+    pairs = [{"prompt": f"say {n}", "chosen": f"yes {n} sacks of corn", "rejected": "no"} for n in range(6)]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    (tmp_path / "rm.yaml").write_text(
+        "name: rm\nreport: {on: ['bits?sources=prose']}\nstages:\n"
+        "  start: {kind: sft, from: ./first, data: ./chats.jsonl, steps: 1, context: 64}\n"
+        "  taste: {kind: reward, from: start, data: ./pairs.jsonl, pairs: 3, steps: 3}\n"
+    )
+    turns = [{"role": "user", "content": "the river?"}, {"role": "assistant", "content": "rises"}]
+    write_rows(tmp_path / "chats.jsonl", [{"messages": turns}] * 4)
+    went = trivium.run(tmp_path / "rm.yaml", runs=tmp_path / "runs")
+    asked = read_json(tmp_path / "runs" / "rm" / "report.json")["collected"]
+    assert [one["name"] for one in asked["models"]] == ["start"]
+    judge = Seen("taste", went["taste"].folder)
+    to = tmp_path / "page.html"
+    found = compare(models, runs=tmp_path / "runs", to=to, on=TASKS[:1], stages=[judge])
+    (one,) = found["numbers"]["wins"]
+    assert (one["judge"], one["model"], one["before"]) == ("taste", "second", "first")
+    assert one["rate"]["n"] == 8
+    assert "Before a reward model" in to.read_text()
+    answer = found["collected"]["tasks"]["instructions"]["models"]["second"]["records"][0]
+    asked = found["collected"]["tasks"]["instructions"]["models"]["first"]["records"][0]["asked"]
+    question = asked.removeprefix("Question: ").removesuffix("Answer:").strip()
+    (score,) = LearnedScorer(judge.weights).many([question], [answer["answers"][0]["answer"]])
+    assert found["collected"]["judged"][0]["scores"]["second"][0] == pytest.approx(score.value, abs=1e-4)

@@ -21,8 +21,8 @@ def judged(
 ) -> list[dict[str, Any]]:
     """For every reward stage, its score of each answer to an instruction; empty where there is none."""
     label = next((name for name, task in tasks.items() if task["task"] == "instructions"), None)
-    judges = [stage for stage in stages if stage.record["kind"] == "reward"]
-    if label is None or not judges:
+    judges = [stage for stage in stages if stage.record["produces"] == "reward"]
+    if label is None:
         return []
     found = []
     for stage in judges:
@@ -45,7 +45,8 @@ def _scores(
     if not place.is_file():
         from trivium.grade.learned import LearnedScorer
 
-        given = LearnedScorer(stage.folder / stage.record["produces"]).many(asked, told)
+        assert stage.weights is not None, "a reward stage that is done has weights"
+        given = LearnedScorer(stage.weights).many(asked, told)
         values = [None if one.value is None else round(one.value, DIGITS) for one in given]
         write_text(place, compact(values))
     scores: list[float | None] = read_json(place)

@@ -90,7 +90,7 @@ def _rows(
                 model: [one for one in records if one.groups["source"] == source]
                 for model, records in answers.items()
             }
-            yield f"unseen {source}", "bits per byte", part
+            yield f"predicting {source}", "bits per byte", part
         return
     for metric in _headlines(task, answers):
         yield label, metric, answers

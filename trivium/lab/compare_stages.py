@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trivium.kit.errors import TriviumError
@@ -37,17 +37,27 @@ def stage_facts(stage: Seen, all_stages: Sequence[Seen]) -> dict[str, Any]:
         "seconds": record.get("seconds"),
         "machine": (record.get("machine") or {}).get("device_name"),
         "started": record.get("started"),
+        "measured": dict(_intervals(summary)),
         "changes": [row for row in stage.metrics if "change" in row],
         **_arithmetic(stage, tokens),
     }
 
 
+def _intervals(summary: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The numbers with intervals that a stage measured itself, by where they stand in its summary."""
+    for name, one in summary.items():
+        if isinstance(one, Mapping) and {"value", "low", "high"} <= one.keys():
+            yield f"{lead}{name}", dict(one)
+        elif isinstance(one, Mapping):
+            yield from _intervals(one, f"{lead}{name}: ")
+
+
 def _arithmetic(stage: Seen, tokens: int | None) -> dict[str, Any]:
     """The parameters and floating-point operations of a stage that trains a model."""
-    if stage.model is None:
+    if stage.weights is None:
         return {"flops": None, "parameters": None}
     try:
-        config = load_config(stage.model)
+        config = load_config(stage.weights)
     except TriviumError:
         # A stage of a kind added from outside may leave a folder of another form.
         return {"flops": None, "parameters": None}

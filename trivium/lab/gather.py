@@ -18,6 +18,7 @@ from trivium.kit.metrics import read_metrics
 from trivium.model.folder import load_model
 from trivium.model.hub import WANTED, resolve
 from trivium.model.transformer import Transformer
+from trivium.stages.stage import FOLDERS
 from trivium.tokens.tokenizer import Tokenizer
 
 
@@ -40,10 +41,16 @@ class Seen:
         return read_metrics(self.folder / "metrics.jsonl")
 
     @property
-    def model(self) -> Path | None:
-        """The Hugging Face folder it made, if that is what it makes."""
-        folder = self.folder / "model"
+    def weights(self) -> Path | None:
+        """The Hugging Face folder it made, of a model that writes or of one that judges."""
+        produces = self.record["produces"]
+        folder = self.folder / FOLDERS.get(produces, produces)
         return folder if (folder / "config.json").is_file() else None
+
+    @property
+    def model(self) -> Path | None:
+        """The Hugging Face folder of the model it made, if that is what it makes."""
+        return self.weights if self.record["produces"] == "model" else None
 
     @property
     def parents(self) -> dict[str, Path]:

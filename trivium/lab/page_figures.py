@@ -150,7 +150,9 @@ def legend(x: Axis, y: Axis, lines: Sequence[tuple[str, str]]) -> str:
     return f'<p class="legend">{keys}<span>{axes}</span></p>'
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+def table(
+    heading: Sequence[str], rows: Sequence[Sequence[str]], caption: str, summary: str = "The numbers"
+) -> str:
     """The numbers of a figure as a table that unfolds."""
     head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heading)
     body = "".join(
@@ -160,7 +162,7 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
         for row in rows
     )
     return (
-        f'<details class="numbers"><summary>The numbers</summary>{scroll(caption)}<table><caption>'
+        f'<details class="numbers"><summary>{escape(summary)}</summary>{scroll(caption)}<table><caption>'
         f"{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )
 

@@ -25,8 +25,7 @@ def several(said: Sequence[str], most: int = 4) -> str:
     shown = list(said[:most])
     if len(said) > most:
         shown.append(f"{len(said) - most} more such differences stand in the table")
-    sentence = "; ".join(shown)
-    return f"{sentence[:1].upper()}{sentence[1:]}."
+    return "; ".join(shown) + "."
 
 
 def cost(rows: Sequence[Numbers]) -> str:
@@ -148,10 +147,10 @@ def places(pairs: Sequence[Numbers]) -> str:
         return "Nowhere is the first fifth of a text clearly farther from the model before than the last."
     parts = []
     if said:
-        parts.append(f"the difference is greater in the first fifth than in the last for {listed(said)}")
+        parts.append(f"The difference is greater in the first fifth than in the last for {listed(said)}")
     if late:
         parts.append(
-            f"{'it is greater' if parts else 'the difference is greater'} at the end for {listed(late)}"
+            f"{'it is greater' if parts else 'The difference is greater'} at the end for {listed(late)}"
         )
     return several(parts)
 
@@ -195,8 +194,10 @@ def by_steps(depth: Numbers) -> str:
         helps = one.get("helps")
         if helps is not None and helps["shown"]:
             value = helps["difference"]["value"]
-            said.append(f"writing steps down {'helps' if value > 0 else 'harms'} {model} by "
-                        f"{figure(abs(value), 'share').replace(' %', '')} points")  # fmt: skip
+            said.append(
+                f"{model} {'gains' if value > 0 else 'loses'} "
+                f"{figure(abs(value), 'share').removesuffix(' %')} points by writing steps down"
+            )
     if not said:
         return (
             "For no model do these answers show that more steps are harder, or that writing them down helps."

@@ -9,7 +9,7 @@ from typing import Any
 from trivium.kit.numbers import short
 from trivium.kit.progress import duration
 from trivium.lab import page_sentences as sentence
-from trivium.lab.page_figures import Axis, Line, axis, legend, panel, scroll, table
+from trivium.lab.page_figures import Axis, Line, axis, legend, panel, scroll, table, told
 from trivium.lab.writing import figure
 
 NAMED = {
@@ -25,6 +25,8 @@ NAMED = {
     "rewards/margins": "margin between answers",
     "accuracy": "pairs ranked right",
 }
+MEASURED = "What the stages measured themselves when they were done, with 95 % intervals"
+HANDED = "What each stage took over from its parent and changed"
 SHOWN = {
     "reward": ("reward", "completions/mean_length", "entropy"),
     "rewards/accuracies": ("rewards/accuracies", "rewards/margins", "loss"),
@@ -73,9 +75,7 @@ def road_section(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     handed = ""
     if changes:
-        handed = table(
-            ["stage", "what", "before", "after"], changes, "What stages took over and changed"
-        ).replace("The numbers", "What each stage took over from its parent and changed")
+        handed = table(["stage", "what", "before", "after"], changes, HANDED, HANDED)
     return (
         '<p class="lead">A stage starts from the one it hangs below. Operations are the multiplications and '
         "additions of training, counted from the model's shape: a trained token costs three passes, and "
@@ -136,6 +136,11 @@ def curves_section(raw: Mapping[str, Any]) -> str:
         for key, points in curves.items():
             values = [value for _, value in points]
             rows.append([f"{name}: {key}", *map(figure, (values[0], min(values), max(values), values[-1]))])
+    measured = [
+        [f"{stage['name']}: {name}", told(one), str(one.get("n", ""))]
+        for stage in raw["stages"]
+        for name, one in stage["measured"].items()
+    ]
     if not panels:
         return ""
     labels = legend(Axis(0, 1, (), "optimiser steps"), Axis(0, 1, (), "what the panel's title names"), [])
@@ -147,6 +152,7 @@ def curves_section(raw: Mapping[str, Any]) -> str:
         f'compared.</p><p class="see">{escape(_went(raw["curves"]))}</p>{labels}'
         f'<div class="panels">{"".join(panels)}</div>'
         + table(["curve", "first", "least", "most", "last"], rows, "Where the curves begin and end")
+        + (table(["stage", "value", "n"], measured, MEASURED, MEASURED) if measured else "")
     )
 
 
