@@ -70,6 +70,12 @@ def test_what_is_the_same_stands_in_the_graph_once(tmp_path):
     assert recipe.expanded.cells["alone", 6] == {"words": "words", "base": "base.6", "more": "more.6"}
 
 
+def test_a_stage_is_another_where_only_what_it_stands_on_is(tmp_path):
+    recipe = load(written(tmp_path), {"experiment.arms.early": {"base": {"steps": 5}}})
+    assert graph.build(recipe)["more.early.6"].parents["base"].stage == "base.early.6"
+    assert "pinned.early" not in recipe.stages
+
+
 def test_a_seed_changes_what_it_must_and_an_arm_is_the_recipe_it_looks_like(tmp_path):
     nodes = prepare(written(tmp_path), tmp_path / "runs").nodes
     plain = RECIPE[: RECIPE.index("experiment:")]
