@@ -25,7 +25,7 @@ from trivium.lab import gather_answers
 from trivium.lab.behaviour import NO_KL, Passage, apart, divergence, encode, passages
 from trivium.lab.compare import compare
 from trivium.lab.compare_stages import passes, stage_facts
-from trivium.lab.gather import Member, Seen, compared_with, find, find_all
+from trivium.lab.gather import Member, Seen, compared_with, find, find_all, stages_above
 from trivium.lab.gather_answers import default_tasks
 from trivium.model.flops import flops_per_token
 from trivium.model.folder import load_config
@@ -156,6 +156,15 @@ def test_a_model_is_measured_against_the_nearest_it_grew_from(tmp_path: Path):
     assert compared_with([base, sft]) == {"sft": "base"}, "a stage that is not compared is passed over"
     assert compared_with([base, other]) == {}, "what began from nothing is measured against nobody"
     assert compared_with([base, Member("hub", tmp_path)]) == {"hub": "base"}
+
+
+def test_stages_of_two_recipes_with_one_name_are_told_apart(tmp_path: Path):
+    for number in (1, 2):
+        (tmp_path / f"base-{number}").mkdir()
+        (tmp_path / f"base-{number}" / "stage.yaml").write_text('{"kind": "pretrain", "parents": {}}')
+    seen = [Seen("base", tmp_path / f"base-{number}") for number in (1, 2)]
+    assert [one.name for one in stages_above(seen)] == ["base-1", "base-2"]
+    assert [one.name for one in stages_above(seen[:1])] == ["base"]
 
 
 def test_what_is_asked_follows_from_what_was_taught():

@@ -146,7 +146,12 @@ def stages_above(stages: Iterable[Seen]) -> list[Seen]:
 
     for stage in stages:
         visit(stage)
-    return list(found.values())
+    names = [stage.name for stage in found.values()]
+    # Two recipes may each have a `base`; then the entry in the store tells them apart.
+    return [
+        stage if names.count(stage.name) == 1 else Seen(folder.name, folder)
+        for folder, stage in found.items()
+    ]
 
 
 def compared_with(members: Sequence[Member]) -> dict[str, str]:
