@@ -2,7 +2,10 @@
 
 - `int8`: each output's weights share a scale; activations stay as they are.
 - `int4`: each group of 32 weights shares a scale.
-- `int8-dynamic`: like `int8`, and activations are rounded to 8 bits too, so that products are of integers."""
+- `int8-dynamic`: like `int8`, and activations are rounded to 8 bits too, so that products are of integers.
+
+In a file two values of `int4` share a byte; in memory each has one: torch's kernel for packed ones is slower.
+"""
 
 from __future__ import annotations
 
