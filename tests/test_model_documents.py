@@ -181,7 +181,8 @@ def test_gated_network_trains_only_what_is_asked():
     ((F.silu(given @ weights[0].T) * (given @ again.T)) @ weights[2].T).sum().backward()
     torch.testing.assert_close(rows.grad, given.grad)
     torch.testing.assert_close(weights[1].grad, again.grad)
-    assert weights[0].grad is None and weights[2].grad is None
+    assert weights[0].grad is None
+    assert weights[2].grad is None
 
 
 def test_shared_projections_by_hand():
