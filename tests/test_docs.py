@@ -44,7 +44,8 @@ def test_a_stage_in_the_documentation_is_valid(stage):
 def test_every_kind_is_documented():
     table = (DOCS / "stages.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `(\w+)` \|", table, re.M))
-    assert listed == set(kinds())
+    # Other tests bring toy stages of their own.
+    assert listed == {name for name, kind in kinds().items() if kind.__module__.startswith("trivium.")}
 
 
 def test_the_pages_that_are_linked_exist():
