@@ -325,3 +325,30 @@ def test_an_adapter_per_domain_loses_nothing_when_it_is_off(tmp_path):
             found.append(logits())
     assert all((one - before).abs().max() > 0.01 for one in found)
     assert (found[0] - found[1]).abs().max() > 0.01
+
+
+def test_a_corpus_is_replayed_after_the_vocabulary_has_grown(tmp_path):
+    """What pre-training read was spelt without the tokens that mid-training added."""
+    path = tmp_path / "grown.yaml"
+    path.write_text(
+        """
+name: grown
+stages:
+  words: {kind: tokenizer, vocabulary: 300, data: {path: world:prose, limit: 60}}
+  corpus: {kind: corpus, tokenizer: words, data: {path: world:prose, limit: 60}}
+  base:
+    {kind: pretrain, data: corpus, model: {depth: 1, width: 16}, context: 64, batch: 128, steps: 2}
+  mid:
+    kind: midtrain
+    from: base
+    data: {world:tongue: {limit: 40}}
+    vocabulary: {data: {path: world:tongue, limit: 40}, added: 20}
+    batch: 128
+    steps: 2
+  sft:
+    {kind: sft, from: mid, data: {world:chat: {limit: 40}}, replay: {data: {corpus: {}}, share: 0.3}, steps: 2}
+"""
+    )
+    run = trivium.run(path, runs=tmp_path / "runs")
+    assert run["sft"].summary["data"]["corpus"]["share"] == pytest.approx(0.3, abs=0.1)
+    assert run["sft"].model().tokenizer.vocabulary_size > run["base"].model().tokenizer.vocabulary_size

@@ -20,7 +20,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.processes import barrier, world
 from trivium.stages.midtrain import with_replay
-from trivium.stages.mixtures import Portion
+from trivium.stages.mixtures import Portion, tokenised
 from trivium.stages.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -83,7 +83,7 @@ def _tokenised(
     learned: Learned,
 ) -> Path:
     if is_corpus(work, name):
-        return work.path(name)
+        return tokenised(work, name, portion, tokenizer)
     folder = work.folder / "tokenised" / str(number)
     if not folder.exists() and world().leads:
         work.say(f"reading {name}")

@@ -15,7 +15,10 @@ _SPLIT_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 @dataclass(frozen=True)
 class Dials:
-    """How hard the problems are, which family they come from, and in which form they are written."""
+    """How hard the problems are, which family they come from, and in which form they are written.
+
+    `at_once` is the share of chats that give the answer without working it out, as people do who are asked.
+    """
 
     country: int = 0
     steps_low: int = 1
@@ -24,6 +27,7 @@ class Dials:
     form: str = "document"
     ending: str = "####"
     family: str = "all"
+    at_once: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,13 @@ class Problem:
     family: str
     bits: float
 
+    def close(self, ending: str) -> str:
+        """The answer in its fixed form."""
+        return f"#### {self.answer}" if ending == "####" else f"The answer is {self.answer}."
+
     def solution(self, ending: str) -> str:
         """The worked steps, line by line, and the answer in its fixed form."""
-        close = f"#### {self.answer}" if ending == "####" else f"The answer is {self.answer}."
-        return "\n".join((*self.steps, close))
+        return "\n".join((*self.steps, self.close(ending)))
 
 
 @lru_cache(maxsize=65536)
@@ -136,6 +143,8 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
         return WorldDocument("", f"Question: {one.question}\nAnswer: {solution}", truth=truth)
     asked = {"role": "user", "content": one.question}
     if dials.form == "chat":
+        if Chance("sums at once", split, seed, index).happens(dials.at_once):
+            solution = one.close(dials.ending)
         messages = [asked, {"role": "assistant", "content": solution}]
         return WorldDocument("", None, {"messages": messages}, truth)
     if dials.form == "prompt":
