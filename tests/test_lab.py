@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from lab import TASKS, collected, report_of, two_models
+from lab import TASKS, answered, collected, report_of, two_models
 from test_tokens import own
 from test_tokens_chat import with_template
 from toys import write_recipe
@@ -24,6 +24,7 @@ from trivium.kit.files import read_json
 from trivium.lab import gather_answers
 from trivium.lab.behaviour import NO_KL, Passage, apart, divergence, encode, passages
 from trivium.lab.compare import compare
+from trivium.lab.compare_numbers import numbers
 from trivium.lab.compare_stages import passes, stage_facts
 from trivium.lab.gather import Member, Seen, compared_with, find, find_all, stages_above
 from trivium.lab.gather_answers import default_tasks
@@ -112,7 +113,6 @@ def test_what_is_kept_belongs_to_the_weights_the_files_and_the_code_that_asks(tm
 
 
 def test_everything_follows_from_the_json_beside_the_page(tmp_path: Path):
-    from trivium.lab.compare_numbers import numbers
     from trivium.lab.page import page
 
     compare(two_models(tmp_path), runs=tmp_path, to=tmp_path / "page.html", on=TASKS)
@@ -302,3 +302,13 @@ def test_a_reward_stage_judges_the_answers_and_is_not_asked_itself(tmp_path: Pat
     question = asked.removeprefix("Question: ").removesuffix("Answer:").strip()
     (score,) = LearnedScorer(judge.weights).many([question], [answer["answers"][0]["answer"]])
     assert found["collected"]["judged"][0]["scores"]["second"][0] == pytest.approx(score.value, abs=1e-4)
+
+
+def test_bits_per_byte_are_no_share_even_below_one():
+    content = collected({"reading": {"base": np.array([True, False])}}, {})
+    content["tasks"]["reading"]["headline"] = ["right", "bits per byte"]
+    content["tasks"]["reading"]["models"]["base"]["records"] = answered(
+        np.array([True, False]), **{"bits per byte": 0.3}
+    )
+    rows = {row["metric"]: row["share"] for row in numbers(content)["skills"]}
+    assert rows == {"right": True, "bits per byte": False}

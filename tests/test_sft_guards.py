@@ -346,7 +346,7 @@ stages:
     batch: 128
     steps: 2
   sft:
-    {kind: sft, from: mid, data: {world:chat: {limit: 40}}, replay: {data: {corpus: {}}, share: 0.3}, steps: 2}
+    {kind: sft, from: mid, data: {world:chat: {limit: 40}}, replay: {data: corpus, share: 0.3}, steps: 2}
 """
     )
     run = trivium.run(path, runs=tmp_path / "runs")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trivium.evals.knowledge import BINS, calibration_error
-from trivium.evals.results import LOWER_IS_BETTER, Record, as_json, estimate
+from trivium.evals.results import LOWER_IS_BETTER, UNBOUNDED, Record, as_json, estimate
 from trivium.evals.statistics import CONFIDENCE, bootstrap_of, holm
 from trivium.lab.compare_behaviour import behaviour
 from trivium.lab.compare_depth import depth
@@ -207,5 +207,7 @@ def _headlines(task: Mapping[str, Any], answers: Mapping[str, list[Record]]) -> 
 
 
 def _is_share(answers: Mapping[str, list[Record]], metric: str) -> bool:
+    if metric in UNBOUNDED:
+        return False
     values = [one.scores[metric] for records in answers.values() for one in records if metric in one.scores]
     return bool(values) and all(0 <= value <= 1 for value in values)
