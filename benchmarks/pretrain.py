@@ -12,6 +12,8 @@ import sys
 
 from peers import Worker, peer_python, take_turns
 
+from trivium.learn.trainer import CPU_TOKENS
+
 SHAPE = {"layers": 4, "width": 256, "heads": 4, "inner": 768, "vocabulary": 4096, "context": 256, "rows": 16}
 
 
@@ -29,7 +31,10 @@ def contest(compiled: bool, rounds: int, steps: int, threads: int) -> dict[str, 
             "contestant": name.split(",")[0], "compiled": compiled, "optimiser": optimiser,
             "shape": SHAPE, "threads": threads, "micro": SHAPE["rows"],
         }  # fmt: skip
-        if not compiled:
+        if name.startswith("trivium"):
+            # What a person gets who sets nothing.
+            arguments["micro"] = CPU_TOKENS // SHAPE["context"]
+        elif not compiled:
             # Sizes are tried in a process of their own, so that the largest does not count as memory used;
             # a compiled contestant would compile anew for every size, so it runs all rows in one pass.
             tuning = Worker(python, "pretrain_worker.py", {**arguments, "micro": None})
