@@ -9,13 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.model.attention import Documents, capped_attention, padded_length, share_heads
+from trivium.model.config import ModelConfig
+
+
+def prompts_can_be_shared(config: ModelConfig) -> bool:
+    """Whether a prompt is the same whatever follows it: not under rope that knows a text's whole length."""
+    return config.rope.get("rope_type") not in ("dynamic", "longrope")
 
 
 class Branches:
     """Packed rows in which a document may see the whole of an earlier one as its own beginning.
 
     `back[i]` says how many documents before document i its beginning lies; 0 is a document of its own.
-    Not for rope that depends on a text's whole length: there answers would disagree about their prompt.
+    Not where `prompts_can_be_shared` denies it: there answers would disagree about their prompt.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.processes import barrier, world
 from trivium.stages.midtrain import with_replay
-from trivium.stages.mixtures import Portion, tokenised
+from trivium.stages.mixtures import Portion, all_weighted_or_none, tokenised
 from trivium.stages.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -113,10 +113,7 @@ def _tokenised(
 
 def ingredients(examples: Examples, mixture: Mapping[str, Portion], stage: str) -> list[Ingredient]:
     """The sources as the feed takes them."""
-    weighted = [portion.weight is not None for portion in mixture.values()]
-    if any(weighted) and not all(weighted):
-        missing = list(mixture)[weighted.index(False)]
-        raise TriviumError(f"{stage}: `{missing}` has no `weight` and other sources have one; give it one.")
+    all_weighted_or_none(stage, mixture)
     return [
         Ingredient(
             name,

@@ -13,7 +13,7 @@ from trivium.data.mixture import weights_over
 from trivium.data.preferences import JudgedSource, Judgement, Judgements, unpaired
 from trivium.data.sources import Reading, read_documents
 from trivium.kit.errors import TriviumError
-from trivium.stages.mixtures import Portion
+from trivium.stages.mixtures import Portion, all_weighted_or_none
 from trivium.stages.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -31,12 +31,7 @@ def read_judgements(
     work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer, context: int, *, single: bool = False
 ) -> Judged:
     """Read every source; where `single`, pairs count as two answers, else every row has to be a pair."""
-    weighted = [portion.weight is not None for portion in mixture.values()]
-    if any(weighted) and not all(weighted):
-        missing = list(mixture)[weighted.index(False)]
-        raise TriviumError(
-            f"{work.stage}: `{missing}` has no `weight` and other sources have one; give it one."
-        )
+    all_weighted_or_none(work.stage, mixture)
     training, held_out, facts = [], [], {}
     for name, portion in mixture.items():
         reading = Reading()

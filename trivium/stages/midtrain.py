@@ -14,11 +14,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from trivium.data.mixture import weight_at, weights_over
 from trivium.data.packed import Ingredient, PackedFeed
-from trivium.data.rows import Row
 from trivium.data.sources import Reading
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
+from trivium.learn.objective import Feed
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.dial import dial
 from trivium.model.flops import flops_per_token, parameter_count
@@ -32,7 +32,7 @@ from trivium.stages.mixtures import Mixture, Portion, ingredients, mixture_refer
 from trivium.stages.parents import moments_after, rates_after
 from trivium.stages.ramps import Knots, RampedFeed
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import TrainingStage, train
+from trivium.stages.training import FedStage, train
 from trivium.tokens.extend import extend_tokenizer
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -49,6 +49,14 @@ class Replay(BaseModel):
 
     data: Mixture | None = None
     share: float = Field(gt=0, lt=1)
+
+
+def _share(value: Any) -> Any:
+    """A bare number is the share of what the parent learnt from."""
+    return {"share": value} if isinstance(value, (int, float, str)) else value
+
+
+Replayed = Annotated[Replay, BeforeValidator(_share, json_schema_input_type=float | Replay)]
 
 
 class Added(BaseModel):
@@ -98,12 +106,7 @@ def _length(value: Any) -> Any:
     return {"length": value} if isinstance(value, (int, str, list)) else value
 
 
-def _share(value: Any) -> Any:
-    """A bare number is the share of what the parent learnt from."""
-    return {"share": value} if isinstance(value, (int, float, str)) else value
-
-
-class Midtrain(TrainingStage):
+class Midtrain(FedStage):
     """Go on training a model: on better data, a new language or domain, or longer texts."""
 
     kind: Literal["midtrain"]
@@ -113,7 +116,7 @@ class Midtrain(TrainingStage):
     data: Mixture
     ramp: Literal["linear", "cosine"] = "linear"
     """How weights move between the places that a list of them names."""
-    replay: Annotated[Replay, BeforeValidator(_share, json_schema_input_type=float | Replay)] | None = None
+    replay: Replayed | None = None
     watch: Mixture | None = None
     """Sources that are measured and not trained on, to see what is forgotten."""
     vocabulary: Added | None = None
@@ -180,17 +183,10 @@ class Midtrain(TrainingStage):
         )
         return {**summary, "data": going.feed.report()}
 
-    def documents_of(self, work: Work, step: int) -> list[str]:
-        """The documents of an optimiser step, counted from 1 as in the log."""
-        rows, _ = self.batch_of(work, step)
-        return list(dict.fromkeys(identity for row in rows for identity in row.ids))
-
-    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
-        """The packed rows of an optimiser step, counted from 1, and what reads them."""
+    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
+        """The feed and its tokenizer, the same whenever they are made."""
         going = self._prepared(work)
-        if not 1 <= step <= going.feed.steps:
-            raise TriviumError(f"{work.stage} has the steps 1 to {going.feed.steps}; {step} is none of them.")
-        return going.feed.rows(step - 1), going.tokenizer
+        return going.feed, going.tokenizer
 
     def _prepared(self, work: Work) -> _Prepared:
         """Tokenizer and feed, the same whenever they are made."""

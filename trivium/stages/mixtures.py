@@ -67,14 +67,17 @@ def mixture_references(mixture: Mapping[str, Portion], setting: str = "data") ->
     return [Reference(setting, name, NEEDS) for name in mixture]
 
 
-def ingredients(work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer) -> list[Ingredient]:
-    """The training split of every source, tokenised if it was not."""
+def all_weighted_or_none(stage: str, mixture: Mapping[str, Portion]) -> None:
+    """Refuse a mixture in which some sources have a weight and others none."""
     weighted = [portion.weight is not None for portion in mixture.values()]
     if any(weighted) and not all(weighted):
         missing = list(mixture)[weighted.index(False)]
-        raise TriviumError(
-            f"{work.stage}: `{missing}` has no `weight` and other sources have one; give it one."
-        )
+        raise TriviumError(f"{stage}: `{missing}` has no `weight` and other sources have one; give it one.")
+
+
+def ingredients(work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer) -> list[Ingredient]:
+    """The training split of every source, tokenised if it was not."""
+    all_weighted_or_none(work.stage, mixture)
     return [
         Ingredient(
             name,

@@ -14,6 +14,9 @@ from trivium.model.dial import dial
 from trivium.stages.stage import Work
 from trivium.stages.training import GROUPS, MOMENTS, handed_over
 
+LONGEST = 1024
+"""The default context of what is said and answered, as in TRL, where the model has as much."""
+
 
 def rates_after(work: Work, settings: Training, start: str, folder: Path, config: ModelConfig) -> Rates:
     """The rate the parent ended with, its peak (`dial`), or a number for the matrices to scale all by."""
@@ -40,6 +43,31 @@ def rates_after(work: Work, settings: Training, start: str, folder: Path, config
     if decay is None:
         decay = parent["weight_decay"] if parent else 0.0
     return Rates(**rates, weight_decay=decay)
+
+
+def gentle_rates_after(
+    work: Work, settings: Training, start: str, folder: Path, config: ModelConfig,
+    *, adamw_at_4096: float, muon: float,
+) -> Rates:  # fmt: skip
+    """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
+    settings = settings.model_copy(update={"weight_decay": settings.weight_decay or 0.0})
+    if settings.learning_rate.start == "dial":
+        # Narrower models than those 4096 wide bear proportionally more.
+        gentle = adamw_at_4096 * 4096 / config.width if settings.optimiser == "adamw" else muon
+        learning_rate = settings.learning_rate.model_copy(update={"start": gentle})
+        settings = settings.model_copy(update={"learning_rate": learning_rate})
+    return rates_after(work, settings, start, folder, config)
+
+
+def context_within(work: Work, wish: int | None, config: ModelConfig) -> int:
+    """How long rows are: what a person asks for, if the model reads as much."""
+    context = wish or min(LONGEST, config.context)
+    if context > config.context:
+        raise TriviumError(
+            f"{work.stage}: the model reads {config.context} tokens at most, so `context` is not {context}; "
+            "lower it, or stretch the model's positions in a midtrain stage first."
+        )
+    return context
 
 
 def moments_after(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any] | None:

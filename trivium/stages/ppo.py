@@ -22,6 +22,7 @@ from trivium.kit.processes import world
 from trivium.learn.objectives.ppo import Controller, Estimator, ProximalPolicy
 from trivium.learn.optimisers import Rates
 from trivium.learn.settings import LearningRate, Settings
+from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
@@ -30,7 +31,7 @@ from trivium.model.transformer import Transformer
 from trivium.stages.gauges import flattery_of
 from trivium.stages.judges import Named, file_references, judges_of, model_references, reward_files
 from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.parents import moments_after, rates_after
+from trivium.stages.parents import gentle_rates_after, moments_after
 from trivium.stages.playing import Engined, Group
 from trivium.stages.prompts import Problem, read_problems
 from trivium.stages.rollouts import Plan
@@ -201,10 +202,10 @@ class Ppo(TrainingStage):
         critic: ScalarHead | None, anchor: Transformer | None,
     ) -> ValuedRollouts:  # fmt: skip
         """The feed: prompts in, scored and valued answers out."""
-        shares = model.config.rope.get("rope_type") not in ("dynamic", "longrope")
         plan = Plan(
             steps=self._steps(len(problems)), prompts=self.prompts, group=self.group, passes=self.passes,
-            parts=self.parts, threshold=math.inf, share=self.share_prompts and shares,
+            parts=self.parts, threshold=math.inf,
+            share=self.share_prompts and prompts_can_be_shared(model.config),
         )  # fmt: skip
         worth = Worth(
             estimator=self.estimator, kl=self.kl.estimator, discount=self.discount, decay=self.decay,
@@ -225,13 +226,9 @@ class Ppo(TrainingStage):
         return max(1, math.ceil(self.epochs * prompts / self.prompts)) * self.passes * self.parts
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
-        """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
-        settings = self.model_copy(update={"weight_decay": self.weight_decay or 0.0})
-        if self.learning_rate.start == "dial":
-            gentle = RATE_AT_4096 * 4096 / config.width if self.optimiser == "adamw" else MUON_RATE
-            learning_rate = self.learning_rate.model_copy(update={"start": gentle})
-            settings = settings.model_copy(update={"learning_rate": learning_rate})
-        return rates_after(work, settings, self.start, folder, config)
+        return gentle_rates_after(
+            work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
+        )
 
 
 def _curve(work: Work) -> list[dict[str, float]]:

@@ -13,13 +13,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.mixture import weights_over
 from trivium.data.preferences import JudgedSource, PreferenceFeed
-from trivium.data.rows import Row, collate
+from trivium.data.rows import collate
 from trivium.evals.results import as_json
 from trivium.evals.statistics import wilson
 from trivium.kit import machine
-from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import world
+from trivium.learn.objective import Feed
 from trivium.learn.objectives.preference import (
     NEEDS_ALL,
     UNPAIRED,
@@ -37,6 +37,7 @@ from trivium.learn.optimisers import Rates
 from trivium.learn.precision import products
 from trivium.learn.settings import LearningRate
 from trivium.learn.validation import groups_of
+from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
@@ -44,13 +45,12 @@ from trivium.model.transformer import Transformer
 from trivium.stages.gauges import drift_from, flattery_of
 from trivium.stages.judged import Judged, prompts_of, read_judgements
 from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.parents import moments_after, rates_after
+from trivium.stages.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.references import clear_references, store_references
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import TrainingStage, adapt, train
+from trivium.stages.training import FedStage, adapt, train
 from trivium.tokens.tokenizer import Tokenizer
 
-LONGEST = 1024
 RATE_AT_4096 = 1e-6
 """TRL's rate, for a model of width 4096; narrower ones bear more in proportion."""
 ALSO_CALLED = {"dpo": "sigmoid", "slic-hf": "slic", "apo": "apo_zero", "dpo_norm": "sigmoid_norm"}
@@ -85,7 +85,7 @@ Losses = Annotated[
 ]
 
 
-class PreferenceStage(TrainingStage):
+class PreferenceStage(FedStage):
     """Learn from pairs of answers, or from single ones that were liked or not."""
 
     kind: Literal["preference"]
@@ -240,12 +240,7 @@ class PreferenceStage(TrainingStage):
     def _prepared(self, work: Work, folder: Path, tokenizer: Tokenizer) -> tuple[Judged, PreferenceFeed]:
         """Judgements and feed, the same whenever they are made."""
         config = load_config(folder)
-        context = self.context or min(LONGEST, config.context)
-        if context > config.context:
-            raise TriviumError(
-                f"{work.stage}: the model reads {config.context} tokens at most, so `context` is not "
-                f"{context}; lower it, or stretch the model's positions in a midtrain stage first."
-            )
+        context = context_within(work, self.context, config)
         single = not UNPAIRED.isdisjoint(self.loss)
         judged = read_judgements(work, self.data, tokenizer, context, single=single)
         return judged, self._feed(work, config, judged.training, steps=self.steps)
@@ -264,36 +259,24 @@ class PreferenceStage(TrainingStage):
         self, work: Work, config: ModelConfig, sources: Sequence[JudgedSource], *, steps: int | None
     ) -> PreferenceFeed:
         some = [source for source in sources if len(source.judgements)]
-        ropes = config.rope.get("rope_type")
         whole = self.imitate == "everything"
         return PreferenceFeed(
             some, batch=self.pairs, seed=work.seed, steps=steps, epochs=self.epochs,
-            share=self.share_prompts and ropes not in ("dynamic", "longrope") and not whole,
+            share=self.share_prompts and prompts_can_be_shared(config) and not whole,
             together=not NEEDS_ALL.isdisjoint(self.loss), mismatched="kto" in self.loss, whole_chosen=whole,
         )  # fmt: skip
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
-        """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
-        settings = self.model_copy(update={"weight_decay": self.weight_decay or 0.0})
-        if self.learning_rate.start == "dial":
-            gentle = RATE_AT_4096 * 4096 / config.width if self.optimiser == "adamw" else MUON_RATE
-            learning_rate = self.learning_rate.model_copy(update={"start": gentle})
-            settings = settings.model_copy(update={"learning_rate": learning_rate})
-        return rates_after(work, settings, self.start, folder, config)
+        return gentle_rates_after(
+            work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
+        )
 
-    def documents_of(self, work: Work, step: int) -> list[str]:
-        """The judgements an optimiser step learns from, counted from 1 as in the log."""
-        rows, _ = self.batch_of(work, step)
-        return list(dict.fromkeys(identity for row in rows for identity in row.ids))
-
-    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
-        """The rows of an optimiser step, counted from 1, and what reads them."""
+    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
+        """The feed and its tokenizer, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         tokenizer = Tokenizer.load(folder)
         _, feed = self._prepared(work, folder, tokenizer)
-        if not 1 <= step <= feed.steps:
-            raise TriviumError(f"{work.stage} has the steps 1 to {feed.steps}; {step} is none of them.")
-        return feed.rows(step - 1), tokenizer
+        return feed, tokenizer
 
 
 @torch.no_grad()

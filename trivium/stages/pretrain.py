@@ -26,7 +26,7 @@ from trivium.stages.mixtures import (
     unseen_rows,
 )
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import TrainingStage, train
+from trivium.stages.training import TrainingStage, documents_in, rows_of, train
 from trivium.tokens.tokenizer import Tokenizer
 
 
@@ -108,9 +108,7 @@ class Pretrain(TrainingStage):
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The documents of an optimiser step, counted from 1 as in the log."""
         feed = self._prepared(work).feed
-        if not 1 <= step <= feed.steps:
-            raise TriviumError(f"{work.stage} has the steps 1 to {feed.steps}; {step} is none of them.")
-        return list(dict.fromkeys(identity for row in feed.rows(step - 1) for identity in row.ids))
+        return documents_in(rows_of(work, feed, step))
 
     def _prepared(self, work: Work) -> _Prepared:
         """Tokenizer, dial and feed, the same whenever they are made."""

@@ -11,17 +11,18 @@ import torch
 from pydantic import Field, model_validator
 
 from trivium.data.preferences import JudgedSource, PreferenceFeed
-from trivium.data.rows import Row, collate
+from trivium.data.rows import collate
 from trivium.evals.pairwise import pairwise
 from trivium.kit import machine
-from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.numbers import Count
 from trivium.kit.processes import world
+from trivium.learn.objective import Feed
 from trivium.learn.objectives.reward import BradleyTerry, pair_scores
 from trivium.learn.optimisers import Rates
 from trivium.learn.settings import LearningRate
 from trivium.learn.validation import groups_of
+from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
@@ -37,19 +38,18 @@ from trivium.model.scalar_head import (
 from trivium.model.transformer import Transformer
 from trivium.stages.judged import Judged, read_judgements
 from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.parents import moments_after, rates_after
+from trivium.stages.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.stage import Product, Reference, Work
-from trivium.stages.training import TrainingStage, train
+from trivium.stages.training import FedStage, train
 from trivium.tokens.tokenizer import Tokenizer
 
-LONGEST = 1024
 RATE_AT_4096 = 1e-5
 """AdamW's rate for a model of width 4096; narrower ones bear more in proportion."""
 MUON_RATE = 0.002
 PASS_TOKENS = 4096
 
 
-class Reward(TrainingStage):
+class Reward(FedStage):
     """Learn which of two answers people prefer, as one number per answer (Bradley-Terry)."""
 
     kind: Literal["reward"]
@@ -136,19 +136,14 @@ class Reward(TrainingStage):
         return model, ScalarHead(model.config.width, seed=work.seed).to(device)
 
     def _read(self, work: Work, mixture: Mixture, tokenizer: Tokenizer, config: ModelConfig) -> Judged:
-        context = self.context or min(LONGEST, config.context)
-        if context > config.context:
-            raise TriviumError(
-                f"{work.stage}: the model reads {config.context} tokens at most, so `context` is not "
-                f"{context}; lower it, or stretch the model's positions in a midtrain stage first."
-            )
+        context = context_within(work, self.context, config)
         return read_judgements(work, mixture, tokenizer, context)
 
     def _feed(
         self, work: Work, config: ModelConfig, sources: Sequence[JudgedSource], *, steps: int | None
     ) -> PreferenceFeed:
         some = [source for source in sources if len(source.judgements)]
-        share = self.share_prompts and config.rope.get("rope_type") not in ("dynamic", "longrope")
+        share = self.share_prompts and prompts_can_be_shared(config)
         return PreferenceFeed(
             some, batch=self.pairs, seed=work.seed, steps=steps, epochs=self.epochs, share=share
         )
@@ -180,27 +175,14 @@ class Reward(TrainingStage):
         return next(iter(found.values()))
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
-        """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
-        settings = self.model_copy(update={"weight_decay": self.weight_decay or 0.0})
-        if self.learning_rate.start == "dial":
-            gentle = RATE_AT_4096 * 4096 / config.width if self.optimiser == "adamw" else MUON_RATE
-            learning_rate = self.learning_rate.model_copy(update={"start": gentle})
-            settings = settings.model_copy(update={"learning_rate": learning_rate})
-        return rates_after(work, settings, self.start, folder, config)
+        return gentle_rates_after(
+            work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
+        )
 
-    def documents_of(self, work: Work, step: int) -> list[str]:
-        """The pairs an optimiser step learns from, counted from 1 as in the log."""
-        rows, _ = self.batch_of(work, step)
-        return list(dict.fromkeys(identity for row in rows for identity in row.ids))
-
-    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
-        """The rows of an optimiser step, counted from 1, and what reads them."""
+    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
+        """The feed and its tokenizer, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         tokenizer = Tokenizer.load(folder)
         config = load_config(folder)
-        feed = self._feed(
-            work, config, self._read(work, self.data, tokenizer, config).training, steps=self.steps
-        )
-        if not 1 <= step <= feed.steps:
-            raise TriviumError(f"{work.stage} has the steps 1 to {feed.steps}; {step} is none of them.")
-        return feed.rows(step - 1), tokenizer
+        judged = self._read(work, self.data, tokenizer, config)
+        return self._feed(work, config, judged.training, steps=self.steps), tokenizer

@@ -17,13 +17,13 @@ from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, reward_from_file
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.numbers import Count
 from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS, PolicyNumbers
 from trivium.learn.optimisers import Rates
 from trivium.learn.settings import LearningRate, Settings
+from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
 from trivium.model.dial import dial
 from trivium.model.folder import load_config, load_model
@@ -31,11 +31,12 @@ from trivium.model.hub import resolve
 from trivium.stages.environments import InTurns, Maker, described, with_tools
 from trivium.stages.judges import judges_of, model_references, reward_files
 from trivium.stages.mixtures import Mixture, mixture_references
+from trivium.stages.parents import moments_after
 from trivium.stages.playing import Engined, Group, Player
 from trivium.stages.prompts import Curriculum, Problem, read_problems
 from trivium.stages.rollouts import Plan, Rollouts
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import GROUPS, MOMENTS, TrainingStage, adapt, handed_over, train
+from trivium.stages.training import GROUPS, TrainingStage, adapt, handed_over, train
 from trivium.tokens.tokenizer import Tokenizer
 
 DEFAULT_STEPS = 100
@@ -180,7 +181,7 @@ class Rlvr(TrainingStage):
         feed = self.rollouts(work, model, self._player(work, engine, tokenizer), problems, reward)
         summary = train(
             work, self, model, tokenizer, self.objective(feed), feed, self._rates(work, folder, model.config),
-            parent_moments=self._parent_moments(folder),
+            parent_moments=moments_after(work, self, self.start, folder),
         )  # fmt: skip
         return {
             **summary,
@@ -245,7 +246,7 @@ class Rlvr(TrainingStage):
             truth=None if self.truth is None else len(self.reward), kl=self.kl.coefficient,
             kl_in_reward=self.kl.into == "reward", estimator=self.kl.estimator, correction=self.correction,
             correction_cap=self.correction_cap, entropy_bonus=self.entropy_bonus,
-            share=self.share_prompts and model.config.rope.get("rope_type") not in ("dynamic", "longrope"),
+            share=self.share_prompts and prompts_can_be_shared(model.config),
         )  # fmt: skip
         return Rollouts(
             model, player, problems, reward, ALGORITHMS[self.algorithm], plan,
@@ -284,14 +285,6 @@ class Rlvr(TrainingStage):
         before = parent["learning_rates"]["matrices"] if parent else "unknown"
         work.change("learning rate", before, rates["matrices"])
         return Rates(**rates, weight_decay=self.weight_decay or 0.0)
-
-    def _parent_moments(self, folder: Path) -> dict[str, Any] | None:
-        if self.optimiser_state == "reset":
-            return None
-        path = folder.parent / MOMENTS
-        if not path.is_file():
-            raise TriviumError(f"{self.start} left no optimiser state behind; say `optimiser_state: reset`.")
-        return load_tensors(path)
 
 
 def _from_to(work: Work, names: Sequence[str]) -> dict[str, list[float]]:

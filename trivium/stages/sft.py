@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from trivium.data.conversations import Learned
 from trivium.data.packed import PackedFeed
@@ -19,6 +19,7 @@ from trivium.data.rows import Row
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
+from trivium.learn.objective import Feed
 from trivium.learn.objectives.near_parent import Guard, NearParent, NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import Rates
@@ -39,16 +40,14 @@ from trivium.stages.examples import (
     with_examples_replayed,
 )
 from trivium.stages.inheritance import DOCUMENTS, learnt_by
-from trivium.stages.midtrain import Replay
+from trivium.stages.midtrain import Replayed
 from trivium.stages.mixtures import Mixture, Portion, mixture_references
-from trivium.stages.parents import moments_after, rates_after
+from trivium.stages.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import TrainingStage, adapt, train
+from trivium.stages.training import FedStage, adapt, train
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
 
-LONGEST = 1024
-"""The default context, as in TRL, where the model has as much."""
 ROWS_PER_BATCH = 8
 RATE_AT_4096 = 2e-5
 """AdamW's usual rate for models about 4096 wide; narrower ones bear proportionally more."""
@@ -56,12 +55,7 @@ MUON_RATE = 0.002
 """A tenth of what pre-training begins with."""
 
 
-def _share(value: Any) -> Any:
-    """A bare number is the share of what the parent learnt from."""
-    return value if isinstance(value, (dict, Replay)) else {"share": value}
-
-
-class Sft(TrainingStage):
+class Sft(FedStage):
     """Fine-tune a model on prompts with completions, conversations or texts."""
 
     kind: Literal["sft"]
@@ -69,7 +63,7 @@ class Sft(TrainingStage):
 
     start: str = Field(alias="from")
     data: Mixture
-    replay: Annotated[Replay, BeforeValidator(_share, json_schema_input_type=float | Replay)] | None = None
+    replay: Replayed | None = None
     """What the parent learnt from, seen again at this share, so that it is not forgotten."""
     near_parent: NearParent | None = None
     """A pull towards the parent, in weights or in what is said."""
@@ -168,17 +162,10 @@ class Sft(TrainingStage):
             guards.append(NearPredictions(self.near_parent.kl, parent, tuple(held)))
         return guards
 
-    def documents_of(self, work: Work, step: int) -> list[str]:
-        """The rows an optimiser step learns from, counted from 1 as in the log."""
-        rows, _ = self.batch_of(work, step)
-        return list(dict.fromkeys(identity for row in rows for identity in row.ids))
-
-    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
-        """The packed rows of an optimiser step, counted from 1, and what reads them."""
+    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
+        """The feed and its tokenizer, the same whenever they are made."""
         going = self._prepared(work)
-        if not 1 <= step <= going.feed.steps:
-            raise TriviumError(f"{work.stage} has the steps 1 to {going.feed.steps}; {step} is none of them.")
-        return going.feed.rows(step - 1), going.tokenizer
+        return going.feed, going.tokenizer
 
     def _prepared(self, work: Work) -> _Prepared:
         """Tokenizer, examples and feed, the same whenever they are made."""
@@ -187,13 +174,7 @@ class Sft(TrainingStage):
         work, replayed = self._replayed(work, folder)
         mixture = self.data | replayed
         tokenizer = with_chat_template(before) if any_conversation(work, mixture) else before
-        available = load_config(folder).context
-        context = self.context or min(LONGEST, available)
-        if context > available:
-            raise TriviumError(
-                f"{work.stage}: the model reads {available} tokens at most, so `context` is not {context}; "
-                "lower it, or stretch the model's positions in a midtrain stage first."
-            )
+        context = context_within(work, self.context, load_config(folder))
         examples = prepared(work, mixture, tokenizer, context, self.loss)
         # Of little data a batch takes one pass at most, or `epochs` would not mean what it says.
         rows = max(1, min(ROWS_PER_BATCH, -(-examples.tokens // context)))
@@ -230,14 +211,9 @@ class Sft(TrainingStage):
         return work, replayed
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
-        """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
-        decay = 0.0 if self.weight_decay is None else self.weight_decay
-        settings = self.model_copy(update={"weight_decay": decay})
-        if self.learning_rate.start == "dial":
-            gentle = RATE_AT_4096 * 4096 / config.width if self.optimiser == "adamw" else MUON_RATE
-            learning_rate = self.learning_rate.model_copy(update={"start": gentle})
-            settings = settings.model_copy(update={"learning_rate": learning_rate})
-        return rates_after(work, settings, self.start, folder, config)
+        return gentle_rates_after(
+            work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
+        )
 
 
 def shown(row: Row, tokenizer: Tokenizer) -> str:

@@ -48,6 +48,36 @@ class TrainingStage(Training, Stage):
         return {**super().counted(), "kept": self.checkpoint.model_dump(mode="json")["at"]}
 
 
+class FedStage(TrainingStage):
+    """A training stage whose batches follow from the number of the step, so that any can be shown."""
+
+    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
+        """The feed as the training has it, and the tokenizer that reads its rows."""
+        raise NotImplementedError
+
+    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
+        """The packed rows of an optimiser step, counted from 1 as in the log, and what reads them."""
+        feed, tokenizer = self.fed(work)
+        return rows_of(work, feed, step), tokenizer
+
+    def documents_of(self, work: Work, step: int) -> list[str]:
+        """The documents an optimiser step learns from, counted from 1 as in the log."""
+        rows, _ = self.batch_of(work, step)
+        return documents_in(rows)
+
+
+def rows_of(work: Work, feed: Feed, step: int) -> list[Row]:
+    """The rows of an optimiser step, counted from 1 as in the log."""
+    if not 1 <= step <= feed.steps:
+        raise TriviumError(f"{work.stage} has the steps 1 to {feed.steps}; {step} is none of them.")
+    return feed.rows(step - 1)
+
+
+def documents_in(rows: Sequence[Row]) -> list[str]:
+    """The ids of the documents in these rows, each once."""
+    return list(dict.fromkeys(identity for row in rows for identity in row.ids))
+
+
 def train(
     work: Work,
     settings: Training,
