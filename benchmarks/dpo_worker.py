@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
-import resource
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from sft_worker import ALPHA, RANK, shared_model
+from sft_worker import shared_model
+from trl_worker import ALPHA, RANK, loaded, timed, work
 
 LEARNING_RATE = 1e-5
 Timed = Callable[[int], tuple[float, int]]
@@ -94,30 +90,13 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
 def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     """TRL's DPOTrainer, with PEFT's LoRA where asked for; only whole steps after the first are timed."""
     import datasets
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
     datasets.disable_progress_bars()
     rows = datasets.Dataset.from_list(shared_pairs(arguments["pairs"]))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    if arguments["adapter"]:
-        from peft import LoraConfig, get_peft_model
-
-        wishes = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, wishes)
-
-    class Clock(TrainerCallback):
-        started = seconds = 0.0
-        steps = 0
-
-        def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            if self.steps == 1:
-                self.started = time.perf_counter()
-
-        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            self.steps += 1
-            self.seconds = time.perf_counter() - self.started
+    model = loaded(folder, adapter=arguments["adapter"])
 
     def train(pairs: int) -> tuple[float, int]:
         steps = max(1, pairs // arguments["batch"])
@@ -128,30 +107,17 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
             precompute_ref_log_probs=arguments["stored"],
         )  # fmt: skip
         trainer = DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
-        clock = Clock()
-        trainer.add_callback(clock)
-        trainer.train()
-        return clock.seconds, steps * arguments["batch"]
+        seconds = timed(trainer)
+        return seconds, steps * arguments["batch"]
 
     return train
 
 
-def main() -> None:
-    arguments = json.loads(sys.argv[1])
-    torch.manual_seed(0)
-    torch.set_num_threads(arguments["threads"])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shared_model(folder, arguments["shape"])
-        make = trivium_training if arguments["contestant"] == "Trivium" else trl_training
-        train = make(folder, arguments)
-        train(2)
-        print("ANSWER " + json.dumps({"ready": True}), flush=True)
-        for line in sys.stdin:
-            seconds, pairs = train(json.loads(line)["pairs"])
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print("ANSWER " + json.dumps({"pairs_per_second": pairs / seconds, "peak_mib": peak}), flush=True)
+def speed(done: tuple[float, int]) -> dict[str, float]:
+    """Pairs a second."""
+    seconds, pairs = done
+    return {"pairs_per_second": pairs / seconds}
 
 
 if __name__ == "__main__":
-    main()
+    work({"Trivium": trivium_training, "TRL": trl_training}, shared_model, 2, speed)

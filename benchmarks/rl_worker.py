@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 
 import torch
 from sft_worker import shared_model, shared_rows
+from trl_worker import loaded, timed, work
 
 LEARNING_RATE = 1e-5
 END_BIAS = 3.2
@@ -83,29 +80,17 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
 def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     """TRL's GRPOTrainer; only whole steps after the first are timed."""
     import datasets
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     datasets.disable_progress_bars()
     rows = datasets.Dataset.from_list([{"prompt": text} for text in prompts_of(400)])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model = loaded(folder)
     longest, answers = arguments["longest"], arguments["answers"]
     generation: dict[str, Any] = {"min_new_tokens": 4 if arguments["early"] else longest}
     if arguments["early"]:
         generation["sequence_bias"] = [[[tokenizer.eos_token_id], END_BIAS]]
-
-    class Clock(TrainerCallback):
-        started = seconds = 0.0
-        steps = 0
-
-        def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            if self.steps == 1:
-                self.started = time.perf_counter()
-
-        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            self.steps += 1
-            self.seconds = time.perf_counter() - self.started
 
     def train(steps: int) -> tuple[float, int, int]:
         lengths: list[int] = []
@@ -124,31 +109,17 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
         trainer = GRPOTrainer(
             model=model, args=settings, train_dataset=rows, processing_class=tokenizer, reward_funcs=counted
         )
-        clock = Clock()
-        trainer.add_callback(clock)
-        trainer.train()
-        return clock.seconds, steps * answers, sum(lengths[1:])
+        seconds = timed(trainer)
+        return seconds, steps * answers, sum(lengths[1:])
 
     return train
 
 
-def main() -> None:
-    arguments = json.loads(sys.argv[1])
-    torch.manual_seed(0)
-    torch.set_num_threads(arguments["threads"])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shared_model(folder, arguments["shape"])
-        make = trivium_training if arguments["contestant"] == "Trivium" else trl_training
-        train = make(folder, arguments)
-        train(1)
-        print("ANSWER " + json.dumps({"ready": True}), flush=True)
-        for line in sys.stdin:
-            seconds, answers, tokens = train(json.loads(line)["steps"])
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            answer = {"rollouts_per_second": answers / seconds, "mean_length": tokens / answers}
-            print("ANSWER " + json.dumps({**answer, "peak_mib": peak}), flush=True)
+def speed(done: tuple[float, int, int]) -> dict[str, float]:
+    """Answers a second, and how long they were."""
+    seconds, answers, tokens = done
+    return {"rollouts_per_second": answers / seconds, "mean_length": tokens / answers}
 
 
 if __name__ == "__main__":
-    main()
+    work({"Trivium": trivium_training, "TRL": trl_training}, shared_model, 1, speed)

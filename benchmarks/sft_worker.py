@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
-import resource
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from trl_worker import ALPHA, RANK, loaded, timed, work
 
 LEARNING_RATE = 1e-4
-RANK, ALPHA = 16, 32
 Timed = Callable[[int], tuple[float, int]]
 
 
@@ -105,32 +100,14 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
 def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     """TRL's SFTTrainer, with PEFT's LoRA where asked for; only whole steps after the first are timed."""
     import datasets
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     datasets.disable_progress_bars()
     packing = arguments["contestant"] == "TRL packed"
     rows = datasets.Dataset.from_list(shared_rows(arguments["rows"]))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-
-    if arguments["adapter"]:
-        from peft import LoraConfig, get_peft_model
-
-        wishes = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, wishes)
-
-    class Clock(TrainerCallback):
-        started = seconds = 0.0
-        steps = 0
-
-        def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            if self.steps == 1:
-                self.started = time.perf_counter()
-
-        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            self.steps += 1
-            self.seconds = time.perf_counter() - self.started
+    model = loaded(folder, adapter=arguments["adapter"])
 
     def train(steps: int) -> tuple[float, int]:
         settings = SFTConfig(
@@ -149,31 +126,17 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
             return compute(model, inputs, *rest, **named)
 
         trainer.compute_loss = counted
-        clock = Clock()
-        trainer.add_callback(clock)
-        trainer.train()
-        return clock.seconds, sum(counts[1:])
+        seconds = timed(trainer)
+        return seconds, sum(counts[1:])
 
     return train
 
 
-def main() -> None:
-    arguments = json.loads(sys.argv[1])
-    torch.manual_seed(0)
-    torch.set_num_threads(arguments["threads"])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shared_model(folder, arguments["shape"])
-        make = trivium_training if arguments["contestant"] == "Trivium" else trl_training
-        train = make(folder, arguments)
-        train(2)
-        print("ANSWER " + json.dumps({"ready": True}), flush=True)
-        for line in sys.stdin:
-            seconds, tokens = train(json.loads(line)["steps"])
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            answer = {"tokens_per_second": tokens / seconds, "peak_mib": peak}
-            print("ANSWER " + json.dumps(answer), flush=True)
+def speed(done: tuple[float, int]) -> dict[str, float]:
+    """Real tokens a second."""
+    seconds, tokens = done
+    return {"tokens_per_second": tokens / seconds}
 
 
 if __name__ == "__main__":
-    main()
+    work({"Trivium": trivium_training, "TRL": trl_training}, shared_model, 2, speed)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from test_sft import CHATS
 from test_tokens import gpt2_like, own
-from tuning import save, small_model, write_rows
+from tuning import cut_off, save, small_model, write_rows
 
 import trivium
 from trivium.generate.engine import Engine
@@ -18,7 +18,6 @@ from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
-from trivium.learn.trainer import Trainer
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
 from trivium.model.quantize import quantised_as
@@ -73,18 +72,7 @@ def test_cut_off_and_resumed_it_ends_bit_identical(tmp_path, monkeypatch, adapte
     extra = f"checkpoint: {{every_steps: 1}}, adapter: {{{adapter}}}"
     path = recipe(tmp_path, f"  sft: {{{SFT}, {extra}}}\n")
     whole = trivium.run(path, runs=tmp_path / "whole")
-    step = Trainer._one_step
-
-    def dying(self):
-        if self.step == 4:
-            self.checkpoints.finish()
-            raise RuntimeError("the lights went out")
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "_one_step", dying)
-    with pytest.raises(RuntimeError, match="lights"):
-        trivium.run(path, runs=tmp_path / "cut")
-    monkeypatch.undo()
+    cut_off(monkeypatch, path, tmp_path / "cut", at=4)
     (state,) = list((tmp_path / "cut").rglob("checkpoints/step-000000004/tensors.safetensors"))
     names = [name for name in load_tensors(state) if name.startswith("weights.")]
     assert names

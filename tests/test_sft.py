@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from test_tokens import gpt2_like, own
-from tuning import CHAT, save, small_model, write_rows
+from tuning import CHAT, cut_off, save, small_model, write_rows
 
 import trivium
 from trivium.cli import cli
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
-from trivium.learn.trainer import Trainer
 from trivium.pipeline import show
 from trivium.stages.sft import Sft
 from trivium.tokens.tokenizer import Tokenizer
@@ -92,18 +91,7 @@ def test_cut_off_and_resumed_it_ends_bit_identical(tmp_path, monkeypatch, extra)
     write_rows(tmp_path / "chats.jsonl", [{**row, "weight": 0.5 + n / 60} for n, row in enumerate(CHATS)])
     path = recipe(tmp_path, "./chats.jsonl", extra)
     whole = trivium.run(path, runs=tmp_path / "whole")
-    step = Trainer._one_step
-
-    def dying(self):
-        if self.step == 4:
-            self.checkpoints.finish()
-            raise RuntimeError("the lights went out")
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "_one_step", dying)
-    with pytest.raises(RuntimeError, match="lights"):
-        trivium.run(path, runs=tmp_path / "cut")
-    monkeypatch.undo()
+    cut_off(monkeypatch, path, tmp_path / "cut", at=4)
     cut = trivium.run(path, runs=tmp_path / "cut")
     assert cut["sft"].summary["steps"] == whole["sft"].summary["steps"] > 5
     first, second = (load_tensors(run["sft"].folder / "model" / "model.safetensors") for run in (whole, cut))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_sft_pitfalls import ragged, trainer
 from test_tokens import own
-from tuning import CHAT, one, packed, save, small_model, write_rows
+from tuning import CHAT, cut_off, one, packed, save, small_model, write_rows
 
 import trivium
 from trivium.data.rows import Row, collate
@@ -16,7 +16,6 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
 from trivium.learn.objectives.near_parent import NearPredictions, NearWeights, divergence
 from trivium.learn.objectives.next_token import NextToken
-from trivium.learn.trainer import Trainer
 from trivium.model.adapters import load_adapter
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
@@ -236,18 +235,7 @@ def test_cut_off_and_resumed_the_parent_is_still_the_parent(tmp_path, monkeypatc
         tmp_path, stage("held", "./base", "./first.jsonl", extra + ", checkpoint: {every_steps: 1}")
     )
     whole = trivium.run(path, runs=tmp_path / "whole")
-    step = Trainer._one_step
-
-    def dying(self):
-        if self.step == 6:
-            self.checkpoints.finish()
-            raise RuntimeError("the lights went out")
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "_one_step", dying)
-    with pytest.raises(RuntimeError, match="lights"):
-        trivium.run(path, runs=tmp_path / "cut")
-    monkeypatch.undo()
+    cut_off(monkeypatch, path, tmp_path / "cut", at=6)
     cut = trivium.run(path, runs=tmp_path / "cut")
     first, second = (load_tensors(run["held"].folder / "model" / "model.safetensors") for run in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from test_tokens import own
 from test_tokens_chat import with_template
 
+import trivium
 from trivium.data.conversations import Encoder
 from trivium.data.encoding import Encoded, Refused
 from trivium.data.rows import Row, row_of_documents
 from trivium.data.sources import Document
+from trivium.learn.trainer import Trainer
 from trivium.model.config import ModelConfig
 from trivium.model.folder import save_model
 from trivium.model.transformer import Transformer
@@ -89,3 +92,19 @@ def packed(found: Sequence[Encoded]) -> Row:
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, path: Path, runs: Path, *, at: int) -> None:
+    """Run a recipe that dies before step `at`, its checkpoints written."""
+    step = Trainer._one_step
+
+    def dying(self: Trainer) -> dict[str, Any]:
+        if self.step == at:
+            self.checkpoints.finish()
+            raise RuntimeError("the lights went out")
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_one_step", dying)
+    with pytest.raises(RuntimeError, match="lights"):
+        trivium.run(path, runs=runs)
+    monkeypatch.undo()
