@@ -96,7 +96,6 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     datasets.disable_progress_bars()
     rows = datasets.Dataset.from_list(shared_pairs(arguments["pairs"]))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = loaded(folder, adapter=arguments["adapter"])
 
     def train(pairs: int) -> tuple[float, int]:
         steps = max(1, pairs // arguments["batch"])
@@ -106,6 +105,8 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
             report_to=[], logging_strategy="no", save_strategy="no", disable_tqdm=True, max_length=1024,
             precompute_ref_log_probs=arguments["stored"],
         )  # fmt: skip
+        # TRL lays a reference beside the adapter, and only once on the same model.
+        model = loaded(folder, adapter=arguments["adapter"])
         trainer = DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
         seconds = timed(trainer)
         return seconds, steps * arguments["batch"]
