@@ -1,5 +1,6 @@
 """The sampler against brute force on small distributions, and against transformers' own processors."""
 
+import ctypes
 import itertools
 import math
 from collections import Counter
@@ -9,8 +10,10 @@ import pytest
 import torch
 from transformers.generation import logits_process as referee
 
+from trivium.generate.constraints import Constraint
 from trivium.generate.sampler import Entrant, Sampler
 from trivium.generate.sampling import (
+    LEAST_TEMPERATURE,
     Sampling,
     filter_scores,
     filtered_log_probabilities,
@@ -154,6 +157,44 @@ def test_bias_and_minimum_length():
     assert [sampler.choose(scores.clone()).tokens.tolist() for _ in range(3)] == [[9, 0], [9, 0], [9, 5]]
 
 
+def test_the_coldest_draw_is_the_likeliest_token():
+    scores = logits(4, scale=1000.0)
+    for filters in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"typical_p": 0.5}):
+        cold = sampler_of([Sampling(temperature=LEAST_TEMPERATURE, **filters)] * 4)
+        chosen = cold.choose(scores.clone())
+        assert chosen.tokens.tolist() == scores.argmax(-1).tolist()
+        assert torch.equal(chosen.logprobs, torch.zeros(4))
+
+
+@pytest.mark.parametrize("strength", [0.01, 100.0])
+def test_the_strongest_penalty_is_transformers_and_finite(strength):
+    scores, prompts = logits(3, scale=1000.0), [[1, 2, 3], [4, 4, 4], [49]]
+    extreme = Sampling(temperature=LEAST_TEMPERATURE, repetition_penalty=strength, presence_penalty=100.0)
+    chosen = sampler_of([extreme] * 3, prompts=prompts).choose(scores.clone())
+    processor = referee.RepetitionPenaltyLogitsProcessor(strength)
+    expected = [
+        int(processor(torch.tensor([one]), scores[i : i + 1].clone()).argmax())
+        for i, one in enumerate(prompts)
+    ]
+    assert chosen.tokens.tolist() == expected
+    assert torch.isfinite(chosen.logprobs).all()
+
+
+def test_a_minimum_length_never_bars_the_only_token_that_is_left():
+    class OnlyTheEnd:
+        def unsafe_compute_mask_ptr(self, address, size):
+            ctypes.memset(address, 0, size)
+            ctypes.memset(address, 1 << 5, 1)
+
+    for temperature in (0.0, 1.0):
+        one = Sampling(temperature=temperature, min_new_tokens=3, logprobs=True)
+        sampler = Sampler(VOCABULARY, "cpu")
+        sampler.rearrange([], [Entrant(one, 0, [], (5,), Constraint(OnlyTheEnd()))])
+        chosen = sampler.choose(logits(1))
+        assert chosen.tokens.tolist() == [5]
+        assert chosen.logprobs.tolist() == [0.0]
+
+
 def test_draws_follow_the_distribution():
     scores = logits(1, vocabulary=8)
     settings = Sampling(temperature=0.7, top_p=0.9)
@@ -242,6 +283,15 @@ def test_random_numbers_are_uniform_and_depend_on_nothing_but_seed_and_place():
         {"top_k": -1},
         {"max_new_tokens": 0},
         {"temperature": math.nan},
+        {"temperature": 1e-38},
+        {"temperature": 1e9},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": 1e30},
+        {"presence_penalty": 1e38},
+        {"frequency_penalty": -1e38},
+        {"logit_bias": {3: math.nan}},
+        {"logit_bias": {3: math.inf}},
+        {"logit_bias": {3: 1e38}},
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_sentence(wrong):

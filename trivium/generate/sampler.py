@@ -214,7 +214,9 @@ class Sampler:
             early = (rows["count"] < rows["least"]) & (self.stops >= 0)
             spare = torch.where(early, self.stops, self.vocabulary)
             barred = torch.zeros(logits.shape[0], self.vocabulary + 1, dtype=torch.bool, device=self.device)
-            logits = logits.masked_fill(barred.scatter_(1, spare, True)[:, :-1], NEVER)
+            longer = logits.masked_fill(barred.scatter_(1, spare, True)[:, :-1], NEVER)
+            # where a grammar admits nothing but the end, the text ends early
+            logits = torch.where((longer > NEVER).any(-1, keepdim=True), longer, logits)
         return logits
 
 

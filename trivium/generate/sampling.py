@@ -15,6 +15,15 @@ from trivium.kit.errors import TriviumError
 
 NEVER = float("-inf")
 SHORTLIST = 64
+# What these settings may be so that float32 scores stay finite: beyond them one token would win for ever.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 100.0
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0
+MOST_PENALTY = 100.0
+MOST_BIAS = 100.0
+
+
+def _within(most: float) -> str:
+    return f"from {-most:g} to {most:g}"
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,27 @@ class Sampling:
             if not math.isfinite(getattr(self, name)):
                 raise TriviumError(f"sampling: {name} must be a finite number, not {getattr(self, name)}.")
         for name, holds, rule in (
-            ("temperature", self.temperature >= 0, "at least 0 (0 is greedy)"),
+            (
+                "temperature",
+                self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE,
+                f"0 (greedy) or from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}",
+            ),
             ("top_k", self.top_k >= 0, "at least 0 (0 keeps every token)"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 changes nothing)"),
+            (
+                "repetition_penalty",
+                LEAST_REPETITION <= self.repetition_penalty <= MOST_REPETITION,
+                f"from {LEAST_REPETITION:g} to {MOST_REPETITION:g} (1 changes nothing)",
+            ),
+            ("presence_penalty", abs(self.presence_penalty) <= MOST_PENALTY, _within(MOST_PENALTY)),
+            ("frequency_penalty", abs(self.frequency_penalty) <= MOST_PENALTY, _within(MOST_PENALTY)),
+            (
+                "logit_bias",
+                all(abs(bias) <= MOST_BIAS for bias in self.logit_bias.values()),
+                f"made of numbers {_within(MOST_BIAS)}",
+            ),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens"),
             ("top_logprobs", self.top_logprobs >= 0, "at least 0"),

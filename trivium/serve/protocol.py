@@ -5,12 +5,32 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trivium.generate.sampling import (
+    LEAST_REPETITION,
+    LEAST_TEMPERATURE,
+    MOST_BIAS,
+    MOST_REPETITION,
+    MOST_TEMPERATURE,
+)
 from trivium.serve.failures import RequestRefused
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+
+
+def _not_too_cold(temperature: float) -> float:
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError(f"must be 0, which is greedy, or at least {LEAST_TEMPERATURE:g}")
+    return temperature
+
+
+Temperature = Annotated[
+    float, Field(ge=0, le=MOST_TEMPERATURE, allow_inf_nan=False), AfterValidator(_not_too_cold)
+]
+Repetition = Annotated[float, Field(ge=LEAST_REPETITION, le=MOST_REPETITION, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -53,20 +73,15 @@ class GenerationBody(Body):
     """What every request for generated text may say."""
 
     model: str
-    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Probability | None = None
     typical_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    repetition_penalty: Repetition | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: (
-        Annotated[
-            dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]], Field(max_length=1024)
-        ]
-        | None
-    ) = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
