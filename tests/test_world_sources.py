@@ -276,3 +276,24 @@ def test_chance_counts_its_bits():
     assert chance.bits == 4
     assert sorted(chance.shuffled(range(4))) == [0, 1, 2, 3]
     assert chance.bits == pytest.approx(4 + 4.584963)
+
+
+@pytest.mark.parametrize("name", ["facts", "craft", "tongue"])
+def test_chats_ask_what_the_test_does_not(name):
+    chats = list(world.documents(name, limit=300, form="chat"))
+    messages = [one.fields["messages"] for one in chats]
+    assert all([one["role"] for one in chat] == ["user", "assistant"] for chat in messages)
+    asked = {chat[0]["content"] for chat in messages}
+    assert len(asked) > 100
+    assert not asked & {one.question for one in world.questions(name, "test", limit=300)}
+
+    def fact(truth):
+        return truth.get("entity"), truth.get("attribute"), truth.get("kind")
+
+    answers = {fact(one.truth): one.answer for one in world.questions(name, "train", limit=300)}
+    told = [(fact(one.truth), one.fields["messages"][1]["content"]) for one in chats if "entity" in one.truth]
+    assert told
+    assert all(answers[which] == value for which, value in told if which in answers)
+    assert sum(which in answers for which, _ in told) > len(told) // 2
+    with pytest.raises(TriviumError, match="has no form 'poem'; use document or chat"):
+        next(world.documents(name, form="poem"))

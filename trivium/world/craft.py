@@ -6,7 +6,7 @@ from functools import lru_cache
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.country import Attribute, Entity, asked_split, frequencies
-from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.document import Question, Split, WorldDocument, in_form
 from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 from trivium.world.names import names
 from trivium.world.words import CRAFTS, GOODS
@@ -66,7 +66,7 @@ _DAYS = tuple(str(day) for day in range(11, 43))
 
 @dataclass(frozen=True)
 class Dials:
-    """How many products there are, how unevenly they are spoken of, and how much of the text is questions."""
+    """How many products there are, how unevenly they are spoken of, the share of questions; form=chat asks."""
 
     country: int = 0
     products: int = 80
@@ -74,6 +74,7 @@ class Dials:
     questions_share: float = 0.1
     sentences_low: int = 4
     sentences_high: int = 8
+    form: str = "document"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def workshop(country: int, products: int) -> Workshop:
 
 def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     """One document of sentences about different products."""
+    if (chat := in_form(dials.form, "craft", lambda: ask(index, split, seed, dials))) is not None:
+        return chat
     if dials.products < 20 or not 1 <= dials.sentences_low <= dials.sentences_high <= 20:
         raise TriviumError("world:craft needs products >= 20 and 1 <= sentences_low <= sentences_high <= 20.")
     products = workshop(dials.country, dials.products).products

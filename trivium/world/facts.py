@@ -6,13 +6,13 @@ from functools import lru_cache
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.country import Attribute, Entity, frequencies, peopled
-from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.document import Question, Split, WorldDocument, in_form
 from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 
 
 @dataclass(frozen=True)
 class Dials:
-    """How many people there are, how unevenly they are spoken of, and how much of the text is questions."""
+    """How many people there are, how unevenly they are spoken of, and the share of questions; form=chat asks."""
 
     country: int = 0
     people: int = 240
@@ -21,10 +21,13 @@ class Dials:
     questions_share: float = 0.1
     sentences_low: int = 4
     sentences_high: int = 8
+    form: str = "document"
 
 
 def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     """One document of sentences about different people and towns."""
+    if (chat := in_form(dials.form, "facts", lambda: ask(index, split, seed, dials))) is not None:
+        return chat
     land = peopled(dials.country, dials.people)
     if not 1 <= dials.sentences_low <= dials.sentences_high <= min(dials.people, len(land.towns)):
         raise TriviumError(

@@ -14,7 +14,7 @@ from trivium.world.country import (
     country_of,
     frequencies,
 )
-from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.document import Question, Split, WorldDocument, in_form
 from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 from trivium.world.language import PLACES, TOPICS, VERBS, Clause, Language, language_of
 from trivium.world.names import names
@@ -37,6 +37,7 @@ class Dials:
     parallel_share: float = 0.3
     questions_share: float = 0.1
     kind: str = "all"
+    form: str = "document"
 
 
 @lru_cache(maxsize=8)
@@ -101,6 +102,8 @@ def _facts(
 
 def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     """One document: facts, or sentences with or without their translation."""
+    if (chat := in_form(dials.form, "tongue", lambda: ask(index, split, seed, dials))) is not None:
+        return chat
     if dials.script not in ("own", "latin"):
         raise TriviumError(f"world:tongue has no script '{dials.script}'; use own or latin.")
     if dials.strangers < 20 or dials.facts_share + dials.parallel_share > 1:
