@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peft.utils.merge_utils import ties as peft_ties
 
 from trivium.kit.errors import TriviumError
 from trivium.model import merge
@@ -63,29 +64,22 @@ def test_a_task_that_was_added_can_be_subtracted() -> None:
     assert_same(merge.add_task_vectors(added, vectors, [-0.5]), base)
 
 
-def test_ties_entry_by_entry() -> None:
+@pytest.mark.parametrize("density", [0.2, 0.4, 0.9])
+def test_ties_is_that_of_peft_on_the_whole_task_vector(density: float) -> None:
+    """Yadav et al. trim the vector of all weights, so a tensor that learnt little keeps little."""
     base, *tuned = models(4)
-    density, scale = 0.4, 0.7
-    expected = {}
-    for key in base:
-        flat = [(model[key].double() - base[key].double()).flatten().tolist() for model in tuned]
-        size = len(flat[0])
-        keep = max(1, round(density * size))
-        for values in flat:
-            allowed = sorted(range(size), key=lambda i: -abs(values[i]))[:keep]
-            for i in set(range(size)) - set(allowed):
-                values[i] = 0.0
-        merged = []
-        for i in range(size):
-            column = [values[i] for values in flat]
-            positive = sum(value for value in column if value > 0)
-            negative = -sum(value for value in column if value < 0)
-            sign = 1 if positive > negative else -1
-            agreeing = [value for value in column if value * sign > 0]
-            merged.append(sum(agreeing) / len(agreeing) if agreeing else 0.0)
-        moved = torch.tensor(merged, dtype=torch.double).view(base[key].shape)
-        expected[key] = (base[key].double() + scale * moved).float()
-    assert_same(merge.ties(base, tuned, density=density, scale=scale), expected)
+    for model in (base, *tuned):
+        model["b"] = torch.cat([model["b"], model["a"][0, :4] - model["b"][:4]])
+    for model in tuned:
+        model["a"] = base["a"] + 5 * (model["a"] - base["a"])
+    vectors = [
+        torch.cat([(model[key].double() - base[key].double()).flatten() for key in ("a", "b")])
+        for model in tuned
+    ]
+    theirs = peft_ties(vectors, torch.ones(3), density + 1e-9, "total")
+    merged = merge.ties(base, tuned, density=density, scale=0.7)
+    ours = torch.cat([(merged[key] - base[key]).flatten() for key in ("a", "b")])
+    torch.testing.assert_close(ours.double(), 0.7 * theirs, atol=1e-5, rtol=0)
 
 
 def test_dare_drops_the_asked_share_and_keeps_the_mean() -> None:

@@ -78,13 +78,12 @@ def add_task_vectors(base: Weights, vectors: Sequence[Weights], scales: Sequence
 
 
 def trim(vector: Weights, density: float) -> dict[str, Tensor]:
-    """Keep the largest share of each tensor's entries by magnitude and set the rest to zero."""
-    kept = {}
-    for key, tensor in vector.items():
-        count = max(1, round(density * tensor.numel()))
-        threshold = tensor.abs().flatten().kthvalue(tensor.numel() - count + 1).values
-        kept[key] = torch.where(tensor.abs() >= threshold, tensor, 0.0)
-    return kept
+    """Keep the largest share of a whole task vector's entries by magnitude and set the rest to zero."""
+    # One threshold for all tensors, as in the paper: where little was learnt, little is kept.
+    sizes = torch.cat([tensor.abs().flatten() for tensor in vector.values()])
+    count = max(1, round(density * sizes.numel()))
+    threshold = sizes.kthvalue(sizes.numel() - count + 1).values
+    return {key: torch.where(tensor.abs() >= threshold, tensor, 0.0) for key, tensor in vector.items()}
 
 
 def ties(

@@ -31,7 +31,7 @@ class Merge(Stage):
     """Merge the models in `of`; `base` is what task vectors are counted from, `data` what is measured."""
 
     kind: Literal["merge"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[Product] = "model"
 
     of: list[str] = Field(min_length=1)
