@@ -66,7 +66,7 @@ _DAYS = tuple(str(day) for day in range(11, 43))
 
 @dataclass(frozen=True)
 class Dials:
-    """How many products there are, how unevenly they are spoken of, the share of questions; form=chat asks."""
+    """How many products there are, how unevenly they are told of, the share of questions; form=chat asks."""
 
     country: int = 0
     products: int = 80

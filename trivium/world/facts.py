@@ -12,7 +12,7 @@ from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 
 @dataclass(frozen=True)
 class Dials:
-    """How many people there are, how unevenly they are spoken of, and the share of questions; form=chat asks."""
+    """How many people there are, how unevenly they are told of, the share of questions; form=chat asks."""
 
     country: int = 0
     people: int = 240
