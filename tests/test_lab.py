@@ -167,6 +167,17 @@ def test_stages_of_two_recipes_with_one_name_are_told_apart(tmp_path: Path):
     assert [one.name for one in stages_above(seen[:1])] == ["base"]
 
 
+def test_a_stage_reached_by_two_paths_is_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, parents in (("base-1", {}), ("sft-1", {"base": "base-1"})):
+        (tmp_path / "store" / name).mkdir(parents=True)
+        record = {"kind": "sft", "stage": name[:-2], "parents": parents}
+        (tmp_path / "store" / name / "stage.yaml").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    relative = [Seen("base", Path("store/base-1")), Seen("sft", Path("store/sft-1"))]
+    absolute = [Seen("sft", tmp_path / "store" / "sft-1")]
+    assert [one.name for one in stages_above([*relative, *absolute])] == ["base", "sft"]
+
+
 def test_what_is_asked_follows_from_what_was_taught():
     alone = [one["task"] for one in default_tasks({}, [64])]
     assert alone == ["instructions", "sums", "sums"]

@@ -137,6 +137,8 @@ def stages_above(stages: Iterable[Seen]) -> list[Seen]:
     found: dict[Path, Seen] = {}
 
     def visit(stage: Seen) -> None:
+        # One stage may come twice: by the path it was asked for, and by the one a link led to.
+        stage = Seen(stage.name, stage.folder.resolve())
         if stage.folder in found:
             return
         for parent in stage.parents.values():
