@@ -271,27 +271,27 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states():
             torch.testing.assert_close(one, expected, atol=2e-5, rtol=0)
 
 
-def test_a_sliding_window_writes_on_without_end():
+# of 97, 113 and 129 tokens all but the last fill the window exactly
+@pytest.mark.parametrize(("length", "new"), [(96, 40), (97, 40), (113, 40), (128, 40), (129, 40), (200, 300)])
+def test_a_sliding_window_writes_on_without_end(length, new):
     engine = tiny_engine(context=128, layers=1)
-    settings = Sampling(temperature=0, max_new_tokens=300, stop_ids=())
-    request = Request(prompt(200), settings, slide=Slide(sinks=4, window=96))
+    settings = Sampling(temperature=0, max_new_tokens=new, stop_ids=())
+    request = Request(prompt(length), settings, slide=Slide(sinks=4, window=96))
     (completion,) = engine.generate([request])[0]
-    assert len(completion.tokens) == 300
+    assert len(completion.tokens) == new
     # one layer: what is cached depends on the token alone, so a fresh text of what is remembered agrees
     model, text = engine.model, request.prompt + completion.tokens
     gone = (96 - 4) // 4 // 16 * 16
-    length, forgotten = 0, 0
-    checked = 0
+    cached, forgotten = 0, 0
     for place in range(len(text) - 1):
-        if length >= 96:
-            forgotten, length = forgotten + gone, length - gone
-        length += 1
-        if place >= 200:
+        if cached >= 96:
+            forgotten, cached = forgotten + gone, cached - gone
+        cached += 1
+        assert request.slide.forgotten(place + 1, 128) == forgotten
+        if place >= length - 1:
             remembered = text[:4] + text[4 + forgotten : place + 1]
-            assert len(remembered) == length
+            assert len(remembered) == cached
             assert int(whole_logits(model, remembered)[-1].argmax()) == text[place + 1]
-            checked += 1
-    assert checked == 299
 
 
 def test_a_stretched_rope_is_that_of_the_reserved_length():

@@ -213,7 +213,7 @@ class Engine:
             raise TriviumError(
                 "this model's positions cannot slide: choose another way to fit the conversation."
             )
-        window = min(slide.window or self.window, self.window) // BLOCK * BLOCK
+        window = slide.places(self.window)
         if window < 4 * BLOCK or not 0 <= slide.sinks <= window // 2:
             raise TriviumError(
                 f"slide: a window of {window} tokens with {slide.sinks} sinks is too small: "
@@ -240,6 +240,8 @@ class Engine:
             assert row.pool is not None
             if row.scored is None:
                 self._unsettle()
+                if row.slides:
+                    forget_oldest(row, self._passes)
                 row.pool.promote(row)
                 continue
             row.scored.done = True

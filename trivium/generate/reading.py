@@ -153,7 +153,7 @@ def forget_oldest(row: Row, passes: Passes) -> None:
     assert slide is not None
     if row.length < places:
         return
-    gone = max(BLOCK, (places - slide.sinks) // 4 // BLOCK * BLOCK)
+    gone = slide.at_once(places)
     cached = row.pool.storage[:, row.slot]
     for layer, places_of_layer in enumerate(cached):
         kept = places_of_layer[slide.sinks + gone : row.length].clone()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from trivium.generate.cache import BLOCK
 from trivium.generate.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -21,6 +22,20 @@ class Slide:
     sinks: int = 4
     window: int | None = None
     """How many tokens are remembered; None is the model's own context."""
+
+    def places(self, context: int) -> int:
+        """How many tokens a model of this context remembers at most."""
+        return min(self.window or context, context) // BLOCK * BLOCK
+
+    def at_once(self, places: int) -> int:
+        """How many tokens are forgotten when so many places are full."""
+        return max(BLOCK, (places - self.sinks) // 4 // BLOCK * BLOCK)
+
+    def forgotten(self, tokens: int, context: int) -> int:
+        """How many of so many tokens are forgotten by the time the next one is drawn."""
+        places = self.places(context)
+        batch = self.at_once(places)
+        return max(0, -(-(tokens - places) // batch)) * batch
 
 
 @dataclass(frozen=True)
