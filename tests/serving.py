@@ -17,6 +17,10 @@ from trivium.generate.streaming import TextStream
 from trivium.serve.limits import Limits
 from trivium.serve.server import bound, build_server
 
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+GOOD = {"model": "one", "messages": HELLO, "max_tokens": 2}
+
 
 class ScriptedEngine:
     """Has the engine's face and says the same text to everyone, a token each step."""
@@ -26,6 +30,7 @@ class ScriptedEngine:
         self.model = SimpleNamespace(config=SimpleNamespace(context=context, width=64), parameters=lambda: [])
         self.script, self.delay = self.tokenizer.encode(text), delay
         self.rows, self.prompts, self.samplings, self.broken = [], [], [], False
+        self.counts = {"generated_tokens": 0}
 
     @property
     def rows_in_use(self):
@@ -55,6 +60,7 @@ class ScriptedEngine:
                 told = weighed if generation.request.sampling.top_logprobs else None
                 generation.listener(Event(sample, token, stream.push(token), None, told))
                 row[2] += 1
+                self.counts["generated_tokens"] += 1
             else:
                 reason = "stop" if place < most else "length"
                 ending = Completion("", self.script[:place], [], reason, len(generation.request.prompt))
@@ -102,3 +108,11 @@ def until(condition, seconds=20):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def assert_error(answer, status):
+    assert answer.status_code == status, answer.text[:500]
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert len(answer.content) < 2000

@@ -19,9 +19,9 @@ from starlette.types import ASGIApp
 
 from trivium.generate.requests import Request as Wanted
 from trivium.serve import failures
-from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage
+from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage, event
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
-from trivium.serve.failures import RequestRefused
+from trivium.serve.failures import RequestRefused, error_body
 from trivium.serve.guard import PAGE, Guard
 from trivium.serve.limits import Limits
 from trivium.serve.measures import Measures
@@ -157,7 +157,8 @@ class Served:
             options = body.stream_options
             include_usage = options is not None and options.include_usage
             events = answer.events(generation.pieces(), include_usage=include_usage)
-            return EventStream(events, seconds=seconds, on_close=generation.close)
+            late = event(error_body(_late("answer", seconds), 504))
+            return EventStream(events, seconds=seconds, late=late, on_close=generation.close)
         try:
             whole = await self._in_time(request, answer.whole(generation.pieces()), "answer")
         finally:
@@ -171,7 +172,7 @@ class Served:
             async with asyncio.timeout(seconds):
                 return await while_connected(request.receive, work)
         except TimeoutError:
-            raise RequestRefused(f"the {what} took longer than {seconds:g} s", status=504) from None
+            raise RequestRefused(_late(what, seconds), status=504) from None
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings: the mean of the last hidden states."""
@@ -218,6 +219,10 @@ class Served:
         dead = [worker.name for worker in self.workers.values() if not worker.alive]
         body = {"status": "failed" if dead else "ok", "failed": dead, "models": list(self.workers)}
         return JSONResponse(body, 503 if dead else 200)
+
+
+def _late(what: str, seconds: float) -> str:
+    return f"the {what} took longer than {seconds:g} s"
 
 
 def _packed(row: np.ndarray) -> str:

@@ -15,6 +15,8 @@ from trivium.serve.failures import RequestRefused
 from trivium.serve.limits import Limits
 
 Result = TypeVar("Result")
+# How long a client that has not read all yet may take over the end of a stream.
+FAREWELL_SECONDS = 5.0
 
 
 class ClientGone(Exception):
@@ -61,26 +63,34 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
 
 
 class EventStream(Response):
-    """Server-sent events, written until they end, the client leaves or time runs out."""
+    """Server-sent events, written until they end, the client leaves or time runs out, which is told."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], *, seconds: float, on_close: Callable[[], None]):
+    def __init__(
+        self, events: AsyncIterator[bytes], *, seconds: float, late: bytes, on_close: Callable[[], None]
+    ):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._seconds, self._on_close = events, seconds, on_close
+        self._events, self._seconds, self._late, self._on_close = events, seconds, late, on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout(self._seconds):
-                await while_connected(receive, self._write(send))
-        except (ClientGone, OSError, TimeoutError):
-            pass  # nobody is left to read an error
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await while_connected(receive, self._write(send))
+                last = b""
+            except TimeoutError:
+                last = self._late
+                self._on_close()
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await send({"type": "http.response.body", "body": last, "more_body": False})
+        except (ClientGone, OSError):  # a TimeoutError is an OSError
+            pass  # nobody reads any more
         finally:
             self._on_close()
 
     async def _write(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for event in self._events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -86,7 +86,7 @@ class Guard:
         if self._local_only and _host_name(host) not in LOCAL_HOSTS:
             return RequestRefused("this server answers only to localhost", status=403, code="wrong_host")
         origin = headers.get("origin")
-        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in self._origins and _address(origin) != host:
             problem = "requests from other web sites are not served; allow theirs with --allow-origin"
             return RequestRefused(problem, status=403, code="wrong_origin")
         preflight = scope["method"] == "OPTIONS" and origin is not None
@@ -104,3 +104,10 @@ def _host_name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _address(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

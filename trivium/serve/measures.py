@@ -30,7 +30,7 @@ class Measures:
         self._lock = threading.Lock()
         self._counters: dict[str, dict[Labels, float]] = defaultdict(lambda: defaultdict(float))
         self._histograms: dict[str, dict[Labels, list[float]]] = defaultdict(dict)
-        self._gauges: list[tuple[str, Labels, Callable[[], float]]] = []
+        self._watched: dict[str, tuple[str, list[tuple[Labels, Callable[[], float]]]]] = {}
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -44,9 +44,9 @@ class Measures:
             row[bisect_left(SECONDS, seconds)] += 1
             row[-1] += seconds
 
-    def gauge(self, name: str, read: Callable[[], float], **labels: str) -> None:
-        """Register a value to be read when someone looks."""
-        self._gauges.append((name, tuple(labels.items()), read))
+    def watch(self, name: str, kind: str, read: Callable[[], float], **labels: str) -> None:
+        """Register a counter or gauge to be read when someone looks."""
+        self._watched.setdefault(name, (kind, []))[1].append((tuple(labels.items()), read))
 
     def text(self) -> str:
         """Everything, as Prometheus reads it."""
@@ -58,19 +58,24 @@ class Measures:
         lines: list[str] = []
         for name, rows in sorted(counters.items()):
             lines += _heading(name, "counter")
-            lines += [f"{name}{_labels(key)} {value:g}" for key, value in sorted(rows.items())]
+            lines += [f"{name}{_labels(key)} {_number(value)}" for key, value in sorted(rows.items())]
         for name, durations in sorted(histograms.items()):
             lines += _heading(name, "histogram")
             for key, row in sorted(durations.items()):
                 lines += _histogram(name, key, row)
-        for name in sorted({gauge[0] for gauge in self._gauges}):
-            lines += _heading(name, "gauge")
-            lines += [f"{one}{_labels(key)} {read():g}" for one, key, read in self._gauges if one == name]
+        for name, (kind, readers) in sorted(self._watched.items()):
+            lines += _heading(name, kind)
+            lines += [f"{name}{_labels(key)} {_number(read())}" for key, read in readers]
         return "\n".join(lines) + "\n"
 
 
 def _heading(name: str, kind: str) -> list[str]:
     return [f"# HELP {name} {HELP[name]}", f"# TYPE {name} {kind}"]
+
+
+def _number(value: float) -> str:
+    """Every digit, for a counter that is rounded seems to stand still."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _labels(pairs: Iterable[tuple[str, str]]) -> str:
@@ -85,5 +90,9 @@ def _histogram(name: str, key: Labels, row: list[float]) -> list[str]:
     lines, running = [], 0.0
     for edge, amount in zip((*map(str, SECONDS), "+Inf"), row[:-1]):
         running += amount
-        lines.append(f"{name}_bucket{_labels((*key, ('le', edge)))} {running:g}")
-    return [*lines, f"{name}_sum{_labels(key)} {row[-1]:g}", f"{name}_count{_labels(key)} {running:g}"]
+        lines.append(f"{name}_bucket{_labels((*key, ('le', edge)))} {_number(running)}")
+    return [
+        *lines,
+        f"{name}_sum{_labels(key)} {_number(row[-1])}",
+        f"{name}_count{_labels(key)} {_number(running)}",
+    ]

@@ -8,7 +8,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -28,8 +29,8 @@ log = logging.getLogger("trivium.serve")
 
 # Waking the event loop for every token would cost the engine more than the tokens do.
 FLUSH_SECONDS = 0.03
-# Prompts embedded between two looks at what else clients want.
-EMBEDDED_AT_ONCE = 8
+# Texts that are only read, between two looks at what else clients want.
+READ_AT_ONCE = 8
 
 
 class Generation:
@@ -101,6 +102,7 @@ class Worker:
         self._engine, self._measures = engine, measures
         self._stops = engine.tokenizer.stop_ids
         self._most = engine.max_rows + queued
+        self._read_at_once = min(READ_AT_ONCE, engine.max_rows)
         self._inside = 0
         self._seconds = 1.0  # how long a generation lately took
         self._condition = threading.Condition()
@@ -111,8 +113,10 @@ class Worker:
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
-        measures.gauge("trivium_samples_inside", lambda: self._inside, model=name)
-        measures.gauge("trivium_rows", lambda: engine.max_rows, model=name)
+        measures.watch("trivium_samples_inside", "gauge", lambda: self._inside, model=name)
+        measures.watch("trivium_rows", "gauge", lambda: engine.max_rows, model=name)
+        written = lambda: engine.counts["generated_tokens"]
+        measures.watch("trivium_generated_tokens_total", "counter", written, model=name)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to serve the event loop."""
@@ -139,30 +143,59 @@ class Worker:
     async def submit(self, requests: Sequence[Request]) -> Generation:
         """Hand requests to the engine, or refuse when too many wait already."""
         samples = sum(request.n for request in requests)
-        with self._condition:
-            inside = self._inside
-            if inside + samples <= self._most:
-                self._inside += samples
-        if inside + samples > self._most:
-            wait = min(60, max(1, math.ceil(self._seconds)))
-            problem = f"{self.name} is busy: {inside} samples are being served, at most {self._most} are"
-            raise RequestRefused(problem, status=429, code="rate_limit_exceeded", retry_after=wait)
+        self._take_in(samples)
         generation = Generation(self, samples)
         try:
             await self._call(lambda: self._enter(generation, requests))
         except BaseException:
             generation.close()
             raise
-        prompt_tokens = sum(len(request.prompt) for request in requests)
-        self._measures.count("trivium_prompt_tokens_total", prompt_tokens, model=self.name)
+        self._count_prompts([request.prompt for request in requests])
         return generation
+
+    def _take_in(self, samples: int) -> None:
+        """Count samples among those inside, or refuse them."""
+        if samples > self._most:
+            problem = f"{samples} samples are asked for at once, {self.name} holds at most {self._most}"
+            raise RequestRefused(problem, code="array_above_max_length")
+        with self._condition:
+            inside = self._inside
+            if inside + samples <= self._most:
+                self._inside += samples
+                return
+        wait = min(60, max(1, math.ceil(self._seconds)))
+        problem = f"{self.name} is busy: {inside} samples are being served, at most {self._most} are"
+        raise RequestRefused(problem, status=429, code="rate_limit_exceeded", retry_after=wait)
+
+    def _let_out(self, samples: int) -> None:
+        with self._condition:
+            self._inside -= samples
+
+    def _count_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        tokens = sum(len(prompt) for prompt in prompts)
+        self._measures.count("trivium_prompt_tokens_total", tokens, model=self.name)
+
+    @contextmanager
+    def _reading(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[Sequence[int]]]]:
+        """Texts that are only read, a few at a time, each of which holds one of the places inside."""
+        most = self._read_at_once
+        places = min(len(prompts), most)
+        self._take_in(places)
+        try:
+            yield [prompts[start : start + most] for start in range(0, len(prompts), most)]
+        except BaseException:
+            # on the engine's thread, which may still read for a client that has left
+            self._tell(lambda: self._let_out(places))
+            raise
+        self._let_out(places)
+        self._count_prompts(prompts)
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The mean of the last hidden states over each prompt, a few prompts between two steps."""
         vectors: list[np.ndarray] = []
-        for start in range(0, len(prompts), EMBEDDED_AT_ONCE):
-            some = prompts[start : start + EMBEDDED_AT_ONCE]
-            vectors += list(await self._call(partial(self._mean_states, some)))
+        with self._reading(prompts) as parts:
+            for some in parts:
+                vectors += list(await self._call(partial(self._mean_states, some)))
         return vectors
 
     def _mean_states(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -173,13 +206,13 @@ class Worker:
     ) -> list[tuple[Scored, ...]]:
         """How likely the model finds each prompt's own tokens, a few prompts between two steps."""
         found: list[tuple[Scored, ...]] = []
-        for start in range(0, len(prompts), EMBEDDED_AT_ONCE):
-            some = prompts[start : start + EMBEDDED_AT_ONCE]
-            weighed = await self._call(partial(self._engine.weigh, some, top, adapter))
-            for prompt, (logprobs, favourites) in zip(some, weighed, strict=True):
-                rest = zip(prompt[1:], logprobs, favourites, strict=True)
-                scored = (Scored(token, value, tuple(best.items())) for token, value, best in rest)
-                found.append((Scored(prompt[0], None), *scored))
+        with self._reading(prompts) as parts:
+            for some in parts:
+                weighed = await self._call(partial(self._engine.weigh, some, top, adapter))
+                for prompt, (logprobs, favourites) in zip(some, weighed, strict=True):
+                    rest = zip(prompt[1:], logprobs, favourites, strict=True)
+                    scored = (Scored(token, value, tuple(best.items())) for token, value, best in rest)
+                    found.append((Scored(prompt[0], None), *scored))
         return found
 
     def release(self, generation: Generation) -> None:
@@ -250,8 +283,7 @@ class Worker:
         generation.handles.clear()
         self._live.discard(generation)
         self._touched.pop(generation, None)
-        with self._condition:
-            self._inside -= generation.samples
+        self._let_out(generation.samples)
         seconds = time.perf_counter() - generation.began
         self._seconds += 0.2 * (seconds - self._seconds)
         self._measures.count("trivium_generations_total", model=self.name, ending=ending)
