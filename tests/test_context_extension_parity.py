@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 from trivium.model.config import ModelConfig
 from trivium.model.folder import load_model, save_model
@@ -98,3 +99,68 @@ def test_a_stretched_table_is_read_alike(method: str, tmp_path) -> None:
     save_model(model, tmp_path / "model")
     ours, theirs = logits_of(tmp_path / "model", LONGER)
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+
+
+def plain_frequencies(base: float = 10000.0, width: int = 32) -> torch.Tensor:
+    return base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+
+
+def yarn_frequencies(original: int, factor: float, width: int = 32) -> torch.Tensor:
+    """The paper's ramp over pairs, with the 2.56 turns that leave a pair of so short a model alone."""
+    place = [
+        width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(10000.0))
+        for turns in (original / 25, 1.0)
+    ]
+    low, high = max(math.floor(place[0]), 0), min(math.ceil(place[1]), width - 1)
+    slowed = ((torch.arange(width // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
+    plain = plain_frequencies()
+    return plain * (1 - slowed) + plain / factor * slowed
+
+
+TWICE = {
+    ("interpolate", "interpolate"): plain_frequencies() / 16,
+    ("interpolate", "yarn"): yarn_frequencies(LENGTH, 16),
+    ("interpolate", "ntk"): plain_frequencies(10000.0 * 16 ** (32 / 30)),
+    ("interpolate", "extrapolate"): plain_frequencies() / 4,
+    ("ntk", "ntk"): plain_frequencies(10000.0 * 16 ** (32 / 30)),
+    ("dynamic", "interpolate"): plain_frequencies() / 16,
+    ("yarn", "yarn"): yarn_frequencies(LENGTH, 16),
+    ("yarn", "interpolate"): plain_frequencies() / 16,
+    ("yarn", "extrapolate"): yarn_frequencies(LENGTH, 4),
+    ("extrapolate", "interpolate"): plain_frequencies() / 4,
+}
+
+
+@pytest.mark.parametrize("methods", TWICE, ids="-then-".join)
+def test_a_second_stretch_counts_from_the_unstretched_positions(methods: tuple[str, str], tmp_path) -> None:
+    model = small_model("llama")
+    stretch(model, LONGER, methods[0])
+    stretch(model, 4 * LONGER, methods[1])
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    frequencies = again.rotary.angles(torch.tensor([1.0]), 4 * LONGER)[0].double()
+    torch.testing.assert_close(frequencies, TWICE[methods], atol=0, rtol=1e-5)
+    ours, theirs = logits_of(tmp_path / "model", 4 * LONGER)
+    torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+    assert again.config.reach == 4 * LONGER
+
+
+@pytest.mark.parametrize("method", ["longrope", "llama3", "yarn", "interpolate"])
+def test_extrapolation_leaves_the_parents_positions_as_they_were(method: str, tmp_path) -> None:
+    model = small_model("llama")
+    stretch(model, LONGER, method)
+    ids = torch.arange(LONGER) % 50
+    before = model(ids, Documents([LONGER]))
+    stretch(model, 4 * LONGER, "extrapolate")
+    save_model(model, tmp_path / "model")
+    torch.testing.assert_close(load_model(tmp_path / "model")(ids, Documents([LONGER])), before)
+    ours, theirs = logits_of(tmp_path / "model", 2 * LONGER)
+    torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["extrapolate", "nope", "base"])
+def test_dynamic_scaling_has_no_more_reach_than_its_factor(method: str) -> None:
+    model = small_model("llama")
+    stretch(model, LONGER, "dynamic")
+    with pytest.raises(TriviumError, match="dynamic scaling reaches 256 tokens"):
+        stretch(model, 4 * LONGER, method, **OPTIONS.get(method, {}))

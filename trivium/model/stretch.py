@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from trivium.kit.errors import TriviumError
 from trivium.model.config import ModelConfig
-from trivium.model.positions import Rotary, ntk_base
+from trivium.model.positions import Rotary, checked_rope, ntk_base
 from trivium.model.transformer import Layer, Transformer
 
 Method = Literal["extrapolate", "interpolate", "ntk", "dynamic", "yarn", "longrope", "llama3", "base", "nope"]
 METHODS: tuple[str, ...] = get_args(Method)
+KEEPING = ("extrapolate", "base", "nope")
+"""Methods that leave the parent's own scaling as it is."""
 
 
 def interpolated_table(table: Tensor, length: int) -> Tensor:
@@ -52,6 +54,8 @@ def longrope_factors(head_width: int, base: float, original: int, factor: float)
 
 def original_context(config: ModelConfig) -> int:
     """The length the model's unstretched positions were trained on."""
+    if config.rope["rope_type"] == "linear":
+        return round(config.context / config.rope["factor"])
     return int(config.rope.get("original_max_position_embeddings", config.context))
 
 
@@ -63,20 +67,18 @@ def stretched_rope(
     base = float(options.get("base") or config.rope["rope_theta"])
     factor = float(options.get("factor") or length / original)
     plain = {"rope_theta": base}
-    if method == "extrapolate":
-        return {"rope_type": "default", **plain}
+    if method in ("extrapolate", "base"):
+        if method == "base" and not options.get("base"):
+            raise TriviumError(
+                "context: method 'base' needs the new base frequency; add for instance 'base: 500000'"
+            )
+        return {**checked_rope(config.rope, config.context, config.head_width, "the model's rope"), **plain}
     if method == "interpolate":
         return {"rope_type": "linear", "factor": factor, **plain}
     if method == "ntk":
         return {"rope_type": "default", "rope_theta": ntk_base(base, factor, config.head_width)}
     if method == "dynamic":
         return {"rope_type": "dynamic", "factor": factor, **plain}
-    if method == "base":
-        if not options.get("base"):
-            raise TriviumError(
-                "context: method 'base' needs the new base frequency; add for instance 'base: 500000'"
-            )
-        return {"rope_type": "default", **plain}
     stretched = {"factor": factor, "original_max_position_embeddings": original, **plain}
     if method == "yarn":
         fast = options.get("beta_fast") or often_turns(original)
@@ -151,6 +153,11 @@ def stretch_table(model: Transformer, length: int, method: Method, seed: int) ->
 def stretch_rope(model: Transformer, length: int, method: Method, options: dict[str, Any]) -> None:
     """Change the rotary positions of every layer that sees the whole context."""
     config = model.config
+    if config.rope["rope_type"] == "dynamic" and method in KEEPING and length > config.reach:
+        raise TriviumError(
+            f"context: the parent's dynamic scaling reaches {config.reach} tokens and '{method}' keeps it; "
+            "stretch it with 'dynamic' or another method"
+        )
     if method == "nope":
         if config.family not in ("llama", "smollm3"):
             raise TriviumError(
@@ -161,13 +168,14 @@ def stretch_rope(model: Transformer, length: int, method: Method, options: dict[
         rotates = tuple(
             config.rotates_at(layer) and (layer + 1) % every != 0 for layer in range(config.layers)
         )
-        model.config = config.changed(context=length, rotates=rotates, family="smollm3")
+        context = config.context if config.rope["rope_type"] == "dynamic" else length
+        model.config = config.changed(context=context, rotates=rotates, family="smollm3")
         for layer, turns in zip(model.layers, rotates):
             assert isinstance(layer, Layer)
             layer.attention.rotates = turns
         return
     rope = stretched_rope(config, length, method, options)
     # Dynamic scaling reads the trained length from the model's own context, so that must stay what it was.
-    context = config.context if method == "dynamic" else length
+    context = original_context(config) if rope["rope_type"] == "dynamic" else length
     model.config = config.changed(context=context, rope=rope)
     model.rotary = Rotary(rope, config.head_width, context)
