@@ -189,7 +189,8 @@ def _replace(model: Transformer, folder: Path, wholes: Mapping[str, Tensor]) -> 
         value = tensor.to(device=weight.device, dtype=weight.dtype, copy=True)
         owner.weight = nn.Parameter(value, requires_grad=weight.requires_grad)
         if len(tensor) != len(weight):
-            model.config = model.config.changed(vocabulary=len(tensor))
+            field = "context" if part.startswith("position_") else "vocabulary"
+            model.config = model.config.changed(**{field: len(tensor)})
             if isinstance(owner, nn.Embedding):
                 owner.num_embeddings = len(tensor)
             elif isinstance(owner, nn.Linear):

@@ -25,6 +25,7 @@ from trivium.model.flops import flops_per_token, parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.stretch import Method, stretch
+from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import Start, compression, grow_vocabulary
 from trivium.stages.documents import Sources, documents, source_references
 from trivium.stages.inheritance import learnt_by
@@ -32,7 +33,7 @@ from trivium.stages.mixtures import Mixture, Portion, ingredients, mixture_refer
 from trivium.stages.parents import moments_after, rates_after
 from trivium.stages.ramps import Knots, RampedFeed
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import FedStage, train
+from trivium.stages.training import FedStage, train, with_new_rows
 from trivium.tokens.extend import extend_tokenizer
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -158,6 +159,7 @@ class Midtrain(FedStage):
         """Say what is taken over and what changes, train, and leave a Hugging Face folder."""
         going = self._prepared(work)
         model = load_model(going.folder, dtype=torch.float32, device=machine.device())
+        tables = _tables(model)
         before = Tokenizer.load(going.folder)
         if self.vocabulary is not None:
             assert going.spelt is not None
@@ -168,11 +170,14 @@ class Midtrain(FedStage):
             options = self.context.model_dump(exclude={"length", "method"}, exclude_none=True)
             changes = stretch(model, self.context.longest, self.context.method, seed=work.seed, **options)
             work.change("positions", *changes)
+        adapter = self.adapter
+        if adapter is not None and _tables(model) != tables:
+            adapter = with_new_rows(adapter)
         rates = rates_after(work, self, self.start, going.folder, model.config)
         measured = self.data | going.replayed | (self.watch or {})
         summary = train(
             work,
-            self.model_copy(update={"batch": going.batch}),
+            self.model_copy(update={"batch": going.batch, "adapter": adapter}),
             model,
             going.tokenizer,
             NextToken(sources=tuple(going.feed.names), z_loss=self.z_loss),
@@ -254,6 +259,12 @@ class Midtrain(FedStage):
             raise TriviumError(f"{work.stage}: `{both[0]}` is in `data` and in `replay`; leave it in one.")
         old = ingredients(work, replayed, tokenizer)
         return with_replay(_weighted(new), _weighted(old), self.replay.share)
+
+
+def _tables(model: Transformer) -> tuple[int, int]:
+    """How many rows the tables of tokens and of positions have."""
+    places = model.position_embedding
+    return model.config.vocabulary, 0 if places is None else places.num_embeddings
 
 
 def _weighted(given: list[Ingredient]) -> list[Ingredient]:

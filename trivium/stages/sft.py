@@ -44,7 +44,7 @@ from trivium.stages.midtrain import Replayed
 from trivium.stages.mixtures import Mixture, Portion, mixture_references
 from trivium.stages.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import FedStage, adapt, train
+from trivium.stages.training import FedStage, adapt, train, with_new_rows
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -116,9 +116,7 @@ class Sft(FedStage):
             grow_vocabulary(model, going.before, going.tokenizer, seed=work.seed)
         changes: dict[str, Any] = {"batch": going.batch}
         if self.adapter is not None and model.config.vocabulary > load_config(going.folder).vocabulary:
-            # New tokens mean nothing until their vectors are learned.
-            whole = [*self.adapter.train, *({"embedding", "head"} - set(self.adapter.train))]
-            changes["adapter"] = self.adapter.model_copy(update={"train": sorted(whole)})
+            changes["adapter"] = with_new_rows(self.adapter)
         rates = self._rates(work, going.folder, model.config)
         settings = self.model_copy(update=changes)
         objective = NextToken(

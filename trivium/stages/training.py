@@ -24,7 +24,7 @@ from trivium.learn.trainer import Hooks, Trainer, kept_place
 from trivium.learn.validation import Unseen, measure
 from trivium.model.adapters import save_adapter
 from trivium.model.folder import save_model
-from trivium.model.lora import adapter_names, add_adapter, merged
+from trivium.model.lora import AdapterSettings, adapter_names, add_adapter, merged
 from trivium.model.quantize import is_prepared, prepare_for, quantise
 from trivium.model.transformer import Transformer
 from trivium.stages.stage import Product, Stage, Work
@@ -173,6 +173,12 @@ def adapt(work: Work, settings: Training, model: Transformer) -> None:
     add_adapter(model, settings.adapter, seed=work.seed)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     work.say(f"adapter: {trained:,} of {sum(p.numel() for p in model.parameters()):,} weights are trained")
+
+
+def with_new_rows(adapter: AdapterSettings) -> AdapterSettings:
+    """The adapter's settings where tables have grown: new rows mean nothing until they are learned."""
+    grown = {"embedding", "head"} - set(adapter.train)
+    return adapter.model_copy(update={"train": sorted([*adapter.train, *grown])})
 
 
 def _save(folder: Path, model: Transformer, tokenizer: Tokenizer, settings: Training, work: Work) -> None:
