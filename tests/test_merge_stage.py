@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import trivium
 from tests.test_midtrain import RECIPE, recipe
+from trivium.data.packed import PackedRows
+from trivium.data.shards import Shards, in_validation, text_hash
+from trivium.data.sources import read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
+from trivium.pipeline.run import prepare
 
 FORKS = """\
   left:  {kind: midtrain, from: base, data: corpus, batch: 256, steps: 3, learning_rate: 0.02, seed: 1}
@@ -74,11 +80,39 @@ def test_a_subtracted_task_vector_mirrors_the_model_at_its_base(made):
     assert all(torch.allclose(less[key], 2 * base[key] - left[key], atol=1e-6) for key in base)
 
 
-def test_a_greedy_soup_is_no_worse_than_its_best_ingredient(made):
-    table = made["greedy"].summary["bits_per_byte"]
-    best = min(table[name]["corpus"] for name in ("left", "right", "base"))
-    assert table["the soup"]["corpus"] <= best + 1e-9
-    assert table[made["greedy"].summary["of"][0]]["corpus"] == best
+def test_a_greedy_soup_is_reported_on_documents_that_did_not_choose_it(made):
+    summary = made["greedy"].summary
+    model, tokenizer = made["greedy"].model(), made["greedy"].model().tokenizer
+    held = Shards(made["corpus"].folder / "data", "validation")
+    bits, size = 0.0, 0
+    # A document is a row here, and rows are packed longest first; by hand, one document at a time.
+    names = [one for row in packed_in_order(held) for one in row.ids]
+    for name in names[1::2]:
+        index = [held.id(place) for place in range(len(held))].index(name)
+        ids = held.document(index)
+        losses = torch.log_softmax(torch.as_tensor(model.logits(ids[:-1].tolist())).double(), -1)
+        bits -= float(losses[range(len(ids) - 1), ids[1:]].sum()) / math.log(2)
+        size += int(tokenizer.byte_lengths()[ids[1:]].sum())
+    assert summary["bits_per_byte"]["the soup"]["corpus"] == pytest.approx(bits / size, abs=1e-5)
+    assert all(one["documents"] == len(names) // 2 for one in summary["against"].values())
+
+
+def packed_in_order(held):
+    packed = PackedRows(held, 32)
+    return [packed.row(index) for index in range(len(packed))]
+
+
+def test_the_soup_stands_beside_its_ingredients_with_intervals_without_being_asked(made):
+    for name, parts in (("same", ["left", "left"]), ("ties", ["left", "right"])):
+        summary = made[name].summary
+        assert list(summary["bits_per_byte"]) == [*dict.fromkeys(parts), "the soup"]
+        assert list(summary["bits_per_byte"]["the soup"]) == ["corpus"]
+        for part in parts:
+            table, beside = summary["bits_per_byte"], summary["against"][part]
+            difference = table["the soup"]["corpus"] - table[part]["corpus"]
+            assert beside["value"] == pytest.approx(difference)
+            assert beside["low"] <= beside["value"] <= beside["high"]
+    assert not made["same"].summary["against"]["left"]["shown"]
 
 
 def test_the_candidate_that_holds_what_is_measured_comes_first(made):
@@ -87,19 +121,82 @@ def test_the_candidate_that_holds_what_is_measured_comes_first(made):
     assert (first["candidate"], second["candidate"]) == ("other", "same")
     gain = table["before"]["./other"] - first["bits_per_byte"]["./other"]
     assert gain > 0
-    assert first["gain_per_million_tokens"] == pytest.approx(gain / first["tokens"] * 1e6)
+    whole = first["gain_per_million_tokens"]
+    assert whole["value"] == pytest.approx(gain / first["tokens"] * 1e6)
+    assert whole["low"] <= whole["value"] <= whole["high"]
+    behind = second["behind_the_first"]
+    assert behind["value"] == pytest.approx(whole["value"] - second["gain_per_million_tokens"]["value"])
+    assert "behind_the_first" not in first
 
 
 @pytest.mark.parametrize(
     ("soup", "error"),
     [
         ("{kind: merge, of: [base], method: ties}", "name it"),
-        ("{kind: merge, of: [base], method: greedy}", "name `data`"),
         ("{kind: merge, of: [base], method: slerp}", "2 models"),
         ("{kind: merge, of: [base], weights: [1, 2]}", "as many"),
+        ("{kind: merge, of: [base], density: 0.2}", "`mean` takes no `density`"),
+        ("{kind: merge, of: [base], base: base}", "`mean` takes no `base`"),
+        ("{kind: merge, of: [base], method: ema, scale: 2}", "`ema` takes no `scale`"),
+        ("{kind: merge, of: [base], method: ties, base: base, share: 0.1}", "`ties` takes no `share`"),
+        ("{kind: merge, of: [base], method: greedy, decay: 0.1}", "`greedy` takes no `decay`"),
+        ("{kind: merge, of: [base], method: tasks, base: base, density: 0.1}", "`tasks` takes no `density`"),
+        ("{kind: merge, of: [base], method: tasks, base: base, weights: [1], scale: 2}", "leave `scale` out"),
     ],
 )
-def test_what_cannot_be_merged_is_refused(tmp_path, soup, error):
-    text = RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4") + f"  soup: {soup}\n"
+def test_what_cannot_be_merged_is_refused_before_anything_runs(tmp_path, soup, error):
+    text = RECIPE[: RECIPE.index("  fork:")] + f"  soup: {soup}\n"
+    with pytest.raises(TriviumError, match=error):
+        prepare(recipe(tmp_path, text), tmp_path / "runs")
+
+
+def test_models_whose_positions_differ_are_not_merged(tmp_path):
+    text = RECIPE[: RECIPE.index("  fork:")] + RECIPE[RECIPE.index("  long:") :]
+    text = text.replace("steps: 3", "steps: 1") + "  soup: {kind: merge, of: [base, long]}\n"
+    error = "'base' and 'long' cannot be merged: context is 32 in one and 128 in the other"
     with pytest.raises(TriviumError, match=error):
         trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
+
+
+def test_measured_documents_that_were_trained_on_under_another_share_are_left_out(tmp_path):
+    text = (
+        RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4")
+        + """\
+  mid:   {kind: midtrain, from: base, data: {./other: {validation: 0.2}}, batch: 256, steps: 2}
+  soup:  {kind: merge, of: [mid, mid], data: {./other: {validation: 0.5}}}
+  texts: {kind: merge, of: [mid, mid], data: {./texts: {validation: 0.9}}}
+  mixes:
+    kind: anneals
+    from: base
+    candidates: {other: {./other: {validation: 0.2}}}
+    measure: {./other: {validation: 0.5}}
+    batch: 256
+    steps: 2
+"""
+    )
+    made = trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
+    digests = {text_hash(one): one for one in read_documents(str(tmp_path / "other"))}
+    unseen = sum(in_validation(digest, 0.2) for digest in digests)
+    assert 0 < unseen < sum(in_validation(digest, 0.5) for digest in digests)
+    assert made["soup"].summary["against"]["mid"]["documents"] == unseen
+    assert made["mixes"].summary["candidates"][0]["documents"] == unseen
+    held = len(Shards(made["corpus"].folder / "data", "validation"))
+    assert made["texts"].summary["against"]["mid"]["documents"] == held
+
+
+def test_nothing_to_measure_is_said_before_anything_is_trained(tmp_path):
+    text = (
+        RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4")
+        + """\
+  mixes:
+    kind: anneals
+    from: base
+    candidates: {other: {./other: {validation: 0.2}}}
+    measure: {./other: {validation: 0}}
+    batch: 256
+    steps: 2
+"""
+    )
+    with pytest.raises(TriviumError, match=r"of `\./other` nothing that is not trained on is held out"):
+        trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
+    assert not list((tmp_path / "runs" / "tiny" / "mixes" / "candidates").glob("*/model"))

@@ -54,3 +54,28 @@ def measure(model: Transformer, rows: Sequence[Row], budget: int = 4096) -> Unse
         tokens += int((batch.targets >= 0).sum())
     total, spelled, tokens = all_reduce_sum(total), all_reduce_sum(spelled), all_reduce_sum(tokens)
     return Unseen(total / max(tokens, 1), total / math.log(2) / max(spelled, 1), int(tokens))
+
+
+@torch.no_grad()
+def by_document(
+    model: Transformer, rows: Sequence[Row], budget: int = 4096
+) -> dict[str, tuple[float, float]]:
+    """The bits and the bytes of every document in rows that carry a `bytes` column, its pieces together."""
+    found: dict[str, tuple[float, float]] = {}
+    for group in groups_of(rows, budget):
+        batch = collate(group, model.device)
+        hidden = model(batch.tokens, Documents(batch.lengths, batch.tokens.device))
+        losses = fused_cross_entropy(
+            hidden, model.head_weight, batch.targets, torch.ones_like(batch.weights),
+            soft_cap=model.final_soft_cap,
+        ).token_losses.double().cpu()  # fmt: skip
+        pieces = zip(
+            batch.ids,
+            losses.split(list(batch.lengths)),
+            batch.columns["bytes"].double().cpu().split(list(batch.lengths)),
+            strict=True,
+        )
+        for name, nats, spelled in pieces:
+            bits, size = found.get(name, (0.0, 0.0))
+            found[name] = (bits + float(nats.sum()) / math.log(2), size + float(spelled.sum()))
+    return {name: one for name, one in found.items() if one[1] > 0}

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from trivium.kit.errors import TriviumError
+from trivium.model.config import ModelConfig
 
 Weights = Mapping[str, Tensor]
+
+
+def check_one_shape(configs: Sequence[ModelConfig], names: Sequence[str]) -> None:
+    """Refuse models whose configurations differ, as in their positions, though every tensor may fit."""
+    first = asdict(configs[0])
+    for config, name in zip(configs[1:], names[1:]):
+        for key, value in asdict(config).items():
+            if key != "extra" and value != first[key]:
+                raise TriviumError(
+                    f"'{names[0]}' and '{name}' cannot be merged: {key.replace('_', ' ')} is {first[key]} in "
+                    f"one and {value} in the other; merge models of one shape"
+                )
 
 
 def check_alike(models: Sequence[Weights], names: Sequence[str]) -> None:

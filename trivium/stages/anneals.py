@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,11 +16,12 @@ from trivium.kit.files import read_json, whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.processes import barrier, world
 from trivium.learn.settings import Training
-from trivium.learn.validation import measure
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.stages.midtrain import Midtrain
-from trivium.stages.mixtures import Mixture, mixture_references, unseen_rows
+from trivium.stages.inheritance import trained_shards
+from trivium.stages.midtrain import Midtrain, Replayed
+from trivium.stages.mixtures import Mixture, Portion, ingredients, mixture_references, unseen_rows
+from trivium.stages.paired import Spent, bits_per_byte, changes, gained, spent, told
 from trivium.stages.stage import Product, Reference, Work
 from trivium.stages.training import TrainingStage
 from trivium.tokens.tokenizer import Tokenizer
@@ -29,62 +31,113 @@ class Anneals(TrainingStage):
     """Train the model of `from` on every candidate alike and measure all of them on `measure`."""
 
     kind: Literal["anneals"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
     candidates: dict[str, Mixture] = Field(min_length=1)
     measure: Mixture
+    ramp: Literal["linear", "cosine"] = "linear"
+    replay: Replayed | None = None
+    """As in `midtrain`, the same beside every candidate."""
 
     def references(self) -> list[Reference]:
         """The model, every candidate's sources, and what is measured."""
         found = [Reference("from", self.start, ("model",)), *mixture_references(self.measure, "measure")]
         for name, mixture in self.candidates.items():
             found += mixture_references(mixture, f"candidates.{name}")
+        if self.replay is not None and self.replay.data is not None:
+            found += mixture_references(self.replay.data, "replay.data")
         return found
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """What all candidates together come to."""
+        numbers = self._candidate(next(iter(self.candidates.values()))).plan(inputs)
+        for name in ("tokens", "flops"):
+            if name in numbers:
+                numbers[name] *= len(self.candidates)
+        return numbers
 
     def run(self, work: Work) -> dict[str, Any]:
         """Train the candidates one after the other and write the table."""
         folder = resolve(str(work.path(self.start)))
-        context = load_config(folder).context
-        unseen = unseen_rows(work, self.measure, Tokenizer.load(folder), context, self.validation.tokens)
-        before = _measured(folder, unseen)
-        table: list[dict[str, Any]] = []
+        context, tokenizer = load_config(folder).reach, Tokenizer.load(folder)
+        learnt = trained_shards([folder], tokenizer)
         for name, mixture in self.candidates.items():
-            inside = work.folder / "candidates" / name
-            own = replace(
-                work, stage=f"{work.stage}/{name}", folder=inside, log=MetricsLog(inside / "metrics.jsonl")
-            )
-            inside.mkdir(parents=True, exist_ok=True)
-            summary_path = inside / "tokens.json"
+            trained = mixture | ((self.replay and self.replay.data) or {})
+            learnt += [one.shards for one in ingredients(self._own(work, name), trained, tokenizer)]
+        unseen = unseen_rows(
+            work, self.measure, tokenizer, context, self.validation.tokens,
+            learnt=learnt, required=list(self.measure),
+        )  # fmt: skip
+        before = _spent(folder, unseen)
+        found: dict[str, tuple[int, Spent]] = {}
+        for name, mixture in self.candidates.items():
+            own = self._own(work, name)
+            summary_path = own.folder / "tokens.json"
             if not own.output("model").is_dir() or not summary_path.is_file():
-                settings = {field: getattr(self, field) for field in Training.model_fields}
-                stage = Midtrain.model_validate(
-                    {"kind": "midtrain", "from": self.start, "data": mixture, **settings}
-                )
-                summary = stage.run(own)
+                summary = self._candidate(mixture).run(own)
                 if world().leads:
                     write_json(summary_path, {"tokens": summary["tokens"]})
                 barrier()
-            after = _measured(own.output("model"), unseen)
-            tokens = int(read_json(summary_path)["tokens"])
-            gains = {source: before[source] - after[source] for source in unseen}
-            mean = sum(gains.values()) / len(gains)
-            table.append(
-                {"candidate": name, "tokens": tokens, "bits_per_byte": after, "gain": gains,
-                 "gain_per_million_tokens": mean / tokens * 1e6}
-            )  # fmt: skip
-        table.sort(key=lambda row: -row["gain_per_million_tokens"])
-        for row in table:
-            work.say(f"{row['candidate']}: {row['gain_per_million_tokens']:+.4f} bits per byte per M tokens")
+            found[name] = int(read_json(summary_path)["tokens"]), _spent(own.output("model"), unseen)
+        table = ranked(before, found)
+        for line in lines(table):
+            work.say(line)
+        result = {"before": bits_per_byte(before), "candidates": table}
         if world().leads:
             with whole_folder(work.output("report")) as report:
-                write_json(report / "table.json", {"before": before, "candidates": table})
+                write_json(report / "table.json", result)
         barrier()
-        return {"before": before, "candidates": table}
+        return result
+
+    def _candidate(self, mixture: Mapping[str, Portion]) -> Midtrain:
+        """One candidate's training as a stage of its own."""
+        shared = {*Training.model_fields, "ramp", "replay"}
+        settings = {field: getattr(self, field) for field in shared}
+        return Midtrain.model_validate({"kind": "midtrain", "from": self.start, "data": mixture, **settings})
+
+    def _own(self, work: Work, name: str) -> Work:
+        """Where one candidate is trained and logged."""
+        inside = work.folder / "candidates" / name
+        inside.mkdir(parents=True, exist_ok=True)
+        log = MetricsLog(inside / "metrics.jsonl")
+        return replace(work, stage=f"{work.stage}/{name}", folder=inside, log=log)
 
 
-def _measured(folder: Path, unseen: dict[str, list[Row]]) -> dict[str, float]:
-    """Bits per byte of a model on every source."""
-    model = load_model(folder, dtype=torch.float32, device=machine.device())
-    return {name: measure(model, rows).bits_per_byte for name, rows in unseen.items()}
+def ranked(before: Spent, found: Mapping[str, tuple[int, Spent]]) -> list[dict[str, Any]]:
+    """The candidates from the greatest gain per token down, each with how far it lies behind the first."""
+    nothing = gained(before, before, 1)
+    gains = {name: gained(before, after, tokens) for name, (tokens, after) in found.items()}
+    whole = changes({name: (nothing, gain) for name, gain in gains.items()})
+    order = sorted(found, key=lambda name: -whole[name]["value"])
+    behind = changes({name: (gains[name], gains[order[0]]) for name in order[1:]})
+    table = []
+    for name in order:
+        tokens, after = found[name]
+        row = {
+            "candidate": name,
+            "tokens": tokens,
+            "documents": whole[name]["documents"],
+            "bits_per_byte": bits_per_byte(after),
+            "gain_per_million_tokens": whole[name],
+        }
+        table.append({**row, "behind_the_first": behind[name]} if name in behind else row)
+    return table
+
+
+def lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The ranking as a table, and what it does not show."""
+    rows = [("candidate", "tokens", "gain in bits per byte per M tokens", "behind the first")]
+    for row in table:
+        behind = row.get("behind_the_first")
+        gain = told(row["gain_per_million_tokens"])
+        rows.append((row["candidate"], f"{row['tokens']:,}", gain, told(behind) if behind else ""))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [*text, "Intervals are over documents; how another seed would rank them they do not say."]
+
+
+def _spent(folder: Path, unseen: Mapping[str, Sequence[Row]]) -> Spent:
+    """What the model in a folder spends on every held-out document."""
+    return spent(load_model(folder, dtype=torch.float32, device=machine.device()), unseen)

@@ -9,8 +9,11 @@ from typing import Any
 
 import yaml
 
+from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
 from trivium.stages.mixtures import Portion
+from trivium.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,51 @@ def _product(home: Path, record: Mapping[str, Any], name: str) -> Path:
         return Path(record["outside"][name])
     entry = home.parent / record["parents"][name].partition("@")[0]
     return next((entry / inside for inside in ("data", "model") if (entry / inside).is_dir()), entry)
+
+
+def held_out_by(stage: str, models: Mapping[str, Path]) -> tuple[dict[str, Portion], dict[str, Path]]:
+    """What all of these models held out of what each learnt from, and where it lies."""
+    mixture: dict[str, Portion] = {}
+    places: dict[str, Path] = {}
+    for start, model in models.items():
+        try:
+            learnt = learnt_by(stage, start, model)
+        except TriviumError:
+            raise TriviumError(
+                f"{stage}: nothing is known of the texts that {start} held out; name the text to measure on "
+                "as `data`."
+            ) from None
+        for name, portion in learnt.mixture.items():
+            if places.setdefault(name, learnt.places[name]) == learnt.places[name]:
+                # What is held out at a small share is held out at a larger one, too.
+                least = min(portion.validation, mixture.get(name, portion).validation)
+                mixture[name] = portion.model_copy(update={"validation": least})
+    return mixture, places
+
+
+def trained_shards(models: Sequence[Path], tokenizer: Tokenizer) -> list[Shards]:
+    """What models and their ancestors learnt from, as far as it is known and spelt by this tokenizer."""
+    folders = dict.fromkeys(folder for model in models for folder in _trained_on(model))
+    spelt = [one for one in folders if read_json(one / "manifest.json")["tokenizer"] == tokenizer.fingerprint]
+    # They are compared with and not learnt from, so a damaged one does no harm.
+    return [Shards(folder, verify=False) for folder in spelt]
+
+
+def _trained_on(model: Path) -> list[Path]:
+    home = next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
+    if home is None:
+        return []
+    record = yaml.safe_load((home / "stage.yaml").read_text(encoding="utf-8"))
+    settings, order = record["settings"], [*record["parents"], *record["outside"]]
+    named: list[str] = []
+    if record["kind"] in DOCUMENTS:
+        named = [*settings["data"], *((settings.get("replay") or {}).get("data") or {})]
+    found = []
+    for name in named:
+        own = home / "tokenised" / str(order.index(name))
+        place = own if own.is_dir() else _product(home, record, name)
+        found += [place] if (place / "manifest.json").is_file() else []
+    starts = settings.get("of") or [settings["from"]] if "of" in settings or "from" in settings else []
+    for start in starts:
+        found += _trained_on(_product(home, record, start) / "model")
+    return found

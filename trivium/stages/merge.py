@@ -3,51 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from trivium.data.rows import Row
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
 from trivium.kit.numbers import Count
-from trivium.learn.validation import measure
 from trivium.model import merge as soups
-from trivium.model.folder import load_model, save_model
+from trivium.model.config import ModelConfig
+from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
+from trivium.stages.inheritance import held_out_by, trained_shards
 from trivium.stages.mixtures import Mixture, mixture_references, unseen_rows
+from trivium.stages.paired import Spent, bits_per_byte, changes, halves, spent, told
 from trivium.stages.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 Method = Literal["mean", "slerp", "tasks", "ties", "dare", "greedy", "ema"]
 FROM_BASE = ("tasks", "ties", "dare")
+TAKERS: dict[str, tuple[str, ...]] = {
+    "weights": ("mean", "tasks"),
+    "share": ("slerp",),
+    "base": FROM_BASE,
+    "density": ("ties", "dare"),
+    "scale": FROM_BASE,
+    "decay": ("ema",),
+}
+DEFAULTS = {"share": 0.5, "density": 0.5, "scale": 1.0, "decay": 0.5}
 
 
 class Merge(Stage):
     """Merge the models in `of`; `base` is what task vectors are counted from, `data` what is measured."""
 
     kind: Literal["merge"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     produces: ClassVar[Product] = "model"
 
     of: list[str] = Field(min_length=1)
     method: Method = "mean"
     weights: list[float] | None = None
-    """Shares for `mean`, scales for `tasks` (below zero to forget); `ema` and the others take none."""
-    share: float = Field(default=0.5, ge=0, le=1)
-    """How far `slerp` goes from the first model to the second."""
+    """Shares for `mean`, scales for `tasks` (below zero to forget)."""
+    share: float | None = Field(default=None, ge=0, le=1)
+    """How far `slerp` goes from the first model to the second; half way if not said."""
     base: str | None = None
-    density: float = Field(default=0.5, gt=0, le=1)
-    scale: float = 1.0
-    decay: float = Field(default=0.5, gt=0, lt=1)
-    """How much of the older average `ema` keeps at each further checkpoint in `of`."""
+    density: float | None = Field(default=None, gt=0, le=1)
+    """The share of a task vector's entries that `ties` and `dare` keep; half if not said."""
+    scale: float | None = None
+    """What the task vectors are multiplied by; 1 if not said."""
+    decay: float | None = Field(default=None, gt=0, lt=1)
+    """How much of the older average `ema` keeps at each further checkpoint in `of`; half if not said."""
     data: Mixture | None = None
+    """What is measured; the text that the ingredients held out, if not said."""
     tokens: Count = 32768
     context: Count | None = None
+
+    @model_validator(mode="after")
+    def methods_take_their_own(self) -> Merge:
+        """Refuse what a method would not use, and fill in what it does."""
+        for name, takers in TAKERS.items():
+            if getattr(self, name) is not None and self.method not in takers:
+                raise ValueError(f"`{self.method}` takes no `{name}`; leave it out")
+            if name in DEFAULTS and self.method in takers and getattr(self, name) is None:
+                setattr(self, name, DEFAULTS[name])
+        if self.method in FROM_BASE and self.base is None:
+            raise ValueError(f"`{self.method}` counts from a common `base`; name it")
+        if self.method == "slerp" and len(self.of) != 2:
+            raise ValueError(f"slerp lies between 2 models, and `of` names {len(self.of)}")
+        if self.weights is not None and len(self.weights) != len(self.of):
+            raise ValueError(f"{len(self.of)} models need as many `weights`")
+        if self.weights is not None and self.scale not in (None, 1.0):
+            raise ValueError("`weights` are the scales already; leave `scale` out")
+        return self
 
     def references(self) -> list[Reference]:
         """The ingredients, their ancestor, and what they are measured on."""
@@ -64,64 +99,82 @@ class Merge(Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Merge, measure the soup and every ingredient, and leave a Hugging Face folder."""
-        self._check(work)
         folders = [resolve(str(work.path(name))) for name in self.of]
         tokenizer = Tokenizer.load(folders[0])
         for name, folder in zip(self.of, folders, strict=True):
             if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
                 raise TriviumError(f"{work.stage}: {name} and {self.of[0]} do not share a tokenizer.")
+        apart = [self.base] if self.base is not None else []
+        configs = [load_config(resolve(str(work.path(name)))) for name in [*self.of, *apart]]
+        soups.check_one_shape(configs, [*self.of, *apart])
+        rows = self._rows(work, folders, tokenizer, configs[0])
         model = load_model(folders[0], dtype=torch.float32, device=machine.device())
         ingredients = [_weights(folder) for folder in folders]
         soups.check_alike(ingredients, self.of)
-        rows = {}
-        if self.data is not None:
-            context = self.context or min(512, model.config.context)
-            rows = unseen_rows(work, self.data, tokenizer, context, self.tokens)
 
-        def judged(weights: soups.Weights) -> dict[str, float]:
+        def judged(weights: soups.Weights) -> Spent:
             model.load_state_dict(dict(weights))
-            return {name: measure(model, held).bits_per_byte for name, held in rows.items()}
+            return spent(model, rows)
 
-        table = {name: judged(weights) for name, weights in zip(self.of, ingredients, strict=True)}
+        found = {name: judged(weights) for name, weights in zip(self.of, ingredients, strict=True)}
         chosen = self.of
         if self.method == "greedy":
-            order = sorted(range(len(self.of)), key=lambda place: _mean(table[self.of[place]]))
-            kept = order[:1]
-            best = _mean(table[self.of[kept[0]]])
+            # Chosen by every other document and reported on the rest: what chose would flatter the choice.
+            choosing = [_mean(halves(found[name])[0]) for name in self.of]
+            order = sorted(range(len(self.of)), key=choosing.__getitem__)
+            kept, best = order[:1], choosing[order[0]]
             for place in order[1:]:
-                tried = _mean(judged(soups.mean([ingredients[one] for one in [*kept, place]])))
+                tried = _mean(halves(judged(soups.mean([ingredients[one] for one in [*kept, place]])))[0])
                 if tried < best:
                     kept, best = [*kept, place], tried
             chosen = [self.of[place] for place in kept]
             soup = soups.mean([ingredients[place] for place in kept])
         else:
             soup = self._merged(work, ingredients)
-        table["the soup"] = judged(soup)
-        for name, found in table.items():
-            for source, bits in found.items():
+        found["the soup"] = judged(soup)
+        if self.method == "greedy":
+            found = {name: halves(one)[1] for name, one in found.items()}
+        table = {name: bits_per_byte(one) for name, one in found.items()}
+        for name, measured in table.items():
+            for source, bits in measured.items():
                 work.say(f"{name}: {bits:.4f} bits per byte on {source}")
+        against = changes({name: (found[name], found["the soup"]) for name in self.of})
+        for name, one in against.items():
+            work.say(f"the soup against {name}, in bits per byte: {told(one)}")
         self._save(work, model, tokenizer)
-        return {"method": self.method, "of": list(chosen), "bits_per_byte": table}
+        return {"method": self.method, "of": list(chosen), "bits_per_byte": table, "against": against}
 
-    def _check(self, work: Work) -> None:
-        if self.method in FROM_BASE and self.base is None:
-            raise TriviumError(f"{work.stage}: {self.method} counts from a common `base`; name it.")
-        if self.method == "greedy" and self.data is None:
-            raise TriviumError(f"{work.stage}: a greedy soup is chosen by measuring; name `data`.")
-        if self.method == "slerp" and len(self.of) != 2:
-            raise TriviumError(f"{work.stage}: slerp lies between 2 models, and `of` names {len(self.of)}.")
-        if self.weights is not None:
-            if self.method not in ("mean", "tasks"):
-                raise TriviumError(f"{work.stage}: {self.method} takes no `weights`; leave them out.")
-            if len(self.weights) != len(self.of):
-                raise TriviumError(f"{work.stage}: {len(self.of)} models need as many `weights`.")
+    def _rows(
+        self, work: Work, folders: list[Path], tokenizer: Tokenizer, config: ModelConfig
+    ) -> dict[str, list[Row]]:
+        """The text on which the soup is shown beside its ingredients, none of which learnt it."""
+        mixture = self.data
+        if mixture is None:
+            mixture, places = held_out_by(work.stage, dict(zip(self.of, folders, strict=True)))
+            work = replace(work, inputs={**work.inputs, **places})
+        learnt = trained_shards(folders, tokenizer)
+        context = self.context or min(512, config.reach)
+        rows = unseen_rows(
+            work, mixture, tokenizer, context, self.tokens, learnt=learnt, required=list(self.data or ())
+        )
+        if not rows:
+            raise TriviumError(f"{work.stage}: the ingredients held nothing out; name text as `data`.")
+        for name, held in rows.items():
+            if self.method == "greedy" and len({one for row in held for one in row.ids}) < 4:
+                raise TriviumError(
+                    f"{work.stage}: a greedy soup is chosen on half of what is held out of `{name}` and "
+                    "reported on the rest; with fewer than 4 documents raise its `validation`."
+                )
+        return rows
 
     def _merged(self, work: Work, ingredients: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         if self.method == "mean":
             return soups.mean(ingredients, self.weights)
         if self.method == "slerp":
+            assert self.share is not None
             return soups.slerp(ingredients[0], ingredients[1], self.share)
         if self.method == "ema":
+            assert self.decay is not None
             last = len(ingredients) - 1
             shares = [
                 self.decay ** (last - place) * (1.0 if place == 0 else 1 - self.decay)
@@ -129,11 +182,13 @@ class Merge(Stage):
             ]
             return soups.mean(ingredients, shares)
         assert self.base is not None
+        assert self.scale is not None
         base = _weights(resolve(str(work.path(self.base))))
         soups.check_alike([base, ingredients[0]], [self.base, self.of[0]])
         if self.method == "tasks":
             scales = self.weights or [self.scale] * len(ingredients)
             return soups.add_task_vectors(base, soups.task_vectors(base, ingredients), scales)
+        assert self.density is not None
         if self.method == "ties":
             return soups.ties(base, ingredients, density=self.density, scale=self.scale)
         return soups.dare(base, ingredients, density=self.density, scale=self.scale, seed=work.seed)
@@ -151,5 +206,5 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
-def _mean(found: Mapping[str, float]) -> float:
-    return sum(found.values()) / len(found)
+def _mean(found: Spent) -> float:
+    return fmean(bits_per_byte(found).values())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from trivium.data.mixture import weights_over
 from trivium.data.packed import Ingredient, PackedRows
-from trivium.data.rows import Row
+from trivium.data.rows import NOTHING, Row
 from trivium.data.shards import Shards, write_shards
 from trivium.data.sources import Document, Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
@@ -142,29 +143,74 @@ def _respelt(work: Work, name: str, corpus: Path, folder: Path, tokenizer: Token
 
 
 def unseen_rows(
-    work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer, context: int, tokens: int
+    work: Work,
+    mixture: Mapping[str, Portion],
+    tokenizer: Tokenizer,
+    context: int,
+    tokens: int,
+    *,
+    learnt: Sequence[Shards] = (),
+    required: Collection[str] = (),
 ) -> dict[str, list[Row]]:
-    """Held-out rows of every source, about `tokens` of them together, each token with its bytes of text."""
+    """Held-out rows of every source, about `tokens` of them together, each token with its bytes of text.
+
+    What is in the training split of `learnt`, under whatever name, is not measured; of a source in `required`
+    something has to be left.
+    """
     lengths = tokenizer.byte_lengths()
     found: dict[str, list[Row]] = {}
     for name, portion in mixture.items():
         shards = Shards(tokenised(work, name, portion, tokenizer), "validation", tokenizer=tokenizer)
-        if not len(shards):
-            continue
-        packed = PackedRows(shards, context)
+        known = also_in(shards, learnt)
+        if known:
+            work.say(f"{name}: {len(known)} of {len(shards)} held-out documents are trained on; left out")
         rows: list[Row] = []
-        for index in range(len(packed)):
-            if sum(map(len, rows)) < tokens / len(mixture):
-                rows.append(_with_bytes(packed.row(index), lengths))
+        if len(known) < len(shards):
+            packed = PackedRows(shards, context)
+            taken = 0
+            for index in range(len(packed)):
+                if taken < tokens / len(mixture):
+                    row = _without(packed.row(index), packed.packing.pieces(index)[0], known)
+                    predicted = bool((row.targets >= 0).any())
+                    taken += len(row) if predicted else 0
+                    rows += [_with_bytes(row, lengths)] if predicted else []
         if rows:
             found[name] = rows
+        elif name in required:
+            raise TriviumError(
+                f"{work.stage}: of `{name}` nothing that is not trained on is held out to be measured; give "
+                "it a larger `validation`, the same wherever it stands."
+            )
     return found
+
+
+def also_in(held: Shards, learnt: Sequence[Shards]) -> set[int]:
+    """Which documents of a held-out split stand, token for token, among those that are trained on."""
+    # What one reading wrote is apart by the text itself, so only other folders can hold the same text.
+    others = [shards for shards in learnt if shards.folder.resolve() != held.folder.resolve()]
+    if not others:
+        return set()
+    places: dict[bytes, list[int]] = {}
+    for index in range(len(held)):
+        places.setdefault(held.document(index).tobytes(), []).append(index)
+    found: set[int] = set()
+    for shards in others:
+        for index in np.flatnonzero(np.isin(shards.lengths, held.lengths)).tolist():
+            found.update(places.get(shards.document(index).tobytes(), ()))
+    return found
+
+
+def _without(row: Row, documents: np.ndarray, known: Collection[int]) -> Row:
+    """The row, with nothing to predict in these documents."""
+    if not known:
+        return row
+    drop = np.repeat([document in known for document in documents.tolist()], row.lengths)
+    return replace(row, targets=np.where(drop, NOTHING, row.targets))
 
 
 def _with_bytes(row: Row, lengths: np.ndarray) -> Row:
     spelled = np.where(row.targets >= 0, lengths[row.targets], 0).astype(np.float32)
-    columns = {**row.columns, "bytes": spelled}
-    return Row(row.tokens, row.targets, row.weights, row.lengths, columns, row.facts, row.ids, row.sources)
+    return replace(row, columns={**row.columns, "bytes": spelled})
 
 
 def planned_vocabulary(
