@@ -65,7 +65,8 @@ class Work:
         """Say and log what this stage takes over from its parent and what it makes of it."""
         row = {"change": what, "before": before, "after": after}
         if world().leads and row not in read_metrics(self.log.path):
-            self.say(f"{what}: {before} -> {after}")
+            shown = [f"{one:.3g}" if isinstance(one, float) else str(one) for one in (before, after)]
+            self.say(f"{what}: {' -> '.join(shown)}")
             self.log.write(row)
 
 
