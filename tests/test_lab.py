@@ -25,11 +25,8 @@ from trivium.lab import gather_answers
 from trivium.lab.behaviour import NO_KL, Passage, apart, divergence, encode, passages
 from trivium.lab.compare import compare
 from trivium.lab.compare_numbers import numbers
-from trivium.lab.compare_stages import passes, stage_facts
 from trivium.lab.gather import Member, Seen, compared_with, find, find_all, stages_above
 from trivium.lab.gather_answers import default_tasks
-from trivium.model.flops import flops_per_token
-from trivium.model.folder import load_config
 from trivium.pipeline.run import run
 from trivium.recipe.schema import load
 
@@ -186,24 +183,6 @@ def test_what_is_asked_follows_from_what_was_taught():
     assert found["facts"]["people"] == "60"
     assert found["passkey"]["lengths"].endswith("+1008")
     assert {"flattery", "bits"} <= set(found)
-
-
-def test_the_cost_of_a_stage_is_counted_from_its_models_shape(tmp_path: Path):
-    folder = tmp_path / "store" / "base-1"
-    save(folder / "model", small_model(own()), own())
-    record = {
-        "kind": "pretrain",
-        "produces": "model",
-        "settings": {"context": 64},
-        "summary": {"tokens": 1000},
-        "seconds": 2.0,
-    }
-    (folder / "stage.yaml").write_text(json.dumps(record))
-    seen = Seen("base", folder)
-    facts = stage_facts(seen, [seen])
-    assert facts["flops"] == pytest.approx(1000 * flops_per_token(load_config(folder / "model"), 64))
-    assert passes("sft", {"adapter": {"rank": 4}}) == 2
-    assert passes("rlvr", {"passes": 2}) == 3.5
 
 
 def test_a_recipe_that_asks_for_nothing_still_ends_in_a_page(tmp_path: Path):

@@ -32,6 +32,11 @@ class CacheContext:
     furthest: int
     """One past the highest position among the tokens."""
 
+    @property
+    def pairs(self) -> int:
+        """How many scores each head computes: queries times the part of the cache that is read."""
+        raise NotImplementedError
+
     def attend(
         self,
         layer: int,
@@ -107,6 +112,13 @@ class PromptContext(CacheContext):
         self.longest, self.tokens = reserved, offset
         self.furthest = max(run.start + run.count for run in self.runs)
         self._masks: dict[tuple[int, int, int, int | None], Tensor] = {}
+
+    @property
+    def pairs(self) -> int:
+        return sum(
+            run.rows * run.count * min(reach_for(run.start + run.count), run.pool.capacity)
+            for run in self.runs
+        )
 
     def _mask(self, run: Run, group: int, window: int | None) -> Tensor:
         key = (run.start, run.count, group, window)
@@ -240,6 +252,10 @@ class StepContext(CacheContext):
         for one in self._slices:
             for tenant in one.pool.tenants[: one.pool.ready]:
                 tenant.length += self.stored
+
+    @property
+    def pairs(self) -> int:
+        return sum((one.end - one.start) * one.reach for one in self._slices)
 
     def store(self, layer: int, key_value: Tensor) -> None:
         if len(self._slices) == 1 and len(key_value) == self.tokens:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trivium.generate.attending import CacheContext
 from trivium.generate.matrices import Blocks, LayerPlan, Scale, covers
+from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
 from trivium.model.positions import Rotary
 from trivium.model.quantize import is_quantised
@@ -161,17 +162,21 @@ class Plan:
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Hidden states after the last norm, [N, width]; the next call may overwrite them."""
+        note_pass(self.model, len(tokens), context)
         room = self._forward(tokens, context, self.layers)
         return self.last.whole(room.stream, room.rows, room.lengths)[: len(tokens)]
 
     def fill(self, tokens: Tensor, context: CacheContext) -> None:
         """Cache the tokens' keys and values; what the last layer would make of them nobody asks."""
+        note_pass(self.model, len(tokens), context, filling=True)
         room = self._forward(tokens, context, self.layers[:-1])
         self._project(self.layers[-1], room, self._turn[id(self.layers[-1].rotary)])
         context.store(len(self.layers) - 1, room.key_value[: len(tokens)])
 
     def step(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Scores over the vocabulary after each token, [N, V]; the next call may overwrite them."""
+        note_pass(self.model, len(tokens), context)
+        note_product(len(tokens), self.model.head_weight)
         room = self._forward(tokens, context, self.layers)
         hidden = self.last.whole(room.stream, room.rows, room.lengths)
         if room.logits is None:
@@ -262,6 +267,7 @@ class Plan:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary."""
         count = len(hidden)
+        note_product(count, self.model.head_weight)
         if count < self.least_rows:
             hidden = F.pad(hidden, (0, 0, 0, self.least_rows - count))
         scores = hidden.new_empty(len(hidden), self.head.width)

@@ -7,7 +7,7 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.lab.gather import Seen
-from trivium.model.flops import flops_per_token, parameter_count
+from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config
 
 POINTS = 160
@@ -16,7 +16,6 @@ SERIES = (
     "loss", "validation_loss", "bits_per_byte", "reward", "pass@1", "entropy", "completions/mean_length",
     "kl", "rewards/accuracies", "rewards/margins", "accuracy", "grad_norm", "learning_rate",
 )  # fmt: skip
-FORWARD, TRAINED = 1.0, 3.0
 
 
 def stage_facts(stage: Seen, all_stages: Sequence[Seen]) -> dict[str, Any]:
@@ -35,11 +34,12 @@ def stage_facts(stage: Seen, all_stages: Sequence[Seen]) -> dict[str, Any]:
         "outside": list(record.get("outside") or {}),
         "tokens": tokens,
         "seconds": record.get("seconds"),
+        "flops": record.get("flops") or None,
         "machine": (record.get("machine") or {}).get("device_name"),
         "started": record.get("started"),
         "measured": dict(_intervals(summary)),
         "changes": [row for row in stage.metrics if "change" in row],
-        **_arithmetic(stage, tokens),
+        "parameters": _parameters(stage),
     }
 
 
@@ -52,38 +52,15 @@ def _intervals(summary: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str
             yield from _intervals(one, f"{lead}{name}: ")
 
 
-def _arithmetic(stage: Seen, tokens: int | None) -> dict[str, Any]:
-    """The parameters and floating-point operations of a stage that trains a model."""
+def _parameters(stage: Seen) -> int | None:
+    """How many weights the model of a stage has."""
     if stage.weights is None:
-        return {"flops": None, "parameters": None}
+        return None
     try:
-        config = load_config(stage.weights)
+        return parameter_count(load_config(stage.weights))
     except TriviumError:
         # A stage of a kind added from outside may leave a folder of another form.
-        return {"flops": None, "parameters": None}
-    settings = stage.record.get("settings") or {}
-    context = settings.get("context")
-    length = min(context if isinstance(context, int) else config.context, config.context)
-    per_token = flops_per_token(config, length, training=False)
-    counted = passes(stage.record["kind"], settings)
-    return {
-        "flops": per_token * counted * tokens if tokens is not None else None,
-        "parameters": parameter_count(config),
-    }
-
-
-def passes(kind: str, settings: Mapping[str, Any]) -> float:
-    """How many forward passes a trained token costs: the backward is two, reading by others one each."""
-    # The weights under an adapter get no gradient of their own, which saves a third.
-    trained = TRAINED if settings.get("adapter") is None else TRAINED - FORWARD
-    if kind == "rlvr":
-        return trained + FORWARD / max(settings.get("passes") or 1, 1)
-    if kind == "ppo":
-        # Policy and value head learn; the rollout, the reference and the reward model read each token once.
-        return trained + 3 * FORWARD
-    if kind == "preference":
-        return trained + FORWARD
-    return trained
+        return None
 
 
 def curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

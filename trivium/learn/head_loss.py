@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trivium.model.arithmetic import note_product
+
 CACHE_BYTES = 4 * 2**20
 """Measured: chunks of 4 to 16 MiB of logits are the fastest on a processor, smaller ones are not."""
 DEVICE_BYTES = 256 * 2**20
@@ -115,6 +117,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         else:
             kept, kept_targets, kept_weights = hidden, targets, weights
         kept_weights = kept_weights.to(working)
+        note_product(len(kept), head, 1 + wants_hidden + wants_head)
         head_gradient = torch.empty(head.shape, dtype=working, device=head.device) if wants_head else None
         hidden_gradient = torch.empty_like(kept) if wants_hidden else None
         if head_gradient is not None and not len(kept):
@@ -223,6 +226,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
         head = head_weight.to(hidden.dtype)
         learned = _learned(targets, None)
         kept, kept_targets = (hidden, targets) if learned is None else (hidden[learned], targets[learned])
+        note_product(len(kept), head)
         chosen = torch.empty(len(kept), dtype=working, device=hidden.device)
         entropies = torch.zeros(len(kept), dtype=working, device=hidden.device)
         normalisers = torch.empty(len(kept), dtype=working, device=hidden.device)
@@ -257,6 +261,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
             kept, kept_targets = hidden[learned], targets[learned]
             chosen_gradient, entropy_gradient = chosen_gradient[learned], entropy_gradient[learned]
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        note_product(len(kept), head, 1 + wants_hidden + wants_head)
         hidden_gradient = torch.empty_like(kept) if wants_hidden else None
         head_gradient = torch.zeros(head.shape, dtype=working, device=head.device) if wants_head else None
         buffer = torch.empty(min(ctx.rows, len(kept)), head.shape[0], dtype=working, device=hidden.device)

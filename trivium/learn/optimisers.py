@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trivium.model.arithmetic import note_products
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic (2024): it drives all singular values towards 1 in five steps, roughly and fast."""
 NEWTON_SCHULZ_STEPS = 5
@@ -48,8 +50,10 @@ def orthogonalised(updates: Tensor) -> Tensor:
     tall = updates.shape[-2] > updates.shape[-1]
     x = updates.mT if tall else updates
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    note_products(x, x.mT, 2 * NEWTON_SCHULZ_STEPS)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
+        note_products(gram, gram)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x

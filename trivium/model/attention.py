@@ -27,6 +27,11 @@ class Context(Protocol):
     Only dynamic and long rope read it. A cache gives the length it has reserved, so that the
     angles of keys that are already stored stay those of the keys to come."""
 
+    @property
+    def pairs(self) -> int:
+        """How many scores each head computes: queries times keys, with what is masked."""
+        ...
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,
         *, scale: float, window: int | None, soft_cap: float | None,
@@ -142,6 +147,13 @@ class Documents:
         self.groups = tuple(groups)
         self.gather = torch.cat(gathers).to(self.device)
         self.inverse = inverse.to(self.device)
+
+    @property
+    def pairs(self) -> int:
+        """The squares of the documents, where they are padded of the padded ones."""
+        if self.borders is not None:
+            return sum(length**2 for length in self.lengths)
+        return sum(group.count * group.length**2 for group in self.groups)
 
     def mask(self, length: int, window: int | None) -> Tensor:
         """The causal mask of one group, shared by all layers."""

@@ -82,6 +82,13 @@ class Branches:
             )
         self.inverse = inverse.to(self.device)
 
+    @property
+    def pairs(self) -> int:
+        """Every answer's length times what it may see."""
+        if self.alone is not None:
+            return self.alone.pairs
+        return sum(count * length * keys for count, length, keys, *_ in self.groups)
+
     @torch.compiler.disable
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from trivium.model.arithmetic import layer_matrices
 from trivium.model.config import ModelConfig
 from trivium.model.transformer import Transformer
 
@@ -16,17 +17,8 @@ def parameter_count(config: ModelConfig) -> int:
 
 def active_matrix_parameters(config: ModelConfig) -> int:
     """The weights one token is multiplied by: all matrices but the embedding, of experts those picked."""
-    queries, keys = config.heads * config.head_width, config.key_value_heads * config.head_width
-    total = config.vocabulary * config.width
-    per_inner = (3 if config.gated else 2) * config.width
-    for layer in range(config.layers):
-        total += config.width * (2 * queries + 2 * keys)
-        if config.experts is not None and config.is_mixture(layer):
-            total += config.width * config.experts.count
-            total += per_inner * config.experts.inner_width * config.experts.per_token
-        else:
-            total += per_inner * config.inner_width
-    return total
+    layers = sum(layer_matrices(config, layer) for layer in range(config.layers))
+    return config.vocabulary * config.width + layers
 
 
 def visible_keys(length: int, window: int | None, causal: bool) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.attention import Context
 from trivium.model.config import ModelConfig
 from trivium.model.experts import Mixture, Routing
@@ -124,6 +125,7 @@ class Transformer(nn.Module):
         A `routing` is filled with what the routers of a mixture of experts did. With `wanted`, only states
         at these places come back, and the last layer computes no others."""
         stream = self.embed(tokens) if embeddings is None else embeddings
+        note_pass(self, len(stream), context, None if wanted is None else len(wanted))
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(context.positions)
         angles = local_angles = None
@@ -142,6 +144,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary in float32."""
+        note_product(hidden.numel() // hidden.shape[-1], self.head_weight, _passes(hidden, self.head_weight))
         scores = torch.nn.functional.linear(hidden, self.head_weight).float()
         cap = self.config.final_soft_cap
         return scores if cap is None else cap * torch.tanh(scores / cap)
@@ -165,3 +168,8 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the weights are stored in."""
         return self.embedding.weight.dtype
+
+
+def _passes(*factors: Tensor) -> int:
+    """How many products a product of two becomes: itself, and one for the gradient of each."""
+    return 1 + sum(one.requires_grad for one in factors) * torch.is_grad_enabled()

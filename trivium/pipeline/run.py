@@ -16,6 +16,7 @@ from trivium.kit.numbers import short
 from trivium.kit.progress import Progress, duration
 from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.experiments import conclude
+from trivium.model.arithmetic import counted
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
 from trivium.pipeline.report import report
@@ -116,7 +117,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
     before = entry.record
     record = _record(going, node)
     record["started"] = before.get("started", record["started"])
-    record["seconds"] = before.get("seconds", 0.0)
+    record["seconds"], record["flops"] = before.get("seconds", 0.0), before.get("flops", 0.0)
     entry.note(record)
     going.store.link(going.recipe.name, node.name, entry)
     progress.say(f"{node.name}: {'going on where it was cut off' if before else node.stage.kind}")
@@ -125,12 +126,15 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
         processes.broadcast("work")
     start = time.monotonic()
     tracked = Tracked(going.recipe.name, entry.folder.name, going.store.runs, record["settings"])
-    try:
-        with tracking(work.log, going.recipe.track, tracked, progress.say) as work.log:
-            record["summary"] = node.stage.run(work)
-    finally:
-        record["seconds"] = round(record["seconds"] + time.monotonic() - start, 3)
-        entry.note(record)
+    with counted() as tally:
+        try:
+            with tracking(work.log, going.recipe.track, tracked, progress.say) as work.log:
+                record["summary"] = node.stage.run(work)
+        finally:
+            record["seconds"] = round(record["seconds"] + time.monotonic() - start, 3)
+            # Processes share the work evenly; what was computed and then cut off was computed all the same.
+            record["flops"] += tally.operations * (processes.world().size if node.stage.parallel else 1)
+            entry.note(record)
     entry.complete()
     if node.stage.parallel:
         processes.barrier()

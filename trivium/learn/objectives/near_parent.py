@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from trivium.data.rows import Batch
 from trivium.learn.head_loss import chunk_rows
 from trivium.learn.objective import Loss
+from trivium.model.arithmetic import note_product
 from trivium.model.attention import Documents
 from trivium.model.lora import adapted_layers, selected
 from trivium.model.transformer import Transformer
@@ -138,6 +139,8 @@ def divergence(
         theirs = torch.log_softmax(_capped(y, parent_head, soft_cap), -1)
         return ((theirs.exp() * (theirs - ours)).sum(-1) * weight).sum()
 
+    # Ours is computed twice and differentiated, the parent's computed twice.
+    note_product(len(hidden), head, 6)
     rows = chunk or chunk_rows(head.shape[0], hidden.device)
     total = hidden.sum() * 0.0
     for start in range(0, len(hidden), rows):
