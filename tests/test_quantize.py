@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from small import SmallFeed, small_model, small_trainer
 
 from trivium.data.rows import collate
 from trivium.kit.errors import TriviumError
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.attention import Documents
+from trivium.model.config import ExpertsConfig
 from trivium.model.folder import load_model, save_model
 from trivium.model.lora import AdapterSettings, add_adapter, bake
 from trivium.model.quantize import prepare_for, quantise, quantised_as
 
 pytest.importorskip("torchao")
+pytest.importorskip("compressed_tensors")
 TOKENS = torch.arange(1, 13)
 SCHEMES = ["int8", "int4", "int8-dynamic"]
 
@@ -50,7 +53,8 @@ def test_saved_and_loaded_again(tmp_path: Path, scheme: str, dtype: torch.dtype)
     assert torch.equal(logits(again), after)
     values = sum(one.numel() for one in model.parameters() if hasattr(one, "tensor_data_names"))
     # Beside the values: a scale for 32 of them, and the names.
-    size = (tmp_path / "few" / "quantised.safetensors").stat().st_size
+    rounded = (tmp_path / "few" / "model.safetensors").stat().st_size
+    size = rounded - sum(one.nbytes for one in model.parameters() if not hasattr(one, "tensor_data_names"))
     assert size < values * (0.5 + 4 / 32 if scheme == "int4" else 1 + 4 / 32) + 8192
 
 
@@ -84,6 +88,56 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(TriviumError, match="gptq"):
         load_model(tmp_path)
+    # What was written beside the weights until this layout came.
+    config["quantization_config"] = {"quant_method": "trivium", "scheme": "int8", "group": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TriviumError, match="quantise its parent again"):
+        load_model(tmp_path)
+
+
+QWEN2 = {"family": "qwen2", "query_key_norm": "none", "query_key_value_bias": True, "tied": True}
+EXPERTS = {"family": "qwen3_moe", "experts": ExpertsConfig(count=4, per_token=2, inner_width=32)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", [{}, QWEN2, EXPERTS], ids=["qwen3", "qwen2", "experts"])
+def test_transformers_computes_the_same_with_what_was_written(tmp_path: Path, scheme: str, shape) -> None:
+    exact = model_of(**shape)
+    model = model_of(**shape)
+    quantise(model, scheme)
+    save_model(model, tmp_path)
+    if shape is EXPERTS and scheme == "int8-dynamic":
+        with pytest.raises(RuntimeError, match="conversion"):
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        return
+    for whole in (False, True):
+        config = transformers.CompressedTensorsConfig(dequantize=whole)
+        theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=config, output_loading_info=True
+        )
+        assert not any(report.values()), report
+        with torch.no_grad():
+            found = torch.cat([theirs(part[None]).logits[0] for part in TOKENS.split([5, 7])])
+        ours = logits(model)
+        if scheme == "int8-dynamic":
+            # They round activations by a slightly different scale.
+            assert (found - ours).norm() < 2 * (logits(exact) - ours).norm()
+        else:
+            assert torch.allclose(found, ours, atol=2e-5)
+    held = theirs.model.layers[1].self_attn.k_proj.weight
+    assert torch.equal(held, model.layers[1].attention.key.weight.dequantize())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_transformers_refuses_a_rounded_gpt2(tmp_path: Path, scheme: str) -> None:
+    config = transformers.GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "float")
+    model = load_model(tmp_path / "float", dtype=torch.float32)
+    quantise(model, scheme)
+    save_model(model, tmp_path / "few")
+    assert torch.equal(logits(load_model(tmp_path / "few")), logits(model))
+    with pytest.raises(ValueError, match="opened by Trivium alone"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "few")
 
 
 def test_an_adapter_learns_on_four_bits(tmp_path: Path) -> None:

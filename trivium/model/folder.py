@@ -20,7 +20,17 @@ from trivium.model.families import read_config, write_config
 from trivium.model.initialise import build
 from trivium.model.lora import bake
 from trivium.model.quantize import KEY as QUANTISED
-from trivium.model.quantize import load_quantised, quantised_as, record, save_quantised, scheme_of
+from trivium.model.quantize import (
+    bytes_in_file,
+    fill_matrix,
+    is_quantised,
+    matrix_tensors,
+    quantise,
+    quantised_as,
+    record,
+    scheme_of,
+    stored_names,
+)
 from trivium.model.transformer import Transformer
 from trivium.model.weights import Stored, matrices, stored_tensors
 
@@ -116,16 +126,15 @@ def load_model(
     folder = Path(folder)
     config = load_config(folder)
     if not list(folder.glob("*.safetensors")) and (folder / "adapter" / ADAPTER).is_file():
-        return _on_its_base(folder / "adapter", dtype, device)
+        return _on_its_base(folder / "adapter", config, dtype, device)
     scheme = scheme_of(_read_content(folder / "config.json"), str(folder / "config.json"))
     weights = StoredWeights(folder)
-    elsewhere = {stored.name for stored in matrices(config)} if scheme else set()
-    layout = [
-        (stored, weights.find(stored.name))
-        for stored in stored_tensors(config)
-        if stored.name not in elsewhere
-    ]
-    refuse_unexpected(config, weights, {name for _, name in layout})
+    held: dict[Stored, list[str]] = {}
+    if scheme is not None:
+        for stored in matrices(config):
+            held[stored] = [weights.find(name) for name in stored_names(stored.name, scheme)]
+    layout = [(stored, weights.find(stored.name)) for stored in stored_tensors(config) if stored not in held]
+    refuse_unexpected(config, weights, {name for _, name in layout}.union(*held.values()))
     stored_dtype = weights.tensor(layout[0][1]).dtype
     if not stored_dtype.is_floating_point or stored_dtype.itemsize < 2:
         raise TriviumError(f"{folder}: weights of type {stored_dtype} are not read; use unquantised ones.")
@@ -135,15 +144,22 @@ def load_model(
         for stored, name in layout:
             fill(stored, weights.tensor(name), parameters, weights.files[name])
     if scheme is not None:
-        load_quantised(model, folder, scheme)
-        for stored in matrices(config):
-            for part in stored.parts:
-                del parameters[part]
+        rounded = {part: parameters.pop(part) for stored in held for part in stored.parts}
+        with torch.no_grad():
+            for weight in rounded.values():
+                weight.zero_()
+        quantise(model, scheme)
+        for stored, names in held.items():
+            parts = [model.get_parameter(part) for part in stored.parts]
+            tensors = [weights.tensor(name) for name in names]
+            fill_matrix(parts, tensors, scheme, f"{folder}: {stored.name}")
     assert not parameters, f"not in any family's files: {sorted(parameters)}"
     return model
 
 
-def _on_its_base(folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> Transformer:
+def _on_its_base(
+    folder: Path, config: ModelConfig, dtype: torch.dtype | None, device: str | torch.device
+) -> Transformer:
     """The model of a folder that holds an adapter alone: its base with the adapter in the weights."""
     base = Path(read_json(folder / ADAPTER)["base_model_name_or_path"])
     if not base.is_dir():
@@ -151,7 +167,11 @@ def _on_its_base(folder: Path, dtype: torch.dtype | None, device: str | torch.de
     model = load_model(base, dtype=dtype, device=device)
     load_adapter(model, folder)
     bake(model)
-    return model
+    # What the training changed besides weights, such as the positions, stands in the folder's own config.
+    with torch.device("meta"):
+        configured = Transformer(config)
+    configured.load_state_dict(model.state_dict(), assign=True)
+    return configured
 
 
 def fill(stored: Stored, tensor: Tensor, parameters: dict[str, Tensor], path: Path) -> None:
@@ -189,6 +209,13 @@ def stored_form(stored: Stored, parameters: Mapping[str, Tensor]) -> Tensor:
     return (joined.T if stored.turned else joined).contiguous()
 
 
+def stored_forms(stored: Stored, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All that a file holds for these weights: one tensor, or those of a rounded matrix."""
+    if is_quantised(parameters[stored.parts[0]]):
+        return matrix_tensors(stored.name, [parameters[part] for part in stored.parts])
+    return {stored.name: stored_form(stored, parameters)}
+
+
 def save_model(
     model: Transformer,
     folder: Path | str,
@@ -207,15 +234,11 @@ def save_model(
     parameters = dict(model.named_parameters())
     scheme = quantised_as(model)
     if scheme is not None and weights:
-        content[QUANTISED] = record(scheme)
-        save_quantised(model, folder)
-    elsewhere = {stored.name for stored in matrices(model.config)} if scheme else set()
+        content[QUANTISED] = record(scheme, model.config.family)
     shards: list[list[Stored]] = [[]]
     filled = total = 0
     for stored in stored_tensors(model.config) if weights else ():
-        if stored.name in elsewhere:
-            continue
-        size = sum(parameters[part].nbytes for part in stored.parts)
+        size = sum(bytes_in_file(parameters[part]) for part in stored.parts)
         if filled and filled + size > shard_bytes:
             shards.append([])
             filled = 0
@@ -224,7 +247,9 @@ def save_model(
     count, weight_map = len(shards), {}
     for number, shard in enumerate(shards if weights else [], 1):
         name = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        tensors = {stored.name: stored_form(stored, parameters) for stored in shard}
+        tensors = {
+            name: tensor for stored in shard for name, tensor in stored_forms(stored, parameters).items()
+        }
         checksum = tensors_checksum((key, tensors[key]) for key in sorted(tensors))
         save_tensors(folder / name, tensors, {"format": "pt", CHECKSUM: checksum})
         weight_map.update(dict.fromkeys(tensors, name))

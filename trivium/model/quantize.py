@@ -4,28 +4,28 @@
 - `int4`: each group of 32 weights shares a scale.
 - `int8-dynamic`: like `int8`, and activations are rounded to 8 bits too, so that products are of integers.
 
-In a file two values of `int4` share a byte; in memory each has one: torch's kernel for packed ones is slower.
+In a file, which is in the layout of compressed-tensors, two values of `int4` share a byte; in memory each has
+one: torch's kernel for packed ones is slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors, save_tensors
 from trivium.model.lora import adaptable
 from trivium.model.transformer import Transformer
 
 Scheme = Literal["int8", "int4", "int8-dynamic"]
 GROUP = 32
-FILE = "quantised.safetensors"
+BITS = {"int8": 8, "int4": 4, "int8-dynamic": 8}
 KEY = "quantization_config"
-METHOD = "trivium"
+METHOD = "compressed-tensors"
 
 
 def _torchao() -> Any:
@@ -75,8 +75,10 @@ def rounds_rows(weight: Tensor) -> bool:
 def quantised_as(model: Transformer) -> Scheme | None:
     """The scheme a model's matrices are held in, if any."""
     weight: Any = next(iter(adaptable(model).values())).weight
-    if not is_quantised(weight):
-        return None
+    return _scheme_of_weight(weight) if is_quantised(weight) else None
+
+
+def _scheme_of_weight(weight: Any) -> Scheme:
     if type(weight).__name__ == "IntxUnpackedToInt8Tensor":
         return "int4"
     return "int8-dynamic" if rounds_rows(weight) else "int8"
@@ -113,29 +115,62 @@ def is_prepared(model: Transformer) -> bool:
     return any(hasattr(layer, "weight_fake_quantizer") for layer in adaptable(model).values())
 
 
-def packed(model: Transformer) -> dict[str, Tensor]:
-    """The rounded matrices in plain tensors: two values of 4 bits lie in one byte."""
-    found: dict[str, Tensor] = {}
-    for name, layer in adaptable(model).items():
-        weight: Any = layer.weight
-        assert is_quantised(weight), f"{name} is not quantised"
-        values = weight.qdata
-        if quantised_as(model) == "int4":
-            low, high = (values[:, start::2].to(torch.uint8) & 15 for start in (0, 1))
-            values = low | (high << 4)
-        found[f"{name}.values"], found[f"{name}.scale"] = values.cpu(), weight.scale.cpu()
-    return found
+def matrix_tensors(name: str, weights: Sequence[Any]) -> dict[str, Tensor]:
+    """What a file holds of a rounded matrix, whose rows may lie in several weights."""
+    assert all(is_quantised(weight) for weight in weights), f"{name} is not quantised"
+    values = torch.cat([weight.qdata.cpu() for weight in weights])
+    scales = torch.cat([weight.scale.cpu().view(len(weight.qdata), -1) for weight in weights])
+    scheme = _scheme_of_weight(weights[0])
+    found = {f"{name}_scale": scales}
+    if scheme == "int8-dynamic":
+        return found | {name: values}
+    shape = torch.tensor(values.shape)
+    return found | {f"{name}_packed": packed(values, BITS[scheme]), f"{name}_shape": shape}
 
 
-def unpacked(values: Tensor) -> Tensor:
-    """The values of 4 bits out of their bytes."""
-    pairs = torch.stack((values & 15, values >> 4), -1).flatten(-2).to(torch.int8)
-    return torch.where(pairs > 7, pairs - 16, pairs)
+def packed(values: Tensor, bits: int) -> Tensor:
+    """Rows of signed values, as many of them in an int32 as it has room for, the first in its lowest bits."""
+    room = 32 // bits
+    raised = F.pad(values.to(torch.int64) + 2 ** (bits - 1), (0, -values.shape[1] % room))
+    shifts = torch.arange(0, 32, bits)
+    return (raised.unflatten(1, (-1, room)) << shifts).sum(-1).to(torch.int32)
 
 
-def record(scheme: Scheme) -> dict[str, Any]:
-    """What config.json says about a scheme."""
-    return {"quant_method": METHOD, "scheme": scheme, "group": GROUP if scheme == "int4" else None}
+def unpacked(words: Tensor, bits: int, width: int) -> Tensor:
+    """The signed values out of their int32."""
+    shifts = torch.arange(0, 32, bits)
+    raised = (words.to(torch.int64)[..., None] >> shifts) & (2**bits - 1)
+    return (raised.flatten(1)[:, :width] - 2 ** (bits - 1)).to(torch.int8)
+
+
+def bytes_in_file(weight: Any) -> int:
+    """How much of a file a weight takes, rounded or not."""
+    if not is_quantised(weight):
+        return weight.nbytes
+    return weight.numel() * BITS[_scheme_of_weight(weight)] // 8 + weight.scale.nbytes
+
+
+def record(scheme: Scheme, family: str) -> dict[str, Any]:
+    """What config.json says about a scheme, in the words of compressed-tensors."""
+    if family == "gpt2":
+        # Its layers are no `Linear` elsewhere and would be left at random: nobody may think he can read them.
+        return {
+            "quant_method": METHOD,
+            "config_groups": {scheme: "a rounded GPT-2 is opened by Trivium alone"},
+        }
+    weights: dict[str, Any] = {"num_bits": BITS[scheme], "type": "int", "symmetric": True, "dynamic": False}
+    weights |= {"strategy": "group", "group_size": GROUP} if scheme == "int4" else {"strategy": "channel"}
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
+    if scheme == "int8-dynamic":
+        rows = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        group["input_activations"] = rows
+    return {
+        "quant_method": METHOD,
+        "format": "int-quantized" if scheme == "int8-dynamic" else "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head", r"re:.*\.(mlp|block_sparse_moe)\.gate$"],
+        "config_groups": {"group_0": group},
+    }
 
 
 def scheme_of(content: Mapping[str, Any], where: str) -> Scheme | None:
@@ -143,34 +178,32 @@ def scheme_of(content: Mapping[str, Any], where: str) -> Scheme | None:
     found = content.get(KEY)
     if not found:
         return None
-    if found.get("quant_method") != METHOD or found not in [record(scheme) for scheme in get_args(Scheme)]:
-        raise TriviumError(f"{where}: {KEY} {found} is not read; use unquantised weights.")
-    return found["scheme"]
+    if found.get("quant_method") == "trivium":
+        raise TriviumError(f"{where}: an earlier Trivium rounded this model; quantise its parent again.")
+    for scheme in get_args(Scheme):
+        if found == record(scheme, content.get("model_type", "")):
+            return scheme
+    raise TriviumError(f"{where}: {KEY} {found} is not read; use unquantised weights.")
 
 
-def save_quantised(model: Transformer, folder: Path) -> None:
-    """Write the rounded matrices beside the rest of a model's files."""
-    save_tensors(
-        folder / FILE, {key: value.contiguous() for key, value in packed(model).items()}, {"format": "pt"}
-    )
+def stored_names(name: str, scheme: Scheme) -> list[str]:
+    """The tensors that hold a rounded matrix in a file."""
+    return [name, f"{name}_scale"] if scheme == "int8-dynamic" else [
+        f"{name}_packed", f"{name}_scale", f"{name}_shape",
+    ]  # fmt: skip
 
 
-def load_quantised(model: Transformer, folder: Path, scheme: Scheme) -> None:
-    """Put a folder's rounded matrices into a model whose other weights are there."""
-    if not (folder / FILE).is_file():
-        raise TriviumError(f"{folder / FILE} is missing, though config.json says {scheme}: restore it.")
-    tensors = load_tensors(folder / FILE)
-    with torch.no_grad():
-        for layer in adaptable(model).values():
-            layer.weight.zero_()
-    quantise(model, scheme)
-    for name, layer in adaptable(model).items():
-        weight: Any = layer.weight
-        values = tensors[f"{name}.values"]
-        values = unpacked(values) if scheme == "int4" else values
-        if values.shape != weight.qdata.shape:
-            raise TriviumError(
-                f"{folder / FILE}: {name} has the shape {tuple(values.shape)}; fetch it again."
-            )
-        weight.qdata.copy_(values)
-        weight.scale.copy_(tensors[f"{name}.scale"])
+def fill_matrix(weights: Sequence[Any], tensors: Sequence[Tensor], scheme: Scheme, where: str) -> None:
+    """Put a file's rounded matrix, in the order of `stored_names`, into the weights that share its rows."""
+    values, scales = tensors[:2]
+    rows, width = sum(len(weight.qdata) for weight in weights), weights[0].qdata.shape[1]
+    if scheme != "int8-dynamic":
+        shape = tuple(tensors[2].tolist())
+        if shape == (rows, width) and values.shape == (rows, -(-width * BITS[scheme] // 32)):
+            values = unpacked(values, BITS[scheme], width)
+    if values.shape != (rows, width) or scales.numel() != sum(weight.scale.numel() for weight in weights):
+        raise TriviumError(f"{where} does not have the shape config.json asks for: fetch it again.")
+    lengths = [len(weight.qdata) for weight in weights]
+    for weight, own, scale in zip(weights, values.split(lengths), scales.split(lengths), strict=True):
+        weight.qdata.copy_(own)
+        weight.scale.copy_(scale.view_as(weight.scale))

@@ -20,7 +20,7 @@ from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.lora import adaptable
-from trivium.model.quantize import FILE, Scheme, quantise
+from trivium.model.quantize import Scheme, bytes_in_file, quantise
 from trivium.model.transformer import Transformer
 from trivium.stages.mixtures import Mixture, mixture_references, unseen_rows
 from trivium.stages.stage import Product, Reference, Stage, Work
@@ -31,7 +31,7 @@ class Quantize(Stage):
     """Round a model's matrices and measure it before and after."""
 
     kind: Literal["quantize"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[Product] = "model"
 
     start: str = Field(alias="from")
@@ -85,7 +85,7 @@ class Quantize(Stage):
             "accuracy_lost": before["accuracy"] - after["accuracy"],
             "bits_per_byte_lost": after["bits_per_byte"] - before["bits_per_byte"],
             "matrices_bytes_before": size,
-            "matrices_bytes_after": (written / FILE).stat().st_size,
+            "matrices_bytes_after": stored_bytes(model),
         }
 
 
@@ -105,5 +105,5 @@ def measured(model: Transformer, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def stored_bytes(model: Transformer) -> int:
-    """The size of the matrices that are rounded, as they are stored now."""
-    return sum(layer.weight.nbytes for layer in adaptable(model).values())
+    """How much of a file the matrices that are rounded take, before or after."""
+    return sum(bytes_in_file(layer.weight) for layer in adaptable(model).values())
