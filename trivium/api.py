@@ -71,7 +71,7 @@ class Model:
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
-            return self.tokenizer.encode_chat(prompt, add_generation_prompt=True).ids
+            return self.tokenizer.encode_prompt(prompt)
         begin = self.tokenizer.beginning_id
         ids = [*([] if begin is None else [begin]), *self.tokenizer.encode(prompt)]
         # A document starts after the end of another: that is what "write something" looks like.

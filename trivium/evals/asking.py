@@ -115,9 +115,7 @@ class Subject:
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """A conversation up to where the assistant answers."""
-        return self.tokenizer.encode_chat(
-            [dict(message) for message in messages], add_generation_prompt=True
-        ).ids
+        return self.tokenizer.encode_prompt([dict(message) for message in messages])
 
     def prompt_ids(self, item: Item, style: Style) -> list[int]:
         """What the model reads before it answers."""

@@ -125,7 +125,7 @@ def _encoded(
             f"{stage}: the problems are conversations and the model has no chat template; fine-tune it "
             'first, or say how to ask in plain text, as in `wording: "Question: {prompt}\\nAnswer:"`.'
         )
-    return tokenizer.encode_chat(asked, tools=tools, add_generation_prompt=True).ids
+    return tokenizer.encode_prompt(asked, tools=tools)
 
 
 class Curriculum:

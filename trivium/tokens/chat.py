@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.tokens.control import CLOSE, OPEN
+from trivium.tokens.control import CLOSE, OPEN, Disguise
 from trivium.tokens.template import REFUSALS
 
 Message = dict[str, Any]
@@ -32,6 +32,30 @@ class Span:
     start: int
     end: int
     stopped: bool
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation as its template wrote it, and what is needed to look at it more closely."""
+
+    text: str
+    messages: list[Message]
+    render: Renderer
+    disguise: Disguise
+
+    @property
+    def header(self) -> str:
+        """What the template writes to prompt the assistant's first turn; empty if it cannot be told."""
+        turns = (index for index, one in enumerate(self.messages) if one["role"] == "assistant")
+        return header_of(self.messages[: next(turns, 0)], self.render)
+
+
+def borders_behind(header: str, text: str) -> list[Span]:
+    """Empty turns where the assistant begins, at which the text is cut as where a model goes on by itself."""
+    if not header.strip():
+        return []
+    ends = (match.end() for match in re.finditer(re.escape(header), text))
+    return [Span(end, end, False) for end in ends if end < len(text)]
 
 
 class SpanFinder:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jinja2
@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from trivium.kit.errors import TriviumError
 from trivium.tokens.control import CLOSE, OPEN
+from trivium.tokens.roles import NAMED
 
 # What a template may end with when it is given a conversation it was not written for.
 REFUSALS = (
@@ -67,8 +68,8 @@ def _to_json(
     )
 
 
-@lru_cache(maxsize=64)
-def _compiled(source: str) -> jinja2.Template:
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -76,8 +77,13 @@ def _compiled(source: str) -> jinja2.Template:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.globals["namespace"] = _Namespace
+    return environment
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> jinja2.Template:
     try:
-        return environment.from_string(source)
+        return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise TriviumError(
             f"The chat template is not valid jinja, line {error.lineno}: {error.message}; mend the template."
@@ -99,6 +105,18 @@ def plain_data(value: Any) -> Any:
     raise TriviumError(
         f"A message holds a {type(value).__name__}, which is not text, a number, a list or an object."
     )
+
+
+def own_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The further variables a person gives to a template, none of which takes the place of its own."""
+    taken = {"messages", "tools", "add_generation_prompt", *NAMED, *_environment().globals}
+    for name in arguments or {}:
+        if not isinstance(name, str) or name in taken:
+            raise TriviumError(
+                f"The template argument {name!r} is not yours to set: the chat template gets it from the "
+                "conversation or the tokenizer; leave it out."
+            )
+    return plain_data(dict(arguments or {}))
 
 
 def normal_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,15 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_json, write_text
 from trivium.kit.fingerprint import fingerprint
 from trivium.tokens import roles, template
-from trivium.tokens.chat import ChatTokens, Message, Span, SpanFinder, header_of, stop_after_turn
+from trivium.tokens.chat import (
+    ChatTokens,
+    Message,
+    Span,
+    SpanFinder,
+    Written,
+    borders_behind,
+    stop_after_turn,
+)
 from trivium.tokens.control import CLOSE, OPEN, ControlStrings, Disguise, alias, without_control
 from trivium.tokens.lengths import byte_lengths
 
@@ -256,7 +264,7 @@ class Tokenizer:
         template_arguments: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as its template writes it, for people to look at."""
-        normal, arguments = template.normal_messages(messages), dict(template_arguments or {})
+        normal, arguments = template.normal_messages(messages), template.own_arguments(template_arguments)
         try:
             rendered = self._render(normal, template.plain_data(tools), add_generation_prompt, arguments)
         except template.REFUSALS as error:
@@ -272,26 +280,54 @@ class Tokenizer:
         template_arguments: Mapping[str, Any] | None = None,
     ) -> ChatTokens:
         """A conversation to ids, and which of them are the assistant's with the token that ends its turn."""
-        normal, arguments = template.normal_messages(messages), dict(template_arguments or {})
-        disguise = Disguise(self._control_strings, [normal, tools])
-        hidden, hidden_tools = disguise.hide(normal), disguise.hide(template.plain_data(tools))
+        written = self._written(messages, tools, add_generation_prompt, template_arguments)
+        if OPEN in written.text:
+            text, spans = self._marked(written)
+        elif re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self._template(tools)):
+            text, spans = written.text, []
+        else:
+            text = written.text
+            spans = self._finder().unmarked(text, written.messages, written.render)
+        return self._assembled(text, spans, written.disguise)
 
-        def render(some: Sequence[Message], prompt: bool) -> str:
-            return self._render(some, hidden_tools, prompt, arguments)
+    def encode_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The ids of `encode_chat` for those who answer: a few renderings however long the conversation."""
+        written = self._written(messages, tools, add_generation_prompt, template_arguments)
+        if OPEN in written.text:
+            text, spans = self._marked(written)
+        else:
+            text, spans = written.text, borders_behind(written.header, written.text)
+        return self._assembled(text, spans, written.disguise).ids
+
+    def _written(
+        self, messages: Any, tools: Any, prompt: bool, template_arguments: Mapping[str, Any] | None
+    ) -> Written:
+        """What the template writes, with everything that came from outside in disguise (law L5)."""
+        normal, arguments = template.normal_messages(messages), template.own_arguments(template_arguments)
+        plain_tools = template.plain_data(tools)
+        disguise = Disguise(self._control_strings, [normal, plain_tools, arguments])
+        hidden, hidden_tools, values = (disguise.hide(one) for one in (normal, plain_tools, arguments))
+
+        def render(some: Sequence[Message], asking: bool) -> str:
+            return self._render(some, hidden_tools, asking, values)
 
         try:
-            rendered = render(hidden, add_generation_prompt)
+            return Written(render(hidden, prompt), hidden, render, disguise)
         except template.REFUSALS as error:
             raise TriviumError(f"The chat template refuses the conversation: {error}.") from error
-        finder = SpanFinder(self._control_strings.pattern, self._stops())
-        if OPEN in rendered:
-            first = next((i for i, one in enumerate(hidden) if one["role"] == "assistant"), 0)
-            rendered, spans = finder.marked(rendered, header_of(hidden[:first], render))
-        elif re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self._template(tools)):
-            spans = []
-        else:
-            spans = finder.unmarked(rendered, hidden, render)
-        return self._assembled(rendered, spans, disguise)
+
+    def _finder(self) -> SpanFinder:
+        return SpanFinder(self._control_strings.pattern, self._stops())
+
+    def _marked(self, written: Written) -> tuple[str, list[Span]]:
+        return self._finder().marked(written.text, written.header)
 
     def _stops(self) -> frozenset[str]:
         names = {name for name in roles.ENDS_TURN if name in self._control}
