@@ -11,6 +11,7 @@ import click
 
 from trivium import __version__
 from trivium.kit.errors import TriviumError
+from trivium.serve.command import chat, serve
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _recipe = click.argument("recipe")
@@ -174,56 +175,8 @@ def doctor(runs: str) -> None:
         click.echo(f"{name:<18}{value}")
 
 
-@cli.command()
-@click.argument("model")
-@click.option("--compare", multiple=True, metavar="MODEL", help="Answer with this model, too.")
-@click.option("--system", help="What the model is told before the conversation.")
-@click.option("--temperature", default=0.8, show_default=True)
-@click.option("--top-p", default=1.0, show_default=True)
-@click.option("--max-new-tokens", type=int, help="How long an answer may be.")
-@click.option("--seed", type=int, help="The same seed gives the same answers.")
-def chat(
-    model: str,
-    compare: tuple[str, ...],
-    system: str | None,
-    temperature: float,
-    top_p: float,
-    max_new_tokens: int | None,
-    seed: int | None,
-) -> None:
-    """Talk with a model: a stage's folder, a Hugging Face folder, or an id on the hub."""
-    from trivium.serve.chat import chat
-
-    chat(
-        model,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        system=system,
-        compare=compare,
-    )
-
-
-@cli.command()
-@click.argument("models", nargs=-1, required=True)
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8000, show_default=True)
-@click.option("--api-key", help="What clients must send; else TRIVIUM_API_KEY, else nothing.")
-@click.option("--allow-origin", multiple=True, metavar="URL", help="A web page that may ask.")
-@click.option("--max-rows", default=32, show_default=True, help="Answers written at the same time.")
-def serve(
-    models: tuple[str, ...],
-    host: str,
-    port: int,
-    api_key: str | None,
-    allow_origin: tuple[str, ...],
-    max_rows: int,
-) -> None:
-    """Serve models over OpenAI's protocol, with a web page to talk to them; NAME=FOLDER names one."""
-    from trivium.serve.server import serve
-
-    serve(models, host=host, port=port, api_key=api_key, allow_origins=allow_origin, max_rows=max_rows)
+cli.add_command(chat)
+cli.add_command(serve)
 
 
 @cli.command("eval")

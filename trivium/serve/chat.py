@@ -172,7 +172,13 @@ def chat(
     model: str,
     *,
     temperature: float = 0.8,
+    top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     max_new_tokens: int | None = None,
     seed: int | None = None,
     system: str | None = None,
@@ -187,7 +193,18 @@ def chat(
     speakers = [Speaker(name, opener(name)) for name in (model, *compare)]
     shortest = min(speaker.engine.model.config.context for speaker in speakers)
     length = max_new_tokens or max(1, min(512, shortest // 2))
-    sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=length, seed=seed)
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        max_new_tokens=length,
+        seed=seed,
+    )
     conversation = Conversation(speakers, sampling, system=system, opener=opener)
     person = sys.stdin.isatty()
     if person:

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+
+
+def _limit(default: Any, told: str, least: int = 1) -> Any:
+    return field(default=default, metadata={"told": told, "least": least})
 
 
 @dataclass(frozen=True)
 class Limits:
     """The bounds of one server; a request beyond one of them is refused, never truncated."""
 
-    body_bytes: int = 2_000_000
-    prompt_tokens: int | None = None  # None: whatever the model's context holds
-    new_tokens: int = 4096
-    samples: int = 16
-    stop_strings: int = 16
-    stop_characters: int = 256
-    top_logprobs: int = 20
-    embedding_inputs: int = 256
-    queued: int = 64  # samples that may wait beyond those the engine's rows hold
-    request_seconds: float = 600.0
-    body_seconds: float = 30.0
-    drain_seconds: float = 30.0
+    body_bytes: int = _limit(2_000_000, "Bytes of a request.")
+    prompt_tokens: int | None = _limit(None, "Tokens of a prompt; else what the context holds.")
+    new_tokens: int = _limit(4096, "New tokens of an answer.")
+    samples: int = _limit(16, "Answers to one request (n, and several prompts).")
+    stop_strings: int = _limit(16, "Stop strings of a request.", least=0)
+    stop_characters: int = _limit(256, "Characters of a stop string.")
+    top_logprobs: int = _limit(20, "Alternatives told per token.", least=0)
+    embedding_inputs: int = _limit(256, "Texts of one embedding request.")
+    queued: int = _limit(64, "Answers that may wait beyond those being written; more get 429.", least=0)
+    request_seconds: float = _limit(600.0, "Seconds an answer may take.", least=0)
+    body_seconds: float = _limit(30.0, "Seconds a request may take to arrive.", least=0)
+    drain_seconds: float = _limit(30.0, "Seconds running answers get when the server is stopped.", least=0)
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value, least = getattr(self, limit.name), limit.metadata["least"]
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise TriviumError(
+                    f"the limit {limit.name} is {value}; give a number that is at least {least}."
+                )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from trivium.generate.engine import Engine
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
@@ -22,6 +24,7 @@ def open_engine(
     *,
     max_rows: int = 32,
     device: str | None = None,
+    memory_budget: int | None = None,
     adapters: Mapping[str, str | Path] | None = None,
 ) -> Engine:
     """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it."""
@@ -29,11 +32,16 @@ def open_engine(
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     place = device or machine.device()
+    try:
+        torch.zeros(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TriviumError(f"the device {place!r} cannot be used here: {reason}; try cpu.") from None
     loaded = load_model(folder, dtype=machine.compute_dtype(place), device=place)
     for name, beside in (adapters or {}).items():
         lay_beside(loaded, Path(beside), name)
     loaded.requires_grad_(False)
-    return Engine(loaded.eval(), Tokenizer.load(folder), max_rows=max_rows)
+    return Engine(loaded.eval(), Tokenizer.load(folder), max_rows=max_rows, memory_budget=memory_budget)
 
 
 def lay_beside(model: Transformer, folder: Path, name: str) -> None:

@@ -33,6 +33,7 @@ def serve(
     max_rows: int = 32,
     limits: Limits | None = None,
     device: str | None = None,
+    memory_budget: int | None = None,
 ) -> None:
     """Serve models until SIGTERM or Ctrl-C, then let running answers finish."""
     names = short_names(models)
@@ -42,7 +43,9 @@ def serve(
     adapters = with_adapters(names)
     for name, beside in adapters.items():
         print(f"Opening {name} from {names[name]}", flush=True)
-        engines[name] = open_engine(names[name], max_rows=max_rows, device=device, adapters=beside)
+        engines[name] = open_engine(
+            names[name], max_rows=max_rows, device=device, memory_budget=memory_budget, adapters=beside
+        )
     server = build_server(
         engines,
         host=host,

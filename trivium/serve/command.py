@@ -1,0 +1,108 @@
+"""The verbs `chat` and `serve`: their words, in groups, and one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from trivium.serve.limits import Limits
+
+ANSWERS = "How answers are drawn"
+MACHINE = "The machine"
+BOUNDS = "What clients may ask for"
+
+Decorator = Callable[[Any], Any]
+
+
+class Grouped(click.Option):
+    """An option that help shows under a heading of its own."""
+
+    def __init__(self, *names: Any, group: str = "Options", **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.group = group
+
+
+class InGroups(click.Command):
+    """A verb whose help lists its options heading by heading."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those without a heading of their own first."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for one in self.get_params(context):
+            record = one.get_help_record(context) if isinstance(one, click.Option) else None
+            if record is not None:
+                sections.setdefault(getattr(one, "group", "Options"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def option(group: str, name: str, default: Any = None, help: str = "", **settings: Any) -> Decorator:
+    """An option of a group, whose default is shown where there is one."""
+    shown = default is not None
+    return click.option(
+        name, cls=Grouped, group=group, default=default, show_default=shown, help=help, **settings
+    )
+
+
+def limit_options(verb: Any) -> Any:
+    """An option for every field of `Limits`, under the field's name."""
+    for limit in reversed(fields(Limits)):
+        kind = int if limit.default is None else type(limit.default)
+        name = f"--{limit.name.replace('_', '-')}"
+        verb = option(BOUNDS, name, limit.default, limit.metadata["told"], type=kind)(verb)
+    return verb
+
+
+_device = option(MACHINE, "--device", help="Such as cpu or cuda:1; else the best there is.")
+
+
+@click.command(cls=InGroups)
+@click.argument("model")
+@click.option("--compare", multiple=True, metavar="MODEL", help="Answer with this model, too.")
+@click.option("--system", help="What the model is told before the conversation.")
+@option(ANSWERS, "--temperature", 0.8, "0 always takes the likeliest token.")
+@option(ANSWERS, "--top-k", 0, "Keep this many of the likeliest tokens; 0 keeps all.")
+@option(ANSWERS, "--top-p", 1.0, "Keep the likeliest tokens up to this share.")
+@option(ANSWERS, "--min-p", 0.0, "Drop tokens less likely than this share of the best.")
+@option(ANSWERS, "--typical-p", 1.0, "Keep the most typical tokens up to this share.")
+@option(ANSWERS, "--repetition-penalty", 1.0, "Above 1, what was read or said is less likely.")
+@option(ANSWERS, "--presence-penalty", 0.0, "Taken off the score of what was said.")
+@option(ANSWERS, "--frequency-penalty", 0.0, "The same for each time it was said.")
+@option(ANSWERS, "--max-new-tokens", help="How long an answer may be.", type=int)
+@option(ANSWERS, "--seed", help="The same seed gives the same answers.", type=int)
+@_device
+def chat(model: str, **settings: Any) -> None:
+    """Talk with a model: a stage's folder, a Hugging Face folder, or an id on the hub."""
+    from trivium.serve.chat import chat
+
+    chat(model, **settings)
+
+
+@click.command(cls=InGroups)
+@click.argument("models", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True)
+@click.option("--api-key", help="What clients must send; else TRIVIUM_API_KEY, else nothing.")
+@click.option(
+    "--allow-origin", "allow_origins", multiple=True, metavar="URL", help="A web page that may ask."
+)
+@option(MACHINE, "--max-rows", 32, "Answers each model writes at the same time.")
+@_device
+@option(
+    MACHINE,
+    "--cache-mib",
+    help="MiB each model's cache may take; else a share of what is free.",
+    type=click.IntRange(min=1),
+)
+@limit_options
+def serve(models: tuple[str, ...], cache_mib: int | None, **settings: Any) -> None:
+    """Serve models over OpenAI's protocol, with a web page to talk to them; NAME=FOLDER names one."""
+    from trivium.serve.server import serve
+
+    limits = Limits(**{limit.name: settings.pop(limit.name) for limit in fields(Limits)})
+    budget = None if cache_mib is None else cache_mib * 2**20
+    serve(models, memory_budget=budget, limits=limits, **settings)
