@@ -3,7 +3,7 @@
 import pytest
 from generating import tiny_engine, tokenizer
 
-from trivium.generate.context import fit_conversation, summariser
+from trivium.generate.context import Summariser, fit_conversation, transcript
 from trivium.generate.prompting import (
     ReasoningStream,
     ask_to_reason,
@@ -56,13 +56,16 @@ def test_the_system_message_and_the_last_turn_are_never_dropped():
 
 
 def test_slide_keeps_everything_for_the_cache_to_forget():
-    assert fit_conversation(LONG, tokenizer(), 10, overflow="slide").messages == LONG
+    fitted = fit_conversation(LONG, tokenizer(), 10, overflow="slide")
+    assert fitted.messages == LONG
+    assert fitted.slide is not None
+    assert fit_conversation(LONG, tokenizer(), size(LONG), overflow="slide").slide is None
 
 
-def test_old_turns_are_replaced_by_their_summary():
+def test_old_turns_are_replaced_by_their_summary_and_the_system_message_stays_as_it_is():
     asked = []
 
-    def summarise(messages):
+    def summarise(messages, most):
         asked.append(list(messages))
         return "eight questions about bells"
 
@@ -70,26 +73,107 @@ def test_old_turns_are_replaced_by_their_summary():
     fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=summarise)
     assert len(fitted.tokens) <= room
     assert fitted.summary == "eight questions about bells"
-    assert fitted.summary in fitted.messages[0]["content"]
-    assert fitted.messages[0]["content"].startswith("be brief")
-    assert asked[-1] == LONG[1 : 1 + fitted.left_out]
-    assert fitted.messages[1:] == LONG[1 + fitted.left_out :]
+    assert fitted.messages[0] == LONG[0]
+    assert asked == [LONG[1 : 1 + fitted.left_out]]
+    first, *rest = LONG[1 + fitted.left_out :]
+    assert fitted.messages[1]["role"] == "user"
+    assert fitted.messages[1]["content"].endswith(first["content"])
+    assert fitted.summary in fitted.messages[1]["content"]
+    assert fitted.messages[2:] == rest
 
 
-def test_a_summary_that_is_too_long_gives_way():
-    room = size(LONG) - 300
-    fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=lambda _: "x " * 2000)
-    assert fitted.summary is None
+@pytest.mark.parametrize("less", [1, 120, 300, 500])
+def test_a_summary_of_the_full_length_fits_without_asking_twice(less):
+    times = []
+
+    def summarise(messages, most):
+        times.append(most)
+        return tokenizer().decode(tokenizer().encode("the bell rings; " * 60)[:most])
+
+    room = size(LONG) - less
+    fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=summarise)
     assert len(fitted.tokens) <= room
+    assert len(times) == 1
+
+
+def test_a_summary_that_is_too_long_is_refused():
+    room = size(LONG) - 300
+    with pytest.raises(TriviumError, match="choose overflow drop"):
+        fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=lambda *_: "x " * 2000)
+    with pytest.raises(TriviumError, match="no earlier turns"):
+        fit_conversation(LONG[-1:], tokenizer(), 4, overflow="summarise", summarise=lambda *_: "x")
+
+
+def asking(engine, seen=None):
+    def complete(request):
+        if seen is not None:
+            seen.append(request)
+        [[completion]] = engine.generate([request])
+        return completion.text, len(completion.tokens)
+
+    return complete
 
 
 def test_the_model_itself_writes_the_summary():
     engine = tiny_engine(context=1024)
     room = size(LONG) - 250
-    summarise = summariser(engine, most=20)
+    summarise = Summariser(tokenizer(), 1024, asking(engine))
     fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=summarise)
-    assert fitted.summary == summarise(LONG[1 : 1 + fitted.left_out])
-    assert engine.counts["generated_tokens"] > 0
+    assert fitted.summary == summarise(LONG[1 : 1 + fitted.left_out], min(200, room // 4))
+    assert summarise.prompt_tokens == engine.counts["prompt_tokens"] + engine.counts["borrowed_tokens"] + 2
+    assert summarise.completion_tokens == engine.counts["generated_tokens"]
+
+
+def test_what_is_too_long_to_be_read_at_once_is_summarised_in_parts():
+    prompts = []
+
+    def complete(request):
+        prompts.append(tokenizer().decode(request.prompt))
+        assert len(request.prompt) + request.sampling.max_new_tokens <= 300
+        return f"<think>hm</think>part {len(prompts)}", 9
+
+    summarise = Summariser(tokenizer(), 300, complete)
+    assert summarise(LONG[1:], 60) == f"part {len(prompts)}"
+    assert len(prompts) > 2
+    assert [f"part {number - 1}\n" in one for number, one in enumerate(prompts, 1)][1:] == [True] * (
+        len(prompts) - 1
+    )
+    # nothing is left out, nothing is read twice
+    between = lambda one: one.partition("user\n")[2].rpartition("\n\nSumm")[0].rpartition("\n\n")[2]
+    read = "".join(map(between, prompts))
+        one.partition("user\n")[2].rpartition("\n\nSumm")[0].rpartition("\n\n")[2] for one in prompts
+    )
+    assert "".join(read.split()) == "".join(transcript(LONG[1:]).split())
+
+
+def test_what_cannot_be_summarised_is_refused():
+    never = lambda request: pytest.fail("the model was asked")
+    with pytest.raises(TriviumError, match="no room for asking"):
+        Summariser(tokenizer(), 90, never)(LONG[1:], 60)
+    with pytest.raises(TriviumError, match="16 parts"):
+        Summariser(tokenizer(), 300, never)(LONG[1:] * 10, 60)
+    with pytest.raises(TriviumError, match="is empty"):
+        Summariser(tokenizer(), 300, lambda request: ("<think>", 1))(LONG[1:3], 60)
+
+
+def test_worked_examples_are_never_dropped():
+    examples = few_shot([("1+1", "2"), ("2+2", "4")], "")[:-1]
+    whole = [LONG[0], *examples, *LONG[1:]]
+    fitted = fit_conversation(LONG, tokenizer(), size(whole), examples=examples)
+    assert fitted.messages == whole
+    fitted = fit_conversation(LONG, tokenizer(), size(whole) - 400, overflow="drop", examples=examples)
+    assert fitted.messages == [LONG[0], *examples, *LONG[1 + fitted.left_out :]]
+
+
+def test_thinking_is_asked_for_and_opened_within_the_room():
+    opened = fit_conversation(LONG, tokenizer(), 4096, reasoning="open")
+    assert opened.thinking
+    assert tokenizer().decode(opened.tokens).endswith("<think>\n")
+    asked = fit_conversation(LONG, tokenizer(), 4096, reasoning="ask")
+    assert not asked.thinking
+    assert asked.messages == opened.messages == ask_to_reason(LONG, "ask")[0]
+    longer = fit_conversation(LONG, tokenizer(), len(opened.tokens) - 1, reasoning="open", overflow="drop")
+    assert longer.left_out == 2
 
 
 def test_reasoning_is_asked_for_and_separated():

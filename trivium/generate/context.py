@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from trivium.generate.engine import Engine
-from trivium.generate.prompting import Message, with_instruction
-from trivium.generate.requests import Request
+from trivium.generate.prompting import Message, Reasoning, ask_to_reason, opens_thinking, split_reasoning
+from trivium.generate.requests import Request, Slide
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from trivium.tokens.tokenizer import Tokenizer
 
 Overflow = Literal["refuse", "drop", "slide", "summarise"]
-Summarise = Callable[[Sequence[Message]], str]
+Summarise = Callable[[Sequence[Message], int], str]
+Complete = Callable[[Request], tuple[str, int]]
+"""Asks the model: what it wrote, and how many tokens that took."""
 
 REQUEST_TO_SUMMARISE = (
     "Summarise the conversation above in a few sentences: "
     "names, numbers, what was decided, what is still open."
 )
 SUMMARY_HEADING = "Summary of the earlier conversation:"
+LONGEST_SUMMARY = 200
+PARTS = 16  # pieces in which a summary reads a conversation, at most
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,12 @@ class Fitted:
     messages: list[dict[str, Any]]
     tokens: list[int]
     left_out: int = 0
+    """How many messages went, `summary` standing for them where there is one."""
     summary: str | None = None
+    thinking: bool = False
+    """Whether the tokens end inside the model's thoughts."""
+    slide: Slide | None = None
+    """How the engine has to forget, where it is the cache that makes room."""
 
 
 def turns_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
@@ -55,33 +64,48 @@ def fit_conversation(
     *,
     overflow: Overflow = "refuse",
     summarise: Summarise | None = None,
+    reasoning: Reasoning = "off",
+    examples: Sequence[Message] = (),
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Bring a conversation to at most `room` prompt tokens; system messages always stay."""
+    """Bring a conversation to at most `room` prompt tokens; system messages and `examples` always stay."""
+    asked, opening = ask_to_reason(messages, reasoning)
 
     def tokens_of(conversation: Sequence[Message]) -> list[int]:
-        return tokenizer.encode_chat(
-            [dict(message) for message in conversation],
-            tools=tools,
-            add_generation_prompt=True,
-            template_arguments=template_arguments,
-        ).ids
-
-    whole = tokens_of(messages)
-    if len(whole) <= room or overflow == "slide":
-        return Fitted([dict(message) for message in messages], whole)
-    if overflow == "refuse":
-        raise TriviumError(
-            f"the conversation has {len(whole)} tokens and the window leaves room for {room}: "
-            "shorten it, ask for fewer new tokens, or choose overflow drop, slide or summarise."
+        ids = tokenizer.encode_prompt(
+            [dict(message) for message in conversation], tools=tools, template_arguments=template_arguments
         )
-    system, turns = turns_of(messages)
-    if overflow == "summarise":
-        assert summarise is not None, "the policy summarise needs a summariser"
-        return _summarised(system, turns, tokens_of, room, summarise)
-    gone, kept, tokens = _drop(system, turns, tokens_of, room)
-    return Fitted(kept, tokens, left_out=gone)
+        return [*ids, *tokenizer.encode(opening)] if opening and not opens_thinking(ids, tokenizer) else ids
+
+    system, turns = turns_of(asked)
+    system += examples
+    left_out, summary, slide = 0, None, None
+    kept = _flat(system, turns) if examples else asked
+    tokens = tokens_of(kept)
+    if len(tokens) > room:
+        if overflow == "refuse":
+            raise TriviumError(
+                f"the conversation has {len(tokens)} tokens and the window leaves room for {room}: "
+                "shorten it, ask for fewer new tokens, or choose overflow drop, slide or summarise."
+            )
+        if overflow == "slide":
+            slide = Slide()
+        elif overflow == "drop":
+            first, kept, tokens = _drop(system, turns, tokens_of, room)
+            left_out = sum(map(len, turns[:first]))
+        else:
+            assert summarise is not None, "the policy summarise needs a summariser"
+            first, summary = _summary(system, turns, tokens_of, room, summarise)
+            left_out = sum(map(len, turns[:first]))
+            kept = _told(system, turns[first:], summary)
+            tokens = tokens_of(kept)
+            if len(tokens) > room:
+                raise TriviumError(
+                    f"with the summary of its beginning the conversation has {len(tokens)} tokens and the "
+                    f"window leaves room for {room}: choose overflow drop."
+                )
+    return Fitted(kept, tokens, left_out, summary, opens_thinking(tokens, tokenizer), slide)
 
 
 def _drop(
@@ -90,7 +114,7 @@ def _drop(
     tokens_of: Callable[[Sequence[Message]], list[int]],
     room: int,
 ) -> tuple[int, list[dict[str, Any]], list[int]]:
-    """Leave out as few of the oldest turns as will do."""
+    """Leave out as few of the oldest turns as will do; the first that stays, the rest, and its tokens."""
     low, high = 0, len(turns) - 1
     while low < high:
         middle = (low + high) // 2
@@ -103,43 +127,114 @@ def _drop(
             f"the system message and the last turn alone have {len(tokens)} tokens and the window leaves "
             f"room for {room}: shorten the last message."
         )
-    return sum(len(turn) for turn in turns[:low]), kept, tokens
+    return low, kept, tokens
 
 
-def _summarised(
+def _summary(
     system: list[Message],
     turns: list[list[Message]],
     tokens_of: Callable[[Sequence[Message]], list[int]],
     room: int,
     summarise: Summarise,
-) -> Fitted:
-    """Replace the oldest turns by a summary of them, kept in the system message."""
-    gone, _, _ = _drop(system, turns, tokens_of, room)
-    first = next(index for index in range(len(turns)) if sum(map(len, turns[: index + 1])) >= gone) + 1
-    while first < len(turns):
-        old = _flat([], turns[:first])
-        summary = summarise(old).strip()
-        kept = with_instruction(_flat(system, turns[first:]), f"{SUMMARY_HEADING} {summary}")
-        tokens = tokens_of(kept)
-        if len(tokens) <= room:
-            return Fitted(kept, tokens, left_out=len(old), summary=summary)
-        first += 1
-    gone, kept, tokens = _drop(system, turns, tokens_of, room)
-    return Fitted(kept, tokens, left_out=gone)
+) -> tuple[int, str]:
+    """The first turn that stays as it is, and what the model says of those before it."""
+    longest = min(LONGEST_SUMMARY, room // 4)
+    if longest < 1 or len(turns) < 2:
+        raise TriviumError(
+            f"the window leaves room for {room} tokens and there are no earlier turns to summarise: "
+            "shorten the last message."
+        )
+    heading = len(tokens_of(_told(system, turns[-1:], ""))) - len(tokens_of(_flat(system, turns[-1:])))
+    # written again, a text may have a few tokens more than when the model wrote it
+    first, _, _ = _drop(system, turns, tokens_of, room - longest - heading - longest // 8 - 1)
+    return first, summarise(_flat([], turns[:first]), longest)
+
+
+def with_summary(messages: Sequence[Message], summary: str) -> list[dict[str, Any]]:
+    """The conversation with a summary before the words of its first message.
+
+    It is not put into the system message: what a user said must not come back with more authority.
+    """
+    first, *rest = (dict(message) for message in messages)
+    told, content = f"{SUMMARY_HEADING} {summary}\n\n", first.get("content") or ""
+    is_text = isinstance(content, str)
+    first["content"] = f"{told}{content}" if is_text else [{"type": "text", "text": told}, *content]
+    return [first, *rest]
 
 
 def _flat(system: Sequence[Message], turns: Sequence[Sequence[Message]]) -> list[dict[str, Any]]:
     return [dict(message) for message in system] + [dict(message) for turn in turns for message in turn]
 
 
-def summariser(engine: Engine, *, most: int = 200) -> Summarise:
-    """A summariser that asks the model itself, in at most `most` tokens."""
+def _told(
+    system: Sequence[Message], turns: Sequence[Sequence[Message]], summary: str
+) -> list[dict[str, Any]]:
+    return [*_flat(system, []), *with_summary(_flat([], turns), summary)]
 
-    def summarise(messages: Sequence[Message]) -> str:
-        asking = [*messages, {"role": "user", "content": REQUEST_TO_SUMMARISE}]
-        room = engine.window - most
-        fitted = fit_conversation(asking, engine.tokenizer, room, overflow="drop")
-        sampling = Sampling(temperature=0, max_new_tokens=most)
-        return engine.generate([Request(fitted.tokens, sampling)])[0][0].text
 
-    return summarise
+class Summariser:
+    """Asks the model itself for a summary, in as many parts as its window makes necessary."""
+
+    def __init__(self, tokenizer: Tokenizer, window: int, complete: Complete) -> None:
+        self._tokenizer, self._window, self._complete = tokenizer, window, complete
+        self.prompt_tokens = self.completion_tokens = 0
+
+    def __call__(self, messages: Sequence[Message], most: int) -> str:
+        """What the model says of the messages, in at most `most` tokens."""
+        rest, summary = transcript(messages), ""
+        while rest:
+            size, tokens = self._part(summary, rest, most)
+            if not summary and len(rest) > PARTS * size:
+                raise TriviumError(
+                    f"the earlier turns have {len(rest)} letters, more than the model can read in {PARTS} "
+                    "parts to summarise them: choose overflow drop or slide."
+                )
+            sampling = Sampling(temperature=0, max_new_tokens=most)
+            written, count = self._complete(Request(tokens, sampling))
+            self.prompt_tokens += len(tokens)
+            self.completion_tokens += count
+            opened = opens_thinking(tokens, self._tokenizer)
+            summary = split_reasoning(written, opened=opened).answer.strip()
+            if not summary:
+                raise TriviumError("the model's summary of the earlier turns is empty: choose overflow drop.")
+            rest = rest[size:]
+        return summary
+
+    def _part(self, summary: str, rest: str, most: int) -> tuple[int, list[int]]:
+        """How many letters of the rest can be read at once, to the end of a line if possible."""
+        earlier = f"{SUMMARY_HEADING} {summary}\n\n" if summary else ""
+
+        def tokens_of(size: int) -> list[int]:
+            words = f"{earlier}{rest[:size].rstrip()}\n\n{REQUEST_TO_SUMMARISE}"
+            asked = [{"role": "user", "content": words}]
+            return self._tokenizer.encode_prompt(asked)
+
+        room = self._window - most
+        low, high = 0, min(len(rest), max(room, 0) * int(self._tokenizer.byte_lengths().max()))
+        if high == len(rest) and len(tokens_of(high)) <= room:
+            low = high
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = len(tokens_of(middle)) <= room
+            low, high = (middle, high) if fits else (low, middle - 1)
+        if not low:
+            raise TriviumError(
+                f"the window of {self._window} tokens has no room for asking for a summary of at most "
+                f"{most}: choose overflow drop or slide."
+            )
+        if low < len(rest):
+            low = rest.rfind("\n", 0, low) + 1 or low
+        return low, tokens_of(low)
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A conversation as plain text, a line for who speaks."""
+    lines = []
+    for message in messages:
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            content = "\n".join(part["text"] for part in content if "text" in part)
+        calls = message.get("tool_calls")
+        called = f" {json.dumps([call['function'] for call in calls], ensure_ascii=False)}" if calls else ""
+        lines.append(f"{message['role']}: {content}{called}\n")
+    return "".join(lines)

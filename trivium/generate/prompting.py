@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from trivium.tokens.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 Reasoning = Literal["off", "ask", "open"]
@@ -37,6 +40,11 @@ def ask_to_reason(messages: Sequence[Message], reasoning: Reasoning) -> tuple[li
     if reasoning == "off":
         return [dict(message) for message in messages], ""
     return with_instruction(messages, REQUEST_TO_THINK), f"{THINK}\n" if reasoning == "open" else ""
+
+
+def opens_thinking(prompt: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Whether a prompt ends where the model has begun to think."""
+    return tokenizer.decode(prompt[-8:], skip_control=False).rstrip().endswith(THINK)
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> Reasoned:

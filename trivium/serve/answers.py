@@ -125,11 +125,15 @@ Pieces = AsyncIterator[list[Piece]]
 class Answer:
     """The answer to one request, made of one or more samples."""
 
-    def __init__(self, kind: str, model: str, samples: list[Sample], usage: Usage) -> None:
+    def __init__(
+        self, kind: str, model: str, samples: list[Sample], usage: Usage, note: Json | None = None
+    ) -> None:
+        """`note`: what else the client is told, once, under `trivium`."""
         prefix = "chatcmpl" if kind == "chat.completion" else "cmpl"
         self._head: Json = {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind}
         self._rest: Json = {"created": int(time.time()), "model": model}
         self._samples, self._usage = samples, usage
+        self._note: Json = {"trivium": note} if note else {}
 
     async def whole(self, pieces: Pieces) -> Json:
         """The answer once it is complete."""
@@ -138,7 +142,7 @@ class Answer:
                 self._usage.completion_tokens += piece.tokens
                 self._samples[piece.sample].take(piece)
         choices = [sample.whole() for sample in self._samples]
-        return {**self._head, **self._rest, "choices": choices, "usage": self._usage.json()}
+        return {**self._head, **self._rest, "choices": choices, "usage": self._usage.json(), **self._note}
 
     async def events(self, pieces: Pieces, *, include_usage: bool) -> AsyncIterator[bytes]:
         """The answer as server-sent events; pieces that arrived together travel together."""
@@ -147,6 +151,7 @@ class Answer:
             head["object"] = "chat.completion.chunk"
         head |= self._rest
         no_usage: Json = {"usage": None} if include_usage else {}
+        note = self._note
         try:
             async for batch in pieces:
                 events = []
@@ -154,7 +159,8 @@ class Answer:
                     self._usage.completion_tokens += piece.tokens
                     choice = self._samples[piece.sample].take(piece)
                     if _tells(choice):
-                        events.append(event({**head, "choices": [choice], **no_usage}))
+                        events.append(event({**head, "choices": [choice], **no_usage, **note}))
+                        note = {}
                 if events:
                     yield b"".join(events)
         except RequestRefused as refusal:

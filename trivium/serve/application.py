@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -17,11 +18,13 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from trivium.generate.context import Summariser
 from trivium.generate.requests import Request as Wanted
 from trivium.serve import failures
 from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage, event
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
 from trivium.serve.failures import RequestRefused, error_body
+from trivium.serve.fitting import Asking, told
 from trivium.serve.guard import PAGE, Guard
 from trivium.serve.limits import Limits
 from trivium.serve.measures import Measures
@@ -33,7 +36,6 @@ from trivium.serve.prompts import (
     forces_call,
     longest_prompt,
     offered_tools,
-    opens_thinking,
     sampling,
     takes_tools,
     token_prompts,
@@ -44,7 +46,6 @@ from trivium.serve.worker import Adapted, Generation, Worker
 FOLDER = Path(__file__).parent / "page"
 CLIENT_CLOSED = 499
 Result = TypeVar("Result")
-LEFT_OUT = "X-Trivium-Messages-Left-Out"
 log = logging.getLogger("trivium.serve")
 
 
@@ -68,15 +69,17 @@ class Served:
             raise RequestRefused(problem, status=404, parameter="model", code="model_not_found")
         return worker
 
-    def room(self, worker: Worker | Adapted, prompt: list[int], parameter: str) -> int:
-        """How many tokens the context leaves after a prompt, or a refusal when that is none."""
-        most = worker.context - 1
+    def room(
+        self, worker: Worker | Adapted, prompt: list[int], parameter: str, *, slides: bool = False
+    ) -> int:
+        """How many tokens may follow a prompt, or a refusal when that is none."""
+        most = sys.maxsize if slides else worker.context - 1
         if self.limits.prompt_tokens is not None:
             most = min(most, self.limits.prompt_tokens)
         if len(prompt) > most:
             problem = f"the prompt has {len(prompt)} tokens; {worker.name} takes at most {most}"
             raise RequestRefused(problem, parameter=parameter, code="context_length_exceeded")
-        return worker.context - len(prompt)
+        return self.limits.new_tokens if slides else worker.context - len(prompt)
 
     def length(self, worker: Worker | Adapted, prompt: list[int], asked: int, parameter: str) -> None:
         """Refuse an answer that would not fit behind its prompt."""
@@ -91,15 +94,24 @@ class Served:
         """POST /v1/chat/completions."""
         body = read_body(await read_bytes(request, self.limits), ChatBody)
         worker = self.worker(body.model)
-        fitted = await asyncio.to_thread(
-            chat_prompt, body, worker.tokenizer, worker.context, self.limits, self.longest[worker.name]
-        )
-        prompt = fitted.tokens
-        room = self.room(worker, prompt, "messages")
+        asking = Asking(worker)
+        summariser = Summariser(worker.tokenizer, worker.context, asking.complete)
+        preparing = asyncio.to_thread(
+            chat_prompt, body, worker.tokenizer, worker.context, self.limits, self.longest[worker.name],
+            summariser,
+        )  # fmt: skip
+        try:
+            summarised = body.overflow == "summarise"
+            fitted = await (self._in_time(request, preparing, "summary") if summarised else preparing)
+        finally:
+            asking.close()
+        prompt, slides = fitted.tokens, fitted.slide is not None
+        room = self.room(worker, prompt, "messages", slides=slides)
         chosen = sampling(body, worker.tokenizer, self.limits, room)
-        self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
+        if not slides:
+            self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
         formatted = chosen.json_schema is not None or chosen.regex is not None
-        opened = not formatted and opens_thinking(prompt, worker.tokenizer)
+        opened = not formatted and fitted.thinking
         tools, forced = offered_tools(body) is not None, forces_call(body)
         samples: list[Sample] = [
             ChatSample(
@@ -112,11 +124,11 @@ class Served:
             )
             for index in range(body.n or 1)
         ]
-        generation = await worker.submit([Wanted(prompt, chosen, n=body.n or 1)])
-        answer = Answer("chat.completion", worker.name, samples, Usage(len(prompt)))
+        generation = await worker.submit([Wanted(prompt, chosen, n=body.n or 1, slide=fitted.slide)])
+        headers, note = told(fitted, worker.context, summariser)
+        answer = Answer("chat.completion", worker.name, samples, Usage(len(prompt)), note)
         response = await self._respond(request, body, answer, generation)
-        if fitted.left_out:
-            response.headers[LEFT_OUT] = str(fitted.left_out)
+        response.headers.update(headers)
         return response
 
     async def completion(self, request: Request) -> Response:

@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from trivium.generate.context import Fitted, fit_conversation
-from trivium.generate.prompting import END_THINK, THINK
+from trivium.generate.context import PARTS, Fitted, Summarise, fit_conversation
+from trivium.generate.prompting import END_THINK, opens_thinking
 from trivium.generate.sampling import Sampling
 from trivium.serve.failures import RequestRefused
 from trivium.serve.limits import Limits
@@ -125,11 +125,18 @@ def within_reach(messages: Sequence[Mapping[str, Any]], letters: int) -> list[Ma
 def refuse_beyond(letters: int, most: int, parameter: str) -> None:
     """Refuse a text that is too long whatever its tokens are."""
     if letters > most:
-        problem = f"the text has {letters} letters, more than any that fits the model's context"
+        problem = f"the text has {letters} letters, at most {most} can be of use to a model of this context"
         raise RequestRefused(problem, parameter=parameter, code="context_length_exceeded")
 
 
-def chat_prompt(body: ChatBody, tokenizer: Tokenizer, context: int, limits: Limits, letters: int) -> Fitted:
+def chat_prompt(
+    body: ChatBody,
+    tokenizer: Tokenizer,
+    context: int,
+    limits: Limits,
+    letters: int,
+    summarise: Summarise | None = None,
+) -> Fitted:
     """The conversation as tokens, ending where the assistant begins to speak, and what had to go for it."""
     if not tokenizer.templates:
         problem = "this model has no chat template; send its prompt to /v1/completions"
@@ -137,17 +144,26 @@ def chat_prompt(body: ChatBody, tokenizer: Tokenizer, context: int, limits: Limi
     tools = offered_tools(body)
     if tools and not takes_tools(tokenizer):
         raise RequestRefused("this model's chat template takes no tools", parameter="tools", code="no_tools")
+    overflow = body.overflow or "refuse"
+    asked = asked_length(body, limits)
     # a conversation that may not be shortened is measured by its caller, which knows what to answer
-    room = context - (asked_length(body, limits) or 1) if body.overflow == "drop" else sys.maxsize
+    room = sys.maxsize
+    if overflow != "refuse":
+        # what slides may go on as long as the server lets it
+        room = context - (asked or (limits.new_tokens if overflow == "slide" else 1))
     messages: list[Mapping[str, Any]] = [message.for_template() for message in body.messages]
-    reachable = within_reach(messages, letters) if body.overflow == "drop" else messages
-    refuse_beyond(sum(len(message["content"]) for message in reachable), 2 * letters, "messages")
+    reachable = within_reach(messages, letters) if overflow == "drop" else messages
+    if overflow != "slide":
+        read = PARTS * letters if overflow == "summarise" else 2 * letters
+        refuse_beyond(sum(len(message["content"]) for message in reachable), read, "messages")
     try:
         fitted = fit_conversation(
             reachable,
             tokenizer,
             room,
-            overflow=body.overflow or "refuse",
+            overflow=overflow,
+            summarise=summarise,
+            reasoning=body.reasoning or "off",
             tools=tools,
             template_arguments=body.chat_template_kwargs,
         )
@@ -208,11 +224,6 @@ def opening_of_call(prompt: list[int], tokenizer: Tokenizer) -> list[int]:
 def takes_tools(tokenizer: Tokenizer) -> bool:
     """Whether the chat template writes the tools it is given."""
     return "tool_use" in tokenizer.templates or any("tools" in text for text in tokenizer.templates.values())
-
-
-def opens_thinking(prompt: list[int], tokenizer: Tokenizer) -> bool:
-    """Whether the template already opened the model's thinking for it."""
-    return tokenizer.decode(prompt[-8:], skip_control=False).rstrip().endswith(THINK)
 
 
 def token_prompts(

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trivium.generate.context import Overflow
+from trivium.generate.prompting import Reasoning
 from trivium.generate.sampling import (
     LEAST_REPETITION,
     LEAST_TEMPERATURE,
@@ -236,12 +238,24 @@ class ChatBody(GenerationBody):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    overflow: Literal["refuse", "drop"] | None = None  # what becomes of a conversation that is too long
+    overflow: Overflow | None = None  # what becomes of a conversation that is too long
+    reasoning: Reasoning | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_thoughts(self) -> ChatBody:
+        formed = self.response_format is not None and self.response_format.type != "text"
+        formed |= self.regex is not None or self.tool_choice not in (None, "none", "auto")
+        if self.reasoning in ("ask", "open") and formed:
+            raise ValueError(
+                f"reasoning: {self.reasoning} leaves thoughts before the answer; leave out response_format, "
+                "regex and a forced tool_choice, whose form has no place for them"
+            )
         return self
 
 
