@@ -141,8 +141,6 @@ def test_what_is_too_long_to_be_read_at_once_is_summarised_in_parts():
     # nothing is left out, nothing is read twice
     between = lambda one: one.partition("user\n")[2].rpartition("\n\nSumm")[0].rpartition("\n\n")[2]
     read = "".join(map(between, prompts))
-        one.partition("user\n")[2].rpartition("\n\nSumm")[0].rpartition("\n\n")[2] for one in prompts
-    )
     assert "".join(read.split()) == "".join(transcript(LONG[1:]).split())
 
 
