@@ -11,8 +11,11 @@ import trivium
 from tests.test_pretrain import write
 from trivium.data.mixture import Plan, PlannedSource
 from trivium.data.packed import Ingredient
+from trivium.data.shards import Shards, in_validation, text_hash
+from trivium.data.sources import read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
+from trivium.pipeline.run import prepare
 from trivium.stages.midtrain import eased, with_replay
 
 RECIPE = """\
@@ -159,3 +162,69 @@ def test_a_cosine_ramp_is_slow_at_its_ends_and_half_way_in_the_middle():
     assert np.interp(0.25, places, levels) == pytest.approx(0.5)
     assert np.interp(0.05, places, levels) < 0.04
     assert [level for place, level in knots if place == 0.5] == [1.0, 2.0]
+
+
+def test_what_the_parent_was_trained_on_is_not_watched(tmp_path, capsys):
+    text = (
+        RECIPE[: RECIPE.index("  fork:")]
+        + """\
+  mid:
+    kind: midtrain
+    from: base
+    data: {./other: {validation: 0.2}}
+    watch: {./texts: {validation: 0.6}}
+    batch: 256
+    steps: 2
+"""
+    )
+    run = trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
+    held = len(Shards(run["corpus"].folder / "data", "validation"))
+    wider = sum(in_validation(text_hash(one), 0.6) for one in read_documents(str(tmp_path / "texts")))
+    assert f"./texts: {wider - held} of {wider} held-out documents are trained on" in capsys.readouterr().err
+    assert run["mid"].summary["data"].keys() == {"./other"}
+
+
+@pytest.mark.parametrize(
+    ("context", "error"),
+    [
+        ("{length: 64, factor: 2}", "`factor` is part of a `method`"),
+        ("{length: 64, base: 100k}", "`base` is part of a `method`"),
+        ("{length: 64, method: extrapolate, factor: 2}", "`extrapolate` takes no `factor`"),
+        ("{length: 64, method: extrapolate, beta_fast: 9}", "`extrapolate` takes no `beta_fast`"),
+        ("{length: 64, method: yarn, every: 2}", "`yarn` takes no `every`"),
+        ("{length: 64, method: interpolate, low_freq_factor: 2}", "`interpolate` takes no `low_freq_factor`"),
+        ("{length: 64, method: llama3, low_freq_factor: 4}", "4 has to lie below `high_freq_factor` 4"),
+        ("{length: 64, method: yarn, beta_fast: 2, beta_slow: 2}", "has to lie above `beta_slow`"),
+        ("{length: 64, method: yarn, factor: 0.5}", "greater than or equal to 1"),
+    ],
+)
+def test_options_of_a_context_that_would_be_ignored_are_refused(tmp_path, context, error):
+    text = RECIPE[: RECIPE.index("  fork:")]
+    text += f"  long: {{kind: midtrain, from: base, data: corpus, steps: 2, context: {context}}}\n"
+    with pytest.raises(TriviumError, match=error):
+        prepare(recipe(tmp_path, text), tmp_path / "runs")
+
+
+def test_a_source_that_is_learnt_from_is_not_only_watched(tmp_path):
+    text = RECIPE[: RECIPE.index("  fork:")]
+    text += "  mid: {kind: midtrain, from: base, data: corpus, watch: corpus, steps: 2}\n"
+    with pytest.raises(TriviumError, match="`watch` names `corpus`, which is learnt from"):
+        prepare(recipe(tmp_path, text), tmp_path / "runs")
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_positions_that_reach_so_far_are_not_stretched(tmp_path, family):
+    text = RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4")
+    text = text.replace("width: 32}", f"width: 32, family: {family}}}")
+    text += "  long: {kind: midtrain, from: base, data: corpus, steps: 2, context: CONTEXT}\n"
+    path = recipe(tmp_path, text)
+    for context, error in (
+        ("{length: 16, method: yarn}", "reads 32 tokens already, so `yarn` has nothing to stretch for 16"),
+        ("{length: 32, method: interpolate}", "so `interpolate` has nothing to stretch for 32"),
+        ("{length: 64, method: interpolate, factor: 2}", "do not turn, so `factor` says nothing"),
+    ):
+        path.write_text(text.replace("CONTEXT", context))
+        if family == "qwen3" and "factor" in context:
+            continue
+        with pytest.raises(TriviumError, match=error):
+            trivium.run(path, runs=tmp_path / "runs")

@@ -10,25 +10,28 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trivium.data.mixture import weight_at, weights_over
 from trivium.data.packed import Ingredient, PackedFeed
+from trivium.data.shards import Shards
 from trivium.data.sources import Reading
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.numbers import Count, Number
+from trivium.kit.numbers import Count
 from trivium.learn.objective import Feed
 from trivium.learn.objectives.next_token import NextToken
+from trivium.model.config import ModelConfig
 from trivium.model.dial import dial
 from trivium.model.flops import flops_per_token, parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.model.stretch import Method, stretch
+from trivium.model.stretch import stretch
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import Start, compression, grow_vocabulary
 from trivium.stages.documents import Sources, documents, source_references
-from trivium.stages.inheritance import learnt_by
+from trivium.stages.inheritance import learnt_by, trained_shards
+from trivium.stages.longer import Reach
 from trivium.stages.mixtures import Mixture, Portion, ingredients, mixture_references, unseen_rows
 from trivium.stages.parents import moments_after, rates_after
 from trivium.stages.ramps import Knots, RampedFeed
@@ -39,8 +42,6 @@ from trivium.tokens.tokenizer import Tokenizer
 
 EASED = 16
 """Straight pieces that stand for one half wave of a cosine ramp."""
-Length = Annotated[Count, Field(ge=2)]
-Lengths = int | str | list[int | str]
 
 
 class Replay(BaseModel):
@@ -71,42 +72,6 @@ class Added(BaseModel):
     letters: Count = 20_000_000
 
 
-def _listed(value: Any) -> Any:
-    """A single length is a list of one."""
-    return value if isinstance(value, list) else [value]
-
-
-class Longer(BaseModel):
-    """How long the rows are, and how the positions are made to reach so far."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    length: Annotated[
-        list[Length], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=Lengths)
-    ]
-    """One length, or several through which the rows grow in equal parts of the stage."""
-    method: Method | None = None
-    base: Number | None = None
-    factor: float | None = Field(default=None, gt=0)
-    beta_fast: float | None = Field(default=None, gt=0)
-    beta_slow: float | None = Field(default=None, gt=0)
-    low_freq_factor: float | None = Field(default=None, gt=0)
-    high_freq_factor: float | None = Field(default=None, gt=0)
-    short_factor: list[float] | None = None
-    long_factor: list[float] | None = None
-    every: int | None = Field(default=None, ge=1)
-
-    @property
-    def longest(self) -> int:
-        """What the positions have to reach."""
-        return max(self.length)
-
-
-def _length(value: Any) -> Any:
-    """A bare number, or a list of them, is a length."""
-    return {"length": value} if isinstance(value, (int, str, list)) else value
-
-
 class Midtrain(FedStage):
     """Go on training a model: on better data, a new language or domain, or longer texts."""
 
@@ -121,9 +86,17 @@ class Midtrain(FedStage):
     watch: Mixture | None = None
     """Sources that are measured and not trained on, to see what is forgotten."""
     vocabulary: Added | None = None
-    context: Annotated[Longer, BeforeValidator(_length, json_schema_input_type=Lengths | Longer)] | None = (
-        None
-    )
+    context: Reach | None = None
+
+    @model_validator(mode="after")
+    def what_is_watched_is_not_learnt(self) -> Midtrain:
+        """A source cannot be both learnt from and only watched."""
+        learnt = self.data | ((self.replay and self.replay.data) or {})
+        for name in learnt.keys() & (self.watch or {}).keys():
+            raise ValueError(
+                f"`watch` names `{name}`, which is learnt from and measured anyway; leave it out"
+            )
+        return self
 
     def references(self) -> list[Reference]:
         """`from` names the parent; the others outside data or corpora."""
@@ -167,14 +140,16 @@ class Midtrain(FedStage):
             work.change("bytes per token", round(going.spelt[0], 3), round(going.spelt[1], 3))
             grow_vocabulary(model, before, going.tokenizer, start=self.vocabulary.start, seed=work.seed)
         if self.context is not None and self.context.method is not None:
-            options = self.context.model_dump(exclude={"length", "method"}, exclude_none=True)
-            changes = stretch(model, self.context.longest, self.context.method, seed=work.seed, **options)
+            changes = stretch(
+                model, self.context.longest, self.context.method, seed=work.seed, **self.context.options
+            )
             work.change("positions", *changes)
         adapter = self.adapter
         if adapter is not None and _tables(model) != tables:
             adapter = with_new_rows(adapter)
         rates = rates_after(work, self, self.start, going.folder, model.config)
         measured = self.data | going.replayed | (self.watch or {})
+        learnt = [*trained_shards([going.folder], going.tokenizer), *going.shards]
         summary = train(
             work,
             self.model_copy(update={"batch": going.batch, "adapter": adapter}),
@@ -183,7 +158,15 @@ class Midtrain(FedStage):
             NextToken(sources=tuple(going.feed.names), z_loss=self.z_loss),
             going.feed,
             rates,
-            unseen=unseen_rows(going.work, measured, going.tokenizer, going.context, self.validation.tokens),
+            unseen=unseen_rows(
+                going.work,
+                measured,
+                going.tokenizer,
+                going.context,
+                self.validation.tokens,
+                learnt=learnt,
+                required=list(self.watch or ()),
+            ),
             parent_moments=moments_after(work, self, self.start, going.folder),
         )
         return {**summary, "data": going.feed.report()}
@@ -200,11 +183,7 @@ class Midtrain(FedStage):
         tokenizer, spelt = self._tokenizer(work, folder)
         contexts = self.context.length if self.context is not None else [config.reach]
         context = max(contexts)
-        if context > config.reach and (self.context is None or self.context.method is None):
-            raise TriviumError(
-                f"{work.stage}: the model reads {config.reach} tokens at most and `context` is {context}; "
-                "add a `method` that stretches its positions, for instance yarn."
-            )
+        self._check_reach(work, config, context)
         suited = dial(config.layers, config.vocabulary, context, width=config.width).values["batch_tokens"]
         batch = max(self.batch or suited, context)
         work, replayed = self._replayed(work, folder)
@@ -216,7 +195,27 @@ class Midtrain(FedStage):
         else:
             weighed = _weighted(mixed)
             feed = RampedFeed(weighed, contexts=contexts, batch_tokens=batch, seed=work.seed, **lasting)
-        return _Prepared(work, folder, tokenizer, spelt, feed, replayed, context, batch)
+        shards = [one.shards for one in mixed]
+        return _Prepared(work, folder, tokenizer, spelt, feed, replayed, context, batch, shards)
+
+    def _check_reach(self, work: Work, config: ModelConfig, context: int) -> None:
+        """Refuse rows that the positions do not reach, and stretching what reaches far enough."""
+        method = self.context.method if self.context is not None else None
+        if method is None and context > config.reach:
+            raise TriviumError(
+                f"{work.stage}: the model reads {config.reach} tokens at most and `context` is {context}; "
+                "add a `method` that stretches its positions, for instance yarn."
+            )
+        if method not in (None, "base", "nope") and context <= config.reach:
+            raise TriviumError(
+                f"{work.stage}: the model reads {config.reach} tokens already, so `{method}` has nothing to "
+                f"stretch for {context}; leave `method` out or raise `length`."
+            )
+        if self.context is not None and self.context.options and config.positions != "rope":
+            raise TriviumError(
+                f"{work.stage}: this model's positions do not turn, so `{next(iter(self.context.options))}` "
+                "says nothing about them; leave it out."
+            )
 
     def _replayed(self, work: Work, folder: Path) -> tuple[Work, dict[str, Portion]]:
         """What is seen again, and the work that knows where it lies."""
@@ -321,3 +320,4 @@ class _Prepared:
     replayed: dict[str, Portion]
     context: int
     batch: int
+    shards: list[Shards]

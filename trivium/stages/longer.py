@@ -1,0 +1,86 @@
+"""How long the rows of mid-training are, and what every way to stretch positions is told by."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from trivium.kit.numbers import Count, Number
+from trivium.model.stretch import Method
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "extrapolate": (),
+    "interpolate": ("factor",),
+    "ntk": ("base", "factor"),
+    "dynamic": ("base", "factor"),
+    "yarn": ("base", "factor", "beta_fast", "beta_slow"),
+    "longrope": ("base", "factor", "short_factor", "long_factor"),
+    "llama3": ("base", "factor", "low_freq_factor", "high_freq_factor"),
+    "base": ("base",),
+    "nope": ("every",),
+}
+"""What each way to stretch positions is told by."""
+Length = Annotated[Count, Field(ge=2)]
+Lengths = int | str | list[int | str]
+
+
+def _listed(value: Any) -> Any:
+    """A single length is a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+class Longer(BaseModel):
+    """How long the rows are, and how the positions are made to reach so far."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    length: Annotated[
+        list[Length], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=Lengths)
+    ]
+    """One length, or several through which the rows grow in equal parts of the stage."""
+    method: Method | None = None
+    base: Number | None = None
+    factor: float | None = Field(default=None, ge=1)
+    beta_fast: float | None = Field(default=None, gt=0)
+    beta_slow: float | None = Field(default=None, gt=0)
+    low_freq_factor: float | None = Field(default=None, gt=0)
+    high_freq_factor: float | None = Field(default=None, gt=0)
+    short_factor: list[float] | None = None
+    long_factor: list[float] | None = None
+    every: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def methods_take_their_own(self) -> Longer:
+        """Refuse what the method would not use, or could not."""
+        for name in self.options:
+            if self.method is None:
+                raise ValueError(f"`{name}` is part of a `method` that stretches positions; name one")
+            if name not in OPTIONS[self.method]:
+                raise ValueError(f"`{self.method}` takes no `{name}`; leave it out")
+        low, high = self.low_freq_factor or 1.0, self.high_freq_factor or 4.0
+        if low >= high:
+            raise ValueError(f"`low_freq_factor` {low:g} has to lie below `high_freq_factor` {high:g}")
+        if self.beta_fast is not None and self.beta_fast <= (self.beta_slow or 1.0):
+            raise ValueError(
+                f"`beta_fast` {self.beta_fast:g} has to lie above `beta_slow`, which is 1 unless said"
+            )
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the method is told."""
+        return self.model_dump(exclude={"length", "method"}, exclude_none=True)
+
+    @property
+    def longest(self) -> int:
+        """What the positions have to reach."""
+        return max(self.length)
+
+
+def _length(value: Any) -> Any:
+    """A bare number, or a list of them, is a length."""
+    return {"length": value} if isinstance(value, (int, str, list)) else value
+
+
+Reach = Annotated[Longer, BeforeValidator(_length, json_schema_input_type=Lengths | Longer)]
