@@ -11,9 +11,9 @@ import torch
 
 from trivium.evals.asking import Subject
 from trivium.evals.results import LOWER_IS_BETTER, Record, Results, TaskResult, as_json
-from trivium.evals.settings import Settings, TaskSpec, read_spec
+from trivium.evals.settings import Settings, TaskSpec
 from trivium.evals.statistics import Difference, holm, paired_difference
-from trivium.evals.task import task
+from trivium.evals.task import planned
 from trivium.kit.errors import TriviumError
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
@@ -31,22 +31,22 @@ def evaluate(
 ) -> Results:
     """Run these tasks on a model; every answer is kept."""
     given = settings or Settings()
-    planned = [read_spec(spec, given) for spec in tasks]
-    labels = [label for label, *_ in planned]
+    wanted = [planned(spec, given) for spec in tasks]
+    labels = [one.label for one in wanted]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         raise TriviumError(f"The task {twice} is listed twice; give one of them another `name`.")
-    chosen = [task(kind) for _, kind, _, _ in planned]
     subject = Subject(model, tokenizer)
     results = Results(name, {})
-    for one, (label, _, own, dials) in zip(chosen, planned):
+    for asked in wanted:
+        one, label, own = asked.task, asked.label, asked.settings
         started = time.perf_counter()
-        found = one(subject, own, dials)
+        found = one(subject, own, asked.dials)
         if not found.records:
             raise TriviumError(f"The task {label} found nothing to ask; check its dials.")
         results.tasks[label] = TaskResult(
             one.name, one.description, one.headline, found.records, found.style or subject.style(own),
-            {**own.model_dump(), **dials}, found.whole, time.perf_counter() - started,
+            {**own.model_dump(), **asked.dials}, found.whole, time.perf_counter() - started,
         )  # fmt: skip
         if say is not None:
             say(_line(label, results.tasks[label]))
@@ -117,7 +117,7 @@ def compare(first: Results, second: Results, *, seed: int = 0) -> list[Compariso
 
 
 def _better(metric: str, found: Difference, corrected: float) -> bool | None:
-    if not Difference(found.interval, corrected).significant or found.interval.value == 0:
+    if not Difference(found.interval, corrected).significant:
         return None
     return (found.interval.value > 0) != (metric in LOWER_IS_BETTER)
 

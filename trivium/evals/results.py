@@ -49,10 +49,10 @@ def columns(records: Sequence[Record], metric: str) -> tuple[np.ndarray, np.ndar
 
 
 def estimate(records: Sequence[Record], metric: str, seed: int = 0) -> Interval:
-    """The mean of a score with its 95 % interval; proportions of independent items get Wilson's."""
+    """The mean of a score with its 95 % interval; scores from 0 to 1 get Wilson's, which stays there."""
     values, weights, clusters = columns(records, metric)
-    binary = bool(np.isin(values, (0.0, 1.0)).all()) and bool((weights == 1).all())
-    if binary:
+    inside = bool(((values >= 0) & (values <= 1)).all()) and metric not in UNBOUNDED
+    if inside and bool((weights == 1).all()):
         return proportion(values, clusters)
     return bootstrap(values, clusters=clusters, weights=weights, seed=seed)
 
@@ -144,6 +144,8 @@ class Results:
     def load(cls, path: Path | str) -> Results:
         """Read what `save` wrote."""
         summary = read_json(path)
+        if not isinstance(summary, dict) or not isinstance(summary.get("tasks"), dict):
+            raise TriviumError(f"{path} holds no evaluation; name a file that `trivium eval --json` wrote.")
         records: dict[str, list[Record]] = {label: [] for label in summary["tasks"]}
         beside = answers_path(path)
         if not beside.is_file():

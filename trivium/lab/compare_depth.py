@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from trivium.evals.results import Record, as_json, estimate
-from trivium.evals.statistics import CONFIDENCE, bootstrap_of, holm
+from trivium.evals.statistics import bootstrap_of
 from trivium.grade.steps import steps_in
-from trivium.lab.compare_records import Answers, Numbers, difference, grouped, labels_of, text_of
+from trivium.lab.compare_records import Answers, Numbers, corrected, difference, grouped, labels_of, text_of
 
 
 def depth(raw: Mapping[str, Any], answers: Answers) -> Numbers:
@@ -38,10 +38,7 @@ def depth(raw: Mapping[str, Any], answers: Answers) -> Numbers:
                     for label in (at_once[0], written[0])]  # fmt: skip
             one["helps"] = difference(pair[0], pair[1], "right")
         models[model] = one
-    helps = [one["helps"] for one in models.values() if one.get("helps")]
-    for change, corrected in zip(helps, holm([change["p"] for change in helps])):
-        change["corrected p"] = corrected
-        change["shown"] = corrected < 1 - CONFIDENCE and change["difference"]["value"] != 0
+    corrected([one["helps"] for one in models.values() if one.get("helps")])
     return {**found, "models": models}
 
 

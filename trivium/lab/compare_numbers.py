@@ -9,11 +9,19 @@ import numpy as np
 
 from trivium.evals.knowledge import BINS, calibration_error
 from trivium.evals.results import LOWER_IS_BETTER, UNBOUNDED, Record, as_json, estimate
-from trivium.evals.statistics import CONFIDENCE, bootstrap_of, holm
+from trivium.evals.statistics import bootstrap_of
 from trivium.lab.compare_behaviour import behaviour
 from trivium.lab.compare_depth import depth
 from trivium.lab.compare_examples import answer
-from trivium.lab.compare_records import Answers, Numbers, difference, grouped, labels_of, records_of
+from trivium.lab.compare_records import (
+    Answers,
+    Numbers,
+    corrected,
+    difference,
+    grouped,
+    labels_of,
+    records_of,
+)
 
 
 def numbers(raw: Mapping[str, Any]) -> Numbers:
@@ -69,9 +77,7 @@ def skills(raw: Mapping[str, Any], answers: Answers) -> list[Numbers]:
                     row["changes"][model] = {"before": before, **change}
                     changes.append(row["changes"][model])
             rows.append(row)
-    for change, corrected in zip(changes, holm([change["p"] for change in changes])):
-        change["corrected p"] = corrected
-        change["shown"] = corrected < 1 - CONFIDENCE and change["difference"]["value"] != 0
+    corrected(changes)
     for row in rows:
         for change in row["changes"].values():
             gained = (change["difference"]["value"] > 0) != row["lower is better"]

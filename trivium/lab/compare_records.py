@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trivium.evals.results import Record, as_json, estimate
-from trivium.evals.statistics import paired_difference
+from trivium.evals.statistics import CONFIDENCE, holm, paired_difference
 from trivium.lab.compare_examples import answer
 
 Numbers = dict[str, Any]
@@ -38,6 +38,15 @@ def difference(before: Sequence[Record], after: Sequence[Record], metric: str) -
         clusters=names if len(set(names)) < len(names) else None,
     )
     return {"difference": as_json(found.interval), "p": found.p_value}
+
+
+def corrected(changes: Sequence[Numbers]) -> None:
+    """Holm's correction over all changes of a figure; one is shown where test and interval speak for it."""
+    for change, p_value in zip(changes, holm([one["p"] for one in changes])):
+        low, high = change["difference"]["low"], change["difference"]["high"]
+        apart = (low is not None and low > 0) or (high is not None and high < 0)
+        change["corrected p"] = p_value
+        change["shown"] = p_value < 1 - CONFIDENCE and apart
 
 
 def grouped(records: Sequence[Record], axis: str, metric: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.evals.results import as_json
-from trivium.evals.statistics import CONFIDENCE, Interval, holm, normal_quantile
+from trivium.evals.statistics import CONFIDENCE, Interval, holm, normal_quantile, t_below, t_quantile
 from trivium.kit.files import write_json, write_text
 from trivium.kit.numbers import short
 from trivium.lab.experiments_numbers import Number, cost, figure, interval, taken
@@ -81,29 +81,6 @@ def over_seeds(values: Sequence[Number], bound: float = 0.0) -> Estimate:
     by_seeds = 2 * (1 - t_below(distance / spread, n - 1)) if spread > 0 else float(distance == 0)
     by_items = math.erfc(distance / asked / math.sqrt(2)) if asked > 0 else float(distance == 0)
     return Estimate(Interval(mean, mean - half, mean + half, n), max(by_seeds, by_items))
-
-
-def t_below(value: float, degrees: int) -> float:
-    """The chance that Student's t lies below a value (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(value / math.sqrt(degrees))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    term, total = (cosine, 0.0) if degrees % 2 else (1.0, 0.0)
-    for place in range(1 if degrees % 2 else 0, degrees - 1, 2):
-        total += term
-        term *= cosine * cosine * (place + 1) / (place + 2)
-    between = 2 / math.pi * (angle + sine * total) if degrees % 2 else sine * total
-    return 0.5 + between / 2
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """The value below which Student's t falls with this probability above one half, by bisection."""
-    low, high = 0.0, 1.0
-    while t_below(high, degrees) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_below(middle, degrees) < probability else (low, middle)
-    return high
 
 
 def verdicts(

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from trivium.evals.results import as_json
-from trivium.evals.statistics import bootstrap
+from trivium.evals.statistics import bootstrap, proportion
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, seed_of_sample
@@ -43,7 +43,7 @@ class Duel(Stage):
     """Let two models answer the same prompts and count who is judged better."""
 
     kind: Literal["duel"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
@@ -167,7 +167,7 @@ def outcome(first: np.ndarray, second: np.ndarray) -> Mapping[str, Any]:
     apart = first[both] - second[both]
     return {
         "prompts": len(apart),
-        "win_rate": as_json(bootstrap((apart > 0) + 0.5 * (apart == 0))),
+        "win_rate": as_json(proportion((apart > 0) + 0.5 * (apart == 0))),
         "ties": float((apart == 0).mean()),
         "score": as_json(bootstrap(first[both])),
         "score_against": as_json(bootstrap(second[both])),

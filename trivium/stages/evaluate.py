@@ -11,15 +11,19 @@ from trivium.evals.chain import as_lines, chain_table
 from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
-from trivium.evals.settings import Settings, TaskSpec, read_spec
-from trivium.evals.task import task
-from trivium.kit.errors import TriviumError
+from trivium.evals.settings import Settings, TaskSpec
+from trivium.evals.task import checked_specs
 from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
 from trivium.stages.stage import Product, Reference, Stage, Work
 
 HELD_OUT = "held_out"
 """Where a stage that makes data leaves the part that is to be asked, beside its data."""
+
+NAMED: dict[str, tuple[Product, ...]] = {
+    "data": ("data", "source"), "examples": ("source",), "model": ("reward",),
+}  # fmt: skip
+"""The dials that name something outside the task, and what it has to be."""
 
 
 def _listed(value: Any) -> Any:
@@ -31,7 +35,7 @@ class Evaluate(Stage):
     """Ask the model of a stage the tasks listed in `on`, and compare it with the reports of others."""
 
     kind: Literal["evaluate"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
@@ -45,23 +49,17 @@ class Evaluate(Stage):
 
     @field_validator("on")
     @classmethod
-    def _known_tasks(cls, on: list[TaskSpec]) -> list[TaskSpec]:
-        for spec in on:
-            try:
-                task(read_spec(spec, Settings())[1])
-            except TriviumError as error:
-                raise ValueError(str(error)) from None
-        return on
+    def _known_tasks(cls, on: list[TaskSpec]) -> list[str | dict[str, Any]]:
+        return checked_specs(on)
 
     def references(self) -> list[Reference]:
         """The model, and the report to compare with."""
         found = [Reference("from", self.start, ("model",))]
         found += [Reference("against", name, ("report",)) for name in self.against]
         for place, spec in enumerate(self.on):
-            if isinstance(spec, dict) and "data" in spec:
-                found.append(Reference(f"on.{place}.data", spec["data"], ("data", "source")))
-            if isinstance(spec, dict) and "model" in spec:
-                found.append(Reference(f"on.{place}.model", spec["model"], ("reward",)))
+            for dial, needs in NAMED.items():
+                if isinstance(spec, dict) and dial in spec:
+                    found.append(Reference(f"on.{place}.{dial}", spec[dial], needs))
         return found
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -95,8 +93,9 @@ class Evaluate(Stage):
         for spec in self.on:
             if isinstance(spec, dict):
                 data = {"data": str(_to_ask(work.path(spec["data"])))} if "data" in spec else {}
+                shown = {"examples": str(work.path(spec["examples"]))} if "examples" in spec else {}
                 model = {"model": str(resolve(work.path(spec["model"])))} if "model" in spec else {}
-                spec = {**spec, **data, **model}
+                spec = {**spec, **data, **shown, **model}
             found.append(spec)
         return found
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.data.rows import Row
-from trivium.evals.statistics import CONFIDENCE, Difference, holm, paired_difference
+from trivium.evals.statistics import Difference, holm, paired_difference
 from trivium.learn.validation import by_document
 from trivium.model.transformer import Transformer
 
@@ -61,7 +61,7 @@ def changes(pairs: Mapping[str, tuple[Spent, Spent]]) -> dict[str, dict[str, Any
             "high": one.interval.high if math.isfinite(one.interval.high) else None,
             "documents": one.interval.n,
             "corrected p": p_value,
-            "shown": p_value < 1 - CONFIDENCE,
+            "shown": Difference(one.interval, p_value).significant,
         }
         for (name, one), p_value in zip(found.items(), corrected, strict=True)
     }
