@@ -153,6 +153,34 @@ def test_a_curriculum_takes_rows_in_the_given_order() -> None:
     assert plan.hash != Plan((PlannedSource("a", 4, ranking=ranking[::-1]),), 8, 2, 0).hash
 
 
+def test_a_curriculum_gets_hard_at_a_fraction_of_a_pass() -> None:
+    difficulty = np.random.default_rng(0).permutation(1000)
+    source = PlannedSource("a", 1000, ranking=np.argsort(difficulty))
+    plan = Plan((source,), 100, 10, 0)
+    met = [int(difficulty[row]) for _, row in plan.take(0, 100)]
+    assert met == sorted(met)
+    assert len(set(met)) == 100
+    # A tenth drawn at random: quartiles near those of the whole (standard error about 43).
+    assert np.abs(np.quantile(met, [0.25, 0.5, 0.75]) - [250, 500, 750]).max() < 130
+    assert max(met) > 900
+    assert met != [int(difficulty[row]) for _, row in Plan((source,), 100, 10, 1).take(0, 100)]
+
+
+def test_a_curriculum_that_goes_on_draws_the_rest_of_the_pass() -> None:
+    ranking = np.random.default_rng(1).permutation(50)
+    place = {row: at for at, row in enumerate(ranking.tolist())}
+    first = [row for _, row in Plan((PlannedSource("a", 50, ranking=ranking),), 30, 10, 4).take(0, 30)]
+    rest = Plan((PlannedSource("a", 50, ranking=ranking, start=30),), 60, 10, 4)
+    taken = [row for _, row in rest.take(0, 60)]
+    assert sorted(first + taken[:20]) == list(range(50))
+    for part in (first, taken[:20], taken[20:]):
+        assert [place[row] for row in part] == sorted(place[row] for row in part)
+    assert len(set(taken[20:])) == 40
+    assert [rest.take(at, 7) for at in (15, 41)] == [
+        [(0, row) for row in taken[at : at + 7]] for at in (15, 41)
+    ]
+
+
 def test_the_hash_changes_with_everything_that_moves_a_row() -> None:
     base = PlannedSource("a", 10, ((0.0, 1.0),), fingerprint="x")
     other = PlannedSource("b", 10)

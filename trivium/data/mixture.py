@@ -23,7 +23,7 @@ class PlannedSource:
 
     `weights` are (place in the stage from 0 to 1, weight) pairs, joined by straight lines; two at one place
     are a step. `start` counts the rows that an earlier stage has used up. `ranking` lists the rows in the
-    order to take them (a curriculum) in place of a shuffle.
+    order (a curriculum) in which those of a pass that are drawn come.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Plan:
                 [self.total, self.seed],
                 [
                     [source.name, source.rows, source.weights, source.start, source.fingerprint]
-                    + ([] if source.ranking is None else [source.ranking.tolist()])
+                    + ([] if source.ranking is None else ["ranked draws", source.ranking.tolist()])
                     for source in self.sources
                 ],
             ]
@@ -163,20 +163,48 @@ class Plan:
         for index, source in enumerate(self.sources):
             here = np.flatnonzero(sources == index)
             if len(here):
-                rows[here] = self._rows_of(source, draws[here] + source.start)
+                rows[here] = self._rows_of(index, draws[here] + source.start)
         return list(zip(sources.tolist(), rows.tolist(), strict=True))
 
-    def _rows_of(self, source: PlannedSource, draws: np.ndarray) -> np.ndarray:
+    def _rows_of(self, index: int, draws: np.ndarray) -> np.ndarray:
         """Every pass over a source takes each of its rows once, in an order of its own."""
+        source = self.sources[index]
         passes, inside = np.divmod(draws, source.rows)
-        if source.ranking is not None:
-            return source.ranking[inside]
         rows = np.empty_like(inside)
-        for number in np.unique(passes):
+        for number in np.unique(passes).tolist():
             here = passes == number
-            keys = round_keys(self.seed, source.name, int(number))
-            rows[here] = shuffled(inside[here], source.rows, keys)
+            if source.ranking is None:
+                keys = round_keys(self.seed, source.name, number)
+                rows[here] = shuffled(inside[here], source.rows, keys)
+            else:
+                first, ranked = self._curriculum(index, number)
+                rows[here] = ranked[inside[here] - first]
         return rows
+
+    def _curriculum(self, index: int, number: int) -> tuple[int, np.ndarray]:
+        """Where in a pass the plan begins, and what it draws of the pass, drawn at random and then ranked.
+
+        A plan that draws a tenth of a source thus goes from its easiest rows to its hardest all the same.
+        """
+        if (index, number) not in self._curricula:
+            source = self.sources[index]
+            assert source.ranking is not None
+            last = source.start + self._drawn_in_all[index] - number * source.rows
+            first = max(0, source.start - number * source.rows)
+            keys = round_keys(self.seed, source.name, number)
+            drawn = shuffled(np.arange(first, min(source.rows, last)), source.rows, keys)
+            places = np.empty(source.rows, dtype=np.int64)
+            places[source.ranking] = np.arange(source.rows)
+            self._curricula[index, number] = first, drawn[np.argsort(places[drawn])]
+        return self._curricula[index, number]
+
+    @cached_property
+    def _curricula(self) -> dict[tuple[int, int], tuple[int, np.ndarray]]:
+        return {}
+
+    @cached_property
+    def _drawn_in_all(self) -> list[int]:
+        return self.drawn(self.total)
 
     def rows(self, step: int) -> list[tuple[int, int]]:
         """The global batch of a step; rank r of w trains rows [r::w] of it."""

@@ -76,7 +76,7 @@ class Midtrain(FedStage):
     """Go on training a model: on better data, a new language or domain, or longer texts."""
 
     kind: Literal["midtrain"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     start: str = Field(alias="from")
     data: Mixture
