@@ -19,7 +19,6 @@ from trivium.lab.page_sentences import (
     confidence,
     divergence,
     flattery,
-    helpfulness,
     manner,
     places,
     tries,
@@ -73,7 +72,6 @@ def test_nothing_is_compared_where_different_things_were_asked():
         (lambda a, b: divergence([_pair("x", a), _pair("y", b)]), "more than any other step"),
         (lambda a, b: places([{"model": "x", "fifths": {"sums": [a, b]}}]), "greater in the first"),
         (lambda a, b: manner({"x": _manner(b), "y": _manner(a)}, {"y": "x"}), "longer answers"),
-        (lambda a, b: helpfulness({"models": {"m": {"x": b, "y": a}}}), "more often than"),
         (lambda a, b: confidence({"models": {"m": {"sure": a, "right": b}}}), "is surer than right"),
         (lambda a, b: flattery(
             {"models": {"x": {"gave way": b}, "y": {"gave way": a}}}, {"y": "x"}), "more often"),

@@ -298,6 +298,17 @@ def permutation(differences: np.ndarray, resamples: int = RESAMPLES, seed: int =
     return min((reached + 1) / (resamples + 1), tail)
 
 
+def no_order(groups: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """How often the best and the worst of groups that are all alike lie as far apart (permutation test)."""
+    values = np.concatenate([np.asarray(group, dtype=float) for group in groups])
+    sizes = np.array([len(group) for group in groups])
+    starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    generator = np.random.default_rng(seed)
+    drawn = generator.permuted(np.tile(values, (resamples, 1)), axis=1)
+    found = np.ptp(np.add.reduceat(np.vstack((values, drawn)), starts, axis=1) / sizes, axis=1)
+    return float(((found[1:] >= found[0] - 1e-12).sum() + 1) / (resamples + 1))
+
+
 def paired_difference(
     first: Sequence[float],
     second: Sequence[float],

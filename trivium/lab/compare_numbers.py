@@ -9,7 +9,7 @@ import numpy as np
 
 from trivium.evals.knowledge import BINS, calibration_error
 from trivium.evals.results import LOWER_IS_BETTER, UNBOUNDED, Record, as_json, estimate
-from trivium.evals.statistics import bootstrap_of
+from trivium.evals.statistics import CONFIDENCE, bootstrap_of, no_order, proportion
 from trivium.lab.compare_behaviour import behaviour
 from trivium.lab.compare_depth import depth
 from trivium.lab.compare_examples import answer
@@ -19,6 +19,7 @@ from trivium.lab.compare_records import (
     corrected,
     difference,
     grouped,
+    grouped_scores,
     labels_of,
     records_of,
 )
@@ -113,8 +114,14 @@ def apart_by(
     labels = labels_of(raw, kind)
     if not labels:
         return {}
-    found = {model: grouped(records, axis, metric) for model, records in answers[labels[0]].items()}
-    return {"task": labels[0], "models": found}
+    told = answers[labels[0]]
+    found = {model: grouped(records, axis, metric) for model, records in told.items()}
+    alike = {}
+    for model, records in told.items():
+        groups = list(grouped_scores(records, axis, metric).values())
+        if len(groups) > 1:
+            alike[model] = no_order(groups)
+    return {"task": labels[0], "models": found, "p of no order": alike}
 
 
 def wins(raw: Mapping[str, Any]) -> list[Numbers]:
@@ -197,11 +204,19 @@ def passkey(raw: Mapping[str, Any], answers: Answers) -> Numbers:
     labels = labels_of(raw, "passkey")
     if not labels:
         return {}
+    told = answers[labels[0]]
+    # A claim may be made of every model, so each gets its share of what may go wrong.
+    confidence = 1 - (1 - CONFIDENCE) / len(told)
     return {
         "task": labels[0],
-        "models": {
-            model: grouped(records, "length and depth", "right")
-            for model, records in answers[labels[0]].items()
+        "models": {model: grouped(records, "length and depth", "right") for model, records in told.items()},
+        "confidence by length": confidence,
+        "by length": {
+            model: {
+                length: as_json(proportion(scores, confidence=confidence))
+                for length, scores in grouped_scores(records, "length", "right").items()
+            }
+            for model, records in told.items()
         },
     }
 

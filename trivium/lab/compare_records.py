@@ -59,6 +59,15 @@ def grouped(records: Sequence[Record], axis: str, metric: str) -> dict[str, Any]
     }
 
 
+def grouped_scores(records: Sequence[Record], axis: str, metric: str) -> dict[str, list[float]]:
+    """The scores themselves apart by a group."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        if axis in record.groups and metric in record.scores:
+            found.setdefault(record.groups[axis], []).append(record.scores[metric])
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
 def _natural(text: str) -> list[tuple[int, float, str]]:
     return [
         (0, float(word), "") if word.replace(".", "", 1).isdigit() else (1, 0.0, word)

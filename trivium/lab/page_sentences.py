@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trivium.evals.statistics import CONFIDENCE
 from trivium.kit.numbers import short
 from trivium.kit.progress import duration
 from trivium.lab.page_figures import told
@@ -234,14 +235,14 @@ def helpfulness(found: Numbers) -> str:
     if len(ranked) < 2:
         return f"{model} was asked one kind of instruction."
     (worst, low), (best, high) = ranked[0], ranked[-1]
-    if above(high, low):
+    if found["p of no order"][model] < 1 - CONFIDENCE:
         return (
-            f"{model} follows “{best}” more often than “{worst}” ({figure(high['value'], 'share')} against "
-            f"{figure(low['value'], 'share')} of {low['n']})."
+            f"{model} follows “{best}” more often than “{worst}” ({figure(high['value'], 'share')} of "
+            f"{high['n']} against {figure(low['value'], 'share')} of {low['n']})."
         )
     return (
-        f"For {model} the intervals of its best and worst kind of instruction overlap, so no order is "
-        "claimed."
+        f"For {model} the best and the worst of {len(ranked)} kinds of instruction lie no farther apart than "
+        "chance takes kinds that are alike, so no order is claimed."
     )
 
 
@@ -290,18 +291,20 @@ def confidence(found: Numbers) -> str:
 
 
 def passkey(found: Numbers) -> str:
-    """The longest text in which things are clearly found more often than not."""
+    """The longest text up to which things are clearly found more often than not."""
     said = []
-    for model, cells in found["models"].items():
-        sure = sorted(
-            {
-                int(cell.split()[0])
-                for cell, one in cells.items()
-                if one["low"] is not None and one["low"] > 0.5
-            }
-        )
+    for model, lengths in found["by length"].items():
+        # From the shortest on, and no farther than the first that is not clear: so many looks cost nothing.
+        sure = []
+        for length, one in sorted(lengths.items(), key=lambda item: int(item[0])):
+            if one["low"] is None or one["low"] <= 0.5:
+                break
+            sure.append((length, one))
         if sure:
-            said.append(f"{model} up to {sure[-1]} tokens")
+            length, one = sure[-1]
+            said.append(
+                f"{model} up to {length} tokens ({figure(one['value'], 'share')} of {one['n']} there)"
+            )
     if not said:
-        return "No model finds the key clearly more often than every other time at any length."
-    return f"The key is clearly found more often than not, at some depth, by {listed(said)}."
+        return "Of no model is it shown that it finds more than half, not even in the shortest texts."
+    return f"All depths taken together, more than half is clearly found by {listed(said)}."

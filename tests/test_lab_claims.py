@@ -1,0 +1,72 @@
+"""Sentences of the page over many simulated pages: what is alike is seldom told apart, however many looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from lab import collected
+
+from trivium.lab import page_sentences as sentence
+from trivium.lab.compare_numbers import apart_by, passkey
+from trivium.lab.compare_records import records_of
+
+Right = dict[str, np.ndarray]
+
+
+def page_of(task: str, right: Right, groups: Callable[[int], dict[str, str]], before: dict[str, str]) -> Any:
+    """A collection of one task whose items belong to these groups, and its records."""
+    raw = collected({task: right}, before)
+    for model in raw["tasks"][task]["models"].values():
+        for place, record in enumerate(model["records"]):
+            record["groups"] = groups(place)
+    return raw, {task: {model: records_of(raw, task, model) for model in right}}
+
+
+def told_of_kinds(right: np.ndarray, kinds: int) -> str:
+    raw, answers = page_of("instructions", {"m": right}, lambda place: {"kind": f"k{place % kinds}"}, {})
+    return sentence.helpfulness(apart_by(raw, answers, "instructions", "kind", "right"))
+
+
+@pytest.mark.parametrize(("share", "kinds", "each"), [(0.5, 16, 6), (0.7, 16, 6), (0.3, 16, 6), (0.5, 12, 8)])
+def test_among_kinds_that_are_alike_an_order_is_seldom_claimed(share: float, kinds: int, each: int) -> None:
+    claims = 0
+    for repeat in range(100):
+        right = np.random.default_rng(repeat).random(kinds * each) < share
+        claims += "more often than" in told_of_kinds(right, kinds)
+    assert claims / 100 <= 0.09
+
+
+def test_a_kind_that_is_never_followed_beside_one_that_always_is_gives_an_order() -> None:
+    right = np.arange(96) % 4 != 0
+    told = told_of_kinds(right, 16)
+    assert "more often than" in told
+    assert "0 % of 6" in told
+
+
+def told_of_keys(right: Right) -> str:
+    def groups(place: int) -> dict[str, str]:
+        length, depth = (128, 256, 512)[place % 3], place // 3 % 4
+        return {"length": str(length), "length and depth": f"{length} {depth / 4:g}", "kind": "passkey"}
+
+    raw, answers = page_of("passkey", right, groups, {})
+    return sentence.passkey(passkey(raw, answers))
+
+
+def test_keys_found_every_other_time_are_seldom_called_found() -> None:
+    """Twelve cells of five keys for each of three models."""
+    claims = 0
+    for repeat in range(200):
+        random = np.random.default_rng(repeat)
+        claims += "clearly" in told_of_keys({name: random.random(60) < 0.5 for name in ("a", "b", "c")})
+    assert claims / 200 <= 0.06
+
+
+def test_keys_are_found_up_to_the_length_before_the_first_that_fails() -> None:
+    short = np.arange(60) % 3 == 0
+    long = np.arange(60) % 3 == 2
+    assert "by m up to 128 tokens (100 % of 20 there)" in told_of_keys({"m": short | long})
+    assert "not even in the shortest" in told_of_keys({"m": long})
+    assert "m up to 512 tokens" in told_of_keys({"m": np.ones(60) > 0})
