@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from trivium.evals.likelihood import Likelihood, log_likelihoods
+from trivium.evals.likelihood import Likelihood, fits, log_likelihoods
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings, Style
+from trivium.evals.statistics import pass_at_k
 from trivium.generate.engine import Engine
 from trivium.generate.prompting import few_shot, few_shot_text, split_reasoning
 from trivium.generate.requests import Completion, Request
@@ -123,17 +124,19 @@ class Subject:
             return [*self.chat_ids(item.messages), *self.tokenizer.encode(item.begin)]
         return self.text_ids(f"{item.prompt} {item.begin}" if item.begin else item.prompt)
 
-    def choose(self, items: Sequence[Item], style: Style) -> list[list[Likelihood]]:
-        """How likely the model finds each choice of each item."""
+    def choose(self, items: Sequence[Item], style: Style) -> list[list[Likelihood] | None]:
+        """How likely the model finds each choice of each item; None where the window is too small."""
         prompts: list[list[int]] = []
         continuations: list[list[int]] = []
+        fit: list[bool] = []
         for item in items:
-            for choice in item.choices:
-                before, after = self._continued(item, style, choice)
-                prompts.append(before)
-                continuations.append(after)
+            pairs = [self._continued(item, style, choice) for choice in item.choices]
+            fit.append(all(fits(self.model, len(before) + len(after) - 1) for before, after in pairs))
+            if fit[-1]:
+                prompts += [before for before, _ in pairs]
+                continuations += [after for _, after in pairs]
         found = iter(log_likelihoods(self.model, prompts, continuations))
-        return [[next(found) for _ in item.choices] for item in items]
+        return [[next(found) for _ in item.choices] if one else None for item, one in zip(items, fit)]
 
     def _continued(self, item: Item, style: Style, choice: str) -> tuple[list[int], list[int]]:
         before = self.prompt_ids(item, style)
@@ -213,7 +216,21 @@ def ask(
         records.append(
             Record(item.id, asked, item.expected, tuple(answers), scores, {}, item.cluster, item.groups)
         )
-    return records
+    return [_with_pass_at_k(record, settings.temperature) for record in records]
+
+
+def _with_pass_at_k(record: Record, temperature: float) -> Record:
+    """Add the chance that at least one of k of the samples is right, for k = 1, 2, 4..."""
+    # A sample the grader itself could not judge is neither right nor wrong.
+    judged = [answer.get("scores", {}) for answer in record.answers[1:]]
+    drawn = [scores["right"] for scores in judged if "right" in scores]
+    right = sum(score == 1 for score in drawn)
+    scores = dict(record.scores)
+    k = 1
+    while k <= len(drawn):
+        scores[f"pass@{k} at temperature {temperature:g}"] = pass_at_k(right, len(drawn), k)
+        k *= 2
+    return replace(record, scores=scores)
 
 
 def _spoken(messages: Sequence[Mapping[str, Any]]) -> str:

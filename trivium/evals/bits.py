@@ -118,4 +118,5 @@ FORGETTING = Task(
     "What the base model learnt first, to be compared after every later stage.",
     ("bits per byte", "chosen"),
     run_forgetting,
+    ("shots", "samples"),
 )

@@ -13,7 +13,7 @@ from trivium.evals.bits import texts_of
 from trivium.evals.passkey import characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, Task, number_dial
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 
@@ -56,7 +56,7 @@ def run_positions(
     subject: Subject, settings: Settings, source: str = "chronicle", length: int | str | None = None
 ) -> Found:
     """Bits per byte of long texts, a record for every document and bucket."""
-    size = int(length) if length else subject.window
+    size = number_dial("positions", "length", length, int) if length else subject.window
     spelled = subject.tokenizer.byte_lengths()
     ends = borders(size)
     records = []

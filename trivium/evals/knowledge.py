@@ -15,6 +15,7 @@ from trivium.evals.results import Record, quarters
 from trivium.evals.settings import Settings
 from trivium.evals.statistics import bootstrap_of
 from trivium.evals.task import Found, Task
+from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
 from trivium.world.document import Question
 
@@ -85,6 +86,9 @@ def recall(subject: Subject, settings: Settings, source: str, most: int, **dials
     with_choices = [place for place, item in enumerate(items) if item.choices]
     chosen = subject.choose([items[place] for place in with_choices], subject.style(settings))
     for place, likelihoods in zip(with_choices, chosen):
+        if likelihoods is None:
+            records[place] = replace(records[place], scores={**records[place].scores, "chosen": 0.0})
+            continue
         totals = [one.total for one in likelihoods]
         shares = _shares(totals)
         right = items[place].choices.index(items[place].expected)
@@ -149,6 +153,8 @@ def run_calibration(subject: Subject, settings: Settings, source: str = "facts",
                 groups={"confidence": f"{low:.1f}"},
             )
         )
+    if not kept:
+        raise TriviumError(f"The task calibration found no choices in {source}; give it facts or craft.")
     pairs = np.array([[one.scores["confidence"], one.scores["chosen"]] for one in kept])
     error = bootstrap_of(calibration_error, pairs, seed=settings.seed)
     return Found(kept, {"calibration error": error})
@@ -159,22 +165,26 @@ FACTS = Task(
     "Facts of the country, written freely (`right`) and chosen from four (`chosen`; chance is 0.25).",
     ("right", "chosen"),
     run_facts,
+    ("shots", "samples"),
 )
 CRAFT = Task(
     "craft",
     "Facts of the crafts, a domain of their own, written freely and chosen from four.",
     ("right", "chosen"),
     run_craft,
+    ("shots", "samples"),
 )
 TONGUE = Task(
     "tongue",
     "The second language: translation both ways, recall in it, and what was learnt in it asked in English.",
     ("right", "chosen"),
     run_tongue,
+    ("shots", "samples"),
 )
 CALIBRATION = Task(
     "calibration",
     "Whether the model is as often right as it is sure (0 would be perfect).",
     ("brier",),
     run_calibration,
+    ("shots",),
 )

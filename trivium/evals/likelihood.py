@@ -115,19 +115,24 @@ class Forest(Documents):
         return out.transpose(1, 2).reshape(-1, heads, query.shape[2])
 
 
+def fits(model: Transformer, length: int) -> bool:
+    """Whether a text of so many tokens can be read at once."""
+    config = model.config
+    endless = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
+    return endless or length <= config.context
+
+
 def log_likelihoods(
     model: Transformer, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
 ) -> list[Likelihood]:
     """The log-likelihood of each continuation after its prompt, which has at least one token."""
-    config = model.config
-    endless = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
     for prompt, continuation in zip(prompts, continuations, strict=True):
         assert prompt, "a prompt has at least one token"
         assert continuation, "a continuation has at least one token"
         length = len(prompt) + len(continuation) - 1
-        if length > config.context and not endless:
+        if not fits(model, length):
             raise TriviumError(
-                f"A question has {length} tokens and the model's window is {config.context}: "
+                f"A question has {length} tokens and the model's window is {model.config.context}: "
                 "ask with fewer shots or shorter questions."
             )
     found: list[Likelihood | None] = [None] * len(prompts)

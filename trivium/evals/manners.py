@@ -79,7 +79,13 @@ def run_ending(subject: Subject, settings: Settings, **dials: Any) -> Found:
 
 
 INSTRUCTIONS = Task(
-    "instructions", "Instructions whose fulfilment a program checks.", ("right",), run_instructions
+    "instructions",
+    "Instructions whose fulfilment a program checks.",
+    ("right",),
+    run_instructions,
+    ("shots", "samples"),
 )
-FORMAT = Task("format", "Answers in the form that was asked for, right or wrong.", ("in form",), run_format)
-ENDING = Task("ending", "Answers that the model ends by itself.", ("ended",), run_ending)
+FORMAT = Task(
+    "format", "Answers in the form that was asked for, right or wrong.", ("in form",), run_format, ("shots",)
+)
+ENDING = Task("ending", "Answers that the model ends by itself.", ("ended",), run_ending, ("shots",))

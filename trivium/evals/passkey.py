@@ -10,7 +10,7 @@ from trivium.evals.asking import Item, Subject, ask, first_sentence
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.statistics import Interval, proportion
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, Task, number_dial
 from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
 
@@ -36,12 +36,12 @@ def run_passkey(
     **dials: Any,
 ) -> Found:
     """A grid of lengths (in tokens) and depths, for each kind of thing that is hidden."""
-    wanted_lengths = [int(one) for one in _listed(lengths)] or [
+    wanted_lengths = [number_dial("passkey", "lengths", one, int) for one in _listed(lengths)] or [
         one for one in (subject.window // 4, subject.window // 2, subject.window - ROOM) if one >= SHORTEST
     ]
     if not wanted_lengths:
         raise TriviumError(f"The model's window of {subject.window} tokens is too short to hide anything in.")
-    wanted_depths = [float(one) for one in _listed(depths)] or list(DEPTHS)
+    wanted_depths = [number_dial("passkey", "depths", one, float) for one in _listed(depths)] or list(DEPTHS)
     wanted_kinds = [str(one) for one in _listed(kinds)] or list(KINDS)
     for kind in wanted_kinds:
         if kind not in KINDS:
@@ -126,4 +126,5 @@ PASSKEY = Task(
     "Things hidden in long texts: pass keys, a needle, several keys, chains of variables, common words.",
     ("right",),
     run_passkey,
+    ("samples",),
 )

@@ -8,8 +8,6 @@ from typing import Any
 
 from trivium.data.sources import read_documents
 from trivium.evals.asking import Item, Subject, ask, with_shots
-from trivium.evals.reasoning import with_pass_at_k
-from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.task import Found, Task
 from trivium.grade.scorer import Scorer, scorer
@@ -67,12 +65,7 @@ def _sums(
                 begin="" if settings.chain_of_thought else "####",
             )
         )  # fmt: skip
-    records = ask(subject, items, settings, most=256 if settings.chain_of_thought else 16)
-    return Found(_sampled(records, settings))
-
-
-def _sampled(records: list[Record], settings: Settings) -> list[Record]:
-    return with_pass_at_k(records, settings.temperature) if settings.samples else records
+    return Found(ask(subject, items, settings, most=256 if settings.chain_of_thought else 16))
 
 
 def _examples(
@@ -141,7 +134,7 @@ def run_humaneval(
     subject: Subject, settings: Settings, data: str, seconds: float = 10.0, unsafe_sandbox: bool = False
 ) -> Found:
     """HumanEval's jsonl: `prompt`, `test`, `entry_point`; programs run only in the sandbox."""
-    grade: Any = scorer("code", seconds=float(seconds), unsafe_sandbox=unsafe_sandbox)
+    grade: Any = scorer("code", seconds=seconds, unsafe_sandbox=unsafe_sandbox)
     from trivium.grade.code import read_tests
 
     style = subject.style(settings)
@@ -163,7 +156,7 @@ def run_humaneval(
             )
         )  # fmt: skip
     records = ask(subject, items, settings, most=384, cut=lambda text: _PROGRAM_END.split(text)[0])
-    return Found(_sampled(records, settings))
+    return Found(records)
 
 
 def run_own(
@@ -200,7 +193,7 @@ def run_own(
                 groups={"kind": str(row["kind"])} if "kind" in row else {},
             )
         )  # fmt: skip
-    return Found(_sampled(ask(subject, items, settings, most=int(most)), settings))
+    return Found(ask(subject, items, settings, most=most))
 
 
 def _messages(name: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -217,7 +210,12 @@ def _told(row: Mapping[str, Any]) -> str:
     return str(next((row[key] for key in ANSWERS if row.get(key) is not None), ""))
 
 
-GSM8K = Task("gsm8k", "GSM8K's word problems, by their result.", ("right",), run_gsm8k)
-SVAMP = Task("svamp", "SVAMP's word problems, by their result.", ("right",), run_svamp)
-HUMANEVAL = Task("humaneval", "HumanEval's functions, by their tests.", ("right",), run_humaneval)
-OWN = Task("own", "A person's own questions, by the scorer they name.", ("right",), run_own)
+_SUMS = ("shots", "samples", "chain_of_thought")
+GSM8K = Task("gsm8k", "GSM8K's word problems, by their result.", ("right",), run_gsm8k, _SUMS)
+SVAMP = Task("svamp", "SVAMP's word problems, by their result.", ("right",), run_svamp, _SUMS)
+HUMANEVAL = Task(
+    "humaneval", "HumanEval's functions, by their tests.", ("right",), run_humaneval, ("samples",)
+)
+OWN = Task(
+    "own", "A person's own questions, by the scorer they name.", ("right",), run_own, ("shots", "samples")
+)

@@ -7,30 +7,12 @@ from typing import Any
 
 from trivium.evals.asking import Subject, ask
 from trivium.evals.knowledge import item_of, questions
-from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.statistics import pass_at_k
 from trivium.evals.task import Found, Task
 from trivium.grade.scorer import scorer
 from trivium.world.checks import fulfils
 
 AT_ONCE = "####"
-
-
-def with_pass_at_k(records: list[Record], temperature: float) -> list[Record]:
-    """Add to each item the chance that at least one of k of its samples is right, for k = 1, 2, 4..."""
-    found = []
-    for record in records:
-        # A sample the grader itself could not judge is neither right nor wrong.
-        drawn = [answer["scores"]["right"] for answer in record.answers[1:] if "right" in answer["scores"]]
-        right = sum(score == 1 for score in drawn)
-        scores = dict(record.scores)
-        k = 1
-        while k <= len(drawn):
-            scores[f"pass@{k} at temperature {temperature:g}"] = pass_at_k(right, len(drawn), k)
-            k *= 2
-        found.append(replace(record, scores=scores))
-    return found
 
 
 def run_sums(subject: Subject, settings: Settings, **dials: Any) -> Found:
@@ -61,8 +43,7 @@ def run_sums(subject: Subject, settings: Settings, **dials: Any) -> Found:
                 begin="" if settings.chain_of_thought else AT_ONCE,
             )
         )
-    records = ask(subject, items, settings, most=96 if settings.chain_of_thought else 8)
-    return Found(with_pass_at_k(records, settings.temperature))
+    return Found(ask(subject, items, settings, most=96 if settings.chain_of_thought else 8))
 
 
 def run_sql(subject: Subject, settings: Settings, **dials: Any) -> Found:
@@ -85,8 +66,7 @@ def run_sql(subject: Subject, settings: Settings, **dials: Any) -> Found:
         )
         for question, examples in questions("ledger", settings, **dials)
     ]
-    records = ask(subject, items, settings, most=96)
-    return Found(with_pass_at_k(records, settings.temperature))
+    return Found(ask(subject, items, settings, most=96))
 
 
 SUMS = Task(
@@ -94,5 +74,12 @@ SUMS = Task(
     "Word problems of several steps: the answer right, and the share of the written steps that hold.",
     ("right", "valid steps"),
     run_sums,
+    ("shots", "samples", "chain_of_thought"),
 )
-SQL = Task("sql", "Questions over tables: the query finds the right rows.", ("right",), run_sql)
+SQL = Task(
+    "sql",
+    "Questions over tables: the query finds the right rows.",
+    ("right",),
+    run_sql,
+    ("shots", "samples"),
+)

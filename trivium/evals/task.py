@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from trivium.evals.asking import Subject
 from trivium.evals.results import Record
-from trivium.evals.settings import Settings
+from trivium.evals.settings import Settings, TaskSpec, read_spec
 from trivium.evals.statistics import Interval
 from trivium.kit.errors import TriviumError
 
@@ -26,6 +26,11 @@ class Found:
 
 
 Run = Callable[..., Found]
+SOME_HEED = ("shots", "samples", "chain_of_thought")
+"""The settings of asking that mean nothing to some tasks."""
+NAMES = ("data", "examples", "model")
+"""The dials that name a file, a folder or a stage."""
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,15 @@ class Task:
     description: str
     headline: tuple[str, ...]
     run: Run
+    heeds: tuple[str, ...] = ()
+    """Which of the settings that only some tasks know it obeys."""
 
     def __call__(self, subject: Subject, settings: Settings, dials: Mapping[str, Any]) -> Found:
-        """Ask; a dial the task does not have is an error that names those it has."""
+        """Ask."""
+        return self.run(subject, settings, **self.checked(dials))
+
+    def checked(self, dials: Mapping[str, Any]) -> dict[str, Any]:
+        """The dials in their own types; one the task does not have is an error that names those it has."""
         known = list(inspect.signature(self.run).parameters.values())[2:]
         named = [one for one in known if one.kind is not inspect.Parameter.VAR_KEYWORD]
         if len(named) == len(known):
@@ -50,7 +61,74 @@ class Task:
         for one in named:
             if one.default is one.empty and one.name not in dials:
                 raise TriviumError(f"The task {self.name} needs `{one.name}`: {self.name}?{one.name}=...")
-        return self.run(subject, settings, **dials)
+        kinds = {one.name: str(one.annotation).partition(" ")[0] for one in named}
+        return {dial: _typed(self.name, dial, kinds.get(dial, ""), value) for dial, value in dials.items()}
+
+
+def _typed(task: str, dial: str, kind: str, value: Any) -> Any:
+    if kind == "bool":
+        truth = value if isinstance(value, bool) else _TRUTHS.get(str(value).lower())
+        if truth is None:
+            raise TriviumError(f"The task {task} has no use for {dial}={value}; write true or false.")
+        return truth
+    if kind in ("int", "float"):
+        return number_dial(task, dial, value, int if kind == "int" else float)
+    return value
+
+
+def number_dial(task: str, dial: str, value: Any, kind: type[int] | type[float]) -> Any:
+    """A dial as a number, or one sentence on why it is none."""
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        wanted = "a whole number" if kind is int else "a number"
+        raise TriviumError(f"The task {task} has no use for {dial}={value}; write {wanted}.") from None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A task that will be asked: its label, and the settings and dials it obeys."""
+
+    label: str
+    task: Task
+    settings: Settings
+    dials: Mapping[str, Any]
+
+
+def planned(spec: TaskSpec, settings: Settings) -> Planned:
+    """Read and check what a person wrote; a setting for all tasks is left out where it means nothing."""
+    label, name, merged, dials = read_spec(spec, settings)
+    one = task(name)
+    given = spec if not isinstance(spec, str) else dict.fromkeys(
+        word.partition("=")[0] for word in spec.partition("?")[2].split("&")
+    )  # fmt: skip
+    unheeded = [setting for setting in SOME_HEED if setting not in one.heeds]
+    for setting in unheeded:
+        if setting in given:
+            raise TriviumError(f"The task {name} knows no `{setting}`; take it away.")
+    plain = {setting: Settings.model_fields[setting].default for setting in unheeded}
+    return Planned(label, one, merged.model_copy(update=plain), one.checked(dials))
+
+
+def spelled_out(spec: TaskSpec) -> str | dict[str, Any]:
+    """A task that names files as a mapping, whose keys can be told apart; any other as it is written."""
+    if not isinstance(spec, str):
+        return dict(spec)
+    name, _, words = spec.partition("?")
+    dials: dict[str, Any] = {key: value for key, _, value in (w.partition("=") for w in words.split("&"))}
+    if not any(dial in dials for dial in NAMES):
+        return spec
+    return {"name": spec, **dials, "task": name}
+
+
+def checked_specs(specs: Sequence[TaskSpec]) -> list[str | dict[str, Any]]:
+    """Tasks as a recipe lists them, spelled out; a ValueError, as pydantic wants it, where one is wrong."""
+    try:
+        for spec in specs:
+            planned(spec, Settings())
+    except TriviumError as error:
+        raise ValueError(str(error)) from None
+    return [spelled_out(spec) for spec in specs]
 
 
 _PLACES = {

@@ -10,7 +10,8 @@ from typing import Any
 import trivium
 from trivium.evals.evaluate import evaluate
 from trivium.evals.results import Results, TaskResult, answers_path
-from trivium.evals.settings import Settings, TaskSpec, read_spec
+from trivium.evals.settings import Settings, TaskSpec
+from trivium.evals.task import planned
 from trivium.kit.files import checksum
 from trivium.kit.fingerprint import fingerprint
 from trivium.lab.gather import Member
@@ -61,19 +62,20 @@ def answers(
     say: Callable[[str], None] | None = None,
 ) -> Results:
     """Everything one model was asked; what was asked before is read, the rest is asked now."""
-    planned = [(spec, *read_spec(spec, settings)) for spec in tasks]
+    wanted = [planned(spec, settings) for spec in tasks]
     places = [
-        kept / f"{member.fingerprint}-{_question(name, own.model_dump(), dials)}.json"
-        for _, _, name, own, dials in planned
+        kept / f"{member.fingerprint}-{_question(one.task.name, one.settings.model_dump(), one.dials)}.json"
+        for one in wanted
     ]
-    missing = [spec for (spec, *_), place in zip(planned, places) if not _is_kept(place)]
+    missing = [place for place, at in enumerate(places) if not _is_kept(at)]
     asked = Results(member.name, {})
     if missing:
         if say is not None:
-            say(f"asking {member.name}: {', '.join(read_spec(spec, settings)[0] for spec in missing)}")
-        asked = evaluate(member.model, member.tokenizer, missing, settings, name=member.name)
+            say(f"asking {member.name}: {', '.join(wanted[place].label for place in missing)}")
+        specs = [tasks[place] for place in missing]
+        asked = evaluate(member.model, member.tokenizer, specs, settings, name=member.name)
     found: dict[str, TaskResult] = {}
-    for (_, label, *_), place in zip(planned, places):
+    for label, place in zip((one.label for one in wanted), places):
         if label in asked.tasks:
             Results(member.fingerprint, {label: asked.tasks[label]}).save(place)
         (found[label],) = Results.load(place).tasks.values()

@@ -18,15 +18,19 @@ from pydantic import (
     model_validator,
 )
 
-from trivium.evals.settings import Settings, TaskSpec, read_spec
-from trivium.evals.task import task
+from trivium.evals.settings import Settings, TaskSpec
+from trivium.evals.task import NAMES, checked_specs
 from trivium.kit.errors import TriviumError
 from trivium.kit.trackers import Tracker
 from trivium.recipe.complaints import sentence
 from trivium.recipe.experiment import PLAIN, Expanded, Experiment, expand
+from trivium.recipe.outside import is_elsewhere, locate
 from trivium.recipe.read import Written, nearest, read
 from trivium.stages import kinds
 from trivium.stages.stage import Stage
+
+ASKED = 100
+"""How many questions of a task the report asks, unless said otherwise."""
 
 
 class Report(BaseModel):
@@ -36,17 +40,18 @@ class Report(BaseModel):
 
     compare: list[str] = []
     on: list[str | dict[str, Any]] = []
-    asking: Settings = Settings(limit=100)
+    asking: Settings = Settings(limit=ASKED)
 
     @field_validator("on")
     @classmethod
-    def _known_tasks(cls, on: list[TaskSpec]) -> list[TaskSpec]:
-        for spec in on:
-            try:
-                task(read_spec(spec, Settings())[1])
-            except TriviumError as error:
-                raise ValueError(str(error)) from None
-        return on
+    def _known_tasks(cls, on: list[TaskSpec]) -> list[str | dict[str, Any]]:
+        return checked_specs(on)
+
+    @field_validator("asking", mode="before")
+    @classmethod
+    def _asking_little(cls, asking: Any) -> Any:
+        """What is said of the asking leaves the number of questions as it is."""
+        return {"limit": ASKED, **asking} if isinstance(asking, Mapping) else asking
 
 
 def _listed(value: Any) -> Any:
@@ -108,6 +113,7 @@ def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
         for stage in valid.stages.values():
             stage.seed = valid.seed if stage.seed is None else stage.seed
         _check_compared(valid, written)
+        _find_asked(valid, written)
         return Recipe(valid.name, valid.seed, valid.stages, valid.report, written, track=valid.track)
     expanded = _expanded(valid, model, written)
     experiment = valid.experiment
@@ -129,6 +135,20 @@ def _check_compared(valid: Any, written: Written) -> None:
             hint = nearest(name, able) or f"; these do: {', '.join(able)}."
             place = written.place(["report", "compare", str(number)])
             raise TriviumError(f"{place}: `{name}` is no stage that makes a model{hint}")
+
+
+def _find_asked(valid: Any, written: Written) -> None:
+    """The files that the report's tasks read, seen from the recipe's folder, have to be there."""
+    for number, spec in enumerate(valid.report.on if valid.report else []):
+        for dial in NAMES:
+            if not isinstance(spec, dict) or dial not in spec:
+                continue
+            found = locate(str(spec[dial]), written.path.parent)
+            if found is not None:
+                spec[dial] = str(found)
+            elif not is_elsewhere(str(spec[dial])):
+                place = written.place(["report", "on", str(number)])
+                raise TriviumError(f"{place}: there is no `{spec[dial]}`; write a path seen from the recipe.")
 
 
 def _expanded(valid: Any, model: type[BaseModel], written: Written) -> Expanded:

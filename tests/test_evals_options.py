@@ -1,0 +1,138 @@
+"""What a person may write after a task's name: obeyed, or refused in one sentence; never ignored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from test_tokens import own
+from toys import write_recipe
+from tuning import save, small_model
+
+from trivium.cli import cli
+from trivium.evals.asking import Subject
+from trivium.evals.evaluate import evaluate
+from trivium.evals.settings import Settings
+from trivium.evals.task import planned
+from trivium.kit.errors import TriviumError
+from trivium.recipe import graph
+from trivium.recipe.schema import load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("options")
+    save(place / "model", small_model(own()), own())
+    (place / "q.jsonl").write_text('{"question": "2 + 2?", "answer": "4"}\n')
+    (place / "empty.json").write_text("{}")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("passkey?lengths=abc", "lengths=abc"),
+        ("passkey?depths=deep", "depths=deep"),
+        ("positions?length=x", "length=x"),
+        ("humaneval?data=FILE&seconds=x", "seconds=x"),
+        ("humaneval?data=FILE&unsafe_sandbox=perhaps", "true or false"),
+        ("own?data=FILE&most=x", "most=x"),
+        ("format?people=x", "people=x"),
+        ("calibration?source=sums", "no choices in sums"),
+        ("passkey?shots=2", "no `shots`"),
+        ("flattery?shots=2", "no `shots`"),
+        ("humaneval?data=FILE&shots=2", "no `shots`"),
+        ("humaneval?data=FILE&chain_of_thought=false", "no `chain_of_thought`"),
+        ("own?data=FILE&chain_of_thought=false", "no `chain_of_thought`"),
+        ("format?samples=4", "no `samples`"),
+    ],
+)
+def test_what_a_task_cannot_obey_is_one_sentence(folder: Path, task: str, words: str):
+    task = task.replace("FILE", str(folder / "q.jsonl"))
+    found = CliRunner().invoke(cli, ["eval", str(folder / "model"), "--tasks", task, "--limit", "3"])
+    assert isinstance(found.exception, TriviumError), repr(found.exception)
+    assert words in str(found.exception)
+    assert "\n" not in str(found.exception)
+
+
+def test_comparing_with_a_file_that_is_no_evaluation_is_one_sentence(folder: Path):
+    words = ["eval", str(folder / "model"), "--tasks", "instructions", "--limit", "2"]
+    found = CliRunner().invoke(cli, [*words, "--against", str(folder / "empty.json")])
+    assert isinstance(found.exception, TriviumError)
+    assert "holds no evaluation" in str(found.exception)
+
+
+def test_a_truth_written_as_a_word_is_not_its_letters():
+    assert planned("humaneval?data=x&unsafe_sandbox=false", Settings()).dials["unsafe_sandbox"] is False
+
+
+def test_a_setting_for_all_tasks_is_left_out_where_it_means_nothing():
+    settings = Settings(shots=2, samples=4, chain_of_thought=False)
+    assert planned("sums", settings).settings == settings
+    plain = planned("flattery", settings).settings
+    assert (plain.shots, plain.samples, plain.chain_of_thought) == (0, 0, True)
+
+
+@pytest.mark.parametrize("task", ["facts", "craft", "tongue", "instructions", "sums"])
+def test_samples_that_are_drawn_become_pass_at_k(task: str):
+    asked = [{"task": task, "samples": 2, "limit": 2, "max_new_tokens": 4}]
+    (found,) = evaluate(small_model(own()), own(), asked).tasks.values()
+    assert {"pass@1 at temperature 0.8", "pass@2 at temperature 0.8"} <= set(found.metrics)
+
+
+def test_a_choice_too_long_for_the_window_is_not_chosen_and_stops_nobody():
+    model = small_model(own(), context=24)
+    found = evaluate(model, own(), ["facts", "flattery"], Settings(limit=4, style="continue"))
+    assert [record.scores["chosen"] for record in found.tasks["facts"].records] == [0.0] * 4
+    assert all("confidence" not in record.scores for record in found.tasks["facts"].records)
+    assert Subject(model, own()).window == 24
+
+
+RECIPE = """
+name: again
+stages:
+  words: {{kind: tokenizer, data: ./texts}}
+  base: {{kind: pretrain, data: ./texts, tokenizer: words, tokens: 2k}}
+  asked: {{kind: evaluate, from: base, on: [{spec}]}}
+"""
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        '"own?data=./q.jsonl"',
+        "{task: own, data: ./q.jsonl}",
+        "{task: gsm8k, data: ./same.jsonl, examples: ./q.jsonl, shots: 1}",
+        '"gsm8k?data=./same.jsonl&examples=./q.jsonl&shots=1"',
+    ],
+)
+def test_an_evaluation_is_made_anew_when_a_file_it_reads_has_changed(tmp_path: Path, spec: str):
+    path = write_recipe(tmp_path, RECIPE.format(spec=spec))
+    (tmp_path / "same.jsonl").write_text('{"question": "a", "answer": "x"}\n')
+    prints = []
+    for answer in ("1", "2", "1"):
+        (tmp_path / "q.jsonl").write_text(json.dumps({"question": "a", "answer": answer}) + "\n")
+        prints.append(graph.build(load(path))["asked"].fingerprint)
+    assert prints[0] == prints[2] != prints[1]
+
+
+@pytest.mark.parametrize("spec", ['"own?data=./none.jsonl"', "{task: own, data: ./none.jsonl}"])
+def test_a_file_that_is_not_there_is_named_before_anything_runs(tmp_path: Path, spec: str):
+    path = write_recipe(tmp_path, RECIPE.format(spec=spec))
+    with pytest.raises(TriviumError, match=r"none\.jsonl"):
+        graph.build(load(path))
+    report = RECIPE.format(spec="facts") + f"report: {{on: [{spec}]}}\n"
+    with pytest.raises(TriviumError, match=r"report\.on\.0: there is no `\./none\.jsonl`"):
+        load(write_recipe(tmp_path, report))
+
+
+def test_a_report_reads_its_questions_beside_the_recipe_and_asks_a_hundred(tmp_path: Path, monkeypatch):
+    report = RECIPE.format(spec="facts") + 'report: {on: ["own?data=./q.jsonl"], asking: {shots: 2}}\n'
+    path = write_recipe(tmp_path, report)
+    (tmp_path / "q.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    monkeypatch.chdir("/")
+    found = load(path).report
+    assert found.on[0]["data"] == str(tmp_path / "q.jsonl")
+    assert (found.asking.limit, found.asking.shots) == (100, 2)
