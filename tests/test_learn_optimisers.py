@@ -134,7 +134,75 @@ def test_moments_of_another_shape_are_named_and_left_fresh() -> None:
     optimiser = Optimiser(parameters(), RATES, muon=True)
     saved = {name: tensor.clone() for name, tensor in optimiser.state().items()}
     saved["first.head.weight"] = torch.zeros(15, 8)
-    assert optimiser.restore(saved) == ["head.weight"]
+    assert optimiser.restore(saved).fresh == ["head.weight"]
+
+
+ADAM = Rates(0.02, 0.02, 0.02, 0.02, weight_decay=0.0, epsilon=1e-8)
+
+
+def after_five_steps(named: dict[str, torch.nn.Parameter]) -> tuple[dict, torch.optim.Optimizer]:
+    """Our saved state and torch's AdamW, after the same five steps from the same weights."""
+    ours = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in named.items()}
+    optimiser = Optimiser(ours, ADAM, muon=False)
+    theirs = torch.optim.AdamW(named.values(), lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    for step in range(5):
+        give_gradients(ours, step)
+        give_gradients(named, step)
+        optimiser.step(1.0)
+        theirs.step()
+    return optimiser.state(), theirs
+
+
+def test_moments_that_begin_anew_are_corrected_from_their_own_first_step() -> None:
+    """Torch counts the steps of every parameter apart: those that begin move by the full rate at once."""
+    theirs = parameters()
+    saved, reference = after_five_steps(theirs)
+    ours = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in theirs.items()}
+    for name in ("norm.weight", "layers.0.mlp.up.weight"):
+        del saved[f"second.{name}"], reference.state[theirs[name]]
+    optimiser = Optimiser(ours, ADAM, muon=False)
+    found = optimiser.restore(saved)
+    assert sorted(found.fresh) == ["layers.0.mlp.up.weight", "norm.weight"]
+    assert len(found.kept) == len(ours) - 2
+    for step in (7, 8):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimiser.step(1.0)
+        reference.step()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_moments_of_old_rows_survive_a_vocabulary_that_grows() -> None:
+    theirs = parameters()
+    saved, reference = after_five_steps(theirs)
+    more = torch.randn(4, 8, generator=torch.Generator().manual_seed(9))
+    table = theirs["embedding.weight"]
+    state = reference.state[table]
+    longer = torch.nn.Parameter(torch.cat((table.detach(), more)))
+    grown = torch.optim.AdamW([longer], lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    grown.state[longer] = {
+        "step": state["step"].clone(),
+        **{key: torch.cat((state[key], torch.zeros(4, 8))) for key in ("exp_avg", "exp_avg_sq")},
+    }
+    ours = {"embedding.weight": torch.nn.Parameter(longer.detach().clone())}
+    optimiser = Optimiser(ours, ADAM, muon=False)
+    assert optimiser.restore(saved).grown == ["embedding.weight"]
+    ours["embedding.weight"].grad = torch.randn(15, 8, generator=torch.Generator().manual_seed(3))
+    longer.grad = ours["embedding.weight"].grad.clone()
+    optimiser.step(1.0)
+    grown.step()
+    torch.testing.assert_close(ours["embedding.weight"], longer, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_takes_no_matrix_over_from_muon() -> None:
+    muon = Optimiser(parameters(), RATES, muon=True)
+    give_gradients(muon.parameters, 0)
+    muon.step(1.0)
+    adamw = Optimiser(parameters(), ADAM, muon=False)
+    found = adamw.restore(muon.state())
+    assert {group_of(name, adamw.parameters[name]) for name in found.fresh} == {"matrices"}
+    assert not any(adamw.first[name].any() for name in found.fresh)
 
 
 def test_a_parameter_without_a_gradient_stays() -> None:

@@ -59,6 +59,15 @@ def orthogonalised(updates: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+@dataclass(frozen=True)
+class Inherited:
+    """Which parameters took saved moments over, which did so for their old rows, and which begin at zero."""
+
+    kept: list[str]
+    grown: list[str]
+    fresh: list[str]
+
+
 class Optimiser:
     """Steps every named parameter by its group's method; its state is tensors under the parameters' names."""
 
@@ -80,6 +89,8 @@ class Optimiser:
             if name not in matrices:
                 self.second[name] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         self.steps = 0
+        self.counts = dict.fromkeys(self.parameters, 0)
+        """The updates in each parameter's second moment, by which AdamW corrects what began at zero."""
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
@@ -126,30 +137,50 @@ class Optimiser:
         beta1, beta2 = self.rates.betas
         # Decay shrinks what multiplies activations; norms and biases have nothing to shrink towards.
         decayed = group not in ("scalars", "embeddings")
-        count = torch.tensor(float(self.steps), device=parameters[0].device)
+        for name in names:
+            self.counts[name] += 1
+        device = parameters[0].device
+        counts = {count: torch.tensor(float(count), device=device) for count in set(self.counts.values())}
         # One pass over memory instead of ten: measured six times as fast as the same sum of parts.
         torch._fused_adamw_(
-            parameters, gradients, first, second, [], [count] * len(names),
+            parameters, gradients, first, second, [], [counts[self.counts[name]] for name in names],
             amsgrad=False, maximize=False, lr=self.rates.of(group) * factor, beta1=beta1, beta2=beta2,
             weight_decay=self.rates.weight_decay if decayed else 0.0, eps=self.rates.epsilon,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
-        """The moments under the parameters' names, and the number of steps taken."""
+        """The moments under the parameters' names, and the numbers of steps behind them."""
         tensors = {f"first.{name}": moment for name, moment in self.first.items()}
         tensors |= {f"second.{name}": moment for name, moment in self.second.items()}
+        tensors |= {f"count.{name}": torch.tensor(count) for name, count in self.counts.items()}
         return {**tensors, "steps": torch.tensor(self.steps)}
 
     @torch.no_grad()
-    def restore(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Take over saved moments; returns the parameters whose moments were missing or of another shape."""
-        fresh = []
-        for kind, moments in (("first", self.first), ("second", self.second)):
-            for name, moment in moments.items():
-                saved = tensors.get(f"{kind}.{name}")
-                if saved is not None and saved.shape == moment.shape:
-                    moment.copy_(saved)
-                else:
-                    fresh.append(name)
+    def restore(self, tensors: Mapping[str, Tensor]) -> Inherited:
+        """Take over saved moments where they fit; new rows of a table that grew have none yet."""
+        found = Inherited([], [], [])
         self.steps = int(tensors["steps"])
-        return sorted(set(fresh))
+        for name in self.parameters:
+            pairs = [
+                (moments[name], tensors.get(f"{kind}.{name}"))
+                for kind, moments in (("first", self.first), ("second", self.second))
+                if name in moments
+            ]
+            if not all(saved is not None and _holds(name, moment, saved) for moment, saved in pairs):
+                found.fresh.append(name)
+                continue
+            for moment, saved in pairs:
+                assert saved is not None
+                whole = saved.shape == moment.shape
+                (moment if whole else moment[: len(saved)]).copy_(saved)
+            (found.kept if whole else found.grown).append(name)
+            self.counts[name] = int(tensors.get(f"count.{name}", tensors["steps"]))
+        return found
+
+
+def _holds(name: str, moment: Tensor, saved: Tensor) -> bool:
+    """Whether a moment has room for a saved one: the tables of tokens may have grown since."""
+    if saved.shape == moment.shape:
+        return True
+    grows = name in ("embedding.weight", "head.weight") and saved.shape[1:] == moment.shape[1:]
+    return grows and len(saved) < len(moment)

@@ -25,7 +25,7 @@ from trivium.kit.progress import Progress
 from trivium.learn import schedules
 from trivium.learn.checkpoints import Checkpoints, State, read_state
 from trivium.learn.objective import Feed, Objective
-from trivium.learn.optimisers import Optimiser, Rates
+from trivium.learn.optimisers import Inherited, Optimiser, Rates
 from trivium.learn.parallel import clip, gradient_norm, sum_gradients, sum_measures
 from trivium.learn.precision import products
 from trivium.learn.settings import Training
@@ -87,8 +87,9 @@ class Trainer:
         if self.objective.extra is not None:
             self.named |= {f"extra.{name}": p for name, p in self.objective.extra.named_parameters()}
         self.optimiser = Optimiser(self.named, self.rates, muon=self.settings.optimiser == "muon")
+        self.inherited: Inherited | None = None
         if self.parent_moments is not None:
-            self.optimiser.restore(self.parent_moments)
+            self.inherited = self.optimiser.restore(self.parent_moments)
         self.average = (
             {name: parameter.detach().clone() for name, parameter in self.named.items()}
             if self.settings.ema is not None
@@ -341,7 +342,8 @@ class Trainer:
             )
         for name, parameter in self.named.items():
             parameter.copy_(tensors[f"weights.{name}"])
-        self.optimiser.restore(_part(tensors, "optimiser."))
+        missing = self.optimiser.restore(_part(tensors, "optimiser.")).fresh
+        assert not missing, f"the state has no moments of {missing}"
         for name, average in self.average.items():
             average.copy_(tensors[f"average.{name}"])
         self.feed.restore(facts["feed"], _part(tensors, "feed."))

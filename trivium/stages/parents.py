@@ -21,19 +21,15 @@ LONGEST = 1024
 def rates_after(work: Work, settings: Training, start: str, folder: Path, config: ModelConfig) -> Rates:
     """The rate the parent ended with, its peak (`dial`), or a number for the matrices to scale all by."""
     parent, wish = handed_over(folder), settings.learning_rate.start
-    if wish == "parent" and parent is None:
-        raise TriviumError(f"{work.stage}: {start} left no learning rate behind; give a number.")
-    if wish == "parent" and parent is not None:
-        rates = dict(parent["learning_rates"])
-        if not any(rates.values()):
-            raise TriviumError(
-                f"{work.stage}: the learning rate of {start} ended at 0, so there is none to go on with; "
-                "give a number, or start from a checkpoint it kept before its rate fell."
-            )
+    optimiser = parent.get("optimiser") if parent else None
+    if optimiser not in (None, settings.optimiser):
+        work.change("optimiser", optimiser, settings.optimiser)
+    if wish == "parent":
+        rates = parents_rates(work, settings, start, folder)
     elif settings.optimiser == "adamw":
         rates = dict.fromkeys(GROUPS, 1e-3 * (config.width / 768) ** -0.5 if wish == "dial" else float(wish))
     else:
-        peak = parent["peak_learning_rates"] if parent else None
+        peak = parent["peak_learning_rates"] if parent and optimiser in (None, "muon") else None
         rates = peak or dial(config.layers, config.vocabulary, width=config.width).learning_rates
         if wish != "dial":
             rates = {group: rate * float(wish) / rates["matrices"] for group, rate in rates.items()}
@@ -43,6 +39,25 @@ def rates_after(work: Work, settings: Training, start: str, folder: Path, config
     if decay is None:
         decay = parent["weight_decay"] if parent else 0.0
     return Rates(**rates, weight_decay=decay)
+
+
+def parents_rates(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any]:
+    """The rates the parent would have gone on with, where they mean the same here."""
+    parent = handed_over(folder)
+    if parent is None:
+        raise TriviumError(f"{work.stage}: {start} left no learning rate behind; give a number.")
+    optimiser = parent.get("optimiser", settings.optimiser)
+    if optimiser != settings.optimiser:
+        raise TriviumError(
+            f"{work.stage}: {start} was trained by {optimiser}, whose learning rate means something else to "
+            f"{settings.optimiser}; give a number."
+        )
+    if not any(parent["learning_rates"].values()):
+        raise TriviumError(
+            f"{work.stage}: the learning rate of {start} ended at 0, so there is none to go on with; "
+            "give a number, or start from a checkpoint it kept before its rate fell."
+        )
+    return dict(parent["learning_rates"])
 
 
 def gentle_rates_after(
@@ -71,11 +86,10 @@ def context_within(work: Work, wish: int | None, config: ModelConfig) -> int:
 
 
 def moments_after(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any] | None:
-    """The parent's moments where the stage keeps them; what is done with them is said."""
+    """The parent's moments where the stage keeps them; what became of those is said once they are laid on."""
     path = folder.parent / MOMENTS
-    left = "the parent's" if path.is_file() else "none left"
-    work.change("optimiser moments", left, "zero" if settings.optimiser_state == "reset" else left)
     if settings.optimiser_state == "reset":
+        work.change("optimiser moments", "the parent's" if path.is_file() else "none left", "zero")
         return None
     if not path.is_file():
         raise TriviumError(f"{start} left no optimiser state behind; say `optimiser_state: reset`.")

@@ -31,7 +31,7 @@ from trivium.model.hub import resolve
 from trivium.stages.environments import InTurns, Maker, described, with_tools
 from trivium.stages.judges import judges_of, model_references, reward_files
 from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.parents import moments_after
+from trivium.stages.parents import moments_after, parents_rates
 from trivium.stages.playing import Engined, Group, Player
 from trivium.stages.prompts import Curriculum, Problem, read_problems
 from trivium.stages.rollouts import Plan, Rollouts
@@ -269,11 +269,7 @@ class Rlvr(TrainingStage):
         """The rates a person gave, the parent's, or what suits a model of this width."""
         wish, parent = self.learning_rate.start, handed_over(folder)
         if wish == "parent":
-            if parent is None or not any(parent["learning_rates"].values()):
-                raise TriviumError(
-                    f"{work.stage}: {self.start} left no learning rate above 0 to go on with; give a number."
-                )
-            rates = dict(parent["learning_rates"])
+            rates = parents_rates(work, self, self.start, folder)
         elif self.optimiser == "adamw":
             rates = dict.fromkeys(
                 GROUPS, RATE_AT_4096 * 4096 / config.width if wish == "dial" else float(wish)

@@ -18,14 +18,14 @@ from trivium.kit.metrics import MetricsLog
 from trivium.kit.processes import barrier, world
 from trivium.learn import schedules
 from trivium.learn.objective import Feed, Objective
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import Inherited, Rates
 from trivium.learn.settings import UNAFFECTING, Training
 from trivium.learn.trainer import Hooks, Trainer, kept_place
 from trivium.learn.validation import Unseen, measure
 from trivium.model.adapters import save_adapter
 from trivium.model.folder import save_model
 from trivium.model.lora import AdapterSettings, adapter_names, add_adapter, merged
-from trivium.model.quantize import is_prepared, prepare_for, quantise
+from trivium.model.quantize import is_prepared, prepare_for, quantise, quantised_as
 from trivium.model.transformer import Transformer
 from trivium.stages.stage import Product, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -141,6 +141,8 @@ def train(
         hooks=hooks,
         parent_moments=parent_moments,
     )
+    if trainer.inherited is not None:
+        _say_moments(work, trainer.inherited)
     summary = trainer.run()
     if world().leads:
         with whole_folder(work.output("model")) as folder:
@@ -150,6 +152,25 @@ def train(
         trainer.checkpoints.clear()
     barrier()
     return summary
+
+
+def _say_moments(work: Work, inherited: Inherited) -> None:
+    """Say which of the parent's moments were taken over; to keep none of them is a mistake."""
+    kept, grown, fresh = inherited.kept, inherited.grown, inherited.fresh
+    if not kept and not grown:
+        raise TriviumError(
+            f"{work.stage}: none of the parent's moments fit the {len(fresh)} parameters that are trained "
+            "here; say `optimiser_state: reset`."
+        )
+    after = "the parent's"
+    if grown or fresh:
+        after += f" for {len(kept) + len(grown)} of {len(kept) + len(grown) + len(fresh)} parameters"
+    if grown:
+        after += f", zero for the new rows of {', '.join(grown)}"
+    if fresh:
+        named = ", ".join(fresh[:2]) + (f" and {len(fresh) - 2} more" if len(fresh) > 2 else "")
+        after += f", zero for {named}"
+    work.change("optimiser moments", "the parent's", after)
 
 
 def handed_over(model_folder: Path) -> dict[str, Any] | None:
@@ -163,6 +184,12 @@ def adapt(work: Work, settings: Training, model: Transformer) -> None:
 
     `train` does it; a stage that makes an engine before it trains does it first.
     """
+    held = quantised_as(model)
+    if held is not None and settings.adapter is None:
+        raise TriviumError(
+            f"{work.stage}: the model it starts from is rounded to {held}, and no rounded matrix can be trained: "
+            "give an `adapter`, or start from the model that was rounded."
+        )
     if settings.qat is not None and not is_prepared(model):
         prepare_for(model, settings.qat)
     if settings.adapter is None or adapter_names(model):
@@ -203,9 +230,10 @@ def _start(settings: Training) -> str:
 
 
 def _handover(trainer: Trainer) -> dict[str, Any]:
-    """What the next stage may take over: the rates last used and at their peak, and how far training came."""
+    """What the next stage may take over: the rates it would go on with, and how far training came."""
     settings, steps = trainer.settings.learning_rate, trainer.feed.steps
-    last = schedules.factor(settings, max(trainer.step - 1, 0), steps)
+    # Not the last step's: a schedule that falls to nothing takes its last step at a rate above it.
+    last = schedules.factor(settings, trainer.step, steps)
     peak = {group: trainer.rates.of(group) for group in GROUPS}
     return {
         "step": trainer.step,
@@ -213,6 +241,7 @@ def _handover(trainer: Trainer) -> dict[str, Any]:
         "learning_rates": {group: rate * last for group, rate in peak.items()},
         "peak_learning_rates": peak,
         "weight_decay": trainer.rates.weight_decay,
+        "optimiser": trainer.settings.optimiser,
     }
 
 
