@@ -9,13 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from trivium.generate.context import fit_conversation
+from trivium.generate.context import Fitted, Overflow, Summariser, fit_conversation, with_summary
 from trivium.generate.engine import Engine
-from trivium.generate.requests import Event, Request
+from trivium.generate.examples import read_examples
+from trivium.generate.prompting import Message, Reasoning
+from trivium.generate.requests import Event, Generation, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_json
 from trivium.serve.models import open_engine
+from trivium.serve.voice import Voice
 
 HELP = """\
 /system TEXT    set the system message (without TEXT: show it; /system - removes it)
@@ -35,6 +38,8 @@ class Speaker:
     name: str
     engine: Engine
     messages: list[dict[str, Any]] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    """The same with a summary in place of what was summarised."""
 
 
 class Conversation:
@@ -46,11 +51,17 @@ class Conversation:
         sampling: Sampling,
         *,
         system: str | None = None,
+        overflow: Overflow = "drop",
+        reasoning: Reasoning = "off",
+        examples: Sequence[Message] = (),
         out: TextIO | None = None,
         opener: Callable[[str], Engine] = open_engine,
     ) -> None:
         self.speakers, self.sampling, self.system = list(speakers), sampling, system
+        self.overflow, self.reasoning, self.examples = overflow, reasoning, examples
         self._out, self._opener = out or sys.stdout, opener
+        for speaker in self.speakers:
+            self._check(speaker)
 
     def hear(self, line: str) -> bool:
         """Do what one line asks for; false when it asks to leave."""
@@ -87,36 +98,82 @@ class Conversation:
         if len(self.speakers) > 1:
             self._say(f"[{speaker.name}]")
         asked = {"role": "user", "content": words}
+        told = [*speaker.told, asked]
         try:
-            prompt = self._prompt(speaker, [*speaker.messages, asked])
-            text = self._stream(speaker, Request(prompt, self.sampling))
+            fitted = self._fitted(speaker, told)
+            answer = self._stream(speaker, fitted)
         except TriviumError as error:
             self._say(str(error))
             return
-        speaker.messages += [asked, {"role": "assistant", "content": text}]
+        if fitted.summary is not None:
+            told = with_summary(told[fitted.left_out :], fitted.summary)
+        answered = {"role": "assistant", "content": answer}
+        speaker.messages += [asked, answered]
+        speaker.told = [*told, answered]
 
-    def _prompt(self, speaker: Speaker, messages: list[dict[str, Any]]) -> list[int]:
-        tokenizer = speaker.engine.tokenizer
+    def _check(self, speaker: Speaker) -> None:
+        """Refuse a model that cannot be asked in the ways that were chosen."""
+        plain = self.overflow == "drop" and self.reasoning == "off" and not self.examples
+        if not plain and not speaker.engine.tokenizer.templates:
+            raise TriviumError(
+                f"{speaker.name} has no chat template, so it only continues the last line: leave out "
+                "overflow, reasoning and examples."
+            )
+
+    def _fitted(self, speaker: Speaker, messages: list[dict[str, Any]]) -> Fitted:
+        tokenizer, context = speaker.engine.tokenizer, speaker.engine.model.config.context
         if not tokenizer.templates:
             first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
-            return first + tokenizer.encode(messages[-1]["content"])
+            return Fitted(messages, first + tokenizer.encode(messages[-1]["content"]))
         opening = [{"role": "system", "content": self.system}] if self.system else []
-        room = speaker.engine.model.config.context - self.sampling.max_new_tokens
-        fitted = fit_conversation([*opening, *messages], tokenizer, room, overflow="drop")
-        if fitted.left_out:
+        room = context - self.sampling.max_new_tokens
+        fitted = fit_conversation(
+            [*opening, *messages],
+            tokenizer,
+            room,
+            overflow=self.overflow,
+            summarise=Summariser(tokenizer, context, lambda request: self._complete(speaker.engine, request)),
+            reasoning=self.reasoning,
+            examples=self.examples,
+        )
+        if fitted.slide is not None:
+            forgotten = fitted.slide.forgotten(len(fitted.tokens), context)
+            self._say(f"(the context is full: {forgotten} of {len(fitted.tokens)} tokens are forgotten)")
+        elif fitted.summary is not None:
+            self._say(
+                f"(the context is full: {fitted.left_out} earlier messages are summarised: {fitted.summary})"
+            )
+        elif fitted.left_out:
             self._say(f"(the context is full: {fitted.left_out} earlier messages are left out)")
-        return fitted.tokens
+        return fitted
 
-    def _stream(self, speaker: Speaker, request: Request) -> str:
-        said: list[str] = []
+    def _stream(self, speaker: Speaker, fitted: Fitted) -> str:
+        engine, voice = speaker.engine, Voice(self._out, opened=fitted.thinking)
+        request = Request(fitted.tokens, self.sampling, slide=fitted.slide)
+        generation = engine.submit(request, lambda event: voice.hear(event.text))
+        whole = self._until_done(engine, generation)
+        voice.hear("", last=True)
+        if not whole:
+            self._out.write(" (stopped)")
+        elif voice.thought and not voice.answer:
+            self._out.write(" (the thoughts took all of the answer's tokens)")
+        self._say("")
+        return voice.answer
 
-        def show(event: Event) -> None:
-            said.append(event.text)
-            self._out.write(event.text)
-            self._out.flush()
+    def _complete(self, engine: Engine, request: Request) -> tuple[str, int]:
+        written: list[str] = []
 
-        engine = speaker.engine
-        generation = engine.submit(request, show)
+        def keep(event: Event) -> None:
+            written.append(event.text)
+
+        generation = engine.submit(request, keep)
+        if not self._until_done(engine, generation):
+            raise TriviumError("The summary was stopped; nothing was asked.")
+        return "".join(written), len(generation.completions[0].tokens)
+
+    @staticmethod
+    def _until_done(engine: Engine, generation: Generation) -> bool:
+        """Step until the end; false when Ctrl-C brought it about."""
         try:
             while not generation.done:
                 engine.step()
@@ -124,9 +181,8 @@ class Conversation:
             engine.cancel(generation)
             while not generation.done:
                 engine.step()
-            self._out.write(" (stopped)")
-        self._say("")
-        return "".join(said)
+            return False
+        return True
 
     def _set_system(self, text: str) -> None:
         if text:
@@ -144,6 +200,7 @@ class Conversation:
     def _reset(self, _: str) -> None:
         for speaker in self.speakers:
             speaker.messages.clear()
+            speaker.told.clear()
         self._say("The conversation is forgotten.")
 
     def _save(self, text: str) -> None:
@@ -164,7 +221,9 @@ class Conversation:
         if text == "-":
             del self.speakers[1:]
         elif text:
-            self.speakers.append(Speaker(text, self._opener(text)))
+            speaker = Speaker(text, self._opener(text))
+            self._check(speaker)
+            self.speakers.append(speaker)
         self._say("Answering: " + ", ".join(speaker.name for speaker in self.speakers))
 
 
@@ -182,6 +241,9 @@ def chat(
     max_new_tokens: int | None = None,
     seed: int | None = None,
     system: str | None = None,
+    overflow: Overflow = "drop",
+    reasoning: Reasoning = "off",
+    examples: str | Path | None = None,
     compare: Sequence[str] = (),
     device: str | None = None,
 ) -> None:
@@ -190,6 +252,7 @@ def chat(
     def opener(name: str) -> Engine:
         return open_engine(name, max_rows=1, device=device)
 
+    shown = read_examples(examples) if examples is not None else []
     speakers = [Speaker(name, opener(name)) for name in (model, *compare)]
     shortest = min(speaker.engine.model.config.context for speaker in speakers)
     length = max_new_tokens or max(1, min(512, shortest // 2))
@@ -205,7 +268,15 @@ def chat(
         max_new_tokens=length,
         seed=seed,
     )
-    conversation = Conversation(speakers, sampling, system=system, opener=opener)
+    conversation = Conversation(
+        speakers,
+        sampling,
+        system=system,
+        overflow=overflow,
+        reasoning=reasoning,
+        examples=shown,
+        opener=opener,
+    )
     person = sys.stdin.isatty()
     if person:
         with suppress(ImportError):

@@ -13,6 +13,9 @@ from trivium.serve.limits import Limits
 ANSWERS = "How answers are drawn"
 MACHINE = "The machine"
 BOUNDS = "What clients may ask for"
+ASKING = "How the model is asked"
+OVERFLOWS = ("refuse", "drop", "slide", "summarise")
+REASONINGS = ("off", "ask", "open")
 
 Decorator = Callable[[Any], Any]
 
@@ -64,6 +67,21 @@ _device = option(MACHINE, "--device", help="Such as cpu or cuda:1; else the best
 @click.argument("model")
 @click.option("--compare", multiple=True, metavar="MODEL", help="Answer with this model, too.")
 @click.option("--system", help="What the model is told before the conversation.")
+@option(
+    ASKING,
+    "--overflow",
+    "drop",
+    "What becomes of a conversation longer than the context.",
+    type=click.Choice(OVERFLOWS),
+)
+@option(
+    ASKING,
+    "--reasoning",
+    "off",
+    "Ask for thoughts before the answer, or open them for the model.",
+    type=click.Choice(REASONINGS),
+)
+@option(ASKING, "--examples", help="Worked examples, as rows of prompt and completion, or of messages.")
 @option(ANSWERS, "--temperature", 0.8, "0 always takes the likeliest token.")
 @option(ANSWERS, "--top-k", 0, "Keep this many of the likeliest tokens; 0 keeps all.")
 @option(ANSWERS, "--top-p", 1.0, "Keep the likeliest tokens up to this share.")
