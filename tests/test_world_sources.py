@@ -1,7 +1,9 @@
+import hashlib
 import re
 import sqlite3
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from trivium import world
@@ -135,6 +137,48 @@ def test_a_needle_lies_where_the_dial_says():
     depths = [one.truth["depth"] for one in world.questions("chronicle", limit=100, kind="passkey")]
     assert min(depths) < 0.15
     assert max(depths) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("kind", "pieces"),
+    [
+        ("needle", r"The number of [^.]* is \d+\."),
+        ("keys", r"The number of \w+ is \d+\."),
+        ("variables", r"The \w+ holds [^.]*\."),
+        ("words", r"A cart brought [^.]*\."),
+    ],
+)
+def test_at_a_depth_only_what_is_sought_lies_there_and_the_rest_is_scattered(kind, pieces):
+    others = []
+    for item in world.questions("chronicle", "test", limit=40, kind=kind, depth=0.5, characters=3000):
+        body, prompt = item.question.split("\n")
+        found = [(one.start() / len(body), one[0]) for one in re.finditer(pieces, body)]
+        assert len(found) >= 3
+        if kind == "words":
+            sought = None
+        else:
+            answer = f"holds {item.answer}." if kind == "variables" else f"{prompt} {item.answer}."
+            ((place, sought),) = [one for one in found if one[1].endswith(answer)]
+            assert abs(place - 0.5) < 0.15
+        others += [place for place, text in found if text != sought]
+    # Uniform over the text: every tenth of it holds some.
+    shares = np.histogram(others, bins=10, range=(0, 1))[0] / len(others)
+    assert shares.min() > 0.03
+    assert shares.max() < 0.2
+
+
+def test_chronicles_with_one_key_are_what_they_were():
+    said = hashlib.blake2b(digest_size=8)
+    for depth in (-1, 0, 0.25, 1):
+        for item in world.questions(
+            "chronicle", "test", limit=5, kind="passkey", depth=depth, characters=1500
+        ):
+            said.update(item.prompt.encode())
+            said.update(item.answer.encode())
+    for one in world.documents("chronicle", limit=20, characters=1500):
+        said.update(one.text.encode())
+        said.update(str(one.truth["bits"]).encode())
+    assert said.hexdigest() == "c93917ecbd8582ee"
 
 
 def test_variables_are_followed_and_words_are_counted():

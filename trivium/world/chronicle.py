@@ -18,7 +18,7 @@ KINDS = ("passkey", "needle", "keys", "variables", "words")
 
 @dataclass(frozen=True)
 class Dials:
-    """How long the documents are (`tokens` or `characters`), and what is hidden how deep (-1: anywhere)."""
+    """How long documents are (`tokens` or `characters`), and how deep what is sought lies (-1: anywhere)."""
 
     country: int = 0
     kind: str = "all"
@@ -39,11 +39,11 @@ class Dials:
 
 @dataclass(frozen=True)
 class Hidden:
-    """What is put into the filler, in this order, and what is asked at the end."""
+    """What is put into the filler, what is asked at the end, and the piece that a depth is said of."""
 
     pieces: tuple[str, ...]
     asked: tuple[tuple[str, str], ...]
-    scattered: bool = True
+    sought: int | None = 0
 
 
 def _number(chance: Chance, split: Split, digits: int) -> str:
@@ -68,7 +68,8 @@ def _named_keys(chance: Chance, split: Split, dials: Dials, count: int, asks: in
     keys = [_number(chance, split, dials.digits) for _ in names]
     pieces = tuple(f"The number of {name} is {key}." for name, key in zip(names, keys))
     places = chance.sample(range(count), asks)
-    return Hidden(pieces, tuple((f"The number of {names[place]} is", keys[place]) for place in places))
+    asked = tuple((f"The number of {names[place]} is", keys[place]) for place in places)
+    return Hidden(pieces, asked, places[0])
 
 
 def _needle(chance: Chance, split: Split, dials: Dials) -> Hidden:
@@ -78,7 +79,7 @@ def _needle(chance: Chance, split: Split, dials: Dials) -> Hidden:
     false = [
         f"The number of the inn in {town.name} is {_number(chance, split, dials.digits)}." for town in towns
     ]
-    return Hidden((*false[:1], *one.pieces, *false[1:]), one.asked)
+    return Hidden((*false[:1], *one.pieces, *false[1:]), one.asked, 1)
 
 
 def _keys(chance: Chance, split: Split, dials: Dials) -> Hidden:
@@ -109,7 +110,7 @@ def _common_word(chance: Chance, split: Split, dials: Dials) -> Hidden:
     chance.bits -= math.log2(same * math.prod(math.factorial(times) for times in Counter(counts).values()))
     lists = [listed[start : start + 4] for start in range(0, len(listed), 4)]
     pieces = tuple(f"A cart brought {', '.join(some)}." for some in lists)
-    return Hidden(pieces, (("What the carts brought most often is", drawn[0]),))
+    return Hidden(pieces, (("What the carts brought most often is", drawn[0]),), None)
 
 
 _MAKERS: dict[str, Callable[[Chance, Split, Dials], Hidden]] = {
@@ -156,20 +157,26 @@ def _compose(key: str, index: int, split: Split, seed: int, dials: Dials) -> _Ch
             chance.bits = before
             break
         filler += text.replace(". ", ".\n").split("\n")
-    places = _places(chance, len(filler), len(hidden.pieces), dials.depth)
+    places = _places(chance, len(filler), hidden, dials.depth)
     parts: list[str] = []
     for number in range(len(filler) + 1):
         parts += [piece for piece, place in zip(hidden.pieces, places) if place == number]
         parts += filler[number : number + 1]
-    depth = sum(places) / len(places) / max(len(filler), 1)
+    # Words are counted over all of the text: their depth is that of their middle.
+    place = sum(places) / len(places) if hidden.sought is None else places[hidden.sought]
+    depth = place / max(len(filler), 1)
     return _Chronicle(" ".join(parts), hidden.asked, kind, depth, chance.bits)
 
 
-def _places(chance: Chance, sentences: int, pieces: int, depth: float) -> list[int]:
-    if depth >= 0:
-        return [round(depth * sentences)] * pieces
-    places = sorted(chance.between(0, sentences) for _ in range(pieces))
-    chance.bits -= _log2_orders(Counter(places))
+def _places(chance: Chance, sentences: int, hidden: Hidden, depth: float) -> list[int]:
+    """Before which sentence each piece stands: the sought one at its depth, the others anywhere."""
+    fixed = hidden.sought if depth >= 0 else None
+    count = len(hidden.pieces) - (fixed is not None)
+    places = sorted(chance.between(0, sentences) for _ in range(count))
+    if count:
+        chance.bits -= _log2_orders(Counter(places))
+    if fixed is not None:
+        places.insert(fixed, round(depth * sentences))
     return places
 
 
