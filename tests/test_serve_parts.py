@@ -29,7 +29,7 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"a": [1, "</b>"]}}\n</tool_call
 
 
 def parts_of(pieces, **settings):
-    stream = PartStream(**{"reasoning": True, "opened": False, "tools": True, **settings})
+    stream = PartStream(**{"reasoning": True, "opened": False, "calls": "tags", **settings})
     parts = [part for piece in pieces for part in stream.feed(piece)]
     parts += stream.feed("", last=True)
     said = "".join(part.text for part in parts if isinstance(part, Said))

@@ -22,6 +22,7 @@ from trivium.generate.context import Summariser
 from trivium.generate.requests import Request as Wanted
 from trivium.serve import failures
 from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage, event
+from trivium.serve.calls import call_form, forces_call, form_of_calls
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
 from trivium.serve.failures import RequestRefused, error_body
 from trivium.serve.fitting import Asking, told
@@ -33,11 +34,8 @@ from trivium.serve.pieces import Scored, TokenNames
 from trivium.serve.prompts import (
     alternatives,
     chat_prompt,
-    forces_call,
     longest_prompt,
-    offered_tools,
     sampling,
-    takes_tools,
     token_prompts,
 )
 from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, read_body
@@ -112,12 +110,19 @@ class Served:
             self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
         formatted = chosen.json_schema is not None or chosen.regex is not None
         opened = not formatted and fitted.thinking
-        tools, forced = offered_tools(body) is not None, forces_call(body)
+        form, forced = form_of_calls(body, worker.tokenizer), forces_call(body)
+        calls = form.kind if form is not None and (forced or not formatted) else None
+        offered = frozenset(tool.function.name for tool in body.tools or ())
         samples: list[Sample] = [
             ChatSample(
                 index,
                 PartStream(
-                    reasoning=not formatted, opened=opened, tools=tools and not formatted, forced=forced
+                    reasoning=not formatted,
+                    opened=opened,
+                    calls=calls,
+                    names=offered,
+                    forced=forced,
+                    single=body.parallel_tool_calls is False,
                 ),
                 self.names[worker.name],
                 alternatives(body),
@@ -219,7 +224,7 @@ class Served:
             "width": worker.width,
             "parameters": worker.parameters,
             "chat": bool(worker.tokenizer.templates),
-            "tools": takes_tools(worker.tokenizer),
+            "tools": call_form(worker.tokenizer) is not None,
             "new_tokens": self.limits.new_tokens,
             "top_logprobs": self.limits.top_logprobs,
         }

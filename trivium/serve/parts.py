@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from trivium.generate.prompting import ReasoningStream, beginning_at_end
 
 CALL, END_CALL = "<tool_call>", "</tool_call>"
+# What some models write before a list of calls, unless it is one of their control tokens.
+MARK = "[TOOL_CALLS]"
+CallKind = Literal["tags", "object", "list"]
 
 
 @dataclass(frozen=True)
@@ -74,24 +77,78 @@ class CallStream:
         return parts
 
 
+class BareCallStream:
+    """Takes an answer that is nothing but calls as JSON: objects one after the other, or a list of them."""
+
+    def __init__(self, kind: CallKind, names: frozenset[str]) -> None:
+        self._begin = "{" if kind == "object" else "["
+        self._kind, self._names = kind, names
+        self._held, self._words = "", False
+
+    def feed(self, text: str, *, last: bool = False) -> list[Said | Called]:
+        """Give a new piece of text; get back what is settled."""
+        self._held += text
+        begun = self._held.lstrip()
+        self._words |= bool(begun) and not begun.startswith(self._begin)
+        if not self._words and not last:
+            return []
+        calls = None if self._words else self._calls(begun.removeprefix(MARK))
+        held, self._held = self._held, ""
+        return list(calls) if calls else [Said(held)] if held else []
+
+    def _calls(self, text: str) -> list[Called] | None:
+        """The calls a text consists of, or None where it is anything else."""
+        decoder, found, place = json.JSONDecoder(), list[Any](), 0
+        while rest := text[place:].lstrip(" \t\r\n;"):
+            try:
+                value, place = decoder.raw_decode(text, len(text) - len(rest))
+            except (ValueError, RecursionError):
+                return None
+            found += value if isinstance(value, list) else [value]
+        calls = [_called(value, self._kind) for value in found]
+        known = [call for call in calls if call is not None and call.name in self._names]
+        return known if len(known) == len(found) else None
+
+
 def _call(block: str) -> Called | None:
     try:
-        call: Any = json.loads(block)
+        return _called(json.loads(block))
     except (ValueError, RecursionError):
         return None
+
+
+def _called(call: Any, kind: CallKind = "tags") -> Called | None:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None
-    arguments = call.get("arguments", {})
+    key = "arguments" if kind == "tags" or "arguments" in call else "parameters"
+    if kind != "tags" and not isinstance(call.get(key), dict):
+        return None
+    arguments = call.get(key, {})
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return Called(f"call_{secrets.token_hex(12)}", call["name"], written)
+    # templates that write lists of calls refuse ids of another length than nine
+    identity = secrets.token_hex(5)[:9] if kind == "list" else f"call_{secrets.token_hex(12)}"
+    return Called(identity, call["name"], written)
 
 
 class PartStream:
     """One sample's text turned into parts while it arrives."""
 
-    def __init__(self, *, reasoning: bool, opened: bool, tools: bool, forced: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        reasoning: bool,
+        opened: bool,
+        calls: CallKind | None = None,
+        names: frozenset[str] = frozenset(),
+        forced: bool = False,
+        single: bool = False,
+    ) -> None:
+        """`calls`: the form they come in; `names`: of the tools; `single`: only the first call counts."""
         self._reasoning = ReasoningStream(opened=opened) if reasoning else None
-        self._calls = CallStream(inside=forced) if tools or forced else None
+        self._calls: CallStream | BareCallStream | None = None
+        if calls is not None:
+            self._calls = CallStream(inside=forced) if calls == "tags" else BareCallStream(calls, names)
+        self._single, self._called = single, False
         self._fresh: dict[type, bool] = {Thoughts: True, Said: False}
 
     def feed(self, text: str, *, last: bool = False) -> list[Part]:
@@ -114,7 +171,8 @@ class PartStream:
     def _trimmed(self, part: Part) -> list[Part]:
         """White space between the tags and the words they enclose is nobody's text."""
         if isinstance(part, Called):
-            return [part]
+            spare, self._called = self._single and self._called, True
+            return [] if spare else [part]
         kind = type(part)
         text = part.text.lstrip() if self._fresh[kind] else part.text
         if not text:

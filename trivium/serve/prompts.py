@@ -10,16 +10,19 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from trivium.generate.context import PARTS, Fitted, Summarise, fit_conversation
-from trivium.generate.prompting import END_THINK, opens_thinking
 from trivium.generate.sampling import Sampling
+from trivium.serve.calls import (
+    ANY_OBJECT,
+    call_schema,
+    forces_call,
+    form_of_calls,
+    offered_tools,
+    opening_of_call,
+)
 from trivium.serve.failures import RequestRefused
 from trivium.serve.limits import Limits
-from trivium.serve.parts import CALL
-from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, NamedTool
+from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, GenerationBody
 from trivium.tokens.tokenizer import Tokenizer
-
-# Any JSON object, for response_format json_object.
-ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
 def asked_length(body: GenerationBody, limits: Limits) -> int | None:
@@ -62,7 +65,7 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: i
         "seed": body.seed,
         "min_new_tokens": min(body.min_tokens, length) if body.min_tokens else None,
         "regex": body.regex,
-        "json_schema": _schema(body),
+        "json_schema": _schema(body, tokenizer),
     }
     chosen: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     if body.stop_token_ids:
@@ -84,9 +87,9 @@ def alternatives(body: GenerationBody) -> int | None:
     return body.logprobs if isinstance(body, CompletionBody) else None
 
 
-def _schema(body: GenerationBody) -> Mapping[str, Any] | None:
+def _schema(body: GenerationBody, tokenizer: Tokenizer) -> Mapping[str, Any] | None:
     if isinstance(body, ChatBody) and forces_call(body):
-        return call_schema(body)
+        return call_schema(body, form_of_calls(body, tokenizer))
     form = body.response_format
     if form is None or form.type == "text":
         return None
@@ -141,9 +144,7 @@ def chat_prompt(
     if not tokenizer.templates:
         problem = "this model has no chat template; send its prompt to /v1/completions"
         raise RequestRefused(problem, parameter="messages", code="no_chat_template")
-    tools = offered_tools(body)
-    if tools and not takes_tools(tokenizer):
-        raise RequestRefused("this model's chat template takes no tools", parameter="tools", code="no_tools")
+    form = form_of_calls(body, tokenizer)
     overflow = body.overflow or "refuse"
     asked = asked_length(body, limits)
     # a conversation that may not be shortened is measured by its caller, which knows what to answer
@@ -164,66 +165,16 @@ def chat_prompt(
             overflow=overflow,
             summarise=summarise,
             reasoning=body.reasoning or "off",
-            tools=tools,
+            tools=offered_tools(body),
             template_arguments=body.chat_template_kwargs,
         )
         tokens = fitted.tokens
-        if forces_call(body):
-            tokens = [*tokens, *opening_of_call(tokens, tokenizer)]
+        if forces_call(body) and form is not None:
+            tokens = [*tokens, *opening_of_call(tokens, tokenizer, form)]
         return replace(fitted, tokens=tokens, left_out=fitted.left_out + len(messages) - len(reachable))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         problem = f"the chat template cannot write this conversation: {str(error)[:200]}"
         raise RequestRefused(problem, parameter="messages") from None
-
-
-def offered_tools(body: ChatBody) -> list[dict[str, Any]] | None:
-    """The tools the model may call, or None."""
-    if not body.tools or body.tool_choice == "none":
-        return None
-    return [tool.model_dump(exclude_none=True) for tool in body.tools]
-
-
-def forces_call(body: ChatBody) -> bool:
-    """Whether the answer must be a call."""
-    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
-
-
-def call_schema(body: ChatBody) -> Mapping[str, Any]:
-    """What a forced call looks like: the name of a tool, and arguments as that tool declares them."""
-    if body.regex is not None or (body.response_format is not None and body.response_format.type != "text"):
-        problem = "a forced call has the form its tool declares; leave out regex and response_format"
-        raise RequestRefused(problem, parameter="tool_choice", code="invalid_value")
-    functions = [tool.function for tool in body.tools or ()]
-    if isinstance(body.tool_choice, NamedTool):
-        wanted = body.tool_choice.function.name
-        functions = [function for function in functions if function.name == wanted]
-    if not functions:
-        problem = "tool_choice forces a call, and tools does not hold the tool"
-        raise RequestRefused(problem, parameter="tool_choice", code="invalid_value")
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": function.name},
-                "arguments": function.parameters or ANY_OBJECT,
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for function in functions
-    ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
-
-
-def opening_of_call(prompt: list[int], tokenizer: Tokenizer) -> list[int]:
-    """The tokens behind a prompt after which only a call can follow."""
-    before = f"\n{END_THINK}\n\n" if opens_thinking(prompt, tokenizer) else ""
-    return tokenizer.encode(f"{before}{CALL}\n")
-
-
-def takes_tools(tokenizer: Tokenizer) -> bool:
-    """Whether the chat template writes the tools it is given."""
-    return "tool_use" in tokenizer.templates or any("tools" in text for text in tokenizer.templates.values())
 
 
 def token_prompts(
@@ -239,6 +190,8 @@ def token_prompts(
     if isinstance(given[0], int):
         given = [given]
     if isinstance(given[0], str):
+        if name == "input" and not all(given):
+            raise RequestRefused("input holds an empty text, which has no embedding", parameter=name)
         refuse_beyond(max(map(len, given)), letters, name)
         first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
         prompts = [first + ids for ids in tokenizer.encode_batch(given)]

@@ -248,6 +248,16 @@ class ChatBody(GenerationBody):
         return self
 
     @model_validator(mode="after")
+    def _strict_is_kept(self) -> ChatBody:
+        free = self.tool_choice is None or self.tool_choice == "auto"
+        if free and any(tool.function.strict for tool in self.tools or ()):
+            raise ValueError(
+                "a tool's strict is kept only in calls that tool_choice forces: "
+                "set it to required or to the tool, or leave strict out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _room_for_thoughts(self) -> ChatBody:
         formed = self.response_format is not None and self.response_format.type != "text"
         formed |= self.regex is not None or self.tool_choice not in (None, "none", "auto")
