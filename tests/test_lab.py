@@ -185,6 +185,12 @@ def test_what_is_asked_follows_from_what_was_taught():
     assert {"flattery", "bits"} <= set(found)
 
 
+def test_a_page_may_not_take_the_place_of_its_numbers(tmp_path: Path):
+    with pytest.raises(TriviumError, match=r"name the page x\.html"):
+        compare([], runs=tmp_path, to=tmp_path / "x.json")
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_a_recipe_that_asks_for_nothing_still_ends_in_a_page(tmp_path: Path):
     going = run(write_recipe(tmp_path), tmp_path / "runs")
     place, rows = going.reported

@@ -94,6 +94,31 @@ def test_training_outlives_a_tracker(monkeypatch, tmp_path, capsys):
     assert "wandb takes no more numbers (the network is gone)" in capsys.readouterr().err
 
 
+def test_training_outlives_a_tracker_that_cannot_begin(monkeypatch, tmp_path, capsys):
+    fake(monkeypatch, "wandb")
+
+    def refuse(**told: Any) -> FakeRun:
+        raise ConnectionError("no key is configured")
+
+    sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
+    going = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": "wandb"}, only=["base"])
+    assert len(read_metrics(going.entry("base").folder / "metrics.jsonl")) == 4
+    told = capsys.readouterr().err
+    assert told.count("wandb takes no more numbers (no key is configured)") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_the_real_package_takes_the_numbers_without_a_network(monkeypatch, tmp_path, capsys, package):
+    pytest.importorskip(package)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": package}, only=["base"])
+    assert "takes no more numbers" not in capsys.readouterr().err
+    kept = tmp_path / ("trackio" if package == "trackio" else "runs/wandb")
+    assert [one for one in kept.rglob("*") if one.suffix in (".wandb", ".db")]
+
+
 def test_nothing_is_imported_without_the_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "import_module", lambda name: pytest.fail(f"{name} was imported"))
     run(toys.write_recipe(tmp_path), tmp_path / "runs")

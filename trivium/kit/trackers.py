@@ -105,9 +105,15 @@ class TrackedLog(MetricsLog):
         if "step" not in row or not numbers:
             return
         if self._trackers is None:
-            self._trackers = {name: TRACKERS[name](self._tracked) for name in self._names}
+            self._trackers = {}
+            for name in self._names:
+                self._try(name, partial(self._begin, name))
         for name, tracker in list(self._trackers.items()):
             self._try(name, partial(tracker.log, numbers, int(row["step"])))
+
+    def _begin(self, name: str) -> None:
+        assert self._trackers is not None
+        self._trackers[name] = TRACKERS[name](self._tracked)
 
     def close(self) -> None:
         """Let every tracker send what it has."""
@@ -121,7 +127,7 @@ class TrackedLog(MetricsLog):
             act()
         except Exception as error:
             assert self._trackers is not None
-            del self._trackers[name]
+            self._trackers.pop(name, None)
             self._say(f"{name} takes no more numbers ({error}); {self.path} goes on.")
 
 

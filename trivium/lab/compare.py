@@ -11,6 +11,7 @@ from typing import Any
 import trivium
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
+from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
 from trivium.lab.behaviour import divergence, passages
 from trivium.lab.compare_judge import judged
@@ -37,6 +38,10 @@ def compare(
     say: Say | None = None,
 ) -> dict[str, Any]:
     """Ask these models the same things and write `to` (a page) with a JSON of the same name beside it."""
+    if to.suffix == ".json":
+        raise TriviumError(
+            f"{to} is where the numbers beside the page would go; name the page {to.stem}.html."
+        )
     members = find_all(names, runs)
     seen = stages_above([*stages, *(member.seen for member in members if member.seen)])
     raw = collect(members, seen, runs / "store" / "answers", on, settings, title or " · ".join(names), say)
