@@ -156,7 +156,7 @@ function requestFor(turn, model) {
     messages.push({ role: "user", content: earlier.words }, { role: "assistant", content: answered.text });
   }
   messages.push({ role: "user", content: turn.words });
-  return ["/v1/chat/completions", { ...body, messages, logprobs: true, top_logprobs: alternatives, overflow: "drop" }];
+  return ["/v1/chat/completions", { ...body, messages, logprobs: true, top_logprobs: alternatives, overflow: settings.overflow, reasoning: settings.reasoning }];
 }
 
 // ---- One answer --------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ function answer(turn, model) {
   const old = turn.answers.get(model.id);
   const element = copyOf("answer-template");
   const find = (name) => element.querySelector(`.${name}`);
-  const parts = Object.fromEntries(["words", "thoughts", "problem", "facts", "stop", "copy", "again"].map((name) => [name, find(name)]));
+  const parts = Object.fromEntries(["words", "recap", "thoughts", "problem", "facts", "stop", "copy", "again"].map((name) => [name, find(name)]));
   const one = { model: model.id, text: "", element, parts, tokens: [], pending: "", queue: [], count: 0, finish: null };
   one.thoughtWords = find("thought-words");
   find("who").textContent = model.id;
@@ -185,10 +185,10 @@ async function run(one, turn, model) {
   try {
     const [path, body] = requestFor(turn, model);
     const response = await call(path, body, one.stopper.signal);
-    one.leftOut = Number(response.headers.get("X-Trivium-Messages-Left-Out"));
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
       if (event.usage) one.count = event.usage.completion_tokens;
+      if (event.trivium) tellOverflow(one, event.trivium);
       if (event.choices.length) take(one, event.choices[0]);
     }
   } catch (problem) {
@@ -202,6 +202,15 @@ async function run(one, turn, model) {
   one.ended = performance.now();
   one.stopper = null;
   settle(one);
+}
+function tellOverflow(one, told) {
+  if (told.messages_left_out) one.overflow = `${told.messages_left_out} earlier messages did not fit`;
+  if (told.prompt_tokens_forgotten) one.overflow = `${told.prompt_tokens_forgotten} earlier tokens are forgotten`;
+  if (told.summary) {
+    one.overflow = `${told.messages_summarised} earlier messages are summarised`;
+    one.parts.recap.hidden = false;
+    one.parts.recap.querySelector(".recap-words").textContent = told.summary;
+  }
 }
 function take(one, choice) {
   const follow = atEnd();
@@ -240,7 +249,7 @@ function showFacts(one) {
   if (one.ended && one.count > 1 && seconds > 0) facts.push(`${Math.round(one.count / seconds)}/s`);
   if (one.ended && one.first) facts.push(`${((one.first - one.started) / 1000).toFixed(2)} s to the first`);
   const endings = { length: "cut at the limit", stopped: "stopped", tool_calls: "called a tool" };
-  if (one.leftOut) facts.push(`${one.leftOut} earlier messages did not fit`);
+  if (one.overflow) facts.push(one.overflow);
   if (endings[one.finish]) facts.push(endings[one.finish]);
   one.parts.facts.textContent = facts.join(" · ");
 }

@@ -13,6 +13,8 @@ const DIALS = [
   { key: "alternatives", label: "Alternatives shown", min: 0, max: 10, step: 1, value: 5, show: off },
 ];
 
+const WORDS = ["system", "format", "overflow", "reasoning", "seed", "theme"];
+
 export const state = { models: [], turns: [], settings: {}, key: null };
 
 // ---- What is remembered ------------------------------------------------------------------------------------------
@@ -27,7 +29,7 @@ export function keep() {
   remember(localStorage, "trivium", JSON.stringify(state.settings));
 }
 function defaults() {
-  const settings = { system: "", format: "chat", seed: "", tint: false, theme: "", chosen: null };
+  const settings = { system: "", format: "chat", overflow: "drop", reasoning: "off", seed: "", tint: false, theme: "", chosen: null };
   for (const dial of DIALS) settings[dial.key] = dial.value;
   return settings;
 }
@@ -71,7 +73,7 @@ export function buildDials() {
 }
 export function showSettings() {
   for (const dial of DIALS) dial.refresh();
-  for (const key of ["system", "format", "seed", "theme"]) $(key).value = state.settings[key];
+  for (const key of WORDS) $(key).value = state.settings[key];
   $("tint").checked = state.settings.tint;
   applyLook();
 }
@@ -85,7 +87,7 @@ export function openSettings(open, focus = true) {
   if (focus) (open ? $("settings") : $("settings-button")).focus();
 }
 export function wireSettings() {
-  for (const key of ["system", "format", "seed", "theme"]) {
+  for (const key of WORDS) {
     $(key).addEventListener("input", () => { state.settings[key] = $(key).value; keep(); applyLook(); });
   }
   $("tint").addEventListener("change", () => { state.settings.tint = $("tint").checked; keep(); applyLook(); });
