@@ -109,7 +109,7 @@ class Training(BaseModel):
     samples: Sampling = Sampling()
     adapter: AdapterSettings | None = None
     """Train small matrices beside the frozen ones."""
-    qat: Literal["int4"] | None = None
+    qat: Literal["int8", "int4"] | None = None
     """Round the matrices in every pass as the `quantize` stage will, so that the model learns to bear it."""
 
     @model_validator(mode="after")

@@ -98,16 +98,19 @@ def quantise(model: Transformer, scheme: Scheme) -> None:
         layer.weight.requires_grad_(False)
 
 
-def prepare_for(model: Transformer, scheme: Literal["int4"]) -> None:
+def prepare_for(model: Transformer, scheme: Literal["int8", "int4"]) -> None:
     """Let the forward pass round the matrices as `quantise` will, with gradients passing straight through."""
     _refuse_odd_widths(model, scheme)
     torchao = _torchao()
-    from torchao.quantization.qat import QATConfig
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
+    if scheme == "int8":
+        rounding = IntxFakeQuantizeConfig(torch.int8, "per_channel", is_symmetric=True)
+        method = QATConfig(weight_config=rounding, step="prepare")
+    else:
+        method = QATConfig(_method(scheme), step="prepare")
     names = set(adaptable(model))
-    torchao.quantize_(
-        model, QATConfig(_method(scheme), step="prepare"), filter_fn=lambda module, name: name in names
-    )
+    torchao.quantize_(model, method, filter_fn=lambda module, name: name in names)
 
 
 def is_prepared(model: Transformer) -> bool:

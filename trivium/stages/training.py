@@ -17,10 +17,11 @@ from trivium.kit.files import read_json, save_tensors, whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.processes import barrier, world
 from trivium.learn import schedules
+from trivium.learn.checkpoints import kept_place
 from trivium.learn.objective import Feed, Objective
 from trivium.learn.optimisers import Inherited, Rates
 from trivium.learn.settings import UNAFFECTING, Training
-from trivium.learn.trainer import Hooks, Trainer, kept_place
+from trivium.learn.trainer import Hooks, Trainer
 from trivium.learn.validation import Unseen, measure
 from trivium.model.adapters import save_adapter
 from trivium.model.folder import save_model
