@@ -1,5 +1,6 @@
 """The page in a real Chromium: models answer side by side, and what they write stays letters."""
 
+import re
 import struct
 import zlib
 
@@ -9,7 +10,7 @@ from generating import tiny_engine
 from serving import ScriptedEngine, raw, running, until
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script><b>bold</b> & naïve'
-ENTER, RIGHT, ESCAPE, UP = "\ue007", "\ue014", "\ue00c", "\ue013"
+ENTER, RIGHT, ESCAPE, UP, TAB, SPACE = "\ue007", "\ue014", "\ue00c", "\ue013", "\ue004", " "
 ANSWERED = (
     "document.querySelectorAll('.answer').length > 0"
     " && document.querySelectorAll('.answer[aria-busy=true]').length === 0"
@@ -168,11 +169,115 @@ def test_everything_can_be_reached_by_keyboard(browser):
         ".map((one) => one.id)"
     )
     assert nameless == []
-    order = browser.run(
-        "return [...document.querySelectorAll('a, button, input, textarea, select')]"
-        ".filter((one) => one.tabIndex > 0).length"
+    choose(browser, "plain")
+    browser.press("#prompt", "hello" + ENTER)
+    browser.until(ANSWERED)
+    browser.run(
+        "document.getElementById('settings-button').click(); document.activeElement.blur();"
+        "window.scrollTo(0, 0); window.reached = [];"
+        "document.addEventListener('focusin', (focus) => window.reached.push(focus.target));"
     )
-    assert order == 0
+    wanted = browser.run(
+        "const kinds = 'a, button, input, select, textarea, summary, [tabindex=\"0\"]';"
+        "window.wanted = [...document.querySelectorAll(kinds)]"
+        ".filter((one) => one.checkVisibility() && !one.disabled && !one.hasAttribute('aria-hidden'));"
+        "return window.wanted.length"
+    )
+    assert wanted > 20
+    browser.hit(*[TAB] * (wanted + 3))
+    missed = "window.wanted.filter((one) => !window.reached.includes(one)).map((one) => one.outerHTML)"
+    assert browser.run(f"return {missed}") == []
+    # whoever follows the focus sees where it is
+    unseen = browser.run(
+        "const marked = (style) => style.outlineStyle !== 'none' || style.boxShadow !== 'none';"
+        "return window.wanted.filter((one) => {"
+        "  one.focus({ focusVisible: true });"
+        "  const seen = [one, one.closest('label, .field') || one];"
+        "  return !seen.map((place) => getComputedStyle(place)).some(marked);"
+        "}).map((one) => one.outerHTML)"
+    )
+    assert unseen == []
+
+
+def test_a_conversation_with_the_keyboard_alone(browser, engines):
+    def to(selector):
+        for _ in range(60):
+            if browser.run("return document.activeElement.matches(arguments[0])", selector):
+                return
+            browser.hit(TAB)
+        raise AssertionError(f"{selector} is not reached")
+
+    browser.run("document.activeElement.blur()")
+    for name in ("hostile", "real"):
+        position = (
+            "[...document.querySelectorAll('.chip')].findIndex((chip) => chip.textContent === arguments[0])"
+        )
+        place = browser.run(f"return {position} + 1", name)
+        to(f".chip:nth-of-type({place}) input")
+        browser.hit(SPACE)
+    to("#settings-button")
+    browser.hit(ENTER)
+    to("#system")
+    browser.hit(*"be brief")
+    browser.hit(ESCAPE)
+    assert browser.run("return document.getElementById('settings').hidden")
+    to("#prompt")
+    browser.hit(*"hello", ENTER)
+    browser.until(ANSWERED)
+    assert len(browser.run(f"return {TEXTS}")) == 1
+    assert "be brief" in engines["plain"].tokenizer.decode(engines["plain"].prompts[-1])
+    to(".answer .words")
+    browser.hit(RIGHT)
+    assert not browser.run("return document.getElementById('weighed').hidden")
+    to(".again")
+    browser.hit(ENTER)
+    browser.until("document.querySelectorAll('.answer[aria-busy=true]').length === 1")
+    to(".answer .stop")
+    browser.hit(SPACE)
+    browser.until(ANSWERED)
+    assert "stopped" in browser.run("return document.querySelector('.facts').textContent")
+
+
+def test_pointing_at_a_word_shows_what_the_model_weighed(browser):
+    choose(browser, "plain")
+    browser.press("#prompt", "hello" + ENTER)
+    browser.until(ANSWERED)
+    word, x, y = browser.run(
+        "const word = document.querySelectorAll('.answer .token')[3], place = word.getBoundingClientRect();"
+        "return [word.textContent, place.x + place.width / 2, place.y + place.height / 2]"
+    )
+    assert browser.run("return document.getElementById('weighed').hidden")
+    browser.point(x, y)
+    browser.until("!document.getElementById('weighed').hidden")
+    rows = browser.run(
+        "return [...document.querySelectorAll('#weighed .weighed-row')].map((row) => row.innerText.trim())"
+    )
+    shares = [float(re.search(r"([\d.]+) %", row)[1]) for row in rows]
+    assert shares == pytest.approx([70, 20, 10])
+    assert rows[0].startswith(word.replace(" ", "␣"))
+    box = browser.run(
+        "const box = document.getElementById('weighed').getBoundingClientRect();"
+        "return box.left >= 0 && box.top >= 0 && box.right <= innerWidth && box.bottom <= innerHeight"
+    )
+    assert box
+    browser.point(2, 2)
+    browser.until("document.getElementById('weighed').hidden")
+
+
+def test_one_answer_is_stopped_and_the_other_goes_on(browser, engines):
+    choose(browser, "plain", "hostile")
+    browser.press("#prompt", "hello" + ENTER)
+    browser.until("document.querySelector('.answer .words')?.textContent.length > 4")
+    browser.click(".answer .stop")
+    browser.until("document.querySelector('.answer').getAttribute('aria-busy') === 'false'")
+    until(lambda: engines["plain"].rows_in_use == 0)
+    browser.until(ANSWERED)
+    stopped, whole = browser.run(f"return {TEXTS}")
+    assert 0 < len(stopped) < len("the town of number 3 has a baker and a smith")
+    assert whole == HOSTILE
+    facts = browser.run("return [...document.querySelectorAll('.facts')].map((one) => one.textContent)")
+    assert ["stopped" in told for told in facts] == [True, False]
+    assert browser.run("return [...document.querySelectorAll('.stop')].every((one) => one.hidden)")
 
 
 def test_a_phone_shows_everything_without_sideways_scrolling(address, tmp_path):
