@@ -130,6 +130,13 @@ def test_pass_at_k_rests_on_the_samples_alone(monkeypatch):
     assert measures["pass@8 at temperature 0.5"].value == 1
 
 
+def test_an_answer_without_steps_has_no_share_of_valid_ones(monkeypatch):
+    scripted(monkeypatch, lambda item: "2 + 2 = 4\n#### 4" if item.id.endswith(("0", "2", "4")) else "Four.")
+    measures = asked(["sums"]).tasks["sums"].measures()
+    assert 0 < measures["valid steps"].n < measures["right"].n == 12
+    assert measures["valid steps"].value == 1
+
+
 def test_a_sum_at_once_must_state_the_result_first(monkeypatch):
     scripted(monkeypatch)
     result = asked([{"task": "sums", "chain_of_thought": False, "shots": 2}]).tasks["sums"]

@@ -23,7 +23,9 @@ def run_sums(subject: Subject, settings: Settings, **dials: Any) -> Found:
         scores = {"right": float(fulfils(text, check))}
         if settings.chain_of_thought:
             valid = steps(text)
-            scores["valid steps"] = valid.value or 0.0
+            # An answer without a step has no share of steps that hold.
+            if valid.value is not None and valid.status != "unparsed":
+                scores["valid steps"] = valid.value
             scores["steps"] = float(sum("=" in line for line in text.splitlines()))
         return scores
 
@@ -71,7 +73,7 @@ def run_sql(subject: Subject, settings: Settings, **dials: Any) -> Found:
 
 SUMS = Task(
     "sums",
-    "Word problems of several steps: the answer right, and the share of the written steps that hold.",
+    "Word problems of several steps: the answer right, and of answers that show steps the share that hold.",
     ("right", "valid steps"),
     run_sums,
     ("shots", "samples", "chain_of_thought"),

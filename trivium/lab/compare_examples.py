@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WORDY = ("instructions", "sums", "facts", "tongue", "sql", "own", "gsm8k", "svamp", "craft", "humaneval")
-PER_TASK = 3
 IN_ALL = 9
 _WORD = re.compile(r"\s+|[^\s\w]|\w+")
 
 
 def examples(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each task a question that was gained, one that was lost, and one on which nothing changed."""
+    """Questions that were gained, lost, and that nobody has right: the kinds and the tasks by turns."""
     found: list[dict[str, Any]] = []
     for label, task in raw["tasks"].items():
         models = list(task["models"])
@@ -28,32 +27,42 @@ def examples(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
             "became wrong": lambda before, after: after < before,
         }
         used: set[str] = set()
-        for why, fits in wanted.items():
+        for kind, (why, fits) in enumerate(wanted.items()):
             for model, before in reversed(list(raw["before"].items())):
-                unused = (name for name in shared if name not in used)
+                both = (before, model)
                 one = next(
                     (
                         name
-                        for name in unused
-                        if fits(*(_right(shared[name], who) for who in (before, model)))
+                        for name, records in shared.items()
+                        if name not in used
+                        and all("right" in records.get(who, {}).get("scores", {}) for who in both)
+                        and fits(*(_right(records, who) for who in both))
                     ),
                     None,
                 )
                 if one is not None:
                     used.add(one)
-                    found.append({"task": label, "id": one, "why": f"{why} from {before} to {model}"})
+                    why = f"{why} from {before} to {model}"
+                    found.append({"task": label, "id": one, "why": why, "kind": kind})
                     break
-        still = next((one for one in shared if one not in used and not any(
-            _right(shared[one], model) for model in models)), None)  # fmt: skip
+        still = next((one for one in shared if one not in used and all(
+            shared[one][model]["scores"].get("right") == 0 for model in models)), None)  # fmt: skip
         if still is not None:
-            found.append({"task": label, "id": still, "why": "right with nobody"})
-    # The tasks take turns, so that a page with many tasks shows some of each.
-    turns = sorted(range(len(found)), key=lambda place: _turn(found, place))
-    return [found[place] for place in sorted(turns[:IN_ALL])]
+            found.append({"task": label, "id": still, "why": "right with nobody", "kind": len(wanted)})
+    return [{name: one[name] for name in ("task", "id", "why")} for one in _some(found)]
 
 
-def _turn(found: Sequence[Mapping[str, Any]], place: int) -> int:
-    return sum(one["task"] == found[place]["task"] for one in found[:place])
+def _some(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many as the page has room for: each time of the kind, and then of the task, shown least so far."""
+    chosen: list[dict[str, Any]] = []
+
+    def shown(name: str, value: Any) -> int:
+        return sum(one[name] == value for one in chosen)
+
+    while len(chosen) < min(IN_ALL, len(found)):
+        left = [one for one in found if one not in chosen]
+        chosen.append(min(left, key=lambda one: (shown("kind", one["kind"]), shown("task", one["task"]))))
+    return sorted(chosen, key=found.index)
 
 
 def _shared(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -67,7 +76,7 @@ def _shared(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _right(records: Mapping[str, Any], model: str) -> float:
-    return float(records[model]["scores"].get("right", 0.0)) if model in records else 0.0
+    return float(records[model]["scores"]["right"])
 
 
 def answer(record: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ from html import escape
 from typing import Any
 
 from trivium.lab import page_sentences as sentence
-from trivium.lab.compare_examples import answer, examples, marked
+from trivium.lab.compare_examples import IN_ALL, answer, examples, marked
 from trivium.lab.page_figures import Axis, Line, axis, legend, panel, table, told, whisker
+from trivium.lab.writing import figure
 
 FULL_TINT = 3.0
 LONGEST = 700
@@ -37,11 +38,10 @@ def answers_section(raw: Mapping[str, Any]) -> str:
             f'<div class="said">{cards}</div></div>'
         )
     return (
-        '<p class="lead">Of each task a question that became right, one that became wrong and one that '
-        "nobody has "
-        "right, as far as there are such. They are picked for being different and are no fair sample; "
-        "the table above "
-        "counts all. Marked is what differs from the answer of the model before.</p>" + "".join(blocks)
+        '<p class="lead">Questions that became right, that became wrong and that nobody has right, by turns '
+        f"as far as there are such, and at most {IN_ALL}. They are picked for being different and are no "
+        "fair sample; the table above counts all. Marked is what differs from the answer of the model before.</p>"
+        + "".join(blocks)
     )
 
 
@@ -53,9 +53,16 @@ def _card(model: str, records: Mapping[str, Any], before: str | None) -> str:
             f"<mark>{escape(piece)}</mark>" if new and piece.strip() else escape(piece)
             for piece, new in marked(answer(records[before])[:LONGEST], text)
         ) or words  # fmt: skip
-    right = records[model]["scores"].get("right", 0) >= 1
-    verdict = f'<span class="{"right" if right else "wrong"}">{"✓ right" if right else "✗ wrong"}</span>'
+    score = records[model]["scores"].get("right")
+    if score is None:
+        verdict = '<span class="soft">? not judged</span>'
+    else:
+        verdict = f'<span class="{"right" if score >= 1 else "wrong"}">{_verdict(score)}</span>'
     return f'<div><span class="who"><span>{escape(model)}</span>{verdict}</span><pre>{words}</pre></div>'
+
+
+def _verdict(score: float) -> str:
+    return "✓ right" if score >= 1 else "✗ wrong" if score <= 0 else f"✗ {figure(score, 'share')} right"
 
 
 def distance_section(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
