@@ -31,6 +31,7 @@ REFEREES = {
     "llama": ("LlamaConfig", {"num_key_value_heads": 2}),
     "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16}),
     "gemma3": ("Gemma3TextConfig", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 9}),
+    "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 9}),
     "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
 }
 
@@ -57,11 +58,12 @@ def referee(name):
     return model
 
 
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", REFEREES)
-def test_greedy_text_equals_transformers(name, tmp_path):
+def test_greedy_text_equals_transformers(name, rows, tmp_path):
     theirs = referee(name)
     theirs.save_pretrained(tmp_path)
-    engine = Engine(load_model(tmp_path), NoText(), max_rows=3)
+    engine = Engine(load_model(tmp_path), NoText(), max_rows=rows)
     prompts = [prompt(length, seed=length, vocabulary=97) for length in (1, 7, 30, 64, 18)]
     found = engine.generate([Request(one, Sampling(temperature=0, max_new_tokens=40)) for one in prompts])
     for one, (completion,) in zip(prompts, found, strict=True):

@@ -173,42 +173,52 @@ class Slice:
     """Per window an additive mask over the whole capacity, led by as many columns as the window is wide."""
     seen: dict[int | None, Tensor]
     """The part of each mask that attention reads now, [rows, 1, 1, reach]."""
+    lone: list[tuple[Tensor, Tensor]]
+    """Of an engine's only row, each layer's keys [K, D, reach] and values [K, reach, D]."""
 
 
 class StepContext(CacheContext):
     """One more token for every generating row; kept from step to step while the set of rows is the same."""
 
-    def __init__(self, pools: Sequence[Pool], windows: Sequence[int | None], reserved: Tensor | int) -> None:
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        windows: Sequence[int | None],
+        reserved: Tensor | int,
+        *,
+        lone: bool = False,
+    ) -> None:
+        """`lone` is the only row an engine can have: its numbers need not be those it has among others."""
         pools = [pool for pool in pools if pool.ready]
         device = pools[0].shape.device
         lengths = [tenant.length for pool in pools for tenant in pool.tenants[: pool.ready]]
         self.tokens, self.longest = len(lengths), reserved
-        self.positions = torch.tensor(lengths, device=device)
+        self._windows, self._lone = list(dict.fromkeys(windows)), lone
+        # what grows by one with every token lies in one tensor: positions, places, a mark for each window
+        self._growing = torch.zeros(2 + len(self._windows), self.tokens, dtype=torch.long, device=device)
+        self.positions, self._places, *marks = self._growing.unbind(0)
+        self._marks = dict(zip(self._windows, marks, strict=True))
+        self.positions.copy_(torch.tensor(lengths))
         self.furthest = max(lengths) + 1
-        self._windows = set(windows)
         self._slices: list[Slice] = []
         start = 0
         for pool in pools:
             part = lengths[start : start + pool.ready]
-            self._slices.append(Slice(pool, start, start + len(part), max(part) + 1, 0, [], {}, {}))
+            self._slices.append(Slice(pool, start, start + len(part), max(part) + 1, 0, [], {}, {}, []))
             start += len(part)
-        self._places = [self._places_of(one) for one in self._slices]
-        self._marks = [self._marks_of(one) for one in self._slices]
+        for one in self._slices:
+            self._mark(one)
         self._flat = [one.pool.storage.flatten(1, 2).flatten(2).unbind(0) for one in self._slices]
         self.stored = 0
         for one in self._slices:
             self._extend(one)
 
-    def _places_of(self, one: Slice) -> Tensor:
-        """Where in the pool's flat storage the next keys and values go, [rows]."""
-        lines = torch.arange(one.end - one.start, device=self.positions.device)
-        return lines * one.pool.capacity + self.positions[one.start : one.end]
-
-    def _marks_of(self, one: Slice) -> dict[int | None, Tensor]:
-        """For each window an additive mask of the whole capacity, and where in it the next place is."""
-        marks = {}
-        places = torch.arange(one.pool.capacity, device=self.positions.device)
-        now = self.positions[one.start : one.end, None]
+    def _mark(self, one: Slice) -> None:
+        """Where in the pool's flat storage the next keys and values go, and where in each mask."""
+        device, now = self.positions.device, self.positions[one.start : one.end, None]
+        lines = torch.arange(one.end - one.start, device=device)
+        places = torch.arange(one.pool.capacity, device=device)
+        self._places[one.start : one.end] = lines * one.pool.capacity + now[:, 0]
         for window in self._windows:
             lead = window or 0
             hidden = places > now
@@ -221,29 +231,30 @@ class StepContext(CacheContext):
             # the columns ahead of the first place let the trailing edge be marked before it has entered
             wide[:, lead:].masked_fill_(hidden, NEVER)
             one.masks[window] = wide
-            marks[window] = (torch.arange(wide.shape[0], device=now.device) * wide.shape[1]) + now[:, 0]
-        return marks
+            self._marks[window][one.start : one.end] = lines * wide.shape[1] + now[:, 0]
 
     def _extend(self, one: Slice) -> None:
         one.reach = min(reach_for(one.longest), one.pool.capacity)
         rows = one.pool.storage[:, : one.end - one.start, : one.reach].transpose(2, 4).unbind(0)
         one.cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in rows]
+        if self._lone:
+            one.lone = [(keys[0].transpose(1, 2), values[0]) for keys, values in one.cached]
         for window, mask in one.masks.items():
             one.seen[window] = mask[:, None, None, (window or 0) : (window or 0) + one.reach]
 
     def advance(self) -> None:
         """Move to the next token; every row's length has grown by one."""
-        self.positions += 1
+        self._growing += 1
         self.furthest += 1
-        for one, places, marks in zip(self._slices, self._places, self._marks, strict=True):
-            places += 1
+        for one in self._slices:
             one.longest += 1
-            for window, mark in marks.items():
-                wide = one.masks[window].view(-1)
-                if window is not None:
-                    wide.index_fill_(0, mark + 1, NEVER)
-                mark += 1
-                wide.index_fill_(0, mark + (window or 0), 0.0)
+            for window, marks in self._marks.items():
+                wide, mark = one.masks[window].view(-1), marks[one.start : one.end]
+                if window is None:
+                    wide.index_fill_(0, mark, 0.0)
+                else:
+                    wide.index_fill_(0, mark, NEVER)
+                    wide.index_fill_(0, mark + window, 0.0)
             if one.longest > one.reach:
                 self._extend(one)
 
@@ -258,19 +269,29 @@ class StepContext(CacheContext):
         return sum((one.end - one.start) * one.reach for one in self._slices)
 
     def store(self, layer: int, key_value: Tensor) -> None:
-        if len(self._slices) == 1 and len(key_value) == self.tokens:
-            self._flat[0][layer].index_copy_(0, self._places[0], key_value)
+        if len(self._slices) == 1 and key_value.shape[0] == self.tokens:
+            self._flat[0][layer].index_copy_(0, self._places, key_value)
             return
-        for one, places, flat in zip(self._slices, self._places, self._flat, strict=True):
-            flat[layer].index_copy_(0, places, key_value[one.start : one.end])
+        for one, flat in zip(self._slices, self._flat, strict=True):
+            flat[layer].index_copy_(0, self._places[one.start : one.end], key_value[one.start : one.end])
 
     def read(
         self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
     ) -> Tensor:
+        if self._lone and soft_cap is None:
+            return self._read_lone(layer, query[0], scale, window)
         outputs = []
         for one in self._slices:
             keys, values = one.cached[layer]
-            part = query if len(query) == one.end - one.start else query[one.start : one.end]
+            part = query if query.shape[0] == one.end - one.start else query[one.start : one.end]
             out = _mix(part, keys, values, one.seen[window], scale, soft_cap)
             outputs.append(out.reshape(one.end - one.start, -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _read_lone(self, layer: int, query: Tensor, scale: float, window: int | None) -> Tensor:
+        """The same in three products: for one row the fused kernel's preparations cost more than its sums."""
+        (one,) = self._slices
+        keys, values = one.lone[layer]
+        scores = torch.baddbmm(one.seen[window][0], query, keys, alpha=scale)
+        shares = scores.float().softmax(-1).to(values.dtype)
+        return torch.bmm(shares, values).view(1, -1)

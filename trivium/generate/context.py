@@ -29,6 +29,10 @@ LONGEST_SUMMARY = 200
 PARTS = 16  # pieces in which a summary reads a conversation, at most
 
 
+class Unfit(TriviumError):
+    """A conversation cannot be brought to fit in the way that was asked for."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A conversation that fits: what is left of it, its tokens, and what had to go."""
@@ -85,7 +89,7 @@ def fit_conversation(
     tokens = tokens_of(kept)
     if len(tokens) > room:
         if overflow == "refuse":
-            raise TriviumError(
+            raise Unfit(
                 f"the conversation has {len(tokens)} tokens and the window leaves room for {room}: "
                 "shorten it, ask for fewer new tokens, or choose overflow drop, slide or summarise."
             )
@@ -101,7 +105,7 @@ def fit_conversation(
             kept = _told(system, turns[first:], summary)
             tokens = tokens_of(kept)
             if len(tokens) > room:
-                raise TriviumError(
+                raise Unfit(
                     f"with the summary of its beginning the conversation has {len(tokens)} tokens and the "
                     f"window leaves room for {room}: choose overflow drop."
                 )
@@ -123,7 +127,7 @@ def _drop(
     kept = _flat(system, turns[low:])
     tokens = tokens_of(kept)
     if len(tokens) > room:
-        raise TriviumError(
+        raise Unfit(
             f"the system message and the last turn alone have {len(tokens)} tokens and the window leaves "
             f"room for {room}: shorten the last message."
         )
@@ -140,7 +144,7 @@ def _summary(
     """The first turn that stays as it is, and what the model says of those before it."""
     longest = min(LONGEST_SUMMARY, room // 4)
     if longest < 1 or len(turns) < 2:
-        raise TriviumError(
+        raise Unfit(
             f"the window leaves room for {room} tokens and there are no earlier turns to summarise: "
             "shorten the last message."
         )
@@ -185,7 +189,7 @@ class Summariser:
         while rest:
             size, tokens = self._part(summary, rest, most)
             if not summary and len(rest) > PARTS * size:
-                raise TriviumError(
+                raise Unfit(
                     f"the earlier turns have {len(rest)} letters, more than the model can read in {PARTS} "
                     "parts to summarise them: choose overflow drop or slide."
                 )
@@ -196,7 +200,7 @@ class Summariser:
             opened = opens_thinking(tokens, self._tokenizer)
             summary = split_reasoning(written, opened=opened).answer.strip()
             if not summary:
-                raise TriviumError("the model's summary of the earlier turns is empty: choose overflow drop.")
+                raise Unfit("the model's summary of the earlier turns is empty: choose overflow drop.")
             rest = rest[size:]
         return summary
 
@@ -218,7 +222,7 @@ class Summariser:
             fits = len(tokens_of(middle)) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
         if not low:
-            raise TriviumError(
+            raise Unfit(
                 f"the window of {self._window} tokens has no room for asking for a summary of at most "
                 f"{most}: choose overflow drop or slide."
             )

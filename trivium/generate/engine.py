@@ -262,7 +262,7 @@ class Engine:
         self.counts["steps"] += 1
         self.counts["generated_tokens"] += context.tokens
         ended: dict[int, FinishReason] = self._hear(chosen) if self._watched else {}
-        if bool(chosen.ended.any()):
+        if chosen.ended is not None and bool(chosen.ended.any()):
             for index in chosen.ended.nonzero()[:, 0].tolist():
                 ended.setdefault(index, self._reason(index))
         self._steps_to_slide -= 1
@@ -303,7 +303,7 @@ class Engine:
         reserved: Tensor | int = 0
         if self._reader.stretches:
             reserved = torch.tensor([row.reserved for row in order], device=self.model.device)
-        return StepContext(pools, list(self._windows), reserved)
+        return StepContext(pools, list(self._windows), reserved, lone=self.max_rows == 1)
 
     def _unsettle(self) -> None:
         """Write lengths back before rows move."""
@@ -318,7 +318,8 @@ class Engine:
     def _hear(self, chosen: Chosen) -> dict[int, FinishReason]:
         """Pass this step on to the rows that someone listens to or that must look at every token."""
         ended: dict[int, FinishReason] = {}
-        tokens, over = chosen.tokens.tolist(), chosen.ended.tolist()
+        tokens = chosen.tokens.tolist()
+        over = [False] * len(tokens) if chosen.ended is None else chosen.ended.tolist()
         logprobs = chosen.logprobs.tolist() if chosen.logprobs is not None else None
         alternatives = None
         if chosen.alternatives is not None:

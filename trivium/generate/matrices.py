@@ -64,9 +64,11 @@ class Blocks:
     A wide matrix's rows lie pages apart: blocks of columns are read in order, in a tenth less time.
     """
 
-    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), widest: int = WIDEST
+    ) -> None:
         weight = torch.cat(list(weights)).t()
-        count = -(-weight.shape[1] // WIDEST)
+        count = -(-weight.shape[1] // widest)
         self.columns = -(-weight.shape[1] // (16 * count)) * 16
         self.width = weight.shape[1]
         self.weights = [block.contiguous() for block in weight.split(self.columns, 1)]
@@ -98,17 +100,23 @@ class Scale:
             self.weight = weight.detach() * math.sqrt(width)
             self.least = torch.full((1,), math.sqrt(width * norm.epsilon))
 
-    def divide(self, rows: Tensor, out: Tensor, lengths: Tensor) -> Tensor:
-        """The normalised rows without their scale (RMS), or entirely (layer norm)."""
+    def divide(self, rows: Tensor, out: Tensor, lengths: Tensor, long: Tensor | None = None) -> Tensor:
+        """The normalised rows without their scale (RMS), or entirely (layer norm).
+
+        `long` is the rows with sqrt(width * e) as one more element: its length needs no hypot.
+        """
         if not self.rms:
             return self.norm(rows)
-        torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=lengths)
-        torch.hypot(lengths, self.least, out=lengths)
+        if long is not None:
+            torch.linalg.vector_norm(long, dim=-1, keepdim=True, out=lengths)
+        else:
+            torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=lengths)
+            torch.hypot(lengths, self.least, out=lengths)
         return torch.div(rows, lengths, out=out)
 
-    def whole(self, rows: Tensor, out: Tensor, lengths: Tensor) -> Tensor:
+    def whole(self, rows: Tensor, out: Tensor, lengths: Tensor, long: Tensor | None = None) -> Tensor:
         """The normalised rows with their scale."""
-        normal = self.divide(rows, out, lengths)
+        normal = self.divide(rows, out, lengths, long)
         return normal.mul_(self.weight) if self.rms else normal
 
     def fold(self, weight: Tensor) -> Tensor:
@@ -129,7 +137,7 @@ def _bias(module: nn.Linear) -> Tensor | None:
 class LayerPlan:
     """One layer's matrices as the plan multiplies with them."""
 
-    def __init__(self, layer: Layer, model: Transformer) -> None:
+    def __init__(self, layer: Layer, model: Transformer, widest: int = WIDEST) -> None:
         config, attention, inner = model.config, layer.attention, layer.mlp
         assert isinstance(inner, Inner)
         width, head_width = config.width, config.head_width
@@ -157,7 +165,7 @@ class LayerPlan:
         if attention.query.bias is not None:
             parts = (turned(attention.query.bias), turned(attention.key.bias), attention.value.bias)
             biases = [bias.detach() for bias in parts]
-        self.projection = Blocks(projections, biases)
+        self.projection = Blocks(projections, biases, widest)
         self.norms = attention.norm_kind
         if self.norms != "none":
             norms = (attention.query_norm, attention.key_norm)
@@ -175,6 +183,7 @@ class LayerPlan:
         self.entry = Blocks(
             [fold(self.inner_before, matrix_of(one)) for one in entries],
             [bias for one in entries if (bias := _bias(one)) is not None],
+            widest,
         )
         self.exit = matrix_of(inner.down).t().contiguous()
         self.exit_bias = _bias(inner.down)

@@ -15,6 +15,7 @@ A lone adapter and the values of rounded matrices are multiplied out once; what 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.generate.attending import CacheContext
-from trivium.generate.matrices import Blocks, LayerPlan, Scale, covers
+from trivium.generate.matrices import WIDEST, Blocks, LayerPlan, Scale, covers
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
 from trivium.model.positions import Rotary
@@ -38,6 +39,8 @@ class Buffers:
     """Everything a pass over N tokens writes to, with the views it needs, made once per N."""
 
     stream: Tensor
+    long: Tensor | None
+    """The stream with the element that a norm adds under the root, where all norms add the same."""
     rows: Tensor
     lengths: Tensor
     projected: Tensor
@@ -81,11 +84,23 @@ class Plan:
         with torch.inference_mode():
             self._seen = self._versions()
             self._tables.clear()
+            # one row reads each matrix once, in order, however wide it is
+            widest = sys.maxsize if self.least_rows == 1 else WIDEST
             self.layers = [
-                LayerPlan(layer, self.model) for layer in self.model.layers if isinstance(layer, Layer)
+                LayerPlan(layer, self.model, widest)
+                for layer in self.model.layers
+                if isinstance(layer, Layer)
             ]
             self.last = Scale(self.model.norm, self.model.config.width)
-            self.head = Blocks([self.model.head_weight.detach()])
+            norms = [
+                self.last,
+                *(one.before for one in self.layers),
+                *(one.inner_before for one in self.layers),
+            ]
+            leasts = {float(one.least) if one.rms else None for one in norms if one is not None}
+            # rows that do not lie end to end are divided more slowly, unless there is only one
+            self.least = leasts.pop() if self.least_rows == 1 and len(leasts) == 1 else None
+            self.head = Blocks([self.model.head_weight.detach()], widest=widest)
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
 
     def _versions(self) -> list[tuple[int, int] | str | None]:
@@ -122,8 +137,14 @@ class Plan:
         entered = self._space("entered", count, (2 if config.gated else 1) * config.inner_width)
         halves = queries_keys.view(count, turning, -1, 2) if config.positions == "rope" else None
         query = projected[:, : heads * head_width]
+        long = None
+        stream = self._space("stream", count, config.width + (0 if self.least is None else 16))
+        if self.least is not None:
+            long, stream = stream, stream[:, : config.width]
+            long[:, config.width] = self.least
         return Buffers(
-            stream=self._space("stream", count, config.width),
+            stream=stream,
+            long=long,
             rows=self._space("rows", count, config.width),
             lengths=self._space("lengths", count, 1),
             projected=projected,
@@ -154,7 +175,7 @@ class Plan:
             angles = rotary.angles(positions, longest)
             return torch.polar(torch.full_like(angles, rotary.factor), angles)[:, None]
         table = self._tables.get(id(rotary))
-        if table is None or len(table) < context.furthest:
+        if table is None or table.shape[0] < context.furthest:
             size = max(2 * context.furthest, 256)
             angles = rotary.angles(torch.arange(size), 0)
             table = self._tables[id(rotary)] = torch.polar(torch.full_like(angles, rotary.factor), angles)
@@ -164,7 +185,7 @@ class Plan:
         """Hidden states after the last norm, [N, width]; the next call may overwrite them."""
         note_pass(self.model, len(tokens), context)
         room = self._forward(tokens, context, self.layers)
-        return self.last.whole(room.stream, room.rows, room.lengths)[: len(tokens)]
+        return self.last.whole(room.stream, room.rows, room.lengths, room.long)[: len(tokens)]
 
     def fill(self, tokens: Tensor, context: CacheContext) -> None:
         """Cache the tokens' keys and values; what the last layer would make of them nobody asks."""
@@ -178,16 +199,17 @@ class Plan:
         note_pass(self.model, len(tokens), context)
         note_product(len(tokens), self.model.head_weight)
         room = self._forward(tokens, context, self.layers)
-        hidden = self.last.whole(room.stream, room.rows, room.lengths)
+        hidden = self.last.whole(room.stream, room.rows, room.lengths, room.long)
         if room.logits is None:
             room.logits = torch.zeros(len(hidden), self.head.width)
             room.logits_parts = self.head.split(room.logits)
         self.head.multiply(hidden, room.logits_parts)
         scores = self._capped(room.logits)
-        return scores if len(scores) == len(tokens) else scores[: len(tokens)]
+        count = tokens.shape[0]
+        return scores if scores.shape[0] == count else scores[:count]
 
     def _forward(self, tokens: Tensor, context: CacheContext, layers: Sequence[LayerPlan]) -> Buffers:
-        count, model, positions = len(tokens), self.model, context.positions
+        count, model, positions = tokens.shape[0], self.model, context.positions
         room = self._room(max(count, self.least_rows))
         if count < self.least_rows:
             room.tokens[:count].copy_(tokens)
@@ -209,7 +231,8 @@ class Plan:
     def _project(self, layer: LayerPlan, room: Buffers, turns: Tensor | None) -> None:
         """Queries, keys and values of one layer, normalised and turned."""
         stream = room.stream
-        rows = stream if layer.before is None else layer.before.divide(stream, room.rows, room.lengths)
+        before = layer.before
+        rows = stream if before is None else before.divide(stream, room.rows, room.lengths, room.long)
         layer.projection.multiply(rows, room.projected_parts)
         if layer.norms == "head":
             layer.head_scales[0].divide(room.queries_keys, room.queries_keys, room.head_lengths)
@@ -225,7 +248,7 @@ class Plan:
         stream = room.stream
         context.store(layer.index, room.key_value)
         mixed = context.read(layer.index, room.query, layer.scale, layer.window, layer.soft_cap)
-        if len(mixed) < len(stream):
+        if mixed.shape[0] < stream.shape[0]:
             room.mixed[:count].copy_(mixed)
             mixed = room.mixed
         self._add(stream, mixed, layer.output, layer.output_bias, layer.after, room)
@@ -233,7 +256,7 @@ class Plan:
     def _inner(self, layer: LayerPlan, room: Buffers) -> None:
         stream = room.stream
         before = layer.inner_before
-        rows = stream if before is None else before.divide(stream, room.rows, room.lengths)
+        rows = stream if before is None else before.divide(stream, room.rows, room.lengths, room.long)
         layer.entry.multiply(rows, room.entered_parts)
         gate = room.gate
         if layer.activation == "silu":

@@ -55,7 +55,7 @@ class Completion:
 
     text: str
     tokens: list[int]
-    """Everything that was drawn, the token that ended it included."""
+    """Everything that was drawn, the token or the tokens of the stop text that ended it included."""
     logprobs: list[float]
     """Of the drawn tokens, under the temperature and filters they were drawn with; empty unless asked for."""
     finish_reason: FinishReason
@@ -75,6 +75,10 @@ class Event:
     alternatives: dict[int, float] | None
     completion: Completion | None = None
     """Set in the last event of a sample."""
+    ends: bool = False
+    """Whether the token ends the text and is no part of it."""
+    unsettled: int = 0
+    """How many of the tokens heard of last may yet belong to a stop text; in the last event, how many do."""
 
 
 Listener = Callable[[Event], None]

@@ -125,7 +125,17 @@ class Row:
             text = "" if stop else self.stream.push(token)
             finished |= self.stream.stopped
             if self.generation.listener is not None:
-                self.generation.listener(Event(self.sample, token, text, logprob, favourites))
+                self.generation.listener(
+                    Event(
+                        self.sample,
+                        token,
+                        text,
+                        logprob,
+                        favourites,
+                        ends=stop,
+                        unsettled=self.stream.unsettled,
+                    )  # fmt: skip
+                )
         return finished
 
     def deliver(
@@ -133,10 +143,11 @@ class Row:
     ) -> None:
         """Make the completion and tell the listener."""
         assert self.generation is not None
-        rest = ""
+        rest, cut = "", 0
         if self.stream is not None:
             rest = self.stream.finish()
             text = self.stream.text
+            cut = self.stream.unsettled if self.stream.stopped else 0
         else:
             assert self.entrant is not None
             ended = bool(tokens) and tokens[-1] in self.entrant.stop_ids
@@ -151,7 +162,7 @@ class Row:
         )
         self.generation.results[self.sample] = completion
         if self.generation.listener is not None:
-            self.generation.listener(Event(self.sample, -1, rest, None, None, completion))
+            self.generation.listener(Event(self.sample, -1, rest, None, None, completion, unsettled=cut))
 
 
 def shared_beginning(row: Row, others: Sequence[Row]) -> tuple[Row | None, int]:

@@ -18,7 +18,8 @@ class Chosen(NamedTuple):
     tokens: Tensor
     logprobs: Tensor | None
     alternatives: tuple[Tensor, Tensor, Tensor] | None
-    ended: Tensor
+    ended: Tensor | None
+    """None where no row can have ended."""
 
 
 class Entrant(NamedTuple):
@@ -138,6 +139,8 @@ class Sampler:
         self.alternatives = max((one.top_logprobs for one in settings), default=0)
         self.any_constraint = any(one is not None for one in self.constraints)
         self._guarded_steps = max((one.min_new_tokens for one in settings), default=0)
+        left = (self._rows["most"] - self._rows["count"]) if settings else torch.zeros(1)
+        self._steps_left = int(left.min())
 
     @property
     def count(self) -> Tensor:
@@ -186,15 +189,19 @@ class Sampler:
         if logprobs is not None:
             rows["drawn_logprobs"].scatter_(1, rows["count"], logprobs[:, None])
         rows["count"] += 1
-        ended = rows["count"] >= rows["most"]
+        self._steps_left -= 1
+        ended = None
         if self.stops.shape[1]:
-            ended = ended | (rows["last"] == self.stops).any(-1, keepdim=True)
+            ended = (rows["last"] == self.stops).any(-1)
+        if self._steps_left <= 0:
+            full = (rows["count"] >= rows["most"])[:, 0]
+            ended = full if ended is None else ended | full
         if "said" in self._tables:
             self._tables["said"].scatter_add_(1, tokens[:, None], torch.ones_like(rows["temperature"]))
         if alternatives is not None:
             own, values, ids = alternatives
             alternatives = (own.gather(1, tokens[:, None])[:, 0], values, ids)
-        return Chosen(tokens, logprobs, alternatives, ended[:, 0])
+        return Chosen(tokens, logprobs, alternatives, ended)
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Penalties, bias, grammar and minimum length, which act before temperature."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,26 @@ class TextStream:
         self._held = ""
         self.text = ""
         self.stopped = False
+        # where in the text each token began that may yet belong to a stop text
+        self._begun: deque[int] = deque()
 
     def push(self, token: int) -> str:
         """Take a token in and return the text that is settled by it."""
         self._open.append(token)
+        if self._stops:
+            self._begun.append(len(self.text) + len(self._held))
         piece = self._decoded()
         if piece.endswith(BROKEN) and len(self._open) < LONGEST_LETTER:
             return ""
         self._before, self._open = self._open, []
         return self._settle(piece, last=False)
+
+    @property
+    def unsettled(self) -> int:
+        """How many of the last tokens begin where the settled text ends or later."""
+        while self._begun and self._begun[0] < len(self.text):
+            self._begun.popleft()
+        return len(self._begun)
 
     def finish(self) -> str:
         """Return what was still held back."""
