@@ -209,6 +209,26 @@ def test_the_average_of_the_weights_becomes_the_model(tmp_path: Path) -> None:
     assert_identical(third, weights_of(plain))
 
 
+def test_what_is_measured_and_kept_is_the_average_that_is_saved(tmp_path: Path) -> None:
+    seen: dict[str, list] = {"validate": [], "keep": []}
+    model = small_model()
+
+    def validate() -> dict[str, Unseen]:
+        seen["validate"].append(weights_of(model))
+        return {"": Unseen(2.0, 1.5, 10)}
+
+    hooks = Hooks(validate, keep=lambda step, tokens: seen["keep"].append(weights_of(model)))
+    options = {"ema": 0.75, "validation": {"times": 2}, "checkpoint": {"at": [2]}}
+    trainer = small_trainer(tmp_path / "one", model=model, hooks=hooks, feed=SmallFeed(steps=4), **options)
+    trainer.run()
+    assert_identical(seen["validate"][-1], weights_of(model))
+    assert_identical(seen["keep"][0], seen["validate"][0])
+    # Looking at the average half way changes nothing of what is learnt.
+    blind = small_model()
+    small_trainer(tmp_path / "two", model=blind, feed=SmallFeed(steps=4), ema=0.75).run()
+    assert_identical(weights_of(blind), weights_of(model))
+
+
 def test_moments_of_a_parent_are_taken_over(tmp_path: Path) -> None:
     """L8: keeping the optimiser's state changes the very first step."""
     parent = small_trainer(tmp_path / "parent")

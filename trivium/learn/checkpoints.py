@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum, load_tensors, read_json, save_tensors, whole_folder, write_json
+from trivium.kit.numbers import number
 
 TENSORS = "tensors.safetensors"
 FACTS = "state.json"
@@ -40,6 +41,15 @@ def read_state(folder: Path) -> State:
     if found != facts.pop("checksum", None):
         raise TriviumError(f"{folder / TENSORS} is damaged: its checksum is not the one it was written with.")
     return State(facts, load_tensors(folder / TENSORS))
+
+
+def kept_place(place: str | int) -> tuple[str, int]:
+    """`tokens=2M`, `step=1200` or a bare number of steps, as a unit and an amount."""
+    unit, _, amount = place.rpartition("=") if isinstance(place, str) else ("step", "", place)
+    goal = number(amount)
+    if (unit or "step") not in ("tokens", "step") or not isinstance(goal, int):
+        raise TriviumError(f"checkpoint.at: '{place}' names no place; write tokens=2M or step=1200")
+    return unit or "step", goal
 
 
 class Checkpoints:

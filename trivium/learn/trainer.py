@@ -19,11 +19,10 @@ from trivium.data.rows import Row, collate
 from trivium.kit.errors import TriviumError
 from trivium.kit.machine import keep_freed_memory
 from trivium.kit.metrics import MetricsLog, read_metrics
-from trivium.kit.numbers import number
 from trivium.kit.processes import all_reduce_sum, barrier, broadcast, world
 from trivium.kit.progress import Progress
 from trivium.learn import schedules
-from trivium.learn.checkpoints import Checkpoints, State, read_state
+from trivium.learn.checkpoints import Checkpoints, State, kept_place, read_state
 from trivium.learn.objective import Feed, Objective
 from trivium.learn.optimisers import Inherited, Optimiser, Rates
 from trivium.learn.parallel import clip, gradient_norm, sum_gradients, sum_measures
@@ -36,15 +35,6 @@ CPU_TOKENS = 2048
 """Tokens per pass on a processor: measured, what its cache likes best. A GPU starts with all and halves."""
 COMPILE_SECONDS = 40.0
 """What compiling costs on two cores; only a longer run than ten times this repays it."""
-
-
-def kept_place(place: str | int) -> tuple[str, int]:
-    """`tokens=2M`, `step=1200` or a bare number of steps, as a unit and an amount."""
-    unit, _, amount = place.rpartition("=") if isinstance(place, str) else ("step", "", place)
-    goal = number(amount)
-    if (unit or "step") not in ("tokens", "step") or not isinstance(goal, int):
-        raise TriviumError(f"checkpoint.at: '{place}' names no place; write tokens=2M or step=1200")
-    return unit or "step", goal
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -122,7 +112,8 @@ class Trainer:
             while self.step < self.feed.steps:
                 before = self.tokens
                 last = self._one_step()
-                self._after_step(last, before)
+                with self._averaged():
+                    self._after_step(last, before)
                 due = time.monotonic() - saved >= self.settings.checkpoint.every_seconds
                 every = self.settings.checkpoint.every_steps
                 if every is not None:
@@ -288,6 +279,16 @@ class Trainer:
     def _take_average(self) -> None:
         for name, average in self.average.items():
             self.named[name].copy_(average)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside the block the model is what would be saved: measures are of that, and so is what is kept."""
+        now = {name: self.named[name].detach().clone() for name in self.average}
+        self._take_average()
+        yield
+        with torch.no_grad():
+            for name, weight in now.items():
+                self.named[name].copy_(weight)
 
     # stopping and going on
 

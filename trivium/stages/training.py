@@ -188,8 +188,8 @@ def adapt(work: Work, settings: Training, model: Transformer) -> None:
     held = quantised_as(model)
     if held is not None and settings.adapter is None:
         raise TriviumError(
-            f"{work.stage}: the model it starts from is rounded to {held}, and no rounded matrix can be trained: "
-            "give an `adapter`, or start from the model that was rounded."
+            f"{work.stage}: the model it starts from is rounded to {held}, and no rounded matrix can be "
+            "trained: give an `adapter`, or start from the model that was rounded."
         )
     if settings.qat is not None and not is_prepared(model):
         prepare_for(model, settings.qat)
