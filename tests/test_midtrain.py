@@ -16,7 +16,9 @@ from trivium.data.sources import read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
 from trivium.pipeline.run import prepare
+from trivium.stages.documents import documents
 from trivium.stages.midtrain import eased, with_replay
+from trivium.tokens.extend import extend_tokenizer
 
 RECIPE = """\
 name: tiny
@@ -104,10 +106,22 @@ def test_both_sources_are_measured_and_the_watched_one_is_not_trained(made):
 
 
 def test_the_vocabulary_grows_and_transformers_agrees(made):
-    _, run = made
+    path, run = made
     said = changes(run["tongue"])
     assert said["vocabulary"] == (268, 280)
-    assert said["bytes per token"][1] > 1.5 * said["bytes per token"][0]
+    before = AutoTokenizer.from_pretrained(run["base"].folder / "model")
+    after = AutoTokenizer.from_pretrained(run["tongue"].folder / "model")
+    for name, share in (("./other", 0.2), ("./texts", 0.1), ("corpus", 0.1)):
+        folder = {"corpus": "texts"}.get(name, name)
+        held = [
+            one.text for one in read_documents(str(path / folder)) if in_validation(text_hash(one), share)
+        ]
+        size = sum(len(text.encode()) for text in held)
+        by_hand = [size / sum(len(theirs(text).input_ids) for text in held) for theirs in (before, after)]
+        assert said[f"bytes per token of {name}"] == pytest.approx(by_hand, abs=1e-3)
+    new, old = said["bytes per token of ./other"], said["bytes per token of corpus"]
+    assert new[1] > 1.5 * new[0]
+    assert old[1] == pytest.approx(old[0], rel=0.05)
     agrees(run["tongue"], "zamo3 kelu vrado")
     theirs = AutoTokenizer.from_pretrained(run["tongue"].folder / "model")
     assert max(theirs("zamo3 kelu vrado").input_ids) >= 268
@@ -182,6 +196,41 @@ def test_what_the_parent_was_trained_on_is_not_watched(tmp_path, capsys):
     wider = sum(in_validation(text_hash(one), 0.6) for one in read_documents(str(tmp_path / "texts")))
     assert f"./texts: {wider - held} of {wider} held-out documents are trained on" in capsys.readouterr().err
     assert run["mid"].summary["data"].keys() == {"./other"}
+
+
+def test_new_tokens_are_learnt_from_so_many_letters_and_not_from_what_is_held_out(tmp_path, monkeypatch):
+    learnt, read = [], []
+
+    def extend(tokenizer, texts, added):
+        learnt.extend(texts)
+        return extend_tokenizer(tokenizer, texts, added)
+
+    def listened(work, sources, reading):
+        for one in documents(work, sources, reading):
+            read.append(one.text)
+            yield one
+
+    monkeypatch.setattr("trivium.stages.midtrain.extend_tokenizer", extend)
+    monkeypatch.setattr("trivium.stages.midtrain.documents", listened)
+    text = (
+        RECIPE[: RECIPE.index("  fork:")]
+        + """\
+  tongue:
+    kind: midtrain
+    from: base
+    data: {./other: {validation: 0.3}}
+    vocabulary: {data: ./other, added: 4, letters: 1000}
+    batch: 256
+    steps: 1
+"""
+    )
+    trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
+    whole = list(read_documents(str(tmp_path / "other")))
+    held = {one.text for one in whole if in_validation(text_hash(one), 0.3)}
+    assert held & set(read)
+    assert not held & set(learnt)
+    assert sum(map(len, learnt)) - len(learnt[-1]) < 1000 <= sum(map(len, learnt))
+    assert len(read) < len(whole) / 2
 
 
 @pytest.mark.parametrize(

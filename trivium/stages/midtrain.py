@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from trivium.data.mixture import weight_at, weights_over
 from trivium.data.packed import Ingredient, PackedFeed
-from trivium.data.shards import Shards
+from trivium.data.shards import Shards, in_validation, text_hash
 from trivium.data.sources import Reading
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
@@ -28,11 +28,19 @@ from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.stretch import stretch
 from trivium.model.transformer import Transformer
-from trivium.model.vocabulary import Start, compression, grow_vocabulary
+from trivium.model.vocabulary import Compression, Start, compression, grow_vocabulary
 from trivium.stages.documents import Sources, documents, source_references
-from trivium.stages.inheritance import learnt_by, trained_shards
+from trivium.stages.inheritance import held_out_by, learnt_by, trained_shards
 from trivium.stages.longer import Reach
-from trivium.stages.mixtures import Mixture, Portion, ingredients, mixture_references, unseen_rows
+from trivium.stages.mixtures import (
+    Mixture,
+    Portion,
+    held_out_share,
+    held_out_texts,
+    ingredients,
+    mixture_references,
+    unseen_rows,
+)
 from trivium.stages.parents import moments_after, rates_after
 from trivium.stages.ramps import Knots, RampedFeed
 from trivium.stages.stage import Reference, Work
@@ -135,9 +143,9 @@ class Midtrain(FedStage):
         tables = _tables(model)
         before = Tokenizer.load(going.folder)
         if self.vocabulary is not None:
-            assert going.spelt is not None
             work.change("vocabulary", before.vocabulary_size, going.tokenizer.vocabulary_size)
-            work.change("bytes per token", round(going.spelt[0], 3), round(going.spelt[1], 3))
+            for name, found in self._compression(going, before).items():
+                work.change(f"bytes per token of {name}", round(found.before, 3), round(found.after, 3))
             grow_vocabulary(model, before, going.tokenizer, start=self.vocabulary.start, seed=work.seed)
         if self.context is not None and self.context.method is not None:
             changes = stretch(
@@ -180,7 +188,7 @@ class Midtrain(FedStage):
         """Tokenizer and feed, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         config = load_config(folder)
-        tokenizer, spelt = self._tokenizer(work, folder)
+        tokenizer = self._tokenizer(work, folder)
         contexts = self.context.length if self.context is not None else [config.reach]
         context = max(contexts)
         self._check_reach(work, config, context)
@@ -196,7 +204,7 @@ class Midtrain(FedStage):
             weighed = _weighted(mixed)
             feed = RampedFeed(weighed, contexts=contexts, batch_tokens=batch, seed=work.seed, **lasting)
         shards = [one.shards for one in mixed]
-        return _Prepared(work, folder, tokenizer, spelt, feed, replayed, context, batch, shards)
+        return _Prepared(work, folder, tokenizer, feed, replayed, context, batch, shards)
 
     def _check_reach(self, work: Work, config: ModelConfig, context: int) -> None:
         """Refuse rows that the positions do not reach, and stretching what reaches far enough."""
@@ -228,22 +236,43 @@ class Midtrain(FedStage):
         work.change("replay", "nothing", {name: one.weight for name, one in learnt.mixture.items()})
         return work, learnt.mixture
 
-    def _tokenizer(self, work: Work, folder: Path) -> tuple[Tokenizer, tuple[float, float] | None]:
+    def _tokenizer(self, work: Work, folder: Path) -> Tokenizer:
         """The parent's tokenizer, with the added tokens where some are asked for."""
         tokenizer = Tokenizer.load(folder)
         if self.vocabulary is None:
-            return tokenizer, None
+            return tokenizer
+        # What `data` holds out tells how well the new tokens fit, so they are not learnt from it.
+        share = max(held_out_share(work, name, portion) for name, portion in self.data.items())
         texts: list[str] = []
         letters = 0
         for document in documents(work, self.vocabulary.data, Reading()):
-            if letters < self.vocabulary.letters and document.text:
+            if document.text and not in_validation(text_hash(document), share):
                 texts.append(document.text)
                 letters += len(document.text)
+            if letters >= self.vocabulary.letters:
+                break
         if not texts:
             raise TriviumError(f"{work.stage}: `vocabulary.data` has no text to learn tokens from.")
-        after = extend_tokenizer(tokenizer, texts, self.vocabulary.added)
-        found = compression(tokenizer, after, texts[:1000])
-        return after, (found.before, found.after)
+        return extend_tokenizer(tokenizer, texts, self.vocabulary.added)
+
+    def _compression(self, going: _Prepared, before: Tokenizer) -> dict[str, Compression]:
+        """How both vocabularies spell what is held out: of the new texts, and of what the parent knew."""
+        mixture = self.data | going.replayed | (self.watch or {})
+        work = going.work
+        try:
+            known, places = held_out_by(work.stage, {self.start: going.folder})
+        except TriviumError:
+            # Of a model from outside it is not known what it learnt from.
+            known, places = {}, {}
+        # Behind what is named here, as a source's place in this order names its folder.
+        further = {name: place for name, place in places.items() if name not in work.inputs}
+        work = replace(work, inputs={**work.inputs, **further})
+        found = {}
+        for name, portion in {**known, **mixture}.items():
+            texts = held_out_texts(work, name, portion, going.tokenizer, 1000)
+            if texts:
+                found[name] = compression(before, going.tokenizer, texts)
+        return found
 
     def _ingredients(
         self, work: Work, tokenizer: Tokenizer, replayed: Mapping[str, Portion]
@@ -315,7 +344,6 @@ class _Prepared:
     work: Work
     folder: Path
     tokenizer: Tokenizer
-    spelt: tuple[float, float] | None
     feed: PackedFeed | RampedFeed
     replayed: dict[str, Portion]
     context: int

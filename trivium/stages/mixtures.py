@@ -136,8 +136,7 @@ def _respelt(work: Work, name: str, corpus: Path, folder: Path, tokenizer: Token
                     yield Document(before.decode(shards.document(index).tolist()), {}, shards.id(index))
 
         # What is held out follows from the text and this share alone, so it is what the corpus held out.
-        record = yaml.safe_load((corpus.parent / "stage.yaml").read_text(encoding="utf-8"))
-        write_shards(texts(), tokenizer, folder, validation=record["settings"]["validation"])
+        write_shards(texts(), tokenizer, folder, validation=_share_of(corpus))
     barrier()
     return folder
 
@@ -182,6 +181,28 @@ def unseen_rows(
                 "it a larger `validation`, the same wherever it stands."
             )
     return found
+
+
+def _share_of(corpus: Path) -> float:
+    record = yaml.safe_load((corpus.parent / "stage.yaml").read_text(encoding="utf-8"))
+    return float(record["settings"]["validation"])
+
+
+def held_out_share(work: Work, name: str, portion: Portion) -> float:
+    """The share of a source's documents that is held out, which a corpus decided when it was made."""
+    path = work.path(name)
+    made = (path / "manifest.json").is_file() and (path.parent / "stage.yaml").is_file()
+    return _share_of(path) if made else portion.validation
+
+
+def held_out_texts(work: Work, name: str, portion: Portion, tokenizer: Tokenizer, most: int) -> list[str]:
+    """The first texts that a source holds out, whatever vocabulary it was tokenised with."""
+    path = work.path(name)
+    if (path / "tokenizer").is_dir():
+        reader, shards = Tokenizer.load(path / "tokenizer"), Shards(path, "validation")
+    else:
+        reader, shards = tokenizer, Shards(tokenised(work, name, portion, tokenizer), "validation")
+    return [reader.decode(shards.document(index).tolist()) for index in range(min(most, len(shards)))]
 
 
 def also_in(held: Shards, learnt: Sequence[Shards]) -> set[int]:
