@@ -52,6 +52,27 @@ def test_what_only_looked_like_a_stop_text_is_given_back():
     assert "".join(pieces) == SAMPLE
 
 
+@pytest.mark.parametrize("stop", ["doves", "ves 🕊️ ov", "; its bell", "3 d", "東", "never there"])
+def test_tokens_are_unsettled_from_where_a_stop_text_may_have_begun(stop):
+    stream, begun = TextStream(tokenizer(), (stop,)), []
+    ids = tokenizer().encode(SAMPLE)
+    for count, token in enumerate(ids, start=1):
+        begun.append(len(tokenizer().decode(ids[: count - 1]).rstrip("\ufffd")))
+        stream.push(token)
+        assert stream.unsettled == sum(place >= len(stream.text) for place in begun)
+        if stream.stopped:
+            break
+    stream.finish()
+    assert stream.stopped == (stop in SAMPLE)
+    if stream.stopped:
+        kept = tokenizer().decode(ids[: count - stream.unsettled])
+        assert kept.rstrip("\ufffd")[: len(stream.text)] == stream.text
+        # one token fewer would be too few
+        assert len(tokenizer().decode(ids[: count - stream.unsettled - 1])) < len(stream.text)
+    else:
+        assert stream.unsettled == 0
+
+
 def test_stop_texts_end_a_completion_wherever_they_fall():
     engine = tiny_engine()
     settings = Sampling(seed=3, max_new_tokens=60, stop_ids=())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from trivium.generate.cache import BLOCK
 from trivium.generate.sampling import Sampling
@@ -64,8 +64,7 @@ class Completion:
     """The model's own favourites at each place, and what was drawn, before temperature and filters."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """A token as it is drawn; the text may lag behind it until letters and stop texts are settled."""
 
     sample: int

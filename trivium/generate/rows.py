@@ -125,17 +125,9 @@ class Row:
             text = "" if stop else self.stream.push(token)
             finished |= self.stream.stopped
             if self.generation.listener is not None:
-                self.generation.listener(
-                    Event(
-                        self.sample,
-                        token,
-                        text,
-                        logprob,
-                        favourites,
-                        ends=stop,
-                        unsettled=self.stream.unsettled,
-                    )  # fmt: skip
-                )
+                unsettled = self.stream.unsettled
+                event = Event(self.sample, token, text, logprob, favourites, ends=stop, unsettled=unsettled)
+                self.generation.listener(event)
         return finished
 
     def deliver(

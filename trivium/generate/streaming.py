@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from tokenizers import decoders
 
 from trivium.generate.prompting import beginning_at_end
 
@@ -15,11 +18,18 @@ BROKEN = "\ufffd"
 LONGEST_LETTER = 8
 
 
+@lru_cache(maxsize=8)
+def spelling(tokenizer: Tokenizer) -> dict[int, str] | None:
+    """Where to note what single tokens spell; None where that depends on what stands before them."""
+    return {} if isinstance(tokenizer.backend.decoder, decoders.ByteLevel) else None
+
+
 class TextStream:
     """Decodes tokens one by one; `text` is what is settled, and ends before a stop text."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._spelling = spelling(tokenizer)
         self._before: list[int] = []
         self._open: list[int] = []
         self._held = ""
@@ -30,12 +40,19 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Take a token in and return the text that is settled by it."""
-        self._open.append(token)
         if self._stops:
             self._begun.append(len(self.text) + len(self._held))
+        if self._spelling is not None and not self._open:
+            piece = self._spelt(token)
+            if not piece.endswith(BROKEN):
+                self._before = [token]
+                return self._settle(piece, last=False)
+        self._open.append(token)
         piece = self._decoded()
-        if piece.endswith(BROKEN) and len(self._open) < LONGEST_LETTER:
-            return ""
+        if piece.endswith(BROKEN):
+            if len(self._open) < LONGEST_LETTER:
+                return ""
+            self._spelling = None  # what comes next may complete a letter given up on
         self._before, self._open = self._open, []
         return self._settle(piece, last=False)
 
@@ -52,12 +69,23 @@ class TextStream:
         self._open = []
         return self._settle(piece, last=True)
 
+    def _spelt(self, token: int) -> str:
+        """The letters of one token, decoded once for all texts."""
+        assert self._spelling is not None
+        found = self._spelling.get(token)
+        if found is None:
+            found = self._spelling[token] = self._tokenizer.decode([token])
+        return found
+
     def _decoded(self) -> str:
         # decoders that treat the first token of a text differently need one to stand before
         decode = self._tokenizer.decode
         return decode(self._before + self._open)[len(decode(self._before)) :]
 
     def _settle(self, piece: str, *, last: bool) -> str:
+        if not self._stops:
+            self.text += piece
+            return piece
         if self.stopped:
             return ""
         self._held += piece

@@ -100,7 +100,6 @@ class Worker:
         self.context, self.width = engine.model.config.context, engine.model.config.width
         self.parameters = sum(parameter.numel() for parameter in engine.model.parameters())
         self._engine, self._measures = engine, measures
-        self._stops = engine.tokenizer.stop_ids
         self._most = engine.max_rows + queued
         self._read_at_once = min(READ_AT_ONCE, engine.max_rows)
         self._inside = 0
@@ -259,21 +258,30 @@ class Worker:
             first += request.n
 
     def _listener(self, generation: Generation, first: int) -> Listener:
+        waiting: dict[int, list[Scored]] = {}
+
         def take(event: Event) -> None:
+            scored = self._settled(event, waiting)
             if event.completion is not None:
-                piece = Piece(first + event.sample, event.text, 0, (), event.completion.finish_reason)
+                piece = Piece(first + event.sample, event.text, 0, scored, event.completion.finish_reason)
             else:
-                piece = Piece(first + event.sample, event.text, 1, self._scored(event))
+                piece = Piece(first + event.sample, event.text, 1, scored)
             self._urgent |= generation.put(piece)
             self._touched[generation] = None
 
         return take
 
-    def _scored(self, event: Event) -> tuple[Scored, ...]:
-        if event.alternatives is None or event.token in self._stops:
+    def _settled(self, event: Event, waiting: dict[int, list[Scored]]) -> tuple[Scored, ...]:
+        """The scored tokens whose text is now told; those of a stop text, or that end a text, never are."""
+        if event.alternatives is None and not waiting:
             return ()
-        alternatives = tuple(event.alternatives.items())
-        return (Scored(event.token, event.alternatives[event.token], alternatives),)
+        held = waiting.setdefault(event.sample, [])
+        if event.alternatives is not None and not event.ends:
+            alternatives = tuple(event.alternatives.items())
+            held.append(Scored(event.token, event.alternatives[event.token], alternatives))
+        count = max(0, len(held) - event.unsettled)
+        settled, waiting[event.sample] = tuple(held[:count]), held[count:]
+        return settled
 
     def _leave(self, generation: Generation) -> None:
         ending = "complete" if generation.complete else "cancelled"
