@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import threading
+import weakref
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.model.config import ModelConfig
 
@@ -142,14 +144,21 @@ class Pool:
         self.tenants[target] = tenant
 
 
+_CACHES: weakref.WeakSet[Cache] = weakref.WeakSet()
+"""Those of this process, whose promises are not given twice."""
+_PROMISING = threading.Lock()
+
+
 class Cache:
-    """All pools together, and the promise never to hold more than the budget."""
+    """All pools together, and the promise never to hold more than the budget, nor while storage moves."""
 
     def __init__(self, shape: Shape, *, rows: int, budget: int | None = None) -> None:
         self.shape, self.max_rows = shape, rows
-        self.budget = _half_of_free_memory(shape.device) if budget is None else budget
-        self.places = self.budget // shape.bytes_per_token
         self.pools: dict[int, Pool] = {}
+        with _PROMISING:
+            self.budget = _half_of_free_memory(shape.device) if budget is None else budget
+            _CACHES.add(self)
+        self.places = self.budget // shape.bytes_per_token
 
     @staticmethod
     def capacity_for(length: int) -> int:
@@ -172,17 +181,22 @@ class Cache:
     @property
     def reserved(self) -> int:
         """Token places that have storage now."""
-        return sum(pool.rows * pool.capacity for pool in self.pools.values())
+        return sum(pool.rows * pool.capacity for pool in list(self.pools.values()))
+
+    @property
+    def outstanding(self) -> int:
+        """Bytes that are promised and not yet taken."""
+        return max(self.budget - self.reserved * self.shape.bytes_per_token, 0)
 
     def place(self, tenant: Tenant, length: int) -> bool:
         """Give a row of this length a place, or say that it must wait."""
         capacity = self.capacity_for(length)
         pool = self.pools.get(capacity) or Pool(self.shape, capacity)
         if len(pool.tenants) == pool.rows:
-            if self.places - self.reserved < capacity:
+            rows = self._affordable(pool)
+            if rows <= pool.rows:
                 self._reclaim()
-            affordable = pool.rows + (self.places - self.reserved) // capacity
-            rows = min(max(4, 2 * pool.rows), self.max_rows, affordable)
+                rows = self._affordable(pool)
             if rows <= pool.rows:
                 return False
             pool.resize(rows)
@@ -190,18 +204,25 @@ class Cache:
         pool.enter(tenant)
         return True
 
+    def _affordable(self, pool: Pool) -> int:
+        """How many rows a full pool may have: the old storage stays until the new one holds its rows."""
+        return min(max(4, 2 * pool.rows), self.max_rows, (self.places - self.reserved) // pool.capacity)
+
     def _reclaim(self) -> None:
-        """Take back storage no row is in."""
+        """Take back storage no row is in, where what is left finds room beside it."""
         for capacity, pool in list(self.pools.items()):
             if not pool.tenants:
                 del self.pools[capacity]
-            elif len(pool.tenants) < pool.rows:
+        for capacity, pool in self.pools.items():
+            if len(pool.tenants) < pool.rows and len(pool.tenants) * capacity <= self.places - self.reserved:
                 pool.resize(len(pool.tenants))
 
 
 def _half_of_free_memory(device: torch.device) -> int:
+    """Half of what is free and that no other cache of this process has been promised."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 2**31
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = machine.free_memory()
+    others = [cache for cache in _CACHES if cache.shape.device == device]
+    return max(free - sum(cache.outstanding for cache in others), 0) // 2

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+CGROUP, MEMINFO = "/sys/fs/cgroup", "/proc/meminfo"
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -69,7 +71,7 @@ def cores() -> int:
         allowed = len(os.sched_getaffinity(0))
     else:
         allowed = os.cpu_count() or 1
-    quota = _first_words("/sys/fs/cgroup/cpu.max")
+    quota = _first_words(f"{CGROUP}/cpu.max")
     if len(quota) == 2 and quota[0] != "max":
         allowed = min(allowed, max(1, round(int(quota[0]) / int(quota[1]))))
     return allowed
@@ -78,8 +80,18 @@ def cores() -> int:
 def memory() -> int:
     """The bytes of memory this process may use, a container's limit counted."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _first_words("/sys/fs/cgroup/memory.max")
+    limit = _first_words(f"{CGROUP}/memory.max")
     return min(total, int(limit[0])) if limit and limit[0] != "max" else total
+
+
+def free_memory() -> int:
+    """The bytes of memory this process may still take; pages that only mirror files are as good as free."""
+    free = _table(MEMINFO).get("MemAvailable:", memory() // 1024) * 1024
+    limit, used = (_first_words(f"{CGROUP}/memory.{name}") for name in ("max", "current"))
+    if limit and limit[0] != "max" and used:
+        files = _table(f"{CGROUP}/memory.stat").get("inactive_file", 0)
+        free = min(free, int(limit[0]) - int(used[0]) + files)
+    return max(free, 0)
 
 
 def device() -> str:
@@ -140,3 +152,12 @@ def _first_words(path: str) -> list[str]:
         return Path(path).read_text().split()
     except OSError:
         return []
+
+
+def _table(path: str) -> dict[str, int]:
+    """The numbers of a file with a name and a number on each line."""
+    try:
+        lines = [line.split() for line in Path(path).read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

@@ -1,0 +1,90 @@
+"""The cache's memory: what is free, who was promised it, and that a budget holds at every moment."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from generating import prompt, tiny_engine, tiny_model, tokenizer
+
+from trivium.generate import cache as caches
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling
+from trivium.kit import machine
+
+GREEDY = Sampling(temperature=0.0, max_new_tokens=24, stop_ids=())
+PER_TOKEN = 3 * 2 * 2 * 16 * 4
+MIB = 2**20
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 100 MiB that can be had, 1 MiB of them in free pages."""
+    (tmp_path / "meminfo").write_text(
+        "MemTotal:  204800 kB\nMemFree:  1024 kB\nMemAvailable:  102400 kB\nHugePages_Total:  0\n"
+    )
+    monkeypatch.setattr(machine, "MEMINFO", str(tmp_path / "meminfo"))
+    monkeypatch.setattr(machine, "CGROUP", str(tmp_path))
+    monkeypatch.setattr(caches, "_CACHES", weakref.WeakSet())
+    return tmp_path
+
+
+def test_pages_that_mirror_files_are_free(system: Path) -> None:
+    assert machine.free_memory() == 100 * MIB
+    (system / "memory.max").write_text("max\n")
+    (system / "memory.current").write_text(f"{60 * MIB}\n")
+    assert machine.free_memory() == 100 * MIB
+
+
+def test_a_container_has_what_its_limit_leaves(system: Path) -> None:
+    (system / "memory.max").write_text(f"{64 * MIB}\n")
+    (system / "memory.current").write_text(f"{60 * MIB}\n")
+    (system / "memory.stat").write_text(f"anon {30 * MIB}\ninactive_file {16 * MIB}\n")
+    assert machine.free_memory() == 20 * MIB
+    assert tiny_engine().cache.budget == 10 * MIB
+    (system / "memory.current").write_text(f"{99 * MIB}\n")
+    assert machine.free_memory() == 0
+
+
+def test_what_one_engine_was_promised_no_other_is(system: Path) -> None:
+    model = tiny_model()
+    engines = [Engine(model, tokenizer()) for _ in range(3)]
+    budgets = [engine.cache.budget / MIB for engine in engines]
+    assert budgets == [50, 25, 12.5]
+    # What an engine has taken is no longer free, and is not counted twice.
+    engines[0].generate([Request(prompt(400), GREEDY)])
+    taken = engines[0].cache.reserved * PER_TOKEN
+    assert taken > 0
+    (system / "meminfo").write_text(f"MemAvailable: {102400 - taken // 1024} kB\n")
+    assert Engine(model, tokenizer()).cache.budget == pytest.approx(6.25 * MIB, abs=1024)
+    del engines
+    gc.collect()
+    assert Engine(model, tokenizer(), memory_budget=MIB).cache.budget == MIB
+    assert Engine(model, tokenizer()).cache.budget == pytest.approx(50 * MIB, abs=MIB)
+
+
+@pytest.mark.parametrize("places", [300, 700, 1100, 2049])
+def test_a_budget_holds_while_storage_moves(places: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    living: weakref.WeakSet = weakref.WeakSet()
+    most = 0
+    room = caches.Pool._room
+
+    def counted(pool: caches.Pool, rows: int) -> torch.Tensor:
+        nonlocal most
+        made = room(pool, rows)
+        living.add(made)
+        most = max(most, sum(one.nbytes for one in living))
+        return made
+
+    monkeypatch.setattr(caches.Pool, "_room", counted)
+    engine = Engine(tiny_model(), tokenizer(), max_rows=16, memory_budget=PER_TOKEN * places)
+    lengths = [20, 30, 150, 9, 40, 60, 180, 12, 33, 21, 70, 90, 5, 5, 5, 5]
+    requests = [Request(prompt(length, seed=seed), GREEDY) for seed, length in enumerate(lengths)]
+    together = engine.generate(requests)
+    assert PER_TOKEN * 128 <= most <= engine.cache.budget
+    alone = tiny_engine()
+    assert together == [alone.generate([request])[0] for request in requests]
