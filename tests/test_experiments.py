@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import toys
 
+import trivium
 from trivium.cli import main
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
@@ -236,16 +237,18 @@ def test_arms_without_a_difference_are_seldom_told_apart():
     assert false <= 40
 
 
-SHIPPED = (
-    "anneal",
-    "context",
-    "dilution",
-    "flattery",
-    "order",
-    "random_reward",
-    "replay",
-    "skip_pretraining",
+LIBRARY = Path(trivium.__file__).parent / "recipe" / "library" / "experiments"
+SHIPPED = sorted(
+    path.stem for path in LIBRARY.glob("*.yaml") if "\nexperiment:" in path.read_text(encoding="utf-8")
 )
+
+
+def test_the_documentation_names_every_recipe_of_the_folder():
+    text = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    section = text.split("## What ships")[1].split("\n# ")[0]
+    named = re.findall(r"`([a-z_]+)`", section)
+    assert sorted(named) == sorted(path.stem for path in LIBRARY.glob("*.yaml"))
+    assert set(re.findall(r"^\| `([a-z_]+)`", section, re.M)) == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -15,6 +15,8 @@ from trivium.data.shards import Shards, in_validation, text_hash
 from trivium.data.sources import read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
+from trivium.kit.metrics import read_metrics
+from trivium.learn.trainer import Trainer
 from trivium.pipeline.run import prepare
 
 FORKS = """\
@@ -113,6 +115,9 @@ def test_the_soup_stands_beside_its_ingredients_with_intervals_without_being_ask
             assert beside["value"] == pytest.approx(difference)
             assert beside["low"] <= beside["value"] <= beside["high"]
     assert not made["same"].summary["against"]["left"]["shown"]
+    table = {name: one["corpus"] for name, one in made["ties"].summary["bits_per_byte"].items()}
+    below = (table["left"] + table["right"]) / 2 - table["the soup"]
+    assert made["ties"].summary["below_mean"] == pytest.approx(below)
 
 
 def test_the_candidate_that_holds_what_is_measured_comes_first(made):
@@ -200,3 +205,44 @@ def test_nothing_to_measure_is_said_before_anything_is_trained(tmp_path):
     with pytest.raises(TriviumError, match=r"of `\./other` nothing that is not trained on is held out"):
         trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
     assert not list((tmp_path / "runs" / "tiny" / "mixes" / "candidates").glob("*/model"))
+
+
+def test_anneals_that_are_cut_off_end_as_those_that_are_not(tmp_path, monkeypatch):
+    text = (
+        RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4")
+        + """\
+  mixes:
+    kind: anneals
+    from: base
+    candidates: {same: corpus, other: {./other: {validation: 0.2}}}
+    measure: {./other: {validation: 0.2}, corpus: {}}
+    batch: 256
+    steps: 6
+    checkpoint: {every_steps: 1}
+"""
+    )
+    path = recipe(tmp_path, text)
+    whole = trivium.run(path, runs=tmp_path / "whole")
+    step = Trainer._one_step
+    for name, at in (("same", 3), ("other", 4)):
+
+        def dying(self, name=name, at=at):
+            if self.step == at and name in str(self.folder):
+                self.checkpoints.finish()
+                raise RuntimeError("the lights went out")
+            return step(self)
+
+        monkeypatch.setattr(Trainer, "_one_step", dying)
+        with pytest.raises(RuntimeError, match="lights"):
+            trivium.run(path, runs=tmp_path / "cut")
+        monkeypatch.undo()
+    read = read_metrics(tmp_path / "cut" / "tiny" / "mixes" / "candidates" / "other" / "metrics.jsonl")
+    assert max(row.get("step", 0) for row in read) == 4
+    cut = trivium.run(path, runs=tmp_path / "cut")
+    assert cut["mixes"].summary == whole["mixes"].summary
+    for name in ("same", "other"):
+        one, other = (
+            load_tensors(run["mixes"].folder / "candidates" / name / "model" / "model.safetensors")
+            for run in (whole, cut)
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)

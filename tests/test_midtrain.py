@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trivium
 from tests.test_pretrain import write
+from tests.tuning import cut_off
 from trivium.data.mixture import Plan, PlannedSource
 from trivium.data.packed import Ingredient
 from trivium.data.shards import Shards, in_validation, text_hash
@@ -196,6 +197,34 @@ def test_what_the_parent_was_trained_on_is_not_watched(tmp_path, capsys):
     wider = sum(in_validation(text_hash(one), 0.6) for one in read_documents(str(tmp_path / "texts")))
     assert f"./texts: {wider - held} of {wider} held-out documents are trained on" in capsys.readouterr().err
     assert run["mid"].summary["data"].keys() == {"./other"}
+
+
+def test_a_ramped_midtrain_that_is_cut_off_ends_as_one_that_is_not(tmp_path, monkeypatch):
+    text = (
+        RECIPE[: RECIPE.index("  fork:")]
+        + """\
+  long:
+    kind: midtrain
+    from: base
+    data: {corpus: {weight: [1, 0]}, ./other: {weight: [0, 1], validation: 0.2}}
+    ramp: cosine
+    replay: {data: {./texts: {validation: 0.1}}, share: 0.2}
+    context: {length: [32, 64, 128], method: yarn}
+    batch: 256
+    steps: 12
+    checkpoint: {every_steps: 1}
+"""
+    )
+    path = recipe(tmp_path, text)
+    whole = trivium.run(path, runs=tmp_path / "whole")
+    # After the first length and before the last: the base has 8 steps, so only `long` comes so far.
+    cut_off(monkeypatch, path, tmp_path / "cut", at=9)
+    cut = trivium.run(path, runs=tmp_path / "cut")
+    one, other = (load_tensors(run["long"].folder / "model" / "model.safetensors") for run in (whole, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    kept = [[row for row in run["long"].metrics if "step" in row and "loss" in row] for run in (whole, cut)]
+    assert len(kept[0]) == 12
+    assert [row["loss"] for row in kept[0]] == [row["loss"] for row in kept[1]]
 
 
 def test_new_tokens_are_learnt_from_so_many_letters_and_not_from_what_is_held_out(tmp_path, monkeypatch):

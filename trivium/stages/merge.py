@@ -142,7 +142,13 @@ class Merge(Stage):
         for name, one in against.items():
             work.say(f"the soup against {name}, in bits per byte: {told(one)}")
         self._save(work, model, tokenizer)
-        return {"method": self.method, "of": list(chosen), "bits_per_byte": table, "against": against}
+        return {
+            "method": self.method,
+            "of": list(chosen),
+            "bits_per_byte": table,
+            "against": against,
+            "below_mean": -fmean(against[name]["value"] for name in self.of),
+        }
 
     def _rows(
         self, work: Work, folders: list[Path], tokenizer: Tokenizer, config: ModelConfig
