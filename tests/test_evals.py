@@ -28,8 +28,8 @@ from trivium.kit.files import read_json
 
 OWN_FILES = {"gsm8k", "svamp", "humaneval", "own"}
 WORLDLY = [name for name in task_names() if name not in OWN_FILES]
-# What the model itself computes cannot be scripted.
-COMPUTED = {"bits", "positions"}
+# What the model itself computes cannot be scripted, nor what is asked of its engine.
+COMPUTED = {"bits", "positions", "conversation"}
 
 
 def spoken(text, tokens=3):
@@ -200,6 +200,10 @@ def test_results_survive_the_disk_with_every_answer(tmp_path: Path):
     measures = read_json(tmp_path / "out.json")["tasks"]["facts"]["measures"]
     assert set(measures["right"]) == {"value", "low", "high", "n"}
     assert measures["right"]["n"] == 20
+    apart = [one.scores["confidence"] - one.scores["chosen"] for one in results.tasks["calibration"].records]
+    surer = back.tasks["calibration"].whole["surer than right"]
+    assert surer.value == pytest.approx(sum(apart) / 20)
+    assert -1 < surer.low < surer.value < surer.high < 1
     answers_path(tmp_path / "out.json").unlink()
     with pytest.raises(TriviumError, match=r"answers\.jsonl is missing"):
         Results.load(tmp_path / "out.json")

@@ -12,6 +12,7 @@ from lab import collected
 from trivium.lab import page_sentences as sentence
 from trivium.lab.compare_numbers import apart_by, passkey
 from trivium.lab.compare_records import records_of
+from trivium.lab.page_sections import passkey_section
 
 Right = dict[str, np.ndarray]
 
@@ -52,7 +53,8 @@ def told_of_keys(right: Right) -> str:
         return {"length": str(length), "length and depth": f"{length} {depth / 4:g}", "kind": "passkey"}
 
     raw, answers = page_of("passkey", right, groups, {})
-    return sentence.passkey(passkey(raw, answers))
+    (found,) = passkey(raw, answers)
+    return sentence.passkey(found)
 
 
 def test_keys_found_every_other_time_are_seldom_called_found() -> None:
@@ -70,3 +72,26 @@ def test_keys_are_found_up_to_the_length_before_the_first_that_fails() -> None:
     assert "by m up to 128 tokens (100 % of 20 there)" in told_of_keys({"m": short | long})
     assert "not even in the shortest" in told_of_keys({"m": long})
     assert "m up to 512 tokens" in told_of_keys({"m": np.ones(60) > 0})
+
+
+def test_kinds_of_hidden_things_and_several_tasks_stay_apart() -> None:
+    right = {"m": np.arange(60) % 2 == 0}
+
+    def groups(place: int) -> dict[str, str]:
+        kind = "passkey" if place % 2 == 0 else "needle"
+        return {"length": "128", "length and depth": f"128 {place % 4 // 2}", "kind": kind}
+
+    raw, answers = page_of("passkey", right, groups, {})
+    again, more = page_of("passkey", {"m": np.zeros(12) > 0}, groups, {})
+    raw["tasks"]["keys"] = again["tasks"]["passkey"]
+    answers["keys"] = more["passkey"]
+    parts = passkey(raw, answers)
+    assert [(one["task"], one["kind"]) for one in parts] == [
+        ("passkey", "passkey"), ("passkey", "needle"), ("keys", "passkey"), ("keys", "needle"),
+    ]  # fmt: skip
+    found = [{cell: one["value"] for cell, one in part["models"]["m"].items()} for part in parts]
+    assert found == [{"128 0": 1, "128 1": 1}, *[{"128 0": 0, "128 1": 0}] * 3]
+    page = passkey_section(raw, {"passkey": parts})
+    assert page.count('<table class="heat">') == 4
+    assert page.count("A pass key is hidden") == 2
+    assert page.count("by m up to 128 tokens") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,8 @@ from trivium.lab.page import page
 from trivium.lab.page_figures import axis
 from trivium.lab.page_sentences import (
     by_steps,
-    confidence,
     divergence,
-    flattery,
-    manner,
     places,
-    tries,
 )
 from trivium.lab.writing import figure
 
@@ -71,11 +68,6 @@ def test_nothing_is_compared_where_different_things_were_asked():
     [
         (lambda a, b: divergence([_pair("x", a), _pair("y", b)]), "more than any other step"),
         (lambda a, b: places([{"model": "x", "fifths": {"sums": [a, b]}}]), "greater in the first"),
-        (lambda a, b: manner({"x": _manner(b), "y": _manner(a)}, {"y": "x"}), "longer answers"),
-        (lambda a, b: confidence({"models": {"m": {"sure": a, "right": b}}}), "is surer than right"),
-        (lambda a, b: flattery(
-            {"models": {"x": {"gave way": b}, "y": {"gave way": a}}}, {"y": "x"}), "more often"),
-        (lambda a, b: tries({"models": {"m": {"pass": {"1": b, "4": a}}}}), "clearly likelier"),
         (lambda a, b: by_steps(
             {"models": {"m": {"written": {"by steps": {"1": a, "4": b}}}}}), "more often with 1"),
     ],
@@ -87,16 +79,6 @@ def test_an_order_is_claimed_only_where_intervals_lie_apart(told, claim):
 
 def _pair(name: str, kl: dict) -> dict:
     return {"model": name, "before": "base", "all": {"kl": kl}, "why_not": None}
-
-
-def _manner(tokens: dict) -> dict:
-    return {"tokens": tokens, "ended": interval(0.4, 0.5, 0.6)}
-
-
-def test_a_win_rate_around_one_half_makes_no_winner():
-    one = {"judge": "taste", "model": "b", "before": "a"}
-    assert "nobody is shown" in sentence.wins([{**one, "rate": interval(0.45, 0.55, 0.65)}])
-    assert "prefers b to a more often" in sentence.wins([{**one, "rate": interval(0.55, 0.65, 0.75)}])
 
 
 def test_what_models_say_cannot_become_part_of_the_page():
@@ -128,6 +110,32 @@ def test_examples_show_what_changed_first():
     assert found == {
         "q1": "became right from a to b", "q0": "became wrong from a to b", "q2": "right with nobody",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5, 9])
+def test_examples_of_all_kinds_stand_on_a_page_with_many_tasks(tasks: int):
+    random = np.random.default_rng(tasks)
+    names = ("facts", "craft", "tongue", "instructions", "sums", "sql", "gsm8k", "svamp", "own")[:tasks]
+    raw = collected({task: {model: random.random(60) < 0.5 for model in "ab"} for task in names}, {"b": "a"})
+    whys = [one["why"] for one in examples(raw)]
+    shown = [
+        sum(why.startswith(kind) for why in whys) for kind in ("became right", "became wrong", "right with")
+    ]
+    assert shown == [min(tasks, 3)] * 3
+    assert len({one["task"] for one in examples(raw)}) == tasks
+
+
+def test_an_answer_nobody_could_judge_is_neither_right_nor_wrong():
+    raw = collected({"humaneval": {"a": np.arange(4) < 2, "b": np.arange(4) < 4}}, {"b": "a"})
+    del raw["tasks"]["humaneval"]["models"]["a"]["records"][2]["scores"]["right"]
+    del raw["tasks"]["humaneval"]["models"]["b"]["records"][0]["scores"]["right"]
+    assert {one["id"]: one["why"] for one in examples(raw)} == {"q3": "became right from a to b"}
+    raw["tasks"]["humaneval"]["models"] |= {"c": deepcopy(raw["tasks"]["humaneval"]["models"]["a"])}
+    raw["models"].append({**raw["models"][0], "name": "c"})
+    for record in raw["tasks"]["humaneval"]["models"]["c"]["records"]:
+        record["scores"].pop("right", None)
+    text = page(report_of(raw))
+    assert "? not judged" in text
 
 
 def test_only_what_is_new_is_marked():

@@ -183,6 +183,8 @@ def test_a_model_beside_itself_gets_an_interval_that_is_no_point() -> None:
     assert found.low < 0 < found.high
     # All answers of one length say nothing about how far lengths may lie apart.
     assert bootstrap([12.0] * 50).high == math.inf
+    alone = paired_difference([0.0] * 6, [1.0] * 6, clusters=["town"] * 6).interval
+    assert (alone.low, alone.value, alone.high) == (-1.0, 1.0, 1.0)
     assert proportion([1.0] * 6, ["town"] * 6).low == 0.0, "one entity alone bounds nothing"
 
 

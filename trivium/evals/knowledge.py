@@ -13,7 +13,7 @@ from trivium import world
 from trivium.evals.asking import Item, Subject, ask, first_sentence, with_shots
 from trivium.evals.results import Record, quarters
 from trivium.evals.settings import Settings
-from trivium.evals.statistics import bootstrap_of
+from trivium.evals.statistics import paired_difference
 from trivium.evals.task import Found, Task
 from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
@@ -130,14 +130,6 @@ def run_tongue(subject: Subject, settings: Settings, **dials: Any) -> Found:
     return Found(recall(subject, settings, "tongue", 64, **dials))
 
 
-def calibration_error(sure_and_right: np.ndarray) -> float:
-    """The expected calibration error: how far confidence and accuracy lie apart, over ten equal bins."""
-    sure, right = sure_and_right[:, 0], sure_and_right[:, 1]
-    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gaps = np.abs(np.bincount(bins, weights=sure - right, minlength=BINS))
-    return float(gaps.sum() / len(sure))
-
-
 def run_calibration(subject: Subject, settings: Settings, source: str = "facts", **dials: Any) -> Found:
     """Confidence in the chosen answer against how often it is right."""
     records = [one for one in recall(subject, settings, source, 16, **dials) if "confidence" in one.scores]
@@ -155,9 +147,13 @@ def run_calibration(subject: Subject, settings: Settings, source: str = "facts",
         )
     if not kept:
         raise TriviumError(f"The task calibration found no choices in {source}; give it facts or craft.")
-    pairs = np.array([[one.scores["confidence"], one.scores["chosen"]] for one in kept])
-    error = bootstrap_of(calibration_error, pairs, seed=settings.seed)
-    return Found(kept, {"calibration error": error})
+    # Signed, as a mean of distances lies above zero for the best calibrated model, too.
+    apart = paired_difference(
+        [one.scores["chosen"] for one in kept],
+        [one.scores["confidence"] for one in kept],
+        clusters=[one.cluster or one.id for one in kept],
+    )
+    return Found(kept, {"surer than right": apart.interval})
 
 
 FACTS = Task(
@@ -183,7 +179,8 @@ TONGUE = Task(
 )
 CALIBRATION = Task(
     "calibration",
-    "Whether the model is as often right as it is sure (0 would be perfect).",
+    "Whether the model is as often right as it is sure: the Brier score, and how much it is `surer than "
+    "right` (confidence less accuracy; below 0 it is less sure than right).",
     ("brier",),
     run_calibration,
     ("shots",),

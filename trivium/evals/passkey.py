@@ -123,7 +123,9 @@ def _listed(given: Any) -> list[Any]:
 
 PASSKEY = Task(
     "passkey",
-    "Things hidden in long texts: pass keys, a needle, several keys, chains of variables, common words.",
+    "Things hidden in long texts: pass keys, a needle, several keys, chains of variables, common words. "
+    "`effective context` is the length up to which 90 % of the keys are found; with fewer than 35 keys a "
+    "length the low end of its interval is 0.",
     ("right",),
     run_passkey,
     ("samples",),

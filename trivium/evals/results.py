@@ -16,7 +16,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_json, write_text
 
 LOWER_IS_BETTER = frozenset(
-    {"bits per byte", "floor", "gave way", "prefers flattery", "brier", "calibration error", "tokens"}
+    {"bits per byte", "floor", "gave way", "prefers flattery", "brier", "tokens"}
 )
 UNBOUNDED = frozenset({"bits per byte", "floor", "tokens", "log-likelihood"})
 """Measures that are no shares, even where all their values happen to lie between 0 and 1."""
@@ -68,7 +68,7 @@ class TaskResult:
     style: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     whole: Mapping[str, Interval] = field(default_factory=dict)
-    """Numbers that are no mean over items, such as the calibration error."""
+    """Numbers that are no mean over items, such as the effective context."""
     seconds: float = 0.0
 
     @property

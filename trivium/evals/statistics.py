@@ -177,6 +177,8 @@ def score_difference(
 ) -> Interval:
     """Tango's interval for the mean of differences from -1 to 1: a score of which few items move is safe."""
     array = np.asarray(differences, dtype=float)
+    if _groups(array, clusters) < 2:
+        return Interval(float(np.average(array, weights=weights)), -1.0, 1.0, len(array))
     mean, effective, z = _effective(array, clusters, weights, confidence)
     gained, lost = (_effective_part(part, weights) * effective for part in (array, -array))
     return Interval(mean, *_tango(gained, lost, effective, z), len(array))
@@ -323,7 +325,7 @@ def paired_difference(
     difference = after - before
     shares = np.ones_like(difference) if weights is None else np.asarray(weights, dtype=float)
     scores = np.concatenate((before, after))
-    if (shares == 1).all() and ((scores >= 0) & (scores <= 1)).all() and _groups(difference, clusters) > 1:
+    if (shares == 1).all() and ((scores >= 0) & (scores <= 1)).all() and len(scores):
         interval = score_difference(difference, clusters)
     else:
         reach = float(np.ptp(scores)) if len(scores) else 0.0

@@ -10,7 +10,7 @@ import numpy as np
 
 from trivium.evals.results import Record, as_json, estimate
 from trivium.evals.statistics import Interval, bootstrap
-from trivium.lab.compare_records import Answers, Numbers, text_of
+from trivium.lab.compare_records import Answers, Numbers, corrected, difference, text_of
 
 FIFTHS = 5
 RESULT = ("####", "answer is")
@@ -63,6 +63,7 @@ def _manner(raw: Mapping[str, Any], answers: Answers) -> dict[str, Numbers]:
         label for label in answers if raw["tasks"][label]["task"] in ("instructions", "sums", "own", "gsm8k")
     ]
     found: dict[str, Numbers] = {}
+    changes = []
     for model in raw["models"]:
         name = model["name"]
         mine = [record for label in told for record in answers[label].get(name, [])]
@@ -91,4 +92,12 @@ def _manner(raw: Mapping[str, Any], answers: Answers) -> dict[str, Numbers]:
             for mine, other in zip(answers[label].get(name, []), answers[label].get(before, []))
         ]
         found[name]["same"] = as_json(estimate(same, "same"))
+        both = [label for label in told if before in answers[label] and name in answers[label]]
+        earlier, later = ([one for label in both for one in answers[label][who]] for who in (before, name))
+        for metric in ("tokens", "ended"):
+            change = difference(earlier, later, metric)
+            if change is not None:
+                found[name].setdefault("changes", {})[metric] = change
+                changes.append(change)
+    corrected(changes)
     return found

@@ -11,7 +11,16 @@ import numpy as np
 from trivium.evals.results import Record, as_json, estimate
 from trivium.evals.statistics import bootstrap_of
 from trivium.grade.steps import steps_in
-from trivium.lab.compare_records import Answers, Numbers, corrected, difference, grouped, labels_of, text_of
+from trivium.lab.compare_records import (
+    Answers,
+    Numbers,
+    between,
+    corrected,
+    difference,
+    grouped,
+    labels_of,
+    text_of,
+)
 
 
 def depth(raw: Mapping[str, Any], answers: Answers) -> Numbers:
@@ -38,7 +47,8 @@ def depth(raw: Mapping[str, Any], answers: Answers) -> Numbers:
                     for label in (at_once[0], written[0])]  # fmt: skip
             one["helps"] = difference(pair[0], pair[1], "right")
         models[model] = one
-    corrected([one["helps"] for one in models.values() if one.get("helps")])
+    for figure in ("helps", "more tries"):
+        corrected([one[figure] for one in models.values() if one.get(figure)])
     return {**found, "models": models}
 
 
@@ -46,11 +56,11 @@ def _worked(records: Sequence[Record]) -> Numbers:
     shown = [
         Record(one.id, "", "", (), {
             "steps": float(len({step for line in text_of(one).splitlines() for step in steps_in(line)})),
-            "valid steps": one.scores.get("valid steps", 0.0),
+            **{name: value for name, value in one.scores.items() if name == "valid steps"},
         })
         for one in records
     ]  # fmt: skip
-    with_steps = [one for one in shown if one.scores["steps"] > 0]
+    with_steps = [one for one in shown if "valid steps" in one.scores]
     tries = sorted({name for one in records for name in one.scores if name.startswith("pass@")}, key=_tries)
     price = np.array(
         [[one.scores["tokens"], one.scores["right"]] for one in records if "tokens" in one.scores]
@@ -59,8 +69,11 @@ def _worked(records: Sequence[Record]) -> Numbers:
         "steps": as_json(estimate(shown, "steps")),
         "valid steps": as_json(estimate(with_steps, "valid steps")) if with_steps else None,
         "pass": {str(_tries(name)): as_json(estimate(list(records), name)) for name in tries},
+        "more tries": None,
         "tokens per right answer": None,
     }
+    if len(tries) > 1:
+        found["more tries"] = between(records, tries[0], tries[-1])
     if len(price) and price[:, 1].sum() >= 1:
         found["tokens per right answer"] = as_json(bootstrap_of(_tokens_per_right, price))
     return found

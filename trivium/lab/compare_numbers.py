@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from trivium.evals.knowledge import BINS, calibration_error
+from trivium.evals.knowledge import BINS
 from trivium.evals.results import LOWER_IS_BETTER, UNBOUNDED, Record, as_json, estimate
-from trivium.evals.statistics import CONFIDENCE, bootstrap_of, no_order, proportion
+from trivium.evals.statistics import CONFIDENCE, Interval, no_order, paired_difference, proportion
 from trivium.lab.compare_behaviour import behaviour
 from trivium.lab.compare_depth import depth
 from trivium.lab.compare_examples import answer
 from trivium.lab.compare_records import (
     Answers,
     Numbers,
+    between,
     corrected,
     difference,
     grouped,
@@ -138,17 +139,22 @@ def wins(raw: Mapping[str, Any]) -> list[Numbers]:
             for (mine, other), record, earlier in rows:
                 if mine is None or other is None or record["id"] != earlier["id"]:
                     continue
-                won.append(Record(record["id"], "", "", (), {"won": 0.5 + 0.5 * np.sign(mine - other)}))
+                won.append((float(other > mine), float(mine > other)))
                 size = len(answer(record)) - len(answer(earlier))
                 if size and mine != other:
                     likes_it = float((mine > other) == (size > 0))
                     longer.append(Record(record["id"], "", "", (), {"longer": likes_it}))
             if len(won) > 1:
+                margin = paired_difference(*zip(*won))
+                inside = margin.interval
+                value, low, high = (0.5 + end / 2 for end in (inside.value, inside.low, inside.high))
                 found.append({
                     "judge": judged["judge"], "model": model, "before": before,
-                    "rate": as_json(estimate(won, "won")),
+                    "rate": as_json(Interval(value, low, high, inside.n)),
+                    "margin": {"difference": as_json(inside), "p": margin.p_value},
                     "longer": as_json(estimate(longer, "longer")) if longer else None,
                 })  # fmt: skip
+    corrected([one["margin"] for one in found])
     return found
 
 
@@ -179,15 +185,15 @@ def confidence(raw: Mapping[str, Any], answers: Answers) -> Numbers:
         held = [one for one in records if "confidence" in one.scores and "chosen" in one.scores]
         if not held:
             continue
-        pairs = np.array([[one.scores["confidence"], one.scores["chosen"]] for one in held])
-        bins = np.minimum((pairs[:, 0] * BINS).astype(int), BINS - 1)
+        sure = np.array([one.scores["confidence"] for one in held])
+        bins = np.minimum((sure * BINS).astype(int), BINS - 1)
         models[model] = {
-            "error": as_json(bootstrap_of(calibration_error, pairs)),
+            "surer than right": between(held, "chosen", "confidence"),
             "sure": as_json(estimate(held, "confidence")),
             "right": as_json(estimate(held, "chosen")),
             "bins": [
                 {
-                    "sure": float(pairs[bins == place, 0].mean()),
+                    "sure": float(sure[bins == place].mean()),
                     "right": as_json(
                         estimate([one for one, its in zip(held, bins) if its == place], "chosen")
                     ),
@@ -196,29 +202,39 @@ def confidence(raw: Mapping[str, Any], answers: Answers) -> Numbers:
                 if (bins == place).any()
             ],
         }
+    corrected([one["surer than right"] for one in models.values() if one["surer than right"]])
     return {"task": label, "models": models}
 
 
-def passkey(raw: Mapping[str, Any], answers: Answers) -> Numbers:
-    """What is found in long texts, by how long they are and how deep it lies."""
-    labels = labels_of(raw, "passkey")
-    if not labels:
-        return {}
-    told = answers[labels[0]]
-    # A claim may be made of every model, so each gets its share of what may go wrong.
-    confidence = 1 - (1 - CONFIDENCE) / len(told)
-    return {
-        "task": labels[0],
-        "models": {model: grouped(records, "length and depth", "right") for model, records in told.items()},
-        "confidence by length": confidence,
-        "by length": {
-            model: {
-                length: as_json(proportion(scores, confidence=confidence))
-                for length, scores in grouped_scores(records, "length", "right").items()
+def passkey(raw: Mapping[str, Any], answers: Answers) -> list[Numbers]:
+    """What is found in long texts, by how long they are and how deep it lies: apart by task and kind."""
+    parts: list[tuple[str, str, dict[str, list[Record]]]] = []
+    for label in labels_of(raw, "passkey"):
+        told = answers[label]
+        for kind in dict.fromkeys(one.groups["kind"] for records in told.values() for one in records):
+            held = {
+                model: [one for one in records if one.groups["kind"] == kind]
+                for model, records in told.items()
             }
-            for model, records in told.items()
-        },
-    }
+            parts.append((label, kind, held))
+    # A claim may be made of every model and kind, so each gets its share of what may go wrong.
+    confidence = 1 - (1 - CONFIDENCE) / max(1, sum(len(held) for _, _, held in parts))
+    return [
+        {
+            "task": label,
+            "kind": kind,
+            "models": {m: grouped(records, "length and depth", "right") for m, records in held.items()},
+            "confidence by length": confidence,
+            "by length": {
+                model: {
+                    length: as_json(proportion(scores, confidence=confidence))
+                    for length, scores in grouped_scores(records, "length", "right").items()
+                }
+                for model, records in held.items()
+            },
+        }
+        for label, kind, held in parts
+    ]
 
 
 def _headlines(task: Mapping[str, Any], answers: Mapping[str, list[Record]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trivium.evals.results import Record, as_json, estimate
@@ -38,6 +39,15 @@ def difference(before: Sequence[Record], after: Sequence[Record], metric: str) -
         clusters=names if len(set(names)) < len(names) else None,
     )
     return {"difference": as_json(found.interval), "p": found.p_value}
+
+
+def between(records: Sequence[Record], first: str, second: str) -> Numbers | None:
+    """How two scores of the same answers differ: the second less the first."""
+    pair = [
+        [replace(one, scores={"": one.scores[metric]} if metric in one.scores else {}) for one in records]
+        for metric in (first, second)
+    ]
+    return difference(pair[0], pair[1], "")
 
 
 def corrected(changes: Sequence[Numbers]) -> None:

@@ -95,7 +95,9 @@ def _head(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
         "with intervals: were everything repeated with other questions, about 95 of 100 such intervals "
         "would hold "
         "the true value. “Better” and “worse” stand only where a paired test says so after correction for "
-        f'the number of comparisons.</p><ul class="short">{"".join(lines)}</ul>'
+        "the number of comparisons. They hold for these very models: another training run may turn out "
+        "otherwise, "
+        f'which experiments over several seeds show.</p><ul class="short">{"".join(lines)}</ul>'
     )
 
 

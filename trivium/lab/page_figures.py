@@ -190,3 +190,20 @@ def told(interval: Interval | None, kind: str = "number") -> str:
     if kind == "share":
         return f"{figure(interval['value'], kind)} ({low.removesuffix(' %')}–{high})"
     return f"{figure(interval['value'], kind)} ({low} to {high})"
+
+
+def counted(interval: Interval | None, kind: str = "number") -> str:
+    """A value with its interval and what it rests on, for a table."""
+    words = told(interval, kind)
+    return words if interval is None or words == "–" else f"{words}, n {interval['n']}"
+
+
+def beside(interval: Interval, kind: str = "number") -> str:
+    """A value with its interval beside its drawing; what it rests on shows under the pointer."""
+    return f'<span class="told" title="n {interval["n"]}">{escape(told(interval, kind))}</span>'
+
+
+def spread(counts: Sequence[int]) -> str:
+    """How many items the numbers of a row rest on: one count, or the least and the most."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    return str(low) if low == high else f"{low}–{high}"

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from trivium.lab import page_sentences as sentence
-from trivium.lab.page_figures import scroll, share_axis, table, tinted, told, whisker
+from trivium.lab.page_figures import beside, counted, scroll, share_axis, table, tinted, whisker
 
 Raw = Mapping[str, Any]
 
@@ -45,11 +45,9 @@ def _wins(wins: list[Raw]) -> str:
         rows += (
             f'<span class="name">{escape(one["judge"])}</span>{whisker(one["rate"], scale, reference=0.5)}'
         )
-        rows += f'<span class="told">{told(one["rate"], "share")}</span>'
+        rows += beside(one["rate"], "share")
         between = f"{one['model']} against {one['before']}, judged by {one['judge']}"
-        listed.append(
-            [between, told(one["rate"], "share"), told(one["longer"], "share"), str(one["rate"]["n"])]
-        )
+        listed.append([between, counted(one["rate"], "share"), counted(one["longer"], "share")])
     return (
         '<h3>Before a reward model</h3><p class="lead">Of two answers to one instruction the reward '
         "model prefers the "
@@ -59,8 +57,6 @@ def _wins(wins: list[Raw]) -> str:
         "has tastes "
         "of its own; how often the preferred answer is the longer one is in the table.</p>"
         f'<p class="see">{escape(sentence.wins(wins))}</p><figure><div class="rows">{rows}</div>'
-        + table(
-            ["who", "wins", "of the preferred, longer", "pairs"], listed, "Win rates before a reward model"
-        )
+        + table(["who", "wins", "of the preferred, longer"], listed, "Win rates before a reward model")
         + "</figure>"
     )

@@ -11,10 +11,13 @@ from trivium.lab.page_figures import (
     Axis,
     Line,
     axis,
+    beside,
+    counted,
     legend,
     panel,
     scroll,
     share_axis,
+    spread,
     table,
     tinted,
     told,
@@ -23,6 +26,7 @@ from trivium.lab.page_figures import (
 from trivium.lab.writing import figure
 
 Raw = Mapping[str, Any]
+WAYS = {"written": ("main", "written, with its 95 % interval"), "at once": ("other", "at once")}
 SIGNS = {True: "▲ better", False: "▼ worse", None: ""}
 
 
@@ -41,7 +45,8 @@ def skills_section(raw: Raw, numbers: Raw) -> str:
         lower = " (less is better)" if row["lower is better"] else ""
         body += (
             f'<tr><th scope="row">{escape(row["task"])}<small>'
-            f"{escape(row['metric'])}{lower}</small></th>{cells}</tr>"
+            f"{escape(row['metric'])}{lower}</small></th>{cells}"
+            f"<td>{spread([cell['n'] for cell in row['cells'].values() if cell])}</td></tr>"
         )
     rows = []
     for row in numbers["skills"]:
@@ -65,7 +70,7 @@ def skills_section(raw: Raw, numbers: Raw) -> str:
         "equal.</p>"
         f'<p class="see">{escape(sentence.skills(numbers["skills"]))}</p><figure>{scroll("Skills by models")}'
         '<table class="heat"><thead><tr><th '
-        f'scope="col">skill</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'scope="col">skill</th>{head}<th scope="col">n</th></tr></thead><tbody>{body}</tbody></table></div>'
         f'<details class="numbers"><summary>What the skills mean</summary><ul>{asked}</ul></details>'
         + table(
             ["skill", "from → to", "difference (95 %)", "p, corrected", "pairs", "verdict"],
@@ -92,7 +97,8 @@ def _cell(row: Raw, model: str, kind: str) -> str:
         "?" if end is None else figure(end, kind).replace(" %", "") for end in (cell["low"], cell["high"])
     )
     sign = f"<i>{SIGNS[better]}</i>" if better is not None else ""
-    return f'<td class="{look}">{figure(cell["value"], kind)}{sign}<small>{ends}</small></td>'
+    number = figure(cell["value"], kind)
+    return f'<td class="{look}" title="n {cell["n"]}">{number}{sign}<small>{ends}</small></td>'
 
 
 def _rows(
@@ -102,9 +108,7 @@ def _rows(
     for name, one in values.items():
         if one is not None and one.get("value") is not None:
             drawn = whisker(one, scale, reference=reference)
-            found += (
-                f'<span class="name">{escape(name)}</span>{drawn}<span class="told">{told(one, kind)}</span>'
-            )
+            found += f'<span class="name">{escape(name)}</span>{drawn}{beside(one, kind)}'
     return found
 
 
@@ -122,7 +126,7 @@ def manner_section(raw: Raw, numbers: Raw) -> str:
         if values:
             rows += _rows(title, values, share_axis(), "share")
     listed = [
-        [name, told(one["tokens"]), *(told(one.get(key), "share") for key in names),
+        [name, counted(one["tokens"]), *(counted(one.get(key), "share") for key in names),
          "template" if one["style"] == "chat" else "as text"]
         for name, one in manner.items()
     ]  # fmt: skip
@@ -130,8 +134,8 @@ def manner_section(raw: Raw, numbers: Raw) -> str:
         '<h3>What the answers look like</h3><p class="lead">Answers to instructions and sums. A model '
         'that never learned to end its turn '
         "is asked with plain text to continue and its first block is judged.</p>"
-        f'<p class="see">{escape(sentence.manner(manner, raw["before"]))}</p><figure><div '
-        f'class="rows">{rows}</div>'
+        f'<p class="see">{escape(sentence.manner(manner, raw["before"]))} '
+        f'{escape(sentence.form(manner, raw["before"]))}</p><figure><div class="rows">{rows}</div>'
         + table(["model", "tokens", *names.values(), "asked through"], listed, "The manner of answers")
         + "</figure>"
     )  # fmt: skip
@@ -143,9 +147,8 @@ def depth_section(raw: Raw, numbers: Raw) -> str:
     if not depth:
         return ""
     parts = [
-        '<p class="lead">Word problems that take several steps. “Written” lets the model work them out; '
-        "“at once” "
-        "makes it state the result alone. A step is an equation in the answer; it is valid if it holds.</p>",
+        f'<p class="lead">Word problems that take several steps{_ways(depth)}. A step is an equation in the '
+        "answer; it is valid if it holds.</p>",
         _steps(depth),
     ]
     shown = {model: one for model, one in depth["models"].items() if "steps" in one}
@@ -169,20 +172,29 @@ def depth_section(raw: Raw, numbers: Raw) -> str:
         listed = [
             [
                 name,
-                told(one["steps"]),
-                told(one["valid steps"], "share"),
-                told(one["tokens per right answer"]),
+                counted(one["steps"]),
+                counted(one["valid steps"], "share"),
+                counted(one["tokens per right answer"]),
             ]
             for name, one in shown.items()
         ]
         none = [name for name, one in shown.items() if one["tokens per right answer"] is None]
         note = f'<p class="soft">No right answer, so no price: {escape(", ".join(none))}.</p>' if none else ""
         parts.append(
-            f'<h3>The work that is shown</h3><figure><div class="rows">{rows}</div>{note}'
+            '<h3>The work that is shown</h3><p class="see">'
+            f'{escape(sentence.work(shown, raw["before"]))}</p><figure><div class="rows">{rows}</div>{note}'
             + table(["model", "steps", "valid", "tokens per right answer"], listed, "The work shown in sums")
             + "</figure>"
         )  # fmt: skip
     return "".join(parts) + _tries(depth, raw["before"])
+
+
+def _ways(depth: Raw) -> str:
+    """What the two ways of asking are, where both were used."""
+    written, at_once = depth.get("written"), depth.get("at once")
+    if written and at_once:
+        return ". “Written” lets the model work them out; “at once” makes it state the result alone"
+    return ", which the model may work out in writing" if written else ", whose result is stated at once"
 
 
 def _steps(depth: Raw) -> str:
@@ -205,7 +217,7 @@ def _steps(depth: Raw) -> str:
     panels, rows = [], []
     for model, one in depth["models"].items():
         lines = []
-        for way, look in (("at once", "other"), ("written", "main")):
+        for way, (look, _) in reversed(WAYS.items()):
             cells = (one.get(way) or {}).get("by steps", {})
             if cells:
                 points = [
@@ -213,11 +225,11 @@ def _steps(depth: Raw) -> str:
                     for label, cell in cells.items()
                 ]
                 lines.append(Line(way, points, look))
-                rows.append([f"{model}, {way}", *(told(cells.get(label), "share") for label in labels)])
+                rows.append([f"{model}, {way}", *(counted(cells.get(label), "share") for label in labels)])
         panels.append(panel(model, lines, x, y))
     return (
         f'<h3>Right answers by steps needed</h3><p class="see">{escape(sentence.by_steps(depth))}</p><figure>'
-        + legend(x, y, [("main", "written, with its 95 % interval"), ("other", "at once")])
+        + legend(x, y, [key for way, key in WAYS.items() if depth.get(way)])
         + f'<div class="panels">{"".join(panels)}</div>'
         + table(["model", *(f"{label} steps" for label in labels)], rows, "Problems right by steps needed")
         + "</figure>"
@@ -239,7 +251,7 @@ def _tries(depth: Raw, before: Mapping[str, str]) -> str:
         if before.get(model) in models:
             lines.append(Line("before", _points(models[before[model]]), "other"))
         panels.append(panel(model, [*lines, Line(model, _points(found))], x, y))
-    rows = [[model, *(told(found.get(str(k)), "share") for k in ticks)] for model, found in models.items()]
+    rows = [[model, *(counted(found.get(str(k)), "share") for k in ticks)] for model, found in models.items()]
     return (
         f'<h3>With more tries</h3><p class="see">{escape(sentence.tries(depth))}</p><figure>'
         + legend(x, y, [("main", "the model, with its 95 % interval"), ("other", "the model before")])
@@ -260,7 +272,7 @@ def flattery_section(raw: Raw, numbers: Raw) -> str:
         return ""
     names = {
         "right when asked plainly": "Right when asked plainly",
-        "gave way": "Gave up a right answer under pressure (less is better)",
+        "gave way": "Gave up a right answer under pressure, for any other (less is better)",
         "mended by a true hint": "Control: mended a wrong answer after a true hint",
         "prefers flattery": "Finds the flattering answer likelier (less is better)",
     }
@@ -270,7 +282,7 @@ def flattery_section(raw: Raw, numbers: Raw) -> str:
         if values:
             rows += _rows(title, values, share_axis(), "share")
     listed = [
-        [model, *(told(one.get(key), "share") for key in names)] for model, one in found["models"].items()
+        [model, *(counted(one.get(key), "share") for key in names)] for model, one in found["models"].items()
     ]
     return (
         '<p class="lead">Each fact is asked plainly and then under pressure: the person believes '
@@ -278,7 +290,7 @@ def flattery_section(raw: Raw, numbers: Raw) -> str:
         "doubts the answer, pulls rank or is proud of a mistake. A good model keeps what it knows and "
         "still listens: "
         'the control is a person who is right.</p><p '
-        f'class="see">{escape(sentence.flattery(found, raw["before"]))}</p>'
+        f'class="see">{escape(sentence.flattery(found, numbers["skills"]))}</p>'
         f'<figure><div class="rows">{rows}</div>'
         + table(["model", *names.values()], listed, "The gauge of flattery")
         + "</figure>"
@@ -303,7 +315,12 @@ def confidence_section(raw: Raw, numbers: Raw) -> str:
         ]
         panels.append(panel(model, [Line(model, points)], x, y, diagonal=True))
         rows.append(
-            [model, told(one["sure"], "share"), told(one["right"], "share"), told(one["error"], "share")]
+            [
+                model,
+                counted(one["sure"], "share"),
+                counted(one["right"], "share"),
+                counted((one["surer than right"] or {}).get("difference"), "points"),
+            ]
         )
     return (
         '<p class="lead">Four answers are offered; the share of likelihood the model gives its favourite '
@@ -312,18 +329,42 @@ def confidence_section(raw: Raw, numbers: Raw) -> str:
         f'class="see">{escape(sentence.confidence(found))}</p>'
         f"<figure>{legend(x, y, keys)}"
         f'<div class="panels">{"".join(panels)}</div>'
-        + table(["model", "sure", "right", "calibration error"], rows, "Confidence against accuracy")
+        + table(["model", "sure", "right", "surer than right, points"], rows, "Confidence against accuracy")
         + "</figure>"
     )  # fmt: skip
 
 
+HIDDEN = {
+    "passkey": "A pass key is hidden in a long text, and the model has to name it at the end.",
+    "needle": "One person's number is hidden in a long text among numbers of other things, and asked for.",
+    "keys": "The numbers of several people are hidden in a long text, and one of them is asked for.",
+    "variables": "Boxes hold what other boxes hold, told all over a long text; what the last one holds is asked.",
+    "words": "Carts bring goods all over a long text; what came most often is asked.",
+}
+
+
 def passkey_section(raw: Raw, numbers: Raw) -> str:
-    """What is found in long texts, a small heat map for each model."""
-    found = numbers["passkey"]
-    if not found:
-        return ""
+    """What is found in long texts, a small heat map for each kind of thing and each model."""
+    parts = numbers["passkey"]
+    several = len({part["task"] for part in parts}) > 1
+    said = []
+    for number, part in enumerate(parts):
+        about = f"{part['task']}: {HIDDEN[part['kind']]}" if several else HIDDEN[part["kind"]]
+        if number == 0:
+            about += (
+                " Columns are lengths, rows how deep it lies; a text beyond the window counts as not found."
+            )
+        said.append(
+            f'<p class="lead">{escape(about)}</p><p class="see">{escape(sentence.passkey(part))}</p>'
+            f'<figure><div class="panels wide">{_heat_maps(part)}</div></figure>'
+        )
+    return "".join(said)
+
+
+def _heat_maps(part: Raw) -> str:
+    """One kind of thing: a table of lengths and depths for each model."""
     blocks = []
-    for model, cells in found["models"].items():
+    for model, cells in part["models"].items():
         lengths = _sorted({cell.split()[0] for cell in cells})
         depths = _sorted({cell.split()[1] for cell in cells})
         head = "".join(f'<th scope="col">{one} tokens</th>' for one in lengths)
@@ -332,17 +373,13 @@ def passkey_section(raw: Raw, numbers: Raw) -> str:
             + "".join(tinted(cells.get(f"{length} {place}")) for length in lengths) + "</tr>"
             for place in depths
         )  # fmt: skip
+        label = f"{part['kind']}: found by {model}"
         blocks.append(
-            f'<div class="panel"><h4>{escape(model)}</h4>{scroll(f"Pass keys found by {model}")}'
+            f'<div class="panel"><h4>{escape(model)}</h4>{scroll(label)}'
             f'<table class="heat"><thead><tr><th scope="col">place</th>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div></div>"
         )
-    return (
-        '<p class="lead">A pass key is hidden in a long text, and the model has to name it at the end. '
-        "Columns are lengths, rows how deep the key lies; a text beyond the window counts as not found.</p>"
-        f'<p class="see">{escape(sentence.passkey(found))}</p>'
-        f'<figure><div class="panels wide">{"".join(blocks)}</div></figure>'
-    )
+    return "".join(blocks)
 
 
 def _sorted(names: Sequence[str] | set[str]) -> list[str]:

@@ -44,7 +44,7 @@ def cost(rows: Sequence[Numbers]) -> str:
         amount = short(sum(row["flops"] for row in worked))
         where = "most of it there" if heavy is not most and heavy["stage"] == most["stage"] else ""
         where = where or f"{figure(heavy['flops share'], 'share')} in {heavy['stage']}"
-        sentence += f"; of the {amount} operations of training, {where}"
+        sentence += f"; of the {amount} operations, {where}"
     return sentence + "."
 
 
@@ -121,11 +121,12 @@ def divergence(pairs: Sequence[Numbers]) -> str:
             f"{first['model']} departs from {first['before']} by {told(first['all']['kl'])} nats per token"
         )
         if len(ranked) > 1:
-            clear = above(first["all"]["kl"], ranked[1]["all"]["kl"])
+            near = [pair for pair in ranked[1:] if not above(first["all"]["kl"], pair["all"]["kl"])]
+            steps = "any other step measured" if refused else "any other step"
             sentence += (
-                f", more than any other step (next: {ranked[1]['model']}, {told(ranked[1]['all']['kl'])})"
-                if clear
-                else f"; {ranked[1]['model']} ({told(ranked[1]['all']['kl'])}) overlaps, no order is claimed"
+                f"; {near[0]['model']} ({told(near[0]['all']['kl'])}) overlaps, no order is claimed"
+                if near
+                else f", more than {steps} (next: {ranked[1]['model']}, {told(ranked[1]['all']['kl'])})"
             )
         words.append(sentence + ".")
     for pair in refused:
@@ -157,34 +158,90 @@ def places(pairs: Sequence[Numbers]) -> str:
 
 
 def manner(found: Mapping[str, Numbers], before: Mapping[str, str]) -> str:
-    """Whose answers clearly changed in length or end more often by themselves."""
+    """Whose answers are shown to have changed in length or in ending by themselves."""
     said = []
     for model, one in found.items():
-        other = found.get(before.get(model, ""))
-        if other is None:
+        changes = one.get("changes") or {}
+        if not changes:
             continue
-        whom = before[model]
-        ends = (
-            f"({figure(one['ended']['value'], 'share')} against {figure(other['ended']['value'], 'share')})"
-        )
-        if above(one["ended"], other["ended"]):
-            said.append(f"{model} ends its answers by itself more often than {whom} {ends}")
-        elif above(other["ended"], one["ended"]):
-            said.append(f"{model} ends its answers by itself less often than {whom} {ends}")
-        if above(one["tokens"], other["tokens"]) or above(other["tokens"], one["tokens"]):
-            way = "longer" if above(one["tokens"], other["tokens"]) else "shorter"
+        whom, other = before[model], found[before[model]]
+        if "ended" in changes and changes["ended"]["shown"]:
+            how = "more" if changes["ended"]["difference"]["value"] > 0 else "less"
+            shares = " against ".join(figure(each["ended"]["value"], "share") for each in (one, other))
+            said.append(f"{model} ends its answers by itself {how} often than {whom} ({shares})")
+        if "tokens" in changes and changes["tokens"]["shown"]:
+            way = "longer" if changes["tokens"]["difference"]["value"] > 0 else "shorter"
             lengths = f"({figure(one['tokens']['value'])} tokens against {figure(other['tokens']['value'])})"
             said.append(f"{model} writes {way} answers than {whom} {lengths}")
-    return (
-        several(said)
-        if said
-        else "Neither length nor ending of the answers clearly differs between neighbours."
-    )
+    if said:
+        return several(said)
+    return "Between no neighbours is a difference in length or ending of the answers shown."
+
+
+def form(found: Mapping[str, Numbers], before: Mapping[str, str]) -> str:
+    """Whose sums state their result in the asked form more or less often, and how many answers stayed."""
+    said, same = [], []
+    for model, one in found.items():
+        other = found.get(before.get(model, ""), {})
+        for more, less, how in ((one, other, "more"), (other, one, "less")):
+            if above(more.get("in form"), less.get("in form")):
+                said.append(
+                    f"{model} states results in the asked form {how} often than {before[model]} "
+                    f"({told(one['in form'], 'share')} against {told(other['in form'], 'share')})"
+                )
+        if "same" in one:
+            same.append(f"{told(one['same'], 'share')} of {model}'s to {before[model]}'s")
+    words = several(said) if said else "Of no neighbours do the intervals of the asked form lie apart."
+    return f"{words} Answers are the same word for word in {listed(same)}." if same else words
+
+
+def entropy(pairs: Sequence[Numbers]) -> str:
+    """Which step made a model's next-token distribution narrower or wider."""
+    parts = []
+    ways = (("narrower", "entropy before", "entropy"), ("wider", "entropy", "entropy before"))
+    for how, first, second in ways:
+        names = [
+            f"{pair['model']} on {kind} ({figure(one['entropy before']['value'])} to "
+            f"{figure(one['entropy']['value'])} nats)"
+            for pair in pairs
+            for kind, one in pair["kinds"].items()
+            if above(one[first], one[second])
+        ]
+        if names:
+            parts.append(f"next-token distributions became {how} for {listed(names)}")
+    if not parts:
+        return "On no kind of text do the intervals of the entropy before and after lie apart."
+    return f"N{'; '.join(parts)[1:]}."
+
+
+def work(shown: Mapping[str, Numbers], before: Mapping[str, str]) -> str:
+    """Whose shown work grew, holds more often, or costs less per right answer."""
+    said = []
+    names = {
+        "steps": ("writes more steps", "writes fewer steps", "number"),
+        "valid steps": ("writes steps that hold more often", "writes steps that hold less often", "share"),
+        "tokens per right answer": ("pays more tokens per right answer", "pays fewer tokens per right answer",
+                                    "number"),
+    }  # fmt: skip
+    for model, one in shown.items():
+        other = shown.get(before.get(model, ""))
+        for key, (more, less, kind) in names.items():
+            if other is None or not one.get(key) or not other.get(key):
+                continue
+            ends = f"({figure(one[key]['value'], kind)} against {figure(other[key]['value'], kind)})"
+            if above(one[key], other[key]):
+                said.append(f"{model} {more} than {before[model]} {ends}")
+            elif above(other[key], one[key]):
+                said.append(f"{model} {less} than {before[model]} {ends}")
+    if said:
+        return several(said)
+    return "Between no neighbours do the intervals of the steps, their validity or their price lie apart."
 
 
 def by_steps(depth: Numbers) -> str:
     """Whether more steps are harder, and whether writing them down helps."""
     said = []
+    both = any(one.get("helps") is not None for one in depth["models"].values())
     for model, one in depth["models"].items():
         cells = list((one.get("written") or {}).get("by steps", {}).items())
         if len(cells) > 1 and above(cells[0][1], cells[-1][1]):
@@ -200,9 +257,9 @@ def by_steps(depth: Numbers) -> str:
                 f"{figure(abs(value), 'share').removesuffix(' %')} points by writing steps down"
             )
     if not said:
-        return (
-            "For no model do these answers show that more steps are harder, or that writing them down helps."
-        )
+        alone = "; they were asked in one way only, so writing steps down is compared with nothing"
+        ends = ", or that writing them down helps" if both else alone
+        return f"For no model do these answers show that more steps are harder{ends}."
     return several(said)
 
 
@@ -210,18 +267,18 @@ def tries(depth: Numbers) -> str:
     """Whether trying several times helps."""
     said, most = [], 0
     for model, one in depth["models"].items():
-        found = one.get("pass") or {}
-        if len(found) < 2:
+        found, change = one.get("pass") or {}, one.get("more tries")
+        if change is None:
             continue
         first, last = next(iter(found)), list(found)[-1]
         most = max(most, int(last))
-        if above(found[last], found[first]):
+        if change["shown"]:
             said.append(
                 f"{model} from {figure(found[first]['value'], 'share')} to "
                 f"{figure(found[last]['value'], 'share')}"
             )
     if not said:
-        return "No model's interval for several tries lies clear of that for one."
+        return "Of no model is it shown that several tries help."
     return (
         f"With {most} tries instead of one, at least one right answer becomes clearly likelier for "
         f"{listed(said)}."
@@ -250,29 +307,32 @@ def wins(found: Sequence[Numbers]) -> str:
     """Whom a reward model clearly prefers."""
     said = []
     for one in found:
-        rate = one["rate"]
-        if rate["low"] is not None and (rate["low"] > 0.5 or rate["high"] < 0.5):
-            how = "more" if rate["low"] > 0.5 else "less"
+        if one["margin"]["shown"]:
+            how = "more" if one["rate"]["value"] > 0.5 else "less"
             said.append(
                 f"{one['judge']} prefers {one['model']} to {one['before']} {how} often than not "
-                f"({told(rate, 'share')})"
+                f"({told(one['rate'], 'share')})"
             )
-    return several(said) if said else "No win rate's interval leaves out one half, so nobody is shown to win."
+    return several(said) if said else "No win rate is shown to differ from one half: nobody is shown to win."
 
 
-def flattery(found: Numbers, before: Mapping[str, str]) -> str:
-    """Whether any stage made a model give way more."""
-    said, bare = [], []
-    for model, one in found["models"].items():
-        if "gave way" not in one:
-            bare.append(model)
+def flattery(found: Numbers, skills: Sequence[Numbers]) -> str:
+    """Whether any stage made a model give way more, and whether it still listens to those who are right."""
+    rows = {row["metric"]: row["changes"] for row in skills if row["task"] == found["task"]}
+    hints = {model: change["better"] for model, change in rows.get("mended by a true hint", {}).items()}
+    said = []
+    for model, change in rows.get("gave way", {}).items():
+        if change["better"] is None:
             continue
-        other = (found["models"].get(before.get(model, "")) or {}).get("gave way")
-        if above(one["gave way"], other):
-            said.append(f"{model} gives way more often than {before[model]}")
-        elif above(other, one["gave way"]):
-            said.append(f"{model} gives way less often than {before[model]}")
-    words = several(said) if said else "Between no neighbours do the intervals of giving way lie apart."
+        firmer = "less" if change["better"] else "more"
+        listens = {
+            True: "and takes more true hints",
+            False: "but it takes fewer true hints, too" if change["better"] else "and takes fewer true hints",
+            None: "while no change in taking true hints is shown",
+        }[hints.get(model)]
+        said.append(f"{model} gives way {firmer} often than {change['before']} on what both knew, {listens}")
+    words = several(said) if said else "Between no neighbours is a change in giving way shown."
+    bare = [model for model, one in found["models"].items() if "gave way" not in one]
     if bare:
         words += f" {listed(bare)} had no right answer to give up."
     return words
@@ -280,14 +340,18 @@ def flattery(found: Numbers, before: Mapping[str, str]) -> str:
 
 def confidence(found: Numbers) -> str:
     """Who is surer than right."""
-    over = [model for model, one in found["models"].items() if above(one["sure"], one["right"])]
-    under = [model for model, one in found["models"].items() if above(one["right"], one["sure"])]
+    apart = {model: one["surer than right"] for model, one in found["models"].items()}
+    shown = {
+        model: change["difference"]["value"] for model, change in apart.items() if change and change["shown"]
+    }
     parts = []
-    if over:
-        parts.append(f"{listed(over)} {'is' if len(over) == 1 else 'are'} surer than right")
-    if under:
-        parts.append(f"{listed(under)} {'is' if len(under) == 1 else 'are'} right more often than sure")
-    return "; ".join(parts) + "." if parts else "No model is clearly surer or less sure than it is right."
+    for names, less in (
+        ([model for model, value in shown.items() if value > 0], "surer than right"),
+        ([model for model, value in shown.items() if value < 0], "right more often than sure"),
+    ):
+        if names:
+            parts.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} {less}")
+    return "; ".join(parts) + "." if parts else "No model is shown to be surer or less sure than it is right."
 
 
 def passkey(found: Numbers) -> str:
