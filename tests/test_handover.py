@@ -8,6 +8,10 @@ import trivium
 from tests.test_midtrain import RECIPE, changes, recipe
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
+from trivium.pipeline import show
+from trivium.pipeline.show import documents
+from trivium.pipeline.store import Entry
+from trivium.stages.stage import Stage
 
 BASE = RECIPE[: RECIPE.index("  fork:")]
 MORE = """\
@@ -100,3 +104,107 @@ def test_the_rate_that_is_left_follows_from_the_decay_and_where_it_goes(tmp_path
         left * found["peak_learning_rates"]["matrices"]
     )
     assert found["optimiser"] == "muon"
+
+
+AGAIN = """\
+  next:
+    kind: midtrain
+    from: base@step=4
+    data: corpus
+    batch: 256
+    steps: 4
+    learning_rate: 0.002
+  grown:
+    kind: midtrain
+    from: next
+    data: {corpus: {max_repeats: 8}}
+    context: [8, 16, 32]
+    vocabulary: {data: ./other, added: 12}
+    batch: 256
+    steps: 8
+    learning_rate: 0.002
+  soup: {kind: merge, of: [grown, grown]}
+  last:
+    kind: midtrain
+    from: soup
+    data: {./other: {validation: 0.2, weight: [1, 3]}}
+    ramp: cosine
+    replay: 0.5
+    batch: 256
+    steps: 4
+    learning_rate: 0.002
+"""
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("road")
+    path = recipe(folder, BASE + AGAIN)
+    return path, folder / "runs", trivium.run(path, runs=folder / "runs")
+
+
+def left_by(stage):
+    return read_json(stage.folder / "training.json")["consumed"]
+
+
+def test_a_fork_goes_on_with_the_row_after_the_last_one_of_its_parent(road):
+    _, _, run = road
+    fork = [documents(Entry(run["next"].folder), step) for step in range(1, 5)]
+    base = [documents(Entry(run["base"].folder), step) for step in range(1, 9)]
+    assert fork == base[4:]
+    assert left_by(run["next"]) == left_by(run["base"])
+
+
+def test_passes_are_counted_over_the_whole_line_of_stages(road):
+    _, _, run = road
+    (origin,) = left_by(run["base"])
+    rows = run["base"].summary["data"]["corpus"]["rows"]
+    assert left_by(run["base"])[origin] == pytest.approx(8 * 256 / 32 / rows)
+    # Spelt anew, in rows of three lengths, it is the same source still.
+    grown = run["grown"].summary
+    assert grown["steps"] == 8
+    assert list(left_by(run["grown"])) == [origin]
+    assert left_by(run["grown"])[origin] == pytest.approx(grown["data"]["corpus"]["passes"])
+    before, after = changes(run["grown"])["passes over corpus"]
+    assert before == pytest.approx(left_by(run["base"])[origin], abs=1e-3)
+    assert after > before + 0.5
+    # A soup hands on what its ingredients saw.
+    before, after = changes(run["last"])["passes over corpus"]
+    assert before == pytest.approx(left_by(run["grown"])[origin], abs=1e-3)
+    assert after > before
+
+
+def test_a_cap_counts_what_ancestors_saw_and_a_bare_replay_keeps_it(road):
+    path, runs, run = road
+    (passes,) = left_by(run["base"]).values()
+    # Half of them are the parent's, half the child's own: either alone is below the cap.
+    cap = {"next.data": {"corpus": {"max_repeats": 0.75 * passes}}}
+    with pytest.raises(TriviumError, match="already seen"):
+        trivium.run(path, runs=runs, set=cap, only=["next"])
+    with pytest.raises(TriviumError, match="over `max_repeats` 8"):
+        trivium.run(path, runs=runs, set={"last.steps": 400}, only=["last"])
+
+
+def test_the_log_shows_positions_that_stay_and_what_is_replayed(road):
+    _, _, run = road
+    before, after = changes(run["next"])["positions"]
+    assert before == after
+    assert "32 tokens" in after
+    assert changes(run["last"])["replay"][1] == {"share": 0.5, "corpus": 1.0}
+
+
+def test_a_replay_that_is_named_is_logged_and_moves_as_the_ramp_says(tmp_path):
+    replay = "{share: 0.5, data: {./texts: {weight: [3, 0], validation: 0.1}, corpus: {weight: [0, 3]}}}"
+    stages = (
+        AGAIN[AGAIN.index("  last:") :].replace("soup", "base").replace("replay: 0.5", f"replay: {replay}")
+    )
+    path = recipe(tmp_path, BASE + stages.replace("steps: 4", "steps: 40"))
+    run = trivium.run(path, runs=tmp_path / "runs", only=["last"])
+    assert changes(run["last"])["replay"][1] == {"share": 0.5, "./texts": [3, 0], "corpus": [0, 3]}
+    # Of 40 replayed rows of the first quarter the source that comes has 2 under a cosine, 5 under a line.
+    entry = Entry(run["last"].folder)
+    stage = Stage.kinds["midtrain"].model_validate(entry.record["settings"])
+    work = show._work(entry, entry.record)
+    drawn = [row.sources[0] for step in range(1, 11) for row in stage.batch_of(work, step)[0]]
+    assert 1 <= drawn.count(2) <= 3
+    assert 36 <= drawn.count(1) <= 39

@@ -19,18 +19,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Learn = Literal["assistant", "everything"]
+Lengths = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One source of a mixture: its shards and how it takes part."""
+    """One source of a mixture: its shards and how it takes part.
+
+    `origin` tells the same source in another stage, and `seen` how many passes such stages made over it.
+    """
 
     name: str
     shards: Shards
     weights: tuple[tuple[float, float], ...] | None = None
-    start: int = 0
+    origin: str = ""
+    seen: float = 0.0
     max_repeats: float | None = None
     easy_first: str | None = None
+    within: Lengths = (0, None)
+    """The fewest and the most tokens of the documents that take part."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the documents that take part have."""
+        return int(chosen(self.shards.lengths, self.within).sum())
+
+
+def chosen(lengths: np.ndarray, within: Lengths) -> np.ndarray:
+    """The lengths, with 0 for documents that are shorter or longer than asked for."""
+    fewest, most = within
+    fits = lengths >= fewest if most is None else (lengths >= fewest) & (lengths <= most)
+    return np.where(fits, lengths, 0)
 
 
 class PackedRows:
@@ -45,9 +64,10 @@ class PackedRows:
         seed: int = 0,
         learn: Learn = "assistant",
         source: int = 0,
+        within: Lengths = (0, None),
     ) -> None:
         self.shards = shards
-        self.packing: Packing = pack(shards.lengths, context, method=method, seed=seed)
+        self.packing: Packing = pack(chosen(shards.lengths, within), context, method=method, seed=seed)
         self._masked = learn == "assistant" and shards.has_masks
         self._weights = shards.column("weight") if "weight" in shards.manifest["columns"] else None
         self._source = source
@@ -112,8 +132,17 @@ class PackedFeed:
         if batch_tokens < context:
             raise TriviumError(f"A batch of {batch_tokens} tokens holds no row of {context}; raise `batch`.")
         self.names = [ingredient.name for ingredient in ingredients]
+        self.origins = [ingredient.origin for ingredient in ingredients]
         self.packed = [
-            PackedRows(ingredient.shards, context, method=method, seed=seed, learn=learn, source=index)
+            PackedRows(
+                ingredient.shards,
+                context,
+                method=method,
+                seed=seed,
+                learn=learn,
+                source=index,
+                within=ingredient.within,
+            )
             for index, ingredient in enumerate(ingredients)
         ]
         batch = batch_tokens // context
@@ -139,10 +168,11 @@ class PackedFeed:
             name=ingredient.name,
             rows=len(packed),
             weights=ingredient.weights or ((0.0, float(len(packed))),),
-            start=ingredient.start,
+            start=round(ingredient.seen * len(packed)),
             max_repeats=ingredient.max_repeats,
             ranking=packed.ranking(ingredient.easy_first) if ingredient.easy_first else None,
-            fingerprint=ingredient.shards.fingerprint,
+            fingerprint=ingredient.shards.fingerprint
+            + ("" if ingredient.within == (0, None) else f" {ingredient.within}"),
         )
 
     def _tokens_per_row(self) -> float:
@@ -174,6 +204,15 @@ class PackedFeed:
                 "The data, the mixture or the seed has changed since this run began, so it cannot go on; "
                 "undo the change or start the stage anew."
             )
+
+    def consumed(self, step: int) -> dict[str, float]:
+        """The passes over every source after `step` steps, by its origin, with those of earlier stages."""
+        rows = self.plan.consumed(step)
+        return {
+            origin: rows[name] / max(1, len(packed))
+            for name, origin, packed in zip(self.names, self.origins, self.packed, strict=True)
+            if origin
+        }
 
     def report(self) -> dict[str, dict[str, float]]:
         """Per source: what packing did, and what share of the plan it gets in how many passes."""

@@ -25,6 +25,8 @@ class Learnt:
 
 
 DOCUMENTS = ("pretrain", "midtrain")
+HANDOVER = "training.json"
+"""What a training stage leaves beside its model."""
 
 
 def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUMENTS) -> Learnt:
@@ -48,13 +50,27 @@ def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUME
         )
     known = _written(stage, settings, home, record, kinds)
     mixture = {
-        name: known.mixture[name].model_copy(
-            update={"weight": facts["share"], "max_repeats": None, "easy_first": None}
-        )
+        name: known.mixture[name].model_copy(update={"weight": facts["share"], "easy_first": None})
         for name, facts in shares.items()
         if facts["share"] > 0
     }
     return Learnt(mixture, {name: known.places[name] for name in mixture})
+
+
+def consumed_by(model: Path) -> dict[str, float]:
+    """The passes that a model and its ancestors made over each source, by the source's origin."""
+    if (model.parent / HANDOVER).is_file():
+        return dict(read_json(model.parent / HANDOVER).get("consumed", {}))
+    home = next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
+    if home is None:
+        return {}
+    record = yaml.safe_load((home / "stage.yaml").read_text(encoding="utf-8"))
+    settings = record["settings"]
+    found: dict[str, float] = {}
+    for start in settings.get("of") or [settings[key] for key in ("from",) if key in settings]:
+        for origin, passes in consumed_by(_product(home, record, start)).items():
+            found[origin] = max(passes, found.get(origin, 0.0))
+    return found
 
 
 def _written(
@@ -63,8 +79,9 @@ def _written(
     """The sources that the stage's own settings name, and those it inherited for its replay."""
     replay = settings.get("replay") or {}
     named = {**settings["data"], **(replay.get("data") or {})}
-    places = {name: _product(home, record, name) for name in named}
-    mixture = {name: Portion.model_validate(portion) for name, portion in named.items()}
+    written = {name: Portion.model_validate(portion) for name, portion in named.items()}
+    places = {name: _product(home, record, portion.of or name) for name, portion in written.items()}
+    mixture = {name: portion.model_copy(update={"of": None}) for name, portion in written.items()}
     if replay and not replay.get("data"):
         start = settings["from"]
         older = learnt_by(stage, start, _product(home, record, start), kinds)
@@ -116,7 +133,8 @@ def _trained_on(model: Path) -> list[Path]:
     settings, order = record["settings"], [*record["parents"], *record["outside"]]
     named: list[str] = []
     if record["kind"] in DOCUMENTS:
-        named = [*settings["data"], *((settings.get("replay") or {}).get("data") or {})]
+        mixture = settings["data"] | ((settings.get("replay") or {}).get("data") or {})
+        named = [portion.get("of") or name for name, portion in mixture.items()]
     found = []
     for name in named:
         own = home / "tokenised" / str(order.index(name))

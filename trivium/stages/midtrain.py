@@ -26,11 +26,11 @@ from trivium.model.dial import dial
 from trivium.model.flops import flops_per_token, parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.model.stretch import stretch
+from trivium.model.stretch import describe_positions, stretch
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import Compression, Start, compression, grow_vocabulary
 from trivium.stages.documents import Sources, documents, source_references
-from trivium.stages.inheritance import held_out_by, learnt_by, trained_shards
+from trivium.stages.inheritance import consumed_by, held_out_by, learnt_by, trained_shards
 from trivium.stages.longer import Reach
 from trivium.stages.mixtures import (
     Mixture,
@@ -84,7 +84,7 @@ class Midtrain(FedStage):
     """Go on training a model: on better data, a new language or domain, or longer texts."""
 
     kind: Literal["midtrain"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     start: str = Field(alias="from")
     data: Mixture
@@ -152,6 +152,11 @@ class Midtrain(FedStage):
                 model, self.context.longest, self.context.method, seed=work.seed, **self.context.options
             )
             work.change("positions", *changes)
+        else:
+            work.change("positions", *[describe_positions(model.config)] * 2)
+        for name, passes in going.seen.items():
+            after = going.feed.report()[name]["passes"]
+            work.change(f"passes over {name}", round(passes, 3), round(after, 3))
         adapter = self.adapter
         if adapter is not None and _tables(model) != tables:
             adapter = with_new_rows(adapter)
@@ -176,6 +181,7 @@ class Midtrain(FedStage):
                 required=list(self.watch or ()),
             ),
             parent_moments=moments_after(work, self, self.start, going.folder),
+            consumed=going.feed.consumed,
         )
         return {**summary, "data": going.feed.report()}
 
@@ -195,7 +201,11 @@ class Midtrain(FedStage):
         suited = dial(config.layers, config.vocabulary, context, width=config.width).values["batch_tokens"]
         batch = max(self.batch or suited, context)
         work, replayed = self._replayed(work, folder)
-        mixed = self._ingredients(work, tokenizer, replayed)
+        before = consumed_by(folder)
+        mixed = [
+            replace(one, seen=before.get(one.origin, 0.0))
+            for one in self._ingredients(work, tokenizer, replayed)
+        ]
         lasting: dict[str, Any] = {"tokens": self.tokens, "steps": self.steps, "epochs": self.epochs}
         feed: PackedFeed | RampedFeed
         if len(contexts) == 1:
@@ -204,7 +214,8 @@ class Midtrain(FedStage):
             weighed = _weighted(mixed)
             feed = RampedFeed(weighed, contexts=contexts, batch_tokens=batch, seed=work.seed, **lasting)
         shards = [one.shards for one in mixed]
-        return _Prepared(work, folder, tokenizer, feed, replayed, context, batch, shards)
+        seen = {one.name: one.seen for one in mixed}
+        return _Prepared(work, folder, tokenizer, feed, replayed, context, batch, shards, seen)
 
     def _check_reach(self, work: Work, config: ModelConfig, context: int) -> None:
         """Refuse rows that the positions do not reach, and stretching what reaches far enough."""
@@ -229,12 +240,13 @@ class Midtrain(FedStage):
         """What is seen again, and the work that knows where it lies."""
         if self.replay is None:
             return work, {}
-        if self.replay.data is not None:
-            return work, self.replay.data
-        learnt = learnt_by(work.stage, self.start, folder)
-        work = replace(work, inputs={**work.inputs, **learnt.places})
-        work.change("replay", "nothing", {name: one.weight for name, one in learnt.mixture.items()})
-        return work, learnt.mixture
+        again = self.replay.data
+        if again is None:
+            learnt = learnt_by(work.stage, self.start, folder)
+            work, again = replace(work, inputs={**work.inputs, **learnt.places}), learnt.mixture
+        weights = {name: "by its tokens" if one.weight is None else one.weight for name, one in again.items()}
+        work.change("replay", "nothing", {"share": self.replay.share, **weights})
+        return work, again
 
     def _tokenizer(self, work: Work, folder: Path) -> Tokenizer:
         """The parent's tokenizer, with the added tokens where some are asked for."""
@@ -278,15 +290,19 @@ class Midtrain(FedStage):
         self, work: Work, tokenizer: Tokenizer, replayed: Mapping[str, Portion]
     ) -> list[Ingredient]:
         new = ingredients(work, self.data, tokenizer)
-        if self.ramp == "cosine":
-            new = [one if one.weights is None else replace(one, weights=eased(one.weights)) for one in new]
         if self.replay is None:
-            return new
+            return self._ramped(new)
         both = sorted(self.data.keys() & replayed.keys())
         if both:
             raise TriviumError(f"{work.stage}: `{both[0]}` is in `data` and in `replay`; leave it in one.")
         old = ingredients(work, replayed, tokenizer)
-        return with_replay(_weighted(new), _weighted(old), self.replay.share)
+        return with_replay(_weighted(self._ramped(new)), _weighted(self._ramped(old)), self.replay.share)
+
+    def _ramped(self, given: list[Ingredient]) -> list[Ingredient]:
+        """The sources with their weights moving as `ramp` says."""
+        if self.ramp == "linear":
+            return given
+        return [one if one.weights is None else replace(one, weights=eased(one.weights)) for one in given]
 
 
 def _tables(model: Transformer) -> tuple[int, int]:
@@ -298,7 +314,7 @@ def _tables(model: Transformer) -> tuple[int, int]:
 def _weighted(given: list[Ingredient]) -> list[Ingredient]:
     """Sources without weights count by their tokens."""
     return [
-        one if one.weights is not None else replace(one, weights=weights_over(float(one.shards.tokens)))
+        one if one.weights is not None else replace(one, weights=weights_over(float(one.tokens)))
         for one in given
     ]
 
@@ -349,3 +365,4 @@ class _Prepared:
     context: int
     batch: int
     shards: list[Shards]
+    seen: dict[str, float]

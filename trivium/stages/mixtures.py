@@ -9,15 +9,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trivium.data.mixture import weights_over
-from trivium.data.packed import Ingredient, PackedRows
+from trivium.data.packed import Ingredient, Lengths, PackedRows
 from trivium.data.rows import NOTHING, Row
 from trivium.data.shards import Shards, write_shards
 from trivium.data.sources import Document, Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
+from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import barrier, world
 from trivium.stages.stage import Product, Reference, Work
@@ -32,6 +33,11 @@ class Portion(BaseModel):
     weight: Number | list[Number | tuple[Number, Number]] | None = None
     max_repeats: float | None = Field(default=None, gt=0)
     easy_first: str | None = None
+    of: str | None = None
+    """The source, where a mixture names one twice; else it is the name the portion goes by."""
+    min_tokens: Count | None = None
+    """Only documents of at least so many tokens take part, and with `max_tokens` of at most so many."""
+    max_tokens: Count | None = None
     validation: float = Field(default=0.01, ge=0, lt=1)
     columns: dict[str, str] = {}
     split: str | None = None
@@ -39,6 +45,18 @@ class Portion(BaseModel):
     limit: Count | None = Field(default=None, ge=0)
     separator: str | None = None
     on_bad: Literal["stop", "skip"] = "stop"
+
+    @property
+    def within(self) -> Lengths:
+        """The fewest and the most tokens of the documents that take part."""
+        return self.min_tokens or 0, self.max_tokens
+
+    @model_validator(mode="after")
+    def some_length_fits(self) -> Portion:
+        """Refuse bounds that no document lies between."""
+        if self.max_tokens is not None and self.max_tokens < max(2, self.min_tokens or 0):
+            raise ValueError(f"no document has as few as `max_tokens` {self.max_tokens}; raise it")
+        return self
 
     def source(self, path: str) -> Source:
         """How to read the documents, if they have to be read."""
@@ -65,7 +83,32 @@ NEEDS: tuple[Product, ...] = ("shards", "data", "source")
 
 def mixture_references(mixture: Mapping[str, Portion], setting: str = "data") -> list[Reference]:
     """The references that a mixture makes."""
-    return [Reference(setting, name, NEEDS) for name in mixture]
+    for name, portion in mixture.items():
+        if portion.of is not None and "." in name:
+            raise TriviumError(f"{setting}: `{name}` has an `of`; give it a name without a dot.")
+    return [
+        Reference(setting, name, NEEDS)
+        if portion.of is None
+        else Reference(f"{setting}.{name}.of", portion.of, NEEDS)
+        for name, portion in mixture.items()
+    ]
+
+
+def sources_of(mixture: Mapping[str, Portion]) -> list[str]:
+    """The source of every portion, as recipes write it."""
+    return [portion.of or name for name, portion in mixture.items()]
+
+
+def read_alike(stage: str, mixture: Mapping[str, Portion]) -> None:
+    """Refuse two portions of one source that would have it read or held out differently."""
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, portion in mixture.items():
+        place = portion.of or name
+        wishes = portion.model_dump(include={*Source.model_fields, "validation"})
+        other, before = first.setdefault(place, (name, wishes))
+        for key in wishes:
+            if wishes[key] != before[key]:
+                raise TriviumError(f"{stage}: `{other}` and `{name}` read `{place}` with another `{key}`.")
 
 
 def all_weighted_or_none(stage: str, mixture: Mapping[str, Portion]) -> None:
@@ -79,20 +122,33 @@ def all_weighted_or_none(stage: str, mixture: Mapping[str, Portion]) -> None:
 def ingredients(work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer) -> list[Ingredient]:
     """The training split of every source, tokenised if it was not."""
     all_weighted_or_none(work.stage, mixture)
+    read_alike(work.stage, mixture)
     return [
         Ingredient(
             name,
             Shards(tokenised(work, name, portion, tokenizer), "train", tokenizer=tokenizer),
             weights=None if portion.weight is None else weights_over(portion.weight),
+            origin=_origin(work.path(portion.of or name), portion),
             max_repeats=portion.max_repeats,
             easy_first=portion.easy_first,
+            within=portion.within,
         )
         for name, portion in mixture.items()
     ]
 
 
+def _origin(path: Path, portion: Portion) -> str:
+    """What tells a source in every stage that reads it, however its texts are spelt there."""
+    if (path / "manifest.json").is_file():
+        read = str(read_json(path / "manifest.json")["seal"])
+    else:
+        read = fingerprint([portion.source(str(path)).model_dump(mode="json"), portion.validation])
+    return read if portion.within == (0, None) else f"{read} {portion.within}"
+
+
 def tokenised(work: Work, name: str, portion: Portion, tokenizer: Tokenizer) -> Path:
     """The shards of a source: a corpus as it is, anything else tokenised into this stage's own folder."""
+    name = portion.of or name
     path = work.path(name)
     number = list(work.inputs).index(name)
     if (path / "manifest.json").is_file():
@@ -165,7 +221,7 @@ def unseen_rows(
             work.say(f"{name}: {len(known)} of {len(shards)} held-out documents are trained on; left out")
         rows: list[Row] = []
         if len(known) < len(shards):
-            packed = PackedRows(shards, context)
+            packed = PackedRows(shards, context, within=portion.within)
             taken = 0
             for index in range(len(packed)):
                 if taken < tokens / len(mixture):
@@ -190,14 +246,14 @@ def _share_of(corpus: Path) -> float:
 
 def held_out_share(work: Work, name: str, portion: Portion) -> float:
     """The share of a source's documents that is held out, which a corpus decided when it was made."""
-    path = work.path(name)
+    path = work.path(portion.of or name)
     made = (path / "manifest.json").is_file() and (path.parent / "stage.yaml").is_file()
     return _share_of(path) if made else portion.validation
 
 
 def held_out_texts(work: Work, name: str, portion: Portion, tokenizer: Tokenizer, most: int) -> list[str]:
     """The first texts that a source holds out, whatever vocabulary it was tokenised with."""
-    path = work.path(name)
+    path = work.path(portion.of or name)
     if (path / "tokenizer").is_dir():
         reader, shards = Tokenizer.load(path / "tokenizer"), Shards(path, "validation")
     else:

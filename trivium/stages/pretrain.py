@@ -23,6 +23,7 @@ from trivium.stages.mixtures import (
     ingredients,
     mixture_references,
     planned_vocabulary,
+    sources_of,
     unseen_rows,
 )
 from trivium.stages.stage import Reference, Work
@@ -68,7 +69,7 @@ class Pretrain(TrainingStage):
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What the dial makes of the depth, and what training it costs."""
-        known = planned_vocabulary(inputs, [*self.data, self.tokenizer])
+        known = planned_vocabulary(inputs, [*sources_of(self.data), self.tokenizer])
         if known is None:
             return {}
         turned = self._dial(known)
@@ -102,6 +103,7 @@ class Pretrain(TrainingStage):
             going.feed,
             self._rates(going.turned),
             unseen=unseen,
+            consumed=going.feed.consumed,
         )
         return {"parameters": going.turned.values["parameters"], **summary, "data": going.feed.report()}
 
@@ -133,7 +135,7 @@ class Pretrain(TrainingStage):
         if self.tokenizer is not None:
             path = work.path(self.tokenizer)
             return path
-        for name in self.data:
+        for name in sources_of(self.data):
             if (work.path(name) / "tokenizer").is_dir():
                 return work.path(name) / "tokenizer"
         raise TriviumError(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trivium.data.mixture import weight_at
-from trivium.data.packed import Ingredient, PackedFeed, PackedRows
+from trivium.data.packed import Ingredient, PackedFeed
 from trivium.data.rows import Row
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
@@ -40,16 +40,19 @@ class RampedFeed:
         epochs: float | None = None,
     ) -> None:
         count = len(contexts)
+        if steps is not None and steps < count:
+            raise TriviumError(
+                f"context: {count} lengths need a step each, and the stage has {steps}; raise `steps`."
+            )
         self.parts: list[PackedFeed] = []
-        seen = [0.0] * len(ingredients)
+        seen = [one.seen for one in ingredients]
         for number, context in enumerate(contexts):
             now = []
             for one, passes in zip(ingredients, seen):
                 assert one.weights is not None, "weights are what ties the parts together"
                 knots = part_of(one.weights, number / count, (number + 1) / count)
                 # Every length packs other rows; the part of a pass that is done carries over.
-                rows = round(passes * len(PackedRows(one.shards, context, seed=seed)))
-                now.append(replace(one, weights=knots, start=rows))
+                now.append(replace(one, weights=knots, seen=passes))
             self.parts.append(
                 PackedFeed(
                     now,
@@ -57,7 +60,7 @@ class RampedFeed:
                     batch_tokens=batch_tokens,
                     seed=seed,
                     tokens=None if tokens is None else round(tokens / count),
-                    steps=None if steps is None else max(1, round(steps / count)),
+                    steps=None if steps is None else (number + 1) * steps // count - number * steps // count,
                     epochs=None if epochs is None else epochs / count,
                 )
             )
@@ -93,6 +96,14 @@ class RampedFeed:
                 "The data, the mixture or the seed has changed since this run began, so it cannot go on; "
                 "undo the change or start the stage anew."
             )
+
+    def consumed(self, step: int) -> dict[str, float]:
+        """The passes over every source after `step` steps, by its origin, with those of earlier stages."""
+        for part in self.parts[:-1]:
+            if step <= part.steps:
+                return part.consumed(step)
+            step -= part.steps
+        return self.parts[-1].consumed(step)
 
     def report(self) -> dict[str, dict[str, float]]:
         """Per source: the rows of all parts, its share of all tokens, and the passes when all is done."""

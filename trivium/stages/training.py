@@ -28,13 +28,14 @@ from trivium.model.folder import save_model
 from trivium.model.lora import AdapterSettings, adapter_names, add_adapter, merged
 from trivium.model.quantize import is_prepared, prepare_for, quantise, quantised_as
 from trivium.model.transformer import Transformer
+from trivium.stages.inheritance import HANDOVER, consumed_by
 from trivium.stages.stage import Product, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 GROUPS = ("matrices", "embeddings", "head", "scalars")
 ADAPTER_RATE = 10
 """How much faster an adapter learns than all weights would (Schulman et al. 2025)."""
-HANDOVER, MOMENTS = "training.json", "moments.safetensors"
+MOMENTS = "moments.safetensors"
 
 
 class TrainingStage(Training, Stage):
@@ -90,12 +91,20 @@ def train(
     *,
     unseen: Mapping[str, Sequence[Row]] | None = None,
     parent_moments: Mapping[str, Any] | None = None,
+    consumed: Callable[[int], Mapping[str, float]] | None = None,
     write: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, write the model folder and what a later stage takes over; returns the summary.
 
-    `write` fills the folder where the product is something else than a language model.
+    `write` fills the folder where the product is something else than a language model; `consumed` tells how
+    many passes over each source are behind a step.
     """
+    start = getattr(settings, "start", None)
+    older = {} if start is None else consumed_by(work.path(start))
+
+    def left() -> dict[str, Any]:
+        passes = older if consumed is None else {**older, **consumed(trainer.step)}
+        return {**_handover(trainer), "consumed": passes}
 
     def save(folder: Path) -> None:
         if write is None:
@@ -110,7 +119,7 @@ def train(
             with whole_folder(work.folder / "kept" / f"step-{step:09d}") as folder:
                 save(folder / "model")
                 save_tensors(folder / MOMENTS, trainer.optimiser.state())
-                write_json(folder / HANDOVER, _handover(trainer))
+                write_json(folder / HANDOVER, left())
                 write_json(folder / "kept.json", {"step": step, "tokens": tokens, "at": at})
             work.say(f"kept the model after step {step}")
 
@@ -149,7 +158,7 @@ def train(
         with whole_folder(work.output("model")) as folder:
             save(folder)
         save_tensors(work.folder / MOMENTS, trainer.optimiser.state())
-        write_json(work.folder / HANDOVER, _handover(trainer))
+        write_json(work.folder / HANDOVER, left())
         trainer.checkpoints.clear()
     barrier()
     return summary
