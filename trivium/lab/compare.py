@@ -20,6 +20,7 @@ from trivium.lab.compare_stages import curves, stage_facts
 from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_above, world_sources
 from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, default_tasks
 from trivium.lab.page import page
+from trivium.lab.page_figures import spread
 from trivium.lab.writing import compact, figure
 from trivium.model.folder import load_config
 
@@ -139,7 +140,7 @@ def _plain(record: dict[str, Any], sampled: bool) -> dict[str, Any]:
 def summary_table(report: Mapping[str, Any]) -> list[list[str]]:
     """The headline numbers as rows for a terminal; + and - where better or worse than before is shown."""
     models = [model["name"] for model in report["collected"]["models"]]
-    rows = [["skill", *models]]
+    rows = [["skill", *models, "n"]]
     for row in report["numbers"]["skills"]:
         cells = []
         for model in models:
@@ -151,5 +152,6 @@ def summary_table(report: Mapping[str, Any]) -> list[list[str]]:
             kind = "share" if row["share"] else "number"
             ends = "–".join(figure(cell[end], kind).removesuffix(" %") for end in ("low", "high"))
             cells.append(f"{figure(cell['value'], kind)} ({ends}){mark}")
-        rows.append([f"{row['task']}: {row['metric']}", *cells])
+        asked = spread([cell["n"] for cell in row["cells"].values() if cell])
+        rows.append([f"{row['task']}: {row['metric']}", *cells, asked])
     return rows

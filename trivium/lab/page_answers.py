@@ -8,7 +8,7 @@ from typing import Any
 
 from trivium.lab import page_sentences as sentence
 from trivium.lab.compare_examples import IN_ALL, answer, examples, marked
-from trivium.lab.page_figures import Axis, Line, axis, legend, panel, table, told, whisker
+from trivium.lab.page_figures import Axis, Line, axis, beside, counted, legend, panel, table, whisker
 from trivium.lab.writing import figure
 
 FULL_TINT = 3.0
@@ -40,8 +40,8 @@ def answers_section(raw: Mapping[str, Any]) -> str:
     return (
         '<p class="lead">Questions that became right, that became wrong and that nobody has right, by turns '
         f"as far as there are such, and at most {IN_ALL}. They are picked for being different and are no "
-        "fair sample; the table above counts all. Marked is what differs from the answer of the model before.</p>"
-        + "".join(blocks)
+        "fair sample; the table above counts all. Marked is what differs from the answer of the model "
+        "before.</p>" + "".join(blocks)
     )
 
 
@@ -91,11 +91,11 @@ def distance_section(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
         for kind in kinds:
             one = pair["kinds"][kind]["kl"]
             rows += f'<span class="name">{escape(kind)}</span>{whisker(one, scale)}'
-            rows += f'<span class="told">{told(one)}</span>'
+            rows += beside(one)
     listed = [
         [f"{pair['model']} from {pair['before']}, {kind}",
-         *(told(pair["kinds"][kind][name]) for name in ("kl", "reverse", "js", "entropy before", "entropy"))]
-        for pair in measured for kind in pair["kinds"]
+         *(counted(found[name]) for name in ("kl", "reverse", "js", "entropy before", "entropy"))]
+        for pair in measured for kind, found in pair["kinds"].items()
     ]  # fmt: skip
     heading = [
         "models and texts",
@@ -106,7 +106,7 @@ def distance_section(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
         "entropy after",
     ]
     return (
-        f'{lead}<figure><div class="rows">{rows}</div>'
+        f'{lead}<p class="see">{escape(sentence.entropy(measured))}</p><figure><div class="rows">{rows}</div>'
         f"{table(heading, listed, 'Nats per token, with 95 % intervals over texts')}</figure>"
         + _places(measured, kinds) + _strips(raw["behaviour"])
     )  # fmt: skip
@@ -126,7 +126,7 @@ def _places(pairs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
             fifths = pair["fifths"][kind]
             points = [(place, one["value"], one["low"], one["high"]) for place, one in enumerate(fifths, 1)]
             panels.append(panel(f"{pair['model']}, {kind}", [Line(kind, points)], x, y))
-            rows.append([f"{pair['model']} from {pair['before']}, {kind}", *map(told, fifths)])
+            rows.append([f"{pair['model']} from {pair['before']}, {kind}", *map(counted, fifths)])
     return (
         f'<h3>Where in the text they part</h3><p class="see">{escape(sentence.places(pairs))}</p><figure>'
         f"{legend(x, y, [('main', 'KL from the model before; shaded its 95 % interval')])}"

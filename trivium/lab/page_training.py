@@ -78,9 +78,8 @@ def road_section(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
         handed = table(["stage", "what", "before", "after"], changes, HANDED, HANDED)
     return (
         '<p class="lead">A stage starts from the one it hangs below. Operations are the multiplications and '
-        "additions of training, counted from the model's shape: a trained token costs three passes, and "
-        "one more "
-        "for every model that reads or writes it beside.</p>"
+        "additions in the matrix products of all models that took part, counted while the stage ran; the "
+        "masked half of attention is computed, so it counts.</p>"
         f'<p class="see">{escape(sentence.cost(numbers["cost"]))}</p>'
         f'{scroll("The stages and what they cost")}<table class="road"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{handed}"
