@@ -145,6 +145,7 @@ _PLACES = {
     "flattery": "flattery:FLATTERY",
     "passkey": "passkey:PASSKEY",
     "positions": "context:POSITIONS",
+    "conversation": "conversation:CONVERSATION",
     "forgetting": "bits:FORGETTING",
     "gsm8k": "published:GSM8K",
     "svamp": "published:SVAMP",

@@ -1,0 +1,121 @@
+"""What a model still knows of a conversation longer than its window, and what fitting it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+
+from trivium import world
+from trivium.evals.asking import Subject
+from trivium.evals.passkey import DEPTHS, characters_per_token
+from trivium.evals.results import Record
+from trivium.evals.settings import Settings
+from trivium.evals.task import Found, Task, number_dial
+from trivium.generate.context import Fitted, Overflow, Summariser, Unfit, fit_conversation
+from trivium.generate.prompting import split_reasoning
+from trivium.generate.requests import Completion, Request
+from trivium.generate.sampling import Sampling
+from trivium.kit.errors import TriviumError
+
+TURN = 240
+"""How many letters of the chronicle a user tells in one turn."""
+HEARD = "Go on."
+MOST = 24
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+def told_in_turns(question: str) -> list[dict[str, str]]:
+    """A chronicle told in turns that are each acknowledged, and the question as the last one."""
+    body, _, asked = question.rpartition("\n")
+    turns = [""]
+    for sentence in _SENTENCE.split(body):
+        if turns[-1] and len(turns[-1]) + len(sentence) > TURN:
+            turns.append("")
+        turns[-1] = f"{turns[-1]} {sentence}".strip()
+    messages = []
+    for turn in turns:
+        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": HEARD}]
+    return [*messages, {"role": "user", "content": asked}]
+
+
+def run_conversation(
+    subject: Subject,
+    settings: Settings,
+    overflow: str = "drop",
+    length: int | None = None,
+    depths: str | list[float] | None = None,
+    **dials: Any,
+) -> Found:
+    """Pass keys told in conversations of about `length` tokens, twice the window unless said."""
+    if overflow not in get_args(Overflow):
+        ways = ", ".join(get_args(Overflow))
+        raise TriviumError(f"The task conversation has no overflow '{overflow}'; it has {ways}.")
+    if settings.style == "continue" or not subject.tokenizer.templates:
+        raise TriviumError("The task conversation asks through the chat template; ask passkey of this model.")
+    listed = depths.split("+") if isinstance(depths, str) else depths
+    wanted = [number_dial("conversation", "depths", one, float) for one in listed or DEPTHS]
+    characters = round((length or 2 * subject.window) * characters_per_token(subject, settings))
+    most = settings.max_new_tokens or MOST
+    told = []
+    for number in range(max(settings.limit, len(wanted))):
+        depth = wanted[number % len(wanted)]
+        own = {"kind": "passkey", **dials, "characters": characters, "depth": depth}
+        told += list(world.questions("chronicle", "test", seed=settings.seed, start=number, limit=1, **own))
+    talks = [_fitted(subject, told_in_turns(one.question), overflow, most) for one in told]
+    sampling = Sampling(temperature=0, max_new_tokens=most)
+    requests = [Request(one.tokens, sampling, slide=one.slide) for one, _ in talks if one is not None]
+    with torch.inference_mode():
+        completions = iter(subject.engine.generate(requests))
+    records = []
+    for number, (question, (fitted, note)) in enumerate(zip(told, talks)):
+        answered = note if fitted is None else {**note, **_answered(fitted, next(completions)[0], note)}
+        words = re.findall(r"\w+", answered["answer"])
+        scores = {"right": float(question.answer in words), "tokens": float(answered["tokens"])}
+        groups = {"depth": f"{wanted[number % len(wanted)]:g}"}
+        records.append(
+            Record(question.id, question.question, question.answer, (answered,), scores, groups=groups)
+        )
+    return Found(records, style="chat")
+
+
+def _fitted(
+    subject: Subject, messages: Sequence[dict[str, str]], overflow: Any, most: int
+) -> tuple[Fitted | None, dict[str, Any]]:
+    """A conversation brought to fit, and what that took; None where it cannot be."""
+
+    def complete(request: Request) -> tuple[str, int]:
+        with torch.inference_mode():
+            [[completion]] = subject.engine.generate([request])
+        return completion.text, len(completion.tokens)
+
+    summariser = Summariser(subject.tokenizer, subject.window, complete)
+    room = subject.window - most
+    fitted: Fitted | None = None
+    note: dict[str, Any] = {"text": "", "answer": ""}
+    try:
+        fitted = fit_conversation(messages, subject.tokenizer, room, overflow=overflow, summarise=summariser)
+        note |= {"left out": fitted.left_out, "summary": fitted.summary}
+    except Unfit as problem:
+        note["finish"] = str(problem)
+    return fitted, {**note, "tokens": summariser.prompt_tokens + summariser.completion_tokens}
+
+
+def _answered(fitted: Fitted, completion: Completion, note: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "text": completion.text,
+        "answer": split_reasoning(completion.text, opened=fitted.thinking).answer,
+        "finish": completion.finish_reason,
+        "tokens": note["tokens"] + len(fitted.tokens) + len(completion.tokens),
+    }
+
+
+CONVERSATION = Task(
+    "conversation",
+    "Pass keys told in an early turn of a conversation longer than the window, which is fitted as `overflow` "
+    "says; `tokens` are all that was read and written for the answer, summaries too.",
+    ("right", "tokens"),
+    run_conversation,
+)
