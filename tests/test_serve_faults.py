@@ -74,6 +74,11 @@ BAD_CHATS = {
     "max_tokens enormous": (changed(max_tokens=10**9), 400),
     "max_tokens beyond any integer": (changed(max_tokens=10**30), 400),
     "max_tokens beyond the context": (changed(max_tokens=511), 400),
+    "min_tokens beyond max_tokens": (changed(min_tokens=3), 400),
+    "min_tokens beyond the context": (
+        json.dumps({"model": "one", "messages": HELLO, "min_tokens": 511}).encode(),
+        400,
+    ),
     "seed beyond 64 bits": (changed(seed=2**70), 400),
     "10,000 stop strings": (changed(stop=[str(number) for number in range(10_000)]), 400),
     "an empty stop string": (changed(stop=[""]), 400),
@@ -147,6 +152,8 @@ def test_a_bad_chat_is_refused_in_openais_shape(address, fault):
         {"prompt": ["a"] * 5000},
         {"prompt": "a", "best_of": 5},
         {"prompt": "a", "logprobs": -1},
+        {"prompt": "a", "min_tokens": 17},
+        {"prompt": "a", "min_tokens": 3, "max_tokens": 2},
         {"prompt": [1] * 600},
     ],
 )

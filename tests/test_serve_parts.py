@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from generating import tiny_engine, tiny_model, tokenizer
@@ -18,12 +19,13 @@ from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.model.folder import save_model
 from trivium.serve.answers import joined
-from trivium.serve.chat import Conversation, Speaker
+from trivium.serve.chat import Conversation, Speaker, chat
 from trivium.serve.measures import Measures
 from trivium.serve.models import open_engine, short_names
 from trivium.serve.parts import Called, PartStream, Said, Thoughts
 from trivium.serve.pieces import Piece
 from trivium.serve.server import bound, is_loopback
+from trivium.serve.voice import printable
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": [1, "</b>"]}}\n</tool_call>'
 
@@ -197,7 +199,7 @@ def test_terminal_chat_keeps_what_was_said_before_an_interruption():
     engine.step = interrupted
     talk.hear("hello")
     assert out.getvalue().endswith(" (stopped)\n")
-    assert talk.speakers[0].messages[-1]["content"] + " (stopped)\n" == out.getvalue()
+    assert printable(talk.speakers[0].messages[-1]["content"]) + " (stopped)\n" == out.getvalue()
     assert engine.rows_in_use == 0
 
 
@@ -209,6 +211,40 @@ def test_terminal_chat_leaves_out_old_turns_when_the_context_is_full():
     assert "earlier messages are left out" in out.getvalue()
     assert max(len(prompt) for prompt in engine.prompts) <= 80
     assert "turn 11" in engine.tokenizer.decode(engine.prompts[-1])
+
+
+def test_a_model_with_a_smaller_context_is_asked_for_shorter_answers():
+    one, two = ScriptedEngine("first"), ScriptedEngine("second", context=100)
+    talk, out = conversation(("one", one), opener={"two": two}.__getitem__)
+    talk.sampling = replace(talk.sampling, max_new_tokens=512)
+    talk.hear("/compare two")
+    assert "(two answers in at most 75 tokens, for its context holds 100)" in out.getvalue()
+    talk.hear("hello")
+    assert out.getvalue().endswith("[one]\nfirst\n[two]\nsecond\n")
+    assert [engine.samplings[-1].max_new_tokens for engine in (one, two)] == [512, 75]
+
+
+def test_a_model_cannot_steer_the_terminal():
+    # clear the screen, a new title, a colour, eight-bit ESC, back to the line's start, a bell
+    attack = "one\x1b[2J\x1b]0;title\x07 two\x9b31m\rthree\b\x7f\tfour\nfive é 🙂"
+    engine = ScriptedEngine(attack)
+    talk, out = conversation(("one", engine))
+    talk.sampling = replace(talk.sampling, max_new_tokens=400)
+    talk.hear("hello")
+    shown = "one[2J]0;title two31mthree\tfour\nfive é 🙂\n"
+    assert out.getvalue() == shown
+    # the history is what the model said
+    assert talk.speakers[0].messages[-1]["content"] == attack
+    assert not [letter for letter in printable("".join(map(chr, range(0x300)))) if not is_shown(letter)]
+
+
+def is_shown(letter):
+    return letter in "\n\t" or 0x20 <= ord(letter) < 0x7F or ord(letter) >= 0xA0
+
+
+def test_no_new_tokens_is_a_mistake_and_not_the_default(folder):
+    with pytest.raises(TriviumError, match="max_new_tokens must be at least 1"):
+        chat(str(folder), max_new_tokens=0)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_json
 from trivium.serve.models import open_engine
-from trivium.serve.voice import Voice
+from trivium.serve.voice import Voice, printable
 
 HELP = """\
 /system TEXT    set the system message (without TEXT: show it; /system - removes it)
@@ -119,6 +119,13 @@ class Conversation:
                 f"{speaker.name} has no chat template, so it only continues the last line: leave out "
                 "overflow, reasoning and examples."
             )
+        length, context = self._length(speaker), speaker.engine.model.config.context
+        if length < self.sampling.max_new_tokens:
+            self._say(f"({speaker.name} answers in at most {length} tokens, for its context holds {context})")
+
+    def _length(self, speaker: Speaker) -> int:
+        """How long this model's answers may be; a quarter of its context is left to what they answer."""
+        return min(self.sampling.max_new_tokens, max(1, speaker.engine.model.config.context * 3 // 4))
 
     def _fitted(self, speaker: Speaker, messages: list[dict[str, Any]]) -> Fitted:
         tokenizer, context = speaker.engine.tokenizer, speaker.engine.model.config.context
@@ -126,7 +133,7 @@ class Conversation:
             first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
             return Fitted(messages, first + tokenizer.encode(messages[-1]["content"]))
         opening = [{"role": "system", "content": self.system}] if self.system else []
-        room = context - self.sampling.max_new_tokens
+        room = context - self._length(speaker)
         fitted = fit_conversation(
             [*opening, *messages],
             tokenizer,
@@ -140,16 +147,16 @@ class Conversation:
             forgotten = fitted.slide.forgotten(len(fitted.tokens), context)
             self._say(f"(the context is full: {forgotten} of {len(fitted.tokens)} tokens are forgotten)")
         elif fitted.summary is not None:
-            self._say(
-                f"(the context is full: {fitted.left_out} earlier messages are summarised: {fitted.summary})"
-            )
+            told = printable(fitted.summary)
+            self._say(f"(the context is full: {fitted.left_out} earlier messages are summarised: {told})")
         elif fitted.left_out:
             self._say(f"(the context is full: {fitted.left_out} earlier messages are left out)")
         return fitted
 
     def _stream(self, speaker: Speaker, fitted: Fitted) -> str:
         engine, voice = speaker.engine, Voice(self._out, opened=fitted.thinking)
-        request = Request(fitted.tokens, self.sampling, slide=fitted.slide)
+        sampling = replace(self.sampling, max_new_tokens=self._length(speaker))
+        request = Request(fitted.tokens, sampling, slide=fitted.slide)
         generation = engine.submit(request, lambda event: voice.hear(event.text))
         whole = self._until_done(engine, generation)
         voice.hear("", last=True)
@@ -255,7 +262,7 @@ def chat(
     shown = read_examples(examples) if examples is not None else []
     speakers = [Speaker(name, opener(name)) for name in (model, *compare)]
     shortest = min(speaker.engine.model.config.context for speaker in speakers)
-    length = max_new_tokens or max(1, min(512, shortest // 2))
+    length = max(1, min(512, shortest // 2)) if max_new_tokens is None else max_new_tokens
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,

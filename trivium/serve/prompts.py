@@ -49,6 +49,11 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: i
         problem = f"n is {body.n}, at most {limits.samples} samples are served at once"
         raise RequestRefused(problem, parameter="n", code="integer_above_max_value")
     length = asked_length(body, limits) or min(room, limits.new_tokens)
+    if body.min_tokens is not None and body.min_tokens > length:
+        problem = (
+            f"min_tokens is {body.min_tokens}, and the answer may have {length} tokens: raise max_tokens"
+        )
+        raise RequestRefused(problem, parameter="min_tokens", code="invalid_value")
     top = alternatives(body)
     if top is not None and top > limits.top_logprobs:
         problem = f"at most {limits.top_logprobs} alternatives per token are served"
@@ -63,7 +68,7 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: i
         "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty,
         "seed": body.seed,
-        "min_new_tokens": min(body.min_tokens, length) if body.min_tokens else None,
+        "min_new_tokens": body.min_tokens,
         "regex": body.regex,
         "json_schema": _schema(body, tokenizer),
     }

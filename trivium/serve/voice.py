@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from typing import TextIO
+from unicodedata import category
 
 from trivium.generate.prompting import ReasoningStream
 
 DIM, PLAIN = "\x1b[2m", "\x1b[22m"
+
+
+def printable(text: str) -> str:
+    """Text without the control characters with which a model could write elsewhere on a terminal."""
+    return "".join(letter for letter in text if letter in "\n\t" or category(letter) != "Cc")
 
 
 class Voice:
@@ -41,7 +47,7 @@ class Voice:
             self._fresh = False
             if not thinking:
                 self._said.append(piece)
-            self._out.write(piece)
+            self._out.write(printable(piece))
         if last and self._thinking:
             self._out.write(self._after)
         self._out.flush()
