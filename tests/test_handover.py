@@ -9,6 +9,7 @@ from tests.test_midtrain import RECIPE, changes, recipe
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
 from trivium.pipeline import show
+from trivium.pipeline.plan import plan
 from trivium.pipeline.show import documents
 from trivium.pipeline.store import Entry
 from trivium.stages.stage import Stage
@@ -208,3 +209,28 @@ def test_a_replay_that_is_named_is_logged_and_moves_as_the_ramp_says(tmp_path):
     drawn = [row.sources[0] for step in range(1, 11) for row in stage.batch_of(work, step)[0]]
     assert 1 <= drawn.count(2) <= 3
     assert 36 <= drawn.count(1) <= 39
+
+
+@pytest.mark.parametrize(
+    ("place", "kept", "said"),
+    [
+        (
+            "step=5",
+            "[step=4]",
+            r"`base` keeps no checkpoint at step=5; write `checkpoint: \{at: \[step=5\]\}`",
+        ),
+        ("tokens=1k", "[step=4]", "`base` keeps no checkpoint at tokens=1k"),
+        ("step=9", "[step=9]", "`base` ends after 8 steps, before step=9"),
+    ],
+)
+def test_a_checkpoint_that_nobody_keeps_is_refused_by_the_plan(tmp_path, place, kept, said):
+    text = BASE.replace("[step=4]", kept) + AGAIN[: AGAIN.index("  grown:")].replace("step=4", place)
+    path = recipe(tmp_path, text)
+    with pytest.raises(TriviumError, match=said):
+        plan(path, tmp_path / "runs")
+
+
+def test_a_checkpoint_may_be_written_as_a_bare_step_or_in_thousands(tmp_path):
+    text = BASE.replace("[step=4]", "[4, tokens=1k]") + AGAIN[: AGAIN.index("  grown:")]
+    more = AGAIN[: AGAIN.index("  grown:")].replace("next", "thousand").replace("step=4", "tokens=1000")
+    assert len(plan(recipe(tmp_path, text + more), tmp_path / "runs")) == 7

@@ -10,6 +10,8 @@ from typing import Any
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import number
+from trivium.learn.checkpoints import kept_place
+from trivium.learn.settings import Training
 from trivium.recipe.outside import Checksums, content_fingerprint, is_elsewhere, locate
 from trivium.recipe.read import nearest
 from trivium.recipe.schema import Recipe
@@ -98,7 +100,8 @@ def _parents(recipe: Recipe, name: str, stage: Stage) -> dict[str, Parent]:
                     f"{place} needs {_needs(reference)}, but `{written}` is a {recipe.stages[written].kind}"
                     f" stage and makes {_ARTICLES[produces]}."
                 )
-            found[reference.name] = Parent(written, _checkpoint(checkpoint, place) if at else None)
+            kept = _kept(checkpoint, recipe, written, place) if at else None
+            found[reference.name] = Parent(written, kept)
         elif locate(reference.name, recipe.base) is None and not is_elsewhere(reference.name):
             hint = nearest(written, recipe.stages) or f"; its stages are {_listed(recipe.stages)}."
             raise TriviumError(
@@ -112,6 +115,24 @@ def _checkpoint(text: str, place: str) -> tuple[str, int]:
     count = number(amount)
     if unit not in ("tokens", "step") or not isinstance(count, int):
         raise TriviumError(f"{place}: `@{text}` names no checkpoint; write @tokens=2M or @step=1200.")
+    return unit, count
+
+
+def _kept(text: str, recipe: Recipe, name: str, place: str) -> tuple[str, int]:
+    """A checkpoint that the stage will have kept, going by its settings."""
+    unit, count = _checkpoint(text, place)
+    stage = recipe.stages[name]
+    if not isinstance(stage, Training):
+        return unit, count
+    if (unit, count) not in [kept_place(one) for one in stage.checkpoint.at]:
+        raise TriviumError(
+            f"{place}: `{name}` keeps no checkpoint at {text}; write `checkpoint: {{at: [{text}]}}` in it."
+        )
+    most = stage.tokens if unit == "tokens" else stage.steps
+    if most is not None and count > most:
+        raise TriviumError(
+            f"{place}: `{name}` ends after {most:,} {unit.rstrip('s')}s, before {text}; name an earlier one."
+        )
     return unit, count
 
 
