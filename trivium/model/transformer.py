@@ -124,8 +124,8 @@ class Transformer(nn.Module):
 
         A `routing` is filled with what the routers of a mixture of experts did. With `wanted`, only states
         at these places come back, and the last layer computes no others."""
+        note_pass(self, len(tokens), context, None if wanted is None else len(wanted))
         stream = self.embed(tokens) if embeddings is None else embeddings
-        note_pass(self, len(stream), context, None if wanted is None else len(wanted))
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(context.positions)
         angles = local_angles = None
