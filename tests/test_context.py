@@ -3,7 +3,7 @@
 import pytest
 from generating import tiny_engine, tokenizer
 
-from trivium.generate.context import Summariser, fit_conversation, transcript
+from trivium.generate.context import Summariser, fit_conversation, summariser, transcript
 from trivium.generate.prompting import (
     ReasoningStream,
     ask_to_reason,
@@ -104,20 +104,10 @@ def test_a_summary_that_is_too_long_is_refused():
         fit_conversation(LONG[-1:], tokenizer(), 4, overflow="summarise", summarise=lambda *_: "x")
 
 
-def asking(engine, seen=None):
-    def complete(request):
-        if seen is not None:
-            seen.append(request)
-        [[completion]] = engine.generate([request])
-        return completion.text, len(completion.tokens)
-
-    return complete
-
-
 def test_the_model_itself_writes_the_summary():
     engine = tiny_engine(context=1024)
     room = size(LONG) - 250
-    summarise = Summariser(tokenizer(), 1024, asking(engine))
+    summarise = summariser(engine)
     fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=summarise)
     assert fitted.summary == summarise(LONG[1 : 1 + fitted.left_out], min(200, room // 4))
     assert summarise.prompt_tokens == engine.counts["prompt_tokens"] + engine.counts["borrowed_tokens"] + 2
@@ -218,3 +208,26 @@ def test_examples_come_before_the_question():
     assert messages[-1]["content"] == "3+3"
     text = few_shot_text([("1+1", "2")], "3+3")
     assert text == "Question: 1+1\nAnswer: 2\n\nQuestion: 3+3\nAnswer:"
+
+
+def test_python_reaches_every_way_of_asking(tmp_path):
+    from generating import tiny_model
+
+    import trivium
+    from trivium.model.folder import save_model
+
+    save_model(tiny_model(), tmp_path)
+    tokenizer().save(tmp_path)
+    model = trivium.load(tmp_path)
+    settings = {"max_new_tokens": 24, "temperature": 0}
+    with pytest.raises(TriviumError, match="choose overflow"):
+        model.chat(LONG * 2, **settings)
+    examples = few_shot([("1+1", "2")], "")[:-1]
+    dropped = model.chat(LONG * 2, overflow="drop", reasoning="open", examples=examples, **settings)
+    assert dropped.fitted.left_out > 0
+    assert examples[0] in dropped.fitted.messages
+    assert (dropped.text, dropped.thoughts) == ("", dropped.completion.text.strip())
+    slid = model.chat(LONG * 2, overflow="slide", **settings)
+    assert slid.completion.prompt_tokens == size(LONG * 2)
+    assert slid.text == slid.completion.text
+    assert model.chat([LONG[0], *LONG[7:]], overflow="summarise", **settings).fitted.summary

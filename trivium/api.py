@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trivium.generate.context import Fitted, Overflow, fit_conversation, summariser
 from trivium.generate.engine import Engine
+from trivium.generate.prompting import Reasoning, split_reasoning
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit import machine
@@ -25,6 +28,16 @@ from trivium.tokens.tokenizer import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]]
 Prompt = str | Conversation
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer to a conversation, the thoughts before it, and what of the conversation was read."""
+
+    text: str
+    thoughts: str | None
+    completion: Completion
+    fitted: Fitted
 
 
 class Model:
@@ -62,6 +75,30 @@ class Model:
         requests = [Request(self._ids(one), settings) for one in prompts]
         completions: list[Completion] = [samples[0] for samples in self.engine.generate(requests)]
         return completions[0] if alone else completions
+
+    def chat(
+        self,
+        conversation: Conversation,
+        *,
+        overflow: Overflow = "refuse",
+        reasoning: Reasoning = "off",
+        examples: Conversation = (),
+        **sampling: Any,
+    ) -> Reply:
+        """Answer a conversation as `trivium chat` does, brought to fit and asked for thoughts as told."""
+        settings = _sampling(sampling)
+        fitted = fit_conversation(
+            conversation,
+            self.tokenizer,
+            self.engine.window - settings.max_new_tokens,
+            overflow=overflow,
+            summarise=summariser(self.engine),
+            reasoning=reasoning,
+            examples=examples,
+        )
+        [[completion]] = self.engine.generate([Request(fitted.tokens, settings, slide=fitted.slide)])
+        reasoned = split_reasoning(completion.text, opened=fitted.thinking)
+        return Reply(reasoned.answer, reasoned.thoughts, completion, fitted)
 
     def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder, which appears whole."""

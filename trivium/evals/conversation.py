@@ -14,7 +14,7 @@ from trivium.evals.passkey import DEPTHS, characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.task import Found, Task, number_dial
-from trivium.generate.context import Fitted, Overflow, Summariser, Unfit, fit_conversation
+from trivium.generate.context import Fitted, Overflow, Unfit, fit_conversation, summariser
 from trivium.generate.prompting import split_reasoning
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
@@ -85,22 +85,16 @@ def _fitted(
     subject: Subject, messages: Sequence[dict[str, str]], overflow: Any, most: int
 ) -> tuple[Fitted | None, dict[str, Any]]:
     """A conversation brought to fit, and what that took; None where it cannot be."""
-
-    def complete(request: Request) -> tuple[str, int]:
-        with torch.inference_mode():
-            [[completion]] = subject.engine.generate([request])
-        return completion.text, len(completion.tokens)
-
-    summariser = Summariser(subject.tokenizer, subject.window, complete)
+    asking = summariser(subject.engine)
     room = subject.window - most
     fitted: Fitted | None = None
     note: dict[str, Any] = {"text": "", "answer": ""}
     try:
-        fitted = fit_conversation(messages, subject.tokenizer, room, overflow=overflow, summarise=summariser)
+        fitted = fit_conversation(messages, subject.tokenizer, room, overflow=overflow, summarise=asking)
         note |= {"left out": fitted.left_out, "summary": fitted.summary}
     except Unfit as problem:
         note["finish"] = str(problem)
-    return fitted, {**note, "tokens": summariser.prompt_tokens + summariser.completion_tokens}
+    return fitted, {**note, "tokens": asking.prompt_tokens + asking.completion_tokens}
 
 
 def _answered(fitted: Fitted, completion: Completion, note: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 
 if TYPE_CHECKING:
+    from trivium.generate.engine import Engine
     from trivium.tokens.tokenizer import Tokenizer
 
 Overflow = Literal["refuse", "drop", "slide", "summarise"]
@@ -229,6 +230,16 @@ class Summariser:
         if low < len(rest):
             low = rest.rfind("\n", 0, low) + 1 or low
         return low, tokens_of(low)
+
+
+def summariser(engine: Engine) -> Summariser:
+    """A summariser that asks an engine which nobody else steps."""
+
+    def complete(request: Request) -> tuple[str, int]:
+        [[completion]] = engine.generate([request])
+        return completion.text, len(completion.tokens)
+
+    return Summariser(engine.tokenizer, engine.window, complete)
 
 
 def transcript(messages: Sequence[Message]) -> str:
