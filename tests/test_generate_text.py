@@ -4,11 +4,14 @@ import json
 import re
 
 import pytest
+import tokenizers
 from generating import prompt, tiny_engine, tokenizer
+from hypothesis import given
+from hypothesis import strategies as some
 
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
-from trivium.generate.streaming import TextStream
+from trivium.generate.streaming import TextStream, spelling
 from trivium.kit.errors import TriviumError
 
 SAMPLE = "Zoë saw 3 doves 🕊️ over the town; its bell rings — “twelve” — ünder 東京."
@@ -37,6 +40,42 @@ def test_bytes_that_are_no_letter_come_out_in_the_end():
     first = tokenizer().encode("é")[0]
     assert len(tokenizer().encode("é")) == 2
     assert [stream.push(first), stream.finish()] == ["", "\ufffd"]
+
+
+@given(some.lists(some.one_of(some.text(max_size=12), some.integers(0, 255)), max_size=9), some.booleans())
+def test_a_stream_is_its_tokens_decoded_at_once(parts, watching):
+    ids, halves = [], 0
+    for part in parts:
+        if isinstance(part, str):
+            ids, halves = ids + tokenizer().encode(part), 0 if part else halves
+        elif halves < 3:  # pieces of letters, fewer than a letter may have
+            ids, halves = [*ids, part], halves + 1
+    stream = TextStream(tokenizer(), ("never said there",) if watching else ())
+    assert "".join([*map(stream.push, ids), stream.finish()]) == tokenizer().decode(ids)
+
+
+def test_a_token_is_decoded_once_for_all_texts(monkeypatch):
+    spelling.cache_clear()
+    ids = tokenizer().encode("the town of number 3 has a baker and 3 doves. " * 20)
+    decoded, decode = [], type(tokenizer()).decode
+    monkeypatch.setattr(
+        type(tokenizer()), "decode", lambda self, ids, *rest: decoded.append(ids) or decode(self, ids, *rest)
+    )
+    for _ in range(3):
+        stream = TextStream(tokenizer(), ())
+        for token in ids:
+            stream.push(token)
+    assert len(decoded) == len(set(ids))
+
+
+def test_where_the_first_token_is_spelt_otherwise_each_is_decoded_behind_another():
+    words = tokenizers.models.WordLevel({"▁the": 0, "▁town": 1, "s": 2}, unk_token="s")
+    backend = tokenizers.Tokenizer(words)
+    backend.decoder = tokenizers.decoders.Metaspace()
+    assert backend.decode([1]) == "town"
+    strange = type("Strange", (), {"backend": backend, "decode": lambda self, ids: backend.decode(ids)})()
+    stream = TextStream(strange, ())
+    assert [stream.push(token) for token in (0, 1, 2, 1)] == ["the", " town", "s", " town"]
 
 
 @pytest.mark.parametrize("stop", ["doves", "ves 🕊️ ov", "; its bell", "3 d", "東"])

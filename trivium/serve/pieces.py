@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -18,8 +18,7 @@ class Scored:
     alternatives: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Some new text of one sample; `finish` says why it is the last."""
 
     sample: int
