@@ -151,22 +151,6 @@ def greedy_tokens(model, tokens: list[int], count: int) -> list[int]:
     return drawn
 
 
-def test_training_feels_the_rounding_that_follows(tmp_path):
-    stages = (
-        f"  plain: {{{SFT}}}\n  felt: {{{SFT}, qat: int4}}\n"
-        f"  after: {{kind: quantize, from: plain, scheme: int4, {QUANTIZE}}}\n"
-        f"  during: {{kind: quantize, from: felt, scheme: int4, {QUANTIZE}}}\n"
-    )
-    run = trivium.run(recipe(tmp_path, stages), runs=tmp_path / "runs")
-    # What the float weights would do is not what was trained: the rounded ones are.
-    felt = run["felt"].metrics[-1]
-    plain = run["plain"].metrics[-1]
-    assert felt["loss"] != plain["loss"]
-    after, during = (run[name].summary["bits_per_byte_lost"] for name in ("after", "during"))
-    assert abs(during) < 1
-    assert abs(after) < 1
-
-
 def test_an_engine_runs_an_adapter_that_acts(tmp_path):
     path = recipe(tmp_path, f"  sft: {{{SFT}, adapter: {{rank: 4}}, samples: {{prompts: [the river]}}}}\n")
     run = trivium.run(path, runs=tmp_path / "runs")

