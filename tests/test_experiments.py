@@ -98,8 +98,12 @@ def test_a_run_ends_in_tables_a_page_and_json(tmp_path, capsys):
     found = read_json(tmp_path / "runs" / "tiny" / "experiment.json")
     assert found["measures"]["loss"]["arms"]["fast"]["values"] == [1 / 3] * 3
     assert found["measures"]["gained"]["arms"]["short"]["values"] == [0.0] * 3
-    assert [claim["verdict"] for claim in found["claims"]] == ["control did not fail", "supported"]
-    assert "control did not fail" in out
+    # The toy's loss is the same whatever the seed, so nothing can be said of other seeds.
+    assert [claim["verdict"] for claim in found["claims"]] == ["not shown", "not shown"]
+    assert "open: no spread" in out
+    assert (
+        "Seeds that agree to the last digit" in (tmp_path / "runs" / "tiny" / "experiment.html").read_text()
+    )
     assert "loss is low" in out
     html = (tmp_path / "runs" / "tiny" / "experiment.html").read_text()
     assert html == page(found)
@@ -175,14 +179,38 @@ def test_intervals_over_three_seeds_cover_what_they_promise():
 
 
 def test_intervals_are_never_narrower_than_the_questions_allow():
-    estimate = over_seeds([Number(0.5, 0.1)] * 3)
+    estimate = over_seeds([Number(one, 0.1) for one in (0.499, 0.5, 0.501)])
     assert estimate.interval.high - 0.5 == pytest.approx(1.96 * 0.1 / math.sqrt(3), rel=1e-3)
     assert over_seeds([Number(0.5)]).interval.low == -math.inf
 
 
-def experiment(**claim: object) -> Experiment:
+def test_seeds_that_all_say_the_same_show_nothing_but_what_their_questions_do():
+    alike = over_seeds([Number(0.1 + 0.2)] * 3)
+    assert (alike.p_value, alike.interval.low, alike.interval.high) == (1.0, -math.inf, math.inf)
+    asked = over_seeds([Number(0.5, 0.1)] * 3)
+    # Table 26.10 of Abramowitz and Stegun: 4.303 for two degrees of freedom.
+    assert asked.interval.high - 0.5 == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+    assert over_seeds([Number(1.0, 0.004)] * 3).p_value < 0.001
+
+
+def test_a_number_whose_interval_is_open_shows_nothing(tmp_path):
+    """Two models far apart, of which one gave all its answers the same length."""
+    open_ends = {"value": 9.0, "low": None, "high": None, "n": 40}
+    task = {"measures": {"tokens": open_ends}, "groups": {}}
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.json").write_text(json.dumps({"tasks": {"sums": task}}))
+    (tmp_path / "stage.yaml").write_text("{produces: report, seconds: 1.0}")
+    number = taken(tmp_path, "sums: tokens")
+    assert over_seeds([number, Number(9.1, 0.1), Number(9.2, 0.1)]).p_value == 1.0
+    found = judged(
+        experiment("sums: tokens"), {(arm, 0): {"asked": tmp_path} for arm in ("with", "without", "other")}
+    )
+    json.dumps(found, allow_nan=False)
+
+
+def experiment(take: str = "x", **claim: object) -> Experiment:
     claims = [{"says": "a", "on": "m", "arm": "with", "against": "without", "control": "other"} | claim]
-    measure = {"m": {"stage": "asked", "take": "x"}}
+    measure = {"m": {"stage": "asked", "take": take}}
     arms: dict[str, dict] = {"with": {}, "without": {}, "other": {}}
     return Experiment.model_validate({"arms": arms, "measure": measure, "claims": claims})
 
@@ -216,6 +244,8 @@ FAR = [0.80, 0.83, 0.81]
         (FAR, NEAR, NEAR, {"control": "without"}, "supported"),
         (FAR, NEAR, NEAR, {"against": None, "above": 0.7}, "supported"),
         (FAR, NEAR, FAR, {"against": None, "above": 0.7}, "control did not fail"),
+        ([0.8] * 3, [0.5] * 3, [0.5] * 3, {}, "not shown"),
+        ([0.8] * 3, NEAR, [0.5] * 3, {"against": None, "above": 0.7}, "not shown"),
     ],
 )
 def test_verdicts(tmp_path, arm, without, other, claim, verdict):

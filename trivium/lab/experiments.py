@@ -75,11 +75,16 @@ def over_seeds(values: Sequence[Number], bound: float = 0.0) -> Estimate:
     if n < 2:
         return Estimate(Interval(mean, -math.inf, math.inf, n), 1.0)
     spread = math.sqrt(sum((one.value - mean) ** 2 for one in values) / (n - 1) / n)
+    if spread <= 1e-12 * abs(mean):
+        # Seeds that all say the same show no spread: what their questions leave stands in for it.
+        spread = asked
+    if spread == 0 or math.isinf(asked):
+        return Estimate(Interval(mean, -math.inf, math.inf, n), 1.0)
     tail = 0.5 + CONFIDENCE / 2
     half = max(t_quantile(tail, n - 1) * spread, normal_quantile(tail) * asked)
     distance = abs(mean - bound)
-    by_seeds = 2 * (1 - t_below(distance / spread, n - 1)) if spread > 0 else float(distance == 0)
-    by_items = math.erfc(distance / asked / math.sqrt(2)) if asked > 0 else float(distance == 0)
+    by_seeds = 2 * (1 - t_below(distance / spread, n - 1))
+    by_items = math.erfc(distance / asked / math.sqrt(2)) if asked > 0 else 0.0
     return Estimate(Interval(mean, mean - half, mean + half, n), max(by_seeds, by_items))
 
 
@@ -145,7 +150,7 @@ def _number(measure: Measure, stages: Mapping[str, Path]) -> Number:
 def _shown(values: Sequence[Number]) -> dict[str, Any]:
     return {
         "values": [one.value for one in values],
-        "errors": [one.error for one in values],
+        "errors": [one.error if math.isfinite(one.error) else None for one in values],
         "interval": as_json(over_seeds(values).interval),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from trivium.recipe.read import nearest
 
 @dataclass(frozen=True)
 class Number:
-    """A number, and the standard error that the questions behind it leave."""
+    """A number, and the standard error its questions leave: endless where they bound nothing."""
 
     value: float
     error: float = 0.0
@@ -57,7 +58,7 @@ def _reported(summary: Mapping[str, Any]) -> dict[str, Number]:
 
 def _number(interval: Mapping[str, Any]) -> Number:
     low, high = interval["low"], interval["high"]
-    width = high - low if low is not None and high is not None else 0.0
+    width = high - low if low is not None and high is not None else math.inf
     return Number(interval["value"], width / 2 / normal_quantile(0.5 + CONFIDENCE / 2))
 
 
@@ -86,7 +87,7 @@ def figure(value: float | None) -> str:
 
 
 def interval(found: Mapping[str, Any]) -> str:
-    """An interval in words; one seed leaves it open."""
+    """An interval in words; one seed leaves it open, and so do seeds that agree to the last digit."""
     if found["low"] is None:
-        return "open: one seed"
+        return "open: one seed" if found["n"] == 1 else "open: no spread"
     return f"{figure(found['low'])} to {figure(found['high'])}"
