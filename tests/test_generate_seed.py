@@ -1,0 +1,59 @@
+"""A seed gives the same text whatever else is in the batch, also where no plan covers the model."""
+
+import random
+
+import pytest
+from generating import prompt, tiny_model, tokenizer
+
+from trivium.generate.engine import Engine
+from trivium.generate.passes import Modules
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling
+from trivium.model.config import ExpertsConfig
+from trivium.model.lora import AdapterSettings, add_adapter
+from trivium.model.quantize import quantise
+
+# products that are summed in another order are off by this much, and texts are the same all the same
+NEAR = 1e-4
+
+
+def rounded():
+    model = tiny_model()
+    quantise(model, "int8-dynamic")
+    return model, [None]
+
+
+def experts():
+    return tiny_model(experts=ExpertsConfig(count=4, per_token=2, inner_width=48)), [None]
+
+
+def two_adapters():
+    model = tiny_model()
+    for seed, name in enumerate(("one", "two")):
+        add_adapter(model, AdapterSettings(rank=4), name=name, seed=seed)
+        for parameter in (one for one in model.parameters() if one.requires_grad):
+            parameter.data.add_(0.1)
+    return model, [None, "one", "two"]
+
+
+@pytest.mark.parametrize("made", [pytest.param(rounded, marks=pytest.mark.slow), experts, two_adapters])
+def test_the_same_seed_gives_the_same_text_alone_and_among_others(made):
+    model, adapters = made()
+    engine = Engine(model, tokenizer(), max_rows=16)
+    assert isinstance(engine._passes, Modules)
+    chance, requests = random.Random(0), []
+    for seed in range(12):
+        settings = Sampling(
+            temperature=chance.choice([0.7, 1.0, 1.4, 0.0]),
+            top_p=chance.choice([1.0, 0.9]),
+            max_new_tokens=chance.randint(4, 12),
+            seed=seed,
+            logprobs=True,
+        )
+        words = prompt(chance.choice([1, 9, 16, 40, 90]), seed=seed)
+        requests.append(Request(words, settings, adapter=adapters[seed % len(adapters)]))
+    together = engine.generate(requests)
+    for request, (expected,) in list(zip(requests, together, strict=True))[::2]:
+        ((alone,),) = engine.generate([request])
+        assert (alone.text, alone.tokens) == (expected.text, expected.tokens)
+        assert alone.logprobs == pytest.approx(expected.logprobs, abs=NEAR)
