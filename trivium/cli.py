@@ -187,6 +187,13 @@ cli.add_command(serve)
 @click.option("--samples", default=0, show_default=True, help="Answers drawn per question, for pass@k.")
 @click.option("--style", type=click.Choice(["auto", "continue", "chat"]), default="auto", show_default=True)
 @click.option("--chain-of-thought/--at-once", default=True, help="Whether sums may be worked out in writing.")
+@click.option(
+    "--reasoning",
+    type=click.Choice(["off", "ask", "open"]),
+    default="off",
+    show_default=True,
+    help="Whether sums ask for thoughts before the answer.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Write the numbers here, answers beside.")
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with what --json wrote before.")

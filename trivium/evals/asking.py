@@ -14,7 +14,13 @@ from trivium.evals.results import Record
 from trivium.evals.settings import Settings, Style
 from trivium.evals.statistics import pass_at_k
 from trivium.generate.engine import Engine
-from trivium.generate.prompting import few_shot, few_shot_text, split_reasoning
+from trivium.generate.prompting import (
+    ask_to_reason,
+    few_shot,
+    few_shot_text,
+    opens_thinking,
+    split_reasoning,
+)
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
@@ -124,6 +130,19 @@ class Subject:
             return [*self.chat_ids(item.messages), *self.tokenizer.encode(item.begin)]
         return self.text_ids(f"{item.prompt} {item.begin}" if item.begin else item.prompt)
 
+    def asked_ids(self, item: Item, style: Style, settings: Settings) -> list[int]:
+        """The same where the model is to think first, if the settings say so."""
+        if settings.reasoning == "off":
+            return self.prompt_ids(item, style)
+        if (item.style or style) != "chat" or item.begin:
+            raise TriviumError(
+                "reasoning is asked for through the chat template, before an answer that nothing begins: "
+                "take it away, or set style chat and chain_of_thought."
+            )
+        messages, opening = ask_to_reason(item.messages, settings.reasoning)
+        ids = self.chat_ids(messages)
+        return ids if opens_thinking(ids, self.tokenizer) else [*ids, *self.tokenizer.encode(opening)]
+
     def choose(self, items: Sequence[Item], style: Style) -> list[list[Likelihood] | None]:
         """How likely the model finds each choice of each item; None where the window is too small."""
         prompts: list[list[int]] = []
@@ -158,7 +177,7 @@ class Subject:
         requests: list[Request] = []
         asked: list[bool] = []
         for number, item in enumerate(items):
-            ids = self.prompt_ids(item, style)
+            ids = self.asked_ids(item, style, settings)
             room = min(longest, self.window - len(ids))
             asked.append(room >= 1)
             if room < 1:
@@ -194,7 +213,7 @@ def ask(
         answers, judged = [], []
         for completion in completions:
             said = item.begin + completion.text
-            answer = split_reasoning(said).answer
+            answer = split_reasoning(said, opened=settings.reasoning == "open").answer
             if (item.style or style) == "continue":
                 answer = cut(answer)
             scores = dict(item.judge(answer))

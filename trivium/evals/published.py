@@ -210,7 +210,7 @@ def _told(row: Mapping[str, Any]) -> str:
     return str(next((row[key] for key in ANSWERS if row.get(key) is not None), ""))
 
 
-_SUMS = ("shots", "samples", "chain_of_thought")
+_SUMS = ("shots", "samples", "chain_of_thought", "reasoning")
 GSM8K = Task("gsm8k", "GSM8K's word problems, by their result.", ("right",), run_gsm8k, _SUMS)
 SVAMP = Task("svamp", "SVAMP's word problems, by their result.", ("right",), run_svamp, _SUMS)
 HUMANEVAL = Task(

@@ -76,7 +76,7 @@ SUMS = Task(
     "Word problems of several steps: the answer right, and of answers that show steps the share that hold.",
     ("right", "valid steps"),
     run_sums,
-    ("shots", "samples", "chain_of_thought"),
+    ("shots", "samples", "chain_of_thought", "reasoning"),
 )
 SQL = Task(
     "sql",

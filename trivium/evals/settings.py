@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trivium.generate.prompting import Reasoning
 from trivium.kit.errors import TriviumError
 
 Style = Literal["continue", "chat"]
@@ -26,6 +27,8 @@ class Settings(BaseModel):
     """How many answered questions of the training split stand before each question."""
     chain_of_thought: bool = True
     """Whether a model may work a sum out; without, it has to state the result at once."""
+    reasoning: Reasoning = "off"
+    """Whether a model asked through its template is to think first; `open` begins the thought for it."""
     samples: int = Field(default=0, ge=0)
     """How many answers are drawn beside the likeliest one, for pass@k."""
     temperature: float = Field(default=0.8, gt=0)

@@ -26,7 +26,7 @@ class Found:
 
 
 Run = Callable[..., Found]
-SOME_HEED = ("shots", "samples", "chain_of_thought")
+SOME_HEED = ("shots", "samples", "chain_of_thought", "reasoning")
 """The settings of asking that mean nothing to some tasks."""
 NAMES = ("data", "examples", "model")
 """The dials that name a file, a folder or a stage."""
