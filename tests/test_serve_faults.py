@@ -100,6 +100,11 @@ BAD_CHATS = {
     "format unknown": (changed(response_format={"type": "yaml"}), 400),
     "regex broken": (changed(regex="("), 400),
     "regex and schema": (changed(regex="a", response_format={"type": "json_object"}), 400),
+    "an argument of the template's own name": (changed(chat_template_kwargs={"bos_token": "a"}), 400),
+    "a strict tool that nothing forces": (
+        changed(tools=[{"type": "function", "function": {"name": "f", "strict": True}}]),
+        400,
+    ),
     "a tool without a name": (changed(tools=[{"type": "function", "function": {}}]), 400),
     "a call whose arguments are no JSON": (
         changed(
