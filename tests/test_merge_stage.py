@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,13 +14,19 @@ from transformers import AutoModelForCausalLM
 import trivium
 from tests.test_midtrain import RECIPE, recipe
 from trivium.data.packed import PackedRows
+from trivium.data.rows import row_of_documents
 from trivium.data.shards import Shards, in_validation, text_hash
 from trivium.data.sources import read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
-from trivium.kit.metrics import read_metrics
+from trivium.kit.metrics import MetricsLog, read_metrics
+from trivium.kit.progress import Progress
 from trivium.learn.trainer import Trainer
 from trivium.pipeline.run import prepare
+from trivium.stages import anneals
+from trivium.stages.mixtures import all_weighted_or_none
+from trivium.stages.paired import measured_documents
+from trivium.stages.stage import Work
 
 FORKS = """\
   left:  {kind: midtrain, from: base, data: corpus, batch: 256, steps: 3, learning_rate: 0.02, seed: 1}
@@ -246,3 +255,40 @@ def test_anneals_that_are_cut_off_end_as_those_that_are_not(tmp_path, monkeypatc
             for run in (whole, cut)
         )
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_only_documents_of_which_something_is_measured_count():
+    row = row_of_documents([np.arange(3), np.arange(4)], ids=["learnt", "held"])
+    spelt = np.array([0, 0, 0, 1, 1, 1, 0], dtype=np.float32)
+    assert measured_documents([replace(row, columns={"bytes": spelt})]) == {"held"}
+
+
+def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(monkeypatch, tmp_path):
+    met = []
+
+    def read(work, mixture, tokenizer):
+        all_weighted_or_none(work.stage, mixture)
+        met.extend(mixture)
+        return []
+
+    def stop(*_, **__):
+        raise RuntimeError("read")
+
+    monkeypatch.setattr(anneals, "resolve", lambda name: tmp_path)
+    monkeypatch.setattr(anneals, "load_config", lambda folder: SimpleNamespace(reach=32))
+    monkeypatch.setattr(anneals, "Tokenizer", SimpleNamespace(load=lambda folder: None))
+    monkeypatch.setattr(anneals, "trained_shards", lambda models, tokenizer: [])
+    monkeypatch.setattr(anneals, "ingredients", read)
+    monkeypatch.setattr(anneals, "unseen_rows", stop)
+    settings = {
+        "kind": "anneals",
+        "from": "base",
+        "candidates": {"one": {"a": {"weight": 0.8}, "b": {"weight": 0.2}}},
+        "measure": "a",
+        "replay": {"share": 0.3, "data": {"c": {}}},
+        "steps": 1,
+    }
+    work = Work("mixes", tmp_path, {"base": tmp_path}, 1, MetricsLog(tmp_path / "metrics.jsonl"), Progress())
+    with pytest.raises(RuntimeError, match="read"):
+        anneals.Anneals.model_validate(settings).run(work)
+    assert met == ["a", "b", "c"]

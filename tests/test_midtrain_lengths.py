@@ -122,3 +122,25 @@ def test_one_source_is_not_held_out_in_two_ways(tmp_path):
     text = f"  mid: {{kind: midtrain, from: base, data: {data}, batch: 256, steps: 2}}\n"
     with pytest.raises(TriviumError, match=r"`long` and `short` read `\./texts` with another `validation`"):
         trivium.run(road(tmp_path, text), runs=tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "{kind: sft, from: base, data: {long: {of: ./texts}}, steps: 2}",
+        "{kind: sft, from: base, data: ./texts, replay: {share: 0.2, data: {corpus: {min_tokens: 60}}}}",
+        "{kind: rlvr, from: base, data: {./texts: {max_tokens: 60}}, reward: [math], steps: 2}",
+        "{kind: preference, from: base, data: {long: {of: ./texts}}, steps: 2}",
+    ],
+)
+def test_stages_that_cannot_choose_by_length_refuse_to_when_planned(tmp_path, stage):
+    with pytest.raises(TriviumError, match="chosen by length or stands under another name"):
+        prepare(road(tmp_path, f"  after: {stage}\n"), tmp_path / "runs")
+
+
+def test_a_bare_replay_of_what_was_chosen_by_length_is_refused_where_it_cannot_be(made):
+    path, _ = made
+    text = path.read_text() + "  taught: {kind: sft, from: mid, data: ./texts, replay: 0.2, steps: 2}\n"
+    (path.parent / "more.yaml").write_text(text)
+    with pytest.raises(TriviumError, match="mid chose `long` by the length"):
+        trivium.run(path.parent / "more.yaml", runs=path.parent / "runs", only=["taught"])

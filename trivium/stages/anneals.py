@@ -43,11 +43,14 @@ class Anneals(TrainingStage):
 
     def references(self) -> list[Reference]:
         """The model, every candidate's sources, and what is measured."""
-        found = [Reference("from", self.start, ("model",)), *mixture_references(self.measure, "measure")]
+        found = [
+            Reference("from", self.start, ("model",)),
+            *mixture_references(self.measure, "measure", by_length=True),
+        ]
         for name, mixture in self.candidates.items():
-            found += mixture_references(mixture, f"candidates.{name}")
+            found += mixture_references(mixture, f"candidates.{name}", by_length=True)
         if self.replay is not None and self.replay.data is not None:
-            found += mixture_references(self.replay.data, "replay.data")
+            found += mixture_references(self.replay.data, "replay.data", by_length=True)
         return found
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
@@ -64,8 +67,8 @@ class Anneals(TrainingStage):
         context, tokenizer = load_config(folder).reach, Tokenizer.load(folder)
         learnt = trained_shards([folder], tokenizer)
         for name, mixture in self.candidates.items():
-            trained = mixture | ((self.replay and self.replay.data) or {})
-            learnt += [one.shards for one in ingredients(self._own(work, name), trained, tokenizer)]
+            for trained in (mixture, (self.replay and self.replay.data) or {}):
+                learnt += [one.shards for one in ingredients(self._own(work, name), trained, tokenizer)]
         unseen = unseen_rows(
             work, self.measure, tokenizer, context, self.validation.tokens,
             learnt=learnt, required=list(self.measure),

@@ -63,12 +63,6 @@ def prepared(
     work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer, context: int, learned: Learned
 ) -> Examples:
     """Tokenise what is not yet tokenised, into this stage's own folder, and open it all."""
-    for name, portion in mixture.items():
-        if portion.of is not None or portion.within != (0, None):
-            raise TriviumError(
-                f"{work.stage}: `{name}` is chosen by length or under another name, which only pretrain and "
-                "midtrain do; leave `of`, `min_tokens` and `max_tokens` out."
-            )
     folders = {
         name: _tokenised(work, number, name, portion, tokenizer, context, learned)
         for number, (name, portion) in enumerate(mixture.items())

@@ -24,7 +24,7 @@ from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.stages.inheritance import held_out_by, trained_shards
 from trivium.stages.mixtures import Mixture, mixture_references, unseen_rows
-from trivium.stages.paired import Spent, bits_per_byte, changes, halves, spent, told
+from trivium.stages.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
 from trivium.stages.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ class Merge(Stage):
         found = [Reference("of", name, ("model",)) for name in self.of]
         if self.base is not None:
             found.append(Reference("base", self.base, ("model",)))
-        return found + (mixture_references(self.data) if self.data is not None else [])
+        return found + (mixture_references(self.data, by_length=True) if self.data is not None else [])
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """The size of the first ingredient."""
@@ -166,7 +166,7 @@ class Merge(Stage):
         if not rows:
             raise TriviumError(f"{work.stage}: the ingredients held nothing out; name text as `data`.")
         for name, held in rows.items():
-            if self.method == "greedy" and len({one for row in held for one in row.ids}) < 4:
+            if self.method == "greedy" and len(measured_documents(held)) < 4:
                 raise TriviumError(
                     f"{work.stage}: a greedy soup is chosen on half of what is held out of `{name}` and "
                     "reported on the rest; with fewer than 4 documents raise its `validation`."

@@ -108,11 +108,11 @@ class Midtrain(FedStage):
 
     def references(self) -> list[Reference]:
         """`from` names the parent; the others outside data or corpora."""
-        found = [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
+        found = [Reference("from", self.start, ("model",)), *mixture_references(self.data, by_length=True)]
         if self.replay is not None and self.replay.data is not None:
-            found += mixture_references(self.replay.data, "replay.data")
+            found += mixture_references(self.replay.data, "replay.data", by_length=True)
         if self.watch is not None:
-            found += mixture_references(self.watch, "watch")
+            found += mixture_references(self.watch, "watch", by_length=True)
         if self.vocabulary is not None:
             found += source_references("vocabulary.data", self.vocabulary.data)
         return found

@@ -81,9 +81,16 @@ Mixture = Annotated[
 NEEDS: tuple[Product, ...] = ("shards", "data", "source")
 
 
-def mixture_references(mixture: Mapping[str, Portion], setting: str = "data") -> list[Reference]:
-    """The references that a mixture makes."""
+def mixture_references(
+    mixture: Mapping[str, Portion], setting: str = "data", *, by_length: bool = False
+) -> list[Reference]:
+    """The references that a mixture makes; a stage that can choose documents by their length says so."""
     for name, portion in mixture.items():
+        if not by_length and (portion.of is not None or portion.within != (0, None)):
+            raise TriviumError(
+                f"{setting}: `{name}` is chosen by length or stands under another name, which only a stage "
+                "that reads plain text can do; leave `of`, `min_tokens` and `max_tokens` out."
+            )
         if portion.of is not None and "." in name:
             raise TriviumError(f"{setting}: `{name}` has an `of`; give it a name without a dot.")
     return [

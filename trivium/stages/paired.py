@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from trivium.data.rows import Row
 from trivium.evals.statistics import Difference, holm, paired_difference
 from trivium.learn.validation import by_document
@@ -26,6 +28,15 @@ def bits_per_byte(found: Spent) -> dict[str, float]:
         source: sum(bits for bits, _ in documents.values()) / sum(size for _, size in documents.values())
         for source, documents in found.items()
     }
+
+
+def measured_documents(rows: Sequence[Row]) -> set[str]:
+    """The documents of which something is predicted; others only stand beside them."""
+    found: set[str] = set()
+    for row in rows:
+        sizes = np.split(row.columns["bytes"], np.cumsum(row.lengths)[:-1])
+        found.update(name for name, size in zip(row.ids, sizes, strict=True) if size.sum() > 0)
+    return found
 
 
 def halves(found: Spent) -> tuple[Spent, Spent]:

@@ -62,7 +62,7 @@ class Pretrain(TrainingStage):
 
     def references(self) -> list[Reference]:
         """`data` names corpora or outside data; `tokenizer` is needed only where no corpus brings one."""
-        found = mixture_references(self.data)
+        found = mixture_references(self.data, by_length=True)
         if self.tokenizer is not None:
             found.append(Reference("tokenizer", self.tokenizer, ("tokenizer", "model")))
         return found

@@ -44,7 +44,7 @@ class Quantize(Stage):
 
     def references(self) -> list[Reference]:
         """`from` names the model; `data` names what it is measured on."""
-        return [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
+        return [Reference("from", self.start, ("model",)), *mixture_references(self.data, by_length=True)]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """The model's size, which stays."""

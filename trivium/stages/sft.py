@@ -202,6 +202,13 @@ class Sft(FedStage):
             learnt = learnt_by(work.stage, self.start, folder, (*DOCUMENTS, "sft"))
             work = replace(work, inputs={**learnt.places, **work.inputs})
             replayed = learnt.mixture
+            for name, portion in replayed.items():
+                if portion.within != (0, None):
+                    raise TriviumError(
+                        f"{work.stage}: `replay` is a bare share, but {self.start} chose `{name}` by the "
+                        "length of its documents, which this stage cannot do; say `replay: {share: 0.2, "
+                        "data: ...}`."
+                    )
             work.change("replay", "nothing", {name: one.weight for name, one in replayed.items()})
         both = sorted(self.data.keys() & replayed.keys())
         if both:
