@@ -136,3 +136,16 @@ def test_what_has_no_meaning_is_refused() -> None:
         stretch(small_model(), LONGER, "base")
     with pytest.raises(TriviumError, match="there is no method 'alibi'"):
         stretch(small_model(), LONGER, "alibi")
+
+
+@pytest.mark.parametrize(("method", "options"), [("base", {"base": 5e5}), ("nope", {"every": 2})])
+def test_training_on_shorter_texts_takes_no_reach_away(method: str, options: dict[str, float]) -> None:
+    model = small_model(family="llama")
+    reach = model.config.reach
+    stretch(model, reach // 2, method, **options)
+    assert model.config.reach == reach
+
+
+def test_a_ramp_of_yarn_that_runs_backwards_is_refused() -> None:
+    with pytest.raises(TriviumError, match="`beta_slow` 40 has to lie below `beta_fast`"):
+        stretch(small_model(), LONGER, "yarn", beta_slow=40.0)

@@ -82,10 +82,16 @@ def stretched_rope(
     stretched = {"factor": factor, "original_max_position_embeddings": original, **plain}
     if method == "yarn":
         fast = options.get("beta_fast") or often_turns(original)
+        slow = options.get("beta_slow") or 1.0
+        if fast <= slow:
+            raise TriviumError(
+                f"context: `beta_slow` {slow:g} has to lie below `beta_fast`, which is {fast:g} for a model "
+                f"trained on {original} tokens"
+            )
         return {
             "rope_type": "yarn",
             "beta_fast": fast,
-            "beta_slow": options.get("beta_slow") or 1.0,
+            "beta_slow": slow,
             **stretched,
         }
     if method == "longrope":
@@ -153,6 +159,8 @@ def stretch_table(model: Transformer, length: int, method: Method, seed: int) ->
 def stretch_rope(model: Transformer, length: int, method: Method, options: dict[str, Any]) -> None:
     """Change the rotary positions of every layer that sees the whole context."""
     config = model.config
+    # Shorter texts with another base or without positions take no reach away.
+    length = max(length, config.reach) if method in ("base", "nope") else length
     if config.rope["rope_type"] == "dynamic" and method in KEEPING and length > config.reach:
         raise TriviumError(
             f"context: the parent's dynamic scaling reaches {config.reach} tokens and '{method}' keeps it; "
