@@ -134,6 +134,25 @@ def test_what_is_too_long_to_be_read_at_once_is_summarised_in_parts():
     assert "".join(read.split()) == "".join(transcript(LONG[1:]).split())
 
 
+def test_short_turns_before_a_long_one_cost_no_part_of_their_own():
+    prompts = []
+    turns = [{"role": "user", "content": "hi"}, {"role": "user", "content": "the bell rings. " * 80}]
+
+    def complete(request):
+        prompts.append(request.prompt)
+        return "bells", 1
+
+    Summariser(tokenizer(), 300, complete)(turns, 60)
+    assert len(prompts) < 8
+    assert min(map(len, prompts[:-1])) > 150
+
+
+@pytest.mark.parametrize(("name", "word"), [("overflow", "drops"), ("reasoning", "yes")])
+def test_a_way_that_nobody_knows_is_refused_and_not_taken_for_another(name, word):
+    with pytest.raises(TriviumError, match=f"{name} is '{word}'; choose one of "):
+        fit_conversation(LONG, tokenizer(), size(LONG), **{name: word})
+
+
 def test_what_cannot_be_summarised_is_refused():
     never = lambda request: pytest.fail("the model was asked")
     with pytest.raises(TriviumError, match="no room for asking"):

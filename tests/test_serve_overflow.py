@@ -12,6 +12,7 @@ from serving import ScriptedEngine, client, raw, running, until
 from trivium.generate.requests import Request, Slide
 from trivium.generate.sampling import Sampling
 from trivium.serve.limits import Limits
+from trivium.serve.prompts import within_reach
 
 TURNS = [
     {"role": role, "content": f"{role} {number}: the bell rings"}
@@ -245,3 +246,10 @@ def test_wrong_words_are_refused(address):
             answer = http.post("/v1/chat/completions", content=json.dumps(body))
             assert answer.status_code == 400
             assert answer.json()["error"]["param"] == field
+
+
+def test_turns_far_beyond_the_context_are_left_out_whole():
+    user, said = ({"role": role, "content": "a"} for role in ("user", "assistant"))
+    pasted, brief = {"role": "user", "content": "b" * 50}, {"role": "system", "content": "c" * 50}
+    assert within_reach([brief, pasted, said, user, said, user], 10) == [brief, user, said, user]
+    assert within_reach([user, said, brief, pasted, said], 10) == [user, said, brief, pasted, said]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trivium.generate.prompting import Message, Reasoning, ask_to_reason, opens_thinking, split_reasoning
 from trivium.generate.requests import Request, Slide
@@ -74,7 +74,12 @@ def fit_conversation(
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Bring a conversation to at most `room` prompt tokens; system messages and `examples` always stay."""
+    """Bring a conversation to at most `room` prompt tokens; system messages and `examples` always stay.
+
+    Only `slide` leaves everything where it is, for the cache to forget.
+    """
+    _check_word("overflow", overflow, get_args(Overflow))
+    _check_word("reasoning", reasoning, get_args(Reasoning))
     asked, opening = ask_to_reason(messages, reasoning)
 
     def tokens_of(conversation: Sequence[Message]) -> list[int]:
@@ -111,6 +116,11 @@ def fit_conversation(
                     f"window leaves room for {room}: choose overflow drop."
                 )
     return Fitted(kept, tokens, left_out, summary, opens_thinking(tokens, tokenizer), slide)
+
+
+def _check_word(name: str, word: str, known: Sequence[str]) -> None:
+    if word not in known:
+        raise TriviumError(f"{name} is {word!r}; choose one of {', '.join(known)}.")
 
 
 def _drop(
@@ -228,7 +238,8 @@ class Summariser:
                 f"{most}: choose overflow drop or slide."
             )
         if low < len(rest):
-            low = rest.rfind("\n", 0, low) + 1 or low
+            # not at a line that ends early, or many short parts would be read
+            low = rest.rfind("\n", low // 2, low) + 1 or low
         return low, tokens_of(low)
 
 

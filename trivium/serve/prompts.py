@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from trivium.generate.context import PARTS, Fitted, Summarise, fit_conversation
+from trivium.generate.context import PARTS, Fitted, Summarise, fit_conversation, turns_of
 from trivium.generate.sampling import Sampling
 from trivium.serve.calls import (
     ANY_OBJECT,
@@ -120,14 +120,20 @@ def longest_prompt(tokenizer: Tokenizer, context: int) -> int:
 
 
 def within_reach(messages: Sequence[Mapping[str, Any]], letters: int) -> list[Mapping[str, Any]]:
-    """The conversation without those of its oldest messages that could not fit in any case."""
+    """The conversation without those of its oldest turns that could not fit in any case."""
+    _, turns = turns_of(messages)
+    gone = 0
+    for turn in reversed(turns[:-1]):
+        letters -= sum(len(message["content"]) for message in turn)
+        gone += len(turn) if letters < 0 else 0
+    left = gone
     kept: list[Mapping[str, Any]] = []
-    for message in reversed(messages):
-        if message["role"] != "system" and kept:
-            letters -= len(message["content"])
-        if message["role"] == "system" or letters >= 0:
+    for message in messages:
+        if message["role"] != "system" and left:
+            left -= 1
+        else:
             kept.append(message)
-    return kept[::-1]
+    return kept
 
 
 def refuse_beyond(letters: int, most: int, parameter: str) -> None:
