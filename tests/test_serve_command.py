@@ -92,6 +92,7 @@ def test_help_has_headings():
         (["serve", "{folder}", "--request-seconds", "nan"], "the limit request_seconds is nan"),
         (["serve", "{folder}", "--port", "0", "--device", "moon"], "the device 'moon' cannot be used here"),
         (["serve", "{folder}", "--port", "0", "--cache-mib", "0"], "0 is not in the range"),
+        (["serve", "{folder}", "--port", "0", "--max-rows", "0"], "0 is not in the range"),
         (["chat", "{folder}", "--min-p", "2"], "min_p must be between 0 and 1"),
         (["chat", "{folder}", "--device", "cuda:77"], "the device 'cuda:77' cannot be used here"),
     ],

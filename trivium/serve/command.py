@@ -108,7 +108,7 @@ def chat(model: str, **settings: Any) -> None:
 @click.option(
     "--allow-origin", "allow_origins", multiple=True, metavar="URL", help="A web page that may ask."
 )
-@option(MACHINE, "--max-rows", 32, "Answers each model writes at the same time.")
+@option(MACHINE, "--max-rows", 32, "Answers each model writes at the same time.", type=click.IntRange(min=1))
 @_device
 @option(
     MACHINE,
