@@ -40,9 +40,9 @@ class Reader:
         return Completion(said, [1] * 7, [], "stop", len(ids))
 
 
-def asked(overflow, recalls=True, limit=9):
+def asked(overflow, recalls=True, limit=9, depths=DEPTHS):
     subject = SimpleNamespace(tokenizer=tokenizer(), window=WINDOW, engine=Reader(recalls))
-    found = run_conversation(subject, Settings(limit=limit), overflow, 1200, DEPTHS)
+    found = run_conversation(subject, Settings(limit=limit), overflow, 1200, depths)
     right = {
         depth: [one.scores["right"] for one in found.records if one.groups["depth"] == f"{depth:g}"]
         for depth in DEPTHS
@@ -85,6 +85,11 @@ def test_wrong_dials_are_refused():
         run_conversation(subject, Settings(), "forget")
     with pytest.raises(TriviumError, match="chat template"):
         run_conversation(subject, Settings(style="continue"))
+
+
+def test_one_depth_may_be_written_without_a_list():
+    records, _, _ = asked("drop", limit=1, depths=1.0)
+    assert [one.groups["depth"] for one in records] == ["1"]
 
 
 def test_nothing_of_a_chronicle_is_lost_in_turns():

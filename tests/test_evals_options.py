@@ -17,6 +17,7 @@ from trivium.evals.evaluate import evaluate
 from trivium.evals.settings import Settings
 from trivium.evals.task import planned
 from trivium.kit.errors import TriviumError
+from trivium.lab.gather_answers import _question
 from trivium.recipe import graph
 from trivium.recipe.schema import load
 
@@ -36,6 +37,9 @@ def folder(tmp_path_factory) -> Path:
         ("passkey?lengths=abc", "lengths=abc"),
         ("passkey?depths=deep", "depths=deep"),
         ("positions?length=x", "length=x"),
+        ("passkey?kind=needle", "write `kinds`"),
+        ("passkey?tokens=5000", "write `lengths`"),
+        ("conversation?style=chat&depth=0", "no dial 'depth'"),
         ("humaneval?data=FILE&seconds=x", "seconds=x"),
         ("humaneval?data=FILE&unsafe_sandbox=perhaps", "true or false"),
         ("own?data=FILE&most=x", "most=x"),
@@ -66,6 +70,23 @@ def test_comparing_with_a_file_that_is_no_evaluation_is_one_sentence(folder: Pat
 
 def test_a_truth_written_as_a_word_is_not_its_letters():
     assert planned("humaneval?data=x&unsafe_sandbox=false", Settings()).dials["unsafe_sandbox"] is False
+
+
+@pytest.mark.parametrize("value", [2.5, float("inf"), float("nan")])
+def test_what_is_no_whole_number_is_not_cut_to_one(value: float):
+    with pytest.raises(TriviumError, match="write a whole number"):
+        planned({"task": "own", "data": "x", "most": value}, Settings())
+    assert planned({"task": "own", "data": "x", "most": 2.0}, Settings()).dials["most"] == 2
+
+
+def test_a_file_among_other_sources_is_asked_anew_when_it_has_changed(tmp_path: Path):
+    text, keys = tmp_path / "mine.txt", set()
+    for words in ("one", "two"):
+        text.write_text(words)
+        keys |= {
+            _question("bits", {}, {"sources": given}) for given in (f"prose+{text}", ["prose", str(text)])
+        }
+    assert len(keys) == 4
 
 
 def test_a_setting_for_all_tasks_is_left_out_where_it_means_nothing():

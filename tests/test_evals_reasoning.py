@@ -8,9 +8,12 @@ from tuning import small_model
 
 from trivium.evals.asking import Subject
 from trivium.evals.evaluate import evaluate
+from trivium.evals.settings import Settings
+from trivium.evals.task import planned
 from trivium.generate.prompting import REQUEST_TO_THINK
 from trivium.generate.requests import Completion
 from trivium.kit.errors import TriviumError
+from trivium.lab.gather_answers import default_tasks
 
 
 def asked(monkeypatch, spec, said):
@@ -51,10 +54,16 @@ def test_thoughts_are_asked_for(monkeypatch):
     assert [one.split("assistant")[-1] for one in prompts] == [one.split("assistant")[-1] for one in plain]
 
 
+def test_a_comparison_that_asks_for_thoughts_still_asks_for_results_at_once():
+    settings = Settings(reasoning="ask")
+    told = [planned(spec, settings) for spec in default_tasks({}, [512])]
+    assert [one.settings.reasoning for one in told if one.task.name == "sums"] == ["ask", "off"]
+
+
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ("sums?reasoning=ask&chain_of_thought=false", "that nothing begins"),
+        ("sums?reasoning=ask&chain_of_thought=false", "to think first and to state the result at once"),
         ("facts?reasoning=ask", "knows no `reasoning`"),
         ("sums?reasoning=loud", "reasoning"),
     ],

@@ -100,9 +100,9 @@ def test_a_run_ends_in_tables_a_page_and_json(tmp_path, capsys):
     assert found["measures"]["gained"]["arms"]["short"]["values"] == [0.0] * 3
     # The toy's loss is the same whatever the seed, so nothing can be said of other seeds.
     assert [claim["verdict"] for claim in found["claims"]] == ["not shown", "not shown"]
-    assert "open: no spread" in out
+    assert "open: nothing bounds it" in out
     assert (
-        "Seeds that agree to the last digit" in (tmp_path / "runs" / "tiny" / "experiment.html").read_text()
+        "Nothing bounds what chance does here" in (tmp_path / "runs" / "tiny" / "experiment.html").read_text()
     )
     assert "loss is low" in out
     html = (tmp_path / "runs" / "tiny" / "experiment.html").read_text()

@@ -13,7 +13,7 @@ from trivium.evals.bits import texts_of
 from trivium.evals.passkey import characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task, number_dial
+from trivium.evals.task import Found, Task
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 
@@ -53,10 +53,10 @@ def long_texts(subject: Subject, settings: Settings, source: str, length: int) -
 
 
 def run_positions(
-    subject: Subject, settings: Settings, source: str = "chronicle", length: int | str | None = None
+    subject: Subject, settings: Settings, source: str = "chronicle", length: int | None = None
 ) -> Found:
     """Bits per byte of long texts, a record for every document and bucket."""
-    size = number_dial("positions", "length", length, int) if length else subject.window
+    size = length or subject.window
     spelled = subject.tokenizer.byte_lengths()
     ends = borders(size)
     records = []

@@ -10,7 +10,7 @@ import torch
 
 from trivium import world
 from trivium.evals.asking import Subject
-from trivium.evals.passkey import DEPTHS, characters_per_token
+from trivium.evals.passkey import ASKED_AS, DEPTHS, characters_per_token, listed
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.task import Found, Task, number_dial
@@ -55,14 +55,16 @@ def run_conversation(
         raise TriviumError(f"The task conversation has no overflow '{overflow}'; it has {ways}.")
     if settings.style == "continue" or not subject.tokenizer.templates:
         raise TriviumError("The task conversation asks through the chat template; ask passkey of this model.")
-    listed = depths.split("+") if isinstance(depths, str) else depths
-    wanted = [number_dial("conversation", "depths", one, float) for one in listed or DEPTHS]
+    for dial in ASKED_AS:
+        if dial in dials:
+            raise TriviumError(f"The task conversation has no dial '{dial}'; it has length and depths.")
+    wanted = [number_dial("conversation", "depths", one, float) for one in listed(depths) or DEPTHS]
     characters = round((length or 2 * subject.window) * characters_per_token(subject, settings))
     most = settings.max_new_tokens or MOST
     told = []
     for number in range(max(settings.limit, len(wanted))):
         depth = wanted[number % len(wanted)]
-        own = {"kind": "passkey", **dials, "characters": characters, "depth": depth}
+        own = {**dials, "kind": "passkey", "characters": characters, "depth": depth}
         told += list(world.questions("chronicle", "test", seed=settings.seed, start=number, limit=1, **own))
     talks = [_fitted(subject, told_in_turns(one.question), overflow, most) for one in told]
     sampling = Sampling(temperature=0, max_new_tokens=most)

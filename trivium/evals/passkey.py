@@ -17,6 +17,11 @@ from trivium.world.checks import fulfils
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 KINDS = ("passkey", "needle", "keys", "variables", "words")
 ENOUGH = 0.9
+ASKED_AS = {
+    "kind": "kinds", "depth": "depths", "characters": "lengths", "tokens": "lengths",
+    "characters_per_token": "lengths",
+}  # fmt: skip
+"""Dials of the chronicle which the task sets itself, and what a person writes instead."""
 ROOM = 16
 SHORTEST = 64
 
@@ -36,13 +41,16 @@ def run_passkey(
     **dials: Any,
 ) -> Found:
     """A grid of lengths (in tokens) and depths, for each kind of thing that is hidden."""
-    wanted_lengths = [number_dial("passkey", "lengths", one, int) for one in _listed(lengths)] or [
+    for dial, own in ASKED_AS.items():
+        if dial in dials:
+            raise TriviumError(f"The task passkey has no dial '{dial}'; write `{own}`.")
+    wanted_lengths = [number_dial("passkey", "lengths", one, int) for one in listed(lengths)] or [
         one for one in (subject.window // 4, subject.window // 2, subject.window - ROOM) if one >= SHORTEST
     ]
     if not wanted_lengths:
         raise TriviumError(f"The model's window of {subject.window} tokens is too short to hide anything in.")
-    wanted_depths = [number_dial("passkey", "depths", one, float) for one in _listed(depths)] or list(DEPTHS)
-    wanted_kinds = [str(one) for one in _listed(kinds)] or list(KINDS)
+    wanted_depths = [number_dial("passkey", "depths", one, float) for one in listed(depths)] or list(DEPTHS)
+    wanted_kinds = [str(one) for one in listed(kinds)] or list(KINDS)
     for kind in wanted_kinds:
         if kind not in KINDS:
             raise TriviumError(f"The task passkey has no kind '{kind}'; it has {', '.join(KINDS)}.")
@@ -113,7 +121,8 @@ def _item(
     )  # fmt: skip
 
 
-def _listed(given: Any) -> list[Any]:
+def listed(given: Any) -> list[Any]:
+    """What a person wrote as `one+another`, as a list, or as a single thing."""
     if given is None:
         return []
     if isinstance(given, str):

@@ -48,19 +48,23 @@ def settings_of(what: str, given: Mapping[str, Any]) -> Settings:
         raise TriviumError(f"{what}: `{first['loc'][0]}`: {first['msg'].lower()}.") from None
 
 
-def read_spec(spec: TaskSpec, settings: Settings) -> tuple[str, str, Settings, dict[str, Any]]:
-    """A task's label, its name, its settings and its own dials, from `name?dial=value` or a mapping."""
+def named(spec: TaskSpec) -> tuple[str, dict[str, Any]]:
+    """The task a person named as `name?key=value&key=value` or in a mapping, and what else was written."""
     if isinstance(spec, str):
         name, _, words = spec.partition("?")
         pairs = (word.partition("=") for word in words.split("&") if word)
-        dials: dict[str, Any] = {key: value for key, _, value in pairs}
-        label = str(dials.pop("name", spec))
-    else:
-        dials = dict(spec)
-        name = dials.pop("task", "")
-        if not name:
-            raise TriviumError(f"The task {dict(spec)} has no key `task` that names it.")
-        label = str(dials.pop("name", name))
+        return name.strip(), {key: value for key, _, value in pairs}
+    given = dict(spec)
+    name = str(given.pop("task", "")).strip()
+    if not name:
+        raise TriviumError(f"The task {dict(spec)} has no key `task` that names it.")
+    return name, given
+
+
+def read_spec(spec: TaskSpec, settings: Settings) -> tuple[str, str, Settings, dict[str, Any]]:
+    """A task's label, its name, its settings and its own dials."""
+    name, dials = named(spec)
+    label = str(dials.pop("name", spec if isinstance(spec, str) else name))
     own = {key: dials.pop(key) for key in list(dials) if key in Settings.model_fields}
     merged = settings_of(f"The task {name}", {**settings.model_dump(), **own})
-    return label, name.strip(), merged, dials
+    return label, name, merged, dials

@@ -10,7 +10,7 @@ from typing import Any
 
 from trivium.evals.asking import Subject
 from trivium.evals.results import Record
-from trivium.evals.settings import Settings, TaskSpec, read_spec
+from trivium.evals.settings import Settings, TaskSpec, named, read_spec
 from trivium.evals.statistics import Interval
 from trivium.kit.errors import TriviumError
 
@@ -79,10 +79,14 @@ def _typed(task: str, dial: str, kind: str, value: Any) -> Any:
 def number_dial(task: str, dial: str, value: Any, kind: type[int] | type[float]) -> Any:
     """A dial as a number, or one sentence on why it is none."""
     try:
-        return kind(value)
-    except (TypeError, ValueError):
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    # A mapping may hold 2.5 where a whole number is meant.
+    if number is None or (isinstance(value, float) and number != value):
         wanted = "a whole number" if kind is int else "a number"
-        raise TriviumError(f"The task {task} has no use for {dial}={value}; write {wanted}.") from None
+        raise TriviumError(f"The task {task} has no use for {dial}={value}; write {wanted}.")
+    return number
 
 
 @dataclass(frozen=True)
@@ -99,23 +103,26 @@ def planned(spec: TaskSpec, settings: Settings) -> Planned:
     """Read and check what a person wrote; a setting for all tasks is left out where it means nothing."""
     label, name, merged, dials = read_spec(spec, settings)
     one = task(name)
-    given = spec if not isinstance(spec, str) else dict.fromkeys(
-        word.partition("=")[0] for word in spec.partition("?")[2].split("&")
-    )  # fmt: skip
+    _, given = named(spec)
     unheeded = [setting for setting in SOME_HEED if setting not in one.heeds]
     for setting in unheeded:
         if setting in given:
             raise TriviumError(f"The task {name} knows no `{setting}`; take it away.")
     plain = {setting: Settings.model_fields[setting].default for setting in unheeded}
-    return Planned(label, one, merged.model_copy(update=plain), one.checked(dials))
+    heeded = merged.model_copy(update=plain)
+    if heeded.reasoning != "off" and not heeded.chain_of_thought:
+        raise TriviumError(
+            f"The task {label} is to think first and to state the result at once: take `reasoning` away, or "
+            "set `chain_of_thought: true`."
+        )
+    return Planned(label, one, heeded, one.checked(dials))
 
 
 def spelled_out(spec: TaskSpec) -> str | dict[str, Any]:
     """A task that names files as a mapping, whose keys can be told apart; any other as it is written."""
     if not isinstance(spec, str):
         return dict(spec)
-    name, _, words = spec.partition("?")
-    dials: dict[str, Any] = {key: value for key, _, value in (w.partition("=") for w in words.split("&"))}
+    name, dials = named(spec)
     if not any(dial in dials for dial in NAMES):
         return spec
     return {"name": spec, **dials, "task": name}

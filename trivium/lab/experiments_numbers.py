@@ -87,7 +87,7 @@ def figure(value: float | None) -> str:
 
 
 def interval(found: Mapping[str, Any]) -> str:
-    """An interval in words; one seed leaves it open, and so do seeds that agree to the last digit."""
+    """An interval in words; one seed leaves it open, and so does what nothing bounds."""
     if found["low"] is None:
-        return "open: one seed" if found["n"] == 1 else "open: no spread"
+        return "open: one seed" if found["n"] == 1 else "open: nothing bounds it"
     return f"{figure(found['low'])} to {figure(found['high'])}"

@@ -70,7 +70,10 @@ def _why(claim: Mapping[str, Any], many: int) -> str:
     if many == 1:
         return "One seed says nothing about other seeds, so the claim is not shown."
     if claim["effect"]["low"] is None or claim["over_control"]["low"] is None:
-        return "Seeds that agree to the last digit say nothing about other seeds, so the claim is not shown."
+        return (
+            "Nothing bounds what chance does here: seeds agree to the last digit, or a number's own interval "
+            "is open. So the claim is not shown."
+        )
     return "Chance could do this, so the claim is not shown."
 
 

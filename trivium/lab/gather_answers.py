@@ -39,7 +39,7 @@ def default_tasks(
         chosen.append({"task": "tongue", "limit": fewer, **dials})
     chosen.append({"task": "instructions", **dials})
     chosen.append({"task": "sums", "samples": 4})
-    chosen.append({"task": "sums", "name": "sums at once", "chain_of_thought": False})
+    chosen.append({"task": "sums", "name": "sums at once", "chain_of_thought": False, "reasoning": "off"})
     if "ledger" in sources:
         chosen.append({"task": "sql", "limit": fewer, **dials})
     if "facts" in sources and ("chat" in sources or "taste" in sources):
@@ -89,9 +89,10 @@ def _is_kept(place: Path) -> bool:
 
 def _question(name: str, settings: Mapping[str, Any], dials: Mapping[str, Any]) -> str:
     files = {
-        key: checksum(value)
-        for key, value in dials.items()
-        if isinstance(value, str) and Path(value).is_file()
+        one: checksum(one)
+        for value in dials.values()
+        for one in (value if isinstance(value, list | tuple) else (value, *str(value).split("+")))
+        if isinstance(one, str) and Path(one).is_file()
     }
     return fingerprint([name, dict(settings), dict(dials), files, code()])
 

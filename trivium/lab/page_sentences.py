@@ -42,9 +42,9 @@ def cost(rows: Sequence[Numbers]) -> str:
     if worked:
         heavy = max(worked, key=lambda row: row["flops"])
         amount = short(sum(row["flops"] for row in worked))
-        where = "most of it there" if heavy is not most and heavy["stage"] == most["stage"] else ""
-        where = where or f"{figure(heavy['flops share'], 'share')} in {heavy['stage']}"
-        sentence += f"; of the {amount} operations, {where}"
+        sentence += (
+            f"; of the {amount} operations, {figure(heavy['flops share'], 'share')} in {heavy['stage']}"
+        )
     return sentence + "."
 
 
