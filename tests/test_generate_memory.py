@@ -1,8 +1,7 @@
-"""The cache's memory: what is free, who was promised it, and that a budget holds at every moment."""
+"""The cache's memory: what is free, who shares it, and that a budget holds at every moment."""
 
 from __future__ import annotations
 
-import gc
 import weakref
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit import machine
+from trivium.model.folder import save_model
+from trivium.serve.models import open_engine
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=24, stop_ids=())
 PER_TOKEN = 3 * 2 * 2 * 16 * 4
@@ -29,7 +30,6 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setattr(machine, "MEMINFO", str(tmp_path / "meminfo"))
     monkeypatch.setattr(machine, "CGROUP", str(tmp_path))
-    monkeypatch.setattr(caches, "_CACHES", weakref.WeakSet())
     return tmp_path
 
 
@@ -50,21 +50,15 @@ def test_a_container_has_what_its_limit_leaves(system: Path) -> None:
     assert machine.free_memory() == 0
 
 
-def test_what_one_engine_was_promised_no_other_is(system: Path) -> None:
-    model = tiny_model()
-    engines = [Engine(model, tokenizer()) for _ in range(3)]
-    budgets = [engine.cache.budget / MIB for engine in engines]
-    assert budgets == [50, 25, 12.5]
-    # What an engine has taken is no longer free, and is not counted twice.
-    engines[0].generate([Request(prompt(400), GREEDY)])
-    taken = engines[0].cache.reserved * PER_TOKEN
-    assert taken > 0
-    (system / "meminfo").write_text(f"MemAvailable: {102400 - taken // 1024} kB\n")
-    assert Engine(model, tokenizer()).cache.budget == pytest.approx(6.25 * MIB, abs=1024)
-    del engines
-    gc.collect()
-    assert Engine(model, tokenizer(), memory_budget=MIB).cache.budget == MIB
-    assert Engine(model, tokenizer()).cache.budget == pytest.approx(50 * MIB, abs=MIB)
+def test_models_served_together_share_what_is_free(system: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_model(tiny_model(), folder)
+    tokenizer().save(folder)
+    budgets = [open_engine(folder, sharing=3, device="cpu").cache.budget for _ in range(3)]
+    assert budgets == [50 * MIB // 3] * 3
+    # An engine that is no longer used, and not yet collected, takes nothing from the next.
+    engines = [tiny_engine() for _ in range(40)]
+    assert engines[-1].cache.budget == 50 * MIB
 
 
 @pytest.mark.parametrize("places", [300, 700, 1100, 2049])

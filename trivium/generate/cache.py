@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -144,20 +142,13 @@ class Pool:
         self.tenants[target] = tenant
 
 
-_CACHES: weakref.WeakSet[Cache] = weakref.WeakSet()
-"""Those of this process, whose promises are not given twice."""
-_PROMISING = threading.Lock()
-
-
 class Cache:
     """All pools together, and the promise never to hold more than the budget, nor while storage moves."""
 
     def __init__(self, shape: Shape, *, rows: int, budget: int | None = None) -> None:
         self.shape, self.max_rows = shape, rows
         self.pools: dict[int, Pool] = {}
-        with _PROMISING:
-            self.budget = _half_of_free_memory(shape.device) if budget is None else budget
-            _CACHES.add(self)
+        self.budget = half_of_free_memory(shape.device) if budget is None else budget
         self.places = self.budget // shape.bytes_per_token
 
     @staticmethod
@@ -182,11 +173,6 @@ class Cache:
     def reserved(self) -> int:
         """Token places that have storage now."""
         return sum(pool.rows * pool.capacity for pool in list(self.pools.values()))
-
-    @property
-    def outstanding(self) -> int:
-        """Bytes that are promised and not yet taken."""
-        return max(self.budget - self.reserved * self.shape.bytes_per_token, 0)
 
     def place(self, tenant: Tenant, length: int) -> bool:
         """Give a row of this length a place, or say that it must wait."""
@@ -218,11 +204,7 @@ class Cache:
                 pool.resize(len(pool.tenants))
 
 
-def _half_of_free_memory(device: torch.device) -> int:
-    """Half of what is free and that no other cache of this process has been promised."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = machine.free_memory()
-    others = [cache for cache in _CACHES if cache.shape.device == device]
-    return max(free - sum(cache.outstanding for cache in others), 0) // 2
+def half_of_free_memory(device: torch.device) -> int:
+    """Half of what is free now, in bytes."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.free_memory()
+    return free // 2

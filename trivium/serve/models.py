@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from trivium.generate.cache import half_of_free_memory
 from trivium.generate.engine import Engine
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
@@ -26,6 +27,7 @@ def open_engine(
     device: str | None = None,
     memory_budget: int | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    sharing: int = 1,
 ) -> Engine:
     """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it."""
     folder = resolve(model)
@@ -41,6 +43,9 @@ def open_engine(
     for name, beside in (adapters or {}).items():
         lay_beside(loaded, Path(beside), name)
     loaded.requires_grad_(False)
+    if memory_budget is None:
+        # so many models will fill their caches beside each other, and none has yet
+        memory_budget = half_of_free_memory(torch.device(place)) // sharing
     return Engine(loaded.eval(), Tokenizer.load(folder), max_rows=max_rows, memory_budget=memory_budget)
 
 

@@ -44,8 +44,9 @@ def serve(
     for name, beside in adapters.items():
         print(f"Opening {name} from {names[name]}", flush=True)
         engines[name] = open_engine(
-            names[name], max_rows=max_rows, device=device, memory_budget=memory_budget, adapters=beside
-        )
+            names[name], max_rows=max_rows, device=device, memory_budget=memory_budget, adapters=beside,
+            sharing=len(adapters),
+        )  # fmt: skip
     server = build_server(
         engines,
         host=host,
