@@ -74,6 +74,11 @@ def test_greedy_text_equals_transformers(name, rows, tmp_path):
     assert engine.rows_in_use == 0
 
 
+def test_an_engine_without_rows_is_refused():
+    with pytest.raises(TriviumError, match="at least 1"):
+        tiny_engine(rows=0)
+
+
 def test_sampled_tokens_follow_the_models_distribution():
     engine = tiny_engine(seed=4)
     one = prompt(6)

@@ -40,6 +40,8 @@ class Engine:
         memory_budget: int | None = None,
         seed: int | None = None,
     ) -> None:
+        if max_rows < 1:
+            raise TriviumError(f"max_rows: an engine of {max_rows} rows answers nobody; give it at least 1.")
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         config = model.config
         self.vocabulary, self.window = config.vocabulary, config.context
