@@ -24,7 +24,7 @@ from trivium.serve.measures import Measures
 from trivium.serve.models import open_engine, short_names
 from trivium.serve.parts import Called, PartStream, Said, Thoughts
 from trivium.serve.pieces import Piece
-from trivium.serve.server import bound, is_loopback
+from trivium.serve.server import bound, is_loopback, threads_beside_clients
 from trivium.serve.voice import printable
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": [1, "</b>"]}}\n</tool_call>'
@@ -296,3 +296,8 @@ def test_the_terminal_chat_as_a_process(folder):
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.endswith("Temperature: 0\n")
     assert len(answer.stdout.splitlines()) >= 2
+
+
+@pytest.mark.parametrize(("most", "asked", "found"), [(8, None, 7), (2, None, 1), (1, None, 1), (2, "2", 2)])
+def test_a_core_is_left_to_the_clients(most, asked, found):
+    assert threads_beside_clients(most, asked) == found

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from trivium.generate.engine import Engine
 from trivium.kit.errors import TriviumError
 from trivium.serve.limits import Limits
@@ -40,6 +42,7 @@ def serve(
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bound(host, port)
     engines = {}
+    torch.set_num_threads(threads_beside_clients(torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")))
     adapters = with_adapters(names)
     for name, beside in adapters.items():
         print(f"Opening {name} from {names[name]}", flush=True)
@@ -64,6 +67,12 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with _signals_end_quietly():
         server.run(sockets=[listener])
+
+
+def threads_beside_clients(most: int, asked: str | None) -> int:
+    """How many threads multiply: as many as a person asked for, else all but the one clients keep busy."""
+    # threads of one product wait for the slowest: on two cores two of them wrote 2,900 tokens/s and one 3,300
+    return most if asked else max(1, most - 1)
 
 
 def build_server(
