@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import threading
 import time
@@ -13,7 +14,9 @@ from generating import tokenizer
 from openai import OpenAI
 
 from trivium.generate.requests import Completion, Event, Generation
+from trivium.generate.sampling import Sampling
 from trivium.generate.streaming import TextStream
+from trivium.serve.chat import Conversation, Speaker
 from trivium.serve.limits import Limits
 from trivium.serve.server import bound, build_server
 
@@ -116,3 +119,11 @@ def assert_error(answer, status):
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
     assert len(answer.content) < 2000
+
+
+def conversation(*speakers, **settings):
+    """A terminal chat with these speakers, and what it prints."""
+    out = io.StringIO()
+    return Conversation(
+        [Speaker(name, engine) for name, engine in speakers], Sampling(max_new_tokens=40), out=out, **settings
+    ), out

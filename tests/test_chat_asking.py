@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import get_args
 
 import pytest
-from serving import ScriptedEngine
+from serving import ScriptedEngine, conversation
 
 from trivium.generate.context import Overflow
 from trivium.generate.examples import read_examples
@@ -16,13 +16,6 @@ from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.serve.chat import Conversation, Speaker
 from trivium.serve.command import OVERFLOWS, REASONINGS
-
-
-def conversation(*speakers, **settings):
-    out = io.StringIO()
-    return Conversation(
-        [Speaker(name, engine) for name, engine in speakers], Sampling(max_new_tokens=40), out=out, **settings
-    ), out
 
 
 def test_terminal_chat_keeps_thoughts_apart_and_out_of_the_history(tmp_path):

@@ -1,6 +1,5 @@
 """The small pieces of serving: parts of a text, names of models, the terminal chat, the process itself."""
 
-import io
 import json
 import os
 import signal
@@ -13,13 +12,12 @@ import pytest
 from generating import tiny_engine, tiny_model, tokenizer
 from hypothesis import given
 from hypothesis import strategies as some
-from serving import ScriptedEngine, raw
+from serving import ScriptedEngine, conversation, raw
 
-from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.model.folder import save_model
 from trivium.serve.answers import joined
-from trivium.serve.chat import Conversation, Speaker, chat
+from trivium.serve.chat import chat
 from trivium.serve.measures import Measures
 from trivium.serve.models import open_engine, short_names
 from trivium.serve.parts import Called, PartStream, Said, Thoughts
@@ -134,13 +132,6 @@ def test_a_stages_folder_opens_like_its_model(folder):
     engine = open_engine(folder.parent, max_rows=2)
     assert engine.model.config == tiny_model().config
     assert engine.tokenizer.fingerprint == tokenizer().fingerprint
-
-
-def conversation(*speakers, **settings):
-    out = io.StringIO()
-    return Conversation(
-        [Speaker(name, engine) for name, engine in speakers], Sampling(max_new_tokens=40), out=out, **settings
-    ), out
 
 
 def test_terminal_chat_streams_and_remembers(tmp_path):

@@ -172,7 +172,7 @@ class Cache:
     @property
     def reserved(self) -> int:
         """Token places that have storage now."""
-        return sum(pool.rows * pool.capacity for pool in list(self.pools.values()))
+        return sum(pool.rows * pool.capacity for pool in self.pools.values())
 
     def place(self, tenant: Tenant, length: int) -> bool:
         """Give a row of this length a place, or say that it must wait."""

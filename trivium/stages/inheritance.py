@@ -31,13 +31,13 @@ HANDOVER = "training.json"
 
 def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUMENTS) -> Learnt:
     """The mixture behind the model in this folder, with the shares it really had."""
-    home = next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
+    home = _made_in(model)
     if home is None:
         raise TriviumError(
             f"{stage}: `replay` is a bare share, and nothing is known of what {start} learnt from; "
             "say `replay: {share: 0.3, data: ...}`."
         )
-    record = yaml.safe_load((home / "stage.yaml").read_text(encoding="utf-8"))
+    record = _record(home)
     settings = record["settings"]
     if record["kind"] == "merge":
         # Ingredients of a soup share an ancestor and, but for what they were made to differ in, their data.
@@ -61,13 +61,13 @@ def consumed_by(model: Path) -> dict[str, float]:
     """The passes that a model and its ancestors made over each source, by the source's origin."""
     if (model.parent / HANDOVER).is_file():
         return dict(read_json(model.parent / HANDOVER).get("consumed", {}))
-    home = next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
+    home = _made_in(model)
     if home is None:
         return {}
-    record = yaml.safe_load((home / "stage.yaml").read_text(encoding="utf-8"))
+    record = _record(home)
     settings = record["settings"]
     found: dict[str, float] = {}
-    for start in settings.get("of") or [settings[key] for key in ("from",) if key in settings]:
+    for start in _starts(settings):
         for origin, passes in consumed_by(_product(home, record, start)).items():
             found[origin] = max(passes, found.get(origin, 0.0))
     return found
@@ -87,6 +87,22 @@ def _written(
         older = learnt_by(stage, start, _product(home, record, start), kinds)
         return Learnt({**older.mixture, **mixture}, {**older.places, **places})
     return Learnt(mixture, places)
+
+
+def _made_in(model: Path) -> Path | None:
+    """The folder of the stage that made a model, if one did."""
+    return next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
+
+
+def _record(home: Path) -> dict[str, Any]:
+    """What a stage wrote of itself."""
+    record: dict[str, Any] = yaml.safe_load((home / "stage.yaml").read_text(encoding="utf-8"))
+    return record
+
+
+def _starts(settings: Mapping[str, Any]) -> list[str]:
+    """The models that a stage began from: those it merged, or the one it trained, or none."""
+    return settings.get("of") or [settings[key] for key in ("from",) if key in settings]
 
 
 def _product(home: Path, record: Mapping[str, Any], name: str) -> Path:
@@ -126,10 +142,10 @@ def trained_shards(models: Sequence[Path], tokenizer: Tokenizer) -> list[Shards]
 
 
 def _trained_on(model: Path) -> list[Path]:
-    home = next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
+    home = _made_in(model)
     if home is None:
         return []
-    record = yaml.safe_load((home / "stage.yaml").read_text(encoding="utf-8"))
+    record = _record(home)
     settings, order = record["settings"], [*record["parents"], *record["outside"]]
     named: list[str] = []
     if record["kind"] in DOCUMENTS:
@@ -140,7 +156,6 @@ def _trained_on(model: Path) -> list[Path]:
         own = home / "tokenised" / str(order.index(name))
         place = own if own.is_dir() else _product(home, record, name)
         found += [place] if (place / "manifest.json").is_file() else []
-    starts = settings.get("of") or [settings["from"]] if "of" in settings or "from" in settings else []
-    for start in starts:
+    for start in _starts(settings):
         found += _trained_on(_product(home, record, start) / "model")
     return found
