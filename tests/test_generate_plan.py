@@ -71,7 +71,7 @@ def model_of(seed=0, **changes):
     return model
 
 
-def read_and_step(model, forward, texts, lone=False):
+def read_and_step(model, forward, texts):
     """The hidden states of the texts, all but the last token read at once and the last in a step."""
     config = model.config
     cache = Cache(Shape.of(config, model.dtype, model.device), rows=8, budget=2**24)
@@ -95,7 +95,7 @@ def read_and_step(model, forward, texts, lone=False):
         row.length = row.goal
         row.pool.promote(row)
     windows = {config.window(layer) for layer in range(config.layers)}
-    step = StepContext(list(cache.pools.values()), windows, lengths if grows else 0, lone=lone)
+    step = StepContext(list(cache.pools.values()), windows, lengths if grows else 0)
     order = [row for pool in cache.pools.values() for row in pool.tenants]
     last = forward(torch.tensor([row.tokens[-1] for row in order]), step).clone()
     found = {id(row): line for row, line in zip(order, last, strict=True)}
@@ -121,7 +121,7 @@ def test_plan_and_cache_agree_with_the_whole_text_at_once(kind, count):
         torch.testing.assert_close(fast, expected, atol=2e-5, rtol=0)
         torch.testing.assert_close(plan.logits(fast), model.logits(expected), atol=1e-4, rtol=0)
     if count == 1:
-        (alone,) = read_and_step(model, Plan(model, least_rows=1).forward, texts, lone=True)
+        (alone,) = read_and_step(model, Plan(model, least_rows=1).forward, texts)
         torch.testing.assert_close(alone, expected, atol=2e-5, rtol=0)
 
 

@@ -173,8 +173,6 @@ class Slice:
     """Per window an additive mask over the whole capacity, led by as many columns as the window is wide."""
     seen: dict[int | None, Tensor]
     """The part of each mask that attention reads now, [rows, 1, 1, reach]."""
-    lone: list[tuple[Tensor, Tensor]]
-    """Of an engine's only row, each layer's keys [K, D, reach] and values [K, reach, D]."""
 
 
 class StepContext(CacheContext):
@@ -185,15 +183,12 @@ class StepContext(CacheContext):
         pools: Sequence[Pool],
         windows: Sequence[int | None],
         reserved: Tensor | int,
-        *,
-        lone: bool = False,
     ) -> None:
-        """`lone` is the only row an engine can have: its numbers need not be those it has among others."""
         pools = [pool for pool in pools if pool.ready]
         device = pools[0].shape.device
         lengths = [tenant.length for pool in pools for tenant in pool.tenants[: pool.ready]]
         self.tokens, self.longest = len(lengths), reserved
-        self._windows, self._lone = list(dict.fromkeys(windows)), lone
+        self._windows = list(dict.fromkeys(windows))
         # what grows by one with every token lies in one tensor: positions, places, a mark for each window
         self._growing = torch.zeros(2 + len(self._windows), self.tokens, dtype=torch.long, device=device)
         self.positions, self._places, *marks = self._growing.unbind(0)
@@ -204,7 +199,7 @@ class StepContext(CacheContext):
         start = 0
         for pool in pools:
             part = lengths[start : start + pool.ready]
-            self._slices.append(Slice(pool, start, start + len(part), max(part) + 1, 0, [], {}, {}, []))
+            self._slices.append(Slice(pool, start, start + len(part), max(part) + 1, 0, [], {}, {}))
             start += len(part)
         for one in self._slices:
             self._mark(one)
@@ -237,8 +232,6 @@ class StepContext(CacheContext):
         one.reach = min(reach_for(one.longest), one.pool.capacity)
         rows = one.pool.storage[:, : one.end - one.start, : one.reach].transpose(2, 4).unbind(0)
         one.cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in rows]
-        if self._lone:
-            one.lone = [(keys[0].transpose(1, 2), values[0]) for keys, values in one.cached]
         for window, mask in one.masks.items():
             one.seen[window] = mask[:, None, None, (window or 0) : (window or 0) + one.reach]
 
@@ -278,8 +271,6 @@ class StepContext(CacheContext):
     def read(
         self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
     ) -> Tensor:
-        if self._lone and soft_cap is None:
-            return self._read_lone(layer, query[0], scale, window)
         outputs = []
         for one in self._slices:
             keys, values = one.cached[layer]
@@ -287,11 +278,3 @@ class StepContext(CacheContext):
             out = _mix(part, keys, values, one.seen[window], scale, soft_cap)
             outputs.append(out.reshape(one.end - one.start, -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def _read_lone(self, layer: int, query: Tensor, scale: float, window: int | None) -> Tensor:
-        """The same in three products: for one row the fused kernel's preparations cost more than its sums."""
-        (one,) = self._slices
-        keys, values = one.lone[layer]
-        scores = torch.baddbmm(one.seen[window][0], query, keys, alpha=scale)
-        shares = scores.float().softmax(-1).to(values.dtype)
-        return torch.bmm(shares, values).view(1, -1)

@@ -305,7 +305,7 @@ class Engine:
         reserved: Tensor | int = 0
         if self._reader.stretches:
             reserved = torch.tensor([row.reserved for row in order], device=self.model.device)
-        return StepContext(pools, list(self._windows), reserved, lone=self.max_rows == 1)
+        return StepContext(pools, list(self._windows), reserved)
 
     def _unsettle(self) -> None:
         """Write lengths back before rows move."""
