@@ -17,6 +17,7 @@ from trivium.generate.requests import Completion, Event, Generation
 from trivium.generate.sampling import Sampling
 from trivium.generate.streaming import TextStream
 from trivium.serve.chat import Conversation, Speaker
+from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
 from trivium.serve.server import bound, build_server
 
@@ -38,6 +39,10 @@ class ScriptedEngine:
     @property
     def rows_in_use(self):
         return len(self.rows)
+
+    @property
+    def busy(self):
+        return bool(self.rows)
 
     def submit(self, request, on_token=None):
         generation = Generation(request, on_token)
@@ -74,24 +79,25 @@ class ScriptedEngine:
 
 
 @contextmanager
-def running(engines, *, limits=None, **settings):
+def running(engines, *, limits=None, thread=None, **settings):
     """Serve engines on loopback; gives the server's address."""
-    server = build_server(engines, limits=limits or Limits(drain_seconds=2), **settings)
+    limits = limits or Limits(drain_seconds=2)
+    server = build_server(engines, thread or EngineThread(), limits=limits, **settings)
     listener = bound("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    serving.start()
     deadline = time.monotonic() + 20
     while not server.started:
-        assert thread.is_alive(), "the server died while starting"
+        assert serving.is_alive(), "the server died while starting"
         assert time.monotonic() < deadline, "the server did not start"
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        serving.join(20)
         listener.close()
-        assert not thread.is_alive(), "the server did not stop"
+        assert not serving.is_alive(), "the server did not stop"
 
 
 def client(address, key="none", **settings):

@@ -89,12 +89,13 @@ def test_the_server_lists_and_serves_them(folders):
     from fastapi.testclient import TestClient
 
     from trivium.serve.application import build
+    from trivium.serve.engine_thread import EngineThread
     from trivium.serve.limits import Limits
     from trivium.serve.measures import Measures
     from trivium.serve.worker import Adapted, Worker
 
     measures = Measures()
-    worker = Worker("base", adapted(folders), queued=8, measures=measures)
+    worker = Worker("base", adapted(folders), EngineThread(), queued=8, measures=measures)
     workers = [worker, *(Adapted(worker, name) for name in ("lora", "dora"))]
     application = build(workers, limits=Limits(), measures=measures, key=None, local_only=False, origins=())
     with TestClient(application) as client:

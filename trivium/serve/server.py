@@ -9,13 +9,13 @@ import signal
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from trivium.generate.engine import Engine
 from trivium.kit.errors import TriviumError
+from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
 from trivium.serve.models import open_engine, short_names, with_adapters
 
@@ -41,17 +41,18 @@ def serve(
     names = short_names(models)
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bound(host, port)
-    engines = {}
-    torch.set_num_threads(threads_beside_clients(torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")))
+    engines, thread = {}, EngineThread()
     adapters = with_adapters(names)
     for name, beside in adapters.items():
         print(f"Opening {name} from {names[name]}", flush=True)
-        engines[name] = open_engine(
-            names[name], max_rows=max_rows, device=device, memory_budget=memory_budget, adapters=beside,
-            sharing=len(adapters),
+        opening = partial(
+            open_engine, names[name], max_rows=max_rows, device=device, memory_budget=memory_budget,
+            adapters=beside, sharing=len(adapters),
         )  # fmt: skip
+        engines[name] = thread.do(opening)
     server = build_server(
         engines,
+        thread,
         host=host,
         api_key=key,
         allow_origins=allow_origins,
@@ -69,14 +70,9 @@ def serve(
         server.run(sockets=[listener])
 
 
-def threads_beside_clients(most: int, asked: str | None) -> int:
-    """How many threads multiply: as many as a person asked for, else all but the one clients keep busy."""
-    # threads of one product wait for the slowest: on two cores two of them wrote 2,900 tokens/s and one 3,300
-    return most if asked else max(1, most - 1)
-
-
 def build_server(
     engines: Mapping[str, Engine],
+    thread: EngineThread,
     *,
     host: str = "127.0.0.1",
     api_key: str | None = None,
@@ -84,7 +80,7 @@ def build_server(
     limits: Limits,
     adapters: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> uvicorn.Server:
-    """A server around engines, ready to run."""
+    """A server around engines that were opened on this thread, ready to run."""
     try:
         import fastapi  # noqa: F401
         import uvicorn
@@ -96,7 +92,8 @@ def build_server(
 
     measures = Measures()
     workers = [
-        Worker(name, engine, queued=limits.queued, measures=measures) for name, engine in engines.items()
+        Worker(name, engine, thread, queued=limits.queued, measures=measures)
+        for name, engine in engines.items()
     ]
     adapted = [Adapted(worker, name) for worker in workers for name in adapters.get(worker.name, ())]
     application = build(

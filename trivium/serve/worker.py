@@ -1,4 +1,4 @@
-"""One thread per model that keeps its engine stepping, and the bridge from that thread to the event loop."""
+"""What serves one model: its engine on the thread that computes, and the bridge to the event loop."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from trivium.generate.engine import Engine
 from trivium.generate.requests import Event, Listener, Request
 from trivium.generate.requests import Generation as Handle
 from trivium.kit.errors import TriviumError
+from trivium.serve.engine_thread import EngineThread
 from trivium.serve.failures import RequestRefused
 from trivium.serve.measures import Measures
 from trivium.serve.pieces import Piece, Scored
@@ -28,7 +29,7 @@ Result = TypeVar("Result")
 log = logging.getLogger("trivium.serve")
 
 # Waking the event loop for every token would cost the engine more than the tokens do.
-FLUSH_SECONDS = 0.03
+FLUSH_SECONDS = 0.06
 # Texts that are only read, between two looks at what else clients want.
 READ_AT_ONCE = 8
 
@@ -93,25 +94,24 @@ class Generation:
 
 
 class Worker:
-    """A model, its engine, and the one thread that may touch either."""
+    """A model and its engine, which only the thread that computes may touch."""
 
-    def __init__(self, name: str, engine: Engine, *, queued: int, measures: Measures) -> None:
+    def __init__(
+        self, name: str, engine: Engine, thread: EngineThread, *, queued: int, measures: Measures
+    ) -> None:
         self.name, self.tokenizer = name, engine.tokenizer
         self.context, self.width = engine.model.config.context, engine.model.config.width
         self.parameters = sum(parameter.numel() for parameter in engine.model.parameters())
-        self._engine, self._measures = engine, measures
+        self._engine, self._thread, self._measures = engine, thread, measures
         self._most = engine.max_rows + queued
         self._read_at_once = min(READ_AT_ONCE, engine.max_rows)
         self._inside = 0
         self._seconds = 1.0  # how long a generation lately took
-        self._condition = threading.Condition()
-        self._commands: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
         self._live: set[Generation] = set()
         self._touched: dict[Generation, None] = {}
         self._urgent, self._flushed = False, 0.0
-        self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         measures.watch("trivium_samples_inside", "gauge", lambda: self._inside, model=name)
         measures.watch("trivium_rows", "gauge", lambda: engine.max_rows, model=name)
         written = lambda: engine.counts["generated_tokens"]
@@ -120,19 +120,16 @@ class Worker:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to serve the event loop."""
         self._loop = loop
-        self._thread.start()
+        self._thread.take_turns(self._turn)
 
     def stop(self) -> None:
-        """End the thread after what it is doing now."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
-        self._thread.join()
+        """End the thread that computes, after what it is doing now."""
+        self._thread.stop()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether the thread that computes runs."""
+        return self._thread.alive
 
     @property
     def inside(self) -> int:
@@ -157,7 +154,7 @@ class Worker:
         if samples > self._most:
             problem = f"{samples} samples are asked for at once, {self.name} holds at most {self._most}"
             raise RequestRefused(problem, code="array_above_max_length")
-        with self._condition:
+        with self._lock:
             inside = self._inside
             if inside + samples <= self._most:
                 self._inside += samples
@@ -167,7 +164,7 @@ class Worker:
         raise RequestRefused(problem, status=429, code="rate_limit_exceeded", retry_after=wait)
 
     def _let_out(self, samples: int) -> None:
-        with self._condition:
+        with self._lock:
             self._inside -= samples
 
     def _count_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -184,7 +181,7 @@ class Worker:
             yield [prompts[start : start + most] for start in range(0, len(prompts), most)]
         except BaseException:
             # on the engine's thread, which may still read for a client that has left
-            self._tell(lambda: self._let_out(places))
+            self._thread.tell(lambda: self._let_out(places))
             raise
         self._let_out(places)
         self._count_prompts(prompts)
@@ -216,14 +213,9 @@ class Worker:
 
     def release(self, generation: Generation) -> None:
         """Free what a generation holds; called from the event loop, done on the engine's thread."""
-        self._tell(lambda: self._leave(generation))
+        self._thread.tell(lambda: self._leave(generation))
 
     # Below: on the engine's thread, except where a lock says otherwise.
-
-    def _tell(self, command: Callable[[], None]) -> None:
-        with self._condition:
-            self._commands.append(command)
-            self._condition.notify()
 
     async def _call(self, function: Callable[[], Result]) -> Result:
         assert self._loop is not None, "the worker was started"
@@ -245,7 +237,7 @@ class Worker:
                 result, error = None, problem
             loop.call_soon_threadsafe(settle, result, error)
 
-        self._tell(command)
+        self._thread.tell(command)
         return await future
 
     def _enter(self, generation: Generation, requests: Sequence[Request]) -> None:
@@ -300,24 +292,17 @@ class Worker:
             self._measures.observe("trivium_first_token_seconds", to_first, model=self.name)
         self._measures.observe("trivium_generation_seconds", seconds, model=self.name)
 
-    def _run(self) -> None:
-        busy = False
-        while True:
-            with self._condition:
-                while not (self._commands or busy or self._stopping):
-                    self._condition.wait()
-                commands, self._commands = self._commands, []
-                if self._stopping and not commands:
-                    return
-            while commands:
-                commands.pop(0)()
-            try:
-                busy = self._engine.step()
-            except Exception as error:
-                log.exception("the engine of %s failed", self.name)
-                self._fail_all(error)
-                busy = False
-            self._flush(idle=not busy)
+    def _turn(self) -> bool:
+        """Move every row on by one token; false when nothing is left to do."""
+        busy = self._engine.busy
+        try:
+            busy = busy and self._engine.step()
+        except Exception as error:
+            log.exception("the engine of %s failed", self.name)
+            self._fail_all(error)
+            busy = False
+        self._flush(idle=not busy)
+        return busy
 
     def _fail_all(self, error: Exception) -> None:
         problem = f"the engine of {self.name} failed: {type(error).__name__}"

@@ -1,0 +1,76 @@
+"""The one thread that computes: it opens the models and gives their engines turns."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+Result = TypeVar("Result")
+log = logging.getLogger("trivium.serve")
+
+
+class EngineThread:
+    """Does what other threads ask for, in order, and between two requests gives every engine one turn.
+
+    OpenMP keeps helpers for each thread that ever computed. Once they outnumber the cores it lets all of them
+    sleep between two products, and waking them takes longer than most products: so only one thread computes.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._commands: list[Callable[[], None]] = []
+        self._turns: list[Callable[[], bool]] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def tell(self, command: Callable[[], None]) -> None:
+        """Have a command run before the next turns; it must not raise."""
+        with self._condition:
+            self._commands.append(command)
+            self._condition.notify()
+
+    def do(self, function: Callable[[], Result]) -> Result:
+        """Have a function run, wait for it, and return or raise what it does."""
+        future: Future[Result] = Future()
+
+        def command() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self.tell(command)
+        return future.result()
+
+    def take_turns(self, turn: Callable[[], bool]) -> None:
+        """Call `turn` again and again; where all turns say that nothing is left to do, wait for a command."""
+        self.tell(lambda: self._turns.append(turn))
+
+    def stop(self) -> None:
+        """End the thread after what it is doing now."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        busy = False
+        while True:
+            with self._condition:
+                while not (self._commands or busy or self._stopping):
+                    self._condition.wait()
+                commands, self._commands = self._commands, []
+                if self._stopping and not commands:
+                    return
+            for command in commands:
+                command()
+            busy = max([turn() for turn in self._turns], default=False)
