@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from trivium.kit.errors import TriviumError
 from trivium.serve.failures import RequestRefused, error_body
 from trivium.serve.parts import Called, Part, PartStream, Said, Thoughts
 from trivium.serve.pieces import Piece, Scored, TokenNames
@@ -165,6 +166,9 @@ class Answer:
                     yield b"".join(events)
         except RequestRefused as refusal:
             yield event(refusal.body)
+            return
+        except TriviumError as error:
+            yield event(error_body(str(error), 400))
             return
         except Exception:
             yield event(error_body("the server failed on this request; its log says why", 500))

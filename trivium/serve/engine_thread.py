@@ -33,7 +33,7 @@ class EngineThread:
         return self._thread.is_alive()
 
     def tell(self, command: Callable[[], None]) -> None:
-        """Have a command run before the next turns; it must not raise."""
+        """Have a command run before the next turns; after `stop` there are none."""
         with self._condition:
             self._commands.append(command)
             self._condition.notify()
@@ -72,5 +72,16 @@ class EngineThread:
                 if self._stopping and not commands:
                     return
             for command in commands:
-                command()
-            busy = max([turn() for turn in self._turns], default=False)
+                _alone(command)
+            # every engine gets its turn, whatever the first one says
+            moved = [_alone(turn) for turn in self._turns]
+            busy = any(moved)
+
+
+def _alone(work: Callable[[], Result]) -> Result | None:
+    """What the work returns; if it raises, that is logged, for the other models live on this thread, too."""
+    try:
+        return work()
+    except Exception:
+        log.exception("the thread that computes goes on after a failure")
+        return None

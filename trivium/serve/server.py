@@ -105,15 +105,9 @@ def build_server(
         origins=allow_origins,
     )
     settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
-    drain = max(1, round(limits.drain_seconds))
-    configuration = uvicorn.Config(
-        application,
-        timeout_graceful_shutdown=drain,
-        lifespan="on",
-        ws="none",
-        **settings,
-    )
-    return uvicorn.Server(configuration)
+    # uvicorn declares whole seconds and only hands them on to asyncio, which takes fractions
+    settings["timeout_graceful_shutdown"] = limits.drain_seconds
+    return uvicorn.Server(uvicorn.Config(application, lifespan="on", ws="none", **settings))
 
 
 def bound(host: str, port: int) -> socket.socket:
