@@ -131,6 +131,30 @@ def test_old_turns_are_summarised_by_the_model_itself(server, engines, stream):
     assert all(any(turn["content"] in one for one in asked) for turn in TURNS[:summarised:2])
 
 
+@pytest.mark.parametrize("overflow", ["drop", "summarise"])
+def test_a_quarter_of_the_context_is_left_to_an_answer_of_no_given_length(server, engines, overflow):
+    answer = server.chat.completions.create(model="summing", messages=LONG, extra_body={"overflow": overflow})
+    assert answer.model_extra["trivium"]["overflow"] == overflow
+    assert 300 < len(engines["summing"].prompts[-1]) <= 450
+    assert engines["summing"].samplings[-1].max_new_tokens == 600 - len(engines["summing"].prompts[-1])
+
+
+@pytest.mark.parametrize("overflow", ["drop", "slide"])
+def test_the_opening_of_a_forced_call_is_fitted_too(overflow):
+    bells = [{"type": "function", "function": {"name": "bells", "parameters": {"type": "object"}}}]
+    messages = [SYSTEM, *TURNS[:11]]
+    full = len(tokenizer().encode_prompt(messages, tools=bells)) + 8
+    engine = ScriptedEngine("a", context=full)
+    with running({"full": engine}) as address:
+        client(address).chat.completions.create(
+            model="full", messages=messages, tools=bells, tool_choice="required", max_tokens=8,
+            extra_body={"overflow": overflow},
+        )  # fmt: skip
+    [prompt] = engine.prompts
+    assert tokenizer().decode(prompt, skip_control=False).endswith("<tool_call>\n")
+    assert overflow == "slide" or len(prompt) + 8 <= full
+
+
 def test_a_real_model_summarises_and_answers(server):
     answer = server.chat.completions.create(
         model="real", messages=[SYSTEM, *LONG[-41:]], max_tokens=40, extra_body={"overflow": "summarise"}

@@ -73,10 +73,12 @@ def fit_conversation(
     examples: Sequence[Message] = (),
     tools: Sequence[Mapping[str, Any]] | None = None,
     template_arguments: Mapping[str, Any] | None = None,
+    begun: Callable[[list[int]], list[int]] | None = None,
 ) -> Fitted:
     """Bring a conversation to at most `room` prompt tokens; system messages and `examples` always stay.
 
-    Only `slide` leaves everything where it is, for the cache to forget.
+    Only `slide` leaves everything where it is, for the cache to forget. What `begun` says of a prompt stands
+    behind it: the tokens with which the answer was begun.
     """
     _check_word("overflow", overflow, get_args(Overflow))
     _check_word("reasoning", reasoning, get_args(Reasoning))
@@ -86,7 +88,9 @@ def fit_conversation(
         ids = tokenizer.encode_prompt(
             [dict(message) for message in conversation], tools=tools, template_arguments=template_arguments
         )
-        return [*ids, *tokenizer.encode(opening)] if opening and not opens_thinking(ids, tokenizer) else ids
+        if opening and not opens_thinking(ids, tokenizer):
+            ids += tokenizer.encode(opening)
+        return ids + begun(ids) if begun is not None else ids
 
     system, turns = turns_of(asked)
     system += examples
@@ -140,7 +144,7 @@ def _drop(
     if len(tokens) > room:
         raise Unfit(
             f"the system message and the last turn alone have {len(tokens)} tokens and the window leaves "
-            f"room for {room}: shorten the last message."
+            f"room for {room}: shorten the last message or ask for fewer new tokens."
         )
     return low, kept, tokens
 
@@ -157,7 +161,7 @@ def _summary(
     if longest < 1 or len(turns) < 2:
         raise Unfit(
             f"the window leaves room for {room} tokens and there are no earlier turns to summarise: "
-            "shorten the last message."
+            "shorten the last message or ask for fewer new tokens."
         )
     heading = len(tokens_of(_told(system, turns[-1:], ""))) - len(tokens_of(_flat(system, turns[-1:])))
     # written again, a text may have a few tokens more than when the model wrote it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -23,6 +24,9 @@ from trivium.serve.failures import RequestRefused
 from trivium.serve.limits import Limits
 from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, GenerationBody
 from trivium.tokens.tokenizer import Tokenizer
+
+# Of the context a conversation that is shortened leaves at least this part to an answer of no given length.
+ANSWERS_PART = 4
 
 
 def asked_length(body: GenerationBody, limits: Limits) -> int | None:
@@ -162,12 +166,16 @@ def chat_prompt(
     room = sys.maxsize
     if overflow != "refuse":
         # what slides may go on as long as the server lets it
-        room = context - (asked or (limits.new_tokens if overflow == "slide" else 1))
+        share = context if overflow == "slide" else max(1, context // ANSWERS_PART)
+        room = context - (asked or min(limits.new_tokens, share))
     messages: list[Mapping[str, Any]] = [message.for_template() for message in body.messages]
     reachable = within_reach(messages, letters) if overflow == "drop" else messages
     if overflow != "slide":
         read = PARTS * letters if overflow == "summarise" else 2 * letters
         refuse_beyond(sum(len(message["content"]) for message in reachable), read, "messages")
+    begun = None
+    if form is not None and forces_call(body):
+        begun = partial(opening_of_call, tokenizer=tokenizer, form=form)
     try:
         fitted = fit_conversation(
             reachable,
@@ -178,11 +186,9 @@ def chat_prompt(
             reasoning=body.reasoning or "off",
             tools=offered_tools(body),
             template_arguments=body.chat_template_kwargs,
+            begun=begun,
         )
-        tokens = fitted.tokens
-        if forces_call(body) and form is not None:
-            tokens = [*tokens, *opening_of_call(tokens, tokenizer, form)]
-        return replace(fitted, tokens=tokens, left_out=fitted.left_out + len(messages) - len(reachable))
+        return replace(fitted, left_out=fitted.left_out + len(messages) - len(reachable))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         problem = f"the chat template cannot write this conversation: {str(error)[:200]}"
         raise RequestRefused(problem, parameter="messages") from None
