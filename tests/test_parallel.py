@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,23 @@ import torch
 from small import SmallFeed, small_model, small_trainer
 
 from trivium.kit import processes
-from trivium.kit.files import load_tensors, save_tensors
+from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.kit.metrics import read_metrics
+from trivium.learn.objective import Least, Measure, Most
+from trivium.learn.parallel import measures_of_all
 
 
-def work(rank: int, size: int, port: int, folder: str, steps: int, cut: int | None) -> None:
+def meet(rank: int, size: int, port: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )  # fmt: skip
     processes.start()
+
+
+def work(rank: int, size: int, port: int, folder: str, steps: int, cut: int | None) -> None:
+    meet(rank, size, port)
     model = small_model()
     trainer = small_trainer(
         Path(folder), model=model, feed=SmallFeed(steps), optimiser="adamw", checkpoint={"every_steps": 3}
@@ -39,19 +46,37 @@ def work(rank: int, size: int, port: int, folder: str, steps: int, cut: int | No
     processes.stop()
 
 
-def together(size: int, folder: Path, steps: int = 6, cut: int | None = None) -> None:
+def measure(rank: int, size: int, port: int, folder: str) -> None:
+    meet(rank, size, port)
+    mine: dict[str, Measure] = {
+        "mean": (torch.tensor(1.0 + rank), 2.0),
+        "min": Least(torch.tensor(3.0 - rank)),
+        "max": Most(5 - rank),
+    }
+    if rank == 1:
+        mine["alone"] = Least(7.0)
+    write_json(Path(folder) / f"{rank}.json", measures_of_all(mine))
+    processes.stop()
+
+
+def together(target: Callable[..., None], size: int, *arguments: object) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    members = [
-        context.Process(target=work, args=(rank, size, port, str(folder), steps, cut)) for rank in range(size)
-    ]
+    members = [context.Process(target=target, args=(rank, size, port, *arguments)) for rank in range(size)]
     for member in members:
         member.start()
     for member in members:
         member.join(120)
     assert [member.exitcode for member in members] == [0] * size
+
+
+def test_a_mean_a_minimum_and_a_maximum_are_those_of_all_processes(tmp_path: Path) -> None:
+    together(measure, 2, str(tmp_path))
+    for rank in range(2):
+        found = read_json(tmp_path / f"{rank}.json")
+        assert found == {"alone": [7.0, 1.0], "max": [5.0, 1.0], "mean": [3.0, 4.0], "min": [2.0, 1.0]}
 
 
 def losses(folder: Path) -> list[tuple[float, float, int]]:
@@ -63,10 +88,10 @@ def losses(folder: Path) -> list[tuple[float, float, int]]:
 @pytest.mark.parametrize("cut", [None, 3])
 def test_two_processes_train_as_one_does(tmp_path: Path, cut: int | None) -> None:
     """L2 and L3; with a cut, the first three steps are made by one process and the rest by two."""
-    together(1, tmp_path / "one")
+    together(work, 1, str(tmp_path / "one"), 6, None)
     if cut is not None:
-        together(1, tmp_path / "two", cut=cut)
-    together(2, tmp_path / "two")
+        together(work, 1, str(tmp_path / "two"), 6, cut)
+    together(work, 2, str(tmp_path / "two"), 6, None)
     for (loss, norm, tokens), (other, other_norm, other_tokens) in zip(
         losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True
     ):

@@ -22,6 +22,7 @@ from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
 from trivium.kit.files import load_tensors, save_tensors
 from trivium.kit.metrics import read_metrics
+from trivium.learn.objective import take_in
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.stages.playing import Engined
@@ -82,7 +83,8 @@ def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path):
     assert {
         "reward", "reward_std", "rewards/lengths/mean", "rewards/math/mean", "frac_reward_zero_std", "kl",
         "completions/mean_length", "completions/clipped_ratio", "entropy", "clip_ratio/region_mean",
-        "policy_loss", "pass@1", "pass@4", "sampling/sampling_logp_difference/mean",
+        "clip_ratio/low_min", "clip_ratio/high_max", "policy_loss", "pass@1", "pass@4",
+        "sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max",
     } <= set(rows[0])  # fmt: skip
     assert [row["sampling/sampling_logp_difference/mean"] < 1e-4 for row in rows[::2]] == [True, True]
     assert len(read_metrics(run["rl"].folder / "completions.jsonl")) == 8
@@ -110,6 +112,39 @@ def test_the_trainers_numbers_are_the_engines_under_the_same_filters(sampling, s
     sampled = batch.columns["sampled_logprob"][batch.weights > 0]
     assert len(sampled) > 12
     torch.testing.assert_close(logprobs, sampled, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("advantage", [-1.0, 1.0])
+def test_the_extremes_are_those_of_all_answers_however_a_step_is_divided(advantage):
+    model = small_model(own())
+    rows = rollouts(model, prompts=4).rows(0)
+    for row in rows:
+        row.columns["advantage"][:] = advantage
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    algorithm = ALGORITHMS["dapo"]
+    objective = PolicyGradient(algorithm, algorithm.numbers)
+    found: dict[str, Any] = {}
+    for row in rows:
+        take_in(found, objective.loss(model, collate([row])).metrics)
+    shares, apart = [], []
+    for row in rows:
+        batch = collate([row])
+        learned = batch.weights > 0
+        logprobs, _ = answer_log_probabilities(model, batch)
+        moved = (logprobs - batch.columns["old_logprob"][learned]).tolist()
+        owners = np.repeat(np.arange(len(row.lengths)), row.lengths)[learned.numpy()]
+        apart += [abs(one) for one in moved]
+        for owner in set(owners):
+            ratios = [np.exp(one) for one, whose in zip(moved, owners) if whose == owner]
+            shares.append(np.mean([one < 0.8 if advantage < 0 else one > 1.28 for one in ratios]))
+    cut = found["clip_ratio/low_min" if advantage < 0 else "clip_ratio/high_max"]
+    expected = min(shares) if advantage < 0 else max(shares)
+    assert float(cut.value) / cut.weight == pytest.approx(expected, abs=1e-6)
+    assert min(shares) < max(shares)
+    assert expected > 0
+    assert float(found["sampling/sampling_logp_difference/max"].value) == pytest.approx(max(apart), abs=1e-5)
 
 
 def test_a_rollout_uses_the_weights_of_its_own_step(tmp_path):

@@ -4,18 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from trivium.data.rows import Batch, Row
 
 Measure = tuple[Tensor | float, Tensor | float]
+"""A sum and its weight, by which it is divided at the end."""
+
+
+class Least(NamedTuple):
+    """A measure of which the smallest of all parts is logged."""
+
+    value: Tensor | float
+    weight: float = 1.0
+
+
+class Most(NamedTuple):
+    """A measure of which the largest of all parts is logged."""
+
+    value: Tensor | float
+    weight: float = 1.0
+
+
+def take_in(known: dict[str, Measure], more: Mapping[str, Measure]) -> None:
+    """Add to what is known what another pass, or another process, has measured."""
+    for name, measure in more.items():
+        known[name] = _joined(known[name], measure) if name in known else measure
+
+
+def _joined(one: Measure, other: Measure) -> Measure:
+    if isinstance(one, Least):
+        return Least(min(one[0], other[0]))
+    if isinstance(one, Most):
+        return Most(max(one[0], other[0]))
+    return one[0] + other[0], one[1] + other[1]
 
 
 @dataclass
 class Loss:
-    """The differentiable sum over a batch, and what to log: name -> (sum, weight), divided at the end."""
+    """The differentiable sum over a batch, and what to log."""
 
     sum: Tensor
     metrics: Mapping[str, Measure] = field(default_factory=dict)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from trivium.kit.processes import world
+from trivium.learn.objective import Least, Measure, Most, take_in
 
 BUCKET_ELEMENTS = 2**24
 
@@ -55,22 +56,22 @@ def clip(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None
     torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
-def sum_measures(measures: Mapping[str, Sequence[Tensor | float]]) -> dict[str, tuple[float, float]]:
-    """The (sum, weight) pairs of all processes added up; every process must have measured the same things."""
-    names = sorted(measures)
-    if world().size > 1:
-        import torch.distributed as distributed
-
-        everyone: list[list[str]] = [[] for _ in range(world().size)]
-        distributed.all_gather_object(everyone, names)
-        names = sorted(set().union(*everyone))
-    parts = [part for name in names for part in measures.get(name, (0.0, 0.0))]
+def measures_of_all(measures: Mapping[str, Measure]) -> dict[str, tuple[float, float]]:
+    """What all processes have measured as one, in plain numbers; not every one need have measured it all."""
+    parts = [torch.as_tensor(part).detach().double() for measure in measures.values() for part in measure]
     # One transfer from the device for all of them, not one for each.
-    stacked = [torch.as_tensor(part).detach().double() for part in parts]
-    device = max((part.device for part in stacked), key=lambda device: device.type != "cpu", default="cpu")
-    table = torch.stack([part.to(device) for part in stacked]).cpu().view(-1, 2)
+    device = max((part.device for part in parts), key=lambda device: device.type != "cpu", default="cpu")
+    table = torch.stack([part.to(device) for part in parts]).cpu().view(-1, 2).tolist()
+    known: dict[str, Measure] = {
+        name: measure._replace(value=value) if isinstance(measure, Least | Most) else (value, weight)
+        for (name, measure), (value, weight) in zip(measures.items(), table, strict=True)
+    }
     if world().size > 1:
         import torch.distributed as distributed
 
-        distributed.all_reduce(table)
-    return {name: (row[0], row[1]) for name, row in zip(names, table.tolist())}
+        everyone: list[dict[str, Measure]] = [{} for _ in range(world().size)]
+        distributed.all_gather_object(everyone, known)
+        known = {}
+        for theirs in everyone:
+            take_in(known, theirs)
+    return {name: (float(known[name][0]), float(known[name][1])) for name in sorted(known)}

@@ -23,9 +23,9 @@ from trivium.kit.processes import all_reduce_sum, barrier, broadcast, world
 from trivium.kit.progress import Progress
 from trivium.learn import schedules
 from trivium.learn.checkpoints import Checkpoints, State, kept_place, read_state
-from trivium.learn.objective import Feed, Objective
+from trivium.learn.objective import Feed, Measure, Objective, take_in
 from trivium.learn.optimisers import Inherited, Optimiser, Rates
-from trivium.learn.parallel import clip, gradient_norm, sum_gradients, sum_measures
+from trivium.learn.parallel import clip, gradient_norm, measures_of_all, sum_gradients
 from trivium.learn.precision import products
 from trivium.learn.settings import Training
 from trivium.learn.validation import Unseen, groups_of
@@ -182,13 +182,11 @@ class Trainer:
             # Only here, outside the handler, is what the failed pass held in memory free again.
             self._halve(mine)
         sum_gradients(self.named.values())
-        totals = sum_measures(measures)
+        totals = measures_of_all(measures)
         norm = float(gradient_norm(self.named.values()))
         return totals, norm
 
-    def _accumulate_if_it_fits(
-        self, mine: Sequence[Row], weight: float
-    ) -> dict[str, tuple[Tensor | float, Tensor | float]] | None:
+    def _accumulate_if_it_fits(self, mine: Sequence[Row], weight: float) -> dict[str, Measure] | None:
         try:
             return self._accumulate(mine, weight)
         except (RuntimeError, MemoryError) as error:
@@ -196,10 +194,8 @@ class Trainer:
                 raise
             return None
 
-    def _accumulate(
-        self, mine: Sequence[Row], weight: float
-    ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
-        measures: dict[str, tuple[Tensor | float, Tensor | float]] = {"objective": (0.0, 0.0)}
+    def _accumulate(self, mine: Sequence[Row], weight: float) -> dict[str, Measure]:
+        measures: dict[str, Measure] = {"objective": (0.0, 0.0)}
         for parameter in self.named.values():
             parameter.grad = None
         for group in groups_of(mine, self.budget):
@@ -208,9 +204,7 @@ class Trainer:
             loss = result.sum / max(weight, 1e-12)
             if loss.requires_grad:
                 loss.backward()
-            for name, (total, part) in {"objective": (loss.detach(), 1.0), **result.metrics}.items():
-                before = measures.get(name, (0.0, 0.0))
-                measures[name] = (before[0] + total, before[1] + part)
+            take_in(measures, {"objective": (loss.detach(), 1.0), **result.metrics})
         return measures
 
     def _halve(self, mine: Sequence[Row]) -> None:

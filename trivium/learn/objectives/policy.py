@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trivium.data.rows import NOTHING, Batch, Row
 from trivium.learn.head_loss import token_log_probabilities
-from trivium.learn.objective import Loss, Measure
+from trivium.learn.objective import Least, Loss, Measure, Most
 from trivium.learn.objectives.policy_losses import (
     Algorithm,
     PolicyNumbers,
@@ -132,6 +132,7 @@ class PolicyGradient:
             return {}
         low = (ratio < 1 - self.numbers.clip_low) & (sampled.advantages < 0)
         high = (ratio > 1 + self.numbers.clip_high) & (sampled.advantages > 0)
+        extremes = _extremes(sampled, low, high)
         if self.algorithm.ratio in (answer_ratio, product_ratio):
             total = (1 / share).sum().round()
             low, high = low / share, high / share
@@ -139,15 +140,29 @@ class PolicyGradient:
             "clip_ratio/low_mean": (low.sum(), total),
             "clip_ratio/high_mean": (high.sum(), total),
             "clip_ratio/region_mean": (low.sum() + high.sum(), total),
+            **extremes,
         }
+
+
+def _extremes(sampled: Sampled, low: Tensor, high: Tensor) -> dict[str, Measure]:
+    """The share cut below of the answer with the smallest, and above of the one with the largest."""
+    if not len(sampled.mask):
+        return {}
+    answered = sampled.lengths > 0
+    low, high = (sampled.mean_per_answer(cut.to(sampled.mask))[answered] for cut in (low, high))
+    return {"clip_ratio/low_min": Least(low.min()), "clip_ratio/high_max": Most(high.max())}
 
 
 def _beside_the_sampler(batch: Batch, logprobs: Tensor, learned: Tensor, total: Tensor) -> dict[str, Measure]:
     """How far the trainer's numbers are from the engine's while both still have the same weights."""
-    if not all(batch.facts["fresh"]):
+    if not all(batch.facts["fresh"]) or not len(logprobs):
         return {}
     difference = (logprobs - batch.columns["sampled_logprob"][learned]).abs()
+    correction = batch.columns["correction"][learned]
     return {
         "sampling/sampling_logp_difference/mean": (difference.sum(), total),
-        "sampling/importance_sampling_ratio/mean": (batch.columns["correction"][learned].sum(), total),
+        "sampling/sampling_logp_difference/max": Most(difference.max()),
+        "sampling/importance_sampling_ratio/min": Least(correction.min()),
+        "sampling/importance_sampling_ratio/mean": (correction.sum(), total),
+        "sampling/importance_sampling_ratio/max": Most(correction.max()),
     }
