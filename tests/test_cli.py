@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -49,6 +50,17 @@ def test_every_verb_explains_itself(verb):
         (["run", "{recipe}", "--only", "bse"], "did you mean `base`?"),
         (["launch", "{recipe}", "--on", "moon"], "'moon' is not one of"),
         (["runn", "x"], "No such command 'runn'"),
+        (
+            ["launch", "{recipe}", "--on", "torchrun", "--nodes", "2"],
+            "torchrun starts the processes of one machine",
+        ),
+        (["launch", "{recipe}", "--on", "slurm", "--nodes", "0"], "0 is not in the range"),
+        (["watch", "--port", "70000"], "70000 is not in the range"),
+        (["schema", "--to", "{recipe}/schema.json"], "toy.yaml/schema.json cannot be written"),
+        (["init", "{recipe}/mine.yaml"], "toy.yaml/mine.yaml cannot be written"),
+        (["chat", "~nobody-of-that-name/x"], "~nobody-of-that-name/x is neither"),
+        (["run", "~nobody-of-that-name/x"], "There is no recipe `~nobody-of-that-name/x`"),
+        (["plan", "{recipe}", "--set", "base.steps=1e400k"], "base.steps cannot be"),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(tmp_path, capsys, arguments, said):
@@ -98,12 +110,22 @@ def test_schema(tmp_path, capsys):
 @pytest.mark.parametrize("target", ["torchrun", "slurm", "sky"])
 def test_launch_renders_a_script(tmp_path, capsys, target):
     recipe = write_recipe(tmp_path)
-    main(words("launch", recipe, "--on", target, "--processes", 4, "--nodes", 2))
+    machines = [] if target == "torchrun" else ["--nodes", 2]
+    main(words("launch", recipe, "--on", target, "--processes", 4, *machines))
     script = capsys.readouterr().out
     assert f"-m trivium.cli run {recipe} --runs runs" in script
     assert "4" in script
     if target != "sky":
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+def test_a_name_with_a_space_stays_one_word_of_the_script(tmp_path, capsys):
+    folder = tmp_path / "my texts"
+    folder.mkdir()
+    recipe = write_recipe(folder)
+    main(words("launch", recipe, "--on", "torchrun", "--runs", folder / "runs"))
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line)[-3:] == [str(recipe), "--runs", str(folder / "runs")]
 
 
 def test_doctor_measures(tmp_path, capsys, monkeypatch):

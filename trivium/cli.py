@@ -11,6 +11,7 @@ import click
 
 from trivium import __version__
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import BARRED
 from trivium.serve.command import chat, serve
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -19,6 +20,7 @@ _runs = click.option("--runs", default="runs", show_default=True, help="Where re
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: base.tokens=2M."
 )
+_AT_LEAST_ONE = click.IntRange(min=1)
 _only = click.option("--only", multiple=True, metavar="STAGE", help="This stage and what it stands on.")
 
 
@@ -84,7 +86,7 @@ def status(recipe: str | None, runs: str) -> None:
 @cli.command()
 @click.argument("recipe", required=False)
 @_runs
-@click.option("--port", default=8321, show_default=True)
+@click.option("--port", default=8321, show_default=True, type=click.IntRange(1, 65535))
 def watch(recipe: str | None, runs: str, port: int) -> None:
     """Show a run while it goes on, on a page of this machine; without RECIPE the newest."""
     from trivium.pipeline.watch import watch
@@ -155,8 +157,10 @@ def init(path: Path) -> None:
 @_recipe
 @_runs
 @click.option("--on", "target", required=True, type=click.Choice(["torchrun", "slurm", "sky"]), help="Where.")
-@click.option("--nodes", default=1, show_default=True, help="Machines.")
-@click.option("--processes", default=8, show_default=True, help="Processes (GPUs) on each machine.")
+@click.option("--nodes", default=1, show_default=True, type=_AT_LEAST_ONE, help="Machines.")
+@click.option(
+    "--processes", default=8, show_default=True, type=_AT_LEAST_ONE, help="Processes (GPUs) on each machine."
+)
 @click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
 def launch(recipe: str, runs: str, target: str, nodes: int, processes: int, to: Path | None) -> None:
     """Write the script that runs a recipe on other machines; submitting it is up to you."""
@@ -303,6 +307,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("trivium: stopped; the same command goes on from here.", err=True)
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in BARRED or error.filename is None:
+            raise
+        click.echo(
+            f"trivium: {error.filename} cannot be opened: {error.strerror}; mend that or name another.",
+            err=True,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trivium.data.formats import BadLine, entries
 from trivium.data.opening import KINDS, kind_of
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import expanded
 from trivium.kit.numbers import Count
 
 _NAMED_IN_REPORT = 20
@@ -118,7 +119,7 @@ def _found(source: Source) -> Iterator[tuple[str, dict[str, Any]] | BadLine]:
 
 def files_of(source: Source) -> list[tuple[str, Path]] | None:
     """The files behind a source with their stable names, in order; None for an id on the hub."""
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     if path.is_file():
         if kind_of(path) is None:
             raise TriviumError(f"{path} ends in none of {', '.join(KINDS)} (or these with .gz or .zst).")

@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,17 @@ from trivium.kit.errors import TriviumError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+BARRED = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+"""What is wrong with a place that a person named, where the mistake cannot be one of ours."""
+
+
+def expanded(name: Path | str) -> Path:
+    """A path with `~` as the shell reads it: the home of a user whom nobody knows stays letters."""
+    return Path(os.path.expanduser(name))
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -52,7 +63,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     beside = _beside(path)
     try:
-        with _full_disk_is_an_error(path):
+        with _told_of_the_disk(path):
             beside.mkdir(parents=True)
             yield beside
             for inner in sorted(beside.rglob("*"), reverse=True):
@@ -123,14 +134,15 @@ def _whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it takes the name of `path` when all of it is on the disk."""
     beside = _beside(path)
     try:
-        with _full_disk_is_an_error(path):
+        with _told_of_the_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield beside
             sync(beside)
             os.replace(beside, path)
             sync(path.parent)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise
 
 
@@ -139,7 +151,7 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _full_disk_is_an_error(path: Path) -> Iterator[None]:
+def _told_of_the_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -147,5 +159,9 @@ def _full_disk_is_an_error(path: Path) -> Iterator[None]:
             raise TriviumError(
                 f"The disk is full: {path} could not be written; free some space and run the same command"
                 " again, nothing that was there before is lost."
+            ) from error
+        if error.errno in BARRED:
+            raise TriviumError(
+                f"{path} cannot be written: {error.strerror}; mend that or name another place."
             ) from error
         raise

@@ -19,7 +19,7 @@ def number(value: Any) -> Any:
     if match is None:
         return value
     result = float(match[1].replace("_", "")) * _FACTORS[match[2]]
-    return int(result) if result == int(result) else result
+    return int(result) if result.is_integer() else result
 
 
 def short(value: float) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import checksum, read_json
+from trivium.kit.files import checksum, expanded, read_json
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.metrics import read_metrics
 from trivium.model.folder import load_model
@@ -100,7 +100,7 @@ class Member:
 
 def find(name: str, runs: Path) -> Member:
     """The model of a folder, of `stage` or `recipe/stage` under `runs`, or of an id on the hub."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     place = path if path.is_dir() else _linked(name, runs)
     if place is None:
         if "/" not in name:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import expanded
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
@@ -13,7 +14,7 @@ HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 def resolve(name: str | Path) -> Path:
     """A folder as it is; otherwise `owner/name[@revision]`, fetched once into the hub's cache."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path
     if path.exists():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+from trivium.kit.errors import TriviumError
 from trivium.recipe.schema import load
 
 _TORCHRUN = """\
@@ -51,6 +53,11 @@ TARGETS = {"torchrun": _TORCHRUN, "slurm": _SLURM, "sky": _SKY}
 
 def script(recipe: str, target: str, runs: str | Path, nodes: int, processes: int) -> str:
     """The script that runs a recipe on a target, with that many machines and processes on each."""
+    if target == "torchrun" and nodes > 1:
+        raise TriviumError(
+            f"torchrun starts the processes of one machine, not of {nodes}; choose slurm or sky, or leave out"
+            " --nodes."
+        )
     name = load(recipe).name
-    command = f"run {recipe} --runs {runs}"
+    command = shlex.join(["run", recipe, "--runs", str(runs)])
     return TARGETS[target].format(name=name, nodes=nodes, processes=processes, command=command)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import expanded
 
 LIBRARY = Path(__file__).parent / "library"
 
@@ -45,7 +46,7 @@ def read(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
 
 def find(name: str | Path) -> Path:
     """The file of a recipe: a path, or a name in the library such as `laptop` or `experiments/replay`."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path.resolve()
     shipped = LIBRARY / f"{name}.yaml"
