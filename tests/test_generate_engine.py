@@ -74,6 +74,25 @@ def test_greedy_text_equals_transformers(name, rows, tmp_path):
     assert engine.rows_in_use == 0
 
 
+def test_what_was_given_up_does_not_go_on_with_the_next_request(monkeypatch):
+    engine = tiny_engine()
+    with pytest.raises(TriviumError, match="window"):
+        engine.generate([Request(prompt(5), GREEDY), Request(prompt(500), GREEDY)])
+    step, steps = engine.step, iter(range(3))
+    monkeypatch.setattr(engine, "step", lambda: step() if next(steps, None) is not None else _interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([Request(prompt(5), GREEDY)])
+    monkeypatch.undo()
+    drawn = engine.counts["generated_tokens"]
+    engine.generate([Request(prompt(7), Sampling(max_new_tokens=2, stop_ids=()))])
+    assert engine.counts["generated_tokens"] == drawn + 2
+    assert not engine.busy
+
+
+def _interrupt():
+    raise KeyboardInterrupt
+
+
 def test_an_engine_without_rows_is_refused():
     with pytest.raises(TriviumError, match="at least 1"):
         tiny_engine(rows=0)

@@ -292,6 +292,12 @@ def test_random_numbers_are_uniform_and_depend_on_nothing_but_seed_and_place():
         {"logit_bias": {3: math.nan}},
         {"logit_bias": {3: math.inf}},
         {"logit_bias": {3: 1e38}},
+        {"stop": "END"},
+        {"temperature": "hot"},
+        {"max_new_tokens": "5"},
+        {"max_new_tokens": 2.5},
+        {"top_k": None},
+        {"seed": 1.5},
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_sentence(wrong):

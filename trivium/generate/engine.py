@@ -66,9 +66,17 @@ class Engine:
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Answer all requests; the completions of each in the order of its samples."""
-        under_way = [self.submit(request) for request in requests]
-        while not all(one.done for one in under_way):
-            self.step()
+        under_way: list[Generation] = []
+        try:
+            for request in requests:
+                under_way.append(self.submit(request))
+            while not all(one.done for one in under_way):
+                self.step()
+        except BaseException:
+            # Whoever asks next must not wait for what nobody wants any more.
+            for one in under_way:
+                self.cancel(one)
+            raise
         return [one.completions for one in under_way]
 
     def score(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,13 @@ class Sampling:
     def __post_init__(self) -> None:
         numbers = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty")
         for name in (*numbers, "frequency_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise TriviumError(f"sampling: {name} must be a finite number, not {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and math.isfinite(value)):
+                raise TriviumError(f"sampling: {name} must be a finite number, not {value!r}.")
+        whole = ("top_k", "max_new_tokens", "min_new_tokens", "top_logprobs")
+        for name in whole if self.seed is None else (*whole, "seed"):
+            if not isinstance(getattr(self, name), Integral):
+                raise TriviumError(f"sampling: {name} must be a whole number, not {getattr(self, name)!r}.")
         for name, holds, rule in (
             (
                 "temperature",
@@ -79,7 +85,8 @@ class Sampling:
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens"),
             ("top_logprobs", self.top_logprobs >= 0, "at least 0"),
-            ("stop", all(self.stop), "a list of texts that are not empty"),
+            # of one text each letter would be a stop
+            ("stop", not isinstance(self.stop, str) and all(self.stop), "a list of texts that are not empty"),
         ):
             if not holds:
                 raise TriviumError(f"sampling: {name} must be {rule}, not {getattr(self, name)!r}.")
