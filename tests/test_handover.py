@@ -6,8 +6,9 @@ import pytest
 
 import trivium
 from tests.test_midtrain import RECIPE, changes, recipe
+from tests.tuning import own, save, small_model, write_rows
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors, read_json
+from trivium.kit.files import load_tensors, read_json, write_json
 from trivium.pipeline import show
 from trivium.pipeline.plan import plan
 from trivium.pipeline.show import documents
@@ -234,3 +235,28 @@ def test_a_checkpoint_may_be_written_as_a_bare_step_or_in_thousands(tmp_path):
     text = BASE.replace("[step=4]", "[4, tokens=1k]") + AGAIN[: AGAIN.index("  grown:")]
     more = AGAIN[: AGAIN.index("  grown:")].replace("next", "thousand").replace("step=4", "tokens=1000")
     assert len(plan(recipe(tmp_path, text + more), tmp_path / "runs")) == 7
+
+
+@pytest.mark.parametrize("kind", ["ppo", "rlvr"])
+@pytest.mark.parametrize("before", ["muon", "adamw"])
+def test_a_number_scales_the_rates_that_the_parent_had_and_another_optimiser_is_said(tmp_path, kind, before):
+    peak = {"matrices": 0.04, "embeddings": 0.01, "head": 0.002, "scalars": 0.03}
+    save(tmp_path / "parent" / "model", small_model(own()), own())
+    write_json(
+        tmp_path / "parent" / "training.json",
+        {"learning_rates": peak, "peak_learning_rates": peak, "weight_decay": 0.1, "optimiser": before},
+    )
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"{asked} the"} for asked in ("in", "by", "for")])
+    path = tmp_path / "more.yaml"
+    path.write_text(
+        f"name: more\nstages:\n  more: {{kind: {kind}, from: ./parent/model, data: ./prompts.jsonl, "
+        "reward: [random], steps: 1, prompts: 2, group: 2, max_new_tokens: 4, optimiser: muon, "
+        "learning_rate: 0.004}\n"
+    )
+    more = trivium.run(path, runs=tmp_path / "runs")["more"]
+    found = read_json(more.folder / "training.json")["peak_learning_rates"]
+    assert changes(more)["learning rate"] == (0.04, pytest.approx(0.004))
+    if before == "muon":
+        assert found == pytest.approx({group: rate / 10 for group, rate in peak.items()})
+    else:
+        assert changes(more)["optimiser"] == ("adamw", "muon")

@@ -25,7 +25,7 @@ def rates_after(work: Work, settings: Training, start: str, folder: Path, config
     if optimiser not in (None, settings.optimiser):
         work.change("optimiser", optimiser, settings.optimiser)
     if wish == "parent":
-        rates = parents_rates(work, settings, start, folder)
+        rates = _parents_rates(work, settings, start, folder)
     elif settings.optimiser == "adamw":
         rates = dict.fromkeys(GROUPS, 1e-3 * (config.width / 768) ** -0.5 if wish == "dial" else float(wish))
     else:
@@ -41,7 +41,7 @@ def rates_after(work: Work, settings: Training, start: str, folder: Path, config
     return Rates(**rates, weight_decay=decay)
 
 
-def parents_rates(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any]:
+def _parents_rates(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any]:
     """The rates the parent would have gone on with, where they mean the same here."""
     parent = handed_over(folder)
     if parent is None:

@@ -25,18 +25,17 @@ from trivium.learn.optimisers import Rates
 from trivium.learn.settings import LearningRate, Settings
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
-from trivium.model.dial import dial
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.stages.environments import InTurns, Maker, described, with_tools
-from trivium.stages.judges import judges_of, model_references, reward_files
+from trivium.stages.judges import Named, judges_of, model_references, reward_files
 from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.parents import moments_after, parents_rates
+from trivium.stages.parents import gentle_rates_after, moments_after
 from trivium.stages.playing import Engined, Group, Player
 from trivium.stages.prompts import Curriculum, Problem, read_problems
 from trivium.stages.rollouts import Plan, Rollouts
 from trivium.stages.stage import Reference, Work
-from trivium.stages.training import GROUPS, TrainingStage, adapt, handed_over, train
+from trivium.stages.training import TrainingStage, adapt, train
 from trivium.tokens.tokenizer import Tokenizer
 
 DEFAULT_STEPS = 100
@@ -44,6 +43,7 @@ SHOWN = 2
 """How many answers of every rollout are written down for a person to read."""
 RATE_AT_4096 = 1e-6
 """TRL's rate, for a model of width 4096; narrower ones bear more in proportion."""
+MUON_RATE = 0.0006
 
 
 class Divergence(Settings):
@@ -77,14 +77,14 @@ class Rlvr(TrainingStage):
     """Let the model answer problems and reinforce the answers that a program finds right."""
 
     kind: Literal["rlvr"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     start: str = Field(alias="from")
     data: Mixture
-    reward: list[str | dict[str, Any]] = Field(min_length=1)
+    reward: list[Named] = Field(min_length=1)
     """Scorers by name, `file.py:function` with TRL's signature, or {model: rm} for a reward stage; {name,
     weight, ...} to weigh them."""
-    truth: str | dict[str, Any] | None = None
+    truth: Named | None = None
     """A scorer that is only looked at: `true_score` in the log, beside a reward that may be tricked."""
     algorithm: Literal[
         "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "vespo", "rloo",
@@ -190,7 +190,7 @@ class Rlvr(TrainingStage):
             "rollouts": -(-feed.steps // feed.plan.steps_per_rollout),
         }
 
-    def _scorers(self) -> list[str | dict[str, Any]]:
+    def _scorers(self) -> list[Named]:
         """The rewards, and last the truth, which weighs nothing."""
         if self.truth is None:
             return self.reward
@@ -266,21 +266,9 @@ class Rlvr(TrainingStage):
         return max(1, math.ceil(self.epochs * problems / self.prompts)) * self.passes * self.parts
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
-        """The rates a person gave, the parent's, or what suits a model of this width."""
-        wish, parent = self.learning_rate.start, handed_over(folder)
-        if wish == "parent":
-            rates = parents_rates(work, self, self.start, folder)
-        elif self.optimiser == "adamw":
-            rates = dict.fromkeys(
-                GROUPS, RATE_AT_4096 * 4096 / config.width if wish == "dial" else float(wish)
-            )
-        else:
-            rates = dial(config.layers, config.vocabulary, width=config.width).learning_rates
-            scale = 0.02 if wish == "dial" else float(wish) / rates["matrices"]
-            rates = {group: rate * scale for group, rate in rates.items()}
-        before = parent["learning_rates"]["matrices"] if parent else "unknown"
-        work.change("learning rate", before, rates["matrices"])
-        return Rates(**rates, weight_decay=self.weight_decay or 0.0)
+        return gentle_rates_after(
+            work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
+        )
 
 
 def _from_to(work: Work, names: Sequence[str]) -> dict[str, list[float]]:
