@@ -1,14 +1,12 @@
 """The tasks with scripted models: whoever is right gets full marks, whoever is wrong none."""
 
-import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from evaluating import Scripted, asked, scripted, spoken
 from test_tokens import own
 from tuning import save, small_model
 
@@ -17,9 +15,8 @@ from trivium import world
 from trivium.cli import cli
 from trivium.evals import asking
 from trivium.evals.asking import Subject, first_block, first_sentence
-from trivium.evals.evaluate import compare, comparison_table, evaluate
-from trivium.evals.likelihood import Likelihood
-from trivium.evals.results import Record, Results, TaskResult, answers_path, estimate
+from trivium.evals.evaluate import evaluate
+from trivium.evals.results import Results
 from trivium.evals.settings import Settings, read_spec
 from trivium.evals.task import task_names
 from trivium.generate.requests import Completion
@@ -30,43 +27,6 @@ OWN_FILES = {"gsm8k", "svamp", "humaneval", "own"}
 WORLDLY = [name for name in task_names() if name not in OWN_FILES]
 # What the model itself computes cannot be scripted, nor what is asked of its engine.
 COMPUTED = {"bits", "positions", "conversation"}
-
-
-def spoken(text, tokens=3):
-    return Completion(text, [0] * tokens, [], "stop", 1)
-
-
-class Scripted(Subject):
-    """A subject whose answers and choices a test writes."""
-
-    def __init__(self, model, tokenizer, say, prefer):
-        super().__init__(model, tokenizer)
-        self.say, self.prefer = say, prefer
-
-    def answer(self, items, style, settings, most):
-        return [[spoken(self.say(item)) for _ in range(1 + settings.samples)] for item in items]
-
-    def choose(self, items, style):
-        return [
-            [Likelihood((0.0 if self.prefer(item, one) else -9.0,), True) for one in item.choices]
-            for item in items
-        ]
-
-
-def oracle(item):
-    return item.expected.removeprefix(item.begin).strip()
-
-
-def scripted(monkeypatch, say=oracle, prefer=lambda item, choice: choice == item.expected):
-    monkeypatch.setattr(
-        "trivium.evals.evaluate.Subject", lambda model, tokenizer: Scripted(model, tokenizer, say, prefer)
-    )
-
-
-def asked(tasks, *, context=512, **settings):
-    tokenizer = own()
-    model = small_model(tokenizer, context=context)
-    return evaluate(model, tokenizer, tasks, Settings(**{"limit": 12, "style": "chat", **settings}))
 
 
 @pytest.mark.parametrize("style", ["chat", "continue"])
@@ -190,71 +150,6 @@ def test_a_model_that_ends_its_turns_is_asked_through_its_template(monkeypatch):
         assert subject.style(Settings(style="chat")) == "chat"
 
 
-def test_results_survive_the_disk_with_every_answer(tmp_path: Path):
-    results = asked(["facts", "calibration", "bits?sources=prose+sums"], limit=20)
-    results.save(tmp_path / "out.json")
-    lines = [json.loads(line) for line in answers_path(tmp_path / "out.json").read_text().splitlines()]
-    assert len(lines) == sum(len(one.records) for one in results.tasks.values())
-    back = Results.load(tmp_path / "out.json")
-    assert back.summary() == results.summary()
-    measures = read_json(tmp_path / "out.json")["tasks"]["facts"]["measures"]
-    assert set(measures["right"]) == {"value", "low", "high", "n"}
-    assert measures["right"]["n"] == 20
-    apart = [one.scores["confidence"] - one.scores["chosen"] for one in results.tasks["calibration"].records]
-    surer = back.tasks["calibration"].whole["surer than right"]
-    assert surer.value == pytest.approx(sum(apart) / 20)
-    assert -1 < surer.low < surer.value < surer.high < 1
-    answers_path(tmp_path / "out.json").unlink()
-    with pytest.raises(TriviumError, match=r"answers\.jsonl is missing"):
-        Results.load(tmp_path / "out.json")
-
-
-def results_of(scores, metric="right", expected="x", **facts):
-    records = [Record(f"q{n}", "?", expected, (), {metric: one}, **facts) for n, one in enumerate(scores)]
-    return Results("m", {"t": TaskResult("t", "", (metric,), records, "chat")})
-
-
-def test_models_are_compared_item_by_item_and_corrected():
-    worse, better = [0.0] * 40, [1.0] * 20 + [0.0] * 20
-    (one,) = compare(results_of(worse), results_of(better))
-    assert one.better is True
-    assert (one.before, one.after) == (0.0, 0.5)
-    (same,) = compare(results_of(better), results_of(better))
-    assert same.better is None
-    assert same.corrected == 1
-    (less,) = compare(results_of(worse, "bits per byte"), results_of(better, "bits per byte"))
-    assert less.better is False
-    assert comparison_table([one])[1][-1] == "better"
-    many = Results("m", {f"t{n}": results_of(worse).tasks["t"] for n in range(5)})
-    other = Results("m", {f"t{n}": results_of([1.0] * 7 + [0.0] * 33).tasks["t"] for n in range(5)})
-    corrected = compare(many, other)
-    assert all(one.corrected == pytest.approx(min(1, 5 * one.difference.p_value)) for one in corrected)
-
-
-def test_only_the_same_items_are_compared():
-    with pytest.raises(TriviumError, match="different items"):
-        compare(results_of([1.0] * 4), results_of([1.0] * 5))
-    with pytest.raises(TriviumError, match="expects different answers"):
-        compare(results_of([1.0] * 4), results_of([1.0] * 4, expected="y"))
-    with pytest.raises(TriviumError, match="no task in common"):
-        compare(results_of([1.0]), Results("m", {}))
-
-
-def test_documents_count_by_their_bytes_and_people_are_drawn_together():
-    records = [
-        Record("a", "", "", (), {"bits per byte": 1.0}, {"bits per byte": 30.0}),
-        Record("b", "", "", (), {"bits per byte": 5.0}, {"bits per byte": 10.0}),
-    ]
-    assert estimate(records, "bits per byte").value == pytest.approx(2.0)
-    single = [Record(f"{n}", "", "", (), {"right": float(n % 2)}) for n in range(64)]
-    shared = [replace(one, cluster=f"{int(one.id) % 8}") for one in single]
-    assert estimate(shared, "right").high - estimate(shared, "right").low > (
-        1.5 * (estimate(single, "right").high - estimate(single, "right").low)
-    )
-    alike = [replace(one, scores={"right": 1.0}) for one in shared]
-    assert estimate(alike, "right").low < 0.7, "eight people who are all known prove little"
-
-
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -278,72 +173,6 @@ def test_a_task_has_its_own_settings_and_label():
     assert (settings.limit, settings.seed) == (7, 4)
     with pytest.raises(TriviumError, match="listed twice"):
         asked(["facts", {"task": "sums", "name": "facts"}])
-
-
-def lines(path: Path, rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def test_published_files_are_read_in_their_published_form(monkeypatch, tmp_path: Path):
-    gsm8k = lines(tmp_path / "gsm8k.jsonl", [
-        {"question": "Two and two?", "answer": "It is <<2+2=4>>4.\n#### 4"},
-        {"question": "A thousand and one?", "answer": "Add.\n#### 1,001"},
-    ])  # fmt: skip
-    svamp = tmp_path / "svamp.json"
-    svamp.write_text(json.dumps([
-        {"ID": "chal-1", "Body": "A box has 8 pears", "Question": "How many in 2?",
-         "Equation": "( 8.0 * 2.0 )", "Answer": 16.0, "Type": "Multiplication"},
-    ]))  # fmt: skip
-    scripted(monkeypatch)
-    results = asked([
-        {"task": "gsm8k", "data": gsm8k, "examples": gsm8k, "shots": 1},
-        {"task": "svamp", "data": str(svamp)},
-    ])  # fmt: skip
-    assert results.tasks["gsm8k"].measures()["right"].value == 1
-    assert "<<" not in results.tasks["gsm8k"].records[0].asked
-    svamp_record = results.tasks["svamp"].records[0]
-    assert svamp_record.id == "chal-1"
-    assert svamp_record.asked.endswith("A box has 8 pears. How many in 2?")
-    assert svamp_record.scores["right"] == 1
-    scripted(monkeypatch, lambda item: "#### 5")
-    assert asked([{"task": "gsm8k", "data": gsm8k}]).tasks["gsm8k"].measures()["right"].value == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("style", ["chat", "continue"])
-def test_humaneval_runs_programs_in_the_sandbox(monkeypatch, tmp_path: Path, style):
-    row = {
-        "task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """Add."""\n', "entry_point": "add",
-        "canonical_solution": "    return a + b\n",
-        "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n",
-    }  # fmt: skip
-    data = lines(tmp_path / "humaneval.jsonl", [row, {**row, "task_id": "HumanEval/1"}])
-
-    def say(item):
-        body = item.expected if item.id.endswith("0") else "    return a - b\n"
-        if style == "chat":
-            return f"```python\n{item.prompt}{body}```"
-        return f"{body}\ndef other():\n    raise"
-
-    scripted(monkeypatch, say)
-    result = asked([{"task": "humaneval", "data": data}], style=style).tasks["humaneval"]
-    assert [one.scores["right"] for one in result.records] == [1, 0]
-
-
-def test_own_questions_use_the_scorer_they_name(monkeypatch, tmp_path: Path):
-    data = lines(tmp_path / "mine.jsonl", [
-        {"question": "Half of one?", "answer": "1/2", "kind": "easy"},
-        {"messages": [{"role": "user", "content": "Half of three?"}], "answer": "1.5", "kind": "hard"},
-    ])  # fmt: skip
-    scripted(monkeypatch, lambda item: "The answer is 0.5")
-    result = asked([{"task": "own", "data": data, "scorer": "math"}]).tasks["own"]
-    assert result.by_group()["kind"]["easy"]["right"].value == 1
-    assert result.by_group()["kind"]["hard"]["right"].value == 0
-    with pytest.raises(TriviumError, match="no scorer called"):
-        asked([{"task": "own", "data": data, "scorer": "maths"}])
-    with pytest.raises(TriviumError, match="has no question"):
-        asked([{"task": "own", "data": lines(tmp_path / "bad.jsonl", [{"text": "x"}])}])
 
 
 def test_the_stage_asks_compares_and_keeps_everything(tmp_path: Path):
@@ -397,33 +226,3 @@ def test_asking_changes_no_weight_and_needs_no_gradient():
     before = {name: one.clone() for name, one in model.named_parameters()}
     evaluate(model, tokenizer, ["facts", "bits?sources=prose"], Settings(limit=4, style="continue"))
     assert all(torch.equal(before[name], one) for name, one in model.named_parameters())
-
-
-@pytest.mark.slow
-def test_a_model_against_an_equal_one_shows_no_difference_in_any_task():
-    """Two hundred comparisons over a proportion of shared people, a plain proportion and bits per byte."""
-
-    def answered(random, known, easy, hard):
-        def right(share):
-            return {"right": float(random.random() < share)}
-
-        facts = [Record(f"{n}", "", "", (), right(known[n % 30]), {}, f"{n % 30}") for n in range(90)]
-        sums = [Record(f"{n}", "", "", (), right(share)) for n, share in enumerate(easy)]
-        bits = [
-            Record(f"{n}", "", "", (), {"bits": one + random.normal(0, 0.1)}, {"bits": 50.0 + n})
-            for n, one in enumerate(hard)
-        ]
-        tasks = {
-            "facts": TaskResult("facts", "", ("right",), facts, "chat"),
-            "sums": TaskResult("sums", "", ("right",), sums, "chat"),
-            "bits": TaskResult("bits", "", ("bits",), bits, "chat"),
-        }
-        return Results("m", tasks)
-
-    calls = 0
-    for repeat in range(200):
-        random = np.random.default_rng(repeat)
-        skills = random.random(30), random.random(80), random.normal(2.0, 0.5, 80)
-        found = compare(answered(random, *skills), answered(random, *skills), seed=repeat)
-        calls += any(one.better is not None for one in found)
-    assert calls / 200 <= 0.07

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from test_evals import asked, scripted
+from evaluating import asked, scripted
 from tuning import write_rows
 
 from trivium import world
