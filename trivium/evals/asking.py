@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,14 +14,9 @@ from trivium.evals.likelihood import Likelihood, fits, log_likelihoods
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings, Style
 from trivium.evals.statistics import pass_at_k
+from trivium.generate.context import fit_conversation
 from trivium.generate.engine import Engine
-from trivium.generate.prompting import (
-    ask_to_reason,
-    few_shot,
-    few_shot_text,
-    opens_thinking,
-    split_reasoning,
-)
+from trivium.generate.prompting import THINK, few_shot, few_shot_text, opens_thinking, split_reasoning
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
@@ -134,14 +130,12 @@ class Subject:
         """The same where the model is to think first, if the settings say so."""
         if settings.reasoning == "off":
             return self.prompt_ids(item, style)
-        if (item.style or style) != "chat" or item.begin:
-            raise TriviumError(
-                "reasoning is asked for through the chat template, before an answer that nothing begins: "
-                "take it away, or set style chat and chain_of_thought."
-            )
-        messages, opening = ask_to_reason(item.messages, settings.reasoning)
-        ids = self.chat_ids(messages)
-        return ids if opens_thinking(ids, self.tokenizer) else [*ids, *self.tokenizer.encode(opening)]
+        assert (item.style or style) == "chat", "thoughts are asked for through a template"
+        assert not item.begin, "where a model is to think first, nothing begins its answer"
+        # Whether they fit is seen by whoever asks.
+        return fit_conversation(
+            item.messages, self.tokenizer, sys.maxsize, reasoning=settings.reasoning
+        ).tokens
 
     def choose(self, items: Sequence[Item], style: Style) -> list[list[Likelihood] | None]:
         """How likely the model finds each choice of each item; None where the window is too small."""
@@ -172,16 +166,20 @@ class Subject:
     def answer(
         self, items: Sequence[Item], style: Style, settings: Settings, most: int
     ) -> list[list[Completion] | None]:
-        """The likeliest answer to each item and the samples after it; None where the window is too small."""
+        """The likeliest answer to each item and the samples after it; None where the window is too small.
+
+        Where a prompt ends in `<think>`, the texts begin with it.
+        """
         longest = settings.max_new_tokens or most
         requests: list[Request] = []
-        asked: list[bool] = []
+        begun: list[str | None] = []
         for number, item in enumerate(items):
             ids = self.asked_ids(item, style, settings)
             room = min(longest, self.window - len(ids))
-            asked.append(room >= 1)
             if room < 1:
+                begun.append(None)
                 continue
+            begun.append(f"{THINK}\n" if opens_thinking(ids, self.tokenizer) else "")
             requests.append(Request(ids, Sampling(temperature=0, max_new_tokens=room)))
             if settings.samples:
                 seed = settings.seed * 1_000_003 + number
@@ -189,7 +187,11 @@ class Subject:
                 requests.append(Request(ids, drawn, n=settings.samples))
         with torch.inference_mode():
             found = iter(self.engine.generate(requests))
-        return [[*next(found), *(next(found) if settings.samples else [])] if one else None for one in asked]
+        answers: list[list[Completion] | None] = []
+        for thought in begun:
+            told = [] if thought is None else [*next(found), *(next(found) if settings.samples else [])]
+            answers.append([replace(one, text=f"{thought}{one.text}") for one in told] or None)
+        return answers
 
 
 def ask(
@@ -213,7 +215,7 @@ def ask(
         answers, judged = [], []
         for completion in completions:
             said = item.begin + completion.text
-            answer = split_reasoning(said, opened=settings.reasoning == "open").answer
+            answer = split_reasoning(said).answer
             if (item.style or style) == "continue":
                 answer = cut(answer)
             scores = dict(item.judge(answer))

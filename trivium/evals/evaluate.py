@@ -40,6 +40,10 @@ def evaluate(
     results = Results(name, {})
     for asked in wanted:
         one, label, own = asked.task, asked.label, asked.settings
+        if own.reasoning != "off" and subject.style(own) == "continue":
+            own = own.model_copy(update={"reasoning": "off"})
+            if say is not None:
+                say(f"{label}: {name or 'the model'} is asked as text, so for no thoughts before the answer")
         started = time.perf_counter()
         found = one(subject, own, asked.dials)
         if not found.records:

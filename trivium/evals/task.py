@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from trivium import world
 from trivium.evals.asking import Subject
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings, TaskSpec, named, read_spec
@@ -30,6 +31,8 @@ SOME_HEED = ("shots", "samples", "chain_of_thought", "reasoning")
 """The settings of asking that mean nothing to some tasks."""
 NAMES = ("data", "examples", "model")
 """The dials that name a file, a folder or a stage."""
+SOURCES = ("source", "sources")
+"""The dials that name a source of the world, or a file."""
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -43,6 +46,8 @@ class Task:
     run: Run
     heeds: tuple[str, ...] = ()
     """Which of the settings that only some tasks know it obeys."""
+    foresee: Callable[..., object] | None = None
+    """Draws the first of what it would ask of the world, so that wrong dials are refused before any model."""
 
     def __call__(self, subject: Subject, settings: Settings, dials: Mapping[str, Any]) -> Found:
         """Ask."""
@@ -115,17 +120,60 @@ def planned(spec: TaskSpec, settings: Settings) -> Planned:
             f"The task {label} is to think first and to state the result at once: take `reasoning` away, or "
             "set `chain_of_thought: true`."
         )
-    return Planned(label, one, heeded, one.checked(dials))
+    if heeded.reasoning != "off" and heeded.style == "continue":
+        raise TriviumError(
+            f"The task {label} is to think first, which only a chat template can ask for: take `reasoning` "
+            "away, or set `style: chat`."
+        )
+    checked = one.checked(dials)
+    if one.foresee is not None:
+        one.foresee(heeded.model_copy(update={"limit": 1}), **checked)
+    return Planned(label, one, heeded, checked)
+
+
+def of_the_world(source: str) -> bool:
+    """Whether this is one of the world's sources, written with or without `world:`."""
+    return source.startswith("world:") or source.partition("?")[0] in world.sources()
+
+
+def outside(spec: TaskSpec) -> list[tuple[str, str]]:
+    """What a task, spelled out, names that is not the world's: pairs of a dial and a name."""
+    given: Mapping[str, Any] = {} if isinstance(spec, str) else spec
+    return [
+        (dial, name)
+        for dial in (*NAMES, *SOURCES)
+        if dial in given
+        for name in _names(dial, given[dial])
+        if not (dial in SOURCES and of_the_world(name))
+    ]
+
+
+def _names(dial: str, value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [str(one) for one in value]
+    return str(value).split("+") if dial == "sources" else [str(value)]
+
+
+def placed(spec: TaskSpec, place: Callable[[str, str], str]) -> str | dict[str, Any]:
+    """The task with each name of something outside replaced by where that lies."""
+    if isinstance(spec, str):
+        return spec
+    found = dict(spec)
+    for dial, name in outside(spec):
+        where, value = place(dial, name), found[dial]
+        listed = [where if str(one) == name else one for one in value] if isinstance(value, list) else []
+        found[dial] = listed or where
+    return found
 
 
 def spelled_out(spec: TaskSpec) -> str | dict[str, Any]:
-    """A task that names files as a mapping, whose keys can be told apart; any other as it is written."""
-    if not isinstance(spec, str):
-        return dict(spec)
+    """A task that names files as a mapping, in which they can be told apart; any other as it is written."""
     name, dials = named(spec)
-    if not any(dial in dials for dial in NAMES):
-        return spec
-    return {"name": spec, **dials, "task": name}
+    if not outside(dials):
+        return spec if isinstance(spec, str) else dict(spec)
+    if "sources" in dials:
+        dials["sources"] = _names("sources", dials["sources"])
+    return {**({"name": spec} if isinstance(spec, str) else {}), **dials, "task": name}
 
 
 def checked_specs(specs: Sequence[TaskSpec]) -> list[str | dict[str, Any]]:

@@ -123,7 +123,8 @@ def _tasks(found: Mapping[str, Results]) -> dict[str, Any]:
                     if record["asked"] == other["asked"]:
                         record["asked"] = None
             task["models"][model] = {
-                "style": one.style, "seconds": round(one.seconds, 3), "records": records,
+                "style": one.style, "reasoning": one.settings.get("reasoning", "off"),
+                "seconds": round(one.seconds, 3), "records": records,
                 "whole": {name: as_json(interval) for name, interval in one.whole.items()},
             }  # fmt: skip
     return tasks

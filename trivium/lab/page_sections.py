@@ -148,7 +148,7 @@ def depth_section(raw: Raw, numbers: Raw) -> str:
         return ""
     parts = [
         f'<p class="lead">Word problems that take several steps{_ways(depth)}. A step is an equation in the '
-        "answer; it is valid if it holds.</p>",
+        f"answer; it is valid if it holds.{_thoughtless(raw, depth)}</p>",
         _steps(depth),
     ]
     shown = {model: one for model, one in depth["models"].items() if "steps" in one}
@@ -195,6 +195,15 @@ def _ways(depth: Raw) -> str:
     if written and at_once:
         return ". “Written” lets the model work them out; “at once” makes it state the result alone"
     return ", which the model may work out in writing" if written else ", whose result is stated at once"
+
+
+def _thoughtless(raw: Raw, depth: Raw) -> str:
+    """Who was asked for no thoughts, where others were."""
+    models = raw["tasks"][depth["written"]]["models"] if depth.get("written") else {}
+    without = [model for model, one in models.items() if one.get("reasoning", "off") == "off"]
+    if not without or len(without) == len(models):
+        return ""
+    return f" Thoughts before the answer need a template; {escape(', '.join(without))} was asked without."
 
 
 def _steps(depth: Raw) -> str:
