@@ -196,6 +196,16 @@ def test_a_random_model_obeys_a_schema_and_a_regular_expression():
     assert answers[5] == tiny_engine(scale=0.05).generate(requests[5:])[0]
 
 
+def test_a_grammar_that_breaks_on_the_way_is_no_end_of_the_text():
+    # the outer object is small enough to follow, the inner one is not
+    inner = {"type": "object", "properties": {f"a{number}": {} for number in range(2000)}}
+    parts = {"k": {"enum": ["x", "y"]}, "a": inner}
+    outer = {"type": "object", "properties": parts, "required": ["k", "a"], "additionalProperties": False}
+    [[cut]] = tiny_engine().generate([Request(prompt(5), Sampling(seed=1, json_schema=outer))])
+    assert cut.text.startswith('{"k":"')
+    assert cut.finish_reason == "length"
+
+
 @pytest.mark.parametrize("wrong", [{"regex": "(["}, {"json_schema": {"type": "no such type"}}])
 def test_a_grammar_that_cannot_be_is_refused_in_a_sentence(wrong):
     pytest.importorskip("llguidance")

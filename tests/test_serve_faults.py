@@ -27,6 +27,25 @@ def message(**fields):
     return changed(messages=[{"role": "user", "content": "a", **fields}])
 
 
+def schema(**fields):
+    return changed(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": fields}})
+
+
+def tool(**fields):
+    return {"type": "function", "function": {"name": "f", **fields}}
+
+
+def called(arguments):
+    call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
+    return changed(messages=[*HELLO, {"role": "assistant", "tool_calls": [call]}])
+
+
+def deep(depth):
+    return json.loads('{"a":' * depth + "{}" + "}" * depth)
+
+
+ALONE = {"type": "object", "additionalProperties": False}
+OTHER = {"type": "function", "function": {"name": "g"}}
 BAD_CHATS = {
     "nothing": (b"", 400),
     "no JSON": (b"{", 400),
@@ -53,6 +72,9 @@ BAD_CHATS = {
     "a message as text": (changed(messages=["hello"]), 400),
     "unknown role": (message(role="emperor"), 400),
     "no content": (changed(messages=[{"role": "user"}]), 400),
+    "no part of content": (message(content=[]), 400),
+    "a part that says nothing": (message(content=[{"type": "text"}]), 400),
+    "a part of no type": (message(content=[{}]), 400),
     "content as number": (message(content=7), 400),
     "a picture": (message(content=[{"type": "image_url", "image_url": {"url": "http://x"}}]), 400),
     "negative temperature": (changed(temperature=-1), 400),
@@ -84,8 +106,12 @@ BAD_CHATS = {
     "an empty stop string": (changed(stop=[""]), 400),
     "a long stop string": (changed(stop="a" * 100_000), 400),
     "a stop that is no text": (changed(stop=[1]), 400),
+    "a stop in a list of lists": (changed(stop=[["a"]]), 400),
     "logit_bias of a word": (changed(logit_bias={"the": 1}), 400),
     "logit_bias of no token": (changed(logit_bias={"99999999": 1}), 400),
+    "logit_bias of a fraction": (changed(logit_bias={"1.5": 1}), 400),
+    "logit_bias of a negative token": (changed(logit_bias={"-1": 1}), 400),
+    "logit_bias in words": (changed(logit_bias={"1": "2"}), 400),
     "logit_bias of a superscript": (changed(logit_bias={"²": 1}), 400),
     "logit_bias 101": (changed(logit_bias={"1": 101}), 400),
     "logit_bias NaN": (changed().replace(b"2}", b'2, "logit_bias": {"1": NaN}}'), 400),
@@ -93,31 +119,30 @@ BAD_CHATS = {
     "top_logprobs alone": (changed(top_logprobs=2), 400),
     "misspelt": (changed(temprature=1), 400),
     "schema missing": (changed(response_format={"type": "json_schema"}), 400),
-    "schema wrong": (
-        changed(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": 7}}}),
+    "schema wrong": (schema(type=7), 400),
+    "a schema of nothing": (schema(enum=[]), 400),
+    "a schema of itself": (schema(**{"$ref": "#"}), 400),
+    "a schema without end": (schema(properties={"a": {"$ref": "#"}}, required=["a"], **ALONE), 400),
+    "a schema too large to follow": (
+        schema(type="object", properties={f"a{n}": {} for n in range(2000)}),
         400,
     ),
+    "a schema that holds NaN": (schema(const=float("nan")), 400),
+    "a regex that nothing matches": (changed(regex=r"[^\s\S]"), 400),
+    "a regex that only nests": (changed(regex="(" * 1500 + "a" + ")" * 1500), 400),
     "format unknown": (changed(response_format={"type": "yaml"}), 400),
     "regex broken": (changed(regex="("), 400),
     "regex and schema": (changed(regex="a", response_format={"type": "json_object"}), 400),
     "an argument of the template's own name": (changed(chat_template_kwargs={"bos_token": "a"}), 400),
-    "a strict tool that nothing forces": (
-        changed(tools=[{"type": "function", "function": {"name": "f", "strict": True}}]),
-        400,
-    ),
+    "a strict tool that nothing forces": (changed(tools=[tool(strict=True)]), 400),
+    "a choice of no tool": (changed(tools=[tool()], tool_choice=OTHER), 400),
+    "a tool whose arguments are no object": (changed(tools=[tool(parameters={"type": "string"})]), 400),
+    "a tool that nests deeply": (changed(tools=[tool(parameters=deep(600))]), 400),
+    "template arguments that nest deeply": (changed(chat_template_kwargs=deep(600)), 400),
+    "a call whose arguments nest deeply": (called('{"a":' * 600 + "1" + "}" * 600), 400),
+    "a call with half a surrogate pair": (called('{"a": "\\ud800"}'), 400),
     "a tool without a name": (changed(tools=[{"type": "function", "function": {}}]), 400),
-    "a call whose arguments are no JSON": (
-        changed(
-            messages=[
-                {"role": "user", "content": "a"},
-                {
-                    "role": "assistant",
-                    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}],
-                },
-            ]
-        ),
-        400,
-    ),
+    "a call whose arguments are no JSON": (called("{"), 400),
     "stream_options without stream": (changed(stream_options={"include_usage": True}), 400),
     "an enormous prompt": (message(content="word " * 50_000), 400),
     "an enormous body": (message(content="a" * 3_000_000), 413),
@@ -209,6 +234,24 @@ def test_the_client_raises_its_own_errors(address):
     with pytest.raises(openai.BadRequestError) as refused:
         official.chat.completions.create(model="one", messages=HELLO, temperature=-1)
     assert refused.value.param == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "parameter"),
+    [
+        ({"n": 10**30}, "n"),
+        ({"seed": 2**64}, "seed"),
+        ({"stop": [["a"]]}, "stop.str"),
+        ({"logit_bias": {1.5: 1}}, "logit_bias"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0"),
+        ({"tools": [tool()], "tool_choice": OTHER}, "tool_choice"),
+        ({"tools": [tool(parameters=deep(480))]}, "messages"),
+    ],
+)
+def test_the_client_is_told_what_was_wrong(address, wrong, parameter):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client(address).chat.completions.create(**{**GOOD, **wrong})
+    assert refused.value.param == parameter
 
 
 def test_a_body_announced_too_large_is_not_read(address):

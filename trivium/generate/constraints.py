@@ -28,6 +28,11 @@ class Constraint:
             self.matcher.consume_token(token)
         return bool(self.matcher.is_stopped())
 
+    @property
+    def broken(self) -> bool:
+        """Whether the grammar could not be followed to here, as when it became too large."""
+        return bool(self.matcher.is_error())
+
     def fork(self) -> Constraint:
         """A second row at the same place of the same grammar."""
         return Constraint(self.matcher.deep_copy())
@@ -63,12 +68,20 @@ class Grammars:
         else:
             assert sampling.regex is not None
             grammar = matcher_kind.grammar_from_regex(sampling.regex)
-        matcher = matcher_kind(self._vocabulary_of(llguidance), grammar)
-        if matcher.is_error():
+        constraint = Constraint(matcher_kind(self._vocabulary_of(llguidance), grammar))
+        problem = self._problem(constraint.fork())
+        if problem:
             what = "regex" if sampling.regex is not None else "json_schema"
-            problem = " ".join(matcher.get_error().split())
             raise TriviumError(f"sampling: the {what} cannot be followed: {problem}")
-        return Constraint(matcher)
+        return constraint
+
+    def _problem(self, tried: Constraint) -> str:
+        """Why not even a first token can be written; empty where one can."""
+        # some grammars are found to be too large, or to admit no text, only when they are used
+        first = allowed_tokens([tried], self._vocabulary, "cpu")[0].int().argmax()
+        tried.advance(int(first))
+        problem = " ".join(tried.matcher.get_error().partition("<state>")[0].split())
+        return "no text has this form" if problem.startswith("NoExtension") else problem[:300]
 
     def _vocabulary_of(self, llguidance: Any) -> Any:
         if self._compiled is None:

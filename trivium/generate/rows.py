@@ -135,13 +135,15 @@ class Row:
     ) -> None:
         """Make the completion and tell the listener."""
         assert self.generation is not None
+        assert self.entrant is not None
+        if reason == "stop" and self.entrant.constraint is not None and self.entrant.constraint.broken:
+            reason = "length"  # the text was cut off: nothing says that it has its form
         rest, cut = "", 0
         if self.stream is not None:
             rest = self.stream.finish()
             text = self.stream.text
             cut = self.stream.unsettled if self.stream.stopped else 0
         else:
-            assert self.entrant is not None
             ended = bool(tokens) and tokens[-1] in self.entrant.stop_ids
             text = tokenizer.decode(tokens[:-1] if ended else tokens)
         completion = Completion(

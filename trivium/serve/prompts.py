@@ -189,6 +189,9 @@ def chat_prompt(
             begun=begun,
         )
         return replace(fitted, left_out=fitted.left_out + len(messages) - len(reachable))
+    except RecursionError:
+        problem = "the messages, the tools or the template's arguments are nested too deeply"
+        raise RequestRefused(problem, parameter="messages") from None
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         problem = f"the chat template cannot write this conversation: {str(error)[:200]}"
         raise RequestRefused(problem, parameter="messages") from None

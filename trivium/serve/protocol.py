@@ -164,7 +164,7 @@ class Message(Body):
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
-        if self.content is None and not self.tool_calls:
+        if self.content in (None, []) and not self.tool_calls:
             raise ValueError("a message needs content or tool_calls")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("only an assistant's message may have tool_calls")
@@ -205,6 +205,12 @@ class FunctionSpecification(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _takes_an_object(self) -> FunctionSpecification:
+        if (self.parameters or {}).get("type", "object") != "object":
+            raise ValueError("a function's parameters have the type object")
+        return self
 
 
 class Tool(Body):
