@@ -152,9 +152,17 @@ def test_what_is_no_worked_example_is_refused(tmp_path, row, problem):
 def test_a_model_without_a_template_refuses_ways_of_asking():
     one = ScriptedEngine("a baker")
     one.tokenizer = SimpleNamespace(templates={}, beginning_id=None)
-    for settings in ({"overflow": "slide"}, {"reasoning": "ask"}, {"examples": [{}]}):
+    for settings in ({"overflow": "slide"}, {"reasoning": "ask"}, {"examples": [{}]}, {"system": "be brief"}):
         with pytest.raises(TriviumError, match="no chat template"):
             conversation(("one", one), **settings)
+    talk, out = conversation(("one", one))
+    talk.hear("/system be brief")
+    assert out.getvalue() == "one has no chat template, so it cannot be told a system message.\n"
+    assert talk.system is None
+    talk, out = conversation(("two", ScriptedEngine("a smith")), system="be brief", opener=lambda _: one)
+    talk.hear("/compare one")
+    assert "one has no chat template, so it only continues the last line" in out.getvalue()
+    assert len(talk.speakers) == 1
 
 
 def test_the_words_of_the_command_line_are_those_of_the_code():

@@ -1,5 +1,6 @@
 """The small pieces of serving: parts of a text, names of models, the terminal chat, the process itself."""
 
+import io
 import json
 import os
 import signal
@@ -27,7 +28,8 @@ from trivium.serve.models import open_engine, short_names
 from trivium.serve.parts import Called, PartStream, Said, Thoughts
 from trivium.serve.pieces import Piece
 from trivium.serve.server import bound, is_loopback
-from trivium.serve.voice import printable
+from trivium.serve.voice import DIM, PLAIN, Voice, printable
+from trivium.tokens.tokenizer import Tokenizer
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": [1, "</b>"]}}\n</tool_call>'
 
@@ -231,6 +233,38 @@ def test_a_model_cannot_steer_the_terminal():
     # the history is what the model said
     assert talk.speakers[0].messages[-1]["content"] == attack
     assert not [letter for letter in printable("".join(map(chr, range(0x300)))) if not is_shown(letter)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 100])
+def test_no_part_of_a_stream_steers_the_terminal(step):
+    hostile = "\x1b[2J\x1b]0;title\x07\x9b31m\r\x90q\x9c"
+    out, text = Terminal(), f"<think>{hostile}</think>{hostile}<think>{hostile}"
+    voice = Voice(out, opened=False)
+    for start in range(0, len(text), step):
+        voice.hear(text[start : start + step])
+    voice.hear("", last=True)
+    shown = out.getvalue().replace(DIM, "").replace(PLAIN, "")
+    assert shown.count("[2J]0;title31mq") == 3
+    assert all(is_shown(letter) for letter in shown)
+
+
+def test_nothing_that_is_said_of_a_model_steers_the_terminal():
+    hostile = Tokenizer(
+        json.loads(tokenizer().backend.to_str()), {}, {"default": "{{ raise_exception('\x1b[2Jno') }}"}
+    )
+    one, two = ScriptedEngine("first"), ScriptedEngine("\x1b[2Jsecond")
+    one.tokenizer = hostile
+    talk, out = conversation(("one", one), opener=lambda _: two)
+    talk.hear("/compare t\x1bwo")
+    talk.hear("hello")
+    assert "refuses the conversation: [2Jno" in out.getvalue()
+    assert out.getvalue().endswith("\n[two]\n[2Jsecond\n")
+    assert all(is_shown(letter) for letter in out.getvalue())
 
 
 def is_shown(letter):

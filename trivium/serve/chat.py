@@ -16,7 +16,7 @@ from trivium.generate.prompting import Message, Reasoning
 from trivium.generate.requests import Event, Generation, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import write_json
+from trivium.kit.files import expanded, write_json
 from trivium.serve.models import open_engine
 from trivium.serve.voice import Voice, printable
 
@@ -91,7 +91,7 @@ class Conversation:
         return True
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(printable(text), file=self._out, flush=True)
 
     def _answer(self, speaker: Speaker, words: str) -> None:
         """Stream one model's answer; what it said before Ctrl-C is kept."""
@@ -113,11 +113,11 @@ class Conversation:
 
     def _check(self, speaker: Speaker) -> None:
         """Refuse a model that cannot be asked in the ways that were chosen."""
-        plain = self.overflow == "drop" and self.reasoning == "off" and not self.examples
+        plain = self.overflow == "drop" and self.reasoning == "off" and not self.examples and not self.system
         if not plain and not speaker.engine.tokenizer.templates:
             raise TriviumError(
                 f"{speaker.name} has no chat template, so it only continues the last line: leave out "
-                "overflow, reasoning and examples."
+                "the system message, overflow, reasoning and examples."
             )
         length, context = self._length(speaker), speaker.engine.model.config.context
         if length < self.sampling.max_new_tokens:
@@ -147,8 +147,8 @@ class Conversation:
             forgotten = fitted.slide.forgotten(len(fitted.tokens), context)
             self._say(f"(the context is full: {forgotten} of {len(fitted.tokens)} tokens are forgotten)")
         elif fitted.summary is not None:
-            told = printable(fitted.summary)
-            self._say(f"(the context is full: {fitted.left_out} earlier messages are summarised: {told})")
+            told = f"{fitted.left_out} earlier messages are summarised: {fitted.summary}"
+            self._say(f"(the context is full: {told})")
         elif fitted.left_out:
             self._say(f"(the context is full: {fitted.left_out} earlier messages are left out)")
         return fitted
@@ -192,6 +192,9 @@ class Conversation:
         return True
 
     def _set_system(self, text: str) -> None:
+        deaf = [speaker.name for speaker in self.speakers if not speaker.engine.tokenizer.templates]
+        if deaf and text not in ("", "-"):
+            raise TriviumError(f"{deaf[0]} has no chat template, so it cannot be told a system message.")
         if text:
             self.system = None if text == "-" else text
         self._say(f"System message: {self.system or 'none'}")
@@ -217,7 +220,7 @@ class Conversation:
         conversations = [
             {"model": speaker.name, "messages": [*opening, *speaker.messages]} for speaker in self.speakers
         ]
-        path = Path(text).expanduser()
+        path = expanded(text)
         try:
             write_json(path, conversations)
         except OSError as error:
