@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trivium.kit.errors import TriviumError
+
 if TYPE_CHECKING:
     import torch
 
@@ -101,6 +103,19 @@ def device() -> str:
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return "cpu"
+
+
+def usable(named: str | None) -> str:
+    """The device a person named, refused where nothing can be computed on it; else the best there is."""
+    import torch
+
+    place = named or device()
+    try:
+        torch.ones(1, device=place).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TriviumError(f"the device {place!r} cannot be used here: {reason}; try cpu.") from None
+    return place
 
 
 def compute_dtype(device: str) -> torch.dtype:

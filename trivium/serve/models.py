@@ -33,12 +33,7 @@ def open_engine(
     folder = resolve(model)
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         folder = folder / "model"
-    place = device or machine.device()
-    try:
-        torch.zeros(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise TriviumError(f"the device {place!r} cannot be used here: {reason}; try cpu.") from None
+    place = machine.usable(device)
     loaded = load_model(folder, dtype=machine.compute_dtype(place), device=place)
     for name, beside in (adapters or {}).items():
         lay_beside(loaded, Path(beside), name)
