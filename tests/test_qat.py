@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_ppo import PAIRS
+from test_ppo_stage import PAIRS
 from test_sft import CHATS
 from test_tokens import own
 from tuning import save, small_model, write_rows
@@ -26,7 +26,7 @@ STAGES = {
     "preference": "data: ./pairs.jsonl, pairs: 4, loss: simpo, flattery: 0",
     "reward": "data: ./pairs.jsonl, pairs: 4",
     "rlvr": f"{ASKED}, group: 4",
-    "ppo": f"{ASKED}, kl: {{coefficient: 0}}, flattery: 0",
+    "ppo": f"{ASKED}, flattery: 0",
 }
 PRETRAIN = "data: ./texts.jsonl, tokenizer: ./base, model: {depth: 1, width: 32}, batch: 256, context: 64"
 
@@ -61,8 +61,7 @@ def first_step(run: Any, stage: str) -> dict[str, float]:
     """What the log says the first step saw, without clocks and without what the step changed."""
     row = next(row for row in run[stage].metrics if row.get("step") == 1)
     later = {"tokens_per_second", "rollout_seconds", "grad_norm", "validation_loss", "bits_per_byte"}
-    # The parent beside which PPO measures is not rounded with the model that is trained.
-    return {key: value for key, value in row.items() if key not in later | {"objective/kl"}}
+    return {key: value for key, value in row.items() if key not in later}
 
 
 @pytest.mark.slow
@@ -79,6 +78,26 @@ def test_every_stage_learns_from_what_the_rounded_model_says(tmp_path, kind):
         felt = pytest.approx(first_step(run, f"felt-{scheme}"), abs=2e-5, rel=1e-4)
         assert rounded == felt
         assert plain != felt
+
+
+@pytest.mark.parametrize(
+    "rounded",
+    ["qat: int4", "adapter: {rank: 2, base: int4}", "adapter: {rank: 2, base: int4, train: [norms]}"],
+)
+@pytest.mark.parametrize(
+    ("settings", "measure"),
+    [
+        (f"kind: ppo, {STAGES['ppo']}", "objective/kl"),
+        (f"kind: rlvr, {STAGES['rlvr']}, kl: {{coefficient: 0.1}}", "kl"),
+        ("kind: preference, data: ./pairs.jsonl, pairs: 4, flattery: 0", "rewards/chosen"),
+        ("kind: preference, data: ./pairs.jsonl, pairs: 4, flattery: 0, reference: parent", "rewards/chosen"),
+    ],
+    ids=["ppo", "rlvr", "stored", "parent"],
+)
+def test_the_reference_is_rounded_as_the_model_is(tmp_path, settings, measure, rounded):
+    run = ran(tmp_path, {"first": f"{settings}, steps: 1, from: ./base, {rounded}"})
+    row = next(row for row in run["first"].metrics if row.get("step") == 1)
+    assert row[measure] == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.slow

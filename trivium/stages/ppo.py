@@ -65,7 +65,7 @@ class Ppo(TrainingStage):
     """Let the model answer prompts and move it towards what a reward model scores higher."""
 
     kind: Literal["ppo"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     start: str = Field(alias="from")
     """The policy to begin with, which is also the reference."""
@@ -154,8 +154,9 @@ class Ppo(TrainingStage):
                 f"{self.max_new_tokens}` fills; lower it."
             )
         problems = read_problems(work, self.data, tokenizer, room=room, wording=self.wording)
-        anchor = None if self._beside_itself() else copy.deepcopy(model).requires_grad_(False)
         adapt(work, self, model)
+        # Only now, so that it is what the model is at the start: rounded, where that is.
+        anchor = None if self._beside_itself() else copy.deepcopy(model).requires_grad_(False)
         engine = Engine(model, tokenizer, max_rows=min(self.rows, self.prompts * self.group))
         critic = ScalarHead(model.config.width).to(model.device) if self.estimator == "gae" else None
         feed = self.rollouts(
@@ -182,7 +183,7 @@ class Ppo(TrainingStage):
 
     def _beside_itself(self) -> bool:
         """Whether the model without its adapter is the reference, so that no second copy is needed."""
-        return self.adapter is not None and not self.adapter.train and self.adapter.base == "float"
+        return self.adapter is not None and not self.adapter.train
 
     def sampling(self) -> Sampling:
         """How the answers are drawn."""

@@ -1,0 +1,144 @@
+"""RLHF as a stage: killed and resumed exactly, run from a recipe, its reward model in other stages too."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import assert_identical, small_trainer, weights_of
+from test_ppo import rollouts
+from tuning import own, save, small_model, write_rows
+
+import trivium
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors, save_tensors
+from trivium.kit.metrics import read_metrics
+from trivium.learn.objectives.ppo import ProximalPolicy
+from trivium.stages.valued import Worth
+
+
+def trainer_of(folder: Path, seed: int = 0) -> Any:
+    model = small_model(own(), seed)
+    feed = rollouts(model, parts=2, passes=2, target=0.5, worth=Worth(normalise="running"))
+    return small_trainer(
+        folder, model=model, feed=feed, objective=ProximalPolicy(feed.critic),
+        checkpoint={"every_steps": 1}, optimiser="adamw",
+    )  # fmt: skip
+
+
+def until_the_end(folder: str, seed: int) -> None:
+    torch.set_num_threads(1)
+    trainer = trainer_of(Path(folder), seed)
+    trainer.run()
+    save_tensors(
+        Path(folder) / "end.safetensors",
+        {**weights_of(trainer.model), "critic": trainer.objective.extra.score.weight},
+    )
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_rollout_it_ends_bit_identical(tmp_path):
+    """L1: weights, critic, penalty and what is sampled after the resume."""
+    context = multiprocessing.get_context("fork")
+    whole = context.Process(target=until_the_end, args=(str(tmp_path / "whole"), 0))
+    whole.start()
+    whole.join()
+    kills = 0
+    folder = tmp_path / "cut"
+    for wanted in (3, 6, None):
+        # Only the first start decides the weights; a later one begins from others and must not show it.
+        process = context.Process(target=until_the_end, args=(str(folder), 7 if kills else 0))
+        process.start()
+        if wanted is not None:
+            while len(read_metrics(folder / "metrics.jsonl")) < wanted and process.is_alive():
+                time.sleep(0.002)
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+    assert kills == 2
+    assert_identical(
+        load_tensors(tmp_path / "whole" / "end.safetensors"), load_tensors(folder / "end.safetensors")
+    )
+    logs = [read_metrics(path / "metrics.jsonl") for path in (tmp_path / "whole", folder)]
+    timed = ("tokens_per_second", "rollout_seconds")
+    for one, other in zip(*logs, strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
+    assert logs[0][-1]["kl_coefficient"] != 0.1
+
+
+PAIRS = [
+    {"prompt": f"{asked} the", "chosen": " river rises", "rejected": " 12 sacks"}
+    for asked in ("in", "and", "or", "for", "by", "with", "near", "at")
+]
+
+
+def recipe(tmp_path: Path, ppo: str) -> Path:
+    save(tmp_path / "base", small_model(own()), own())
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": one["prompt"]} for one in PAIRS])
+    (tmp_path / "mine.py").write_text(
+        "def longer(prompts, completions, **columns):\n    return [float(len(one)) for one in completions]\n"
+    )
+    path = tmp_path / "rlhf.yaml"
+    path.write_text(
+        "name: rlhf\nstages:\n"
+        "  rm: {kind: reward, from: ./base, data: ./pairs.jsonl, pairs: 4, steps: 4}\n"
+        "  ppo: {kind: ppo, from: ./base, data: ./prompts.jsonl, reward: [{model: rm}, "
+        "{name: 'mine.py:longer', weight: 0}], prompts: 4, passes: 2, max_new_tokens: 12, flattery: 2, "
+        f"{ppo}}}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings", ["steps: 4", "steps: 2, estimator: rloo, group: 2", "steps: 2, adapter: {rank: 2}"]
+)
+def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path, settings):
+    run = trivium.run(recipe(tmp_path, settings), runs=tmp_path / "runs")
+    rows = [row for row in run["ppo"].metrics if "step" in row]
+    assert {
+        "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
+        "objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg",
+        "loss/policy_avg", "val/ratio", "val/num_eos_tokens", "rewards/rm/mean", "rewards/longer/mean",
+    } <= set(rows[0])  # fmt: skip
+    assert ("loss/value_avg" in rows[0]) == ("rloo" not in settings)
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert rows[0]["objective/scores"] == pytest.approx(rows[0]["rewards/rm/mean"], abs=1e-6)
+    summary = run["ppo"].summary
+    assert summary["curve"][0]["step"] == 1
+    assert {"objective/kl", "rewards/longer/mean"} <= set(summary["curve"][0])
+    assert "flattery" in summary
+    assert run["ppo"].model() is not None
+
+
+def test_another_reward_model_is_another_stage(tmp_path):
+    path = recipe(tmp_path, "steps: 2")
+    from trivium.recipe.graph import build
+    from trivium.recipe.schema import load
+
+    before = build(load(path))["ppo"].fingerprint
+    assert build(load(path, ["stages.rm.steps=5"]))["ppo"].fingerprint != before
+    assert build(load(path))["ppo"].fingerprint == before
+    with pytest.raises(TriviumError, match="makes a reward model"):
+        build(load(path, ["stages.ppo.from=rm"]))
+    with pytest.raises(TriviumError, match="group"):
+        load(path, ["stages.ppo.estimator=rloo"])
+
+
+def test_a_reward_stage_rewards_rlvr_as_well(tmp_path):
+    path = recipe(tmp_path, "steps: 2")
+    path.write_text(
+        path.read_text() + "  rl: {kind: rlvr, from: ./base, data: ./prompts.jsonl, reward: [{model: rm}, "
+        "{name: random, weight: 0.1}], steps: 1, prompts: 2, group: 2, max_new_tokens: 6}\n"
+    )
+    row = trivium.run(path, runs=tmp_path / "runs", only=["rl"])["rl"].metrics[-1]
+    expected = row["rewards/rm/mean"] + 0.1 * row["rewards/random/mean"]
+    assert row["reward"] == pytest.approx(expected, abs=1e-6)
