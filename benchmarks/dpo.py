@@ -10,30 +10,22 @@ import argparse
 import os
 import statistics
 import sys
+from functools import partial
 
-from peers import Worker, take_turns
+from peers import Worker, best_batch, take_turns
 
 SHAPE = {"layers": 4, "width": 256, "heads": 4, "inner": 768, "vocabulary": 512}
 BATCHES = {"Trivium": [16, 64], "TRL": [4, 8, 16, 32]}
 """Pairs a step."""
 
 
-def arguments_of(contestant: str, batch: int, wishes: argparse.Namespace) -> dict[str, object]:
-    """What a worker needs to know."""
-    return {
+def started(contestant: str, wishes: argparse.Namespace, batch: int) -> Worker:
+    """A contestant that waits for its turn."""
+    arguments = {
         "contestant": contestant, "shape": SHAPE, "pairs": 1000, "batch": batch, "threads": wishes.threads,
         "adapter": wishes.adapter, "stored": wishes.stored,
     }  # fmt: skip
-
-
-def best_batch(contestant: str, wishes: argparse.Namespace) -> int:
-    """The size at which a contestant is fastest, so that no peer runs at its worst."""
-    speeds = {}
-    for batch in BATCHES[contestant]:
-        worker = Worker(sys.executable, "dpo_worker.py", dict(arguments_of(contestant, batch, wishes)))
-        speeds[batch] = worker.ask(pairs=wishes.pairs)["pairs_per_second"]
-        worker.close()
-    return max(speeds, key=lambda batch: speeds[batch])
+    return Worker(sys.executable, "dpo_worker.py", arguments)
 
 
 def main() -> None:
@@ -46,10 +38,10 @@ def main() -> None:
     wishes = parser.parse_args()
 
     workers = {}
-    for contestant in BATCHES:
-        batch = best_batch(contestant, wishes)
-        arguments = dict(arguments_of(contestant, batch, wishes))
-        workers[f"{contestant}, {batch} pairs a step"] = Worker(sys.executable, "dpo_worker.py", arguments)
+    for contestant, sizes in BATCHES.items():
+        start = partial(started, contestant, wishes)
+        batch = best_batch(sizes, start, "pairs_per_second", pairs=wishes.pairs)
+        workers[f"{contestant}, {batch} pairs a step"] = start(batch)
     answers = take_turns(workers, wishes.rounds, pairs=wishes.pairs)
     speeds = {
         name: statistics.median(row["pairs_per_second"] for row in rows) for name, rows in answers.items()

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -64,6 +64,16 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+
+def best_batch(sizes: Sequence[int], start: Callable[[int], Worker], speed: str, **request: object) -> int:
+    """The size at which a contestant is fastest, so that no peer runs at its worst."""
+    speeds = {}
+    for size in sizes:
+        worker = start(size)
+        speeds[size] = worker.ask(**request)[speed]
+        worker.close()
+    return max(speeds, key=lambda size: speeds[size])
 
 
 def take_turns(workers: dict[str, Worker], rounds: int, **request: object) -> dict[str, list[dict]]:

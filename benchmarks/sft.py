@@ -10,30 +10,22 @@ import argparse
 import os
 import statistics
 import sys
+from functools import partial
 
-from peers import Worker, take_turns
+from peers import Worker, best_batch, take_turns
 
 SHAPE = {"layers": 4, "width": 256, "heads": 4, "inner": 768, "vocabulary": 512}
 BATCHES = {"Trivium": [16, 64], "TRL padded": [8, 16, 32], "TRL packed": [1, 2, 4]}
 """Rows a step: examples for Trivium and padded TRL, packed rows of `longest` tokens for packed TRL."""
 
 
-def arguments_of(contestant: str, batch: int, wishes: argparse.Namespace) -> dict[str, object]:
-    """What a worker needs to know."""
-    return {
+def started(contestant: str, wishes: argparse.Namespace, batch: int) -> Worker:
+    """A contestant that waits for its turn."""
+    arguments = {
         "contestant": contestant, "shape": SHAPE, "rows": 2000, "longest": 1024, "batch": batch,
         "threads": wishes.threads, "adapter": wishes.adapter,
     }  # fmt: skip
-
-
-def best_batch(contestant: str, wishes: argparse.Namespace) -> int:
-    """The size at which a contestant is fastest, so that no peer runs at its worst."""
-    speeds = {}
-    for batch in BATCHES[contestant]:
-        worker = Worker(sys.executable, "sft_worker.py", dict(arguments_of(contestant, batch, wishes)))
-        speeds[batch] = worker.ask(steps=wishes.steps)["tokens_per_second"]
-        worker.close()
-    return max(speeds, key=lambda batch: speeds[batch])
+    return Worker(sys.executable, "sft_worker.py", arguments)
 
 
 def main() -> None:
@@ -46,9 +38,9 @@ def main() -> None:
 
     workers = {}
     for contestant, sizes in BATCHES.items():
-        batch = sizes[0] if len(sizes) == 1 else best_batch(contestant, wishes)
-        arguments = dict(arguments_of(contestant, batch, wishes))
-        workers[f"{contestant}, {batch} rows a step"] = Worker(sys.executable, "sft_worker.py", arguments)
+        start = partial(started, contestant, wishes)
+        batch = best_batch(sizes, start, "tokens_per_second", steps=wishes.steps)
+        workers[f"{contestant}, {batch} rows a step"] = start(batch)
     answers = take_turns(workers, wishes.rounds, steps=wishes.steps)
     speeds = {
         name: statistics.median(row["tokens_per_second"] for row in rows) for name, rows in answers.items()
