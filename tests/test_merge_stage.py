@@ -266,7 +266,7 @@ def test_only_documents_of_which_something_is_measured_count():
 def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(monkeypatch, tmp_path):
     met = []
 
-    def read(work, mixture, tokenizer):
+    def read(work, mixture, tokenizer, beside):
         all_weighted_or_none(work.stage, mixture)
         met.extend(mixture)
         return []
@@ -277,7 +277,7 @@ def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(monke
     monkeypatch.setattr(anneals, "resolve", lambda name: tmp_path)
     monkeypatch.setattr(anneals, "load_config", lambda folder: SimpleNamespace(reach=32))
     monkeypatch.setattr(anneals, "Tokenizer", SimpleNamespace(load=lambda folder: None))
-    monkeypatch.setattr(anneals, "trained_shards", lambda models, tokenizer: [])
+    monkeypatch.setattr(anneals, "trained_on", lambda models: [])
     monkeypatch.setattr(anneals, "ingredients", read)
     monkeypatch.setattr(anneals, "unseen_rows", stop)
     settings = {

@@ -40,6 +40,12 @@ def encode_document(document: Document, tokenizer: Tokenizer, lengths: np.ndarra
     """A text with the tokens that begin and end it, or a conversation as its chat template writes it."""
     if document.text is None:
         return _encode_conversation(document, tokenizer, lengths)
+    return encode_text(document, tokenizer)
+
+
+def encode_text(document: Document, tokenizer: Tokenizer) -> Encoded:
+    """A text with the tokens that begin and end it."""
+    assert document.text is not None
     return _framed(document, tokenizer, tokenizer.encode(document.text))
 
 

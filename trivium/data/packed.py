@@ -214,6 +214,11 @@ class PackedFeed:
             if origin
         }
 
+    def shares(self, step: int) -> dict[str, float]:
+        """The share of every source in all rows of the first `step` steps."""
+        drawn = self.plan.drawn(step * self.plan.batch)
+        return {name: count / max(1, sum(drawn)) for name, count in zip(self.names, drawn, strict=True)}
+
     def report(self) -> dict[str, dict[str, float]]:
         """Per source: what packing did, and what share of the plan it gets in how many passes."""
         drawn = self.plan.drawn(self.plan.steps * self.plan.batch)

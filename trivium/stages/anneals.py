@@ -18,9 +18,9 @@ from trivium.kit.processes import barrier, world
 from trivium.learn.settings import Training
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.stages.inheritance import trained_shards
+from trivium.stages.inheritance import trained_on
 from trivium.stages.midtrain import Midtrain, Replayed
-from trivium.stages.mixtures import Mixture, Portion, ingredients, mixture_references, unseen_rows
+from trivium.stages.mixtures import Mixture, Portion, Spelt, ingredients, mixture_references, unseen_rows
 from trivium.stages.paired import Spent, bits_per_byte, changes, gained, spent, told
 from trivium.stages.stage import Product, Reference, Work
 from trivium.stages.training import TrainingStage
@@ -31,7 +31,7 @@ class Anneals(TrainingStage):
     """Train the model of `from` on every candidate alike and measure all of them on `measure`."""
 
     kind: Literal["anneals"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
@@ -65,10 +65,13 @@ class Anneals(TrainingStage):
         """Train the candidates one after the other and write the table."""
         folder = resolve(str(work.path(self.start)))
         context, tokenizer = load_config(folder).reach, Tokenizer.load(folder)
-        learnt = trained_shards([folder], tokenizer)
+        learnt = trained_on([folder])
         for name, mixture in self.candidates.items():
-            for trained in (mixture, (self.replay and self.replay.data) or {}):
-                learnt += [one.shards for one in ingredients(self._own(work, name), trained, tokenizer)]
+            replayed = (self.replay and self.replay.data) or {}
+            for trained in (mixture, replayed):
+                beside = {**replayed, **mixture}
+                read = ingredients(self._own(work, name), trained, tokenizer, beside)
+                learnt += [Spelt(one.shards) for one in read]
         unseen = unseen_rows(
             work, self.measure, tokenizer, context, self.validation.tokens,
             learnt=learnt, required=list(self.measure),

@@ -28,7 +28,10 @@ def source_references(
     setting: str, sources: list[Source], needs: tuple[Product, ...] = ("data", "source")
 ) -> list[Reference]:
     """The references that a setting of this kind makes."""
-    return [Reference(f"{setting}.{place}.path", source.path, needs) for place, source in enumerate(sources)]
+    return [
+        Reference(f"{setting}.{place}.path", source.path, needs, source)
+        for place, source in enumerate(sources)
+    ]
 
 
 def documents(work: Work, sources: list[Source], reading: Reading) -> Iterator[Document]:

@@ -12,8 +12,7 @@ import yaml
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.stages.mixtures import Portion
-from trivium.tokens.tokenizer import Tokenizer
+from trivium.stages.mixtures import Portion, Spelt
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUME
     if record["kind"] == "merge":
         # Ingredients of a soup share an ancestor and, but for what they were made to differ in, their data.
         return learnt_by(stage, settings["of"][0], _product(home, record, settings["of"][0]), kinds)
-    shares = (record.get("summary") or {}).get("data")
+    shares = _shares(model, record)
     if record["kind"] not in kinds or not shares:
         raise TriviumError(
             f"{stage}: `replay` is a bare share, but {start} is a {record['kind']} stage that left no "
@@ -50,11 +49,20 @@ def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUME
         )
     known = _written(stage, settings, home, record, kinds)
     mixture = {
-        name: known.mixture[name].model_copy(update={"weight": facts["share"], "easy_first": None})
-        for name, facts in shares.items()
-        if facts["share"] > 0
+        name: known.mixture[name].model_copy(update={"weight": share, "easy_first": None})
+        for name, share in shares.items()
+        if share > 0
     }
     return Learnt(mixture, {name: known.places[name] for name in mixture})
+
+
+def _shares(model: Path, record: Mapping[str, Any]) -> dict[str, float]:
+    """The share of each source in what this model learnt, which a kept checkpoint has of its own."""
+    handed = model.parent / HANDOVER
+    own = read_json(handed).get("shares") if handed.is_file() else None
+    # Stages trained by older versions left the shares of their whole course alone.
+    whole = (record.get("summary") or {}).get("data") or {}
+    return own or {name: facts["share"] for name, facts in whole.items() if "share" in facts}
 
 
 def consumed_by(model: Path) -> dict[str, float]:
@@ -91,7 +99,8 @@ def _written(
 
 def _made_in(model: Path) -> Path | None:
     """The folder of the stage that made a model, if one did."""
-    return next((folder for folder in model.parents[:3] if (folder / "stage.yaml").is_file()), None)
+    places = (model, *model.parents[:3])
+    return next((folder for folder in places if (folder / "stage.yaml").is_file()), None)
 
 
 def _record(home: Path) -> dict[str, Any]:
@@ -109,8 +118,26 @@ def _product(home: Path, record: Mapping[str, Any], name: str) -> Path:
     """Where a thing that the stage names lies: a stage's folder in the store, or a place outside."""
     if name not in record["parents"]:
         return Path(record["outside"][name])
-    entry = home.parent / record["parents"][name].partition("@")[0]
-    return next((entry / inside for inside in ("data", "model") if (entry / inside).is_dir()), entry)
+    entry, _, checkpoint = record["parents"][name].partition("@")
+    if checkpoint:
+        return kept_model(home.parent / entry, checkpoint)
+    inside = (home.parent / entry / product for product in ("data", "model"))
+    return next((folder for folder in inside if folder.is_dir()), home.parent / entry)
+
+
+def kept_model(entry: Path, checkpoint: str) -> Path:
+    """The model that a stage kept at `tokens=2000000`, or at `step=1200`."""
+    unit, _, amount = checkpoint.partition("=")
+    kept = {folder: read_json(folder / "kept.json") for folder in sorted((entry / "kept").glob("*/"))}
+    for folder, facts in kept.items():
+        # The first that reached the place: optimiser steps seldom end on a round number of tokens.
+        if [unit, int(amount)] in facts["at"] or (unit == "step" and facts["step"] == int(amount)):
+            return folder / "model"
+    have = ", ".join(f"{unit}={facts[unit]}" for facts in kept.values()) or "none"
+    raise TriviumError(
+        f"{_record(entry)['stage']} kept no checkpoint at {checkpoint} (it kept: {have});"
+        f" name that place in its `checkpoint: {{at: [...]}}` and run it again."
+    )
 
 
 def held_out_by(stage: str, models: Mapping[str, Path]) -> tuple[dict[str, Portion], dict[str, Path]]:
@@ -133,15 +160,13 @@ def held_out_by(stage: str, models: Mapping[str, Path]) -> tuple[dict[str, Porti
     return mixture, places
 
 
-def trained_shards(models: Sequence[Path], tokenizer: Tokenizer) -> list[Shards]:
-    """What models and their ancestors learnt from, as far as it is known and spelt by this tokenizer."""
-    folders = dict.fromkeys(folder for model in models for folder in _trained_on(model))
-    spelt = [one for one in folders if read_json(one / "manifest.json")["tokenizer"] == tokenizer.fingerprint]
-    # They are compared with and not learnt from, so a damaged one does no harm.
-    return [Shards(folder, verify=False) for folder in spelt]
+def trained_on(models: Sequence[Path]) -> list[Spelt]:
+    """What models and their ancestors learnt from as documents, as far as it is known."""
+    found = {one.shards.folder: one for model in models for one in _trained_on(model)}
+    return list(found.values())
 
 
-def _trained_on(model: Path) -> list[Path]:
+def _trained_on(model: Path) -> list[Spelt]:
     home = _made_in(model)
     if home is None:
         return []
@@ -153,9 +178,13 @@ def _trained_on(model: Path) -> list[Path]:
         named = [portion.get("of") or name for name, portion in mixture.items()]
     found = []
     for name in named:
-        own = home / "tokenised" / str(order.index(name))
-        place = own if own.is_dir() else _product(home, record, name)
-        found += [place] if (place / "manifest.json").is_file() else []
+        number = str(order.index(name))
+        # As this stage spelt it, which is as it was written unless a vocabulary came between.
+        own = [home / made / number for made in ("tokenised", "respelt")]
+        place = next((folder for folder in own if folder.is_dir()), _product(home, record, name))
+        if (place / "manifest.json").is_file():
+            # They are compared with and not learnt from, so a damaged one does no harm.
+            found.append(Spelt(Shards(place, verify=False), home / "model"))
     for start in _starts(settings):
-        found += _trained_on(_product(home, record, start) / "model")
+        found += _trained_on(_product(home, record, start))
     return found

@@ -22,7 +22,7 @@ from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
-from trivium.stages.inheritance import held_out_by, trained_shards
+from trivium.stages.inheritance import held_out_by, trained_on
 from trivium.stages.mixtures import Mixture, mixture_references, unseen_rows
 from trivium.stages.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
 from trivium.stages.stage import Product, Reference, Stage, Work
@@ -45,7 +45,7 @@ class Merge(Stage):
     """Merge the models in `of`; `base` is what task vectors are counted from, `data` what is measured."""
 
     kind: Literal["merge"]
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     produces: ClassVar[Product] = "model"
 
     of: list[str] = Field(min_length=1)
@@ -158,7 +158,7 @@ class Merge(Stage):
         if mixture is None:
             mixture, places = held_out_by(work.stage, dict(zip(self.of, folders, strict=True)))
             work = replace(work, inputs={**work.inputs, **places})
-        learnt = trained_shards(folders, tokenizer)
+        learnt = trained_on(folders)
         context = self.context or min(512, config.reach)
         rows = unseen_rows(
             work, mixture, tokenizer, context, self.tokens, learnt=learnt, required=list(self.data or ())

@@ -30,11 +30,12 @@ from trivium.model.stretch import describe_positions, stretch
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import Compression, Start, compression, grow_vocabulary
 from trivium.stages.documents import Sources, documents, source_references
-from trivium.stages.inheritance import consumed_by, held_out_by, learnt_by, trained_shards
+from trivium.stages.inheritance import consumed_by, held_out_by, learnt_by, trained_on
 from trivium.stages.longer import Reach
 from trivium.stages.mixtures import (
     Mixture,
     Portion,
+    Spelt,
     held_out_share,
     held_out_texts,
     ingredients,
@@ -84,7 +85,7 @@ class Midtrain(FedStage):
     """Go on training a model: on better data, a new language or domain, or longer texts."""
 
     kind: Literal["midtrain"]
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     start: str = Field(alias="from")
     data: Mixture
@@ -162,7 +163,7 @@ class Midtrain(FedStage):
             adapter = with_new_rows(adapter)
         rates = rates_after(work, self, self.start, going.folder, model.config)
         measured = self.data | going.replayed | (self.watch or {})
-        learnt = [*trained_shards([going.folder], going.tokenizer), *going.shards]
+        learnt = [*trained_on([going.folder]), *map(Spelt, going.shards)]
         summary = train(
             work,
             self.model_copy(update={"batch": going.batch, "adapter": adapter}),
@@ -182,6 +183,7 @@ class Midtrain(FedStage):
             ),
             parent_moments=moments_after(work, self, self.start, going.folder),
             consumed=going.feed.consumed,
+            shares=going.feed.shares,
         )
         return {**summary, "data": going.feed.report()}
 
@@ -289,13 +291,14 @@ class Midtrain(FedStage):
     def _ingredients(
         self, work: Work, tokenizer: Tokenizer, replayed: Mapping[str, Portion]
     ) -> list[Ingredient]:
-        new = ingredients(work, self.data, tokenizer)
+        beside = {**replayed, **(self.watch or {})}
+        new = ingredients(work, self.data, tokenizer, beside)
         if self.replay is None:
             return self._ramped(new)
         both = sorted(self.data.keys() & replayed.keys())
         if both:
             raise TriviumError(f"{work.stage}: `{both[0]}` is in `data` and in `replay`; leave it in one.")
-        old = ingredients(work, replayed, tokenizer)
+        old = ingredients(work, replayed, tokenizer, self.data)
         return with_replay(_weighted(self._ramped(new)), _weighted(self._ramped(old)), self.replay.share)
 
     def _ramped(self, given: list[Ingredient]) -> list[Ingredient]:

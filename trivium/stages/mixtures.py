@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from trivium.data.encoding import encode_text
 from trivium.data.mixture import weights_over
 from trivium.data.packed import Ingredient, Lengths, PackedRows
 from trivium.data.rows import NOTHING, Row
-from trivium.data.shards import Shards, write_shards
+from trivium.data.shards import Shards, marks, write_shards
 from trivium.data.sources import Document, Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
@@ -94,9 +96,9 @@ def mixture_references(
         if portion.of is not None and "." in name:
             raise TriviumError(f"{setting}: `{name}` has an `of`; give it a name without a dot.")
     return [
-        Reference(setting, name, NEEDS)
+        Reference(setting, name, NEEDS, portion.source(name))
         if portion.of is None
-        else Reference(f"{setting}.{name}.of", portion.of, NEEDS)
+        else Reference(f"{setting}.{name}.of", portion.of, NEEDS, portion.source(portion.of))
         for name, portion in mixture.items()
     ]
 
@@ -126,14 +128,28 @@ def all_weighted_or_none(stage: str, mixture: Mapping[str, Portion]) -> None:
         raise TriviumError(f"{stage}: `{missing}` has no `weight` and other sources have one; give it one.")
 
 
-def ingredients(work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer) -> list[Ingredient]:
-    """The training split of every source, tokenised if it was not."""
+def ingredients(
+    work: Work,
+    mixture: Mapping[str, Portion],
+    tokenizer: Tokenizer,
+    beside: Mapping[str, Portion] = MappingProxyType({}),
+) -> list[Ingredient]:
+    """The training split of every source, tokenised if it was not; `beside` is what else the stage reads."""
     all_weighted_or_none(work.stage, mixture)
-    read_alike(work.stage, mixture)
+    whole = {**beside, **mixture}
+    read_alike(work.stage, whole)
+    ranked = {
+        name: {one.easy_first for other, one in whole.items() if (one.of or other) == (portion.of or name)}
+        for name, portion in mixture.items()
+    }
     return [
         Ingredient(
             name,
-            Shards(tokenised(work, name, portion, tokenizer), "train", tokenizer=tokenizer),
+            Shards(
+                tokenised(work, name, portion, tokenizer, sorted(filter(None, ranked[name]))),
+                "train",
+                tokenizer=tokenizer,
+            ),
             weights=None if portion.weight is None else weights_over(portion.weight),
             origin=_origin(work.path(portion.of or name), portion),
             max_repeats=portion.max_repeats,
@@ -153,7 +169,9 @@ def _origin(path: Path, portion: Portion) -> str:
     return read if portion.within == (0, None) else f"{read} {portion.within}"
 
 
-def tokenised(work: Work, name: str, portion: Portion, tokenizer: Tokenizer) -> Path:
+def tokenised(
+    work: Work, name: str, portion: Portion, tokenizer: Tokenizer, columns: Sequence[str] = ()
+) -> Path:
     """The shards of a source: a corpus as it is, anything else tokenised into this stage's own folder."""
     name = portion.of or name
     path = work.path(name)
@@ -166,10 +184,14 @@ def tokenised(work: Work, name: str, portion: Portion, tokenizer: Tokenizer) -> 
     if not folder.exists() and world().leads:
         work.say(f"tokenising {name}")
         documents = read_documents(portion.source(str(path)), Reading())
-        columns = (portion.easy_first,) if portion.easy_first else ()
         skip = portion.on_bad == "skip"
         write_shards(
-            documents, tokenizer, folder, validation=portion.validation, columns=columns, skip_refused=skip
+            documents,
+            tokenizer,
+            folder,
+            validation=portion.validation,
+            columns=tuple(columns),
+            skip_refused=skip,
         )
     barrier()
     return folder
@@ -211,7 +233,7 @@ def unseen_rows(
     context: int,
     tokens: int,
     *,
-    learnt: Sequence[Shards] = (),
+    learnt: Sequence[Spelt] = (),
     required: Collection[str] = (),
 ) -> dict[str, list[Row]]:
     """Held-out rows of every source, about `tokens` of them together, each token with its bytes of text.
@@ -221,9 +243,13 @@ def unseen_rows(
     """
     lengths = tokenizer.byte_lengths()
     found: dict[str, list[Row]] = {}
+    held = {
+        name: Shards(tokenised(work, name, portion, tokenizer), "validation", tokenizer=tokenizer)
+        for name, portion in mixture.items()
+    }
+    trained_on = also_in(held, learnt, tokenizer)
     for name, portion in mixture.items():
-        shards = Shards(tokenised(work, name, portion, tokenizer), "validation", tokenizer=tokenizer)
-        known = also_in(shards, learnt)
+        shards, known = held[name], trained_on[name]
         if known:
             work.say(f"{name}: {len(known)} of {len(shards)} held-out documents are trained on; left out")
         rows: list[Row] = []
@@ -268,20 +294,51 @@ def held_out_texts(work: Work, name: str, portion: Portion, tokenizer: Tokenizer
     return [reader.decode(shards.document(index).tolist()) for index in range(min(most, len(shards)))]
 
 
-def also_in(held: Shards, learnt: Sequence[Shards]) -> set[int]:
-    """Which documents of a held-out split stand, token for token, among those that are trained on."""
-    # What one reading wrote is apart by the text itself, so only other folders can hold the same text.
-    others = [shards for shards in learnt if shards.folder.resolve() != held.folder.resolve()]
-    if not others:
-        return set()
-    places: dict[bytes, list[int]] = {}
-    for index in range(len(held)):
-        places.setdefault(held.document(index).tobytes(), []).append(index)
-    found: set[int] = set()
-    for shards in others:
-        for index in np.flatnonzero(np.isin(shards.lengths, held.lengths)).tolist():
-            found.update(places.get(shards.document(index).tobytes(), ()))
+@dataclass(frozen=True)
+class Spelt:
+    """Documents that are learnt from, and the folder of their tokenizer where it may be another one."""
+
+    shards: Shards
+    tokenizer: Path | None = None
+
+
+def also_in(held: Mapping[str, Shards], learnt: Sequence[Spelt], tokenizer: Tokenizer) -> dict[str, set[int]]:
+    """Which documents of held-out splits stand, letter for letter, among those that are trained on."""
+    found: dict[str, set[int]] = {name: set() for name in held}
+    homes = {name: shards.folder.resolve() for name, shards in held.items()}
+    spellings: dict[str, dict[bytes, list[tuple[str, int]]]] = {}
+    for folder, one in {one.shards.folder.resolve(): one for one in learnt}.items():
+        # What one reading wrote is apart by the text itself, so only other folders can hold the same text.
+        if set(homes.values()) <= {folder}:
+            continue
+        spelling = one.shards.manifest["tokenizer"]
+        if spelling not in spellings:
+            other = None if spelling == tokenizer.fingerprint else one.tokenizer
+            spellings[spelling] = _spelt_alike(held, tokenizer, other)
+        places = spellings[spelling]
+        held_marks = [marks(np.frombuffer(tokens, dtype=np.int64), np.array([0])) for tokens in places]
+        # One look at all tokens leaves few documents to be compared.
+        for index in np.flatnonzero(np.isin(one.shards.marks, held_marks)).tolist():
+            for name, number in places.get(one.shards.document(index).tobytes(), ()):
+                if homes[name] != folder:
+                    found[name].add(number)
     return found
+
+
+def _spelt_alike(
+    held: Mapping[str, Shards], tokenizer: Tokenizer, other: Path | None
+) -> dict[bytes, list[tuple[str, int]]]:
+    """Where each text is held out, by its tokens; by those of another tokenizer, if one is given."""
+    places: dict[bytes, list[tuple[str, int]]] = {}
+    speller = None if other is None else Tokenizer.load(other)
+    for name, shards in held.items():
+        for index in range(len(shards)):
+            tokens = shards.document(index)
+            if speller is not None:
+                text = Document(tokenizer.decode(tokens.tolist()), {}, "")
+                tokens = encode_text(text, speller).tokens
+            places.setdefault(tokens.tobytes(), []).append((name, index))
+    return places
 
 
 def _without(row: Row, documents: np.ndarray, known: Collection[int]) -> Row:

@@ -39,14 +39,14 @@ class Architecture(BaseModel):
     family: Literal["qwen3", "llama", "gpt2"] = "qwen3"
     """Layers of llama's shape can do without positions; GPT-2's learns a table of them."""
     depth: int = Field(default=4, ge=1)
-    layers: int | None = None
-    width: Count | None = None
-    heads: int | None = None
-    key_value_heads: int | None = None
-    head_width: int | None = None
-    inner_width: Count | None = None
+    layers: int | None = Field(default=None, ge=1)
+    width: Count | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1)
+    key_value_heads: int | None = Field(default=None, ge=1)
+    head_width: int | None = Field(default=None, ge=1)
+    inner_width: Count | None = Field(default=None, ge=1)
     tied: bool | None = None
-    rope_theta: Number | None = None
+    rope_theta: Number | None = Field(default=None, gt=0)
 
 
 class Pretrain(TrainingStage):
@@ -58,7 +58,7 @@ class Pretrain(TrainingStage):
     data: Mixture
     tokenizer: str | None = None
     model: Architecture = Architecture()
-    context: Count = 512
+    context: Count = Field(default=512, ge=2)
 
     def references(self) -> list[Reference]:
         """`data` names corpora or outside data; `tokenizer` is needed only where no corpus brings one."""
@@ -104,6 +104,7 @@ class Pretrain(TrainingStage):
             self._rates(going.turned),
             unseen=unseen,
             consumed=going.feed.consumed,
+            shares=going.feed.shares,
         )
         return {"parameters": going.turned.values["parameters"], **summary, "data": going.feed.report()}
 

@@ -105,6 +105,17 @@ class RampedFeed:
             step -= part.steps
         return self.parts[-1].consumed(step)
 
+    def shares(self, step: int) -> dict[str, float]:
+        """The share of every source in all tokens of the first `step` steps."""
+        found = dict.fromkeys(self.names, 0.0)
+        left = step
+        for part in self.parts:
+            here = min(left, part.steps)
+            left -= here
+            for name, share in part.shares(here).items():
+                found[name] += share * here / max(1, step)
+        return found
+
     def report(self) -> dict[str, dict[str, float]]:
         """Per source: the rows of all parts, its share of all tokens, and the passes when all is done."""
         whole: dict[str, dict[str, float]] = {}

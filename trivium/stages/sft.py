@@ -59,7 +59,7 @@ class Sft(FedStage):
     """Fine-tune a model on prompts with completions, conversations or texts."""
 
     kind: Literal["sft"]
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     start: str = Field(alias="from")
     data: Mixture
@@ -132,6 +132,7 @@ class Sft(FedStage):
             going.feed,
             rates,
             unseen=unseen_rows(going.examples, going.tokenizer, going.context, self.validation.tokens),
+            shares=going.feed.shares,
             parent_moments=moments_after(work, self, self.start, going.folder),
         )
         return {**summary, "data": found}

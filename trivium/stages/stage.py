@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog, read_metrics
@@ -17,6 +17,7 @@ from trivium.kit.progress import Progress
 
 if TYPE_CHECKING:
     from trivium.data.rows import Row
+    from trivium.data.sources import Source
     from trivium.tokens.tokenizer import Tokenizer
 
 # What stages make and need: weights with their tokenizer, the same with a score in place of words, a
@@ -33,6 +34,8 @@ class Reference:
     setting: str
     name: str
     needs: tuple[Product, ...]
+    read: Source | None = None
+    """How it is read, where it is data from outside the recipe."""
 
 
 @dataclass
@@ -73,7 +76,9 @@ class Work:
 class Stage(BaseModel):
     """One kind of work; a subclass that has a `kind` and lies in `stages/` is known to recipes."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     # Raise it when the same settings and inputs would give another result: old results are then made anew.
     version: ClassVar[int] = 1
@@ -85,7 +90,7 @@ class Stage(BaseModel):
     kinds: ClassVar[dict[str, type[Stage]]] = {}
 
     kind: str
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

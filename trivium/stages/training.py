@@ -92,19 +92,21 @@ def train(
     unseen: Mapping[str, Sequence[Row]] | None = None,
     parent_moments: Mapping[str, Any] | None = None,
     consumed: Callable[[int], Mapping[str, float]] | None = None,
+    shares: Callable[[int], Mapping[str, float]] | None = None,
     write: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, write the model folder and what a later stage takes over; returns the summary.
 
     `write` fills the folder where the product is something else than a language model; `consumed` tells how
-    many passes over each source are behind a step.
+    many passes over each source are behind a step, and `shares` what part of all that was learnt each had.
     """
     start = getattr(settings, "start", None)
     older = {} if start is None else consumed_by(work.path(start))
 
     def left() -> dict[str, Any]:
         passes = older if consumed is None else {**older, **consumed(trainer.step)}
-        return {**_handover(trainer), "consumed": passes}
+        own = {} if shares is None else {"shares": shares(trainer.step)}
+        return {**_handover(trainer), "consumed": passes, **own}
 
     def save(folder: Path) -> None:
         if write is None:
