@@ -75,6 +75,23 @@ def test_the_model_is_a_hugging_face_folder(made, tmp_path):
     assert torch.allclose(theirs(torch.tensor([ids])).logits[0], model.logits(ids), atol=5e-5)
     model.save(tmp_path / "saved")
     assert torch.equal(trivium.load(tmp_path / "saved").logits(ids), model.logits(ids))
+    # transformers ends an answer where Trivium does
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config
+    assert set(saved.eos_token_id) == model.tokenizer.stop_ids
+    assert len(saved.eos_token_id) == 2
+
+
+def test_saving_a_model_never_takes_anything_else_away(made, tmp_path):
+    model = made[1]["base"].model()
+    model.save(tmp_path / "saved")
+    model.save(tmp_path / "saved")  # of a model the next one takes the place
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(TriviumError, match="holds saved, which is no part of a model"):
+        model.save(tmp_path)
+    with pytest.raises(TriviumError, match=r"thesis\.txt cannot be written: Not a directory"):
+        model.save(tmp_path / "thesis.txt")
+    assert {path.name for path in tmp_path.iterdir()} == {"saved", "thesis.txt"}
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_generation_of_one_and_of_many(made):

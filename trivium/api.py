@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Model:
     """A model with its tokenizer: ask it, look at its logits, save it."""
 
     def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, device: str | None = None) -> None:
-        place = device or machine.device()
+        place = machine.usable(device)
         self.folder = folder
         self.tokenizer = Tokenizer.load(folder)
         self.transformer = load_model(folder, dtype=dtype or machine.compute_dtype(place), device=place)
@@ -101,10 +102,12 @@ class Model:
         return Reply(reasoned.answer, reasoned.thoughts, completion, fitted)
 
     def save(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder, which appears whole."""
+        """Write a Hugging Face folder, which appears whole and replaces nothing but a model."""
+        ends = {"eos_token_id": sorted(self.tokenizer.stop_ids), "pad_token_id": self.tokenizer.pad_id}
         with whole_folder(folder) as beside:
-            save_model(self.transformer, beside)
+            save_model(self.transformer, beside, generation=ends)
             self.tokenizer.save(beside)
+            _refuse_to_bury(Path(folder), beside)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
@@ -181,6 +184,15 @@ def model_folder(folder: Path) -> Path:
     if entry.state != "done":
         raise TriviumError(f"{folder} is not finished ({entry.state}); run its recipe again.")
     return entry.output
+
+
+def _refuse_to_bury(folder: Path, written: Path) -> None:
+    """A folder takes the place of the one before it: nothing else of a person's may lie in that."""
+    for there in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not ((written / there.name).exists() or fnmatchcase(there.name, "model*.safetensors*")):
+            raise TriviumError(
+                f"{folder} holds {there.name}, which is no part of a model; name another folder."
+            )
 
 
 def _is_one(prompt: Any) -> bool:
