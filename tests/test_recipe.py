@@ -28,6 +28,42 @@ def changed(folder: Path, old: str, new: str) -> str:
     return refused(folder, RECIPE.replace(old, new))
 
 
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("base.tokens=0", "than or equal to 1"),
+        ("base.steps=-1", "than or equal to 0"),
+        ("base.batch=0", "than or equal to 1"),
+        ("base.micro_batch=-7", "than or equal to 0"),
+        ("base.epochs=0", "than 0"),
+        ("base.context=1", "than or equal to 2"),
+        ("base.learning_rate=-1", "than or equal to 0"),
+        ("base.learning_rate=.nan", "a finite number"),
+        ("base.z_loss=.inf", "a finite number"),
+        ("base.model.head_width=0", "than or equal to 1"),
+        ("base.checkpoint.every_steps=0", "than or equal to 1"),
+        ("base.seed=-1", "than or equal to 0"),
+        ("words.vocabulary=-3", "than or equal to 0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_before_anything_runs(override, rule):
+    with pytest.raises(TriviumError, match=f"cannot be .*: it should be (greater )?{rule}"):
+        load("pocket", [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stages: {}", "stages cannot be {}: it should have at least 1 item, not 0."),
+        ("stages: [a]", "stages cannot be ['a']: it should be a valid mapping."),
+        ("stages: {a: tokenizer}", "stages.a cannot be 'tokenizer': it should be a valid mapping."),
+        ("stages: &all {a: *all}", "an anchor (`&`) stands for something that holds itself."),
+    ],
+)
+def test_what_is_no_recipe_is_told_in_the_words_of_one(tmp_path, text, words):
+    assert words in refused(tmp_path, text)
+
+
 def test_numbers_and_defaults_are_resolved(tmp_path):
     recipe = load(write_recipe(tmp_path))
     assert recipe.stages["words"].vocabulary == 4000

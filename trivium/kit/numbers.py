@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 _FACTORS = {"": 1, "k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "b": 10**9, "B": 10**9, "T": 10**12}
 _WRITTEN = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([kKmMbBT]?)")
@@ -34,5 +34,5 @@ _SCHEMA = {
     "anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[-+0-9._eE]+ *[kKmMbBT]?( *tokens)?$"}]
 }
 
-Count = Annotated[int, BeforeValidator(number), WithJsonSchema(_SCHEMA)]
-Number = Annotated[float, BeforeValidator(number), WithJsonSchema(_SCHEMA)]
+Count = Annotated[int, BeforeValidator(number), Field(ge=0), WithJsonSchema(_SCHEMA)]
+Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False), WithJsonSchema(_SCHEMA)]

@@ -16,15 +16,15 @@ Decay = Literal["constant", "cosine", "linear", "sqrt", "1-sqrt", "inverse-sqrt"
 class Settings(BaseModel):
     """Settings refuse keys they do not know."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class LearningRate(Settings):
     """How fast the weights move, from the first step to the last."""
 
-    start: Number | Literal["parent", "dial"] = Field(default="dial", alias="from")
+    start: Annotated[Number, Field(ge=0)] | Literal["parent", "dial"] = Field(default="dial", alias="from")
     """A number, the rate the parent ended with, or what the model's size suggests."""
-    warmup: Number | Annotated[str, Field(pattern=r"^tokens=")] = 0.0
+    warmup: Annotated[Number, Field(ge=0)] | Annotated[str, Field(pattern=r"^tokens=")] = 0.0
     """Steps from zero to the full rate, or `tokens=1M`; a number below one is a share of the stage."""
     decay: Decay | Literal["wsd"] = "linear"
     decay_share: float = Field(default=1.0, gt=0, le=1)
@@ -60,7 +60,7 @@ class Checkpointing(Settings):
     """When the state is saved, and which saved states stay."""
 
     every_seconds: float = Field(default=120.0, gt=0)
-    every_steps: Count | None = None
+    every_steps: Count | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
     at: list[str | Count] = []
     """Places whose model is kept for good, in steps or as `tokens=2M`, for `from: base@tokens=2M`."""
@@ -70,7 +70,7 @@ class Validating(Settings):
     """How often, and on how much, the loss on unseen text is measured."""
 
     times: int = Field(default=5, ge=0)
-    tokens: Count = 32768
+    tokens: Count = Field(default=32768, ge=1)
 
 
 class Sampling(Settings):
@@ -78,18 +78,18 @@ class Sampling(Settings):
 
     prompts: list[str] = []
     times: int = Field(default=3, ge=1)
-    max_new_tokens: int = 32
+    max_new_tokens: int = Field(default=32, ge=1)
 
 
 class Training(BaseModel):
     """The settings every training stage has."""
 
-    tokens: Count | None = None
-    steps: Count | None = None
-    epochs: Number | None = None
-    batch: Count | None = None
+    tokens: Count | None = Field(default=None, ge=1)
+    steps: Count | None = Field(default=None, ge=1)
+    epochs: Number | None = Field(default=None, gt=0)
+    batch: Count | None = Field(default=None, ge=1)
     """Tokens per optimiser step."""
-    micro_batch: Count | Literal["auto"] = "auto"
+    micro_batch: Annotated[Count, Field(ge=1)] | Literal["auto"] = "auto"
     """Tokens per forward pass; it never changes the result beyond rounding."""
     learning_rate: LearningRate = LearningRate()
     optimiser: Literal["muon", "adamw"] = "muon"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -12,6 +13,9 @@ from trivium.recipe.read import Written, nearest
 from trivium.stages.stage import Stage
 
 _BRANCHES = {"str", "int", "float", "bool"}
+# How pydantic speaks of what was given, and words of its own that tell a person nothing.
+_SUBJECT = re.compile(r"^\w+ should")
+_OURS = re.compile(r" or (instance of \w+|object to extract fields from)| after validation")
 
 
 def sentence(error: ValidationError, model: type[BaseModel], written: Written) -> str:
@@ -34,8 +38,8 @@ def sentence(error: ValidationError, model: type[BaseModel], written: Written) -
         return f"{place}: {context.get('error', details['msg'])}"
     value = repr(details["input"])
     value = value if len(value) <= 60 else f"{value[:57]}..."
-    message = details["msg"].removeprefix("Input ").rstrip(".")
-    return f"{place} cannot be {value}: it {message[:1].lower()}{message[1:]}."
+    message = _SUBJECT.sub("should", details["msg"]).rstrip(".")
+    return f"{place} cannot be {value}: it {_OURS.sub('', message).replace('dictionary', 'mapping')}."
 
 
 def _instead(word: str, known: Iterable[str]) -> str:

@@ -197,7 +197,10 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     if node is None or not isinstance(content, dict):
         raise TriviumError(f"{path} is not a recipe: it needs `stages:` with a mapping of names to stages.")
     lines: dict[tuple[str, ...], int] = {}
-    _note_lines(node, (), lines)
+    try:
+        _note_lines(node, (), lines)
+    except RecursionError:
+        raise TriviumError(f"{path}: an anchor (`&`) stands for something that holds itself.") from None
     return content, lines
 
 
