@@ -73,6 +73,20 @@ def test_mistakes_are_one_sentence_and_status_2(tmp_path, capsys, arguments, sai
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("option", "said"), [("--against", "no.json is missing"), ("--json", "is a folder; name a file")]
+)
+def test_an_evaluation_asks_nothing_before_it_knows_where_to(tmp_path, capsys, monkeypatch, option, said):
+    def asked(*given, **settings):
+        raise AssertionError("minutes of asking, for nothing")
+
+    monkeypatch.setattr("trivium.evals.command.evaluate_folder", asked)
+    place = tmp_path if option == "--json" else tmp_path / "no.json"
+    with pytest.raises(SystemExit):
+        main(words("eval", tmp_path, "--tasks", "facts", option, place))
+    assert said in capsys.readouterr().err
+
+
 def test_a_run_ends_with_a_table(tmp_path, capsys):
     main(words("run", write_recipe(tmp_path), "--runs", tmp_path / "runs"))
     lines = capsys.readouterr().out.splitlines()

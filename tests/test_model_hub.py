@@ -41,5 +41,7 @@ def test_what_is_neither_is_named(tmp_path, monkeypatch):
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(TriviumError, match=r"owner/name could not be fetched.*no connection"):
+    with pytest.raises(
+        TriviumError, match=r"owner/name is no folder here and could not be fetched.*no connection"
+    ):
         resolve("owner/name")

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from generating import tiny_model, tokenizer
 
+import trivium
 from trivium.cli import main
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
@@ -104,6 +105,18 @@ def test_a_setting_that_cannot_be_is_one_sentence(folder, capsys, words, problem
     error = capsys.readouterr().err
     assert problem in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("device", ["moon", "cuda:77", "meta"])
+def test_a_device_that_cannot_be_is_one_sentence_in_python(folder, device):
+    with pytest.raises(TriviumError, match=rf"^the device '{device}' cannot be used here: .*; try cpu\.$"):
+        trivium.load(folder, device=device)
+
+
+def test_a_stage_without_a_model_is_named_as_one(tmp_path):
+    (tmp_path / "stage.yaml").write_text("kind: tokenizer")
+    with pytest.raises(TriviumError, match="is a stage that made no model, or is not done"):
+        open_engine(tmp_path)
 
 
 def test_a_model_is_opened_within_its_budget(folder):

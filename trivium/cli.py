@@ -205,19 +205,23 @@ def eval_(model: str, tasks: str, to: Path | None, against: Path | None, **askin
     """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval."""
     from trivium.api import model_folder
     from trivium.evals import command
+    from trivium.evals.results import Results
     from trivium.evals.settings import settings_of
     from trivium.model.hub import resolve
 
     folder = model_folder(resolve(model))
     settings = settings_of("trivium eval", asking)
+    before = None if against is None else Results.load(against)
+    if to is not None and to.is_dir():
+        raise TriviumError(f"{to} is a folder; name a file for the numbers.")
     say = lambda line: click.echo(line, err=True)
     results = command.evaluate_folder(folder, tasks.split(","), settings, name=model, say=say)
     _print_table(results.table())
     if to is not None:
         results.save(to)
         click.echo(f"Wrote {to} and every answer beside it.")
-    if against is not None:
-        _print_table(command.against(results, against))
+    if before is not None:
+        _print_table(command.against(results, before))
 
 
 @cli.command()

@@ -136,7 +136,7 @@ def files_of(source: Source) -> list[tuple[str, Path]] | None:
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source.path) and kind_of(path) is None:
         return None
     raise TriviumError(
-        f"There is no file or folder {source.path}; check the path (it is relative to the recipe)."
+        f"There is no file or folder {source.path}; check the path (in a recipe it starts from that file)."
     )
 
 

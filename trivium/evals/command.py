@@ -28,6 +28,6 @@ def evaluate_folder(
     return evaluate(model, Tokenizer.load(folder), tasks, settings, name=name, say=say)
 
 
-def against(results: Results, before: Path) -> list[list[str]]:
-    """A table of how these results differ from those an earlier evaluation left in a file."""
-    return comparison_table(compare(Results.load(before), results))
+def against(results: Results, before: Results) -> list[list[str]]:
+    """A table of how these results differ from those of an earlier evaluation."""
+    return comparison_table(compare(before, results))

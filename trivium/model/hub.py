@@ -36,5 +36,7 @@ def resolve(name: str | Path) -> Path:
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TriviumError(f"{name} could not be fetched from the hub: {reason}") from error
+        raise TriviumError(
+            f"{name} is no folder here and could not be fetched from the hub: {reason}"
+        ) from error
     return Path(folder)
