@@ -1,6 +1,9 @@
 """The thread that computes for all models: what fails or ends in one of them, and what the others notice."""
 
+import os
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -8,9 +11,9 @@ import pytest
 from serving import CHAT, GOOD, ScriptedEngine, client, raw, running, until
 
 from trivium.kit.errors import TriviumError
+from trivium.serve import server
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
-from trivium.serve.server import build_server
 
 
 def test_what_raises_on_the_thread_stops_nothing():
@@ -65,9 +68,25 @@ def test_a_stop_ends_what_streams_beyond_its_time():
     assert not thread.alive
 
 
+def test_ctrl_c_waits_for_the_model_that_is_being_opened(monkeypatch, tmp_path):
+    """Else the process ends while the thread computes, which C++ answers with SIGABRT."""
+    opened = []
+
+    def open_slowly(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        opened.append(threading.current_thread())
+
+    monkeypatch.setattr(server, "open_engine", open_slowly)
+    with pytest.raises(KeyboardInterrupt):
+        server.serve([str(tmp_path)], port=0)
+    [thread] = opened
+    assert not thread.is_alive()
+
+
 def test_a_part_of_a_second_is_enough_to_stop():
-    server = build_server({}, EngineThread(), limits=Limits(drain_seconds=0.3))
-    assert server.config.timeout_graceful_shutdown == 0.3
+    built = server.build_server({}, EngineThread(), limits=Limits(drain_seconds=0.3))
+    assert built.config.timeout_graceful_shutdown == 0.3
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -27,6 +27,13 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
         self._thread.start()
 
+    def __enter__(self) -> EngineThread:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # a process that ends while one of its threads computes is ended by the C++ library: SIGABRT
+        self.stop()
+
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trivium.generate.engine import Engine
 from trivium.kit.errors import TriviumError
+from trivium.model.hub import resolve
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
 from trivium.serve.models import open_engine, short_names, with_adapters
@@ -41,33 +42,40 @@ def serve(
     names = short_names(models)
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bound(host, port)
-    engines, thread = {}, EngineThread()
     adapters = with_adapters(names)
-    for name, beside in adapters.items():
-        print(f"Opening {name} from {names[name]}", flush=True)
-        opening = partial(
-            open_engine, names[name], max_rows=max_rows, device=device, memory_budget=memory_budget,
-            adapters=beside, sharing=len(adapters),
-        )  # fmt: skip
-        engines[name] = thread.do(opening)
-    server = build_server(
-        engines,
-        thread,
-        host=host,
-        api_key=key,
-        allow_origins=allow_origins,
-        limits=limits or Limits(),
-        adapters=adapters,
-    )
+    with EngineThread() as thread:
+        engines = {}
+        for name, beside in adapters.items():
+            print(f"Opening {name} from {names[name]}", flush=True)
+            folder = resolve(names[name])  # here, where Ctrl-C ends what has to be fetched
+            opening = partial(
+                open_engine, folder, max_rows=max_rows, device=device, memory_budget=memory_budget,
+                adapters=beside, sharing=len(adapters),
+            )  # fmt: skip
+            engines[name] = thread.do(opening)
+        server = build_server(
+            engines,
+            thread,
+            host=host,
+            api_key=key,
+            allow_origins=allow_origins,
+            limits=limits or Limits(),
+            adapters=adapters,
+        )
+        listener.listen()  # who comes before the first answer can be given waits for it
+        _announce(names, host, listener.getsockname()[1], guarded=key is not None)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        with _signals_end_quietly():
+            server.run(sockets=[listener])
+
+
+def _announce(names: Collection[str], host: str, port: int, *, guarded: bool) -> None:
     shown = f"[{host}]" if ":" in host else host
-    listener.listen()  # who comes before the first answer can be given waits for it
-    address = f"http://{shown}:{listener.getsockname()[1]}"
-    print(f"Serving {', '.join(names)} at {address} (the API under /v1). Ctrl-C stops.", flush=True)
-    if key is None and not is_loopback(host):
+    print(
+        f"Serving {', '.join(names)} at http://{shown}:{port} (the API under /v1). Ctrl-C stops.", flush=True
+    )
+    if not guarded and not is_loopback(host):
         print(f"Anyone who reaches {host} may use it: set {KEY_VARIABLE} or --api-key.", flush=True)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    with _signals_end_quietly():
-        server.run(sockets=[listener])
 
 
 def build_server(
