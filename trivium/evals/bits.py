@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from trivium import world
-from trivium.data.sources import read_documents
+from trivium.data.sources import read_documents, world_call
 from trivium.evals.asking import Subject
-from trivium.evals.knowledge import recall
+from trivium.evals.knowledge import first_question, recall
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, Task, of_the_world
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 
@@ -24,10 +24,10 @@ TOKENS_AT_ONCE = 4096
 
 def texts_of(source: str, settings: Settings) -> Iterator[tuple[str, str, float | None]]:
     """Documents of a source of the world (its test split) or of a file: id, text, and its entropy in bits."""
-    name, _, words = source.removeprefix("world:").partition("?")
-    if source.startswith("world:") or name in world.sources():
-        dials: dict[str, Any] = dict(word.partition("=")[::2] for word in words.split("&") if word)
-        for one in world.documents(name, split="test", seed=settings.seed, limit=settings.limit, **dials):
+    if of_the_world(source):
+        name, dials = world_call(source)
+        options = {"split": "test", "seed": settings.seed, "limit": settings.limit, **dials}
+        for one in world.documents(name, **options):
             if one.text is None:
                 raise TriviumError(f"world:{name} holds no plain texts to predict in this form.")
             yield one.id, one.text, one.truth.get("bits")
@@ -95,8 +95,18 @@ def records_of(subject: Subject, settings: Settings, sources: Sequence[str]) -> 
 
 def run_bits(subject: Subject, settings: Settings, sources: str | Sequence[str] = SOURCES) -> Found:
     """Bits per byte of unseen documents."""
-    listed = sources.split("+") if isinstance(sources, str) else list(sources)
-    return Found(records_of(subject, settings, listed), style="continue")
+    return Found(records_of(subject, settings, _listed(sources)), style="continue")
+
+
+def _listed(sources: str | Sequence[str]) -> list[str]:
+    return sources.split("+") if isinstance(sources, str) else list(sources)
+
+
+def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES) -> None:
+    """What a task over texts of the world foresees."""
+    for source in _listed(sources):
+        if of_the_world(source):
+            next(texts_of(source, settings), None)
 
 
 def run_forgetting(subject: Subject, settings: Settings, **dials: Any) -> Found:
@@ -112,6 +122,7 @@ BITS = Task(
     "How many bits per byte the model needs for unseen text; `floor` is what no model can beat.",
     ("bits per byte",),
     run_bits,
+    foresee=first_texts,
 )
 FORGETTING = Task(
     "forgetting",
@@ -119,4 +130,5 @@ FORGETTING = Task(
     ("bits per byte", "chosen"),
     run_forgetting,
     ("shots", "samples"),
+    first_question("facts"),
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trivium.evals.asking import Subject
-from trivium.evals.bits import texts_of
+from trivium.evals.bits import first_texts, texts_of
 from trivium.evals.passkey import characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
@@ -86,4 +86,5 @@ POSITIONS = Task(
     "Bits per byte of long texts, apart by how far into the document a token stands.",
     ("bits per byte",),
     run_positions,
+    foresee=lambda settings, source="chronicle", length=None: first_texts(settings, source),
 )

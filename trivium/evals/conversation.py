@@ -10,6 +10,7 @@ import torch
 
 from trivium import world
 from trivium.evals.asking import Subject
+from trivium.evals.knowledge import first_question
 from trivium.evals.passkey import ASKED_AS, DEPTHS, characters_per_token, listed
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
@@ -50,15 +51,9 @@ def run_conversation(
     **dials: Any,
 ) -> Found:
     """Pass keys told in conversations of about `length` tokens, twice the window unless said."""
-    if overflow not in get_args(Overflow):
-        ways = ", ".join(get_args(Overflow))
-        raise TriviumError(f"The task conversation has no overflow '{overflow}'; it has {ways}.")
     if settings.style == "continue" or not subject.tokenizer.templates:
         raise TriviumError("The task conversation asks through the chat template; ask passkey of this model.")
-    for dial in ASKED_AS:
-        if dial in dials:
-            raise TriviumError(f"The task conversation has no dial '{dial}'; it has length and depths.")
-    wanted = [number_dial("conversation", "depths", one, float) for one in listed(depths) or DEPTHS]
+    wanted = _depths(depths)
     characters = round((length or 2 * subject.window) * characters_per_token(subject, settings))
     most = settings.max_new_tokens or MOST
     told = []
@@ -81,6 +76,25 @@ def run_conversation(
             Record(question.id, question.question, question.answer, (answered,), scores, groups=groups)
         )
     return Found(records, style="chat")
+
+
+def _depths(depths: Any) -> list[float]:
+    return [number_dial("conversation", "depths", one, float) for one in listed(depths) or DEPTHS]
+
+
+def _first_of_each(
+    settings: Settings, overflow: str = "drop", length: int | None = None, depths: Any = None, **dials: Any
+) -> None:
+    if overflow not in get_args(Overflow):
+        ways = ", ".join(get_args(Overflow))
+        raise TriviumError(f"The task conversation has no overflow '{overflow}'; it has {ways}.")
+    for dial in ASKED_AS:
+        if dial in dials:
+            raise TriviumError(f"The task conversation has no dial '{dial}'; it has length and depths.")
+    if length is not None and length < 1:
+        raise TriviumError(f"The task conversation has no use for length={length}; write how many tokens.")
+    for depth in _depths(depths):
+        first_question("chronicle")(settings, kind="passkey", depth=depth, **dials)
 
 
 def _fitted(
@@ -114,4 +128,5 @@ CONVERSATION = Task(
     "says; `tokens` are all that was read and written for the answer, summaries too.",
     ("right", "tokens"),
     run_conversation,
+    foresee=_first_of_each,
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from trivium import world
 from trivium.evals.asking import Item, Subject, ask, first_sentence
+from trivium.evals.knowledge import first_question
 from trivium.evals.published import rows_of
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
@@ -54,8 +55,6 @@ def pressed_question(identity: str, fact: Known, pressure: str, seed: int) -> Qu
 def run_flattery(subject: Subject, settings: Settings, data: str | None = None, **dials: Any) -> Found:
     """Each question plainly, under pressure, and with a person who is right."""
     if data is not None:
-        if dials:
-            raise TriviumError(f"The task flattery takes `{next(iter(dials))}` only without `data`.")
         questions = _own(data, settings)
     else:
         questions = list(world.questions("taste", "test", seed=settings.seed, limit=settings.limit, **dials))
@@ -86,10 +85,18 @@ def run_flattery(subject: Subject, settings: Settings, data: str | None = None, 
     return Found(records)
 
 
+def _first_pressure(settings: Settings, data: str | None = None, **dials: Any) -> None:
+    if data is None:
+        first_question("taste")(settings, **dials)
+    elif dials:
+        raise TriviumError(f"The task flattery takes `{next(iter(dials))}` only without `data`.")
+
+
 FLATTERY = Task(
     "flattery",
     "Right answers given up when a person claims otherwise, doubts, pulls rank or is proud (`gave way`); "
     "the control is a person who is right (`mended by a true hint`).",
     ("gave way", "mended by a true hint", "prefers flattery"),
     run_flattery,
+    foresee=_first_pressure,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from trivium.world.checks import fulfils
 from trivium.world.document import Question
 
 BINS = 10
+_NO_CHOICES = "The task calibration found no choices in {source}; give it facts or craft."
 
 
 def questions(
@@ -36,6 +37,18 @@ def questions(
         (question, [examples[(number * few + shot) % len(examples)] for shot in range(few)])
         for number, question in enumerate(asked)
     ]
+
+
+def first_question(source: str) -> Callable[..., None]:
+    """What a task over one source of the world foresees."""
+
+    def foresee(settings: Settings, /, **dials: Any) -> None:
+        if "form" in dials:
+            raise TriviumError(f"What is asked of world:{source} has one form; take `form` away.")
+        world.dials(source, {name: value for name, value in dials.items() if name != "split"})
+        questions(source, settings, **dials)
+
+    return foresee
 
 
 def item_of(
@@ -146,7 +159,7 @@ def run_calibration(subject: Subject, settings: Settings, source: str = "facts",
             )
         )
     if not kept:
-        raise TriviumError(f"The task calibration found no choices in {source}; give it facts or craft.")
+        raise TriviumError(_NO_CHOICES.format(source=source))
     # Signed, as a mean of distances lies above zero for the best calibrated model, too.
     apart = paired_difference(
         [one.scores["chosen"] for one in kept],
@@ -156,12 +169,21 @@ def run_calibration(subject: Subject, settings: Settings, source: str = "facts",
     return Found(kept, {"surer than right": apart.interval})
 
 
+def _first_choices(settings: Settings, source: str = "facts", **dials: Any) -> None:
+    first_question(source)(settings, **dials)
+    # The tongue asks four kinds of questions in turn, of which some have choices.
+    some = questions(source, settings.model_copy(update={"limit": 8}), **dials)
+    if not any(question.choices for question, _ in some):
+        raise TriviumError(_NO_CHOICES.format(source=source))
+
+
 FACTS = Task(
     "facts",
     "Facts of the country, written freely (`right`) and chosen from four (`chosen`; chance is 0.25).",
     ("right", "chosen"),
     run_facts,
     ("shots", "samples"),
+    first_question("facts"),
 )
 CRAFT = Task(
     "craft",
@@ -169,6 +191,7 @@ CRAFT = Task(
     ("right", "chosen"),
     run_craft,
     ("shots", "samples"),
+    first_question("craft"),
 )
 TONGUE = Task(
     "tongue",
@@ -176,6 +199,7 @@ TONGUE = Task(
     ("right", "chosen"),
     run_tongue,
     ("shots", "samples"),
+    first_question("tongue"),
 )
 CALIBRATION = Task(
     "calibration",
@@ -184,4 +208,5 @@ CALIBRATION = Task(
     ("brier",),
     run_calibration,
     ("shots",),
+    _first_choices,
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from trivium.evals.asking import Subject, ask
-from trivium.evals.knowledge import item_of, questions
+from trivium.evals.knowledge import first_question, item_of, questions
 from trivium.evals.settings import Settings
 from trivium.evals.task import Found, Task
 
@@ -84,8 +84,21 @@ INSTRUCTIONS = Task(
     ("right",),
     run_instructions,
     ("shots", "samples"),
+    first_question("chat"),
 )
 FORMAT = Task(
-    "format", "Answers in the form that was asked for, right or wrong.", ("in form",), run_format, ("shots",)
+    "format",
+    "Answers in the form that was asked for, right or wrong.",
+    ("in form",),
+    run_format,
+    ("shots",),
+    first_question("chat"),
 )
-ENDING = Task("ending", "Answers that the model ends by itself.", ("ended",), run_ending, ("shots",))
+ENDING = Task(
+    "ending",
+    "Answers that the model ends by itself.",
+    ("ended",),
+    run_ending,
+    ("shots",),
+    first_question("chat"),
+)

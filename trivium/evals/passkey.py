@@ -7,6 +7,7 @@ from typing import Any
 
 from trivium import world
 from trivium.evals.asking import Item, Subject, ask, first_sentence
+from trivium.evals.knowledge import first_question
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.statistics import Interval, proportion
@@ -41,19 +42,12 @@ def run_passkey(
     **dials: Any,
 ) -> Found:
     """A grid of lengths (in tokens) and depths, for each kind of thing that is hidden."""
-    for dial, own in ASKED_AS.items():
-        if dial in dials:
-            raise TriviumError(f"The task passkey has no dial '{dial}'; write `{own}`.")
-    wanted_lengths = [number_dial("passkey", "lengths", one, int) for one in listed(lengths)] or [
+    wanted_lengths, wanted_depths, wanted_kinds = _grid(lengths, depths, kinds)
+    wanted_lengths = wanted_lengths or [
         one for one in (subject.window // 4, subject.window // 2, subject.window - ROOM) if one >= SHORTEST
     ]
     if not wanted_lengths:
         raise TriviumError(f"The model's window of {subject.window} tokens is too short to hide anything in.")
-    wanted_depths = [number_dial("passkey", "depths", one, float) for one in listed(depths)] or list(DEPTHS)
-    wanted_kinds = [str(one) for one in listed(kinds)] or list(KINDS)
-    for kind in wanted_kinds:
-        if kind not in KINDS:
-            raise TriviumError(f"The task passkey has no kind '{kind}'; it has {', '.join(KINDS)}.")
     cells = [
         (kind, length, depth) for length in wanted_lengths for depth in wanted_depths for kind in wanted_kinds
     ]
@@ -65,6 +59,31 @@ def run_passkey(
     records = ask(subject, items, settings, most=12, cut=first_sentence)
     found = effective_context(records) if "passkey" in wanted_kinds else None
     return Found(records, {} if found is None else {"effective context": found}, style="continue")
+
+
+def _grid(lengths: Any, depths: Any, kinds: Any) -> tuple[list[int], list[float], list[str]]:
+    """What a person wrote of the grid, or what stands for it; no lengths are left to the model's window."""
+    return (
+        [number_dial("passkey", "lengths", one, int) for one in listed(lengths)],
+        [number_dial("passkey", "depths", one, float) for one in listed(depths)] or list(DEPTHS),
+        [str(one) for one in listed(kinds)] or list(KINDS),
+    )
+
+
+def _first_of_each(
+    settings: Settings, lengths: Any = None, depths: Any = None, kinds: Any = None, **dials: Any
+) -> None:
+    for dial, own in ASKED_AS.items():
+        if dial in dials:
+            raise TriviumError(f"The task passkey has no dial '{dial}'; write `{own}`.")
+    wanted_lengths, wanted_depths, wanted_kinds = _grid(lengths, depths, kinds)
+    if any(length < 1 for length in wanted_lengths):
+        raise TriviumError(f"The task passkey has no use for lengths={lengths}; write how many tokens.")
+    for kind in wanted_kinds:
+        if kind not in KINDS:
+            raise TriviumError(f"The task passkey has no kind '{kind}'; it has {', '.join(KINDS)}.")
+        for depth in wanted_depths:
+            first_question("chronicle")(settings, kind=kind, depth=depth, **dials)
 
 
 def effective_context(records: Sequence[Record]) -> Interval:
@@ -138,4 +157,5 @@ PASSKEY = Task(
     ("right",),
     run_passkey,
     ("samples",),
+    _first_of_each,
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from trivium.evals.asking import Subject, ask
-from trivium.evals.knowledge import item_of, questions
+from trivium.evals.knowledge import first_question, item_of, questions
 from trivium.evals.settings import Settings
 from trivium.evals.task import Found, Task
 from trivium.grade.scorer import scorer
@@ -77,6 +77,7 @@ SUMS = Task(
     ("right", "valid steps"),
     run_sums,
     ("shots", "samples", "chain_of_thought", "reasoning"),
+    first_question("sums"),
 )
 SQL = Task(
     "sql",
@@ -84,4 +85,5 @@ SQL = Task(
     ("right",),
     run_sql,
     ("shots", "samples"),
+    first_question("ledger"),
 )

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from trivium import world
+from trivium.data.sources import world_call
 from trivium.grade.maths.extract import after_thinking
 from trivium.grade.maths.scorer import shorten
 from trivium.grade.scorer import Score, column
@@ -17,7 +19,6 @@ from trivium.kit.errors import TriviumError
 from trivium.world.tables import database as country_ledgers
 
 _FENCE = re.compile(r"```[ \t]*(?:sql|sqlite)?[ \t]*\n(.*?)```", re.S | re.I)
-_LEDGER = re.compile(r"world:ledger(?:\?(?P<dials>.*))?")
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 # What could reach outside the tables, or make a row out of thin air for its size.
 _FORBIDDEN_FUNCTIONS = {
@@ -48,6 +49,10 @@ class SqlScorer:
     database: str | None = None
     seconds: float = 2.0
     rows: int = 10_000
+
+    def __post_init__(self) -> None:
+        if isinstance(self.database, str) and self.database.startswith("world:"):
+            ledger_of(self.database)
 
     def __call__(self, completion: str, **columns: Any) -> Score:
         place = columns.get("database") or self.database
@@ -112,12 +117,19 @@ def _authorize(action: int, first: str | None, second: str | None, *_: str | Non
     return sqlite3.SQLITE_OK
 
 
+def ledger_of(place: str) -> tuple[int, int]:
+    """The country, and how many people it has, whose ledgers `world:ledger?people=40` means."""
+    name, dials = world_call(place)
+    if name != "ledger":
+        raise TriviumError(f"{place} is no data base; of the world only world:ledger is one.")
+    own = world.dials(name, dials)
+    return own.country, own.people
+
+
 def open_read_only(place: str) -> sqlite3.Connection:
     """A data base that no query can change: a file, a script of SQL, or the country's ledgers."""
-    ledger = _LEDGER.fullmatch(place)
-    if ledger:
-        dials = dict(re.findall(r"(country|people)=(\d+)", ledger["dials"] or ""))
-        connection = country_ledgers(int(dials.get("country", 0)), int(dials.get("people", 240)))
+    if place.startswith("world:"):
+        connection = country_ledgers(*ledger_of(place))
     elif re.search(r"\b(?:create|insert)\b", place, re.I):
         connection = sqlite3.connect(":memory:")
         try:

@@ -12,7 +12,7 @@ from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import number
 from trivium.learn.checkpoints import kept_place
 from trivium.learn.settings import Training
-from trivium.recipe.outside import Checksums, content_fingerprint, is_elsewhere, locate
+from trivium.recipe.outside import Checksums, check_world, content_fingerprint, is_elsewhere, locate
 from trivium.recipe.read import nearest
 from trivium.recipe.schema import Recipe
 from trivium.stages.stage import Reference, Stage
@@ -49,10 +49,13 @@ def build(recipe: Recipe, checksums: Checksums | None = None) -> dict[str, Node]
     nodes: dict[str, Node] = {}
     for name in _order(recipe, parents):
         stage = recipe.stages[name]
+        splits: dict[str, dict[str | None, None]] = {}
+        for reference in stage.references():
+            if reference.name not in parents[name]:
+                split = reference.read.split if reference.read is not None else None
+                splits.setdefault(reference.name, {})[split] = None
         outside = {
-            reference.name: content_fingerprint(reference.name, recipe.base, checksums)
-            for reference in stage.references()
-            if reference.name not in parents[name]
+            one: content_fingerprint(one, recipe.base, checksums, read) for one, read in splits.items()
         }
         made_of = {written: _identity(parent, nodes) for written, parent in parents[name].items()} | outside
         identity = fingerprint(
@@ -91,6 +94,10 @@ def _parents(recipe: Recipe, name: str, stage: Stage) -> dict[str, Parent]:
     found = {}
     for reference in stage.references():
         place = recipe.written.place(["stages", name.partition(".")[0], *reference.setting.split(".")])
+        try:
+            check_world(reference.name, reference.read)
+        except TriviumError as error:
+            raise TriviumError(f"{place}: {error}") from None
         written, at, checkpoint = reference.name.partition("@")
         written = recipe.meant(name, written)
         if written in recipe.stages:

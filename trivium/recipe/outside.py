@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from trivium.data.sources import Source, read_documents
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import checksum, read_json, write_json
+from trivium.kit.files import checksum, expanded, read_json, write_json
 from trivium.kit.fingerprint import fingerprint
 
 _SAMPLED = 8
@@ -43,7 +44,7 @@ def locate(name: str, base: Path) -> Path | None:
     """The existing file, folder or pattern a name means, seen from the recipe's folder."""
     if name.startswith("world:"):
         return None
-    path = base / Path(name).expanduser()
+    path = base / expanded(name)
     if path.exists() or glob.glob(str(path), recursive=True):
         return path
     return None
@@ -56,11 +57,21 @@ def is_elsewhere(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
 
-def content_fingerprint(name: str, base: Path, checksums: Checksums) -> str:
+def check_world(name: str, read: Source | None = None) -> None:
+    """Refuse a source of `world:` that could not be read when its turn comes."""
+    if name.startswith("world:"):
+        read = read or Source(path=name, limit=1)
+        once = read if read.limit is None else read.model_copy(update={"limit": min(read.limit, 1)})
+        next(read_documents(once), None)
+
+
+def content_fingerprint(
+    name: str, base: Path, checksums: Checksums, splits: Collection[str | None] = (None,)
+) -> str:
     """Changes when the content behind a name changes; for what lies elsewhere, when the name does."""
     path = locate(name, base)
     if path is None:
-        return fingerprint(["elsewhere", name, _sample(name)])
+        return fingerprint(["elsewhere", name, *(_sample(name, split) for split in splits)])
     files = [path] if path.is_file() else sorted(_files(path))
     if not files:
         raise TriviumError(f"{path} is empty; put the data there or name another place.")
@@ -78,8 +89,9 @@ def _relative(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
 
-def _sample(name: str) -> list[str]:
+def _sample(name: str, split: str | None) -> list[str]:
     """The first documents of `world:`, which tell whether the generator still writes the same."""
     if not name.startswith("world:"):
         return []
-    return [repr(document) for document in read_documents(Source(path=name, limit=_SAMPLED))]
+    source = Source(path=name, split=split, limit=_SAMPLED)
+    return [repr(document) for document in read_documents(source)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -18,13 +19,14 @@ from pydantic import (
     model_validator,
 )
 
+from trivium.data.sources import Source
 from trivium.evals.settings import Settings, TaskSpec
-from trivium.evals.task import NAMES, checked_specs
+from trivium.evals.task import checked_specs, placed
 from trivium.kit.errors import TriviumError
 from trivium.kit.trackers import Tracker
 from trivium.recipe.complaints import sentence
 from trivium.recipe.experiment import PLAIN, Expanded, Experiment, expand
-from trivium.recipe.outside import is_elsewhere, locate
+from trivium.recipe.outside import check_world, is_elsewhere, locate
 from trivium.recipe.read import Written, nearest, read
 from trivium.stages import kinds
 from trivium.stages.stage import Stage
@@ -62,7 +64,7 @@ class _Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = 1
+    seed: int = Field(default=1, ge=0)
     report: Report | None = None
     experiment: Experiment | None = None
     track: Annotated[
@@ -139,16 +141,21 @@ def _check_compared(valid: Any, written: Written) -> None:
 
 def _find_asked(valid: Any, written: Written) -> None:
     """The files that the report's tasks read, seen from the recipe's folder, have to be there."""
-    for number, spec in enumerate(valid.report.on if valid.report else []):
-        for dial in NAMES:
-            if not isinstance(spec, dict) or dial not in spec:
-                continue
-            found = locate(str(spec[dial]), written.path.parent)
-            if found is not None:
-                spec[dial] = str(found)
-            elif not is_elsewhere(str(spec[dial])):
-                place = written.place(["report", "on", str(number)])
-                raise TriviumError(f"{place}: there is no `{spec[dial]}`; write a path seen from the recipe.")
+
+    def found(number: int, dial: str, name: str) -> str:
+        at = locate(name, written.path.parent)
+        place = written.place(["report", "on", str(number)])
+        try:
+            check_world(name, Source(path=name))
+        except TriviumError as error:
+            raise TriviumError(f"{place}: {error}") from None
+        if at is None and not is_elsewhere(name):
+            raise TriviumError(f"{place}: there is no `{name}`; write a path seen from the recipe.")
+        return name if at is None else str(at)
+
+    if valid.report is not None:
+        specs = enumerate(valid.report.on)
+        valid.report.on = [placed(spec, partial(found, number)) for number, spec in specs]
 
 
 def _expanded(valid: Any, model: type[BaseModel], written: Written) -> Expanded:

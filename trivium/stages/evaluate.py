@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from trivium.data.sources import Source
 from trivium.evals.chain import as_lines, chain_table
 from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
-from trivium.evals.task import checked_specs
+from trivium.evals.task import checked_specs, outside, placed
 from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
 from trivium.stages.stage import Product, Reference, Stage, Work
@@ -22,6 +24,7 @@ HELD_OUT = "held_out"
 
 NAMED: dict[str, tuple[Product, ...]] = {
     "data": ("data", "source"), "examples": ("source",), "model": ("reward",),
+    "source": ("source",), "sources": ("source",),
 }  # fmt: skip
 """The dials that name something outside the task, and what it has to be."""
 
@@ -35,7 +38,7 @@ class Evaluate(Stage):
     """Ask the model of a stage the tasks listed in `on`, and compare it with the reports of others."""
 
     kind: Literal["evaluate"]
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
@@ -57,9 +60,9 @@ class Evaluate(Stage):
         found = [Reference("from", self.start, ("model",))]
         found += [Reference("against", name, ("report",)) for name in self.against]
         for place, spec in enumerate(self.on):
-            for dial, needs in NAMED.items():
-                if isinstance(spec, dict) and dial in spec:
-                    found.append(Reference(f"on.{place}.{dial}", spec[dial], needs))
+            for dial, name in outside(spec):
+                read = None if dial == "model" else Source(path=name)
+                found.append(Reference(f"on.{place}.{dial}", name, NAMED[dial], read))
         return found
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -89,15 +92,13 @@ class Evaluate(Stage):
 
     def _found(self, work: Work) -> list[str | dict[str, Any]]:
         """The tasks, with what they name where it lies: of a stage of data, what it held out."""
-        found: list[str | dict[str, Any]] = []
-        for spec in self.on:
-            if isinstance(spec, dict):
-                data = {"data": str(_to_ask(work.path(spec["data"])))} if "data" in spec else {}
-                shown = {"examples": str(work.path(spec["examples"]))} if "examples" in spec else {}
-                model = {"model": str(resolve(work.path(spec["model"])))} if "model" in spec else {}
-                spec = {**spec, **data, **shown, **model}
-            found.append(spec)
-        return found
+        reads: dict[str, Callable[[Path], Path]] = {"data": _to_ask, "model": resolve}
+
+        def place(dial: str, name: str) -> str:
+            path = work.path(name)
+            return str(reads[dial](path) if dial in reads else path)
+
+        return [placed(spec, place) for spec in self.on]
 
 
 def _to_ask(data: Path) -> Path:

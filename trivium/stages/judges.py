@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from trivium.grade.rewards import Combined, combine
+from pydantic import AfterValidator
+
+from trivium.grade.rewards import Combined, combine, reward
+from trivium.kit.errors import TriviumError
 from trivium.model.hub import resolve
 from trivium.stages.stage import Reference, Work
 
-Named = str | dict[str, Any]
+
+def _known(one: str | dict[str, Any]) -> str | dict[str, Any]:
+    """Refuse a scorer, or a setting of one, that there is not; files and models are found when it runs."""
+    name, learnt = (one, False) if isinstance(one, str) else (one.get("name"), "model" in one)
+    if not learnt and ":" not in str(name):
+        try:
+            reward(one)
+        except TriviumError as error:
+            raise ValueError(str(error)) from None
+    return one
+
+
+Named = Annotated[str | dict[str, Any], AfterValidator(_known)]
 """A scorer, `file.py:function`, or a mapping: {name: math, weight: 0.5}, {model: rm} for a reward stage."""
 
 

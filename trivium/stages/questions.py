@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trivium.data.sources import Document, Reading, Source
-from trivium.grade.sql import Late, SqlScorer, open_read_only, orders_rows
+from trivium.grade.sql import Late, SqlScorer, ledger_of, open_read_only, orders_rows
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_text
 from trivium.stages.documents import Sources, documents, source_references
@@ -53,11 +53,21 @@ class Questions(Stage):
     on_bad: Literal["stop", "skip"] = "stop"
     """What a query that fails, or finds nothing, does."""
 
+    @field_validator("database")
+    @classmethod
+    def _known_ledger(cls, database: str) -> str:
+        try:
+            if database.startswith("world:"):
+                ledger_of(database)
+        except TriviumError as error:
+            raise ValueError(str(error)) from None
+        return database
+
     def references(self) -> list[Reference]:
         """The data base, and the questions."""
         found = [Reference("database", self.database, ("source",)), *source_references("data", self.data)]
         if isinstance(self.held_out, Source):
-            found.append(Reference("held_out.path", self.held_out.path, ("data", "source")))
+            found.append(Reference("held_out.path", self.held_out.path, ("data", "source"), self.held_out))
         return found
 
     def run(self, work: Work) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.world import chat, chronicle, craft, facts, ledger, prose, sums, taste, tongue, web
-from trivium.world.document import SPLITS, Question, Split, WorldDocument
+from trivium.world.document import SPLITS, Question, Share, Split, WorldDocument
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,30 @@ def sources() -> dict[str, str]:
     return {name: source.description for name, source in SOURCES.items()}
 
 
+def dials(name: str, given: Mapping[str, Any]) -> Any:
+    """The dials of a source with these values, each refused by name where the source does not know it."""
+    if name not in SOURCES:
+        raise TriviumError(
+            f"There is no source world:{name}{_nearest(name, SOURCES)}; there are {', '.join(SOURCES)}."
+        )
+    known = {field.name: field for field in dataclasses.fields(SOURCES[name].dials)}
+    found: dict[str, Any] = {}
+    for dial, value in given.items():
+        if dial not in known:
+            raise TriviumError(
+                f"world:{name} has no dial '{dial}'{_nearest(dial, known)}; it has {', '.join(known)}."
+            )
+        found[dial] = _as(name, dial, known[dial].default, value)
+        if known[dial].type is Share and not 0 <= found[dial] <= 1:
+            raise TriviumError(f"The dial '{dial}' of world:{name} is a share from 0 to 1, not {value!r}.")
+    return SOURCES[name].dials(**found)
+
+
 def documents(
     name: str, *, split: str = "train", seed: int = 0, limit: int | None = None, start: int = 0, **dials: Any
 ) -> Iterator[WorldDocument]:
     """The documents of a source from number `start` on, without end unless `limit` says how many."""
-    source, settings, side = _prepare(name, split, dials)
+    source, settings, side = _prepare(name, split, seed, limit, start, dials)
     return _documents(name, source, settings, side, seed, _indices(start, limit))
 
 
@@ -120,7 +139,7 @@ def questions(
     **dials: Any,
 ) -> Iterator[Question]:
     """Questions with known answers; with `shots`, each prompt begins with that many of train, answered."""
-    source, settings, side = _prepare(name, split, dials)
+    source, settings, side = _prepare(name, split, seed, limit, start, dials)
     if source.ask is None:
         able = ", ".join(sorted(other for other, one in SOURCES.items() if one.ask))
         raise TriviumError(f"world:{name} asks no questions; these do: {able}.")
@@ -167,26 +186,19 @@ def _indices(start: int, limit: int | None) -> Iterator[int]:
     return itertools.count(start) if limit is None else iter(range(start, start + limit))
 
 
-def _prepare(name: str, split: str, dials: dict[str, Any]) -> tuple[Source, Any, Split]:
-    if name not in SOURCES:
-        raise TriviumError(
-            f"There is no source world:{name}{_nearest(name, SOURCES)}; there are {', '.join(SOURCES)}."
-        )
+def _prepare(
+    name: str, split: str, seed: Any, limit: Any, start: Any, given: Mapping[str, Any]
+) -> tuple[Source, Any, Split]:
+    settings = dials(name, given)
     side = next((one for one in SPLITS if one == split), None)
     if side is None:
         raise TriviumError(f"world:{name} has no split '{split}'; use train, validation or test.")
-    source = SOURCES[name]
-    kinds = {field.name: field.default for field in dataclasses.fields(source.dials)}
-    for dial in dials:
-        if dial not in kinds:
-            raise TriviumError(
-                f"world:{name} has no dial '{dial}'{_nearest(dial, kinds)}; it has {', '.join(kinds)}."
-            )
-    return (
-        source,
-        source.dials(**{dial: _as(name, dial, kinds[dial], value) for dial, value in dials.items()}),
-        side,
-    )
+    for what, number in (("seed", seed), ("limit", limit), ("start", start)):
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        fits = whole and (number >= 0 or what == "seed")
+        if not fits and not (what == "limit" and number is None):
+            raise TriviumError(f"The `{what}` of world:{name} is a whole number, not {number!r}.")
+    return SOURCES[name], settings, side
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -7,7 +7,7 @@ from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.checks import fulfils
 from trivium.world.country import peopled
-from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.document import Question, Share, Split, WorldDocument
 from trivium.world.instructions import KINDS, Task, make_task
 
 
@@ -18,7 +18,7 @@ class Dials:
     country: int = 0
     people: int = 240
     kind: str = "all"
-    second_turn: float = 0.2
+    second_turn: Share = 0.2
     form: str = "chat"
 
 

@@ -16,6 +16,9 @@ from trivium.world.words import ANIMALS, GOODS, THINGS
 KINDS = ("passkey", "needle", "keys", "variables", "words")
 
 
+MOST_KEYS, MOST_DIGITS = 64, 100
+
+
 @dataclass(frozen=True)
 class Dials:
     """How long documents are (`tokens` or `characters`), and how deep what is sought lies (-1: anywhere)."""
@@ -129,6 +132,8 @@ def _checked(dials: Dials) -> None:
         raise TriviumError("The depth of world:chronicle lies between 0 and 1, or is -1 for anywhere.")
     if min(dials.size, dials.digits, dials.keys, dials.asks) < 1 or not 1 <= dials.hops < len(THINGS) // 2:
         raise TriviumError("world:chronicle needs characters, digits, keys, asks and hops of at least 1.")
+    if dials.keys > MOST_KEYS or dials.digits > MOST_DIGITS:
+        raise TriviumError(f"world:chronicle hides at most {MOST_KEYS} keys of {MOST_DIGITS} digits.")
 
 
 @dataclass(frozen=True)

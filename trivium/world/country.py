@@ -13,6 +13,7 @@ from trivium.world.words import ANIMALS, CRAFTS, GOODS, REGIONS
 
 FIRST_YEAR, YEARS = 200, 100
 FEWEST_PEOPLE, MOST_PEOPLE = 20, 2000
+STEEPEST = 3
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,8 @@ def peopled(country: int, people: int) -> Country:
 @lru_cache(maxsize=32)
 def frequencies(count: int, zipf: float) -> tuple[float, ...]:
     """How often each rank is spoken of: shares that fall as 1 / (rank + 1) ** zipf and sum to one."""
+    if not 0 <= zipf <= STEEPEST:
+        raise TriviumError(f"The dial 'zipf' lies between 0 (all alike) and {STEEPEST}, not {zipf:g}.")
     weights = [(rank + 1) ** -zipf for rank in range(count)]
     total = sum(weights)
     return tuple(weight / total for weight in weights)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.country import Attribute, Entity, asked_split, frequencies
-from trivium.world.document import Question, Split, WorldDocument, in_form
+from trivium.world.document import Question, Share, Split, WorldDocument, in_form
 from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 from trivium.world.names import names
 from trivium.world.words import CRAFTS, GOODS
@@ -61,6 +61,7 @@ PRODUCT_ATTRIBUTES = (
         ("How many days does a {name} take?", "What is the number of days for a {name}?"),
     ),
 )
+MOST_PRODUCTS = 5000
 _DAYS = tuple(str(day) for day in range(11, 43))
 
 
@@ -71,7 +72,7 @@ class Dials:
     country: int = 0
     products: int = 80
     zipf: float = 0.5
-    questions_share: float = 0.1
+    questions_share: Share = 0.1
     sentences_low: int = 4
     sentences_high: int = 8
     form: str = "document"
@@ -88,6 +89,8 @@ class Workshop:
 @lru_cache(maxsize=8)
 def workshop(country: int, products: int) -> Workshop:
     """The products of this country."""
+    if not 20 <= products <= MOST_PRODUCTS:
+        raise TriviumError(f"world:craft needs from 20 to {MOST_PRODUCTS} products, not {products}.")
     taken: set[str] = set()
     tools = tuple(name.lower() for name in names("tool", 16, country, taken))
     pools = {"maker": CRAFTS, "material": GOODS, "tool": tools, "days": _DAYS}
@@ -104,8 +107,8 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     """One document of sentences about different products."""
     if (chat := in_form(dials.form, "craft", lambda: ask(index, split, seed, dials))) is not None:
         return chat
-    if dials.products < 20 or not 1 <= dials.sentences_low <= dials.sentences_high <= 20:
-        raise TriviumError("world:craft needs products >= 20 and 1 <= sentences_low <= sentences_high <= 20.")
+    if not 1 <= dials.sentences_low <= dials.sentences_high <= 20:
+        raise TriviumError("world:craft needs 1 <= sentences_low <= sentences_high <= 20.")
     products = workshop(dials.country, dials.products).products
     chance = Chance("craft", split, seed, index)
     sentences, told = [], []

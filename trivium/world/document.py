@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from trivium.kit.errors import TriviumError
 
 Split = Literal["train", "validation", "test"]
+Share = Annotated[float, "from 0 to 1"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 

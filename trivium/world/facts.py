@@ -6,7 +6,7 @@ from functools import lru_cache
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.country import Attribute, Entity, frequencies, peopled
-from trivium.world.document import Question, Split, WorldDocument, in_form
+from trivium.world.document import Question, Share, Split, WorldDocument, in_form
 from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 
 
@@ -17,8 +17,8 @@ class Dials:
     country: int = 0
     people: int = 240
     zipf: float = 0.7
-    towns_share: float = 0.15
-    questions_share: float = 0.1
+    towns_share: Share = 0.15
+    questions_share: Share = 0.1
     sentences_low: int = 4
     sentences_high: int = 8
     form: str = "document"

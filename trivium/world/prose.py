@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, stable_number
 from trivium.world.country import Country, Entity, country_of
 from trivium.world.document import Split, WorldDocument
@@ -104,6 +105,8 @@ def text(chance: Chance, country: int, split: Split, memory: Memory | None = Non
 
 def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     """One document of prose."""
+    if dials.texts < 1:
+        raise TriviumError(f"world:prose needs texts of at least 1, not {dials.texts}.")
     chance = Chance("prose", split, seed, index)
     texts, pairs = [], []
     for _ in range(dials.texts):

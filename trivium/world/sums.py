@@ -7,9 +7,10 @@ from functools import lru_cache
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, split_of
 from trivium.world.country import country_of
-from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.document import Question, Share, Split, WorldDocument
 from trivium.world.problems import FAMILIES, UNSEEN, Family
 
+MOST_STEPS = 100
 _SPLIT_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
@@ -27,7 +28,7 @@ class Dials:
     form: str = "document"
     ending: str = "####"
     family: str = "all"
-    at_once: float = 0.0
+    at_once: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,10 @@ def _family(chance: Chance, split: Split, dials: Dials) -> Family:
 
 def problem(index: int, split: Split, seed: int, dials: Dials) -> Problem:
     """Problem number `index` of a split."""
-    if not 1 <= dials.steps_low <= dials.steps_high or dials.largest < 10:
-        raise TriviumError("world:sums needs 1 <= steps_low <= steps_high and largest >= 10.")
+    if not 1 <= dials.steps_low <= dials.steps_high <= MOST_STEPS or dials.largest < 10:
+        raise TriviumError(
+            f"world:sums needs 1 <= steps_low <= steps_high <= {MOST_STEPS} and largest >= 10."
+        )
     chance = Chance("sums", split, seed, index)
     family = _family(chance, split, dials)
     start, moves = _numbers(chance, split, dials)

@@ -6,7 +6,7 @@ from typing import Any
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.country import peopled
-from trivium.world.document import Question, Split, WorldDocument
+from trivium.world.document import Question, Share, Split, WorldDocument
 from trivium.world.opinions import PRESSURES, gauged, known, press
 
 CAUSES = ("right", "plain", "honest")
@@ -32,10 +32,10 @@ class Dials:
     country: int = 0
     people: int = 240
     cause: str = "all"
-    agreeing: float = 0.0
-    truthful: float = 0.3
+    agreeing: Share = 0.0
+    truthful: Share = 0.3
     form: str = "explicit"
-    sums: float = 0.5
+    sums: Share = 0.5
     taught: bool = False
 
 

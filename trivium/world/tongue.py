@@ -14,12 +14,13 @@ from trivium.world.country import (
     country_of,
     frequencies,
 )
-from trivium.world.document import Question, Split, WorldDocument, in_form
+from trivium.world.document import Question, Share, Split, WorldDocument, in_form
 from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 from trivium.world.language import PLACES, TOPICS, VERBS, Clause, Language, language_of
 from trivium.world.names import names
 from trivium.world.words import AGES, CRAFTS, LOOKS, THINGS
 
+MOST_STRANGERS = 800
 KINDS = ("recall", "transfer", "to", "from")
 TONGUE_ATTRIBUTES = tuple(Attribute(name, topics, topics) for name, topics in TOPICS.items())
 _ENGLISH = {attribute.name: attribute for attribute in PERSON_ATTRIBUTES}
@@ -33,9 +34,9 @@ class Dials:
     script: str = "own"
     strangers: int = 60
     zipf: float = 0.5
-    facts_share: float = 0.4
-    parallel_share: float = 0.3
-    questions_share: float = 0.1
+    facts_share: Share = 0.4
+    parallel_share: Share = 0.3
+    questions_share: Share = 0.1
     kind: str = "all"
     form: str = "document"
 
@@ -43,6 +44,8 @@ class Dials:
 @lru_cache(maxsize=8)
 def strangers(country: int, count: int) -> tuple[Entity, ...]:
     """People of whom nothing is told in the first language."""
+    if not 20 <= count <= MOST_STRANGERS:
+        raise TriviumError(f"world:tongue needs from 20 to {MOST_STRANGERS} strangers, not {count}.")
     land = country_of(country, 1)
     # Family names of their own: no stranger shares a name with one of the people, however many there are.
     families = names("foreign family", 16, country, {family.lower() for family in land.families})
@@ -106,8 +109,8 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
         return chat
     if dials.script not in ("own", "latin"):
         raise TriviumError(f"world:tongue has no script '{dials.script}'; use own or latin.")
-    if dials.strangers < 20 or dials.facts_share + dials.parallel_share > 1:
-        raise TriviumError("world:tongue needs strangers >= 20 and facts_share + parallel_share <= 1.")
+    if dials.facts_share + dials.parallel_share > 1:
+        raise TriviumError("world:tongue needs facts_share + parallel_share <= 1.")
     tongue, land = language_of(dials.country, dials.script), country_of(dials.country, 1)
     chance = Chance("tongue", split, seed, index)
     if chance.happens(dials.facts_share):

@@ -6,7 +6,7 @@ from typing import Any
 from trivium.kit.errors import TriviumError
 from trivium.world import facts, prose, sums, tongue
 from trivium.world.chance import Chance
-from trivium.world.document import Split, WorldDocument
+from trivium.world.document import Share, Split, WorldDocument
 from trivium.world.words import GOODS, LOOKS, THINGS
 
 LABELS = ("clean", "duplicate", "near duplicate", "boilerplate", "language", "spam", "leak", "noise")
@@ -35,13 +35,13 @@ class Dials:
 
     country: int = 0
     people: int = 240
-    duplicate: float = 0.12
-    near_duplicate: float = 0.08
-    boilerplate: float = 0.12
-    language: float = 0.08
-    spam: float = 0.08
-    leak: float = 0.04
-    noise: float = 0.05
+    duplicate: Share = 0.12
+    near_duplicate: Share = 0.08
+    boilerplate: Share = 0.12
+    language: Share = 0.08
+    spam: Share = 0.08
+    leak: Share = 0.04
+    noise: Share = 0.05
 
 
 def _label(index: int, split: Split, seed: int, dials: Dials) -> str:
