@@ -11,11 +11,13 @@ from test_tokens import own
 from toys import write_recipe
 from tuning import save, small_model
 
+import trivium
 from trivium.cli import cli
 from trivium.evals.asking import Subject
 from trivium.evals.evaluate import evaluate
+from trivium.evals.results import Results
 from trivium.evals.settings import Settings
-from trivium.evals.task import planned
+from trivium.evals.task import checked_specs, outside, planned
 from trivium.kit.errors import TriviumError
 from trivium.lab.gather_answers import _question
 from trivium.recipe import graph
@@ -87,6 +89,10 @@ def test_a_file_among_other_sources_is_asked_anew_when_it_has_changed(tmp_path: 
             _question("bits", {}, {"sources": given}) for given in (f"prose+{text}", ["prose", str(text)])
         }
     assert len(keys) == 4
+    whole = lambda: _question("own", {}, {"data": str(tmp_path), "model": str(tmp_path)})
+    before = whole()
+    (tmp_path / "more.jsonl").write_text("{}")
+    assert whole() != before
 
 
 def test_a_setting_for_all_tasks_is_left_out_where_it_means_nothing():
@@ -127,6 +133,11 @@ stages:
         "{task: own, data: ./q.jsonl}",
         "{task: gsm8k, data: ./same.jsonl, examples: ./q.jsonl, shots: 1}",
         '"gsm8k?data=./same.jsonl&examples=./q.jsonl&shots=1"',
+        '"bits?sources=prose+./same.jsonl+./q.jsonl"',
+        "{task: bits, sources: prose+./q.jsonl}",
+        "{task: bits, sources: [./q.jsonl, prose]}",
+        "{task: positions, source: ./q.jsonl, length: 64}",
+        '"positions?source=./q.jsonl"',
     ],
 )
 def test_an_evaluation_is_made_anew_when_a_file_it_reads_has_changed(tmp_path: Path, spec: str):
@@ -157,3 +168,32 @@ def test_a_report_reads_its_questions_beside_the_recipe_and_asks_a_hundred(tmp_p
     found = load(path).report
     assert found.on[0]["data"] == str(tmp_path / "q.jsonl")
     assert (found.asking.limit, found.asking.shots) == (100, 2)
+
+
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_on_and_off_are_words_and_no_truths(tmp_path: Path, word: str):
+    text = RECIPE.format(spec="facts").replace("tokens: 2k", f"tokens: 2k, compile: {word}")
+    path = write_recipe(tmp_path, text.replace("[facts]", "[facts], asking: {reasoning: off}"))
+    stages = load(path, [f"base.compile={word}"]).stages
+    assert (stages["base"].compile, stages["asked"].asking.reasoning) == (word, "off")
+
+
+def test_what_only_the_world_is_asked_for_keeps_its_fingerprint():
+    for spec in ("bits?sources=prose+facts", "positions?source=chronicle", "calibration?source=facts"):
+        assert checked_specs([spec]) == [spec]
+    for dials in ({"sources": "prose+facts"}, {"sources": ["world:prose", "facts"]}):
+        (kept,) = checked_specs([{"task": "bits", **dials}])
+        assert kept == {"task": "bits", **dials}
+        assert outside(kept) == []
+
+
+def test_a_text_is_read_beside_the_recipe(folder: Path, monkeypatch):
+    (folder / "mine.txt").write_text("Some words that a person wrote.\n")
+    spec = "{task: bits, sources: prose+./mine.txt, limit: 2}"
+    (folder / "r.yaml").write_text(
+        f"name: r\nstages:\n  asked: {{kind: evaluate, from: ./model, on: [{spec}]}}\n"
+    )
+    monkeypatch.chdir("/")
+    report = trivium.run(folder / "r.yaml", runs=folder / "runs")["asked"].folder / "report"
+    (found,) = Results.load(report / "results.json").tasks.values()
+    assert set(found.by_group()["source"]) == {"prose", str(folder / "mine.txt")}

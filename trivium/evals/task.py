@@ -149,7 +149,7 @@ def outside(spec: TaskSpec) -> list[tuple[str, str]]:
 
 
 def _names(dial: str, value: Any) -> list[str]:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [str(one) for one in value]
     return str(value).split("+") if dial == "sources" else [str(value)]
 

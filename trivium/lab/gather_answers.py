@@ -11,10 +11,11 @@ import trivium
 from trivium.evals.evaluate import evaluate
 from trivium.evals.results import Results, TaskResult, answers_path
 from trivium.evals.settings import Settings, TaskSpec
-from trivium.evals.task import planned
+from trivium.evals.task import outside, planned
 from trivium.kit.files import checksum
 from trivium.kit.fingerprint import fingerprint
 from trivium.lab.gather import Member
+from trivium.recipe.outside import Checksums, content_fingerprint, locate
 
 DEFAULT_LIMIT = 100
 _ASKING = ("evals", "generate", "grade", "model", "tokens", "world")
@@ -88,11 +89,9 @@ def _is_kept(place: Path) -> bool:
 
 
 def _question(name: str, settings: Mapping[str, Any], dials: Mapping[str, Any]) -> str:
+    here = Path.cwd()
     files = {
-        one: checksum(one)
-        for value in dials.values()
-        for one in (value if isinstance(value, list | tuple) else (value, *str(value).split("+")))
-        if isinstance(one, str) and Path(one).is_file()
+        one: content_fingerprint(one, here, Checksums()) for _, one in outside(dials) if locate(one, here)
     }
     return fingerprint([name, dict(settings), dict(dials), files, code()])
 
