@@ -150,7 +150,10 @@ def test_an_evaluation_is_made_anew_when_a_file_it_reads_has_changed(tmp_path: P
     assert prints[0] == prints[2] != prints[1]
 
 
-@pytest.mark.parametrize("spec", ['"own?data=./none.jsonl"', "{task: own, data: ./none.jsonl}"])
+@pytest.mark.parametrize(
+    "spec",
+    ['"own?data=./none.jsonl"', "{task: own, data: ./none.jsonl}", '"bits?sources=prose+./none.jsonl"'],
+)
 def test_a_file_that_is_not_there_is_named_before_anything_runs(tmp_path: Path, spec: str):
     path = write_recipe(tmp_path, RECIPE.format(spec=spec))
     with pytest.raises(TriviumError, match=r"none\.jsonl"):
@@ -161,12 +164,14 @@ def test_a_file_that_is_not_there_is_named_before_anything_runs(tmp_path: Path, 
 
 
 def test_a_report_reads_its_questions_beside_the_recipe_and_asks_a_hundred(tmp_path: Path, monkeypatch):
-    report = RECIPE.format(spec="facts") + 'report: {on: ["own?data=./q.jsonl"], asking: {shots: 2}}\n'
+    specs = '"own?data=./q.jsonl", "bits?sources=prose+./q.jsonl"'
+    report = RECIPE.format(spec="facts") + f"report: {{on: [{specs}], asking: {{shots: 2}}}}\n"
     path = write_recipe(tmp_path, report)
     (tmp_path / "q.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     monkeypatch.chdir("/")
     found = load(path).report
     assert found.on[0]["data"] == str(tmp_path / "q.jsonl")
+    assert found.on[1]["sources"] == ["prose", str(tmp_path / "q.jsonl")]
     assert (found.asking.limit, found.asking.shots) == (100, 2)
 
 
