@@ -8,6 +8,7 @@ from generating import tokenizer
 
 from trivium.evals.conversation import run_conversation, told_in_turns
 from trivium.evals.settings import Settings
+from trivium.evals.task import planned
 from trivium.generate.requests import Completion, Slide
 from trivium.kit.errors import TriviumError
 
@@ -82,7 +83,7 @@ def test_a_refusal_answers_nothing_and_says_why():
 def test_wrong_dials_are_refused():
     subject = SimpleNamespace(tokenizer=tokenizer(), window=WINDOW)
     with pytest.raises(TriviumError, match="refuse, drop, slide, summarise"):
-        run_conversation(subject, Settings(), "forget")
+        planned("conversation?overflow=forget", Settings())
     with pytest.raises(TriviumError, match="chat template"):
         run_conversation(subject, Settings(style="continue"))
 
