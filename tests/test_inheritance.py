@@ -167,3 +167,22 @@ def test_portions_of_a_source_in_data_and_in_replay_are_read_alike(tmp_path):
     path.write_text(BASE.replace("steps: 8", "steps: 4") + other)
     with pytest.raises(TriviumError, match=r"`few` and `any` read `\./graded` with another `validation`"):
         trivium.run(path, runs=tmp_path / "runs")
+
+
+def test_a_corpus_that_is_spelt_anew_keeps_its_numbers(tmp_path):
+    graded(tmp_path)
+    text = """\
+  marked: {kind: corpus, data: ./graded, tokenizer: words, columns: [hard], validation: 0.1}
+  mid:
+    kind: midtrain
+    from: base
+    data: {marked: {easy_first: hard}}
+    vocabulary: {data: ./other, added: 12}
+    batch: 256
+    steps: 2
+"""
+    made = run(tmp_path, text)
+    (folder,) = (made["mid"].folder / "respelt").iterdir()
+    before, after = Shards(made["marked"].folder / "data"), Shards(folder)
+    assert len(set(before.column("hard").tolist())) > 5
+    assert np.array_equal(before.column("hard"), after.column("hard"))

@@ -208,6 +208,7 @@ def _respelt(work: Work, name: str, corpus: Path, folder: Path, tokenizer: Token
     if not folder.exists() and world().leads:
         work.say(f"{name} was tokenised with another vocabulary: spelling it anew")
         before = Tokenizer.load(corpus / "tokenizer")
+        columns = tuple(read_json(corpus / "manifest.json")["columns"])
 
         def texts() -> Iterator[Document]:
             for split in ("train", "validation"):
@@ -217,11 +218,13 @@ def _respelt(work: Work, name: str, corpus: Path, folder: Path, tokenizer: Token
                         f"{work.stage}: {name} holds conversations tokenised with another vocabulary; "
                         "name their source instead of the corpus."
                     )
+                kept = {name: shards.column(name) for name in columns}
                 for index in range(len(shards)):
-                    yield Document(before.decode(shards.document(index).tolist()), {}, shards.id(index))
+                    numbers = {name: float(column[index]) for name, column in kept.items()}
+                    yield Document(before.decode(shards.document(index).tolist()), numbers, shards.id(index))
 
         # What is held out follows from the text and this share alone, so it is what the corpus held out.
-        write_shards(texts(), tokenizer, folder, validation=_share_of(corpus))
+        write_shards(texts(), tokenizer, folder, validation=_share_of(corpus), columns=columns)
     barrier()
     return folder
 
