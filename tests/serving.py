@@ -34,7 +34,7 @@ class ScriptedEngine:
         self.model = SimpleNamespace(config=SimpleNamespace(context=context, width=64), parameters=lambda: [])
         self.script, self.delay = self.tokenizer.encode(text), delay
         self.rows, self.prompts, self.samplings, self.broken = [], [], [], False
-        self.counts = {"generated_tokens": 0}
+        self.counts = {"generated_tokens": 0, "borrowed_tokens": 0}
 
     @property
     def rows_in_use(self):

@@ -106,15 +106,23 @@ class Pool:
 
     def promote(self, tenant: Tenant) -> None:
         """Count a row among those that generate."""
-        other = self.tenants[self.ready]
-        if other is not tenant:
-            tokens = in_blocks(max(other.length, tenant.length))
-            tokens = min(tokens, self.capacity)
-            pair = self.storage[:, [tenant.slot, other.slot], :tokens]
-            self.storage[:, [other.slot, tenant.slot], :tokens] = pair
-            self.tenants[other.slot], self.tenants[tenant.slot] = tenant, other
-            other.slot, tenant.slot = tenant.slot, other.slot
+        self._swap(tenant, self.tenants[self.ready])
         self.ready += 1
+
+    def retire(self, tenant: Tenant, tokens: int) -> None:
+        """Count a row no longer among those that generate; only its first tokens are of use."""
+        self.ready -= 1
+        self._swap(tenant, self.tenants[self.ready])
+        tenant.length = tokens
+
+    def _swap(self, one: Tenant, other: Tenant) -> None:
+        if one is other:
+            return
+        tokens = min(in_blocks(max(one.length, other.length)), self.capacity)
+        pair = self.storage[:, [one.slot, other.slot], :tokens]
+        self.storage[:, [other.slot, one.slot], :tokens] = pair
+        self.tenants[other.slot], self.tenants[one.slot] = one, other
+        one.slot, other.slot = other.slot, one.slot
 
     def replace(self, tenant: Tenant, heir: Tenant, tokens: int) -> None:
         """Let another row have this place with the first tokens that are in it."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from trivium.generate.attending import StepContext
 from trivium.generate.cache import BLOCK, Cache, Shape, in_blocks
 from trivium.generate.constraints import Grammars
+from trivium.generate.keeping import Kept
 from trivium.generate.passes import Modules, passes_of
 from trivium.generate.reading import Reader, forget_oldest
 from trivium.generate.requests import Completion, FinishReason, Generation, Listener, Request
@@ -38,8 +39,10 @@ class Engine:
         *,
         max_rows: int = 32,
         memory_budget: int | None = None,
+        keep_prompts: int = 0,
         seed: int | None = None,
     ) -> None:
+        """With `keep_prompts` so many finished prompts stay cached; only for weights that do not change."""
         if max_rows < 1:
             raise TriviumError(f"max_rows: an engine of {max_rows} rows answers nobody; give it at least 1.")
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
@@ -47,6 +50,7 @@ class Engine:
         self.vocabulary, self.window = config.vocabulary, config.context
         shape = Shape.of(config, model.dtype, model.device)
         self.cache = Cache(shape, rows=max_rows, budget=memory_budget)
+        self._kept = Kept(self.cache, keep_prompts)
         self.sampler = Sampler(config.vocabulary, model.device)
         self.grammars = Grammars(tokenizer, config.vocabulary)
         self.counts = {"prompt_tokens": 0, "borrowed_tokens": 0, "generated_tokens": 0, "steps": 0}
@@ -176,6 +180,7 @@ class Engine:
 
     def refresh(self) -> None:
         """Take over weights that were changed outside an optimiser's step."""
+        self._kept.clear()
         self._passes.refresh()
 
     @torch.inference_mode()
@@ -236,14 +241,27 @@ class Engine:
         while self._waiting and self.rows_in_use < self.max_rows:
             row = self._waiting[0]
             self._unsettle()
-            if not self.cache.place(row, row.reserved):
+            if not self._give_place(row):
                 if not self.rows_in_use:
                     raise AssertionError("a request that was accepted must fit an empty cache")
                 return
             self._waiting.popleft()
-            if not row.pooled:
-                row.lender, row.shared = shared_beginning(row, self._reader.rows + self._writing)
             self._reader.rows.append(row)
+
+    def _give_place(self, row: Row) -> bool:
+        """A place in the cache, and whoever has read the same beginning; false if the row must wait."""
+        if not row.pooled:
+            others = self._reader.rows + self._writing + self._kept.rows
+            stretches = self._reader.stretches
+            row.lender, row.shared = shared_beginning(row, others, stretches=stretches)
+        if row.lender is not None and self._kept.hand_over(row, row.lender, row.shared):
+            self.counts["borrowed_tokens"] += row.shared
+            row.lender = None
+            return True
+        while not self.cache.place(row, row.reserved):
+            if not self._kept.give_up():
+                return False
+        return True
 
     def _read(self) -> None:
         for row in self._reader.read():
@@ -351,11 +369,10 @@ class Engine:
         return ended
 
     def _finish(self, row: Row, index: int, reason: FinishReason) -> None:
-        """Free a row's place and hand its completion over."""
+        """Hand a row's completion over and free its place, unless its prompt is kept."""
         tokens, logprobs = self.sampler.drawn(index)
-        assert row.pool is not None
-        row.pool.leave(row)
         row.deliver(tokens, logprobs, reason, self.tokenizer)
+        self._kept.keep(row)
 
     def _forget(self, indexes: Sequence[int]) -> None:
         gone = set(indexes)

@@ -126,7 +126,7 @@ class Reader:
         assert row.pool is not None
         if heir.scored is None or heir.pooled:
             return False
-        _, shared = shared_beginning(heir, [row])
+        _, shared = shared_beginning(heir, [row], stretches=self.stretches)
         if not shared or self._cache.capacity_for(heir.reserved) != row.pool.capacity:
             return False
         row.pool.replace(row, heir, shared)

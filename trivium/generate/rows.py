@@ -159,12 +159,15 @@ class Row:
             self.generation.listener(Event(self.sample, -1, rest, None, None, completion, unsettled=cut))
 
 
-def shared_beginning(row: Row, others: Sequence[Row]) -> tuple[Row | None, int]:
+def shared_beginning(row: Row, others: Sequence[Row], *, stretches: bool) -> tuple[Row | None, int]:
     """The row that has, or will have, most of this one's prompt, and how many tokens of it can be copied."""
     best, longest = None, 0
     for other in others:
         # Under another adapter the same tokens have other keys and values.
         if other.slides or row.slides or other.adapter != row.adapter:
+            continue
+        # Positions that stretch turn keys by how long the whole row may become.
+        if stretches and other.reserved != row.reserved:
             continue
         if other.generation is not None and other.generation is row.generation:
             return other, row.goal

@@ -260,7 +260,7 @@ def chat(
     """Talk with a model until the person leaves."""
 
     def opener(name: str) -> Engine:
-        return open_engine(name, max_rows=1, device=device)
+        return open_engine(name, max_rows=1, device=device, keep_prompts=1)
 
     shown = read_examples(examples) if examples is not None else []
     speakers = [Speaker(name, opener(name)) for name in (model, *compare)]

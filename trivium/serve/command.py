@@ -109,6 +109,13 @@ def chat(model: str, **settings: Any) -> None:
     "--allow-origin", "allow_origins", multiple=True, metavar="URL", help="A web page that may ask."
 )
 @option(MACHINE, "--max-rows", 32, "Answers each model writes at the same time.", type=click.IntRange(min=1))
+@option(
+    MACHINE,
+    "--keep-prompts",
+    8,
+    "Finished prompts each model keeps cached, for those who ask on.",
+    type=click.IntRange(min=0),
+)
 @_device
 @option(
     MACHINE,

@@ -11,7 +11,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 HELP = {
     "trivium_requests_total": "Requests answered, by route and HTTP status.",
-    "trivium_prompt_tokens_total": "Prompt tokens read.",
+    "trivium_prompt_tokens_total": "Prompt tokens asked.",
+    "trivium_reused_prompt_tokens_total": "Prompt tokens that were cached already.",
     "trivium_generated_tokens_total": "Tokens generated.",
     "trivium_generations_total": "Generations ended, by how.",
     "trivium_first_token_seconds": "Time from a request's arrival at the engine to its first token.",

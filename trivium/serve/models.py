@@ -28,6 +28,7 @@ def open_engine(
     memory_budget: int | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     sharing: int = 1,
+    keep_prompts: int = 0,
 ) -> Engine:
     """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it."""
     folder = resolve(model)
@@ -43,7 +44,13 @@ def open_engine(
     if memory_budget is None:
         # so many models will fill their caches beside each other, and none has yet
         memory_budget = half_of_free_memory(torch.device(place)) // sharing
-    return Engine(loaded.eval(), Tokenizer.load(folder), max_rows=max_rows, memory_budget=memory_budget)
+    return Engine(
+        loaded.eval(),
+        Tokenizer.load(folder),
+        max_rows=max_rows,
+        memory_budget=memory_budget,
+        keep_prompts=keep_prompts,
+    )
 
 
 def lay_beside(model: Transformer, folder: Path, name: str) -> None:

@@ -34,6 +34,7 @@ def serve(
     api_key: str | None = None,
     allow_origins: Sequence[str] = (),
     max_rows: int = 32,
+    keep_prompts: int = 8,
     limits: Limits | None = None,
     device: str | None = None,
     memory_budget: int | None = None,
@@ -50,7 +51,7 @@ def serve(
             folder = resolve(names[name])  # here, where Ctrl-C ends what has to be fetched
             opening = partial(
                 open_engine, folder, max_rows=max_rows, device=device, memory_budget=memory_budget,
-                adapters=beside, sharing=len(adapters),
+                adapters=beside, sharing=len(adapters), keep_prompts=keep_prompts,
             )  # fmt: skip
             engines[name] = thread.do(opening)
         server = build_server(

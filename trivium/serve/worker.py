@@ -114,8 +114,11 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         measures.watch("trivium_samples_inside", "gauge", lambda: self._inside, model=name)
         measures.watch("trivium_rows", "gauge", lambda: engine.max_rows, model=name)
-        written = lambda: engine.counts["generated_tokens"]
+        written, reused = (
+            partial(engine.counts.__getitem__, f"{one}_tokens") for one in ("generated", "borrowed")
+        )
         measures.watch("trivium_generated_tokens_total", "counter", written, model=name)
+        measures.watch("trivium_reused_prompt_tokens_total", "counter", reused, model=name)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to serve the event loop."""
