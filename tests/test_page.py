@@ -306,14 +306,16 @@ def test_a_phone_shows_everything_without_sideways_scrolling(address, tmp_path):
 
 
 def test_a_key_is_asked_for_and_used(engines):
-    with running(engines, api_key="sesame") as address:
+    with running(engines, api_key="Sésam, öffne dich – ☃") as address:
         window = Browser()
         try:
             window.go(address)
             window.until("document.activeElement.id === 'key'")
-            window.press("#key", "sesame" + ENTER)
+            assert window.run("return document.getElementById('send').disabled")
+            window.press("#key", "Sésam, öffne dich – ☃" + ENTER)
             window.until("document.querySelectorAll('.chip').length === 3")
             assert window.run("return document.getElementById('key-setting').hidden")
+            assert window.run("return document.getElementById('settings').hidden")
         finally:
             window.close()
 

@@ -133,7 +133,9 @@ def bound(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise TriviumError(f"{host}:{port} cannot be listened on ({reason}); choose another port.") from None
+        raise TriviumError(
+            f"{host}:{port} cannot be listened on ({reason}); choose another address or port."
+        ) from None
     return listener
 
 

@@ -8,7 +8,8 @@ import { forget, place, tokensOf, walkTokens } from "./words.js";
 
 async function call(path, body, signal) {
   const headers = {};
-  if (state.key) headers.Authorization = `Bearer ${state.key}`;
+  // A header holds single bytes: those of UTF-8, in which the server reads the key.
+  if (state.key) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(state.key))}`;
   if (body) headers["Content-Type"] = "application/json";
   let response;
   try {
@@ -62,10 +63,15 @@ async function loadModels() {
     state.models = (await (await call("/v1/models")).json()).data;
   } catch (problem) {
     say(problem.message);
+    refresh();
     return;
   }
   say("");
-  $("key-setting").hidden = true;
+  if (!$("key-setting").hidden) {
+    $("key-setting").hidden = true;
+    openSettings(false, false);
+    $("prompt").focus();
+  }
   const names = state.models.map((model) => model.id);
   const kept = (state.settings.chosen || []).filter((name) => names.includes(name));
   state.settings.chosen = kept.length ? kept : names.slice(0, 3);
