@@ -13,6 +13,15 @@ def test_a_folder_is_itself(tmp_path):
     assert resolve(str(tmp_path)) == tmp_path
 
 
+def test_the_folder_of_a_stage_is_the_model_it_made(tmp_path):
+    (tmp_path / "model").mkdir()
+    assert resolve(tmp_path) == tmp_path
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert resolve(tmp_path) == tmp_path / "model"
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve(tmp_path) == tmp_path
+
+
 def test_an_id_is_fetched_with_its_revision(tmp_path, monkeypatch):
     asked = {}
 

@@ -119,7 +119,7 @@ def test_addresses():
     assert [is_loopback(host) for host in ("0.0.0.0", "192.168.0.2", "example.org")] == [False] * 3
     taken = bound("127.0.0.1", 0)
     taken.listen()
-    with pytest.raises(TriviumError, match="choose another port"):
+    with pytest.raises(TriviumError, match="choose another address or port"):
         bound("127.0.0.1", taken.getsockname()[1])
     taken.close()
     with pytest.raises(TriviumError):

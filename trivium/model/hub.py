@@ -13,10 +13,12 @@ HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
 def resolve(name: str | Path) -> Path:
-    """A folder as it is; otherwise `owner/name[@revision]`, fetched once into the hub's cache."""
+    """A folder, or the model that a stage made in it; else `owner/name[@revision]`, fetched once."""
     path = expanded(name)
     if path.is_dir():
-        return path
+        made = path / "model"
+        is_stage = not (path / "config.json").is_file() and (made / "config.json").is_file()
+        return made if is_stage else path
     if path.exists():
         raise TriviumError(f"{path} is a file: name the folder that holds config.json.")
     if not HUB_NAME.match(str(name)):

@@ -32,9 +32,7 @@ def open_engine(
 ) -> Engine:
     """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it."""
     folder = resolve(model)
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    elif (folder / "stage.yaml").is_file():
+    if (folder / "stage.yaml").is_file():
         raise TriviumError(f"{folder} is a stage that made no model, or is not done; name one that made one.")
     place = machine.usable(device)
     loaded = load_model(folder, dtype=machine.compute_dtype(place), device=place)
