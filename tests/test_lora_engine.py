@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,15 @@ def test_by_itself_an_adapted_model_is_its_base(folders):
         engine.submit(Request(PROMPT, GREEDY, adapter="sql"))
 
 
-def test_names_choose_adapters(folders):
+def test_names_choose_adapters(folders, tmp_path):
     base, lora = str(folders["base"]), str(folders["lora"])
     assert with_adapters({"base": base, "base:sql": lora}) == {"base": {"sql": lora}}
+    stage = tmp_path / "stage"
+    shutil.copytree(lora, stage / "model" / "adapter")
+    found = with_adapters({"base": base, "base:sql": str(stage), "whole": str(stage)})
+    assert found == {"base": {"sql": str(stage / "model" / "adapter")}, "whole": {}}
+    with pytest.raises(TriviumError, match="is an adapter and no model"):
+        open_engine(lora)
     with pytest.raises(TriviumError, match="is an adapter: serve it as BASE:NAME="):
         with_adapters({"base": base, "sql": lora})
 

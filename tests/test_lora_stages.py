@@ -84,14 +84,17 @@ def test_cut_off_and_resumed_it_ends_bit_identical(tmp_path, monkeypatch, adapte
     assert cut["sft"].summary["steps"] > 5
 
 
-def test_an_adapter_alone_finds_its_base_and_the_next_stage_starts_from_it(tmp_path):
+def test_an_adapter_alone_finds_its_base_and_the_next_stage_starts_from_it(tmp_path, monkeypatch):
     adapter = "adapter: {rank: 4, save: adapter}"
     path = recipe(
         tmp_path, f"  one: {{{SFT}, {adapter}}}\n  two: {{{SFT.replace('./base', 'one')}, {adapter}}}\n"
     )
-    run = trivium.run(path, runs=tmp_path / "runs")
-    folder = run["two"].folder / "model"
+    monkeypatch.chdir(tmp_path)
+    run = trivium.run(path, runs="runs")
+    folder = (run["two"].folder / "model").absolute()
     assert not (folder / "model.safetensors").exists()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     merged = trivium.run(path, runs=tmp_path / "merged", set={"two.adapter.save": "merged"})
     assert not (merged["two"].folder / "model" / "adapter").exists()
     again = load_model(merged["two"].folder / "model")

@@ -17,6 +17,7 @@ from trivium.model.adapters import CONFIG as ADAPTER
 from trivium.model.adapters import load_adapter
 from trivium.model.config import ModelConfig
 from trivium.model.families import read_config, write_config
+from trivium.model.hub import resolve
 from trivium.model.initialise import build
 from trivium.model.lora import bake
 from trivium.model.quantize import KEY as QUANTISED
@@ -44,6 +45,11 @@ def load_config(folder: Path | str) -> ModelConfig:
     """The config of a model folder."""
     path = Path(folder) / "config.json"
     if not path.is_file():
+        if (Path(folder) / ADAPTER).is_file():
+            raise TriviumError(
+                f"{folder} is an adapter and no model: name the folder that holds its config.json, or serve "
+                "it beside its base, as BASE:NAME=FOLDER."
+            )
         raise TriviumError(f"{folder} has no config.json: name a folder in Hugging Face's form.")
     content = _read_content(path)
     scheme_of(content, str(path))
@@ -161,9 +167,13 @@ def _on_its_base(
     folder: Path, config: ModelConfig, dtype: torch.dtype | None, device: str | torch.device
 ) -> Transformer:
     """The model of a folder that holds an adapter alone: its base with the adapter in the weights."""
-    base = Path(read_json(folder / ADAPTER)["base_model_name_or_path"])
-    if not base.is_dir():
-        raise TriviumError(f"{folder} is an adapter to {base}, which is not there: restore that folder.")
+    name = read_json(folder / ADAPTER)["base_model_name_or_path"]
+    try:
+        base = resolve(name)
+    except TriviumError as error:
+        raise TriviumError(
+            f"{folder} is an adapter to {name}, which is not there: restore it ({error})"
+        ) from error
     model = load_model(base, dtype=dtype, device=device)
     load_adapter(model, folder)
     bake(model)

@@ -66,11 +66,10 @@ def lay_beside(model: Transformer, folder: Path, name: str) -> None:
 
 def with_adapters(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The adapters of each model: `BASE:NAME=FOLDER` beside `BASE=MODEL` is an adapter of that base."""
-    found: dict[str, dict[str, str]] = {
-        name: {} for name, place in names.items() if not (Path(place) / CONFIG).is_file()
-    }
-    for name, place in names.items():
-        if name in found:
+    adapters = {name: _adapter(name, place, names) for name, place in names.items()}
+    found: dict[str, dict[str, str]] = {name: {} for name, place in adapters.items() if place is None}
+    for name, place in adapters.items():
+        if place is None:
             continue
         base, _, adapter = name.rpartition(":")
         if base not in found:
@@ -79,6 +78,15 @@ def with_adapters(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
             )
         found[base][adapter] = place
     return found
+
+
+def _adapter(name: str, place: str, names: Mapping[str, str]) -> str | None:
+    """The folder of an adapter that is named, or that lies in what a stage made where one is asked for."""
+    asked = name.rpartition(":")[0] in names
+    for inside in (".", "adapter", "model/adapter") if asked else (".",):
+        if (Path(place) / inside / CONFIG).is_file():
+            return str(Path(place) / inside)
+    return None
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:

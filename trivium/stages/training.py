@@ -25,6 +25,7 @@ from trivium.learn.trainer import Hooks, Trainer
 from trivium.learn.validation import Unseen, measure
 from trivium.model.adapters import save_adapter
 from trivium.model.folder import save_model
+from trivium.model.hub import resolve
 from trivium.model.lora import AdapterSettings, adapter_names, add_adapter, merged
 from trivium.model.quantize import is_prepared, prepare_for, quantise, quantised_as
 from trivium.model.transformer import Transformer
@@ -229,8 +230,13 @@ def _save(folder: Path, model: Transformer, tokenizer: Tokenizer, settings: Trai
         with merged(model):
             save_model(model, folder, generation=generation, weights=settings.adapter.save != "adapter")
         if settings.adapter.save != "merged":
-            save_adapter(model, folder / "adapter", base=str(work.path(_start(settings))))
+            save_adapter(model, folder / "adapter", base=_base(work.path(_start(settings))))
     tokenizer.save(folder)
+
+
+def _base(place: Path) -> str:
+    """How an adapter names its base, from whatever folder it is asked for: an id of the hub stays one."""
+    return str(resolve(place).absolute()) if place.is_dir() else str(place)
 
 
 def _start(settings: Training) -> str:
