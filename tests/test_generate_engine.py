@@ -2,6 +2,7 @@
 
 import random
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -318,6 +319,36 @@ def test_a_sliding_window_writes_on_without_end(length, new):
             remembered = text[:4] + text[4 + forgotten : place + 1]
             assert len(remembered) == cached
             assert int(whole_logits(model, remembered)[-1].argmax()) == text[place + 1]
+
+
+# the window of 128 is full after 69 tokens, its last place is the last of the row's storage
+@pytest.mark.parametrize("until", [68, 69, 70])
+def test_a_window_slides_also_in_the_step_in_which_another_row_ends(until):
+    settings = Sampling(temperature=0, max_new_tokens=150, stop_ids=(), logprobs=True)
+    asked = [
+        Request(prompt(60), settings, slide=Slide(window=128)),
+        Request(prompt(60, seed=1), replace(settings, max_new_tokens=until)),
+        Request(prompt(60, seed=2), replace(settings, max_new_tokens=100)),
+    ]
+    alone = [tiny_engine(rows=3).generate([one])[0] for one in asked]
+    assert tiny_engine(rows=3).generate(asked) == alone
+
+
+def test_a_listener_that_raises_at_the_end_holds_no_place():
+    def hear(event):
+        if event.completion is not None:
+            raise KeyboardInterrupt
+
+    engine = tiny_engine(rows=1)
+    request = Request(prompt(20), Sampling(temperature=0, max_new_tokens=4, stop_ids=()))
+    generation = engine.submit(request, hear)
+    while engine.counts["generated_tokens"] < 3:
+        engine.step()
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    assert generation.done
+    assert engine.rows_in_use == 0
+    assert engine.generate([request])[0] == generation.completions
 
 
 def test_a_stretched_rope_is_that_of_the_reserved_length():

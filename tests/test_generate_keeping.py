@@ -69,7 +69,8 @@ def test_nothing_is_kept_unless_asked_for_nor_over_new_weights():
     engine.generate([Request(prompt(40), DRAWN)])
     assert read_by(engine, Request(prompt(40), DRAWN))[1] == 39
     engine = keeping(4)
-    engine.generate([Request(prompt(40), DRAWN)])
+    for seed in range(3):
+        engine.generate([Request(prompt(40, seed=seed), DRAWN)])
     with torch.no_grad():
         engine.model.embedding.weight.data.mul_(1.5)
     engine.refresh()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,6 +178,7 @@ class Engine:
         """How many rows of the cache are occupied."""
         return len(self._reader.rows) + len(self._writing)
 
+    @torch.inference_mode()
     def refresh(self) -> None:
         """Take over weights that were changed outside an optimiser's step."""
         self._kept.clear()
@@ -294,19 +295,16 @@ class Engine:
             for index in chosen.ended.nonzero()[:, 0].tolist():
                 ended.setdefault(index, self._reason(index))
         self._steps_to_slide -= 1
-        if ended:
-            self._unsettle()
-            leaving = [(self._writing[index], index, reason) for index, reason in sorted(ended.items())]
-            for row, index, reason in leaving:
-                self._finish(row, index, reason)
-            self._forget([index for _, index, _ in leaving])
-        elif self._steps_to_slide == 0:
-            self._unsettle()
-            for row in self._writing:
-                if row.slides:
-                    forget_oldest(row, self._passes)
-        else:
+        if not ended and self._steps_to_slide != 0:
             context.advance()
+            return
+        self._unsettle()
+        if ended:
+            self._finish(ended)
+        # one that is full slides also in the step in which another ends
+        for row in self._writing:
+            if row.slides:
+                forget_oldest(row, self._passes)
 
     def _settle_in(self) -> StepContext:
         """Bring sampler and context into the order in which the rows now lie in the cache."""
@@ -368,17 +366,17 @@ class Engine:
                 ended[index] = "stop"
         return ended
 
-    def _finish(self, row: Row, index: int, reason: FinishReason) -> None:
-        """Hand a row's completion over and free its place, unless its prompt is kept."""
-        tokens, logprobs = self.sampler.drawn(index)
-        row.deliver(tokens, logprobs, reason, self.tokenizer)
-        self._kept.keep(row)
-
-    def _forget(self, indexes: Sequence[int]) -> None:
-        gone = set(indexes)
-        keep = [index for index in range(len(self._writing)) if index not in gone]
-        self.sampler.rearrange(keep, [])
-        self._writing = [self._writing[index] for index in keep]
+    def _finish(self, ended: Mapping[int, FinishReason]) -> None:
+        """Free the places of rows, except where prompts are kept, and hand their completions over."""
+        leaving = [(self._writing[one], reason, *self.sampler.drawn(one)) for one, reason in ended.items()]
+        for row, *_ in leaving:
+            self._kept.keep(row)
+        staying = [index for index in range(len(self._writing)) if index not in ended]
+        self.sampler.rearrange(staying, [])
+        self._writing = [self._writing[index] for index in staying]
+        # last, for what listens may raise, as Ctrl-C does
+        for row, reason, tokens, logprobs in leaving:
+            row.deliver(tokens, logprobs, reason, self.tokenizer)
 
     def _cancel(self, generation: Generation) -> None:
         if generation.done:
@@ -391,8 +389,6 @@ class Engine:
         waiting += self._reader.take(lambda row: row.generation is generation)
         for row in waiting:
             row.deliver([], [], "cancelled", self.tokenizer)
-        indexes = [index for index, row in enumerate(self._writing) if row.generation is generation]
-        for index in indexes:
-            self._finish(self._writing[index], index, "cancelled")
-        if indexes:
-            self._forget(indexes)
+        writing = [index for index, row in enumerate(self._writing) if row.generation is generation]
+        if writing:
+            self._finish(dict.fromkeys(writing, "cancelled"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from trivium.generate.cache import Cache
-from trivium.generate.requests import Generation
 from trivium.generate.rows import Row
 
 
@@ -16,15 +15,13 @@ class Kept:
 
     def keep(self, row: Row) -> None:
         """Let a row that has finished hold its prompt, where prompts are kept; else free its place."""
-        pool, generation = row.pool, row.generation
+        pool = row.pool
         assert pool is not None
-        assert generation is not None
         if not self._most or row.slides or not row.goal:
             pool.leave(row)
             return
         # Only what was read as a prompt: what was drawn came out of other kernels, with other last digits.
         pool.retire(row, row.goal)
-        row.generation, row.entrant, row.stream = Generation(generation.request, None), None, None
         for other in [one for one in self.rows if _begins(row, one)]:
             self._free(other)
         self.rows.append(row)
