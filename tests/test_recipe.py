@@ -43,6 +43,12 @@ def changed(folder: Path, old: str, new: str) -> str:
         ("base.model.head_width=0", "than or equal to 1"),
         ("base.checkpoint.every_steps=0", "than or equal to 1"),
         ("base.seed=-1", "than or equal to 0"),
+        ("base.data={corpus: {weight: -1}}", "than or equal to 0"),
+        ("base.data={corpus: {weight: [[0, 1], [1, -1]]}}", "than or equal to 0"),
+        ("base.data={corpus: {max_repeats: .inf}}", "a finite number"),
+        ("base.adapter={alpha: .inf}", "a finite number"),
+        ("sft.near_parent={kl: .inf}", "a finite number"),
+        ("report.asking={temperature: .inf}", "a finite number"),
         ("words.vocabulary=-3", "than or equal to 0"),
     ],
 )

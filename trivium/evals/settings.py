@@ -17,7 +17,7 @@ TaskSpec = str | Mapping[str, Any]
 class Settings(BaseModel):
     """What holds for every task unless its own dials say otherwise."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     style: Literal["auto", "continue", "chat"] = "auto"
     """As text to continue or through the chat template; auto is the latter if the model ends its turns."""

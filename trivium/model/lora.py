@@ -28,7 +28,7 @@ ONLY = "default"
 class AdapterSettings(BaseModel):
     """What a person may set about an adapter."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Kind = "lora"
     rank: int = Field(default=16, ge=1)

@@ -26,13 +26,15 @@ from trivium.kit.processes import barrier, world
 from trivium.stages.stage import Product, Reference, Work
 from trivium.tokens.tokenizer import Tokenizer
 
+Weight = Annotated[Number, Field(ge=0)]
+
 
 class Portion(BaseModel):
     """One source's part in a mixture; how it is read matters only where it is not a corpus yet."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    weight: Number | list[Number | tuple[Number, Number]] | None = None
+    weight: Weight | list[Weight | tuple[Number, Weight]] | None = None
     max_repeats: float | None = Field(default=None, gt=0)
     easy_first: str | None = None
     of: str | None = None

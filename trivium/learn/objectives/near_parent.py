@@ -26,7 +26,7 @@ from trivium.model.transformer import Transformer
 class NearParent(BaseModel):
     """How strongly training is held to the model it starts from."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     weights: float = Field(default=0.0, ge=0)
     """Half of this times the squared distance of all weights to the parent's is added to the mean loss."""
