@@ -112,6 +112,13 @@ def test_easy_documents_come_before_hard_ones(made):
     assert first == sorted(first)
 
 
+def test_what_a_bare_share_replays_is_not_watched(tmp_path):
+    text = RECIPE[: RECIPE.index("  fork:")] + ROAD[: ROAD.index("  chats:")]
+    path = recipe(tmp_path, text.replace("replay: 0.25", "replay: 0.25\n    watch: corpus"))
+    with pytest.raises(TriviumError, match="again: `corpus` is in `watch` and in `replay`; leave it in one"):
+        trivium.run(path, runs=tmp_path / "runs")
+
+
 def test_what_left_no_mixture_behind_is_named(tmp_path):
     text = RECIPE[: RECIPE.index("  fork:")] + ROAD[: ROAD.index("  chats:")]
     path = recipe(tmp_path, text)

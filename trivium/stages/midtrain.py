@@ -246,6 +246,11 @@ class Midtrain(FedStage):
         if again is None:
             learnt = learnt_by(work.stage, self.start, folder)
             work, again = replace(work, inputs={**work.inputs, **learnt.places}), learnt.mixture
+        for setting, mixture in (("data", self.data), ("watch", self.watch or {})):
+            for name in sorted(mixture.keys() & again.keys()):
+                raise TriviumError(
+                    f"{work.stage}: `{name}` is in `{setting}` and in `replay`; leave it in one."
+                )
         weights = {name: "by its tokens" if one.weight is None else one.weight for name, one in again.items()}
         work.change("replay", "nothing", {"share": self.replay.share, **weights})
         return work, again
@@ -295,9 +300,6 @@ class Midtrain(FedStage):
         new = ingredients(work, self.data, tokenizer, beside)
         if self.replay is None:
             return self._ramped(new)
-        both = sorted(self.data.keys() & replayed.keys())
-        if both:
-            raise TriviumError(f"{work.stage}: `{both[0]}` is in `data` and in `replay`; leave it in one.")
         old = ingredients(work, replayed, tokenizer, self.data)
         return with_replay(_weighted(self._ramped(new)), _weighted(self._ramped(old)), self.replay.share)
 
