@@ -50,7 +50,7 @@ def refused(folder: Path, text: str) -> str:
         ("{kind: corpus, tokenizer: words, data: {path: world:facts}}",
          ["stages.one.data.0.path", "say how many documents with `limit`"]),
         ("{kind: corpus, tokenizer: words, data: {path: 'world:facts?limit=9x'}}",
-         ["stages.one.data.0.path", "The `limit` of world:facts is a whole number, not '9x'"]),
+         ["stages.one.data.0.path", "The `limit` of world:facts is a whole number from 0 on, not '9x'"]),
         ("{kind: midtrain, from: base, data: {world:fcts: {limit: 5}}, steps: 1}",
          ["stages.one.data: There is no source world:fcts (did you mean 'facts'?)"]),
         ("{kind: midtrain, from: base, data: {mine: {of: world:prose}}, steps: 1}",

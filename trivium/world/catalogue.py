@@ -197,7 +197,8 @@ def _prepare(
         whole = isinstance(number, int) and not isinstance(number, bool)
         fits = whole and (number >= 0 or what == "seed")
         if not fits and not (what == "limit" and number is None):
-            raise TriviumError(f"The `{what}` of world:{name} is a whole number, not {number!r}.")
+            least = "" if what == "seed" else " from 0 on"
+            raise TriviumError(f"The `{what}` of world:{name} is a whole number{least}, not {number!r}.")
     return SOURCES[name], settings, side
 
 
