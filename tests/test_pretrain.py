@@ -104,6 +104,17 @@ def test_generation_of_one_and_of_many(made):
     assert model.generate("", max_new_tokens=1).tokens
     with pytest.raises(TriviumError, match="`temprature`"):
         model.generate("3 and", temprature=1)
+    for wrong in (5, None, [1, 2]):
+        with pytest.raises(TriviumError, match="A prompt is a text or a list of messages"):
+            model.generate(wrong)
+    for tokens in ([99999], [-1], [1.5], "abc"):
+        with pytest.raises(TriviumError, match="whole numbers from 0 to 267"):
+            model.logits(tokens)
+    with pytest.raises(TriviumError, match="A chat takes a list of messages"):
+        model.chat("Hi")
+    with pytest.raises(TriviumError, match="leaves no room for a question"):
+        model.chat([{"role": "user", "content": "Hi"}], max_new_tokens=5000)
+    assert list(trivium.run(folder / "tiny.yaml", only="words", runs=folder / "runs")) == ["words"]
     with pytest.raises(TriviumError, match="makes no model"):
         trivium.load(folder / "runs" / "tiny" / "corpus")
     with pytest.raises(TriviumError, match="made no stage `bse`"):

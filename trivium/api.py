@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class Model:
         """The scores of every next token after each of `tokens`: float32, [tokens, vocabulary]."""
         if not tokens:
             raise TriviumError("There are no tokens to compute logits of; give at least one.")
+        last = self.transformer.config.vocabulary - 1
+        if not all(isinstance(token, Integral) and 0 <= token <= last for token in tokens):
+            raise TriviumError(
+                f"Logits are of token ids, whole numbers from 0 to {last}; encode a text first."
+            )
         ids = torch.tensor(list(tokens), device=self.transformer.device)
         context = Documents([len(ids)], self.transformer.device)
         return self.transformer.logits(self.transformer(ids, context))
@@ -88,6 +94,13 @@ class Model:
     ) -> Reply:
         """Answer a conversation as `trivium chat` does, brought to fit and asked for thoughts as told."""
         settings = _sampling(sampling)
+        if isinstance(conversation, str):
+            raise TriviumError('A chat takes a list of messages: [{"role": "user", "content": ...}].')
+        if overflow != "slide" and settings.max_new_tokens >= self.engine.window:
+            raise TriviumError(
+                f"An answer of {settings.max_new_tokens} tokens leaves no room for a question in the model's"
+                f" window of {self.engine.window}; lower max_new_tokens."
+            )
         fitted = fit_conversation(
             conversation,
             self.tokenizer,
@@ -170,7 +183,8 @@ def run(
     runs: str | Path = "runs",
 ) -> Run:
     """Run a recipe, as `trivium run` does."""
-    return Run(pipeline.run(recipe, runs, set or {}, only))
+    chosen = [only] if isinstance(only, str) else only
+    return Run(pipeline.run(recipe, runs, set or {}, chosen))
 
 
 def model_folder(folder: Path) -> Path:
@@ -197,7 +211,13 @@ def _refuse_to_bury(folder: Path, written: Path) -> None:
 
 def _is_one(prompt: Any) -> bool:
     """Whether this is one prompt: a text, or a conversation (a list of messages)."""
-    return isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
+    if isinstance(prompt, str):
+        return True
+    if not isinstance(prompt, Sequence) or not all(
+        isinstance(one, (str, Mapping, Sequence)) for one in prompt
+    ):
+        raise TriviumError("A prompt is a text or a list of messages; several make a list.")
+    return len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -25,6 +25,14 @@ MOST_BIAS = 100.0
 
 def _within(most: float) -> str:
     return f"from {-most:g} to {most:g}"
+
+
+def _listed(value: Any, kind: type) -> bool:
+    return (
+        isinstance(value, Collection)
+        and not isinstance(value, str)
+        and all(isinstance(one, kind) for one in value)
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Sampling:
         for name in whole if self.seed is None else (*whole, "seed"):
             if not isinstance(getattr(self, name), Integral):
                 raise TriviumError(f"sampling: {name} must be a whole number, not {getattr(self, name)!r}.")
+        self._check_kinds()
         for name, holds, rule in (
             (
                 "temperature",
@@ -85,13 +94,32 @@ class Sampling:
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens"),
             ("top_logprobs", self.top_logprobs >= 0, "at least 0"),
-            # of one text each letter would be a stop
-            ("stop", not isinstance(self.stop, str) and all(self.stop), "a list of texts that are not empty"),
+            ("stop", all(self.stop), "a list of texts that are not empty"),
         ):
             if not holds:
                 raise TriviumError(f"sampling: {name} must be {rule}, not {getattr(self, name)!r}.")
         if self.json_schema is not None and self.regex is not None:
             raise TriviumError("sampling: json_schema and regex exclude each other; keep one of them.")
+
+    def _check_kinds(self) -> None:
+        """Refuse what is no list or mapping before it stands among requests that are answered together."""
+        ids, bias = self.stop_ids, self.logit_bias
+        for name, holds, rule in (
+            # of one text each letter would be a stop
+            ("stop", _listed(self.stop, str), "a list of texts that are not empty"),
+            ("stop_ids", ids is None or _listed(ids, Integral), "a list of token ids"),
+            (
+                "logit_bias",
+                isinstance(bias, Mapping)
+                and _listed(list(bias), Integral)
+                and _listed(list(bias.values()), Real),
+                "a mapping of token ids to numbers",
+            ),
+            ("json_schema", self.json_schema is None or isinstance(self.json_schema, Mapping), "a mapping"),
+            ("regex", self.regex is None or isinstance(self.regex, str), "a text"),
+        ):
+            if not holds:
+                raise TriviumError(f"sampling: {name} must be {rule}, not {getattr(self, name)!r}.")
 
     @property
     def greedy(self) -> bool:
