@@ -59,6 +59,18 @@ def run(folder, text, **options):
     return trivium.run(path, runs=folder / "runs", **options)
 
 
+def left_shares(folder):
+    return read_json(folder / "training.json")["shares"]
+
+
+def test_over_several_lengths_the_shares_are_those_of_all_tokens_so_far(tmp_path):
+    text = KEPT[: KEPT.index("  soup:")].replace("steps: 8", "steps: 8\n    context: {length: [8, 16]}")
+    made = run(tmp_path, text)
+    kept, whole = kept_model(made["mixed"].folder, "step=2").parent, made["mixed"]
+    assert left_shares(kept) == {"corpus": 1.0, "./other": 0.0}
+    assert left_shares(whole.folder) == {name: one["share"] for name, one in whole.summary["data"].items()}
+
+
 def texts_within(folder, share):
     return sum(in_validation(text_hash(one), share) for one in read_documents(str(folder)))
 
@@ -96,6 +108,7 @@ def test_through_a_merge_a_kept_checkpoint_is_what_counts(tmp_path):
     assert {name: one.weight for name, one in learnt_by("x", "soup", soup).mixture.items()} == {"corpus": 1.0}
     whole = learnt_by("x", "mixed", made["mixed"].folder / "model").mixture
     assert {name: one.weight for name, one in whole.items()} == {"corpus": 0.5, "./other": 0.5}
+    assert left_shares(made["base"].folder) == {"corpus": 1.0}
     assert made["again"].summary["data"].keys() == {"./third", "corpus"}
     passes = list(consumed_by(kept).values())
     assert changes(made["again"])["passes over corpus"][0] in [pytest.approx(one, abs=1e-3) for one in passes]

@@ -47,6 +47,7 @@ def changed(folder: Path, old: str, new: str) -> str:
         ("base.data={corpus: {weight: [[0, 1], [1, -1]]}}", "than or equal to 0"),
         ("base.data={corpus: {max_repeats: .inf}}", "a finite number"),
         ("base.adapter={alpha: .inf}", "a finite number"),
+        ("mid.context={length: 512, method: yarn, factor: .inf}", "a finite number"),
         ("sft.near_parent={kl: .inf}", "a finite number"),
         ("report.asking={temperature: .inf}", "a finite number"),
         ("words.vocabulary=-3", "than or equal to 0"),

@@ -13,7 +13,7 @@ from tuning import CHAT, cut_off, one, packed, save, small_model, write_rows
 import trivium
 from trivium.data.rows import Row, collate
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors
+from trivium.kit.files import load_tensors, read_json
 from trivium.learn.objectives.near_parent import NearPredictions, NearWeights, divergence
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.adapters import load_adapter
@@ -254,6 +254,7 @@ def test_a_bare_share_replays_what_the_parent_learnt_from_and_what_it_replayed(t
     two, three = (
         {name: one["share"] for name, one in run[name].summary["data"].items()} for name in ("two", "three")
     )
+    assert read_json(run["two"].folder / "training.json")["shares"] == two
     assert two == {
         "./second.jsonl": pytest.approx(0.5, abs=0.06),
         "./first.jsonl": pytest.approx(0.5, abs=0.06),

@@ -33,7 +33,7 @@ def _listed(value: Any) -> Any:
 class Longer(BaseModel):
     """How long the rows are, and how the positions are made to reach so far."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     length: Annotated[
         list[Length], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=Lengths)
