@@ -248,6 +248,10 @@ def test_distance_is_a_table_also_on_a_persons_prompts(tmp_path: Path):
     CliRunner().invoke(cli, ["distance", *models, *asked, *runs], catch_exceptions=False)
     texts = read_json(tmp_path / "d.json")[0]["texts"]
     assert [text["before"] for text in texts] == ["the river", "the miller"]
+    (tmp_path / "prompts.txt").write_bytes(b"caf\xe9\n")
+    strange = CliRunner().invoke(cli, ["distance", *models, *asked, *runs])
+    assert isinstance(strange.exception, TriviumError)
+    assert "is not UTF-8 (byte 3)" in str(strange.exception)
     alone = CliRunner().invoke(cli, ["distance", models[0]])
     assert isinstance(alone.exception, TriviumError)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,16 @@ def model_of(seed: int = 0, **changes: object):
 def logits(model):
     with torch.no_grad():
         return model.logits(model(TOKENS, Documents([5, 7])))
+
+
+@pytest.mark.slow
+def test_what_torchao_says_of_absent_kernels_is_kept_from_people(tmp_path: Path) -> None:
+    model = model_of()
+    quantise(model, "int8")
+    save_model(model, tmp_path)
+    program = f"from trivium.model.folder import load_model; load_model({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

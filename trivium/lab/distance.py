@@ -59,7 +59,10 @@ def distance(
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise TriviumError(f"{path} is missing; name a text file with a prompt on each line.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise TriviumError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
     if not lines:
         raise TriviumError(f"{path} holds no prompt; write one on each line.")
     return lines

@@ -10,6 +10,7 @@ one: torch's kernel for packed ones is slower.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -29,12 +30,17 @@ METHOD = "compressed-tensors"
 
 
 def _torchao() -> Any:
+    before = logging.root.manager.disable
+    # It warns of kernels for GPUs that this machine need not have.
+    logging.disable(logging.WARNING)
     try:
         import torchao.quantization as torchao
     except ImportError as error:
         raise TriviumError(
             "quantisation needs torchao: install it with `pip install trivium[quant]`."
         ) from error
+    finally:
+        logging.disable(before)
     return torchao
 
 
