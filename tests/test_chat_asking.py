@@ -49,9 +49,10 @@ def test_terminal_chat_shows_thoughts_dim():
     assert out.getvalue() == "\x1b[2mhm\n\x1b[22m\na baker\n"
     one.script = one.tokenizer.encode("never ends")
     talk.hear("and?")
-    assert out.getvalue().endswith(
-        "\x1b[2mnever ends\x1b[22m (the thoughts took all of the answer's tokens)\n"
-    )
+    assert out.getvalue().endswith("\x1b[2mnever ends\x1b[22m (it ended within its thoughts)\n")
+    one.script = one.tokenizer.encode("on and on " * 40)
+    talk.hear("and?")
+    assert out.getvalue().endswith("\x1b[22m (the thoughts took all of the answer's tokens)\n")
     assert talk.speakers[0].messages[-1]["content"] == ""
 
 

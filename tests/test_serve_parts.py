@@ -171,7 +171,11 @@ def test_terminal_chat_commands():
     assert talk.system == "speak plainly"
     talk.hear("/system -")
     assert talk.system is None
+    talk.hear("/save no-folder-of-this-name/it.json")
+    assert "there is no folder no-folder-of-this-name to save in" in out.getvalue()
     talk.hear("/compare two")
+    talk.hear("/compare two")
+    assert "two answers already" in out.getvalue()
     talk.hear("hello")
     assert out.getvalue().endswith("[one]\nfirst\n[two]\nsecond\n")
     talk.hear("/compare -")

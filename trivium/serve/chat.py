@@ -163,7 +163,9 @@ class Conversation:
         if not whole:
             self._out.write(" (stopped)")
         elif voice.thought and not voice.answer:
-            self._out.write(" (the thoughts took all of the answer's tokens)")
+            cut = generation.completions[0].finish_reason == "length"
+            why = "the thoughts took all of the answer's tokens" if cut else "it ended within its thoughts"
+            self._out.write(f" ({why})")
         self._say("")
         return voice.answer
 
@@ -221,6 +223,8 @@ class Conversation:
             {"model": speaker.name, "messages": [*opening, *speaker.messages]} for speaker in self.speakers
         ]
         path = expanded(text)
+        if not path.parent.is_dir():
+            raise TriviumError(f"there is no folder {path.parent} to save in.")
         try:
             write_json(path, conversations)
         except OSError as error:
@@ -230,6 +234,8 @@ class Conversation:
     def _compare(self, text: str) -> None:
         if text == "-":
             del self.speakers[1:]
+        elif text in [speaker.name for speaker in self.speakers]:
+            raise TriviumError(f"{text} answers already.")
         elif text:
             speaker = Speaker(text, self._opener(text))
             self._check(speaker)
