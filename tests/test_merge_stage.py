@@ -266,7 +266,7 @@ def test_only_documents_of_which_something_is_measured_count():
 def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(monkeypatch, tmp_path):
     met = []
 
-    def read(work, mixture, tokenizer, beside):
+    def read(work, mixture, tokenizer, beside=None):
         all_weighted_or_none(work.stage, mixture)
         met.extend(mixture)
         return []

@@ -66,12 +66,11 @@ class Anneals(TrainingStage):
         folder = resolve(str(work.path(self.start)))
         context, tokenizer = load_config(folder).reach, Tokenizer.load(folder)
         learnt = trained_on([folder])
+        replayed = (self.replay and self.replay.data) or {}
         for name, mixture in self.candidates.items():
-            replayed = (self.replay and self.replay.data) or {}
-            for trained in (mixture, replayed):
-                beside = {**replayed, **mixture}
-                read = ingredients(self._own(work, name), trained, tokenizer, beside)
-                learnt += [Spelt(one.shards) for one in read]
+            own = self._own(work, name)
+            new, old = ingredients(own, mixture, tokenizer, replayed), ingredients(own, replayed, tokenizer)
+            learnt += [Spelt(one.shards) for one in (*new, *old)]
         unseen = unseen_rows(
             work, self.measure, tokenizer, context, self.validation.tokens,
             learnt=learnt, required=list(self.measure),

@@ -300,7 +300,7 @@ class Midtrain(FedStage):
         new = ingredients(work, self.data, tokenizer, beside)
         if self.replay is None:
             return self._ramped(new)
-        old = ingredients(work, replayed, tokenizer, self.data)
+        old = ingredients(work, replayed, tokenizer)
         return with_replay(_weighted(self._ramped(new)), _weighted(self._ramped(old)), self.replay.share)
 
     def _ramped(self, given: list[Ingredient]) -> list[Ingredient]:
