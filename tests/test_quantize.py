@@ -20,6 +20,7 @@ from trivium.model.config import ExpertsConfig
 from trivium.model.folder import load_model, save_model
 from trivium.model.lora import AdapterSettings, add_adapter, bake
 from trivium.model.quantize import prepare_for, quantise, quantised_as
+from trivium.pipeline.plan import plan
 
 pytest.importorskip("torchao")
 pytest.importorskip("compressed_tensors")
@@ -34,6 +35,14 @@ def model_of(seed: int = 0, **changes: object):
 def logits(model):
     with torch.no_grad():
         return model.logits(model(TOKENS, Documents([5, 7])))
+
+
+def test_a_plan_finds_the_model_beside_the_recipe(tmp_path: Path) -> None:
+    save_model(model_of(), tmp_path / "stage" / "model")
+    (tmp_path / "q.yaml").write_text(
+        "stages: {q: {kind: quantize, from: ./stage, data: {'world:facts': {limit: 9}}}}"
+    )
+    assert "parameters" in plan(tmp_path / "q.yaml", tmp_path / "runs")[1][4]
 
 
 @pytest.mark.slow

@@ -9,8 +9,10 @@ from typing import Any
 from trivium.kit import machine
 from trivium.kit.numbers import short
 from trivium.kit.progress import duration
+from trivium.model.hub import resolve
 from trivium.pipeline.run import Run, prepare
 from trivium.recipe import graph
+from trivium.recipe.outside import locate
 
 # The share of the matrix peak that small models reach on two cores and large ones on a GPU, roughly.
 _REACHED = 0.5
@@ -47,7 +49,9 @@ def _derived(going: Run, name: str) -> dict[str, Any]:
     for written, parent in node.parents.items():
         entry = going.entry(parent.stage)
         inputs[written] = entry.output if entry.state == "done" else _derived(going, parent.stage)
-    inputs |= {written: Path(written) for written in node.outside}
+    for written in node.outside:
+        place = locate(written, going.recipe.base)
+        inputs[written] = resolve(place) if place is not None and place.is_dir() else place or Path(written)
     return node.stage.plan(inputs)
 
 
