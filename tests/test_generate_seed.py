@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 from generating import prompt, tiny_model, tokenizer
 
 from trivium.generate.engine import Engine
@@ -57,3 +58,20 @@ def test_the_same_seed_gives_the_same_text_alone_and_among_others(made):
         ((alone,),) = engine.generate([request])
         assert (alone.text, alone.tokens) == (expected.text, expected.tokens)
         assert alone.logprobs == pytest.approx(expected.logprobs, abs=NEAR)
+
+
+@pytest.mark.parametrize("length", [250, 300, 400, 588])
+def test_long_texts_are_read_bit_for_bit_alike_alone_and_behind_others(length):
+    """Chunks end in other places behind others, and rows of other lengths are attended together."""
+    model = tiny_model(context=1600)
+    settings = Sampling(temperature=0, max_new_tokens=8, stop_ids=(), logprobs=True)
+    text = prompt(length)
+    (expected,) = Engine(model, tokenizer(), max_rows=8).generate([Request(text, settings)])
+    state = Engine(model, tokenizer(), max_rows=8).embed([text])[0]
+    scores = Engine(model, tokenizer(), max_rows=8).score([text[:20]], [text[20:]])[0]
+    for other in (100, 200, 450):
+        engine, beside = Engine(model, tokenizer(), max_rows=8), prompt(other, seed=1)
+        asked = [Request(beside, settings), Request(text, settings)]
+        assert engine.generate(asked)[1] == expected
+        assert torch.equal(engine.embed([beside, text])[1], state)
+        assert engine.score([beside[:20], text[:20]], [beside[20:], text[20:]])[1] == scores

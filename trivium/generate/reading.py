@@ -83,8 +83,10 @@ class Reader:
         owners: list[tuple[Scored, int]] = []
         for (row, count), piece in zip(reading, pieces, strict=True):
             if row.pooled and row.scored is not None:
-                total = hidden[offset : offset + count].sum(0)
-                row.scored.total = total if row.scored.total is None else row.scored.total + total
+                # block by block, so that the sum does not show where chunks ended
+                for block in hidden[offset : offset + count].split(BLOCK):
+                    total = block.sum(0)
+                    row.scored.total = total if row.scored.total is None else row.scored.total + total
             elif row.scored is not None:
                 first = max(row.scored.first - 1 - row.filled, 0)
                 if first < count:
