@@ -49,6 +49,7 @@ def changed(folder: Path, old: str, new: str) -> str:
         ("base.adapter={alpha: .inf}", "a finite number"),
         ("mid.context={length: 512, method: yarn, factor: .inf}", "a finite number"),
         ("sft.near_parent={kl: .inf}", "a finite number"),
+        ("dpo.beta=[0.1, -0.1]", "than or equal to 0"),
         ("report.asking={temperature: .inf}", "a finite number"),
         ("words.vocabulary=-3", "than or equal to 0"),
     ],

@@ -69,6 +69,8 @@ def refused(folder: Path, text: str) -> str:
          "test: {'world:taste?cause=luck': {limit: 9}}}", ["stages.one.test", "no cause 'luck'"]),
         ("{kind: questions, database: 'world:ledger?peeple=40', data: {path: world:ledger, limit: 9}}",
          ["stages.one.database", "no dial 'peeple' (did you mean 'people'?)"]),
+        ("{kind: questions, database: world:ledger, data: {path: world:ledger, limit: 9}, held_out: -1}",
+         ["stages.one.held_out cannot be -1"]),
         ("{kind: questions, database: world:facts, data: {path: world:ledger, limit: 9}}",
          ["stages.one.database", "world:facts is no data base"]),
         ("{kind: questions, database: world:ledger, data: {path: world:ledger, limit: 9},"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from trivium.recipe.read import Written, nearest
 from trivium.stages.stage import Stage
 
-_BRANCHES = {"str", "int", "float", "bool"}
+_BRANCHES = {"str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float"}
 # How pydantic speaks of what was given, and words of its own that tell a person nothing.
 _SUBJECT = re.compile(r"^\w+ should")
 _OURS = re.compile(r" or (instance of \w+|object to extract fields from)| after validation")

@@ -44,7 +44,7 @@ from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.stages.gauges import drift_from, flattery_of
 from trivium.stages.judged import Judged, prompts_of, read_judgements
-from trivium.stages.mixtures import Mixture, mixture_references
+from trivium.stages.mixtures import Mixture, Weight, mixture_references
 from trivium.stages.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.references import clear_references, store_references
 from trivium.stages.stage import Reference, Work
@@ -95,7 +95,7 @@ class PreferenceStage(FedStage):
     data: Mixture
     loss: Losses = Field(default_factory=lambda: {"sigmoid": 1.0})
     """A loss by TRL's name, or several with what each counts: {sigmoid: 1, sft: 0.1}."""
-    beta: Number | list[Number | tuple[Number, Number]] | None = None
+    beta: Weight | list[Weight | tuple[Number, Weight]] | None = None
     """How strongly the model is held to the reference; a list moves it over the stage, as weights do."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
     gamma: float | None = None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -48,7 +48,7 @@ class Questions(Stage):
     """Rows with the columns `question` and `sql`; `columns` maps other names to these."""
     tables: Told = "short"
     """How the tables are told of before a question: as lines of names, as the SQL that makes them, or not."""
-    held_out: float | Source = Field(default=0.2)
+    held_out: Annotated[float, Field(ge=0, lt=1)] | Source = 0.2
     """The share of the different queries that is only asked, or where such questions lie."""
     on_bad: Literal["stop", "skip"] = "stop"
     """What a query that fails, or finds nothing, does."""
@@ -155,8 +155,6 @@ def same_query(sql: str) -> str:
 def drawn(queries: Sequence[str], share: float, seed: int) -> set[str]:
     """A share of the different queries, the same whatever order they come in."""
     different = {same_query(query) for query in queries}
-    if not 0 <= share < 1:
-        raise TriviumError(f"`held_out` is a share below 1 or a source of questions, not {share:g}.")
 
     def place(query: str) -> str:
         return hashlib.blake2b(f"{seed} {query}".encode(), digest_size=16).hexdigest()
