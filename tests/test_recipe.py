@@ -49,12 +49,15 @@ def changed(folder: Path, old: str, new: str) -> str:
         ("base.adapter={alpha: .inf}", "a finite number"),
         ("mid.context={length: 512, method: yarn, factor: .inf}", "a finite number"),
         ("sft.near_parent={kl: .inf}", "a finite number"),
+        ("base.data=3", "a valid mapping"),
+        ("base.data=[[corpus]]", "a valid mapping"),
+        ("dpo.loss=[[dpo]]", "a valid mapping"),
         ("dpo.beta=[0.1, -0.1]", "than or equal to 0"),
         ("report.asking={temperature: .inf}", "a finite number"),
         ("words.vocabulary=-3", "than or equal to 0"),
     ],
 )
-def test_a_number_that_cannot_be_is_refused_before_anything_runs(override, rule):
+def test_a_value_that_cannot_be_is_refused_before_anything_runs(override, rule):
     with pytest.raises(TriviumError, match=f"cannot be .*: it should be (greater )?{rule}"):
         load("pocket", [override])
 

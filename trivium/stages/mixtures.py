@@ -71,8 +71,10 @@ def _named(value: Any) -> Any:
     """`corpus`, and `[corpus, ./texts]`, are short for a mapping without further wishes."""
     if isinstance(value, str):
         return {value: {}}
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return {name: {} for name in value}
+    if not isinstance(value, Mapping):
+        return value
     return {name: {} if portion is None else portion for name, portion in value.items()}
 
 

@@ -71,11 +71,13 @@ PASS_TOKENS = 4096
 
 def _mixed(value: Any) -> Any:
     """`dpo`, and `[dpo, sft]`, are short for a mapping from losses to what each counts."""
-    names = [value] if isinstance(value, str) else value
-    shares = dict.fromkeys(names, 1.0) if isinstance(names, list) else dict(names)
     if isinstance(value, str):
-        shares |= MIXED_WITH.get(value, {})
-    return {ALSO_CALLED.get(name, name): share for name, share in shares.items()}
+        value = {value: 1.0} | MIXED_WITH.get(value, {})
+    elif isinstance(value, list) and all(isinstance(name, str) for name in value):
+        value = dict.fromkeys(value, 1.0)
+    if not isinstance(value, Mapping):
+        return value
+    return {ALSO_CALLED.get(name, name): share for name, share in value.items()}
 
 
 Losses = Annotated[
