@@ -42,6 +42,17 @@ def test_a_conversation_goes_on_where_it_stopped_reading(rows, further):
     assert engine.rows_in_use == 0
 
 
+def test_conversations_that_begin_alike_do_not_take_each_others_places():
+    system, engine = prompt(32), keeping(2)
+    spoken = [[*system, *prompt(100, seed=seed)] for seed in (1, 2)]
+    assert [read_by(engine, Request(words, DRAWN))[1] for words in spoken] == [131, 99]
+    for _ in range(2):
+        for words in spoken:
+            before = (len(words) - 1) // 16 * 16
+            words += prompt(20, seed=len(words))
+            assert read_by(engine, Request(words, DRAWN))[1] == len(words) - 1 - before
+
+
 def test_only_so_many_are_kept_and_none_twice():
     engine = keeping(2)
     one, other, third = prompt(40), prompt(40, seed=1), prompt(40, seed=2)

@@ -95,7 +95,7 @@ def read_and_step(model, forward, texts):
         row.length = row.goal
         row.pool.promote(row)
     windows = {config.window(layer) for layer in range(config.layers)}
-    step = StepContext(list(cache.pools.values()), windows, lengths if grows else 0)
+    step = StepContext(list(cache.pools.values()), windows, lengths if grows else 0, lone=False)
     order = [row for pool in cache.pools.values() for row in pool.tenants]
     last = forward(torch.tensor([row.tokens[-1] for row in order]), step).clone()
     found = {id(row): line for row, line in zip(order, last, strict=True)}

@@ -183,11 +183,14 @@ class StepContext(CacheContext):
         pools: Sequence[Pool],
         windows: Sequence[int | None],
         reserved: Tensor | int,
+        *,
+        lone: bool,
     ) -> None:
+        """`lone` says that each head of the cache has one query and not several."""
         pools = [pool for pool in pools if pool.ready]
         device = pools[0].shape.device
         lengths = [tenant.length for pool in pools for tenant in pool.tenants[: pool.ready]]
-        self.tokens, self.longest = len(lengths), reserved
+        self.tokens, self.longest, self._lone = len(lengths), reserved, lone
         self._windows = list(dict.fromkeys(windows))
         # what grows by one with every token lies in one tensor: positions, places, a mark for each window
         self._growing = torch.zeros(2 + len(self._windows), self.tokens, dtype=torch.long, device=device)
@@ -229,7 +232,7 @@ class StepContext(CacheContext):
             self._marks[window][one.start : one.end] = lines * wide.shape[1] + now[:, 0]
 
     def _extend(self, one: Slice) -> None:
-        one.reach = min(reach_for(one.longest), one.pool.capacity)
+        one.reach = min(reach_for(one.longest, lone=self._lone), one.pool.capacity)
         rows = one.pool.storage[:, : one.end - one.start, : one.reach].transpose(2, 4).unbind(0)
         one.cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in rows]
         for window, mask in one.masks.items():

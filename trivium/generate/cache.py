@@ -22,14 +22,14 @@ def in_blocks(length: int) -> int:
     return -(-length // BLOCK) * BLOCK
 
 
-def reach_for(length: int) -> int:
+def reach_for(length: int, *, lone: bool = False) -> int:
     """How many cached places attention reads for rows up to this length.
 
-    The fused CPU kernel sums in vectors of 16 and in stretches of 512, and these in halves once they are more
-    than some 384: read in these units, the masked rest adds exact zeros in the same order, so a row's numbers
-    do not depend on how long its neighbours are.
+    The fused CPU kernel sums in vectors of 16 and in stretches of 512; unless a query is lone, stretches
+    of more than some 384 are summed in halves. Read in these units, the masked rest adds exact zeros in the
+    same order, so a row's numbers do not depend on how long its neighbours are.
     """
-    unit = BLOCK if length <= WHOLE_BLOCKS // 2 else WHOLE_BLOCKS
+    unit = BLOCK if length <= (WHOLE_BLOCKS if lone else WHOLE_BLOCKS // 2) else WHOLE_BLOCKS
     return -(-length // unit) * unit
 
 

@@ -59,6 +59,7 @@ class Engine:
         self._reader = Reader(model, self._passes, self.cache, self.counts)
         self._endless = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
         self._windows = {config.window(layer) for layer in range(config.layers)}
+        self._lone = config.heads == config.key_value_heads
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
         self._waiting: deque[Row] = deque()
@@ -255,11 +256,12 @@ class Engine:
             others = self._reader.rows + self._writing + self._kept.rows
             stretches = self._reader.stretches
             row.lender, row.shared = shared_beginning(row, others, stretches=stretches)
-        if row.lender is not None and self._kept.hand_over(row, row.lender, row.shared):
-            self.counts["borrowed_tokens"] += row.shared
-            row.lender = None
-            return True
         while not self.cache.place(row, row.reserved):
+            # what is kept is copied where there is room: others may ask on from the same place
+            if row.lender is not None and self._kept.hand_over(row, row.lender, row.shared):
+                self.counts["borrowed_tokens"] += row.shared
+                row.lender = None
+                return True
             if not self._kept.give_up():
                 return False
         return True
@@ -329,7 +331,7 @@ class Engine:
         reserved: Tensor | int = 0
         if self._reader.stretches:
             reserved = torch.tensor([row.reserved for row in order], device=self.model.device)
-        return StepContext(pools, list(self._windows), reserved)
+        return StepContext(pools, list(self._windows), reserved, lone=self._lone)
 
     def _unsettle(self) -> None:
         """Write lengths back before rows move."""
