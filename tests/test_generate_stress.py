@@ -1,0 +1,77 @@
+"""An engine under many requests that come, go, begin alike and are kept says what an idle one would."""
+
+import random
+
+import pytest
+import torch
+from generating import prompt, tiny_model, tokenizer
+
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Request, Slide
+from trivium.generate.sampling import Sampling
+
+PER_TOKEN = 3 * 2 * 2 * 16 * 4
+STRETCHED = {"context": 64, "rope": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
+
+
+def check_places(engine):
+    """Every place belongs to one row: that reads, that writes, or whose prompt is kept."""
+    kept, reading = engine._kept.rows, engine._reader.rows
+    for pool in engine.cache.pools.values():
+        assert len(pool.tenants) <= pool.rows
+        for slot, row in enumerate(pool.tenants):
+            assert (row.pool, row.slot) == (pool, slot)
+            assert [row in kept, row in reading, slot < pool.ready].count(True) == 1
+    assert all(row.length == row.goal for row in kept)
+    assert engine.cache.reserved <= engine.cache.places
+
+
+@pytest.mark.parametrize("changes", [{"context": 1600}, STRETCHED])
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_comes_and_goes_an_answer_is_that_of_an_idle_engine(seed, changes):
+    chance, model = random.Random(seed), tiny_model(**changes)
+    rows, budget = chance.choice([1, 3, 5]), chance.choice([None, 2048 * PER_TOKEN, 4096 * PER_TOKEN])
+    engine = Engine(
+        model, tokenizer(), max_rows=rows, memory_budget=budget, keep_prompts=chance.choice([1, 2, 8])
+    )
+    idle = lambda: Engine(model, tokenizer(), max_rows=rows)
+    texts = [prompt(length, seed=length) for length in (1, 16, 40, 130, 600)]
+    found, asked = [], []
+
+    def words():
+        text = chance.choice(texts)
+        texts.append([*text[: chance.randint(1, 500)], *prompt(chance.randint(1, 60), seed=len(texts))])
+        return texts[-1]
+
+    for number in range(40):
+        turn = chance.random()
+        if turn < 0.5:
+            settings = Sampling(
+                temperature=chance.choice([0, 0.8]), seed=number, max_new_tokens=chance.choice([1, 12, 80]),
+                logprobs=True, stop_ids=chance.choice([(), tuple(range(100))]),
+            )  # fmt: skip
+            slides = changes is not STRETCHED and chance.random() < 0.2
+            slide = Slide(window=64) if slides else None
+            asked.append(Request(words(), settings, n=chance.choice([1, 1, 3]), slide=slide))
+            found.append(engine.submit(asked[-1]))
+        elif turn < 0.6 and found:
+            engine.cancel(chance.choice(found))
+        elif turn < 0.7:
+            text, rest = words(), prompt(9, seed=number)
+            assert engine.score([text], [rest]) == idle().score([text], [rest])
+            assert torch.equal(engine.embed([text]), idle().embed([text]))
+        for _ in range(chance.randint(0, 6)):
+            engine.step()
+            check_places(engine)
+    while engine.busy:
+        engine.step()
+        check_places(engine)
+    assert engine.rows_in_use == 0
+    for request, generation in zip(asked, found, strict=True):
+        for said, expected in zip(generation.completions, idle().generate([request])[0], strict=True):
+            drawn = len(said.tokens)
+            assert said.tokens == expected.tokens[:drawn]
+            assert said.logprobs == expected.logprobs[:drawn]
+            assert said.finish_reason in ("cancelled", expected.finish_reason)
+    engine.refresh()
+    assert not any(pool.tenants for pool in engine.cache.pools.values())
