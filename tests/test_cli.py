@@ -48,6 +48,7 @@ def test_every_verb_explains_itself(verb):
         (["plan", "{recipe}", "--set", "base.stepps=1"], "did you mean `steps`?"),
         (["show", "base", "--runs", "{folder}/runs"], "No stage `base`"),
         (["run", "{recipe}", "--only", "bse"], "did you mean `base`?"),
+        (["gc", "--runs", "{folder}/nowhere"], "there is no folder"),
         (["launch", "{recipe}", "--on", "moon"], "'moon' is not one of"),
         (["runn", "x"], "No such command 'runn'"),
         (

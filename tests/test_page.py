@@ -161,6 +161,20 @@ def test_settings_reach_the_engine_and_are_remembered(browser, engines):
     assert browser.run("return document.getElementById('system').value") == "be brief"
 
 
+def test_the_end_of_a_talk_stays_in_sight_when_it_becomes_narrower(browser):
+    choose(browser, "plain")
+    for _ in range(3):
+        browser.press("#prompt", "hello " * 120 + ENTER)
+        browser.until(ANSWERED)
+    talk = "document.getElementById('talk')"
+    at_end = f"{talk}.scrollHeight - {talk}.scrollTop - {talk}.clientHeight < 2"
+    browser.until(at_end)
+    height = browser.run(f"return {talk}.scrollHeight")
+    browser.run(f"{talk}.style.maxWidth = '24rem'")
+    browser.until(f"{talk}.scrollHeight > {height}")
+    browser.until(at_end)
+
+
 def test_everything_can_be_reached_by_keyboard(browser):
     nameless = browser.run(
         "return [...document.querySelectorAll('button, input, select, textarea')]"

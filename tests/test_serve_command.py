@@ -113,6 +113,11 @@ def test_a_device_that_cannot_be_is_one_sentence_in_python(folder, device):
         trivium.load(folder, device=device)
 
 
+def test_a_wrong_dtype_is_one_sentence_in_python(folder):
+    with pytest.raises(TriviumError, match="^dtype 'bf16' is none of torch's"):
+        trivium.load(folder, dtype="bf16")
+
+
 def test_a_stage_without_a_model_is_named_as_one(tmp_path):
     (tmp_path / "stage.yaml").write_text("kind: tokenizer")
     with pytest.raises(TriviumError, match="is a stage that made no model, or is not done"):

@@ -361,3 +361,15 @@ def test_models_are_opened_on_that_thread(monkeypatch, folder):
     with pytest.raises(TriviumError, match=r"^no\.$"):
         server.serve([str(folder)], port=0)
     assert where == ["engines"]
+
+
+def test_a_picture_is_refused_by_name():
+    parts = [
+        {"type": "text", "text": "what is this?"},
+        {"type": "image_url", "image_url": {"url": "http://x"}},
+    ]
+    with running({"one": ScriptedEngine("a b")}) as address:
+        body = {**GOOD, "messages": [{"role": "user", "content": parts}]}
+        answer = httpx.post(f"{address}{CHAT}", json=body, trust_env=False)
+    assert answer.status_code == 400
+    assert "'image_url' cannot be read here" in answer.json()["error"]["message"]

@@ -47,6 +47,8 @@ class Model:
 
     def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, device: str | None = None) -> None:
         place = machine.usable(device)
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TriviumError(f"dtype {dtype!r} is none of torch's; give one such as torch.bfloat16.")
         self.folder = folder
         self.tokenizer = Tokenizer.load(folder)
         self.transformer = load_model(folder, dtype=dtype or machine.compute_dtype(place), device=place)

@@ -117,6 +117,8 @@ def gc(runs: str, yes: bool) -> None:
     """Remove results that no recipe reaches any more."""
     from trivium.pipeline.store import Store, size
 
+    if not Path(runs).is_dir():
+        raise TriviumError(f"there is no folder {runs}; name the one that holds results with --runs.")
     store = Store(Path(runs))
     gone = store.unreached()
     for entry in gone:

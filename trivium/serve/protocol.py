@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from trivium.generate.context import Overflow
 from trivium.generate.prompting import Reasoning
@@ -161,6 +169,17 @@ class Message(Body):
     reasoning_content: str | None = None
     refusal: None = None
     annotations: list[Any] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_text(cls, content: Any) -> Any:
+        parts = content if isinstance(content, list) else []
+        kinds = [
+            part["type"] for part in parts if isinstance(part, dict) and isinstance(part.get("type"), str)
+        ]
+        if other := [kind for kind in kinds if kind != "text"]:
+            raise ValueError(f"a part of type {other[0]!r} cannot be read here; only text can")
+        return content
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:

@@ -271,6 +271,12 @@ async function copyText(one) {
 
 const atEnd = () => $("talk").scrollHeight - $("talk").scrollTop - $("talk").clientHeight < 60;
 const toEnd = () => { $("talk").scrollTop = $("talk").scrollHeight; };
+// Who reads the end of the talk goes on reading it when the settings make the talk narrower.
+function followEnd() {
+  let following = true;
+  $("talk").addEventListener("scroll", () => { following = atEnd(); }, { passive: true });
+  new ResizeObserver(() => { if (following) toEnd(); }).observe($("talk"));
+}
 const stopAll = () => running().forEach((one) => one.stopper.abort());
 
 function fitPrompt() {
@@ -290,6 +296,7 @@ function wireDesk() {
     fitPrompt();
   });
   $("prompt").addEventListener("input", fitPrompt);
+  followEnd();
   $("prompt").addEventListener("keydown", (press) => {
     if (press.key === "Enter" && !press.shiftKey && !press.isComposing) {
       press.preventDefault();
