@@ -114,7 +114,7 @@ def test_a_device_that_cannot_be_is_one_sentence_in_python(folder, device):
 
 
 def test_a_wrong_dtype_is_one_sentence_in_python(folder):
-    with pytest.raises(TriviumError, match="^dtype 'bf16' is none of torch's"):
+    with pytest.raises(TriviumError, match=r"^dtype 'bf16' is none of torch's"):
         trivium.load(folder, dtype="bf16")
 
 

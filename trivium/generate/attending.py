@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trivium.generate.cache import Pool, Tenant, reach_for
+from trivium.generate.cache import WHOLE_BLOCKS, Pool, Tenant, reach_for
 
 NEVER = float("-inf")
 
@@ -20,7 +20,11 @@ def _mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, 
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     scores = torch.matmul(query, key.transpose(-1, -2)) * scale
     scores = torch.tanh(scores / cap) * cap + mask
-    return torch.matmul(scores.float().softmax(-1).to(value.dtype), value)
+    weights = scores.float().softmax(-1).to(value.dtype)
+    # stretch by stretch, as the fused kernel does: how one longer product is cut depends on all of its length
+    stretches = zip(weights.split(WHOLE_BLOCKS, -1), value.split(WHOLE_BLOCKS, -2), strict=True)
+    first, *others = (torch.matmul(*stretch) for stretch in stretches)
+    return sum(others, start=first)
 
 
 class CacheContext:

@@ -173,12 +173,10 @@ class Message(Body):
     @field_validator("content", mode="before")
     @classmethod
     def _is_text(cls, content: Any) -> Any:
-        parts = content if isinstance(content, list) else []
-        kinds = [
-            part["type"] for part in parts if isinstance(part, dict) and isinstance(part.get("type"), str)
-        ]
-        if other := [kind for kind in kinds if kind != "text"]:
-            raise ValueError(f"a part of type {other[0]!r} cannot be read here; only text can")
+        for part in content if isinstance(content, list) else []:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                raise ValueError(f"a part of type {kind!r} cannot be read here; only text can")
         return content
 
     @model_validator(mode="after")
