@@ -60,11 +60,11 @@ def test_the_same_seed_gives_the_same_text_alone_and_among_others(made):
         assert alone.logprobs == pytest.approx(expected.logprobs, abs=NEAR)
 
 
-@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("changes", [{}, {"key_value_heads": 4}, {"attention_soft_cap": 3.0}])
 @pytest.mark.parametrize("length", [250, 300, 588])
-def test_long_texts_are_read_bit_for_bit_alike_alone_and_behind_others(length, shared):
+def test_long_texts_are_read_bit_for_bit_alike_alone_and_behind_others(length, changes):
     """Chunks end in other places behind others, and rows of other lengths are attended together."""
-    model = tiny_model(context=1600, key_value_heads=4 // shared)
+    model = tiny_model(context=1600, **changes)
     settings = Sampling(temperature=0, max_new_tokens=8, stop_ids=(), logprobs=True)
     text = prompt(length)
     (expected,) = Engine(model, tokenizer(), max_rows=8).generate([Request(text, settings)])
