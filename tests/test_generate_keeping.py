@@ -65,6 +65,14 @@ def test_only_so_many_are_kept_and_none_twice():
     assert sum(tenants) == 2
 
 
+def test_what_is_asked_again_stays_longest():
+    engine = keeping(2, rows=8)
+    for seed in (0, 1, 0, 2):
+        engine.generate([Request(prompt(40, seed=seed), DRAWN)])
+    assert read_by(engine, Request(prompt(40), DRAWN))[1] == 0
+    assert read_by(engine, Request(prompt(40, seed=1), DRAWN))[1] == 39
+
+
 def test_what_is_kept_makes_room():
     per_token = 3 * 2 * 2 * 16 * 4
     engine = keeping(8, budget=2 * 128 * per_token)

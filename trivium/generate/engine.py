@@ -371,8 +371,7 @@ class Engine:
     def _finish(self, ended: Mapping[int, FinishReason]) -> None:
         """Free the places of rows, except where prompts are kept, and hand their completions over."""
         leaving = [(self._writing[one], reason, *self.sampler.drawn(one)) for one, reason in ended.items()]
-        for row, *_ in leaving:
-            self._kept.keep(row)
+        self._kept.keep([row for row, *_ in leaving])
         staying = [index for index in range(len(self._writing)) if index not in ended]
         self.sampler.rearrange(staying, [])
         self._writing = [self._writing[index] for index in staying]

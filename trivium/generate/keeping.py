@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trivium.generate.cache import Cache
 from trivium.generate.rows import Row
 
@@ -13,20 +15,32 @@ class Kept:
         self.rows: list[Row] = []
         self._cache, self._most = cache, most
 
-    def keep(self, row: Row) -> None:
-        """Let a row that has finished hold its prompt, where prompts are kept; else free its place."""
-        pool = row.pool
-        assert pool is not None
-        if not self._most or row.slides or not row.goal:
-            pool.leave(row)
-            return
-        # Only what was read as a prompt: what was drawn came out of other kernels, with other last digits.
-        pool.retire(row, row.goal)
-        for other in [one for one in self.rows if _begins(row, one)]:
-            self._free(other)
-        self.rows.append(row)
-        if len(self.rows) > self._most:
+    def keep(self, rows: Sequence[Row]) -> None:
+        """Let rows that finish together hold their prompts, as many as are kept; free the places of others."""
+        # From the last place of a pool to the first, those to be kept at the end: so hardly any has to move.
+        ordered = sorted(rows, key=lambda row: row.slot, reverse=True)
+        for index, row in enumerate(ordered):
+            pool, chosen = row.pool, index >= len(ordered) - self._most
+            assert pool is not None
+            if not chosen or row.slides or not row.goal or self._covered(row):
+                pool.leave(row)
+                continue
+            # Only what was read as a prompt: what was drawn came out of other kernels, with other digits.
+            pool.retire(row, row.goal)
+            for other in [one for one in self.rows if _begins(row, one)]:
+                self._free(other)
+            self.rows.append(row)
+        while len(self.rows) > self._most:
             self.give_up()
+
+    def _covered(self, row: Row) -> bool:
+        """Whether one that is kept holds all of a row's prompt; it then counts as the youngest."""
+        for one in self.rows:
+            if _begins(one, row):
+                self.rows.remove(one)
+                self.rows.append(one)
+                return True
+        return False
 
     def give_up(self) -> bool:
         """Free the place of the oldest; false where none is kept."""
