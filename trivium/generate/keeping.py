@@ -16,7 +16,7 @@ class Kept:
         self._cache, self._most = cache, most
 
     def keep(self, rows: Sequence[Row]) -> None:
-        """Let rows that finish together hold their prompts, as many as are kept; free the places of others."""
+        """Let rows that finish together hold their prompts, as many as are kept; the others leave."""
         # From the last place of a pool to the first, those to be kept at the end: so hardly any has to move.
         ordered = sorted(rows, key=lambda row: row.slot, reverse=True)
         for index, row in enumerate(ordered):
