@@ -313,7 +313,7 @@ def also_in(held: Mapping[str, Shards], learnt: Sequence[Spelt], tokenizer: Toke
     """Which documents of held-out splits stand, letter for letter, among those that are trained on."""
     found: dict[str, set[int]] = {name: set() for name in held}
     homes = {name: shards.folder.resolve() for name, shards in held.items()}
-    spellings: dict[str, dict[bytes, list[tuple[str, int]]]] = {}
+    spellings: dict[str, tuple[Places, list[np.ndarray]]] = {}
     for folder, one in {one.shards.folder.resolve(): one for one in learnt}.items():
         # What one reading wrote is apart by the text itself, so only other folders can hold the same text.
         if set(homes.values()) <= {folder}:
@@ -322,8 +322,7 @@ def also_in(held: Mapping[str, Shards], learnt: Sequence[Spelt], tokenizer: Toke
         if spelling not in spellings:
             other = None if spelling == tokenizer.fingerprint else one.tokenizer
             spellings[spelling] = _spelt_alike(held, tokenizer, other)
-        places = spellings[spelling]
-        held_marks = [marks(np.frombuffer(tokens, dtype=np.int64), np.array([0])) for tokens in places]
+        places, held_marks = spellings[spelling]
         # One look at all tokens leaves few documents to be compared.
         for index in np.flatnonzero(np.isin(one.shards.marks, held_marks)).tolist():
             for name, number in places.get(one.shards.document(index).tobytes(), ()):
@@ -332,11 +331,15 @@ def also_in(held: Mapping[str, Shards], learnt: Sequence[Spelt], tokenizer: Toke
     return found
 
 
+Places = dict[bytes, list[tuple[str, int]]]
+"""Where each text is held out, as a name and a number, by its tokens."""
+
+
 def _spelt_alike(
     held: Mapping[str, Shards], tokenizer: Tokenizer, other: Path | None
-) -> dict[bytes, list[tuple[str, int]]]:
-    """Where each text is held out, by its tokens; by those of another tokenizer, if one is given."""
-    places: dict[bytes, list[tuple[str, int]]] = {}
+) -> tuple[Places, list[np.ndarray]]:
+    """Where each text is held out, and the marks of all, as another tokenizer spells them if one is given."""
+    places: Places = {}
     speller = None if other is None else Tokenizer.load(other)
     for name, shards in held.items():
         for index in range(len(shards)):
@@ -345,7 +348,7 @@ def _spelt_alike(
                 text = Document(tokenizer.decode(tokens.tolist()), {}, "")
                 tokens = encode_text(text, speller).tokens
             places.setdefault(tokens.tobytes(), []).append((name, index))
-    return places
+    return places, [marks(np.frombuffer(tokens, dtype=np.int64), np.array([0])) for tokens in places]
 
 
 def _without(row: Row, documents: np.ndarray, known: Collection[int]) -> Row:
