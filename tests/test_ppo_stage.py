@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import assert_identical, small_trainer, weights_of
+from killing import ends_identical_when_killed
+from small import small_trainer, weights_of
 from test_ppo import rollouts
 from tuning import own, save, small_model, write_rows
 
 import trivium
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors, save_tensors
-from trivium.kit.metrics import read_metrics
+from trivium.kit.files import save_tensors
 from trivium.learn.objectives.ppo import ProximalPolicy
 from trivium.stages.valued import Worth
 
@@ -45,33 +41,8 @@ def until_the_end(folder: str, seed: int) -> None:
 @pytest.mark.slow
 def test_killed_in_the_middle_of_a_rollout_it_ends_bit_identical(tmp_path):
     """L1: weights, critic, penalty and what is sampled after the resume."""
-    context = multiprocessing.get_context("fork")
-    whole = context.Process(target=until_the_end, args=(str(tmp_path / "whole"), 0))
-    whole.start()
-    whole.join()
-    kills = 0
-    folder = tmp_path / "cut"
-    for wanted in (3, 6, None):
-        # Only the first start decides the weights; a later one begins from others and must not show it.
-        process = context.Process(target=until_the_end, args=(str(folder), 7 if kills else 0))
-        process.start()
-        if wanted is not None:
-            while len(read_metrics(folder / "metrics.jsonl")) < wanted and process.is_alive():
-                time.sleep(0.002)
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.join()
-    assert kills == 2
-    assert_identical(
-        load_tensors(tmp_path / "whole" / "end.safetensors"), load_tensors(folder / "end.safetensors")
-    )
-    logs = [read_metrics(path / "metrics.jsonl") for path in (tmp_path / "whole", folder)]
-    timed = ("tokens_per_second", "rollout_seconds")
-    for one, other in zip(*logs, strict=True):
-        assert {k: v for k, v in one.items() if k not in timed} == {
-            k: v for k, v in other.items() if k not in timed
-        }
-    assert logs[0][-1]["kl_coefficient"] != 0.1
+    log = ends_identical_when_killed(until_the_end, tmp_path)
+    assert log[-1]["kl_coefficient"] != 0.1
 
 
 PAIRS = [

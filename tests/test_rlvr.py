@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small import assert_identical, small_trainer, weights_of
+from killing import ends_identical_when_killed
+from small import small_trainer, weights_of
 from tuning import own, save, small_model
 
 import trivium
@@ -20,7 +17,7 @@ from trivium.data.rows import collate
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
-from trivium.kit.files import load_tensors, save_tensors
+from trivium.kit.files import save_tensors
 from trivium.kit.metrics import read_metrics
 from trivium.learn.objective import take_in
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
@@ -166,36 +163,7 @@ def until_the_end(folder: str, seed: int) -> None:
 
 def test_killed_in_the_middle_of_a_rollout_it_ends_bit_identical(tmp_path):
     """L1, pitfall W: weights, log and what is sampled after the resume."""
-    context = multiprocessing.get_context("fork")
-    whole = context.Process(target=until_the_end, args=(str(tmp_path / "whole"), 0))
-    whole.start()
-    whole.join()
-    kills = 0
-    folder = tmp_path / "cut"
-    for wanted in (3, 6, None):
-        seed = 0 if wanted == 3 else 77
-        process = context.Process(target=until_the_end, args=(str(folder), seed))
-        process.start()
-        while wanted is not None and process.is_alive():
-            saved = folder / "checkpoints" / f"step-{wanted:09d}"
-            if saved.exists() or len(read_metrics(folder / "metrics.jsonl")) > wanted:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.001)
-        process.join()
-    assert kills == 2
-    assert_identical(
-        load_tensors(tmp_path / "whole" / "end.safetensors"), load_tensors(folder / "end.safetensors")
-    )
-    for one, other in zip(
-        read_metrics(tmp_path / "whole" / "metrics.jsonl"),
-        read_metrics(folder / "metrics.jsonl"),
-        strict=True,
-    ):
-        for row in (one, other):
-            row.pop("tokens_per_second"), row.pop("rollout_seconds")
-        assert one == other
+    ends_identical_when_killed(until_the_end, tmp_path)
 
 
 def test_restored_in_the_middle_of_a_rollout_the_rows_are_the_same():
