@@ -14,7 +14,7 @@ from trivium.evals.asking import Subject
 from trivium.evals.knowledge import first_question, recall
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task, of_the_world
+from trivium.evals.task import Found, Task, listed, of_the_world
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 
@@ -78,9 +78,9 @@ def records_of(subject: Subject, settings: Settings, sources: Sequence[str]) -> 
     """One record per document, weighted by its bytes."""
     records = []
     for source in sources:
-        listed = list(texts_of(source, settings))
-        measured = bits_of(subject, [text for _, text, _ in listed])
-        for (name, text, floor), (bits, size) in zip(listed, measured):
+        told = list(texts_of(source, settings))
+        measured = bits_of(subject, [text for _, text, _ in told])
+        for (name, text, floor), (bits, size) in zip(told, measured):
             if not size:
                 continue
             scores, weights = {"bits per byte": bits / size}, {"bits per byte": float(size)}
@@ -95,16 +95,12 @@ def records_of(subject: Subject, settings: Settings, sources: Sequence[str]) -> 
 
 def run_bits(subject: Subject, settings: Settings, sources: str | Sequence[str] = SOURCES) -> Found:
     """Bits per byte of unseen documents."""
-    return Found(records_of(subject, settings, _listed(sources)), style="continue")
-
-
-def _listed(sources: str | Sequence[str]) -> list[str]:
-    return sources.split("+") if isinstance(sources, str) else list(sources)
+    return Found(records_of(subject, settings, listed(sources)), style="continue")
 
 
 def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES) -> None:
     """What a task over texts of the world foresees."""
-    for source in _listed(sources):
+    for source in listed(sources):
         if of_the_world(source):
             next(texts_of(source, settings), None)
 

@@ -11,10 +11,10 @@ import torch
 from trivium import world
 from trivium.evals.asking import Subject
 from trivium.evals.knowledge import first_question
-from trivium.evals.passkey import ASKED_AS, DEPTHS, characters_per_token, listed
+from trivium.evals.passkey import ASKED_AS, DEPTHS, characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task, number_dial
+from trivium.evals.task import Found, Task, listed, number_dial
 from trivium.generate.context import Fitted, Overflow, Unfit, fit_conversation, summariser
 from trivium.generate.prompting import split_reasoning
 from trivium.generate.requests import Completion, Request

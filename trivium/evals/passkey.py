@@ -11,7 +11,7 @@ from trivium.evals.knowledge import first_question
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.statistics import Interval, proportion
-from trivium.evals.task import Found, Task, number_dial
+from trivium.evals.task import Found, Task, listed, number_dial
 from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
 
@@ -138,15 +138,6 @@ def _item(
                 "length and depth": f"{length} {depth:g}"},
         style="continue",
     )  # fmt: skip
-
-
-def listed(given: Any) -> list[Any]:
-    """What a person wrote as `one+another`, as a list, or as a single thing."""
-    if given is None:
-        return []
-    if isinstance(given, str):
-        return given.split("+")
-    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 PASSKEY = Task(

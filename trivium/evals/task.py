@@ -131,6 +131,15 @@ def planned(spec: TaskSpec, settings: Settings) -> Planned:
     return Planned(label, one, heeded, checked)
 
 
+def listed(given: Any) -> list[Any]:
+    """What a person wrote as `one+another`, as a list, or as a single thing."""
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return given.split("+")
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
 def of_the_world(source: str) -> bool:
     """Whether this is one of the world's sources, written with or without `world:`."""
     return source.startswith("world:") or source.partition("?")[0] in world.sources()
@@ -161,8 +170,8 @@ def placed(spec: TaskSpec, place: Callable[[str, str], str]) -> str | dict[str, 
     found = dict(spec)
     for dial, name in outside(spec):
         where, value = place(dial, name), found[dial]
-        listed = [where if str(one) == name else one for one in value] if isinstance(value, list) else []
-        found[dial] = listed or where
+        replaced = [where if str(one) == name else one for one in value] if isinstance(value, list) else []
+        found[dial] = replaced or where
     return found
 
 
