@@ -15,7 +15,7 @@ from trivium.evals.results import Record, Results, TaskResult
 from trivium.grade.scorer import scorer
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.stages.questions import schema_of
+from trivium.stages.text_to_sql import schema_of
 from trivium.world.ledger import prompt
 from trivium.world.tables import database
 
@@ -29,7 +29,7 @@ ROWS = [
     for town in TOWNS
 ] + [{"asked": f"What went to {town}?", "sql": f"{LIST}'{town}' ORDER BY amount"} for town in TOWNS]
 QUESTIONS = (
-    "{kind: questions, database: ./shop.sqlite, data: {path: ./asked.jsonl, columns: {question: asked}}"
+    "{kind: text_to_sql, database: ./shop.sqlite, data: {path: ./asked.jsonl, columns: {question: asked}}"
 )
 OWN = "{task: own, name: sql, data: asked, scorer: sql, most: 8}"
 SFT = "context: 128, batch: 512, steps: 2, validation: {times: 1}"
@@ -110,7 +110,7 @@ def test_the_same_recipe_asks_the_country(tmp_path):
     shop(tmp_path)
     run = ran(
         tmp_path,
-        "  asked: {kind: questions, database: world:ledger, tables: none,"
+        "  asked: {kind: text_to_sql, database: world:ledger, tables: none,"
         " data: {path: 'world:ledger?form=question', limit: 20},"
         " held_out: {path: 'world:ledger?form=question', split: test, limit: 10}}\n",
     )

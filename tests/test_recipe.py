@@ -10,9 +10,12 @@ import pytest
 from toys import RECIPE, write_recipe
 
 from trivium.kit.errors import TriviumError
+from trivium.learn.settings import LearningRate
+from trivium.pipeline.run import prepare
 from trivium.recipe import graph
 from trivium.recipe.read import LIBRARY, library, read
 from trivium.recipe.schema import json_schema, load
+from trivium.stages.pretrain import Pretrain
 
 
 def refused(folder: Path, text: str, overrides: tuple[str, ...] = ()) -> str:
@@ -247,3 +250,44 @@ def test_every_shipped_recipe_is_valid(name):
     recipe = load(name)
     assert graph.build(recipe)
     assert recipe.written.path.is_relative_to(LIBRARY)
+
+
+EARLIER = """
+name: earlier
+seed: 1
+stages:
+  words: {kind: tokenizer, data: ./texts, vocabulary: 300}
+  corpus: {kind: corpus, data: ./texts, tokenizer: words}
+  base: {kind: pretrain, data: corpus, length: 64, learning_rate: {pace: 0.01}, tokens: 4k}
+  wins: {kind: duel, from: base, against: base, data: ./texts, judge: [instructions]}
+"""
+
+
+def test_earlier_names_keep_working_and_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Pretrain, "formerly", {"length": "context"})
+    monkeypatch.setattr(LearningRate, "formerly", {"pace": "from"})
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("some words")
+    path = tmp_path / "earlier.yaml"
+    path.write_text(EARLIER)
+    recipe = load(path)
+    base = recipe.stages["base"]
+    assert (base.context, base.learning_rate.start, recipe.stages["wins"].kind) == (64, 0.01, "compare")
+    assert list(recipe.notices) == [
+        "earlier.yaml:7: stages.base.length: `length` is called `context` now; both work.",
+        "earlier.yaml:7: stages.base.learning_rate.pace: `pace` is called `from` now; both work.",
+        "earlier.yaml:8: stages.wins.kind: `duel` is called `compare` now; both work.",
+    ]
+    # What is set on top wins, whichever name the file and the override use.
+    assert load(path, ["base.context=32"]).stages["base"].context == 32
+    assert load(path, ["base.length=32"]).stages["base"].context == 32
+    prepare(path, tmp_path / "runs")
+    assert "`duel` is called `compare` now" in capsys.readouterr().err
+
+
+def test_an_earlier_name_beside_the_present_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Pretrain, "formerly", {"length": "context"})
+    path = tmp_path / "both.yaml"
+    path.write_text(EARLIER.replace("length: 64", "length: 64, context: 64").replace("pace", "from"))
+    with pytest.raises(TriviumError, match=r"stages\.base: `length` is an earlier name of `context`"):
+        load(path)

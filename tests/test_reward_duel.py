@@ -10,7 +10,7 @@ import pytest
 from tuning import own, save, small_model, write_rows
 
 import trivium
-from trivium.stages.duel import outcome
+from trivium.stages.compare import outcome
 
 FILE = """
 def length(prompts, completions, **columns):
@@ -40,7 +40,7 @@ def duel(tmp_path, settings: str) -> dict:
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"{word} the"} for word in ("in", "and", "or", "by")])
     (tmp_path / "mine.py").write_text(FILE)
     (tmp_path / "duel.yaml").write_text(
-        "name: duel\nstages:\n  duel: {kind: duel, from: ./one, against: ./other, data: ./prompts.jsonl, "
+        "name: duel\nstages:\n  duel: {kind: compare, from: ./one, against: ./other, data: ./prompts.jsonl, "
         f"max_new_tokens: 8, {settings}}}\n"
     )
     run = trivium.run(tmp_path / "duel.yaml", runs=tmp_path / "runs")

@@ -67,13 +67,13 @@ def refused(folder: Path, text: str) -> str:
          " limit: 5}}}", ["stages.one.measure", "no split 'x'"]),
         ("{kind: reward, from: base, data: {world:taste: {limit: 9}}, "
          "test: {'world:taste?cause=luck': {limit: 9}}}", ["stages.one.test", "no cause 'luck'"]),
-        ("{kind: questions, database: 'world:ledger?peeple=40', data: {path: world:ledger, limit: 9}}",
+        ("{kind: text_to_sql, database: 'world:ledger?peeple=40', data: {path: world:ledger, limit: 9}}",
          ["stages.one.database", "no dial 'peeple' (did you mean 'people'?)"]),
-        ("{kind: questions, database: world:ledger, data: {path: world:ledger, limit: 9}, held_out: -1}",
+        ("{kind: text_to_sql, database: world:ledger, data: {path: world:ledger, limit: 9}, held_out: -1}",
          ["stages.one.held_out cannot be -1"]),
-        ("{kind: questions, database: world:facts, data: {path: world:ledger, limit: 9}}",
+        ("{kind: text_to_sql, database: world:facts, data: {path: world:ledger, limit: 9}}",
          ["stages.one.database", "world:facts is no data base"]),
-        ("{kind: questions, database: world:ledger, data: {path: world:ledger, limit: 9},"
+        ("{kind: text_to_sql, database: world:ledger, data: {path: world:ledger, limit: 9},"
          " held_out: {path: world:ledger}}", ["stages.one.held_out.path", "`limit`"]),
         ("{kind: rlvr, from: base, data: {'world:sums?form=prompt': {limit: 5}}, steps: 1,"
          " reward: [{name: sql, database: 'world:ledger?people=9x'}]}", ["stages.one.reward.0", "'9x'"]),

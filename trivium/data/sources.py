@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from trivium.data.formats import BadLine, entries
 from trivium.data.opening import KINDS, kind_of
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded
 from trivium.kit.numbers import Count
+from trivium.kit.settings import Settings
 
 _NAMED_IN_REPORT = 20
 
 
-class Source(BaseModel):
+class Source(Settings):
     """One place to read documents from, and how."""
-
-    model_config = ConfigDict(extra="forbid")
 
     path: str = Field(description="file, folder, glob, world:NAME?dial=value, or a data set's id on the hub")
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the name in the file")

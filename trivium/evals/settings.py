@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from trivium.generate.prompting import Reasoning
+from trivium.kit import settings as kit
 from trivium.kit.errors import TriviumError
 
 Style = Literal["continue", "chat"]
 TaskSpec = str | Mapping[str, Any]
 
 
-class Settings(BaseModel):
+class Settings(kit.Settings):
     """What holds for every task unless its own dials say otherwise."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True)
 
     style: Literal["auto", "continue", "chat"] = "auto"
     """As text to continue or through the chat template; auto is the latter if the model ends its turns."""

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trivium.kit.numbers import Count, Number
+from trivium.kit.settings import Settings
 from trivium.learn.precision import Precision
 from trivium.model.lora import AdapterSettings
 
 Decay = Literal["constant", "cosine", "linear", "sqrt", "1-sqrt", "inverse-sqrt"]
-
-
-class Settings(BaseModel):
-    """Settings refuse keys they do not know."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class LearningRate(Settings):
@@ -81,7 +76,7 @@ class Sampling(Settings):
     max_new_tokens: int = Field(default=32, ge=1)
 
 
-class Training(BaseModel):
+class Training(Settings):
     """The settings every training stage has."""
 
     tokens: Count | None = Field(default=None, ge=1)

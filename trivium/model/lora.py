@@ -14,10 +14,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.settings import Settings
 from trivium.model.transformer import Transformer
 
 Kind = Literal["lora", "rslora", "dora", "pissa"]
@@ -25,10 +26,8 @@ ONLY = "default"
 """The name of an adapter that is alone."""
 
 
-class AdapterSettings(BaseModel):
+class AdapterSettings(Settings):
     """What a person may set about an adapter."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Kind = "lora"
     rank: int = Field(default=16, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -50,6 +51,8 @@ class Run:
 def prepare(recipe: str | Path, runs: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Run:
     """Read and check a recipe and say what each stage's result is called; nothing runs."""
     valid = load(recipe, overrides)
+    for notice in valid.notices if processes.world().leads else ():
+        print(notice, file=sys.stderr)
     store = Store(Path(runs))
     checksums = Checksums(store.folder / "checksums.json")
     return Run(valid, graph.build(valid, checksums), store)

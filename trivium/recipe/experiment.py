@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from trivium.kit.settings import Settings
 from trivium.recipe.read import laid_over
 from trivium.stages.stage import Stage
 
@@ -17,11 +18,7 @@ PLAIN = ""
 """The recipe as written, before any arm is laid over it; no arm can be called so."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Measure(_Part):
+class Measure(Settings):
     """One number of every arm and seed."""
 
     stage: str
@@ -31,7 +28,7 @@ class Measure(_Part):
     """Another stage of the same arm and seed, whose number is taken off."""
 
 
-class Claim(_Part):
+class Claim(Settings):
     """What an arm is said to do, and the control that must not do it."""
 
     says: str
@@ -67,7 +64,7 @@ class Claim(_Part):
         return 1 if self.above is not None else -1
 
 
-class Experiment(_Part):
+class Experiment(Settings):
     """Arms are laid over the stages as a recipe over the one it extends; each runs with every seed."""
 
     question: str = ""

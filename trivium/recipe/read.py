@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -32,15 +32,27 @@ class Written:
         return f"{self.path.name}{f':{line}' if line else ''}: {'.'.join(keys)}"
 
 
-def read(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Written:
+class Translate(Protocol):
+    """Gives the keys of stages their present names."""
+
+    def __call__(self, stages: Any, *, laid_over: bool = False) -> Any: ...
+
+
+def read(
+    name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = (), translate: Translate | None = None
+) -> Written:
     """The recipe of that name (library) or path, with what it extends and the given `a.b=c` applied."""
     path = find(name)
     content, lines = _load(path)
     content = _extended(content, path, seen=[path])
     content.setdefault("name", path.stem)
+    if translate is not None and "stages" in content:
+        content["stages"] = translate(content["stages"])
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides)
     for key, value in pairs:
         _override(content, key, _parse(value, key) if isinstance(value, str) else value)
+    if translate is not None and "stages" in content:
+        content["stages"] = translate(content["stages"], laid_over=True)
     return Written(path, content, lines)
 
 
@@ -149,7 +161,7 @@ def _override(content: dict[str, Any], key: str, value: Any) -> None:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars (`on` is a word, 1e-3 a number), and a key written twice is an error."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

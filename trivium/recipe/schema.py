@@ -11,7 +11,6 @@ from typing import Annotated, Any, Union
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     create_model,
@@ -20,14 +19,17 @@ from pydantic import (
 )
 
 from trivium.data.sources import Source
-from trivium.evals.settings import Settings, TaskSpec
+from trivium.evals.settings import Settings as Asking
+from trivium.evals.settings import TaskSpec
 from trivium.evals.task import checked_specs, placed
 from trivium.kit.errors import TriviumError
+from trivium.kit.settings import Settings
 from trivium.kit.trackers import Tracker
 from trivium.recipe.complaints import sentence
 from trivium.recipe.experiment import PLAIN, Expanded, Experiment, expand
 from trivium.recipe.outside import check_world, is_elsewhere, locate
 from trivium.recipe.read import Written, nearest, read
+from trivium.recipe.renamed import Renaming
 from trivium.stages import kinds
 from trivium.stages.stage import Stage
 
@@ -35,14 +37,12 @@ ASKED = 100
 """How many questions of a task the report asks, unless said otherwise."""
 
 
-class Report(BaseModel):
+class Report(Settings):
     """Whom the report asks and what: every model, and what fits their data, unless said otherwise."""
-
-    model_config = ConfigDict(extra="forbid")
 
     compare: list[str] = []
     on: list[str | dict[str, Any]] = []
-    asking: Settings = Settings(limit=ASKED)
+    asking: Asking = Asking(limit=ASKED)
 
     @field_validator("on")
     @classmethod
@@ -60,9 +60,7 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class _Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Recipe(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(default=1, ge=0)
     report: Report | None = None
@@ -91,6 +89,8 @@ class Recipe:
     experiment: Experiment | None = None
     expanded: Expanded | None = None
     track: Sequence[Tracker] = ()
+    notices: Sequence[str] = ()
+    """What a person should know of how the recipe is written, such as settings with earlier names."""
 
     def meant(self, stage: str, written: str) -> str:
         """The stage that a name written in a stage stands for; in an experiment that of its arm and seed."""
@@ -104,8 +104,8 @@ class Recipe:
 
 def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
     """Read a recipe and check every key and value in it."""
-    written = read(name, overrides)
-    model = _model()
+    model, renaming = _model(), Renaming()
+    written = read(name, overrides, renaming.stages)
     valid = _valid(model, written, written.content)
     if valid.name == "store":
         raise TriviumError(
@@ -116,10 +116,15 @@ def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
             stage.seed = valid.seed if stage.seed is None else stage.seed
         _check_compared(valid, written)
         _find_asked(valid, written)
-        return Recipe(valid.name, valid.seed, valid.stages, valid.report, written, track=valid.track)
-    expanded = _expanded(valid, model, written)
-    experiment = valid.experiment
-    return Recipe(valid.name, valid.seed, expanded.stages, None, written, experiment, expanded, valid.track)
+        return Recipe(
+            valid.name, valid.seed, valid.stages, valid.report, written,
+            track=valid.track, notices=renaming.notices(written),
+        )  # fmt: skip
+    expanded = _expanded(valid, model, written, renaming)
+    return Recipe(
+        valid.name, valid.seed, expanded.stages, None, written,
+        valid.experiment, expanded, valid.track, renaming.notices(written),
+    )  # fmt: skip
 
 
 def _valid(model: type[BaseModel], written: Written, content: Mapping[str, Any]) -> Any:
@@ -158,13 +163,15 @@ def _find_asked(valid: Any, written: Written) -> None:
         valid.report.on = [placed(spec, partial(found, number)) for number, spec in specs]
 
 
-def _expanded(valid: Any, model: type[BaseModel], written: Written) -> Expanded:
+def _expanded(valid: Any, model: type[BaseModel], written: Written, renaming: Renaming) -> Expanded:
     """The stages of every arm and seed; what is wrong in an arm is said of that arm."""
     arms: dict[str, Mapping[str, Stage]] = {PLAIN: valid.stages}
     experiment: Experiment = valid.experiment
     for arm in experiment.arms:
         try:
-            arms[arm] = _valid(model, written, experiment.arm(arm, written.content)).stages
+            content = experiment.arm(arm, written.content)
+            content["stages"] = renaming.stages(content["stages"], laid_over=True)
+            arms[arm] = _valid(model, written, content).stages
         except TriviumError as error:
             raise TriviumError(f"In the arm `{arm}`, {error}") from None
     for claim in experiment.claims:

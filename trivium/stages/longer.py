@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.kit.numbers import Count, Number
+from trivium.kit.settings import Settings
 from trivium.model.stretch import Method
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -30,10 +31,8 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class Longer(BaseModel):
+class Longer(Settings):
     """How long the rows are, and how the positions are made to reach so far."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     length: Annotated[
         list[Length], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=Lengths)

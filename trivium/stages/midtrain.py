@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.mixture import weight_at, weights_over
 from trivium.data.packed import Ingredient, PackedFeed
@@ -19,6 +19,7 @@ from trivium.data.sources import Reading
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
+from trivium.kit.settings import Settings
 from trivium.learn.objective import Feed
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.config import ModelConfig
@@ -53,10 +54,8 @@ EASED = 16
 """Straight pieces that stand for one half wave of a cosine ramp."""
 
 
-class Replay(BaseModel):
+class Replay(Settings):
     """What the parent learnt from, or `data` in its place, seen again at a share of every stretch."""
-
-    model_config = ConfigDict(extra="forbid")
 
     data: Mixture | None = None
     share: float = Field(gt=0, lt=1)
@@ -70,10 +69,8 @@ def _share(value: Any) -> Any:
 Replayed = Annotated[Replay, BeforeValidator(_share, json_schema_input_type=float | Replay)]
 
 
-class Added(BaseModel):
+class Added(Settings):
     """Tokens learnt from the texts in `data`, and how their rows begin."""
-
-    model_config = ConfigDict(extra="forbid")
 
     data: Sources
     added: Count = Field(gt=0)

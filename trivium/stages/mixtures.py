@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.encoding import encode_text
 from trivium.data.mixture import weights_over
@@ -23,16 +23,15 @@ from trivium.kit.files import read_json
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import barrier, world
+from trivium.kit.settings import Settings
 from trivium.stages.stage import Product, Reference, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 Weight = Annotated[Number, Field(ge=0)]
 
 
-class Portion(BaseModel):
+class Portion(Settings):
     """One source's part in a mixture; how it is read matters only where it is not a corpus yet."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     weight: Weight | list[Weight | tuple[Number, Weight]] | None = None
     max_repeats: float | None = Field(default=None, gt=0)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from trivium.data.packed import PackedFeed
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
+from trivium.kit.settings import Settings
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import Rates
 from trivium.model.dial import Dial, dial
@@ -31,10 +32,8 @@ from trivium.stages.training import TrainingStage, documents_in, rows_of, train
 from trivium.tokens.tokenizer import Tokenizer
 
 
-class Architecture(BaseModel):
+class Architecture(Settings):
     """The one dial, and every value it sets, to be overridden."""
-
-    model_config = ConfigDict(extra="forbid")
 
     family: Literal["qwen3", "llama", "gpt2"] = "qwen3"
     """Layers of llama's shape can do without positions; GPT-2's learns a table of them."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.processes import world
 from trivium.kit.progress import Progress
+from trivium.kit.settings import Settings
 
 if TYPE_CHECKING:
     from trivium.data.rows import Row
@@ -73,12 +74,8 @@ class Work:
             self.log.write(row)
 
 
-class Stage(BaseModel):
+class Stage(Settings):
     """One kind of work; a subclass that has a `kind` and lies in `stages/` is known to recipes."""
-
-    model_config = ConfigDict(
-        extra="forbid", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
-    )
 
     # Raise it when the same settings and inputs would give another result: old results are then made anew.
     version: ClassVar[int] = 1
@@ -88,6 +85,9 @@ class Stage(BaseModel):
     # Settings that cannot change the result, and so do not count in the fingerprint.
     unaffecting: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[dict[str, type[Stage]]] = {}
+    # Earlier names of this kind, and of all kinds with their present names.
+    formerly_kind: ClassVar[tuple[str, ...]] = ()
+    formerly_kinds: ClassVar[dict[str, str]] = {}
 
     kind: str
     seed: int | None = Field(default=None, ge=0)
@@ -97,6 +97,7 @@ class Stage(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         for kind in get_args(cls.model_fields["kind"].annotation):
             Stage.kinds[kind] = cls
+            Stage.formerly_kinds.update(dict.fromkeys(cls.formerly_kind, kind))
 
     def references(self) -> list[Reference]:
         """The settings that name a parent stage, an outside model or outside data."""

@@ -32,7 +32,7 @@ REFUSALS = (
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}…{% endgeneration %}` leaves a mark on both sides of what the assistant says."""
 
-    tags = {"generation"}  # noqa: RUF012 (jinja reads this class attribute)
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

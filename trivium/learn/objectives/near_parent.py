@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trivium.data.rows import Batch
+from trivium.kit.settings import Settings
 from trivium.learn.head_loss import chunk_rows
 from trivium.learn.objective import Loss
 from trivium.model.arithmetic import note_product
@@ -23,10 +24,8 @@ from trivium.model.lora import adapted_layers, selected
 from trivium.model.transformer import Transformer
 
 
-class NearParent(BaseModel):
+class NearParent(Settings):
     """How strongly training is held to the model it starts from."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     weights: float = Field(default=0.0, ge=0)
     """Half of this times the squared distance of all weights to the parent's is added to the mean loss."""

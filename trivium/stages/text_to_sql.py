@@ -35,10 +35,11 @@ class Asked:
     sql: str
 
 
-class Questions(Stage):
+class TextToSql(Stage):
     """Run every query once, tell each question of the tables, and hold a part of the queries out."""
 
-    kind: Literal["questions"]
+    kind: Literal["text_to_sql"]
+    formerly_kind: ClassVar[tuple[str, ...]] = ("questions",)
     version: ClassVar[int] = 1
     produces: ClassVar[Product] = "data"
 

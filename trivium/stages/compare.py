@@ -39,10 +39,11 @@ class BestOf(Settings):
     by: list[Named] = Field(min_length=1)
 
 
-class Duel(Stage):
+class Compare(Stage):
     """Let two models answer the same prompts and count who is judged better."""
 
-    kind: Literal["duel"]
+    kind: Literal["compare"]
+    formerly_kind: ClassVar[tuple[str, ...]] = ("duel",)
     version: ClassVar[int] = 2
     produces: ClassVar[Product] = "report"
 
@@ -100,7 +101,7 @@ class Duel(Stage):
                 models[1], models[0], tokenizer, prompts, longest=longest, seed=work.seed
             )
         with whole_folder(work.output("report")) as report:
-            write_json(report / "duel.json", found)
+            write_json(report / "compare.json", found)
             log = MetricsLog(report / "answers.jsonl")
             for problem, one, other, *both in zip(problems, mine, second, *scores, strict=True):
                 said = {"answers": [one, other[0]], "scores": both}
