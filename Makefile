@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint
+SECONDS ?= 120
+ONLY ?=
+
+.PHONY: demo test quick lint attack fuzz
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,3 +33,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Every class of attacks, on this machine's loopback and in scratch folders; one class alone: make attack ONLY=sandbox
+attack: $(VENV)/.installed-dev
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m attack $(ONLY)
+
+# Random inputs for SECONDS in all; one target alone: make fuzz ONLY=maths SECONDS=600
+fuzz: $(VENV)/.installed-dev
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m fuzz --seconds $(SECONDS) $(ONLY)

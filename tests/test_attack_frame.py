@@ -1,0 +1,97 @@
+"""What runs the attacks and the fuzzing sees every failure, also one that takes its process with it."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from attack import frame as attacks
+from fuzz import frame as fuzzing
+from hypothesis import strategies as st
+
+from trivium.kit.errors import TriviumError
+
+_ATTACKS = """
+import os, time
+from attack.frame import attack
+
+@attack("probe")
+def holds(scratch):
+    (scratch / "file").write_text("x")
+
+@attack("probe")
+def breaks(scratch):
+    assert not list(scratch.iterdir()), "something was left behind"
+    raise AssertionError("it broke")
+
+@attack("probe")
+def ends_the_process(scratch):
+    os._exit(7)
+
+@attack("probe", seconds=0.3)
+def hangs(scratch):
+    time.sleep(600)
+
+@attack("probe", "case", cases={"one": 1, "two": 2})
+def case(scratch, value):
+    assert value == 1
+"""
+
+
+def test_every_attack_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "probe_attacks.py").write_text(_ATTACKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    results = list(attacks.run("probe_attacks", attacks.load(["probe_attacks"])))
+    assert [(result.name, bool(result.trouble)) for result in results] == [
+        ("holds", False),
+        ("breaks", True),
+        ("ends the process", True),
+        ("hangs", True),
+        ("case: one", False),
+        ("case: two", True),
+    ]
+    said = [result.trouble for result in results]
+    assert "it broke" in said[1]
+    assert "status 7" in said[2]
+    assert "0.3 seconds" in said[3]
+    assert attacks.table(results).splitlines()[1:] == ["probe        |     6 |    2 |      4",
+                                                       "all          |     6 |    2 |      4"]  # fmt: skip
+
+
+def _refuse(example: int) -> None:
+    raise TriviumError("no")
+
+
+def _fail(example: int) -> None:
+    assert example < 100
+
+
+def _sleep(example: int) -> None:
+    time.sleep(600)
+
+
+def _take(example: int) -> None:
+    assert bytearray(1 << 30)
+
+
+def _end(example: int) -> None:
+    os._exit(7)
+
+
+@pytest.mark.parametrize(
+    ("function", "trouble"),
+    [
+        (_refuse, None),
+        (_fail, "with 100"),
+        (_sleep, "Late"),
+        (_take, "MemoryError"),
+        (_end, "it ended its process with "),
+    ],
+)
+def test_every_failing_example_is_found(function, trouble: str | None, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fuzzing, "_STORED", tmp_path)
+    target = fuzzing.Target("probe", st.integers(0, 1000), function, (TriviumError,), 0.2, 512 << 20)
+    (result,) = fuzzing.run([target], 1.0, 1, 0)
+    assert result.examples > 0
+    assert trouble in result.trouble if trouble else not result.trouble
