@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SECONDS ?= 120
 ONLY ?=
 
-.PHONY: demo test quick lint attack fuzz
+.PHONY: demo test quick mutate lint attack fuzz
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,13 @@ test: $(VENV)/.installed-dev
 
 quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -x
+
+# For instance: make mutate PACKAGE="trivium/learn trivium/data" N=20 SEED=1
+PACKAGE ?= trivium
+N ?= 20
+SEED ?= 1
+mutate: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutate.py $(PACKAGE) --count $(N) --seed $(SEED)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
