@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from toys import RECIPE, write_recipe
 
+from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.learn.settings import LearningRate
 from trivium.pipeline.run import prepare
@@ -203,6 +205,28 @@ def test_only_what_depends_on_a_change_gets_another_fingerprint(tmp_path):
     assert differing("left.from=base@step=2") == {"left"}
     (tmp_path / "texts" / "a.txt").write_text("other words\n")
     assert differing() == {"words", "base", "left", "right"}
+
+
+def test_a_fingerprint_counts_what_auto_means_here_and_not_how_passes_are_cut(tmp_path, monkeypatch):
+    """What one kind of device computed is never taken for what another would, and passes are bookkeeping."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("some words")
+    path = tmp_path / "base.yaml"
+    path.write_text(
+        "name: base\nstages:\n  words: {kind: tokenizer, data: ./texts, vocabulary: 300}\n"
+        "  base: {kind: pretrain, data: ./texts, tokenizer: words, tokens: 4k, context: 64}\n"
+    )
+    before = fingerprints(path)
+    assert fingerprints(path, "base.micro_batch=64") == before
+    assert fingerprints(path, "base.precision=float32") == before
+    assert fingerprints(path, "base.precision=bfloat16")["base"] != before["base"]
+    monkeypatch.setattr(machine, "device", lambda: "cuda:3")
+    monkeypatch.setattr(machine, "compute_dtype", lambda device: torch.float32)
+    elsewhere = fingerprints(path)
+    assert elsewhere["words"] == before["words"]
+    assert elsewhere["base"] != before["base"]
+    monkeypatch.setattr(machine, "device", lambda: "cuda:0")
+    assert fingerprints(path) == elsewhere
 
 
 def test_a_stage_version_counts(tmp_path, monkeypatch):

@@ -105,6 +105,11 @@ def device() -> str:
     return "cpu"
 
 
+def device_class() -> str:
+    """The kind of device this process computes on, `cpu` or `cuda`: each rounds in its own way."""
+    return device().partition(":")[0]
+
+
 def usable(named: str | None) -> str:
     """The device a person named, refused where nothing can be computed on it; else the best there is."""
     import torch

@@ -122,4 +122,4 @@ class Training(Settings):
 
 
 # What cannot change the result, and so does not count in a stage's fingerprint.
-UNAFFECTING = frozenset({"checkpoint", "validation", "samples", "compile", "max_bad_steps"})
+UNAFFECTING = frozenset({"micro_batch", "checkpoint", "validation", "samples", "compile", "max_bad_steps"})

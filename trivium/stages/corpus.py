@@ -21,6 +21,7 @@ class Corpus(Stage):
     kind: Literal["corpus"]
     version: ClassVar[int] = 1
     produces: ClassVar[Product] = "shards"
+    computes: ClassVar[bool] = False
     unaffecting: ClassVar[frozenset[str]] = frozenset({"seed", "workers"})
 
     data: Sources

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.machine import device_class
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.processes import world
 from trivium.kit.progress import Progress
@@ -82,6 +83,8 @@ class Stage(Settings):
     produces: ClassVar[Product]
     # Whether all processes work on it together; else the first does and the others wait.
     parallel: ClassVar[bool] = False
+    # Whether it computes with a model: its result then holds for one kind of device.
+    computes: ClassVar[bool] = True
     # Settings that cannot change the result, and so do not count in the fingerprint.
     unaffecting: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[dict[str, type[Stage]]] = {}
@@ -109,7 +112,8 @@ class Stage(Settings):
 
     def counted(self) -> dict[str, Any]:
         """The settings that decide the result."""
-        return {name: value for name, value in self.settings().items() if name not in self.unaffecting}
+        found = {name: value for name, value in self.settings().items() if name not in self.unaffecting}
+        return {**found, "device": device_class()} if self.computes else found
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """Numbers that follow from the settings: `tokens`, `parameters`, `flops`... for `trivium plan`.

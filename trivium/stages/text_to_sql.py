@@ -41,6 +41,7 @@ class TextToSql(Stage):
     kind: Literal["text_to_sql"]
     formerly_kind: ClassVar[tuple[str, ...]] = ("questions",)
     version: ClassVar[int] = 1
+    computes: ClassVar[bool] = False
     produces: ClassVar[Product] = "data"
 
     database: str

@@ -21,6 +21,7 @@ class TokenizerStage(Stage):
     kind: Literal["tokenizer"]
     version: ClassVar[int] = 1
     produces: ClassVar[Product] = "tokenizer"
+    computes: ClassVar[bool] = False
     unaffecting: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     data: Sources

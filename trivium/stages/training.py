@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from trivium.data.rows import Row
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
+from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, save_tensors, whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
@@ -20,6 +23,7 @@ from trivium.learn import schedules
 from trivium.learn.checkpoints import kept_place
 from trivium.learn.objective import Feed, Objective
 from trivium.learn.optimisers import Inherited, Rates
+from trivium.learn.precision import chosen
 from trivium.learn.settings import UNAFFECTING, Training
 from trivium.learn.trainer import Hooks, Trainer
 from trivium.learn.validation import Unseen, measure
@@ -47,8 +51,12 @@ class TrainingStage(Training, Stage):
     unaffecting: ClassVar[frozenset[str]] = UNAFFECTING
 
     def counted(self) -> dict[str, Any]:
-        """Which checkpoints are kept counts, as others start from them; when states are saved does not."""
-        return {**super().counted(), "kept": self.checkpoint.model_dump(mode="json")["at"]}
+        """Kept checkpoints count, as others start from them, and `precision` as what it resolves to."""
+        return {
+            **super().counted(),
+            "kept": self.checkpoint.model_dump(mode="json")["at"],
+            "precision": chosen(self.precision, torch.device(machine.device())),
+        }
 
 
 class FedStage(TrainingStage):
