@@ -77,6 +77,17 @@ def test_tolerance_is_for_those_who_ask() -> None:
     assert value("math", "0.3", {"tolerance": 0.01}, gold="1/3") == 0.0
 
 
+@pytest.mark.parametrize("gold", ["{}", "{}\\pi"])
+@pytest.mark.parametrize("size", [10**-4, 1, 10**6])
+def test_the_tolerance_is_relative_to_the_larger_number(gold: str, size: float) -> None:
+    """Half a percent is within a tolerance of one, two percent are not, however large the numbers are."""
+    settings, unit = {"tolerance": 0.01}, 3.14159265358979 if "pi" in gold else 1.0
+    for sign in (1, -1):
+        for factor, wanted in ((1.005, 1.0), (0.995, 1.0), (1.02, 0.0), (0.98, 0.0)):
+            answer = f"{sign * factor * size * unit:.12f}"
+            assert value("math", answer, settings, gold=gold.format(f"{sign * size:f}")) == wanted, answer
+
+
 def test_a_scores_value_is_none_exactly_when_the_grader_failed() -> None:
     with pytest.raises(AssertionError):
         Score(0.0, "", "gold_bad")

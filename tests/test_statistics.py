@@ -129,8 +129,80 @@ def test_normal_quantile_against_known_points() -> None:
     assert normal_quantile(0.0005) == pytest.approx(-3.2905267314919255, abs=1e-9)
 
 
-def test_the_bootstrap_of_any_statistic_holds_its_value() -> None:
-    items = np.random.default_rng(0).normal(size=(100, 2))
-    interval = bootstrap_of(lambda rows: float(np.corrcoef(rows.T)[0, 1]), items, resamples=300)
-    assert interval.low < interval.value < interval.high
-    assert math.isfinite(interval.low)
+def test_the_bootstrap_of_any_statistic_is_the_percentile_interval() -> None:
+    """Of the spread of skewed values, whose interval reaches further to one side: resampled anew here."""
+    items = np.random.default_rng(0).lognormal(size=(40, 1))
+    interval = bootstrap_of(lambda rows: float(rows.std()), items)
+    draws = np.random.default_rng(99).choice(items[:, 0], size=(20_000, len(items))).std(1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    width = high - low
+    assert interval.value == items.std()
+    assert interval.n == 40
+    assert interval.low == pytest.approx(low, abs=0.05 * width)
+    assert interval.high == pytest.approx(high, abs=0.05 * width)
+    # So lopsided that the mirrored interval would lie outside the margins above.
+    assert (interval.value - low) - (high - interval.value) > 0.1 * width
+
+
+def ratio_of(total: np.ndarray, count: np.ndarray) -> tuple[float, float]:
+    """A ratio of cluster sums to cluster sizes and its standard error, one residual after the other."""
+    groups, mean = len(total), total.sum() / count.sum()
+    squares = sum((one - mean * size) ** 2 for one, size in zip(total, count, strict=True))
+    return mean, math.sqrt(groups / (groups - 1) * squares) / count.sum()
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_the_tails_of_the_studentised_bootstrap_change_places(clustered: bool) -> None:
+    """Mean less the upper quantile of t gives the lower end: with skewed values the upper end lies further."""
+    random = np.random.default_rng(4)
+    sizes = random.integers(1, 4, 25) if clustered else np.ones(25, dtype=int)
+    clusters = np.repeat(np.arange(25), sizes)
+    values = np.repeat(random.lognormal(sigma=1.2, size=25), sizes)
+    found = bootstrap(values, clusters=clusters.tolist() if clustered else None)
+    total = np.bincount(clusters, weights=values)
+    mean, spread = ratio_of(total, sizes)
+    resampled = np.random.default_rng(99)
+    t = []
+    for _ in range(4000):
+        drawn = resampled.integers(0, 25, 25)
+        centre, error = ratio_of(total[drawn], sizes[drawn])
+        t.append((centre - mean) / error)
+    below, above = np.quantile(t, [0.025, 0.975])
+    assert found.value == pytest.approx(mean)
+    assert found.low == pytest.approx(mean - above * spread, abs=0.1 * spread)
+    assert found.high == pytest.approx(mean - below * spread, rel=0.15)
+    assert found.high - mean > 2 * (mean - found.low)
+
+
+T_0975 = {2: 4.302653, 3: 3.182446, 5: 2.570582, 11: 2.200985}
+"""Upper 2.5 % points of Student's t, from printed tables, by degrees of freedom."""
+
+
+def test_too_few_items_to_resample_get_students_interval() -> None:
+    values = np.array([0.0, 1.0, 5.0])
+    half = T_0975[2] * values.std(ddof=1) / math.sqrt(3)
+    for found in (bootstrap(values), bootstrap(values.repeat(4), clusters=[1] * 4 + [2] * 4 + [3] * 4)):
+        assert (found.low, found.high) == (
+            pytest.approx(2 - half, abs=1e-5),
+            pytest.approx(2 + half, abs=1e-5),
+        )
+
+
+@pytest.mark.parametrize("groups", [3, 4, 6, 12])
+def test_few_entities_widen_the_interval_by_their_factor_and_students_t(groups: int) -> None:
+    """Recomputed: the variance of a ratio carries groups / (groups - 1), which matters most for few groups."""
+    random = np.random.default_rng(groups)
+    sizes = random.integers(2, 6, groups)
+    clusters = np.repeat(np.arange(groups), sizes)
+    values = (random.random(len(clusters)) < random.uniform(0.1, 0.9, groups)[clusters]).astype(float)
+    mean, error = ratio_of(np.bincount(clusters, weights=values), sizes)
+    effective = min(len(values), mean * (1 - mean) / error**2)
+    z = T_0975[groups - 1]
+    centre = (mean + z * z / (2 * effective)) / (1 + z * z / effective)
+    half = z * math.sqrt(mean * (1 - mean) / effective + z * z / (4 * effective**2)) / (1 + z * z / effective)
+    found = proportion(values, clusters.tolist())
+    assert (found.value, found.n) == (pytest.approx(mean), len(values))
+    assert (found.low, found.high) == (
+        pytest.approx(centre - half, abs=1e-6),
+        pytest.approx(centre + half, abs=1e-6),
+    )

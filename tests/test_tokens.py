@@ -1,5 +1,6 @@
 """Tokenizers, our own and imported ones: lossless, bytes exact, control tokens cannot be typed (L5)."""
 
+import copy
 import json
 import random
 from functools import cache
@@ -9,9 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from trivium.kit.errors import TriviumError
+from trivium.tokens.adopt import with_chat_template
+from trivium.tokens.extend import extend_tokenizer
 from trivium.tokens.tokenizer import Tokenizer
 from trivium.tokens.train import CONTROL_TOKENS, TAGS, train_tokenizer
 
@@ -209,7 +212,7 @@ def test_a_saved_folder_opens_in_transformers_and_here(name: str, tmp_path) -> N
         assert again.encode(text) == tokenizer.encode(text)
         assert referee.encode(text, add_special_tokens=False) == tokenizer.encode(text)
         assert referee.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
-    assert again.fingerprint == tokenizer.fingerprint or not tokenizer.settings.get("pad_token")
+    assert again.fingerprint == tokenizer.fingerprint
     assert again.end_of_text_id == tokenizer.end_of_text_id
     assert referee.eos_token_id in again.stop_ids
 
@@ -224,6 +227,52 @@ def test_roles_of_each_family() -> None:
     assert kind("llama2").token(kind("llama2").beginning_id) == "<s>"
     assert kind("gpt2").beginning_id is None
     assert kind("gpt2").end_of_turn_id is None
+
+
+def changed(tokenizer: Tokenizer, **changes) -> Tokenizer:
+    """The same tokenizer with other settings, chat templates or stop ids."""
+    parts = {"settings": tokenizer.settings, "templates": tokenizer.templates, **changes}
+    return Tokenizer(json.loads(tokenizer.backend.to_str()), **parts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"templates": {}},
+        {"templates": {"default": "{{ messages[0].content }}"}},
+        {"templates": {**own().templates, "tool_use": "{{ tools }}"}},
+        {"settings": {**own().settings, "eos_token": "<|endoftext|>"}},
+        {"settings": {**own().settings, "bos_token": "<|endoftext|>", "add_bos_token": True}},
+        {"settings": {**own().settings, "extra_special_tokens": ["<think>"]}},
+    ],
+)
+def test_whatever_changes_ids_or_rendered_chats_changes_the_fingerprint(changes: dict) -> None:
+    assert changed(own()).fingerprint == own().fingerprint
+    assert changed(own(), **changes).fingerprint != own().fingerprint
+
+
+def test_a_token_before_every_text_is_part_of_the_fingerprint() -> None:
+    """Only this setting differs, and with it every document that is encoded for training."""
+    settings = {**own().settings, "bos_token": "<|endoftext|>"}
+    without, begun = (changed(own(), settings={**settings, "add_bos_token": one}) for one in (False, True))
+    assert (without.beginning_id, begun.beginning_id) == (None, own().end_of_text_id)
+    assert without.fingerprint != begun.fingerprint
+
+
+def test_every_stop_id_of_a_folder_is_kept(tmp_path) -> None:
+    """As transformers reads them, through a copy, a new chat template and a grown vocabulary."""
+    tokenizer = gpt2_like()
+    tokenizer.save(tmp_path)
+    further = [5, 7]
+    GenerationConfig(eos_token_id=[tokenizer.end_of_text_id, *further]).save_pretrained(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert set(GenerationConfig.from_pretrained(tmp_path).eos_token_id) == loaded.stop_ids
+    assert copy.deepcopy(loaded).stop_ids == loaded.stop_ids
+    assert extend_tokenizer(loaded, sample_texts(), 4).stop_ids == loaded.stop_ids
+    chat = with_chat_template(loaded)
+    assert chat.stop_ids == loaded.stop_ids | {chat.token_id("<|im_end|>")}
+    GenerationConfig(eos_token_id=further[0]).save_pretrained(tmp_path)
+    assert Tokenizer.load(tmp_path).stop_ids == {tokenizer.end_of_text_id, further[0]}
 
 
 def test_tags_are_tokens_but_not_control() -> None:

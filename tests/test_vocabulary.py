@@ -102,18 +102,29 @@ def test_new_rows_are_the_mean_of_the_old_pieces(tokenizers) -> None:
         torch.testing.assert_close(model.head.weight[identity], head[parts].mean(0))
 
 
-def test_the_mean_start_is_nearer_to_the_old_model_than_chance(tokenizers) -> None:
-    """FACTS bound: n rows at the mean take at most log(1 + n/V) nats from the old distribution on average."""
+def test_the_mean_start_takes_exactly_the_mass_of_the_old_pieces_mean(tokenizers) -> None:
+    """By formula: a new logit is the mean of its old pieces', so what old ids lose follows from old logits.
+
+    KL(old || new) = log(1 + sum of exp(new logits) / sum of exp(old logits)), and as exp is convex it is at
+    most log(1 + the pieces' mean probability over all new tokens).
+    """
     before, after = tokenizers
     model = small_model(before.vocabulary_size, tied=False)
     ids = torch.tensor(before.encode(OLD[1]))
+    known = before.vocabulary_size
     with torch.no_grad():
-        old = model.logits(model(ids, Documents([len(ids)]))).log_softmax(-1)
+        logits = model.logits(model(ids, Documents([len(ids)]))).double()
         grow_vocabulary(model, before, after)
-        new = model.logits(model(ids, Documents([len(ids)]))).log_softmax(-1)
-    divergence = (old.exp() * (old - new[:, : before.vocabulary_size])).sum(-1)
-    assert float(divergence.min()) > 0, "mass must go to the new tokens"
-    assert float(divergence.max()) < 1.0
+        new = model.logits(model(ids, Documents([len(ids)]))).log_softmax(-1).double()
+    old = logits.log_softmax(-1)
+    pieces = old_pieces(before, after)
+    means = torch.stack([logits[:, parts].mean(1) for parts in pieces.values()], 1)
+    expected = torch.log1p(torch.exp(means).sum(1) / torch.exp(logits).sum(1))
+    divergence = (old.exp() * (old - new[:, :known])).sum(-1)
+    torch.testing.assert_close(divergence, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(new[:, known:].exp().sum(1), -torch.expm1(-expected), rtol=1e-4, atol=1e-5)
+    most = torch.stack([old[:, parts].exp().mean(1) for parts in pieces.values()], 1).sum(1)
+    assert bool((divergence <= torch.log1p(most) + 1e-6).all())
 
 
 def test_a_tokenizer_without_merges_is_refused() -> None:

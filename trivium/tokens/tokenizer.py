@@ -115,8 +115,7 @@ class Tokenizer:
         settings = {key: value for key, value in self.settings.items() if key != "chat_template"}
         settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         settings.setdefault("clean_up_tokenization_spaces", False)
-        settings.setdefault("eos_token", self.token(self.end_of_reply_id))
-        settings.setdefault("pad_token", self.token(self.pad_id))
+        settings = {**self._found_names(), **settings}
         write_text(folder / "tokenizer.json", json.dumps(self._json, ensure_ascii=False, indent=2))
         write_json(folder / "tokenizer_config.json", settings)
         for name, source in self.templates.items():
@@ -125,6 +124,11 @@ class Tokenizer:
                 path = folder / "additional_chat_templates" / f"{name}.jinja"
                 path.parent.mkdir(exist_ok=True)
             write_text(path, source)
+
+    def _found_names(self) -> dict[str, str]:
+        """The two tokens that generation needs, where the settings do not name them: what `save` adds."""
+        found = {"eos_token": self.token(self.end_of_reply_id), "pad_token": self.token(self.pad_id)}
+        return {name: token for name, token in found.items() if name not in self.settings}
 
     @cached_property
     def end_of_reply_id(self) -> int:
@@ -137,7 +141,12 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Changes whenever ids or rendered conversations could change."""
-        return fingerprint([self._json, self._named, self.templates])
+        # A saved copy names these tokens, and it is the same tokenizer.
+        named = {**self._found_names(), **self._named}
+        # Most folders set neither what begins every text nor further control tokens.
+        begun = {key: self.settings[key] for key in ("add_bos_token",) if key in self.settings}
+        further = [part for part in (begun, sorted(roles.extra_tokens(self.settings))) if part]
+        return fingerprint([self._json, named, self.templates, *further])
 
     @cached_property
     def vocabulary_size(self) -> int:
