@@ -153,7 +153,7 @@ def ratio_of(total: np.ndarray, count: np.ndarray) -> tuple[float, float]:
 
 @pytest.mark.parametrize("clustered", [False, True])
 def test_the_tails_of_the_studentised_bootstrap_change_places(clustered: bool) -> None:
-    """Mean less the upper quantile of t gives the lower end: with skewed values the upper end lies further."""
+    """The upper quantile of t gives the lower end: of skewed values the upper end lies further away."""
     random = np.random.default_rng(4)
     sizes = random.integers(1, 4, 25) if clustered else np.ones(25, dtype=int)
     clusters = np.repeat(np.arange(25), sizes)
@@ -190,7 +190,7 @@ def test_too_few_items_to_resample_get_students_interval() -> None:
 
 @pytest.mark.parametrize("groups", [3, 4, 6, 12])
 def test_few_entities_widen_the_interval_by_their_factor_and_students_t(groups: int) -> None:
-    """Recomputed: the variance of a ratio carries groups / (groups - 1), which matters most for few groups."""
+    """The variance of a ratio carries groups / (groups - 1), which matters most where groups are few."""
     random = np.random.default_rng(groups)
     sizes = random.integers(2, 6, groups)
     clusters = np.repeat(np.arange(groups), sizes)
