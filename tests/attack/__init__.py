@@ -13,7 +13,7 @@ To add a class, add a module to this folder; its presence is enough:
     def body(scratch: Path, value: bytes) -> None: ...
 
 An attack *holds* where its function returns and is *broken* where it raises or takes longer than its
-`seconds`. A module's attacks run one after another in a process of their own, which they may end or block: that
-attack is broken, and the rest go on in a new process. What listens, listens on 127.0.0.1; temporary files go to
-`scratch`.
+`seconds`. A module's attacks run one after another in a process of their own, which they may end or block:
+that attack is broken, and the rest go on in a new process. What listens, listens on 127.0.0.1; temporary
+files go to `scratch`.
 """
