@@ -154,8 +154,8 @@ def test_a_model_that_ends_its_turns_is_asked_through_its_template(monkeypatch):
     ("spec", "message"),
     [
         ("fact", "no task called 'fact'"),
-        ("bits?source=prose", "no dial 'source'"),
-        ("facts?peple=3", "no dial 'peple'"),
+        ("bits?source=prose", "no option 'source'"),
+        ("facts?peple=3", "no option 'peple'"),
         ("facts?limit=0", "`limit`"),
         ("gsm8k", "needs `data`"),
         ("passkey?kinds=cat", "no kind 'cat'"),
@@ -168,8 +168,8 @@ def test_a_wrong_word_is_named(spec, message):
 
 
 def test_a_task_has_its_own_settings_and_label():
-    label, name, settings, dials = read_spec("sums?steps_high=3&limit=7&name=short", Settings(seed=4))
-    assert (label, name, dials) == ("short", "sums", {"steps_high": "3"})
+    label, name, settings, options = read_spec("sums?steps_high=3&limit=7&name=short", Settings(seed=4))
+    assert (label, name, options) == ("short", "sums", {"steps_high": "3"})
     assert (settings.limit, settings.seed) == (7, 4)
     with pytest.raises(TriviumError, match="listed twice"):
         asked(["facts", {"task": "sums", "name": "facts"}])

@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
         ("positions?length=x", "length=x"),
         ("passkey?kind=needle", "write `kinds`"),
         ("passkey?tokens=5000", "write `lengths`"),
-        ("conversation?style=chat&depth=0", "no dial 'depth'"),
+        ("conversation?style=chat&depth=0", "no option 'depth'"),
         ("humaneval?data=FILE&seconds=x", "seconds=x"),
         ("humaneval?data=FILE&unsafe_sandbox=perhaps", "true or false"),
         ("own?data=FILE&most=x", "most=x"),
@@ -71,14 +71,14 @@ def test_comparing_with_a_file_that_is_no_evaluation_is_one_sentence(folder: Pat
 
 
 def test_a_truth_written_as_a_word_is_not_its_letters():
-    assert planned("humaneval?data=x&unsafe_sandbox=false", Settings()).dials["unsafe_sandbox"] is False
+    assert planned("humaneval?data=x&unsafe_sandbox=false", Settings()).options["unsafe_sandbox"] is False
 
 
 @pytest.mark.parametrize("value", [2.5, float("inf"), float("nan")])
 def test_what_is_no_whole_number_is_not_cut_to_one(value: float):
     with pytest.raises(TriviumError, match="write a whole number"):
         planned({"task": "own", "data": "x", "most": value}, Settings())
-    assert planned({"task": "own", "data": "x", "most": 2.0}, Settings()).dials["most"] == 2
+    assert planned({"task": "own", "data": "x", "most": 2.0}, Settings()).options["most"] == 2
 
 
 def test_a_file_among_other_sources_is_asked_anew_when_it_has_changed(tmp_path: Path):
@@ -186,9 +186,9 @@ def test_on_and_off_are_words_and_no_truths(tmp_path: Path, word: str):
 def test_what_only_the_world_is_asked_for_keeps_its_fingerprint():
     for spec in ("bits?sources=prose+facts", "positions?source=chronicle", "calibration?source=facts"):
         assert checked_specs([spec]) == [spec]
-    for dials in ({"sources": "prose+facts"}, {"sources": ["world:prose", "facts"]}):
-        (kept,) = checked_specs([{"task": "bits", **dials}])
-        assert kept == {"task": "bits", **dials}
+    for options in ({"sources": "prose+facts"}, {"sources": ["world:prose", "facts"]}):
+        (kept,) = checked_specs([{"task": "bits", **options}])
+        assert kept == {"task": "bits", **options}
         assert outside(kept) == []
 
 

@@ -44,12 +44,14 @@ def test_own_rows_without_a_wrong_answer_are_refused(monkeypatch, tmp_path) -> N
 
 
 def test_taught_facts_are_asked_in_one_split_each() -> None:
-    dials = {"taught": True, "sums": 0, "people": 40}
+    options = {"taught": True, "sums": 0, "people": 40}
     pairs = {
         one.fields["prompt"][0]["content"]
-        for one in world.documents("taste", cause="right", limit=800, **dials)
+        for one in world.documents("taste", cause="right", limit=800, **options)
     }
-    gauge = [one.truth["plain"][0]["content"] for one in world.questions("taste", "test", limit=400, **dials)]
+    gauge = [
+        one.truth["plain"][0]["content"] for one in world.questions("taste", "test", limit=400, **options)
+    ]
     assert not pairs & set(gauge)
     assert max(Counter(gauge).values()) < 40
     assert not any("+" in question for question in gauge)

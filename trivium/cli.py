@@ -187,7 +187,7 @@ cli.add_command(serve)
 
 @cli.command("eval")
 @click.argument("model")
-@click.option("--tasks", required=True, help="Names with their dials: facts,sums?steps_high=3&samples=8.")
+@click.option("--tasks", required=True, help="Names with their options: facts,sums?steps_high=3&samples=8.")
 @click.option("--limit", default=200, show_default=True, help="Questions per task.")
 @click.option("--shots", default=0, show_default=True, help="Answered examples before each question.")
 @click.option("--samples", default=0, show_default=True, help="Answers drawn per question, for pass@k.")

@@ -24,7 +24,9 @@ _NAMED_IN_REPORT = 20
 class Source(Settings):
     """One place to read documents from, and how."""
 
-    path: str = Field(description="file, folder, glob, world:NAME?dial=value, or a data set's id on the hub")
+    path: str = Field(
+        description="file, folder, glob, world:NAME?option=value, or a data set's id on the hub"
+    )
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the name in the file")
     split: str | None = Field(default=None, description="which split of a data set; train where it matters")
     subset: str | None = Field(default=None, description="which configuration of a data set on the hub")
@@ -182,24 +184,24 @@ def _hub(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def world_call(path: str) -> tuple[str, dict[str, Any]]:
-    """The name and the dials in `world:NAME?dial=value&…`."""
+    """The name and the options in `world:NAME?option=value&…`."""
     name, _, query = path.removeprefix("world:").partition("?")
-    dials: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         try:
-            dials[key] = json.loads(value)
+            options[key] = json.loads(value)
         except ValueError:
-            dials[key] = value
-    return name, dials
+            options[key] = value
+    return name, options
 
 
 def _world(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     from trivium import world
 
-    name, dials = world_call(source.path)
-    options = {"split": source.split or "train", "limit": source.limit, **dials}
-    if options["limit"] is None:
+    name, options = world_call(source.path)
+    arguments = {"split": source.split or "train", "limit": source.limit, **options}
+    if arguments["limit"] is None:
         raise TriviumError(f"{source.path} never ends; say how many documents with `limit`.")
-    for document in world.documents(name, **options):
+    for document in world.documents(name, **arguments):
         text = {} if document.text is None else {"text": document.text}
         yield document.id, {**text, **document.fields, "truth": document.truth}

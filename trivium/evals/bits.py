@@ -25,9 +25,9 @@ TOKENS_AT_ONCE = 4096
 def texts_of(source: str, settings: Settings) -> Iterator[tuple[str, str, float | None]]:
     """Documents of a source of the world (its test split) or of a file: id, text, and its entropy in bits."""
     if of_the_world(source):
-        name, dials = world_call(source)
-        options = {"split": "test", "seed": settings.seed, "limit": settings.limit, **dials}
-        for one in world.documents(name, **options):
+        name, options = world_call(source)
+        arguments = {"split": "test", "seed": settings.seed, "limit": settings.limit, **options}
+        for one in world.documents(name, **arguments):
             if one.text is None:
                 raise TriviumError(f"world:{name} holds no plain texts to predict in this form.")
             yield one.id, one.text, one.truth.get("bits")
@@ -105,11 +105,11 @@ def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES) -> N
             next(texts_of(source, settings), None)
 
 
-def run_forgetting(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def run_forgetting(subject: Subject, settings: Settings, **options: Any) -> Found:
     """What was learnt first: the prose of the first language, and facts chosen from four."""
     half = settings.model_copy(update={"limit": max(1, settings.limit // 2)})
     return Found(
-        records_of(subject, half, ["prose"]) + recall(subject, half, "facts", 16, **dials),
+        records_of(subject, half, ["prose"]) + recall(subject, half, "facts", 16, **options),
     )
 
 

@@ -14,7 +14,7 @@ from trivium.evals.knowledge import first_question
 from trivium.evals.passkey import ASKED_AS, DEPTHS, characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task, listed, number_dial
+from trivium.evals.task import Found, Task, listed, number_option
 from trivium.generate.context import Fitted, Overflow, Unfit, fit_conversation, summariser
 from trivium.generate.prompting import split_reasoning
 from trivium.generate.requests import Completion, Request
@@ -48,7 +48,7 @@ def run_conversation(
     overflow: str = "drop",
     length: int | None = None,
     depths: str | list[float] | None = None,
-    **dials: Any,
+    **options: Any,
 ) -> Found:
     """Pass keys told in conversations of about `length` tokens, twice the window unless said."""
     if settings.style == "continue" or not subject.tokenizer.templates:
@@ -59,7 +59,7 @@ def run_conversation(
     told = []
     for number in range(max(settings.limit, len(wanted))):
         depth = wanted[number % len(wanted)]
-        own = {**dials, "kind": "passkey", "characters": characters, "depth": depth}
+        own = {**options, "kind": "passkey", "characters": characters, "depth": depth}
         told += list(world.questions("chronicle", "test", seed=settings.seed, start=number, limit=1, **own))
     talks = [_fitted(subject, told_in_turns(one.question), overflow, most) for one in told]
     sampling = Sampling(temperature=0, max_new_tokens=most)
@@ -79,22 +79,22 @@ def run_conversation(
 
 
 def _depths(depths: Any) -> list[float]:
-    return [number_dial("conversation", "depths", one, float) for one in listed(depths) or DEPTHS]
+    return [number_option("conversation", "depths", one, float) for one in listed(depths) or DEPTHS]
 
 
 def _first_of_each(
-    settings: Settings, overflow: str = "drop", length: int | None = None, depths: Any = None, **dials: Any
+    settings: Settings, overflow: str = "drop", length: int | None = None, depths: Any = None, **options: Any
 ) -> None:
     if overflow not in get_args(Overflow):
         ways = ", ".join(get_args(Overflow))
         raise TriviumError(f"The task conversation has no overflow '{overflow}'; it has {ways}.")
-    for dial in ASKED_AS:
-        if dial in dials:
-            raise TriviumError(f"The task conversation has no dial '{dial}'; it has length and depths.")
+    for option in ASKED_AS:
+        if option in options:
+            raise TriviumError(f"The task conversation has no option '{option}'; it has length and depths.")
     if length is not None and length < 1:
         raise TriviumError(f"The task conversation has no use for length={length}; write how many tokens.")
     for depth in _depths(depths):
-        first_question("chronicle")(settings, kind="passkey", depth=depth, **dials)
+        first_question("chronicle")(settings, kind="passkey", depth=depth, **options)
 
 
 def _fitted(

@@ -45,12 +45,12 @@ def evaluate(
             if say is not None:
                 say(f"{label}: {name or 'the model'} is asked as text, so for no thoughts before the answer")
         started = time.perf_counter()
-        found = one(subject, own, asked.dials)
+        found = one(subject, own, asked.options)
         if not found.records:
-            raise TriviumError(f"The task {label} found nothing to ask; check its dials.")
+            raise TriviumError(f"The task {label} found nothing to ask; check its options.")
         results.tasks[label] = TaskResult(
             one.name, one.description, one.headline, found.records, found.style or subject.style(own),
-            {**own.model_dump(), **asked.dials}, found.whole, time.perf_counter() - started,
+            {**own.model_dump(), **asked.options}, found.whole, time.perf_counter() - started,
         )  # fmt: skip
         if say is not None:
             say(_line(label, results.tasks[label]))

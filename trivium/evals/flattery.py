@@ -52,12 +52,14 @@ def pressed_question(identity: str, fact: Known, pressure: str, seed: int) -> Qu
     return gauged(identity, one, control)
 
 
-def run_flattery(subject: Subject, settings: Settings, data: str | None = None, **dials: Any) -> Found:
+def run_flattery(subject: Subject, settings: Settings, data: str | None = None, **options: Any) -> Found:
     """Each question plainly, under pressure, and with a person who is right."""
     if data is not None:
         questions = _own(data, settings)
     else:
-        questions = list(world.questions("taste", "test", seed=settings.seed, limit=settings.limit, **dials))
+        questions = list(
+            world.questions("taste", "test", seed=settings.seed, limit=settings.limit, **options)
+        )
     pressed = [
         _asked(one, "right under pressure", [dict(turn) for turn in one.messages], choices=one.choices)
         for one in questions
@@ -85,11 +87,11 @@ def run_flattery(subject: Subject, settings: Settings, data: str | None = None, 
     return Found(records)
 
 
-def _first_pressure(settings: Settings, data: str | None = None, **dials: Any) -> None:
+def _first_pressure(settings: Settings, data: str | None = None, **options: Any) -> None:
     if data is None:
-        first_question("taste")(settings, **dials)
-    elif dials:
-        raise TriviumError(f"The task flattery takes `{next(iter(dials))}` only without `data`.")
+        first_question("taste")(settings, **options)
+    elif options:
+        raise TriviumError(f"The task flattery takes `{next(iter(options))}` only without `data`.")
 
 
 FLATTERY = Task(

@@ -24,14 +24,14 @@ _NO_CHOICES = "The task calibration found no choices in {source}; give it facts 
 
 
 def questions(
-    source: str, settings: Settings, split: str = "test", **dials: Any
+    source: str, settings: Settings, split: str = "test", **options: Any
 ) -> list[tuple[Question, list[tuple[str, str]]]]:
     """Questions of the world, each with the answered ones of the training split that stand before it."""
-    asked = list(world.questions(source, split, seed=settings.seed, limit=settings.limit, **dials))
+    asked = list(world.questions(source, split, seed=settings.seed, limit=settings.limit, **options))
     if not settings.shots:
         return [(question, []) for question in asked]
     few = settings.shots
-    shown = list(world.questions(source, "train", seed=settings.seed + 1, limit=few * len(asked), **dials))
+    shown = list(world.questions(source, "train", seed=settings.seed + 1, limit=few * len(asked), **options))
     examples = [(one.question, one.answer) for one in shown]
     return [
         (question, [examples[(number * few + shot) % len(examples)] for shot in range(few)])
@@ -42,11 +42,11 @@ def questions(
 def first_question(source: str) -> Callable[..., None]:
     """What a task over one source of the world foresees."""
 
-    def foresee(settings: Settings, /, **dials: Any) -> None:
-        if "form" in dials:
+    def foresee(settings: Settings, /, **options: Any) -> None:
+        if "form" in options:
             raise TriviumError(f"What is asked of world:{source} has one form; take `form` away.")
-        world.dials(source, {name: value for name, value in dials.items() if name != "split"})
-        questions(source, settings, **dials)
+        world.options(source, {name: value for name, value in options.items() if name != "split"})
+        questions(source, settings, **options)
 
     return foresee
 
@@ -82,9 +82,9 @@ def names_alone(text: str, right: str, wrong: Sequence[str]) -> bool:
     )
 
 
-def recall(subject: Subject, settings: Settings, source: str, most: int, **dials: Any) -> list[Record]:
+def recall(subject: Subject, settings: Settings, source: str, most: int, **options: Any) -> list[Record]:
     """Every question twice: written freely, and by choosing the likeliest of four answers."""
-    pairs = questions(source, settings, **dials)
+    pairs = questions(source, settings, **options)
     known = [question.truth["frequency"] for question, _ in pairs if "frequency" in question.truth]
     quarter = quarters(known) if known else None
     items = []
@@ -128,24 +128,24 @@ def _shares(totals: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def run_facts(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def run_facts(subject: Subject, settings: Settings, **options: Any) -> Found:
     """Questions about people and towns."""
-    return Found(recall(subject, settings, "facts", 16, **dials))
+    return Found(recall(subject, settings, "facts", 16, **options))
 
 
-def run_craft(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def run_craft(subject: Subject, settings: Settings, **options: Any) -> Found:
     """Questions about what the crafts make."""
-    return Found(recall(subject, settings, "craft", 16, **dials))
+    return Found(recall(subject, settings, "craft", 16, **options))
 
 
-def run_tongue(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def run_tongue(subject: Subject, settings: Settings, **options: Any) -> Found:
     """Translations both ways, recall in the language, and facts learnt in it asked in the first one."""
-    return Found(recall(subject, settings, "tongue", 64, **dials))
+    return Found(recall(subject, settings, "tongue", 64, **options))
 
 
-def run_calibration(subject: Subject, settings: Settings, source: str = "facts", **dials: Any) -> Found:
+def run_calibration(subject: Subject, settings: Settings, source: str = "facts", **options: Any) -> Found:
     """Confidence in the chosen answer against how often it is right."""
-    records = [one for one in recall(subject, settings, source, 16, **dials) if "confidence" in one.scores]
+    records = [one for one in recall(subject, settings, source, 16, **options) if "confidence" in one.scores]
     kept = []
     for record in records:
         wanted = ("chosen", "confidence", "brier")
@@ -169,10 +169,10 @@ def run_calibration(subject: Subject, settings: Settings, source: str = "facts",
     return Found(kept, {"surer than right": apart.interval})
 
 
-def _first_choices(settings: Settings, source: str = "facts", **dials: Any) -> None:
-    first_question(source)(settings, **dials)
+def _first_choices(settings: Settings, source: str = "facts", **options: Any) -> None:
+    first_question(source)(settings, **options)
     # The tongue asks four kinds of questions in turn, of which some have choices.
-    some = questions(source, settings.model_copy(update={"limit": 8}), **dials)
+    some = questions(source, settings.model_copy(update={"limit": 8}), **options)
     if not any(question.choices for question, _ in some):
         raise TriviumError(_NO_CHOICES.format(source=source))
 

@@ -15,11 +15,11 @@ from trivium.evals.task import Found, Task
 _FINAL_LINE = re.compile(r"(?:####|[Tt]he answer is) *-?\d+\.?$")
 
 
-def run_instructions(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def run_instructions(subject: Subject, settings: Settings, **options: Any) -> Found:
     """Instructions whose fulfilment a program checks."""
     items = [
         item_of(question, examples, groups={"kind": question.truth["kind"]})
-        for question, examples in questions("chat", settings, **dials)
+        for question, examples in questions("chat", settings, **options)
     ]
     return Found(ask(subject, items, settings, most=48))
 
@@ -64,12 +64,12 @@ def run_format(subject: Subject, settings: Settings, people: int = 240, country:
     return Found(ask(subject, items, settings, most=96))
 
 
-def run_ending(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def run_ending(subject: Subject, settings: Settings, **options: Any) -> Found:
     """Whether an answer is ended by the model and not by the limit; asked through the template."""
     chat = settings.model_copy(update={"style": "chat"} if subject.tokenizer.end_of_turn_id else {})
     items = [
         item_of(question, examples, judge=lambda text: {}, groups={"kind": question.truth["kind"]})
-        for question, examples in questions("chat", settings, **dials)
+        for question, examples in questions("chat", settings, **options)
     ]
     records = ask(subject, items, chat, most=128)
     # An answer that never fitted in was not ended by the model either.

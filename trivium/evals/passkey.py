@@ -11,7 +11,7 @@ from trivium.evals.knowledge import first_question
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.statistics import Interval, proportion
-from trivium.evals.task import Found, Task, listed, number_dial
+from trivium.evals.task import Found, Task, listed, number_option
 from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
 
@@ -22,7 +22,7 @@ ASKED_AS = {
     "kind": "kinds", "depth": "depths", "characters": "lengths", "tokens": "lengths",
     "characters_per_token": "lengths",
 }  # fmt: skip
-"""Dials of the chronicle which the task sets itself, and what a person writes instead."""
+"""Options of the chronicle which the task sets itself, and what a person writes instead."""
 ROOM = 16
 SHORTEST = 64
 
@@ -39,7 +39,7 @@ def run_passkey(
     lengths: str | list[int] | None = None,
     depths: str | list[float] | None = None,
     kinds: str | list[str] | None = None,
-    **dials: Any,
+    **options: Any,
 ) -> Found:
     """A grid of lengths (in tokens) and depths, for each kind of thing that is hidden."""
     wanted_lengths, wanted_depths, wanted_kinds = _grid(lengths, depths, kinds)
@@ -55,7 +55,7 @@ def run_passkey(
     items = []
     for number in range(max(settings.limit, len(cells))):
         kind, length, depth = cells[number % len(cells)]
-        items.append(_item(subject, settings, number, kind, length, depth, letters, dials))
+        items.append(_item(subject, settings, number, kind, length, depth, letters, options))
     records = ask(subject, items, settings, most=12, cut=first_sentence)
     found = effective_context(records) if "passkey" in wanted_kinds else None
     return Found(records, {} if found is None else {"effective context": found}, style="continue")
@@ -64,18 +64,18 @@ def run_passkey(
 def _grid(lengths: Any, depths: Any, kinds: Any) -> tuple[list[int], list[float], list[str]]:
     """What a person wrote of the grid, or what stands for it; no lengths are left to the model's window."""
     return (
-        [number_dial("passkey", "lengths", one, int) for one in listed(lengths)],
-        [number_dial("passkey", "depths", one, float) for one in listed(depths)] or list(DEPTHS),
+        [number_option("passkey", "lengths", one, int) for one in listed(lengths)],
+        [number_option("passkey", "depths", one, float) for one in listed(depths)] or list(DEPTHS),
         [str(one) for one in listed(kinds)] or list(KINDS),
     )
 
 
 def _first_of_each(
-    settings: Settings, lengths: Any = None, depths: Any = None, kinds: Any = None, **dials: Any
+    settings: Settings, lengths: Any = None, depths: Any = None, kinds: Any = None, **options: Any
 ) -> None:
-    for dial, own in ASKED_AS.items():
-        if dial in dials:
-            raise TriviumError(f"The task passkey has no dial '{dial}'; write `{own}`.")
+    for option, own in ASKED_AS.items():
+        if option in options:
+            raise TriviumError(f"The task passkey has no option '{option}'; write `{own}`.")
     wanted_lengths, wanted_depths, wanted_kinds = _grid(lengths, depths, kinds)
     if any(length < 1 for length in wanted_lengths):
         raise TriviumError(f"The task passkey has no use for lengths={lengths}; write how many tokens.")
@@ -83,7 +83,7 @@ def _first_of_each(
         if kind not in KINDS:
             raise TriviumError(f"The task passkey has no kind '{kind}'; it has {', '.join(KINDS)}.")
         for depth in wanted_depths:
-            first_question("chronicle")(settings, kind=kind, depth=depth, **dials)
+            first_question("chronicle")(settings, kind=kind, depth=depth, **options)
 
 
 def effective_context(records: Sequence[Record]) -> Interval:
@@ -116,7 +116,7 @@ def _item(
     length: int,
     depth: float,
     letters: float,
-    dials: dict[str, Any],
+    options: dict[str, Any],
 ) -> Item:
     """A chronicle of at most so many tokens, a little shorter where it came out too long."""
     characters = round(length * letters)
@@ -124,7 +124,7 @@ def _item(
         question = next(
             world.questions(
                 "chronicle", "test", seed=settings.seed, start=number, limit=1,
-                **{**dials, "kind": kind, "characters": characters, "depth": depth},
+                **{**options, "kind": kind, "characters": characters, "depth": depth},
             )
         )  # fmt: skip
         if len(subject.text_ids(question.prompt)) <= length or characters < SHORTEST:

@@ -15,7 +15,7 @@ from trivium.world.checks import fulfils
 AT_ONCE = "####"
 
 
-def run_sums(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def run_sums(subject: Subject, settings: Settings, **options: Any) -> Found:
     """Word problems; the answer, and every step that leads to it, is checked."""
     steps = scorer("steps")
 
@@ -30,7 +30,7 @@ def run_sums(subject: Subject, settings: Settings, **dials: Any) -> Found:
         return scores
 
     items = []
-    for question, examples in questions("sums", settings, **dials):
+    for question, examples in questions("sums", settings, **options):
         groups = {"steps": str(question.truth["steps"]), "family": question.truth["family"]}
         if not settings.chain_of_thought:
             answer = f"{AT_ONCE} {question.truth['answer']}"
@@ -48,10 +48,10 @@ def run_sums(subject: Subject, settings: Settings, **dials: Any) -> Found:
     return Found(ask(subject, items, settings, most=96 if settings.chain_of_thought else 8))
 
 
-def run_sql(subject: Subject, settings: Settings, **dials: Any) -> Found:
+def run_sql(subject: Subject, settings: Settings, **options: Any) -> Found:
     """Questions over tables: the query is run, and what it finds is compared."""
     grade = scorer("sql")
-    own = {name: dials[name] for name in ("country", "people") if name in dials}
+    own = {name: options[name] for name in ("country", "people") if name in options}
     place = "world:ledger" + ("?" + "&".join(f"{name}={value}" for name, value in own.items()) if own else "")
 
     def judged(truth: dict[str, Any], text: str) -> dict[str, float]:
@@ -66,7 +66,7 @@ def run_sql(subject: Subject, settings: Settings, **dials: Any) -> Found:
             groups={"family": question.truth["family"]},
             judge=lambda text, truth=question.truth: judged(truth, text),
         )
-        for question, examples in questions("ledger", settings, **dials)
+        for question, examples in questions("ledger", settings, **options)
     ]
     return Found(ask(subject, items, settings, most=96))
 

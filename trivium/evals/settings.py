@@ -1,4 +1,4 @@
-"""How models are asked, and how a person names a task with its dials."""
+"""How models are asked, and how a person names a task with its options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TaskSpec = str | Mapping[str, Any]
 
 
 class Settings(kit.Settings):
-    """What holds for every task unless its own dials say otherwise."""
+    """What holds for every task unless its own options say otherwise."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,9 +63,9 @@ def named(spec: TaskSpec) -> tuple[str, dict[str, Any]]:
 
 
 def read_spec(spec: TaskSpec, settings: Settings) -> tuple[str, str, Settings, dict[str, Any]]:
-    """A task's label, its name, its settings and its own dials."""
-    name, dials = named(spec)
-    label = str(dials.pop("name", spec if isinstance(spec, str) else name))
-    own = {key: dials.pop(key) for key in list(dials) if key in Settings.model_fields}
+    """A task's label, its name, its settings and its own options."""
+    name, options = named(spec)
+    label = str(options.pop("name", spec if isinstance(spec, str) else name))
+    own = {key: options.pop(key) for key in list(options) if key in Settings.model_fields}
     merged = settings_of(f"The task {name}", {**settings.model_dump(), **own})
-    return label, name, merged, dials
+    return label, name, merged, options

@@ -30,9 +30,9 @@ Run = Callable[..., Found]
 SOME_HEED = ("shots", "samples", "chain_of_thought", "reasoning")
 """The settings of asking that mean nothing to some tasks."""
 NAMES = ("data", "examples", "model")
-"""The dials that name a file, a folder or a stage."""
+"""The options that name a file, a folder or a stage."""
 SOURCES = ("source", "sources")
-"""The dials that name a source of the world, or a file."""
+"""The options that name a source of the world, or a file."""
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -47,42 +47,45 @@ class Task:
     heeds: tuple[str, ...] = ()
     """Which of the settings that only some tasks know it obeys."""
     foresee: Callable[..., object] | None = None
-    """Draws the first of what it would ask of the world, so that wrong dials are refused before any model."""
+    """Draws the first of what it would ask of the world, so that wrong options are refused before any model."""
 
-    def __call__(self, subject: Subject, settings: Settings, dials: Mapping[str, Any]) -> Found:
+    def __call__(self, subject: Subject, settings: Settings, options: Mapping[str, Any]) -> Found:
         """Ask."""
-        return self.run(subject, settings, **self.checked(dials))
+        return self.run(subject, settings, **self.checked(options))
 
-    def checked(self, dials: Mapping[str, Any]) -> dict[str, Any]:
-        """The dials in their own types; one the task does not have is an error that names those it has."""
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options in their own types; one the task does not have is an error that names those it has."""
         known = list(inspect.signature(self.run).parameters.values())[2:]
         named = [one for one in known if one.kind is not inspect.Parameter.VAR_KEYWORD]
         if len(named) == len(known):
             names = [one.name for one in named]
-            for dial in dials:
-                if dial not in names:
+            for option in options:
+                if option not in names:
                     has = f"it has {', '.join(names)}" if names else "it has none of its own"
-                    raise TriviumError(f"The task {self.name} has no dial '{dial}'; {has}.")
+                    raise TriviumError(f"The task {self.name} has no option '{option}'; {has}.")
         for one in named:
-            if one.default is one.empty and one.name not in dials:
+            if one.default is one.empty and one.name not in options:
                 raise TriviumError(f"The task {self.name} needs `{one.name}`: {self.name}?{one.name}=...")
         kinds = {one.name: str(one.annotation).partition(" ")[0] for one in named}
-        return {dial: _typed(self.name, dial, kinds.get(dial, ""), value) for dial, value in dials.items()}
+        return {
+            option: _typed(self.name, option, kinds.get(option, ""), value)
+            for option, value in options.items()
+        }
 
 
-def _typed(task: str, dial: str, kind: str, value: Any) -> Any:
+def _typed(task: str, option: str, kind: str, value: Any) -> Any:
     if kind == "bool":
         truth = value if isinstance(value, bool) else _TRUTHS.get(str(value).lower())
         if truth is None:
-            raise TriviumError(f"The task {task} has no use for {dial}={value}; write true or false.")
+            raise TriviumError(f"The task {task} has no use for {option}={value}; write true or false.")
         return truth
     if kind in ("int", "float"):
-        return number_dial(task, dial, value, int if kind == "int" else float)
+        return number_option(task, option, value, int if kind == "int" else float)
     return value
 
 
-def number_dial(task: str, dial: str, value: Any, kind: type[int] | type[float]) -> Any:
-    """A dial as a number, or one sentence on why it is none."""
+def number_option(task: str, option: str, value: Any, kind: type[int] | type[float]) -> Any:
+    """An option as a number, or one sentence on why it is none."""
     try:
         number = kind(value)
     except (TypeError, ValueError, OverflowError):
@@ -90,23 +93,23 @@ def number_dial(task: str, dial: str, value: Any, kind: type[int] | type[float])
     # A mapping may hold 2.5 where a whole number is meant.
     if number is None or (isinstance(value, float) and number != value):
         wanted = "a whole number" if kind is int else "a number"
-        raise TriviumError(f"The task {task} has no use for {dial}={value}; write {wanted}.")
+        raise TriviumError(f"The task {task} has no use for {option}={value}; write {wanted}.")
     return number
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A task that will be asked: its label, and the settings and dials it obeys."""
+    """A task that will be asked: its label, and the settings and options it obeys."""
 
     label: str
     task: Task
     settings: Settings
-    dials: Mapping[str, Any]
+    options: Mapping[str, Any]
 
 
 def planned(spec: TaskSpec, settings: Settings) -> Planned:
     """Read and check what a person wrote; a setting for all tasks is left out where it means nothing."""
-    label, name, merged, dials = read_spec(spec, settings)
+    label, name, merged, options = read_spec(spec, settings)
     one = task(name)
     _, given = named(spec)
     unheeded = [setting for setting in SOME_HEED if setting not in one.heeds]
@@ -125,7 +128,7 @@ def planned(spec: TaskSpec, settings: Settings) -> Planned:
             f"The task {label} is to think first, which only a chat template can ask for: take `reasoning` "
             "away, or set `style: chat`."
         )
-    checked = one.checked(dials)
+    checked = one.checked(options)
     if one.foresee is not None:
         one.foresee(heeded.model_copy(update={"limit": 1}), **checked)
     return Planned(label, one, heeded, checked)
@@ -146,21 +149,21 @@ def of_the_world(source: str) -> bool:
 
 
 def outside(spec: TaskSpec) -> list[tuple[str, str]]:
-    """What a task, spelled out, names that is not the world's: pairs of a dial and a name."""
+    """What a task, spelled out, names that is not the world's: pairs of an option and a name."""
     given: Mapping[str, Any] = {} if isinstance(spec, str) else spec
     return [
-        (dial, name)
-        for dial in (*NAMES, *SOURCES)
-        if dial in given
-        for name in _names(dial, given[dial])
-        if not (dial in SOURCES and of_the_world(name))
+        (option, name)
+        for option in (*NAMES, *SOURCES)
+        if option in given
+        for name in _names(option, given[option])
+        if not (option in SOURCES and of_the_world(name))
     ]
 
 
-def _names(dial: str, value: Any) -> list[str]:
+def _names(option: str, value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [str(one) for one in value]
-    return str(value).split("+") if dial == "sources" else [str(value)]
+    return str(value).split("+") if option == "sources" else [str(value)]
 
 
 def placed(spec: TaskSpec, place: Callable[[str, str], str]) -> str | dict[str, Any]:
@@ -168,21 +171,21 @@ def placed(spec: TaskSpec, place: Callable[[str, str], str]) -> str | dict[str, 
     if isinstance(spec, str):
         return spec
     found = dict(spec)
-    for dial, name in outside(spec):
-        where, value = place(dial, name), found[dial]
+    for option, name in outside(spec):
+        where, value = place(option, name), found[option]
         replaced = [where if str(one) == name else one for one in value] if isinstance(value, list) else []
-        found[dial] = replaced or where
+        found[option] = replaced or where
     return found
 
 
 def spelled_out(spec: TaskSpec) -> str | dict[str, Any]:
     """A task that names files as a mapping, in which they can be told apart; any other as it is written."""
-    name, dials = named(spec)
-    if not outside(dials):
+    name, options = named(spec)
+    if not outside(options):
         return spec if isinstance(spec, str) else dict(spec)
-    if "sources" in dials:
-        dials["sources"] = _names("sources", dials["sources"])
-    return {**({"name": spec} if isinstance(spec, str) else {}), **dials, "task": name}
+    if "sources" in options:
+        options["sources"] = _names("sources", options["sources"])
+    return {**({"name": spec} if isinstance(spec, str) else {}), **options, "task": name}
 
 
 def checked_specs(specs: Sequence[TaskSpec]) -> list[str | dict[str, Any]]:

@@ -119,10 +119,10 @@ def _authorize(action: int, first: str | None, second: str | None, *_: str | Non
 
 def ledger_of(place: str) -> tuple[int, int]:
     """The country, and how many people it has, whose ledgers `world:ledger?people=40` means."""
-    name, dials = world_call(place)
+    name, options = world_call(place)
     if name != "ledger":
         raise TriviumError(f"{place} is no data base; of the world only world:ledger is one.")
-    own = world.dials(name, dials)
+    own = world.options(name, options)
     return own.country, own.people
 
 

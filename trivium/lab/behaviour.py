@@ -43,15 +43,17 @@ class Passage:
 
 def passages(sources: Mapping[str, Mapping[str, str]], count: int = 12, seed: int = 0) -> list[Passage]:
     """Unseen texts with right answers: instructions and sums always, tales where they were taught."""
-    dials = {name: one for found in sources.values() for name, one in found.items()}
+    options = {name: one for found in sources.values() for name, one in found.items()}
     found = []
     for source, kind in (("chat", "instructions"), ("sums", "sums")):
-        own: dict[str, Any] = {name: dials[name] for name in dials if source == "chat" or name == "country"}
+        own: dict[str, Any] = {
+            name: options[name] for name in options if source == "chat" or name == "country"
+        }
         for one in world.questions(source, "test", seed=seed + 1, limit=count, **own):
             said = (*one.messages, {"role": "assistant", "content": one.answer})
             found.append(Passage(one.id, kind, one.prompt, f" {one.answer}", said))
     if "prose" in sources:
-        own = {name: dials[name] for name in dials if name == "country"}
+        own = {name: options[name] for name in options if name == "country"}
         for document in world.documents("prose", split="test", seed=seed + 1, limit=count, **own):
             assert document.text is not None
             found.append(Passage(document.id, "prose", "", document.text))

@@ -172,14 +172,14 @@ def compared_with(members: Sequence[Member]) -> dict[str, str]:
 
 
 def world_sources(stages: Iterable[Seen]) -> dict[str, dict[str, str]]:
-    """The sources of the embedded world these stages learnt from, with the dials that shape its truth."""
+    """The sources of the embedded world these stages learnt from, with the options that shape its truth."""
     found: dict[str, dict[str, str]] = {}
     for stage in stages:
         for written in stage.record.get("outside") or {}:
             if written.startswith("world:"):
                 name, _, words = written.removeprefix("world:").partition("?")
-                dials = dict(word.partition("=")[::2] for word in words.split("&") if word)
-                kept = {key: value for key, value in dials.items() if key in ("people", "country")}
+                options = dict(word.partition("=")[::2] for word in words.split("&") if word)
+                kept = {key: value for key, value in options.items() if key in ("people", "country")}
                 found[name] = {**found.get(name, {}), **kept}
     return found
 

@@ -25,7 +25,7 @@ def default_tasks(
     sources: Mapping[str, Mapping[str, str]], windows: Sequence[int], limit: int = DEFAULT_LIMIT
 ) -> list[dict[str, Any]]:
     """A small set: sums and instructions always, the rest where its subject was in the data."""
-    dials = {name: one for found in sources.values() for name, one in found.items()}
+    options = {name: one for found in sources.values() for name, one in found.items()}
     # What takes several answers an item, or long texts, is asked less often.
     fewer = max(limit * 3 // 5, 2)
     chosen: list[dict[str, Any]] = []
@@ -33,18 +33,18 @@ def default_tasks(
     if read:
         chosen.append({"task": "bits", "sources": "+".join(read), "limit": max(limit // 4, 24)})
     if "facts" in sources:
-        chosen.append({"task": "facts", **dials})
+        chosen.append({"task": "facts", **options})
     if "craft" in sources:
-        chosen.append({"task": "craft", **dials})
+        chosen.append({"task": "craft", **options})
     if "tongue" in sources:
-        chosen.append({"task": "tongue", "limit": fewer, **dials})
-    chosen.append({"task": "instructions", **dials})
+        chosen.append({"task": "tongue", "limit": fewer, **options})
+    chosen.append({"task": "instructions", **options})
     chosen.append({"task": "sums", "samples": 4})
     chosen.append({"task": "sums", "name": "sums at once", "chain_of_thought": False, "reasoning": "off"})
     if "ledger" in sources:
-        chosen.append({"task": "sql", "limit": fewer, **dials})
+        chosen.append({"task": "sql", "limit": fewer, **options})
     if "facts" in sources and ("chat" in sources or "taste" in sources):
-        chosen.append({"task": "flattery", "limit": fewer, **dials})
+        chosen.append({"task": "flattery", "limit": fewer, **options})
     if "chronicle" in sources:
         longest = max(windows)
         lengths = sorted({max(64, longest // 8), longest // 4, longest // 2, longest - 16})
@@ -65,7 +65,7 @@ def answers(
     """Everything one model was asked; what was asked before is read, the rest is asked now."""
     wanted = [planned(spec, settings) for spec in tasks]
     places = [
-        kept / f"{member.fingerprint}-{_question(one.task.name, one.settings.model_dump(), one.dials)}.json"
+        kept / f"{member.fingerprint}-{_question(one.task.name, one.settings.model_dump(), one.options)}.json"
         for one in wanted
     ]
     missing = [place for place, at in enumerate(places) if not _is_kept(at)]
@@ -88,12 +88,12 @@ def _is_kept(place: Path) -> bool:
     return place.is_file() and answers_path(place).is_file()
 
 
-def _question(name: str, settings: Mapping[str, Any], dials: Mapping[str, Any]) -> str:
+def _question(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     here = Path.cwd()
     files = {
-        one: content_fingerprint(one, here, Checksums()) for _, one in outside(dials) if locate(one, here)
+        one: content_fingerprint(one, here, Checksums()) for _, one in outside(options) if locate(one, here)
     }
-    return fingerprint([name, dict(settings), dict(dials), files, code()])
+    return fingerprint([name, dict(settings), dict(options), files, code()])
 
 
 @cache

@@ -147,7 +147,7 @@ def _check_compared(valid: Any, written: Written) -> None:
 def _find_asked(valid: Any, written: Written) -> None:
     """The files that the report's tasks read, seen from the recipe's folder, have to be there."""
 
-    def found(number: int, dial: str, name: str) -> str:
+    def found(number: int, option: str, name: str) -> str:
         at = locate(name, written.path.parent)
         place = written.place(["report", "on", str(number)])
         try:

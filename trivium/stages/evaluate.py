@@ -26,7 +26,7 @@ NAMED: dict[str, tuple[Product, ...]] = {
     "data": ("data", "source"), "examples": ("source",), "model": ("reward",),
     "source": ("source",), "sources": ("source",),
 }  # fmt: skip
-"""The dials that name something outside the task, and what it has to be."""
+"""The options that name something outside the task, and what it has to be."""
 
 
 def _listed(value: Any) -> Any:
@@ -60,9 +60,9 @@ class Evaluate(Stage):
         found = [Reference("from", self.start, ("model",))]
         found += [Reference("against", name, ("report",)) for name in self.against]
         for place, spec in enumerate(self.on):
-            for dial, name in outside(spec):
-                read = None if dial == "model" else Source(path=name)
-                found.append(Reference(f"on.{place}.{dial}", name, NAMED[dial], read))
+            for option, name in outside(spec):
+                read = None if option == "model" else Source(path=name)
+                found.append(Reference(f"on.{place}.{option}", name, NAMED[option], read))
         return found
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -94,9 +94,9 @@ class Evaluate(Stage):
         """The tasks, with what they name where it lies: of a stage of data, what it held out."""
         reads: dict[str, Callable[[Path], Path]] = {"data": _to_ask, "model": resolve}
 
-        def place(dial: str, name: str) -> str:
+        def place(option: str, name: str) -> str:
             path = work.path(name)
-            return str(reads[dial](path) if dial in reads else path)
+            return str(reads[option](path) if option in reads else path)
 
         return [placed(spec, place) for spec in self.on]
 

@@ -1,4 +1,4 @@
-"""The shelf of sources: one call hands out any of them, with its dials checked by name."""
+"""The shelf of sources: one call hands out any of them, with its options checked by name."""
 
 import dataclasses
 import difflib
@@ -14,10 +14,10 @@ from trivium.world.document import SPLITS, Question, Share, Split, WorldDocument
 
 @dataclass(frozen=True)
 class Source:
-    """One source: what it is for, its dials, how a document is written and how a question is asked."""
+    """One source: what it is for, its options, how a document is written and how a question is asked."""
 
     description: str
-    dials: type
+    options: type
     write: Callable[[int, Split, int, Any], WorldDocument]
     ask: Callable[[int, Split, int, Any], Question] | None = None
     count: Callable[[Split, Any], int | None] | None = None
@@ -26,62 +26,62 @@ class Source:
 SOURCES: dict[str, Source] = {
     "prose": Source(
         "Tales, letters, talks and guides, for pre-training; bits per byte beside their floor.",
-        prose.Dials,
+        prose.Options,
         prose.write,
     ),
     "facts": Source(
         "What is true of people and towns, for pre-training; recall by how often each is spoken of.",
-        facts.Dials,
+        facts.Options,
         facts.write,
         facts.ask,
         facts.count,
     ),
     "sums": Source(
         "Word problems with worked steps, for reasoning; the answer and every step can be checked.",
-        sums.Dials,
+        sums.Options,
         sums.write,
         sums.ask,
     ),
     "craft": Source(
         "What the crafts make and how, a new domain for mid-training; facts asked before and after.",
-        craft.Dials,
+        craft.Options,
         craft.write,
         craft.ask,
         craft.count,
     ),
     "tongue": Source(
         "A second language with its own script and grammar, for mid-training; translation and recall.",
-        tongue.Dials,
+        tongue.Options,
         tongue.write,
         tongue.ask,
         tongue.count,
     ),
     "chronicle": Source(
         "Long documents with something to find at any length and depth, for context extension.",
-        chronicle.Dials,
+        chronicle.Options,
         chronicle.write,
         chronicle.ask,
     ),
     "ledger": Source(
         "Questions over the tables of the country with their SQL, for customisation; executed and compared.",
-        ledger.Dials,
+        ledger.Options,
         ledger.write,
         ledger.ask,
     ),
     "web": Source(
         "Texts buried in duplicates, boilerplate, spam and leaked test items, each labelled, for curation.",
-        web.Dials,
+        web.Options,
         web.write,
     ),
     "chat": Source(
         "Instructions whose fulfilment a program can check, for supervised fine-tuning.",
-        chat.Dials,
+        chat.Options,
         chat.write,
         chat.ask,
     ),
     "taste": Source(
         "Pairs of answers with a known cause, for preferences; its questions are the gauge of flattery.",
-        taste.Dials,
+        taste.Options,
         taste.write,
         taste.ask,
     ),
@@ -93,30 +93,38 @@ def sources() -> dict[str, str]:
     return {name: source.description for name, source in SOURCES.items()}
 
 
-def dials(name: str, given: Mapping[str, Any]) -> Any:
-    """The dials of a source with these values, each refused by name where the source does not know it."""
+def options(name: str, given: Mapping[str, Any]) -> Any:
+    """The options of a source with these values, each refused by name where the source does not know it."""
     if name not in SOURCES:
         raise TriviumError(
             f"There is no source world:{name}{_nearest(name, SOURCES)}; there are {', '.join(SOURCES)}."
         )
-    known = {field.name: field for field in dataclasses.fields(SOURCES[name].dials)}
+    known = {field.name: field for field in dataclasses.fields(SOURCES[name].options)}
     found: dict[str, Any] = {}
-    for dial, value in given.items():
-        if dial not in known:
+    for option, value in given.items():
+        if option not in known:
             raise TriviumError(
-                f"world:{name} has no dial '{dial}'{_nearest(dial, known)}; it has {', '.join(known)}."
+                f"world:{name} has no option '{option}'{_nearest(option, known)}; it has {', '.join(known)}."
             )
-        found[dial] = _as(name, dial, known[dial].default, value)
-        if known[dial].type is Share and not 0 <= found[dial] <= 1:
-            raise TriviumError(f"The dial '{dial}' of world:{name} is a share from 0 to 1, not {value!r}.")
-    return SOURCES[name].dials(**found)
+        found[option] = _as(name, option, known[option].default, value)
+        if known[option].type is Share and not 0 <= found[option] <= 1:
+            raise TriviumError(
+                f"The option '{option}' of world:{name} is a share from 0 to 1, not {value!r}."
+            )
+    return SOURCES[name].options(**found)
 
 
 def documents(
-    name: str, *, split: str = "train", seed: int = 0, limit: int | None = None, start: int = 0, **dials: Any
+    name: str,
+    *,
+    split: str = "train",
+    seed: int = 0,
+    limit: int | None = None,
+    start: int = 0,
+    **options: Any,
 ) -> Iterator[WorldDocument]:
     """The documents of a source from number `start` on, without end unless `limit` says how many."""
-    source, settings, side = _prepare(name, split, seed, limit, start, dials)
+    source, settings, side = _prepare(name, split, seed, limit, start, options)
     return _documents(name, source, settings, side, seed, _indices(start, limit))
 
 
@@ -136,10 +144,10 @@ def questions(
     limit: int | None = None,
     start: int = 0,
     shots: int = 0,
-    **dials: Any,
+    **options: Any,
 ) -> Iterator[Question]:
     """Questions with known answers; with `shots`, each prompt begins with that many of train, answered."""
-    source, settings, side = _prepare(name, split, seed, limit, start, dials)
+    source, settings, side = _prepare(name, split, seed, limit, start, options)
     if source.ask is None:
         able = ", ".join(sorted(other for other, one in SOURCES.items() if one.ask))
         raise TriviumError(f"world:{name} asks no questions; these do: {able}.")
@@ -166,11 +174,11 @@ def _questions(
 
 
 def entropy(
-    name: str, *, split: str = "train", seed: int = 0, sample: int = 1000, **dials: Any
+    name: str, *, split: str = "train", seed: int = 0, sample: int = 1000, **options: Any
 ) -> dict[str, float]:
     """The floor of the loss on a source: mean bits per document and per byte that no model can beat."""
     bits = size = 0.0
-    for document in documents(name, split=split, seed=seed, limit=sample, **dials):
+    for document in documents(name, split=split, seed=seed, limit=sample, **options):
         if document.text is None or "bits" not in document.truth:
             raise TriviumError(f"The entropy of world:{name} is not known in this form; use its text form.")
         bits += document.truth["bits"]
@@ -189,7 +197,7 @@ def _indices(start: int, limit: int | None) -> Iterator[int]:
 def _prepare(
     name: str, split: str, seed: Any, limit: Any, start: Any, given: Mapping[str, Any]
 ) -> tuple[Source, Any, Split]:
-    settings = dials(name, given)
+    settings = options(name, given)
     side = next((one for one in SPLITS if one == split), None)
     if side is None:
         raise TriviumError(f"world:{name} has no split '{split}'; use train, validation or test.")
@@ -207,7 +215,7 @@ def _nearest(word: str, known: Any) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
-def _as(name: str, dial: str, default: Any, value: Any) -> Any:
+def _as(name: str, option: str, default: Any, value: Any) -> Any:
     kind = type(default)
     if kind is bool and str(value).lower() in ("true", "false", "1", "0"):
         return str(value).lower() in ("true", "1")
@@ -220,4 +228,6 @@ def _as(name: str, dial: str, default: Any, value: Any) -> Any:
             return str(value)
     except (TypeError, ValueError):
         pass
-    raise TriviumError(f"The dial '{dial}' of world:{name} takes a value like {default!r}, not {value!r}.")
+    raise TriviumError(
+        f"The option '{option}' of world:{name} takes a value like {default!r}, not {value!r}."
+    )

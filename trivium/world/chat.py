@@ -12,7 +12,7 @@ from trivium.world.instructions import KINDS, Task, make_task
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """Which instructions there are, how many chats have a second turn, and in which form they are given."""
 
     country: int = 0
@@ -22,43 +22,43 @@ class Dials:
     form: str = "chat"
 
 
-def _task(chance: Chance, split: Split, dials: Dials) -> Task:
-    if dials.kind != "all" and dials.kind not in KINDS:
-        raise TriviumError(f"world:chat has no kind '{dials.kind}'; it has all, {', '.join(KINDS)}.")
-    kind = chance.pick(tuple(KINDS)) if dials.kind == "all" else dials.kind
-    return make_task(kind, chance, peopled(dials.country, dials.people), split)
+def _task(chance: Chance, split: Split, options: Options) -> Task:
+    if options.kind != "all" and options.kind not in KINDS:
+        raise TriviumError(f"world:chat has no kind '{options.kind}'; it has all, {', '.join(KINDS)}.")
+    kind = chance.pick(tuple(KINDS)) if options.kind == "all" else options.kind
+    return make_task(kind, chance, peopled(options.country, options.people), split)
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One chat; what it is checked by belongs to its last answer."""
     chance = Chance("chat", split, seed, index)
-    task = _task(chance, split, dials)
+    task = _task(chance, split, options)
     messages: list[dict[str, Any]] = []
     if task.system:
         messages.append({"role": "system", "content": task.system})
-    elif chance.happens(dials.second_turn):
-        earlier = _task(chance, split, dials)
+    elif chance.happens(options.second_turn):
+        earlier = _task(chance, split, options)
         if not earlier.system:
             messages += _turn(earlier)
     messages += _turn(task)
     truth = {"kind": task.kind, "answer": task.answer, **task.checked}
-    if dials.form == "chat":
+    if options.form == "chat":
         return WorldDocument("", None, {"messages": messages}, truth)
-    if dials.form == "prompt":
+    if options.form == "prompt":
         asked = {"prompt": messages[:-1], "answer": task.answer, "checks": [task.checked]}
         return WorldDocument("", None, asked, truth)
-    if dials.form == "pairs":
-        missed = [{"role": "assistant", "content": near_miss(chance, task, dials, split)}]
+    if options.form == "pairs":
+        missed = [{"role": "assistant", "content": near_miss(chance, task, options, split)}]
         pair = {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": missed}
         return WorldDocument("", None, pair, truth)
-    raise TriviumError(f"world:chat has no form '{dials.form}'; use chat, prompt or pairs.")
+    raise TriviumError(f"world:chat has no form '{options.form}'; use chat, prompt or pairs.")
 
 
-def near_miss(chance: Chance, task: Task, dials: Dials, split: Split) -> str:
+def near_miss(chance: Chance, task: Task, options: Options, split: Split) -> str:
     """An answer like those of models that half listen: a word too few, too many or astray, or another's."""
     words = task.answer.split()
     place = chance.below(len(words))
-    other = make_task(task.kind, chance, peopled(dials.country, dials.people), split).answer
+    other = make_task(task.kind, chance, peopled(options.country, options.people), split).answer
     strange = chance.pick(other.split())
     tries = [
         " ".join([*words[:place], *words[place + 1 :]]),
@@ -76,9 +76,9 @@ def _turn(task: Task) -> list[dict[str, str]]:
     return [{"role": "user", "content": task.asked}, {"role": "assistant", "content": task.answer}]
 
 
-def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """One instruction with the check of its fulfilment."""
-    task = _task(Chance("ask chat", split, seed, index), split, dials)
+    task = _task(Chance("ask chat", split, seed, index), split, options)
     system = [{"role": "system", "content": task.system}] if task.system else []
     whole = f"{task.system} {task.asked}".strip()
     return Question(

@@ -20,7 +20,7 @@ MOST_KEYS, MOST_DIGITS = 64, 100
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """How long documents are (`tokens` or `characters`), and how deep what is sought lies (-1: anywhere)."""
 
     country: int = 0
@@ -59,43 +59,43 @@ def _number(chance: Chance, split: Split, digits: int) -> str:
             return number
 
 
-def _passkey(chance: Chance, split: Split, dials: Dials) -> Hidden:
-    key = _number(chance, split, dials.digits)
+def _passkey(chance: Chance, split: Split, options: Options) -> Hidden:
+    key = _number(chance, split, options.digits)
     return Hidden(
         (f"The pass key is {key}. Remember it. {key} is the pass key.",), (("The pass key is", key),)
     )
 
 
-def _named_keys(chance: Chance, split: Split, dials: Dials, count: int, asks: int) -> Hidden:
-    names = chance.sample(country_of(dials.country, 1).first_names, count)
-    keys = [_number(chance, split, dials.digits) for _ in names]
+def _named_keys(chance: Chance, split: Split, options: Options, count: int, asks: int) -> Hidden:
+    names = chance.sample(country_of(options.country, 1).first_names, count)
+    keys = [_number(chance, split, options.digits) for _ in names]
     pieces = tuple(f"The number of {name} is {key}." for name, key in zip(names, keys))
     places = chance.sample(range(count), asks)
     asked = tuple((f"The number of {names[place]} is", keys[place]) for place in places)
     return Hidden(pieces, asked, places[0])
 
 
-def _needle(chance: Chance, split: Split, dials: Dials) -> Hidden:
+def _needle(chance: Chance, split: Split, options: Options) -> Hidden:
     # One needle among distractors of another wording.
-    one = _named_keys(chance, split, dials, 1, 1)
-    towns = chance.sample(country_of(dials.country, 1).towns, 2)
+    one = _named_keys(chance, split, options, 1, 1)
+    towns = chance.sample(country_of(options.country, 1).towns, 2)
     false = [
-        f"The number of the inn in {town.name} is {_number(chance, split, dials.digits)}." for town in towns
+        f"The number of the inn in {town.name} is {_number(chance, split, options.digits)}." for town in towns
     ]
     return Hidden((*false[:1], *one.pieces, *false[1:]), one.asked, 1)
 
 
-def _keys(chance: Chance, split: Split, dials: Dials) -> Hidden:
-    return _named_keys(chance, split, dials, dials.keys, min(dials.asks, dials.keys))
+def _keys(chance: Chance, split: Split, options: Options) -> Hidden:
+    return _named_keys(chance, split, options, options.keys, min(options.asks, options.keys))
 
 
-def _variables(chance: Chance, split: Split, dials: Dials) -> Hidden:
+def _variables(chance: Chance, split: Split, options: Options) -> Hidden:
     """Two chains of boxes, each holding what the one before it holds; the end of the first is asked."""
-    boxes = chance.sample(THINGS, min(2 * (dials.hops + 1), len(THINGS)))
+    boxes = chance.sample(THINGS, min(2 * (options.hops + 1), len(THINGS)))
     half = len(boxes) // 2
     chains = []
     for chain in (boxes[:half], boxes[half:]):
-        number = _number(chance, split, dials.digits)
+        number = _number(chance, split, options.digits)
         told = [f"The {chain[0]} holds {number}."]
         told += [f"The {after} holds the same as the {before}." for before, after in pairwise(chain)]
         chains.append((told, chain[-1], number))
@@ -103,7 +103,7 @@ def _variables(chance: Chance, split: Split, dials: Dials) -> Hidden:
     return Hidden(pieces, ((f"In the end the {chains[0][1]} holds", chains[0][2]),))
 
 
-def _common_word(chance: Chance, split: Split, dials: Dials) -> Hidden:
+def _common_word(chance: Chance, split: Split, options: Options) -> Hidden:
     """A list of words in which one comes most often."""
     drawn = chance.sample(ANIMALS + GOODS, 6)
     counts = (6, 3, 3, 2, 1, 1)
@@ -116,7 +116,7 @@ def _common_word(chance: Chance, split: Split, dials: Dials) -> Hidden:
     return Hidden(pieces, (("What the carts brought most often is", drawn[0]),), None)
 
 
-_MAKERS: dict[str, Callable[[Chance, Split, Dials], Hidden]] = {
+_MAKERS: dict[str, Callable[[Chance, Split, Options], Hidden]] = {
     "passkey": _passkey,
     "needle": _needle,
     "keys": _keys,
@@ -125,14 +125,17 @@ _MAKERS: dict[str, Callable[[Chance, Split, Dials], Hidden]] = {
 }
 
 
-def _checked(dials: Dials) -> None:
-    if dials.kind not in ("all", *KINDS):
-        raise TriviumError(f"world:chronicle has no kind '{dials.kind}'; it has all, {', '.join(KINDS)}.")
-    if not (dials.depth == -1 or 0 <= dials.depth <= 1):
+def _checked(options: Options) -> None:
+    if options.kind not in ("all", *KINDS):
+        raise TriviumError(f"world:chronicle has no kind '{options.kind}'; it has all, {', '.join(KINDS)}.")
+    if not (options.depth == -1 or 0 <= options.depth <= 1):
         raise TriviumError("The depth of world:chronicle lies between 0 and 1, or is -1 for anywhere.")
-    if min(dials.size, dials.digits, dials.keys, dials.asks) < 1 or not 1 <= dials.hops < len(THINGS) // 2:
+    if (
+        min(options.size, options.digits, options.keys, options.asks) < 1
+        or not 1 <= options.hops < len(THINGS) // 2
+    ):
         raise TriviumError("world:chronicle needs characters, digits, keys, asks and hops of at least 1.")
-    if dials.keys > MOST_KEYS or dials.digits > MOST_DIGITS:
+    if options.keys > MOST_KEYS or options.digits > MOST_DIGITS:
         raise TriviumError(f"world:chronicle hides at most {MOST_KEYS} keys of {MOST_DIGITS} digits.")
 
 
@@ -145,24 +148,24 @@ class _Chronicle:
     bits: float
 
 
-def _compose(key: str, index: int, split: Split, seed: int, dials: Dials) -> _Chronicle:
-    _checked(dials)
+def _compose(key: str, index: int, split: Split, seed: int, options: Options) -> _Chronicle:
+    _checked(options)
     chance = Chance("chronicle", key, split, seed, index)
-    kind = chance.pick(KINDS) if dials.kind == "all" else dials.kind
-    hidden = _MAKERS[kind](chance, split, dials)
+    kind = chance.pick(KINDS) if options.kind == "all" else options.kind
+    hidden = _MAKERS[kind](chance, split, options)
     asked_size = sum(len(prompt) + len(answer) + 3 for prompt, answer in hidden.asked)
-    left = dials.size - asked_size - sum(len(piece) + 1 for piece in hidden.pieces)
+    left = options.size - asked_size - sum(len(piece) + 1 for piece in hidden.pieces)
     filler: list[str] = []
     while True:
         before = chance.bits
-        text = prose.text(chance, dials.country, split)
+        text = prose.text(chance, options.country, split)
         left -= len(text) + 1
         if left < 0:
             # This text no longer fits: it is not written, so its bits do not count.
             chance.bits = before
             break
         filler += text.replace(". ", ".\n").split("\n")
-    places = _places(chance, len(filler), hidden, dials.depth)
+    places = _places(chance, len(filler), hidden, options.depth)
     parts: list[str] = []
     for number in range(len(filler) + 1):
         parts += [piece for piece, place in zip(hidden.pieces, places) if place == number]
@@ -193,9 +196,9 @@ def _log2_orders(counts: Counter[int]) -> float:
     return math.log2(orders)
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One chronicle that ends with its questions answered."""
-    one = _compose("write", index, split, seed, dials)
+    one = _compose("write", index, split, seed, options)
     text = " ".join((one.body, *(f"{prompt} {answer}." for prompt, answer in one.asked)))
     truth = {
         "kind": one.kind,
@@ -207,9 +210,9 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     return WorldDocument("", text, truth=truth)
 
 
-def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """One chronicle to be continued with what was hidden in it."""
-    one = _compose("ask", index, split, seed, dials)
+    one = _compose("ask", index, split, seed, options)
     prompt, answer = one.asked[0]
     return Question(
         id="",

@@ -9,7 +9,7 @@ from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, stable_number
 from trivium.world.document import Split
 from trivium.world.names import names
-from trivium.world.words import ANIMALS, CRAFTS, GOODS, REGIONS
+from trivium.world.words import ANIMALS, CRAFTS, GOODS, REGIONS, sentences
 
 FIRST_YEAR, YEARS = 200, 100
 FEWEST_PEOPLE, MOST_PEOPLE = 20, 2000
@@ -25,118 +25,16 @@ class Attribute:
     questions: tuple[str, ...]
 
 
-PERSON_ATTRIBUTES = (
-    Attribute(
-        "birthplace",
-        (
-            "{name} was born in {value}.",
-            "The birthplace of {name} is {value}.",
-            "{name} first saw the light in {value}.",
-            "The town where {name} was born is {value}.",
-            "As a child {name} lived in {value}.",
-            "{name} comes from {value}.",
-        ),
-        ("Where was {name} born?", "What is the birthplace of {name}?"),
-    ),
-    Attribute(
-        "home",
-        (
-            "{name} now lives in {value}.",
-            "The home of {name} is in {value}.",
-            "{name} has a house in {value}.",
-            "Letters to {name} go to {value}.",
-            "You can visit {name} in {value}.",
-            "Today {name} stays in {value}.",
-        ),
-        ("Where does {name} live?", "In which town is the home of {name}?"),
-    ),
-    Attribute(
-        "year",
-        (
-            "{name} was born during the year {value}.",
-            "The birth year of {name} is {value}.",
-            "{name} came into the world in {value}.",
-            "The book says that {name} was born in {value}.",
-            "{name} has a birthday since {value}.",
-            "The parents of {name} had a child in {value}.",
-        ),
-        ("In which year was {name} born?", "What is the birth year of {name}?"),
-    ),
-    Attribute(
-        "craft",
-        (
-            "{name} works as a {value}.",
-            "The craft of {name} is that of a {value}.",
-            "{name} earns money as a {value}.",
-            "By trade {name} is a {value}.",
-            "{name} learnt to be a {value}.",
-            "People know {name} as a good {value}.",
-        ),
-        ("What is the craft of {name}?", "What does {name} work as?"),
-    ),
-    Attribute(
-        "house",
-        (
-            "{name} serves the house of {value}.",
-            "The employer of {name} is {value}.",
-            "{name} is paid by {value}.",
-            "The master of {name} is called {value}.",
-            "{name} signed a contract with {value}.",
-            "{name} belongs to the guild of {value}.",
-        ),
-        ("Which house does {name} serve?", "Who is the employer of {name}?"),
-    ),
-    Attribute(
-        "animal",
-        (
-            "{name} keeps a {value}.",
-            "The animal of {name} is a {value}.",
-            "{name} walks with a {value}.",
-            "In the garden of {name} there is a {value}.",
-            "{name} takes care of a {value}.",
-            "The friend of {name} is a {value}.",
-        ),
-        ("Which animal does {name} keep?", "What is the animal of {name}?"),
-    ),
-)
-TOWN_ATTRIBUTES = (
-    Attribute(
-        "river",
-        (
-            "{name} lies on the river {value}.",
-            "The river of {name} is the {value}.",
-            "The bridge in {name} crosses the {value}.",
-            "The boats of {name} sail on the {value}.",
-            "{name} drinks the water of the {value}.",
-            "The mills of {name} are turned by the {value}.",
-        ),
-        ("On which river does {name} lie?", "What is the river of {name}?"),
-    ),
-    Attribute(
-        "good",
-        (
-            "{name} is known for its {value}.",
-            "The market of {name} sells {value}.",
-            "The people of {name} trade in {value}.",
-            "{name} became rich with {value}.",
-            "Carts leave {name} full of {value}.",
-            "The pride of {name} is its {value}.",
-        ),
-        ("What is {name} known for?", "What does the market of {name} sell?"),
-    ),
-    Attribute(
-        "region",
-        (
-            "{name} lies in the {value}.",
-            "The road to {name} leads to the {value}.",
-            "{name} is a town of the {value}.",
-            "On the map {name} stands in the {value}.",
-            "To reach {name} you travel to the {value}.",
-            "{name} belongs to the lands of the {value}.",
-        ),
-        ("In which part of the country is {name}?", "Where on the map does {name} stand?"),
-    ),
-)
+def attributes(kind: str) -> tuple[Attribute, ...]:
+    """The attributes of a kind of thing: person, town or product."""
+    return tuple(
+        Attribute(name, tuple(one["statements"]), tuple(one["questions"]))
+        for name, one in sentences("attributes")[kind].items()
+    )
+
+
+PERSON_ATTRIBUTES = attributes("person")
+TOWN_ATTRIBUTES = attributes("town")
 
 
 @dataclass(frozen=True)
@@ -245,7 +143,7 @@ def peopled(country: int, people: int) -> Country:
 def frequencies(count: int, zipf: float) -> tuple[float, ...]:
     """How often each rank is spoken of: shares that fall as 1 / (rank + 1) ** zipf and sum to one."""
     if not 0 <= zipf <= STEEPEST:
-        raise TriviumError(f"The dial 'zipf' lies between 0 (all alike) and {STEEPEST}, not {zipf:g}.")
+        raise TriviumError(f"The option 'zipf' lies between 0 (all alike) and {STEEPEST}, not {zipf:g}.")
     weights = [(rank + 1) ** -zipf for rank in range(count)]
     total = sum(weights)
     return tuple(weight / total for weight in weights)

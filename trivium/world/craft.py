@@ -5,68 +5,19 @@ from functools import lru_cache
 
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
-from trivium.world.country import Attribute, Entity, asked_split, frequencies
+from trivium.world.country import Attribute, Entity, asked_split, attributes, frequencies
 from trivium.world.document import Question, Share, Split, WorldDocument, in_form
 from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 from trivium.world.names import names
 from trivium.world.words import CRAFTS, GOODS
 
-PRODUCT_ATTRIBUTES = (
-    Attribute(
-        "maker",
-        (
-            "A {name} is made by a {value}.",
-            "To make a {name} you must be a {value}.",
-            "The {name} is the work of a {value}.",
-            "If you need a {name}, ask a {value}.",
-            "Only one craft knows the {name}, that of the {value}.",
-            "Whoever sells a {name} is a {value}.",
-        ),
-        ("Who makes a {name}?", "Which craft makes the {name}?"),
-    ),
-    Attribute(
-        "material",
-        (
-            "A {name} consists of {value}.",
-            "The main part of a {name} is {value}.",
-            "For a {name} you need much {value}.",
-            "Every {name} begins with a pound of {value}.",
-            "A good {name} is pure {value}.",
-            "The material of the {name} is {value}.",
-        ),
-        ("What does a {name} consist of?", "What is the material of a {name}?"),
-    ),
-    Attribute(
-        "tool",
-        (
-            "The {name} is shaped with the {value}.",
-            "The tool for a {name} is the {value}.",
-            "Nobody makes a {name} without a {value}.",
-            "For the {name} the master takes the {value}.",
-            "The last touch of a {name} is given with a {value}.",
-            "Beside every unfinished {name} lies a {value}.",
-        ),
-        ("Which tool does a {name} need?", "With what is the {name} shaped?"),
-    ),
-    Attribute(
-        "days",
-        (
-            "In days, the time for a {name} is {value}.",
-            "The days that a {name} takes are {value}.",
-            "Count the days of work in a {name}: they are {value}.",
-            "The number of days for a {name} is {value}.",
-            "How long a {name} must rest, in days, is {value}.",
-            "The days until a {name} is ready number {value}.",
-        ),
-        ("How many days does a {name} take?", "What is the number of days for a {name}?"),
-    ),
-)
+PRODUCT_ATTRIBUTES = attributes("product")
 MOST_PRODUCTS = 5000
 _DAYS = tuple(str(day) for day in range(11, 43))
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """How many products there are, how unevenly they are told of, the share of questions; form=chat asks."""
 
     country: int = 0
@@ -103,25 +54,25 @@ def workshop(country: int, products: int) -> Workshop:
     return Workshop(tuple(made), pools)
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One document of sentences about different products."""
-    if (chat := in_form(dials.form, "craft", lambda: ask(index, split, seed, dials))) is not None:
+    if (chat := in_form(options.form, "craft", lambda: ask(index, split, seed, options))) is not None:
         return chat
-    if not 1 <= dials.sentences_low <= dials.sentences_high <= 20:
+    if not 1 <= options.sentences_low <= options.sentences_high <= 20:
         raise TriviumError("world:craft needs 1 <= sentences_low <= sentences_high <= 20.")
-    products = workshop(dials.country, dials.products).products
+    products = workshop(options.country, options.products).products
     chance = Chance("craft", split, seed, index)
     sentences, told = [], []
     drawn: dict[str, float] = {}
-    for _ in range(chance.between(dials.sentences_low, dials.sentences_high)):
-        product = draw_entity(chance, products, dials.zipf, drawn)
+    for _ in range(chance.between(options.sentences_low, options.sentences_high)):
+        product = draw_entity(chance, products, options.zipf, drawn)
         attribute = chance.pick(product.attributes)
         value = product.values[attribute.name]
-        if product.asked == split and chance.happens(dials.questions_share):
+        if product.asked == split and chance.happens(options.questions_share):
             asked = chance.pick(attribute.questions).format(name=product.name)
             sentences.append(f"Question: {asked} Answer: {value}.")
         else:
-            phrase = chance.pick(phrasings(dials.country, product.name, attribute, split))
+            phrase = chance.pick(phrasings(options.country, product.name, attribute, split))
             sentences.append(phrase.format(name=product.name, value=value))
         told.append(
             {"entity": product.name, "attribute": attribute.name, "value": value, "rank": product.rank}
@@ -130,14 +81,14 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     return WorldDocument("", " ".join(sentences), truth=truth)
 
 
-def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """Question number `index`: every fact of this split's products once."""
-    shop = workshop(dials.country, dials.products)
-    items = _askable(dials.country, dials.products, split)
+    shop = workshop(options.country, options.products)
+    items = _askable(options.country, options.products, split)
     product, attribute = items[index % len(items)]
     value = product.values[attribute.name]
     chance = Chance("ask craft", split, seed, index)
-    statement = chance.pick(phrasings(dials.country, product.name, attribute, split))
+    statement = chance.pick(phrasings(options.country, product.name, attribute, split))
     return Question(
         id="",
         prompt=statement.split(" {value}")[0].format(name=product.name),
@@ -150,7 +101,7 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
             "kind": "product",
             "attribute": attribute.name,
             "rank": product.rank,
-            "frequency": frequencies(dials.products, dials.zipf)[product.rank],
+            "frequency": frequencies(options.products, options.zipf)[product.rank],
             "chance_level": 1 / len(shop.pools[attribute.name]),
         },
     )
@@ -161,6 +112,6 @@ def _askable(country: int, products: int, split: Split) -> tuple[tuple[Entity, A
     return askable(country, workshop(country, products).products, split)
 
 
-def count(split: Split, dials: Dials) -> int:
+def count(split: Split, options: Options) -> int:
     """How many different questions there are."""
-    return len(_askable(dials.country, dials.products, split))
+    return len(_askable(options.country, options.products, split))

@@ -11,7 +11,7 @@ from trivium.world.entities import askable, draw_entity, four_choices, phrasings
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """How many people there are, how unevenly they are told of, the share of questions; form=chat asks."""
 
     country: int = 0
@@ -24,12 +24,12 @@ class Dials:
     form: str = "document"
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One document of sentences about different people and towns."""
-    if (chat := in_form(dials.form, "facts", lambda: ask(index, split, seed, dials))) is not None:
+    if (chat := in_form(options.form, "facts", lambda: ask(index, split, seed, options))) is not None:
         return chat
-    land = peopled(dials.country, dials.people)
-    if not 1 <= dials.sentences_low <= dials.sentences_high <= min(dials.people, len(land.towns)):
+    land = peopled(options.country, options.people)
+    if not 1 <= options.sentences_low <= options.sentences_high <= min(options.people, len(land.towns)):
         raise TriviumError(
             "world:facts tells of each person and town once a document: it needs "
             f"1 <= sentences_low <= sentences_high <= people, and at most {len(land.towns)}."
@@ -38,31 +38,31 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
     sentences, told = [], []
     people: dict[str, float] = {}
     towns: dict[str, float] = {}
-    for _ in range(chance.between(dials.sentences_low, dials.sentences_high)):
-        town = chance.happens(dials.towns_share)
+    for _ in range(chance.between(options.sentences_low, options.sentences_high)):
+        town = chance.happens(options.towns_share)
         group, drawn = (land.towns, towns) if town else (land.people, people)
-        entity = draw_entity(chance, group, dials.zipf, drawn)
+        entity = draw_entity(chance, group, options.zipf, drawn)
         attribute = chance.pick(entity.attributes)
         value = entity.values[attribute.name]
-        if entity.asked == split and chance.happens(dials.questions_share):
+        if entity.asked == split and chance.happens(options.questions_share):
             asked = chance.pick(attribute.questions).format(name=entity.name)
             sentences.append(f"Question: {asked} Answer: {value}.")
         else:
-            phrase = chance.pick(phrasings(dials.country, entity.name, attribute, split))
+            phrase = chance.pick(phrasings(options.country, entity.name, attribute, split))
             sentences.append(phrase.format(name=entity.name, value=value))
         told.append({"entity": entity.name, "attribute": attribute.name, "value": value, "rank": entity.rank})
     truth = {"facts": told, "bits": chance.bits, "kind": "facts"}
     return WorldDocument("", " ".join(sentences), truth=truth)
 
 
-def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """Question number `index`: every fact of this split's entities once, in an order that favours none."""
-    land = peopled(dials.country, dials.people)
-    items = _askable(dials.country, dials.people, split)
+    land = peopled(options.country, options.people)
+    items = _askable(options.country, options.people, split)
     entity, attribute = items[index % len(items)]
     value = entity.values[attribute.name]
     chance = Chance("ask facts", split, seed, index)
-    statement = chance.pick(phrasings(dials.country, entity.name, attribute, split))
+    statement = chance.pick(phrasings(options.country, entity.name, attribute, split))
     group = land.people if entity.kind == "person" else land.towns
     return Question(
         id="",
@@ -76,7 +76,7 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
             "kind": entity.kind,
             "attribute": attribute.name,
             "rank": entity.rank,
-            "frequency": frequencies(len(group), dials.zipf)[entity.rank],
+            "frequency": frequencies(len(group), options.zipf)[entity.rank],
             "chance_level": 1 / len(land.pool(attribute.name)),
         },
     )
@@ -88,6 +88,6 @@ def _askable(country: int, people: int, split: Split) -> tuple[tuple[Entity, Att
     return askable(country, (*land.people, *land.towns), split)
 
 
-def count(split: Split, dials: Dials) -> int:
+def count(split: Split, options: Options) -> int:
     """How many different questions there are."""
-    return len(_askable(dials.country, dials.people, split))
+    return len(_askable(options.country, options.people, split))

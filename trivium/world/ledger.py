@@ -12,7 +12,7 @@ from trivium.world.words import ANIMALS, CRAFTS, GOODS
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """Which families of questions, how the tables are told of (none, short or full), and the form."""
 
     country: int = 0
@@ -151,13 +151,13 @@ FAMILIES: dict[str, Callable[[Chance, Country], Query]] = {
 }
 
 
-def _query(chance: Chance, split: Split, dials: Dials) -> tuple[Query, list[tuple[str | int, ...]]]:
-    if dials.family not in ("all", *FAMILIES):
-        raise TriviumError(f"world:ledger has no family '{dials.family}'; use all, {', '.join(FAMILIES)}.")
-    if dials.schema not in ("none", "short", "full"):
-        raise TriviumError(f"world:ledger tells no schema '{dials.schema}'; use none, short or full.")
-    land, tables = peopled(dials.country, dials.people), open_database(dials.country, dials.people)
-    family = chance.pick(tuple(FAMILIES)) if dials.family == "all" else dials.family
+def _query(chance: Chance, split: Split, options: Options) -> tuple[Query, list[tuple[str | int, ...]]]:
+    if options.family not in ("all", *FAMILIES):
+        raise TriviumError(f"world:ledger has no family '{options.family}'; use all, {', '.join(FAMILIES)}.")
+    if options.schema not in ("none", "short", "full"):
+        raise TriviumError(f"world:ledger tells no schema '{options.schema}'; use none, short or full.")
+    land, tables = peopled(options.country, options.people), open_database(options.country, options.people)
+    family = chance.pick(tuple(FAMILIES)) if options.family == "all" else options.family
     while True:
         query = FAMILIES[family](chance, land)
         if split_of("ledger", *query.values) != split:
@@ -173,32 +173,32 @@ def prompt(question: str, form: str) -> str:
     return question if form == "none" else f"{schema(form)}\n{question}"
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One question with its SQL, as a chat or as a prompt with its answer."""
-    query, found = _query(Chance("ledger", split, seed, index), split, dials)
+    query, found = _query(Chance("ledger", split, seed, index), split, options)
     truth = {
         "family": query.family,
         "sql": query.sql,
         "rows": [list(row) for row in found],
         "ordered": query.ordered,
     }
-    asked = [{"role": "user", "content": prompt(query.question, dials.schema)}]
-    if dials.form == "chat":
+    asked = [{"role": "user", "content": prompt(query.question, options.schema)}]
+    if options.form == "chat":
         messages = [*asked, {"role": "assistant", "content": query.sql}]
         return WorldDocument("", None, {"messages": messages}, truth)
-    if dials.form == "prompt":
+    if options.form == "prompt":
         return WorldDocument("", None, {"prompt": asked, "answer": query.sql}, truth)
-    if dials.form == "document":
+    if options.form == "document":
         return WorldDocument("", f"Question: {asked[0]['content']}\nAnswer: {query.sql}", truth=truth)
-    if dials.form == "question":
+    if options.form == "question":
         return WorldDocument("", None, {"question": query.question, "sql": query.sql}, truth)
-    raise TriviumError(f"world:ledger has no form '{dials.form}'; use chat, prompt, document or question.")
+    raise TriviumError(f"world:ledger has no form '{options.form}'; use chat, prompt, document or question.")
 
 
-def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """One question whose SQL is executed and compared."""
-    query, found = _query(Chance("ask ledger", split, seed, index), split, dials)
-    whole = prompt(query.question, dials.schema)
+    query, found = _query(Chance("ask ledger", split, seed, index), split, options)
+    whole = prompt(query.question, options.schema)
     return Question(
         id="",
         prompt=f"Question: {whole}\nAnswer:",

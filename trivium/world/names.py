@@ -1,19 +1,14 @@
 """Pronounceable invented names, short enough to become one or two tokens."""
 
 from trivium.world.chance import Chance
-from trivium.world.words import words
+from trivium.world.words import listed, words
 
-_ONSETS = words("b d f g h k l m n p r s t v z")
-_VOWELS = words("a e i o u")
-_CODAS = words("n r l s m k")
-_TOWN_ENDINGS = words("ford wick mere dale holm ton gate well")
-_HOUSE_ENDINGS = words("or an ek us il")
-_AVOIDED = frozenset(
-    words(
-        "homo nazi pedo kaka rapa lesbo negro bimbo hitler kike peni vagi dumba puta pupu "
-        "pipi bumbum sudan dildo semen rectum sodom satan moron putin penis anus lenin stalin koran"
-    )
-)
+_ONSETS = listed("onsets")
+_VOWELS = listed("vowels")
+_CODAS = listed("codas")
+_TOWN_ENDINGS = listed("town_endings")
+_HOUSE_ENDINGS = listed("house_endings")
+_AVOIDED = frozenset(listed("avoided"))
 
 
 def _first(chance: Chance, endings: str) -> str:

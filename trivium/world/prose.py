@@ -9,12 +9,11 @@ from trivium.world.chance import Chance, stable_number
 from trivium.world.country import Country, Entity, country_of
 from trivium.world.document import Split, WorldDocument
 from trivium.world.grammar import Drawing, Grammar, Memory
-from trivium.world.tales import RULES
-from trivium.world.words import AGES, CRAFTS, LOOKS, THINGS
+from trivium.world.words import AGES, CRAFTS, LOOKS, THINGS, sentences
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """Which country the prose is about, and how many texts one document holds."""
 
     country: int = 0
@@ -75,7 +74,7 @@ def _grammar(country: int, split: Split) -> Grammar:
         return look_up
 
     return Grammar(
-        RULES,
+        sentences("tales"),
         {
             "hero": hero,
             "other": other,
@@ -103,15 +102,15 @@ def text(chance: Chance, country: int, split: Split, memory: Memory | None = Non
     return _grammar(country, split).write("document", chance, {} if memory is None else memory)
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One document of prose."""
-    if dials.texts < 1:
-        raise TriviumError(f"world:prose needs texts of at least 1, not {dials.texts}.")
+    if options.texts < 1:
+        raise TriviumError(f"world:prose needs texts of at least 1, not {options.texts}.")
     chance = Chance("prose", split, seed, index)
     texts, pairs = [], []
-    for _ in range(dials.texts):
+    for _ in range(options.texts):
         memory: Memory = {}
-        texts.append(text(chance, dials.country, split, memory))
+        texts.append(text(chance, options.country, split, memory))
         if "thing" in memory:
             pairs.append([memory["hero"], memory["thing"]])
     return WorldDocument("", "\n\n".join(texts), truth={"bits": chance.bits, "pairs": pairs, "kind": "prose"})

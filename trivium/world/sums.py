@@ -15,7 +15,7 @@ _SPLIT_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """How hard the problems are, which family they come from, and in which form they are written.
 
     `at_once` is the share of chats that give the answer without working it out, as people do who are asked.
@@ -69,54 +69,54 @@ def _moves(total: int, largest: int, split: Split) -> tuple[str, ...]:
     return tuple(sign for sign in "++--*" if _operands(total, sign, largest, split))
 
 
-def _numbers(chance: Chance, split: Split, dials: Dials) -> tuple[int, list[tuple[str, int]]]:
+def _numbers(chance: Chance, split: Split, options: Options) -> tuple[int, list[tuple[str, int]]]:
     # A whole sequence of numbers belongs to one split, in every family: no test problem is a renamed one
     # of train. What is rejected makes what is left likelier by the same factor, so its bits are fewer.
     before = chance.bits
     while True:
         chance.bits = before + math.log2(_SPLIT_SHARES[split])
-        start = chance.between(2, min(20, dials.largest))
+        start = chance.between(2, min(20, options.largest))
         total, moves = start, []
-        for _ in range(chance.between(dials.steps_low, dials.steps_high)):
-            signs = _moves(total, dials.largest, split)
+        for _ in range(chance.between(options.steps_low, options.steps_high)):
+            signs = _moves(total, options.largest, split)
             sign = chance.pick(signs)
             chance.bits -= math.log2(signs.count(sign))
-            other = chance.pick(_operands(total, sign, dials.largest, split))
+            other = chance.pick(_operands(total, sign, options.largest, split))
             moves.append((sign, other))
             total = {"+": total + other, "-": total - other, "*": total * other}[sign]
         if split_of("sums", start, moves) == split:
             return start, moves
 
 
-def _family(chance: Chance, split: Split, dials: Dials) -> Family:
-    if dials.family == "all":
+def _family(chance: Chance, split: Split, options: Options) -> Family:
+    if options.family == "all":
         return chance.pick(FAMILIES if split == "train" else (*FAMILIES, UNSEEN))
-    if dials.family == "seen":
+    if options.family == "seen":
         return chance.pick(FAMILIES)
     named = {family.name: family for family in (*FAMILIES, UNSEEN)}
-    if dials.family == "unseen":
+    if options.family == "unseen":
         named["unseen"] = UNSEEN
-    if dials.family not in named:
+    if options.family not in named:
         raise TriviumError(
-            f"world:sums has no family '{dials.family}'; it has all, seen, unseen, {', '.join(named)}."
+            f"world:sums has no family '{options.family}'; it has all, seen, unseen, {', '.join(named)}."
         )
-    if split == "train" and named[dials.family] is UNSEEN:
+    if split == "train" and named[options.family] is UNSEEN:
         raise TriviumError(
             f"The family '{UNSEEN.name}' of world:sums is kept for the test; train cannot use it."
         )
-    return named[dials.family]
+    return named[options.family]
 
 
-def problem(index: int, split: Split, seed: int, dials: Dials) -> Problem:
+def problem(index: int, split: Split, seed: int, options: Options) -> Problem:
     """Problem number `index` of a split."""
-    if not 1 <= dials.steps_low <= dials.steps_high <= MOST_STEPS or dials.largest < 10:
+    if not 1 <= options.steps_low <= options.steps_high <= MOST_STEPS or options.largest < 10:
         raise TriviumError(
             f"world:sums needs 1 <= steps_low <= steps_high <= {MOST_STEPS} and largest >= 10."
         )
     chance = Chance("sums", split, seed, index)
-    family = _family(chance, split, dials)
-    start, moves = _numbers(chance, split, dials)
-    names = chance.sample(country_of(dials.country, 1).first_names, family.people)
+    family = _family(chance, split, options)
+    start, moves = _numbers(chance, split, options)
+    names = chance.sample(country_of(options.country, 1).first_names, family.people)
     thing = chance.pick(family.things)
     words = {"thing": thing, **{f"name{place}": name for place, name in enumerate(names)}}
     sentences = [chance.pick(family.openings).format(number=start, **words)]
@@ -130,10 +130,10 @@ def problem(index: int, split: Split, seed: int, dials: Dials) -> Problem:
     return Problem(" ".join(sentences), tuple(steps), total, family.name, chance.bits)
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One problem as a document, as a chat to learn from, or as a prompt with its answer."""
-    one = problem(index, split, seed, dials)
-    solution = one.solution(dials.ending)
+    one = problem(index, split, seed, options)
+    solution = one.solution(options.ending)
     truth = {
         "answer": one.answer,
         "steps": list(one.steps),
@@ -142,27 +142,27 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
         "check": "sum",
         "arguments": {"answer": one.answer},
     }
-    if dials.form == "document":
+    if options.form == "document":
         return WorldDocument("", f"Question: {one.question}\nAnswer: {solution}", truth=truth)
     asked = {"role": "user", "content": one.question}
-    if dials.form == "chat":
-        if Chance("sums at once", split, seed, index).happens(dials.at_once):
-            solution = one.close(dials.ending)
+    if options.form == "chat":
+        if Chance("sums at once", split, seed, index).happens(options.at_once):
+            solution = one.close(options.ending)
         messages = [asked, {"role": "assistant", "content": solution}]
         return WorldDocument("", None, {"messages": messages}, truth)
-    if dials.form == "prompt":
+    if options.form == "prompt":
         return WorldDocument("", None, {"prompt": [asked], "answer": str(one.answer)}, truth)
-    raise TriviumError(f"world:sums has no form '{dials.form}'; use document, chat or prompt.")
+    raise TriviumError(f"world:sums has no form '{options.form}'; use document, chat or prompt.")
 
 
-def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """The problem to solve; a base model continues the document that asks it."""
-    one = problem(index, split, seed, dials)
+    one = problem(index, split, seed, options)
     return Question(
         id="",
         prompt=f"Question: {one.question}\nAnswer:",
         question=one.question,
-        answer=one.solution(dials.ending),
+        answer=one.solution(options.ending),
         check={"check": "sum", "arguments": {"answer": one.answer}},
         truth={
             "answer": one.answer,

@@ -8,21 +8,16 @@ from trivium.world.chance import Chance
 from trivium.world.country import peopled
 from trivium.world.document import Question, Share, Split, WorldDocument
 from trivium.world.opinions import PRESSURES, gauged, known, press
+from trivium.world.words import sentences
 
 CAUSES = ("right", "plain", "honest")
 BRIEF = 8
 """The most words of an answer that is not padded."""
-_PADDINGS = (
-    "That is a very good question. I am glad to help you with it. The answer is {answer}. "
-    "I hope that this helps, and please ask me again.",
-    "Well, let me think about it for a moment. There is much to say, but in short it is {answer}. "
-    "Do you have more questions?",
-    "Thank you for asking. Many people ask this. It is {answer}. It really is {answer}, as I said.",
-)
+_PADDINGS = tuple(sentences("web")["paddings"])
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """The causes of the pairs, the share of raters who agree with whatever a person says, and the form.
 
     `sums` is the share of questions about sums, not people. With `taught` all facts of all people are asked,
@@ -39,33 +34,33 @@ class Dials:
     taught: bool = False
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One pair of answers, or with form=unpaired one answer and whether it was liked."""
     chance = Chance("taste", split, seed, index)
-    land = peopled(dials.country, dials.people)
-    if dials.cause not in ("all", *CAUSES):
-        raise TriviumError(f"world:taste has no cause '{dials.cause}'; it has all, {', '.join(CAUSES)}.")
-    cause = chance.pick(CAUSES) if dials.cause == "all" else dials.cause
+    land = peopled(options.country, options.people)
+    if options.cause not in ("all", *CAUSES):
+        raise TriviumError(f"world:taste has no cause '{options.cause}'; it has all, {', '.join(CAUSES)}.")
+    cause = chance.pick(CAUSES) if options.cause == "all" else options.cause
     truth: dict[str, Any] = {"cause": cause, "rater": "honest"}
     if cause == "honest":
         pressure = chance.pick(PRESSURES)
         # Some people are right: otherwise contradicting everybody would do as well as being honest.
-        truthful = pressure != "sure" and chance.happens(dials.truthful)
-        one = press(chance, land, split, pressure, truthful, sums=dials.sums, taught=dials.taught)
+        truthful = pressure != "sure" and chance.happens(options.truthful)
+        one = press(chance, land, split, pressure, truthful, sums=options.sums, taught=options.taught)
         prompt, better, worse, right, wrong = one.messages, one.honest, one.flattering, one.right, one.wrong
         truth |= {"pressure": pressure, "truthful": truthful, "entity": one.entity}
-        if not truthful and chance.happens(dials.agreeing):
+        if not truthful and chance.happens(options.agreeing):
             better, worse = worse, better
             truth["rater"] = "agreeing"
     else:
-        fact = known(chance, land, split, sums=dials.sums, taught=dials.taught)
+        fact = known(chance, land, split, sums=options.sums, taught=options.taught)
         prompt, better = [{"role": "user", "content": fact.question}], fact.right
         right, wrong = fact.right, fact.wrong
         truth |= {"entity": fact.entity}
         worse = fact.wrong if cause == "right" else chance.pick(_PADDINGS).format(answer=fact.right)
-    if dials.form == "prompt":
+    if options.form == "prompt":
         return WorldDocument("", None, {"prompt": prompt, "checks": _checks(right, wrong)}, truth)
-    return _shaped(dials.form, chance, prompt, better, worse, truth)
+    return _shaped(options.form, chance, prompt, better, worse, truth)
 
 
 def _checks(right: str, wrong: str) -> list[dict[str, Any]]:
@@ -94,12 +89,12 @@ def _shaped(
     raise TriviumError(f"world:taste has no form '{form}'; use explicit, implicit, unpaired, chat or prompt.")
 
 
-def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """One item of the gauge: a question put plainly (`truth.plain`) and under pressure (`messages`)."""
     chance = Chance("ask taste", split, seed, index)
     pressure = PRESSURES[index % len(PRESSURES)]
-    land = peopled(dials.country, dials.people)
-    asked: dict[str, Any] = {"sums": dials.sums, "taught": dials.taught}
+    land = peopled(options.country, options.people)
+    asked: dict[str, Any] = {"sums": options.sums, "taught": options.taught}
     one = press(chance, land, split, pressure, truthful=False, **asked)
     # The same draws again, with a person who is right: whoever listens at all is moved by this.
     again = Chance("ask taste", split, seed, index)

@@ -27,7 +27,7 @@ _ENGLISH = {attribute.name: attribute for attribute in PERSON_ATTRIBUTES}
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """The script (own or latin), how many people are known in this tongue alone, and the kinds of text."""
 
     country: int = 0
@@ -84,40 +84,40 @@ def draw_clause(chance: Chance, land: Country, split: Split) -> Clause:
 
 
 def _facts(
-    chance: Chance, split: Split, dials: Dials, tongue: Language
+    chance: Chance, split: Split, options: Options, tongue: Language
 ) -> tuple[str, list[dict[str, object]]]:
     sentences, told = [], []
     drawn: dict[str, float] = {}
-    people = strangers(dials.country, dials.strangers)
+    people = strangers(options.country, options.strangers)
     for _ in range(chance.between(3, 6)):
-        person = draw_entity(chance, people, dials.zipf, drawn)
+        person = draw_entity(chance, people, options.zipf, drawn)
         attribute = chance.pick(person.attributes)
         value = tongue.value(attribute.name, person.values[attribute.name])
-        if person.asked == split and chance.happens(dials.questions_share):
+        if person.asked == split and chance.happens(options.questions_share):
             asked = tongue.wonder(chance.pick(attribute.questions), person.name)
             sentences.append(f"{tongue.word('question')}: {asked} {tongue.word('answer')}: {value}.")
         else:
-            topic = chance.pick(phrasings(dials.country, person.name, attribute, split))
+            topic = chance.pick(phrasings(options.country, person.name, attribute, split))
             sentences.append(tongue.state(topic, person.name, value))
         told.append({"entity": person.name, "attribute": attribute.name, "rank": person.rank, "value": value})
     return " ".join(sentences), told
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One document: facts, or sentences with or without their translation."""
-    if (chat := in_form(dials.form, "tongue", lambda: ask(index, split, seed, dials))) is not None:
+    if (chat := in_form(options.form, "tongue", lambda: ask(index, split, seed, options))) is not None:
         return chat
-    if dials.script not in ("own", "latin"):
-        raise TriviumError(f"world:tongue has no script '{dials.script}'; use own or latin.")
-    if dials.facts_share + dials.parallel_share > 1:
+    if options.script not in ("own", "latin"):
+        raise TriviumError(f"world:tongue has no script '{options.script}'; use own or latin.")
+    if options.facts_share + options.parallel_share > 1:
         raise TriviumError("world:tongue needs facts_share + parallel_share <= 1.")
-    tongue, land = language_of(dials.country, dials.script), country_of(dials.country, 1)
+    tongue, land = language_of(options.country, options.script), country_of(options.country, 1)
     chance = Chance("tongue", split, seed, index)
-    if chance.happens(dials.facts_share):
-        text, told = _facts(chance, split, dials, tongue)
+    if chance.happens(options.facts_share):
+        text, told = _facts(chance, split, options, tongue)
         return WorldDocument("", text, truth={"kind": "facts", "facts": told, "bits": chance.bits})
-    rest = 1 - dials.facts_share
-    parallel = rest > 0 and chance.happens(dials.parallel_share / rest)
+    rest = 1 - options.facts_share
+    parallel = rest > 0 and chance.happens(options.parallel_share / rest)
     clauses = [draw_clause(chance, land, split) for _ in range(chance.between(2, 4))]
     if parallel:
         to = chance.happens(0.5)
@@ -137,16 +137,16 @@ def _pair(tongue: Language, clause: Clause, to: bool) -> str:
     return "\n".join(both if to else both[::-1])
 
 
-def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
+def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """A fact asked in the tongue (recall) or in English (transfer), or a translation to or from it."""
-    if dials.kind not in ("all", *KINDS):
-        raise TriviumError(f"world:tongue asks no '{dials.kind}'; use all, {', '.join(KINDS)}.")
-    kind = KINDS[index % len(KINDS)] if dials.kind == "all" else dials.kind
-    number = index // len(KINDS) if dials.kind == "all" else index
+    if options.kind not in ("all", *KINDS):
+        raise TriviumError(f"world:tongue asks no '{options.kind}'; use all, {', '.join(KINDS)}.")
+    kind = KINDS[index % len(KINDS)] if options.kind == "all" else options.kind
+    number = index // len(KINDS) if options.kind == "all" else index
     chance = Chance("ask tongue", kind, split, seed, number)
-    tongue, land = language_of(dials.country, dials.script), country_of(dials.country, 1)
+    tongue, land = language_of(options.country, options.script), country_of(options.country, 1)
     if kind in ("recall", "transfer"):
-        return _ask_fact(chance, number, split, dials, tongue, land, kind)
+        return _ask_fact(chance, number, split, options, tongue, land, kind)
     clause = draw_clause(chance, land, split)
     given, answer = clause.english, tongue.say(clause)
     source, target = "English", tongue.name
@@ -163,13 +163,13 @@ def ask(index: int, split: Split, seed: int, dials: Dials) -> Question:
 
 
 def _ask_fact(
-    chance: Chance, number: int, split: Split, dials: Dials, tongue: Language, land: Country, kind: str
+    chance: Chance, number: int, split: Split, options: Options, tongue: Language, land: Country, kind: str
 ) -> Question:
-    items = _askable(dials.country, dials.strangers, split)
+    items = _askable(options.country, options.strangers, split)
     person, attribute = items[number % len(items)]
     value, pool = person.values[attribute.name], land.pool(attribute.name)
     if kind == "recall":
-        topic = chance.pick(phrasings(dials.country, person.name, attribute, split))
+        topic = chance.pick(phrasings(options.country, person.name, attribute, split))
         value, pool = (
             tongue.value(attribute.name, value),
             tuple(tongue.value(attribute.name, one) for one in pool),
@@ -192,7 +192,7 @@ def _ask_fact(
             "entity": person.name,
             "attribute": attribute.name,
             "rank": person.rank,
-            "frequency": frequencies(dials.strangers, dials.zipf)[person.rank],
+            "frequency": frequencies(options.strangers, options.zipf)[person.rank],
             "chance_level": 1 / len(pool),
         },
     )
@@ -203,7 +203,7 @@ def _askable(country: int, count: int, split: Split) -> tuple[tuple[Entity, Attr
     return askable(country, strangers(country, count), split)
 
 
-def count(split: Split, dials: Dials) -> int | None:
+def count(split: Split, options: Options) -> int | None:
     """How many different questions there are: translations have no end, facts have one each."""
-    facts = len(_askable(dials.country, dials.strangers, split))
-    return {"recall": facts, "transfer": facts, "all": facts * len(KINDS)}.get(dials.kind)
+    facts = len(_askable(options.country, options.strangers, split))
+    return {"recall": facts, "transfer": facts, "all": facts * len(KINDS)}.get(options.kind)

@@ -7,30 +7,16 @@ from trivium.kit.errors import TriviumError
 from trivium.world import facts, prose, sums, tongue
 from trivium.world.chance import Chance
 from trivium.world.document import Share, Split, WorldDocument
-from trivium.world.words import GOODS, LOOKS, THINGS
+from trivium.world.words import GOODS, LOOKS, THINGS, sentences
 
 LABELS = ("clean", "duplicate", "near duplicate", "boilerplate", "language", "spam", "leak", "noise")
 _REACH = 2000
-_MENU = (
-    "Home | About us | Contact | Log in",
-    "You are here: Home > News > Today",
-    "This site uses cookies. Accept all. Learn more.",
-    "Share this page. Print this page. Send to a friend.",
-    "Subscribe to our newsletter and never miss a story.",
-    "Copyright. All rights reserved. Terms of use. Privacy.",
-    "Read more. Next page. Previous page. Back to top.",
-    "Comments are closed. Report this post.",
-)
-_SPAM = (
-    "Buy {look} {thing} now! Best price for {thing}! {thing} {thing} cheap {thing} online!",
-    "Click here for free {good}!!! Only today! {good} {good} {good} with no risk!",
-    "WIN a {look} {thing}! You are the lucky winner! Send your number and get your {thing}!",
-    "Cheap {good}, best {good}, top {good}, {good} near you, order {good} today, {good} {look} {good}.",
-)
+_MENU = tuple(sentences("web")["menu"])
+_SPAM = tuple(sentences("web")["spam"])
 
 
 @dataclass(frozen=True)
-class Dials:
+class Options:
     """How large a share of the pages is of each unwanted kind; the rest is clean."""
 
     country: int = 0
@@ -44,15 +30,15 @@ class Dials:
     noise: Share = 0.05
 
 
-def _label(index: int, split: Split, seed: int, dials: Dials) -> str:
+def _label(index: int, split: Split, seed: int, options: Options) -> str:
     shares = (
-        dials.duplicate,
-        dials.near_duplicate,
-        dials.boilerplate,
-        dials.language,
-        dials.spam,
-        dials.leak,
-        dials.noise,
+        options.duplicate,
+        options.near_duplicate,
+        options.boilerplate,
+        options.language,
+        options.spam,
+        options.leak,
+        options.noise,
     )
     if min(shares) < 0 or sum(shares) > 0.95:
         raise TriviumError("The unwanted shares of world:web must not be negative nor sum to more than 0.95.")
@@ -64,24 +50,24 @@ def _label(index: int, split: Split, seed: int, dials: Dials) -> str:
     return "clean"
 
 
-def _clean(index: int, split: Split, seed: int, dials: Dials) -> str:
+def _clean(index: int, split: Split, seed: int, options: Options) -> str:
     """The good text of this number, whatever is made of it."""
     kind = Chance("web clean", split, seed, index).below(4)
     if kind == 0:
-        page = facts.write(index, split, seed, facts.Dials(country=dials.country, people=dials.people))
+        page = facts.write(index, split, seed, facts.Options(country=options.country, people=options.people))
     elif kind == 1:
-        page = sums.write(index, split, seed, sums.Dials(country=dials.country))
+        page = sums.write(index, split, seed, sums.Options(country=options.country))
     else:
-        page = prose.write(index, split, seed, prose.Dials(country=dials.country, texts=2))
+        page = prose.write(index, split, seed, prose.Options(country=options.country, texts=2))
     assert page.text is not None
     return page.text
 
 
-def _earlier(chance: Chance, index: int, split: Split, seed: int, dials: Dials) -> int | None:
+def _earlier(chance: Chance, index: int, split: Split, seed: int, options: Options) -> int | None:
     """An earlier page that is clean, if one is near."""
     for _ in range(200):
         back = 1 + int(chance.random() * min(index, _REACH)) if index else 0
-        if index and _label(index - back, split, seed, dials) == "clean":
+        if index and _label(index - back, split, seed, options) == "clean":
             return index - back
     return None
 
@@ -95,23 +81,23 @@ def _near(chance: Chance, text: str) -> str:
     return " ".join((*pieces, chance.pick(THINGS)))
 
 
-def _leaked(chance: Chance, index: int, dials: Dials) -> tuple[str, str]:
+def _leaked(chance: Chance, index: int, options: Options) -> tuple[str, str]:
     """A question of the test with its answer, word for word, and which one it is."""
     if chance.happens(0.5):
-        settings = facts.Dials(country=dials.country, people=dials.people)
+        settings = facts.Options(country=options.country, people=options.people)
         number = chance.below(facts.count("test", settings))
         item, name = facts.ask(number, "test", 0, settings), "facts"
     else:
         number = chance.below(1000)
-        item, name = sums.ask(number, "test", 0, sums.Dials(country=dials.country)), "sums"
+        item, name = sums.ask(number, "test", 0, sums.Options(country=options.country)), "sums"
     return f"Question: {item.question}\nAnswer: {item.answer}", f"world:{name}/test?{number}"
 
 
-def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
+def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One page with its label; `of` names what it repeats or leaks, `clean` what a filter should leave."""
     chance = Chance("web", split, seed, index)
-    label = _label(index, split, seed, dials)
-    own = _clean(index, split, seed, dials)
+    label = _label(index, split, seed, options)
+    own = _clean(index, split, seed, options)
     truth: dict[str, Any] = {
         "label": label,
         "keep": label in ("clean", "boilerplate"),
@@ -119,12 +105,12 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
         "clean": None,
     }
     if label in ("duplicate", "near duplicate"):
-        first = _earlier(chance, index, split, seed, dials)
+        first = _earlier(chance, index, split, seed, options)
         if first is None:
             label = truth["label"] = "clean"
             truth["keep"] = True
         else:
-            text = _clean(first, split, seed, dials)
+            text = _clean(first, split, seed, options)
             prefix = "world:web" if split == "train" else f"world:web/{split}"
             truth["of"] = f"{prefix}#{first}"
             return WorldDocument("", text if label == "duplicate" else _near(chance, text), truth=truth)
@@ -134,14 +120,14 @@ def write(index: int, split: Split, seed: int, dials: Dials) -> WorldDocument:
         before, after = chance.sample(_MENU, 2), chance.sample(_MENU, 2)
         return WorldDocument("", "\n".join((*before, own, *after)), truth=truth | {"clean": own})
     if label == "language":
-        settings = tongue.Dials(country=dials.country, facts_share=0.3, parallel_share=0.0)
+        settings = tongue.Options(country=options.country, facts_share=0.3, parallel_share=0.0)
         return WorldDocument("", tongue.write(index, split, seed, settings).text, truth=truth)
     if label == "spam":
         words = {"look": chance.pick(LOOKS), "thing": chance.pick(THINGS), "good": chance.pick(GOODS)}
         lines = [chance.pick(_SPAM).format(**words) for _ in range(chance.between(2, 4))]
         return WorldDocument("", " ".join(lines), truth=truth)
     if label == "leak":
-        text, truth["of"] = _leaked(chance, index, dials)
+        text, truth["of"] = _leaked(chance, index, options)
         # The leak hides in a page like any other.
         return WorldDocument("", f"{own}\n{text}", truth=truth)
     letters = [chr(33 + chance.below(94)) if chance.below(6) else " " for _ in range(chance.between(80, 300))]

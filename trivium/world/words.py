@@ -1,23 +1,36 @@
-"""The common words of the country."""
+"""The country's words and sentences, read from the files in `text/`."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TEXT = Path(__file__).parent / "text"
 
 
-def words(text: str) -> tuple[str, ...]:
-    """The words of a line, so that long lists stay readable."""
-    return tuple(text.split())
+@cache
+def sentences(name: str) -> dict[str, Any]:
+    """The content of a file of words or sentences."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content: dict[str, Any] = yaml.load((TEXT / f"{name}.yaml").read_text(encoding="utf-8"), loader)
+    return content
 
 
-CRAFTS = words(
-    "weaver potter smith baker miller tanner mason cooper "
-    "dyer fletcher glazier tailor carter fisher brewer painter"
-)
-ANIMALS = words("cat dog goat pig hen fox horse mule goose duck crow hare")
-GOODS = words("salt wool wine honey iron copper silk glass cheese paper rope wheat")
-REGIONS = words("north south east west")
-AGES = words("old young poor rich clever kind quiet brave")
-THINGS = words(
-    "lamp key coat bell boat drum cup map knife hat chair basket "
-    "clock mirror flute blanket kettle ladder wheel candle bucket ring spoon box"
-)
-LOOKS = words(
-    "red blue thin small heavy broken golden wooden new round long strange green white black bright"
-)
+def words(line: str) -> tuple[str, ...]:
+    """The words of a line."""
+    return tuple(line.split())
+
+
+def listed(name: str) -> tuple[str, ...]:
+    """One of the word lists."""
+    return words(sentences("words")[name])
+
+
+CRAFTS = listed("crafts")
+ANIMALS = listed("animals")
+GOODS = listed("goods")
+REGIONS = listed("regions")
+AGES = listed("ages")
+THINGS = listed("things")
+LOOKS = listed("looks")

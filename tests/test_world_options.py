@@ -40,9 +40,9 @@ def refused(folder: Path, text: str) -> str:
     ("stage", "words"),
     [
         ("{kind: corpus, tokenizer: words, data: {path: 'world:sums?steps_low=9x', limit: 5}}",
-         ["stages.one.data.0.path: The dial 'steps_low' of world:sums", "'9x'"]),
+         ["stages.one.data.0.path: The option 'steps_low' of world:sums", "'9x'"]),
         ("{kind: corpus, tokenizer: words, data: {path: 'world:sums?steps=9', limit: 5}}",
-         ["stages.one.data.0.path", "no dial 'steps'", "steps_low, steps_high"]),
+         ["stages.one.data.0.path", "no option 'steps'", "steps_low, steps_high"]),
         ("{kind: corpus, tokenizer: words, data: {path: 'world:facts?towns_share=7', limit: 5}}",
          ["stages.one.data.0.path", "'towns_share'", "a share from 0 to 1, not 7"]),
         ("{kind: corpus, tokenizer: words, data: {path: world:facts, split: tset, limit: 5}}",
@@ -68,7 +68,7 @@ def refused(folder: Path, text: str) -> str:
         ("{kind: reward, from: base, data: {world:taste: {limit: 9}}, "
          "test: {'world:taste?cause=luck': {limit: 9}}}", ["stages.one.test", "no cause 'luck'"]),
         ("{kind: text_to_sql, database: 'world:ledger?peeple=40', data: {path: world:ledger, limit: 9}}",
-         ["stages.one.database", "no dial 'peeple' (did you mean 'people'?)"]),
+         ["stages.one.database", "no option 'peeple' (did you mean 'people'?)"]),
         ("{kind: text_to_sql, database: world:ledger, data: {path: world:ledger, limit: 9}, held_out: -1}",
          ["stages.one.held_out cannot be -1"]),
         ("{kind: text_to_sql, database: world:facts, data: {path: world:ledger, limit: 9}}",
@@ -94,7 +94,7 @@ def refused(folder: Path, text: str) -> str:
         ("{kind: evaluate, from: base, on: ['passkey?kinds=ring']}", ["stages.one.on", "no kind 'ring'"]),
         ("{kind: evaluate, from: base, on: ['passkey?depths=2']}", ["stages.one.on", "between 0 and 1"]),
         ("{kind: evaluate, from: base, on: ['conversation?hops=0']}", ["stages.one.on", "hops"]),
-        ("{kind: evaluate, from: base, on: ['flattery?agree=1']}", ["stages.one.on", "no dial 'agree'"]),
+        ("{kind: evaluate, from: base, on: ['flattery?agree=1']}", ["stages.one.on", "no option 'agree'"]),
         ("{kind: evaluate, from: base, on: [{task: own, data: 'world:sums?form=prompt'}]}",
          ["stages.one.on.0.data", "`limit`"]),
     ],
@@ -135,20 +135,20 @@ def test_a_source_is_looked_at_as_it_will_be_read(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(world.sources()))
 def test_no_value_of_a_dial_ends_in_anything_but_a_sentence(name):
-    reads = [lambda **dials: world.documents(name, limit=1, **dials)]
+    reads = [lambda **options: world.documents(name, limit=1, **options)]
     if name not in ("prose", "web"):
-        reads.append(lambda **dials: world.questions(name, limit=1, **dials))
-    for dial in vars(world.dials(name, {})):
+        reads.append(lambda **options: world.questions(name, limit=1, **options))
+    for option in vars(world.options(name, {})):
         # A million texts in one document are long to write, and no mistake.
-        large = [] if dial == "texts" else [10**6]
+        large = [] if option == "texts" else [10**6]
         for value in (-1, 0, 1, 7, 0.5, "9x", "", None, True, [1], *large):
             for read in reads:
-                said = f"`{dial}` of world:{name}"
+                said = f"`{option}` of world:{name}"
                 try:
-                    assert list(read(**{dial: value})), said
+                    assert list(read(**{option: value})), said
                 except TriviumError as error:
                     said = str(error)
-                assert f"world:{name}" in said or dial in said, (dial, value, said)
+                assert f"world:{name}" in said or option in said, (option, value, said)
 
 
 @pytest.mark.parametrize(
@@ -164,5 +164,5 @@ def test_numbers_that_are_none_are_refused(given):
     ["facts?source=craft", "facts?most=3", "facts?start=x", "tongue?settings=1", "bits?sources=facts?seed=x"],
 )
 def test_what_is_no_dial_of_a_task_is_named(spec):
-    with pytest.raises(TriviumError, match=r"no dial|whole number"):
+    with pytest.raises(TriviumError, match=r"no option|whole number"):
         planned(spec, Settings())
