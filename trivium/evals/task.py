@@ -47,7 +47,7 @@ class Task:
     heeds: tuple[str, ...] = ()
     """Which of the settings that only some tasks know it obeys."""
     foresee: Callable[..., object] | None = None
-    """Draws the first of what it would ask of the world, so that wrong options are refused before any model."""
+    """Draws the first it would ask of the world, so that wrong options are refused before any model."""
 
     def __call__(self, subject: Subject, settings: Settings, options: Mapping[str, Any]) -> Found:
         """Ask."""
