@@ -87,13 +87,13 @@ def transformers_contestant(texts: Texts, shape: dict, seconds: float, rate: flo
 
 
 def trivium_contestant(texts: Texts, shape: dict, seconds: float, precision: str) -> tuple[float, int]:
-    """Trivium's trainer with what its dial suggests for the tokens there is time for."""
+    """Trivium's trainer with what its preset suggests for the tokens there is time for."""
     from trivium_contestant import GivenRows, rows_of, trainer_of
 
     from trivium.learn.precision import products
     from trivium.learn.settings import Training
     from trivium.learn.validation import measure
-    from trivium.model.dial import dial
+    from trivium.model.preset import preset
 
     class Clocked(GivenRows):
         """A feed that ends when the time does, so that the schedule follows the clock."""
@@ -106,9 +106,9 @@ def trivium_contestant(texts: Texts, shape: dict, seconds: float, precision: str
     feed = Clocked()
     settings = Training(tokens=1, compile="off", precision=precision)  # type: ignore[arg-type]
     trainer = trainer_of(shape, feed, settings)
-    suggested = dial(
+    suggested = preset(
         shape["layers"], shape["vocabulary"], shape["context"], width=shape["width"],
-        horizon_tokens=int(shape["tokens_per_second"] * seconds),
+        token_budget=int(shape["tokens_per_second"] * seconds),
     )  # fmt: skip
     rows_per_step = suggested.values["batch_tokens"] // shape["context"]
     with products(settings.precision, trainer.model.device):

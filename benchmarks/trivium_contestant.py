@@ -18,8 +18,8 @@ from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import Rates
 from trivium.learn.settings import Training
 from trivium.learn.trainer import Trainer
-from trivium.model.dial import dial
 from trivium.model.initialise import new_model
+from trivium.model.preset import preset
 
 
 class GivenRows:
@@ -58,16 +58,16 @@ def trainer_of(
     shape: dict, feed: GivenRows, settings: Training, rates: Rates | None = None, family: str | None = None
 ) -> Trainer:
     """A trainer over a new model of the shared shape, in the default family unless one is named."""
-    turned = dial(
+    derived = preset(
         shape["layers"], shape["vocabulary"], shape["context"], width=shape["width"], heads=shape["heads"],
         key_value_heads=shape["heads"], inner_width=shape["inner"],
     )  # fmt: skip
-    config = turned.config
+    config = derived.config
     if family == "llama":
         config = replace(config, family="llama", query_key_norm="none")
     model = new_model(config, seed=0, device="cpu")
     folder = Path(tempfile.mkdtemp())
-    defaults = Rates(**turned.learning_rates, weight_decay=turned.values["weight_decay"])
+    defaults = Rates(**derived.learning_rates, weight_decay=derived.values["weight_decay"])
     return Trainer(
         model=model,
         objective=NextToken(),

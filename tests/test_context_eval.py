@@ -20,8 +20,8 @@ from trivium.evals.settings import Settings
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.model.attention import Documents
-from trivium.model.dial import dial
 from trivium.model.initialise import new_model
+from trivium.model.preset import preset
 from trivium.model.stretch import stretch
 from trivium.stages.ramps import part_of
 
@@ -132,8 +132,8 @@ def test_a_dynamic_model_is_asked_as_far_as_it_was_stretched(subject):
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
 def test_every_shape_the_dial_knows_is_read_by_transformers(family, tmp_path):
     tokenizer = own()
-    turned = dial(1, tokenizer.vocabulary_size, 64, family=family, width=32, head_width=16)
-    model = new_model(turned.config, seed=1)
+    derived = preset(1, tokenizer.vocabulary_size, 64, family=family, width=32, head_width=16)
+    model = new_model(derived.config, seed=1)
     ids = tokenizer.encode("The pass key is 12345.")
     with torch.no_grad():
         for parameter in model.parameters():

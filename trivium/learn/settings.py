@@ -17,7 +17,9 @@ Decay = Literal["constant", "cosine", "linear", "sqrt", "1-sqrt", "inverse-sqrt"
 class LearningRate(Settings):
     """How fast the weights move, from the first step to the last."""
 
-    start: Annotated[Number, Field(ge=0)] | Literal["parent", "dial"] = Field(default="dial", alias="from")
+    start: Annotated[Number, Field(ge=0)] | Literal["parent", "preset"] = Field(
+        default="preset", alias="from"
+    )
     """A number, the rate the parent ended with, or what the model's size suggests."""
     warmup: Annotated[Number, Field(ge=0)] | Annotated[str, Field(pattern=r"^tokens=")] = 0.0
     """Steps from zero to the full rate, or `tokens=1M`; a number below one is a share of the stage."""
@@ -30,8 +32,11 @@ class LearningRate(Settings):
     @model_validator(mode="before")
     @classmethod
     def from_number(cls, value: Any) -> Any:
-        """A bare number, or `parent`, is the rate to start from."""
-        return value if isinstance(value, (dict, LearningRate)) else {"from": value}
+        """A bare number, or `parent`, is the rate to start from; `dial` is an earlier name of `preset`."""
+        value = value if isinstance(value, (dict, LearningRate)) else {"from": value}
+        if isinstance(value, dict) and value.get("from") == "dial":
+            value = {**value, "from": "preset"}
+        return value
 
     @field_validator("warmup", mode="before")
     @classmethod

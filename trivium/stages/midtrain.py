@@ -23,10 +23,10 @@ from trivium.kit.settings import Settings
 from trivium.learn.objective import Feed
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.config import ModelConfig
-from trivium.model.dial import dial
 from trivium.model.flops import flops_per_token, parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
+from trivium.model.preset import preset
 from trivium.model.stretch import describe_positions, stretch
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import Compression, Start, compression, grow_vocabulary
@@ -197,7 +197,7 @@ class Midtrain(FedStage):
         contexts = self.context.length if self.context is not None else [config.reach]
         context = max(contexts)
         self._check_reach(work, config, context)
-        suited = dial(config.layers, config.vocabulary, context, width=config.width).values["batch_tokens"]
+        suited = preset(config.layers, config.vocabulary, context, width=config.width).values["batch_tokens"]
         batch = max(self.batch or suited, context)
         work, replayed = self._replayed(work, folder)
         before = consumed_by(folder)

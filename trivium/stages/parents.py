@@ -10,7 +10,7 @@ from trivium.kit.files import load_tensors
 from trivium.learn.optimisers import Rates
 from trivium.learn.settings import Training
 from trivium.model.config import ModelConfig
-from trivium.model.dial import dial
+from trivium.model.preset import preset
 from trivium.stages.stage import Work
 from trivium.stages.training import GROUPS, MOMENTS, handed_over
 
@@ -19,7 +19,7 @@ LONGEST = 1024
 
 
 def rates_after(work: Work, settings: Training, start: str, folder: Path, config: ModelConfig) -> Rates:
-    """The rate the parent ended with, its peak (`dial`), or a number for the matrices to scale all by."""
+    """The rate the parent ended with, its peak (`preset`), or a number for the matrices to scale all by."""
     parent, wish = handed_over(folder), settings.learning_rate.start
     optimiser = parent.get("optimiser") if parent else None
     if optimiser not in (None, settings.optimiser):
@@ -27,11 +27,13 @@ def rates_after(work: Work, settings: Training, start: str, folder: Path, config
     if wish == "parent":
         rates = _parents_rates(work, settings, start, folder)
     elif settings.optimiser == "adamw":
-        rates = dict.fromkeys(GROUPS, 1e-3 * (config.width / 768) ** -0.5 if wish == "dial" else float(wish))
+        rates = dict.fromkeys(
+            GROUPS, 1e-3 * (config.width / 768) ** -0.5 if wish == "preset" else float(wish)
+        )
     else:
         peak = parent["peak_learning_rates"] if parent and optimiser in (None, "muon") else None
-        rates = peak or dial(config.layers, config.vocabulary, width=config.width).learning_rates
-        if wish != "dial":
+        rates = peak or preset(config.layers, config.vocabulary, width=config.width).learning_rates
+        if wish != "preset":
             rates = {group: rate * float(wish) / rates["matrices"] for group, rate in rates.items()}
     before = parent["learning_rates"]["matrices"] if parent else "unknown"
     work.change("learning rate", before, rates["matrices"])
@@ -66,7 +68,7 @@ def gentle_rates_after(
 ) -> Rates:  # fmt: skip
     """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
     settings = settings.model_copy(update={"weight_decay": settings.weight_decay or 0.0})
-    if settings.learning_rate.start == "dial":
+    if settings.learning_rate.start == "preset":
         # Narrower models than those 4096 wide bear proportionally more.
         gentle = adamw_at_4096 * 4096 / config.width if settings.optimiser == "adamw" else muon
         learning_rate = settings.learning_rate.model_copy(update={"start": gentle})

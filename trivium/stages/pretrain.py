@@ -16,9 +16,9 @@ from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import Rates
-from trivium.model.dial import Dial, dial
 from trivium.model.flops import flops_per_token
 from trivium.model.initialise import new_model
+from trivium.model.preset import Preset, preset
 from trivium.stages.mixtures import (
     Mixture,
     ingredients,
@@ -33,7 +33,7 @@ from trivium.tokens.tokenizer import Tokenizer
 
 
 class Architecture(Settings):
-    """The one dial, and every value it sets, to be overridden."""
+    """`depth` sets a whole model; every value that follows from it can be given instead."""
 
     family: Literal["qwen3", "llama", "gpt2"] = "qwen3"
     """Layers of llama's shape can do without positions; GPT-2's learns a table of them."""
@@ -67,28 +67,28 @@ class Pretrain(TrainingStage):
         return found
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """What the dial makes of the depth, and what training it costs."""
+        """What follows from the depth, and what training it costs."""
         known = planned_vocabulary(inputs, [*sources_of(self.data), self.tokenizer])
         if known is None:
             return {}
-        turned = self._dial(known)
-        batch = self.batch or turned.values["batch_tokens"]
+        derived = self._preset(known)
+        batch = self.batch or derived.values["batch_tokens"]
         tokens = self.tokens or (self.steps * batch if self.steps else None)
         if tokens is None and self.epochs is None:
-            tokens = turned.values["horizon_tokens"]
+            tokens = derived.values["token_budget"]
         shape = ("layers", "width", "heads", "parameters")
-        numbers = {name: turned.values[name] for name in shape} | {"batch": batch}
+        numbers = {name: derived.values[name] for name in shape} | {"batch": batch}
         if tokens is not None:
-            cost = flops_per_token(turned.config, self.context) * tokens
+            cost = flops_per_token(derived.config, self.context) * tokens
             numbers |= {"tokens": tokens, "steps": max(1, round(tokens / batch)), "flops": cost}
-        return {**numbers, **{f"{name} rate": rate for name, rate in turned.learning_rates.items()}}
+        return {**numbers, **{f"{name} rate": rate for name, rate in derived.learning_rates.items()}}
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Build the model the dial says, train it, leave it as a Hugging Face folder."""
+        """Build the model, train it, and write it as a Hugging Face folder."""
         going = self._prepared(work)
-        config = going.turned.config
-        for name in ("parameters", "width", "layers", "heads", "horizon_tokens", "batch_tokens"):
-            work.change(name, "dial", going.turned.values[name])
+        config = going.derived.config
+        for name in ("parameters", "width", "layers", "heads", "token_budget", "batch_tokens"):
+            work.change(name, "preset", going.derived.values[name])
         extra = {"eos_token_id": going.tokenizer.end_of_text_id, "pad_token_id": going.tokenizer.pad_id}
         # The same weights on every machine: they are drawn on the processor from the seed alone.
         model = new_model(config.changed(extra=extra), seed=work.seed, device=machine.device())
@@ -100,12 +100,16 @@ class Pretrain(TrainingStage):
             going.tokenizer,
             NextToken(sources=tuple(self.data), z_loss=self.z_loss),
             going.feed,
-            self._rates(going.turned),
+            self._rates(going.derived),
             unseen=unseen,
             consumed=going.feed.consumed,
             shares=going.feed.shares,
         )
-        return {"parameters": going.turned.values["parameters"], **summary, "data": going.feed.report()}
+        return {
+            "parameters": going.derived.values["parameters"],
+            **summary,
+            "data": going.feed.report(),
+        }
 
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The documents of an optimiser step, counted from 1 as in the log."""
@@ -113,13 +117,13 @@ class Pretrain(TrainingStage):
         return documents_in(rows_of(work, feed, step))
 
     def _prepared(self, work: Work) -> _Prepared:
-        """Tokenizer, dial and feed, the same whenever they are made."""
+        """Tokenizer, preset and feed, the same whenever they are made."""
         tokenizer = Tokenizer.load(self._tokenizer_folder(work))
-        turned = self._dial(tokenizer.vocabulary_size)
-        batch = max(self.batch or turned.values["batch_tokens"], self.context)
+        derived = self._preset(tokenizer.vocabulary_size)
+        batch = max(self.batch or derived.values["batch_tokens"], self.context)
         tokens = self.tokens
         if (self.tokens, self.steps, self.epochs) == (None, None, None):
-            tokens = turned.values["horizon_tokens"]
+            tokens = derived.values["token_budget"]
         feed = PackedFeed(
             ingredients(work, self.data, tokenizer),
             context=self.context,
@@ -129,7 +133,7 @@ class Pretrain(TrainingStage):
             steps=self.steps,
             epochs=self.epochs,
         )
-        return _Prepared(tokenizer, turned, feed, batch)
+        return _Prepared(tokenizer, derived, feed, batch)
 
     def _tokenizer_folder(self, work: Work) -> Path:
         if self.tokenizer is not None:
@@ -142,24 +146,24 @@ class Pretrain(TrainingStage):
             f"{work.stage}: no source in `data` is a corpus that brings a tokenizer; name one in `tokenizer`."
         )
 
-    def _dial(self, vocabulary: int) -> Dial:
+    def _preset(self, vocabulary: int) -> Preset:
         settings = self.model.model_dump()
         depth = settings.pop("depth")
         # How long the training is decides the batch that suits it.
-        return dial(depth, vocabulary, self.context, horizon_tokens=self.tokens, **settings)
+        return preset(depth, vocabulary, self.context, token_budget=self.tokens, **settings)
 
-    def _rates(self, turned: Dial) -> Rates:
-        """The dial's rates, or the number a person gave for the matrices and the others in proportion."""
+    def _rates(self, derived: Preset) -> Rates:
+        """The preset's rates, or the number a person gave for the matrices and the others in proportion."""
         start = self.learning_rate.start
         if start == "parent":
             raise TriviumError("learning_rate: a new model has no parent; give a number or leave it out.")
-        decay = turned.values["weight_decay"] if self.weight_decay is None else self.weight_decay
+        decay = derived.values["weight_decay"] if self.weight_decay is None else self.weight_decay
         if self.optimiser == "adamw":
             # AdamW moves every weight by about its rate, so one rate fits all and shrinks with the width.
-            rate = 1e-3 * (turned.config.width / 768) ** -0.5 if start == "dial" else float(start)
+            rate = 1e-3 * (derived.config.width / 768) ** -0.5 if start == "preset" else float(start)
             return Rates(rate, rate, rate, rate, decay)
-        rates = turned.learning_rates
-        scale = 1.0 if start == "dial" else float(start) / rates["matrices"]
+        rates = derived.learning_rates
+        scale = 1.0 if start == "preset" else float(start) / rates["matrices"]
         return Rates(**{name: rate * scale for name, rate in rates.items()}, weight_decay=decay)  # type: ignore[arg-type]
 
 
@@ -168,6 +172,6 @@ class _Prepared:
     """What training needs before the first step."""
 
     tokenizer: Tokenizer
-    turned: Dial
+    derived: Preset
     feed: PackedFeed
     batch: int

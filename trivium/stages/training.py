@@ -139,7 +139,7 @@ def train(
             _sample(work, settings, model, tokenizer, step)
 
     adapt(work, settings, model)
-    if settings.adapter is not None and settings.learning_rate.start == "dial":
+    if settings.adapter is not None and settings.learning_rate.start == "preset":
         matrices, scalars = ADAPTER_RATE * rates.matrices, ADAPTER_RATE * rates.scalars
         rates = replace(rates, matrices=matrices, scalars=scalars)
         work.change("learning rate of the adapter", "as for all weights", rates.matrices)

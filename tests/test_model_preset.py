@@ -1,4 +1,4 @@
-"""The dial, the arithmetic it implies, and new weights."""
+"""The preset, the arithmetic it implies, and new weights."""
 
 import math
 
@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig, ModelConfig
-from trivium.model.dial import dial
 from trivium.model.flops import flops_per_token, parameter_count, visible_keys
 from trivium.model.initialise import new_model
+from trivium.model.preset import preset
 
 SHAPES = {
     "plain": ModelConfig(97, 64, 3, 4, 160, 64, query_key_norm="head"),
@@ -42,29 +42,29 @@ def test_causal_attention_counts_what_a_token_sees():
 
 
 def test_one_dial_sets_everything_and_everything_can_be_overridden():
-    small, large = dial(4, 4096, 256), dial(12, 4096, 256)
+    small, large = preset(4, 4096, 256), preset(12, 4096, 256)
     assert (small.config.layers, small.config.width, small.config.heads) == (4, 256, 4)
     assert large.values["parameters"] > small.values["parameters"] == parameter_count(small.config)
     assert large.values["batch_tokens"] > small.values["batch_tokens"]
-    assert large.values["horizon_tokens"] > small.values["horizon_tokens"]
+    assert large.values["token_budget"] > small.values["token_budget"]
     assert set(small.learning_rates) == {"matrices", "embeddings", "head", "scalars"}
     for name, value in small.values.items():
         if name in ("parameters", "tied"):
             continue
         changed = value // 2 if name == "key_value_heads" else value * 2
-        other = dial(4, **({"vocabulary": 4096, "context": 256} | {name: changed}))
+        other = preset(4, **({"vocabulary": 4096, "context": 256} | {name: changed}))
         assert other.values[name] == changed
-    assert dial(4, 4096, tied=True).config.tied
-    assert dial(4, 4096, width=None).config.width == 256
+    assert preset(4, 4096, tied=True).config.tied
+    assert preset(4, 4096, width=None).config.width == 256
 
 
 def test_a_value_the_dial_does_not_set_is_named():
     with pytest.raises(TriviumError, match="inner_width"):
-        dial(4, 4096, innerwidth=3)
+        preset(4, 4096, innerwidth=3)
 
 
 def test_new_models_start_at_even_odds_and_depend_on_the_seed_alone():
-    chosen = dial(3, 300, 64)
+    chosen = preset(3, 300, 64)
     before = torch.get_rng_state()
     model = new_model(chosen.config, seed=3)
     assert torch.equal(before, torch.get_rng_state())

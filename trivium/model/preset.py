@@ -1,4 +1,4 @@
-"""One dial, `depth`, that sets a whole model and how to train it; every derived value can be overridden."""
+"""One number, `depth`, sets a whole model and how to train it; every derived value can be overridden."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TOKENS_PER_PARAMETER = 20
 
 
 @dataclass(frozen=True)
-class Dial:
-    """What the dial decided."""
+class Preset:
+    """Every number that follows from a depth."""
 
     config: ModelConfig
     values: dict[str, Any]
@@ -53,7 +53,9 @@ def nearest_power(number: float, low: int, high: int) -> int:
     return 2 ** min(max(round(math.log2(number)), low), high)
 
 
-def dial(depth: int, vocabulary: int, context: int = 512, *, family: str = "qwen3", **overrides: Any) -> Dial:
+def preset(
+    depth: int, vocabulary: int, context: int = 512, *, family: str = "qwen3", **overrides: Any
+) -> Preset:
     """A model of `depth` layers, Qwen3-shaped unless said otherwise, and the settings that train it well."""
     given = {name: value for name, value in overrides.items() if value is not None}
     values: dict[str, Any] = {}
@@ -79,9 +81,9 @@ def dial(depth: int, vocabulary: int, context: int = 512, *, family: str = "qwen
         rope={"rope_type": "default", "rope_theta": float(rope_theta)}, **FAMILIES[family],
     )  # fmt: skip
     values["parameters"] = parameter_count(config)
-    horizon = derive("horizon_tokens", TOKENS_PER_PARAMETER * active_matrix_parameters(config))
+    token_budget = derive("token_budget", TOKENS_PER_PARAMETER * active_matrix_parameters(config))
     # The best batch grows about as the square root of the tokens to come: 4k for 5M tokens, 100k for 2.5B.
-    batch = nearest_power(2 * math.sqrt(horizon), 11, 22)
+    batch = nearest_power(2 * math.sqrt(token_budget), 11, 22)
     derive("batch_tokens", max(batch, context))
     # Muon's updates have a fixed size, so one rate serves every width; AdamW's rates shrink with it.
     # Swept at 3 layers x 192 over 300k tokens (one seed): matrices 0.01, 0.02, 0.04, 0.07 gave 2.39, 2.35,
@@ -96,5 +98,5 @@ def dial(depth: int, vocabulary: int, context: int = 512, *, family: str = "qwen
     if given:
         name = next(iter(given))
         close = difflib.get_close_matches(name, values, 1, 0.0)[0]
-        raise TriviumError(f"The dial sets no {name!r}: did you mean {close!r}?")
-    return Dial(config, values)
+        raise TriviumError(f"a preset has no {name!r}: did you mean {close!r}?")
+    return Preset(config, values)
