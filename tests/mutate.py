@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("packages", nargs="+", help="folders or files, such as trivium/learn")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--files", type=int, nargs=2, default=(3, 8), help="least and most test files")
+    parser.add_argument("--files", type=int, nargs=2, default=(3, 5), help="least and most test files")
     parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one mutant")
     parser.add_argument("--list", action="store_true", help="print the mutants and their tests; run nothing")
     asked = parser.parse_args()

@@ -155,6 +155,16 @@ def test_no_scorer_dominates_by_its_scale_when_normalised_first() -> None:
     assert not np.allclose(combined(rewards, [1, 1]), combined(scaled, [1, 1]))
 
 
+def test_gdpo_divides_by_the_standard_deviation_of_a_sample() -> None:
+    """As torch's `std`, and so TRL's, has it; what a scorer left out does not count in its column."""
+    rewards = np.array([[1.0, 0.2], [0.0, 0.9], [4.0, math.nan], [2.0, 0.4], [0.5, math.nan]])
+    columns = [rewards[:, 0], rewards[[0, 1, 3], 1]]
+    first, second = ((one - one.mean()) / (one.std(ddof=1) + STABILITY) for one in columns)
+    expected = 2.0 * first
+    expected[[0, 1, 3]] += 0.5 * second
+    np.testing.assert_allclose(combined(rewards, [2.0, 0.5], normalise_first=True), expected, rtol=1e-12)
+
+
 def test_a_row_no_scorer_applies_to_has_no_reward() -> None:
     rewards = np.array([[math.nan, math.nan], [1.0, math.nan]])
     total = combined(rewards, [1.0, 2.0])
@@ -203,6 +213,22 @@ def test_clip_higher_lets_good_tokens_rise_further_than_bad_ones_fall() -> None:
     clipped(sampled, torch.exp(sampled.logprobs), numbers).sum().backward()
     assert sampled.logprobs.grad[0] != 0, "1.25 is inside 1 + 0.28"
     assert sampled.logprobs.grad[1] == 0, "0.75 is outside 1 - 0.2"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage"), [(3.5, -1.0), (4.5, -1.0), (5.5, -1.0), (9.0, -2.0), (9.0, 2.0)]
+)
+def test_two_sided_clipping_bounds_what_a_bad_token_can_cost(ratio: float, advantage: float) -> None:
+    """INTELLECT-2 (2505.07291): min(min(ratio, delta) A, clip(ratio) A), so at most delta |A|."""
+    values = {
+        "logprobs": [[math.log(ratio)]],
+        "old_logprobs": [[0.0]],
+        "advantages": [[advantage]],
+        "mask": [[1.0]],
+    }
+    found = clipped(sampled_of(values), torch.tensor([ratio]), PolicyNumbers(dual_clip=4.0))
+    expected = -min(min(ratio, 4.0) * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+    assert float(found) == pytest.approx(expected)
 
 
 def test_the_soft_punishment_of_length() -> None:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from answers import answers_of, near, rows_of_answers
 from tuning import own, small_model
 
 from trivium.data.rows import Row, collate
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
+from trivium.learn.objective import take_in
 from trivium.learn.objectives.ppo import (
     Controller,
     ProximalPolicy,
@@ -26,7 +28,6 @@ from trivium.learn.objectives.ppo import (
     value_losses,
     whitened,
 )
-from trivium.model.attention import Documents
 from trivium.model.scalar_head import ScalarHead
 from trivium.stages.playing import Engined
 from trivium.stages.prompts import Problem
@@ -162,33 +163,18 @@ def test_whitening_scaling_comparing_and_steering():
 def recomputed(feed: ValuedRollouts, row: Row) -> list[dict[str, Any]]:
     """Every answer of a row by itself: its prompt and tokens as one document under both models."""
     found = []
-    starts = np.cumsum(row.lengths) - row.lengths
-    shared = row.tokens[: row.lengths[0]] if row.facts["back"][-1] else row.tokens[:0]
-    for start, length in zip(starts, row.lengths, strict=True):
-        piece = slice(start, start + length)
-        places = np.flatnonzero(row.weights[piece])
-        if not len(places):
-            continue
-        whole = torch.tensor(np.concatenate((shared, row.tokens[piece])))
-        asked = torch.tensor(places + len(shared))
-        drawn = whole[asked + 1]
+    for answer in answers_of(row):
         with torch.no_grad():
-            states = feed.model(whole, Documents([len(whole)]))
-            theirs = feed.anchor(whole, Documents([len(whole)]))
-            policy, reference = (
-                model.logits(hidden).log_softmax(-1)[asked].gather(1, drawn[:, None])[:, 0]
-                for model, hidden in ((feed.model, states), (feed.anchor, theirs))
-            )
-            values = feed.critic(states)[asked].tolist()
-        ended = int(drawn[-1]) in own().stop_ids
-        score = len(own().decode(drawn.tolist())) / 10 - 1 - (0 if ended else 1.5)
+            policy, reference = answer.logprobs(feed.model), answer.logprobs(feed.anchor)
+            values = feed.critic(answer.states(feed.model)).tolist()
+        ended = int(answer.drawn[-1]) in own().stop_ids
+        score = len(own().decode(answer.drawn.tolist())) / 10 - 1 - (0 if ended else 1.5)
         apart = (policy - reference).tolist()
         rewards = [-0.1 * one for one in apart]
         rewards[-1] += score
-        columns = {name: row.columns[name][piece][places] for name in ("advantage", "value", "return")}
         found.append({
-            "rewards": rewards, "values": values, "columns": columns, "kl": sum(apart), "score": score,
-            "prompt": tuple(whole[: asked[0] + 1].tolist()),
+            "rewards": rewards, "values": values, "columns": answer.columns, "kl": sum(apart), "score": score,
+            "prompt": tuple(answer.tokens[: answer.asked[0] + 1].tolist()),
         })  # fmt: skip
     return found
 
@@ -262,20 +248,57 @@ def test_the_first_update_has_a_ratio_of_one_and_the_engines_numbers():
     assert float(total) / weight < 1e-5
 
 
+def loss_by_hand(
+    model: Any, critic: ScalarHead, rows: list[Row], value_clip: float | None, temperature: float
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Surrogate, value error and entropy of every token in plain torch, and their sums for the log."""
+    total = torch.zeros(())
+    sums = dict.fromkeys(
+        ("loss/policy_avg", "loss/value_avg", "policy/entropy_avg", "policy/approxkl_avg", "val/ratio"), 0.0
+    )
+    for answer in (answer for row in rows for answer in answers_of(row)):
+        logprobs, scores = answer.logprobs(model, temperature), answer.scores(model, temperature)
+        old, advantages = answer.columns["old_logprob"], answer.columns["advantage"]
+        before, returns = answer.columns["value"], answer.columns["return"]
+        ratio = torch.exp(logprobs - old)
+        policy = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+        values = critic(answer.states(model))
+        errors = (values - returns) ** 2
+        if value_clip is not None:
+            near_old = before + (values - before).clamp(-value_clip, value_clip)
+            errors = torch.maximum(errors, (near_old - returns) ** 2)
+        entropy = torch.distributions.Categorical(logits=scores).entropy()
+        total = total + (policy + 0.3 * errors / 2 - 0.4 * entropy).sum()
+        found = (policy, errors / 2, entropy, (logprobs - old) ** 2 / 2, ratio)
+        sums = {name: sums[name] + value.sum().item() for name, value in zip(sums, found, strict=True)}
+    return total, sums
+
+
+@pytest.mark.parametrize("value_clip", [0.2, None])
 @pytest.mark.parametrize("share", [True, False])
-def test_pitfall_a_the_gradient_does_not_depend_on_the_division_into_passes(share):
+def test_pitfall_a_the_gradient_is_that_of_plain_torch_however_the_step_is_divided(share, value_clip):
+    """Every term with its sign and its coefficient, over the tokens of the whole step."""
     model = small_model(own())
-    feed = rollouts(model, share=share)
-    rows = feed.rows(0)
-    objective = ProximalPolicy(feed.critic, entropy_bonus=0.01)
-    named = {**dict(model.named_parameters()), "critic": feed.critic.score.weight}
-    found = []
+    critic = ScalarHead(model.config.width, seed=5)
+    rows = rows_of_answers(model.config.vocabulary, [[6, 3], [1, 4, 7], [5]], share=share)
+    near(model, rows, 0.3, 0.7)
+    expected, sums = loss_by_hand(model, critic, rows, value_clip, 0.7)
+    named = {**dict(model.named_parameters()), "critic": critic.score.weight}
+    gradients = torch.autograd.grad(expected / (6 + 3 + 1 + 4 + 7 + 5), list(named.values()))
+    objective = ProximalPolicy(
+        critic, temperature=0.7, value_clip=value_clip, value_coefficient=0.3, entropy_bonus=0.4
+    )
     for division in ([rows], [[row] for row in rows]):
         for parameter in named.values():
             parameter.grad = None
+        measures: dict[str, Any] = {}
         for some in division:
-            (objective.loss(model, collate(some)).sum / objective.weight(rows)).backward()
-        found.append({name: parameter.grad.clone() for name, parameter in named.items()})
-    for name, one in found[0].items():
-        torch.testing.assert_close(found[1][name], one, atol=1e-6, rtol=1e-4)
-    assert float(found[0]["critic"].abs().sum()) > 0
+            loss = objective.loss(model, collate(some))
+            (loss.sum / objective.weight(rows)).backward()
+            take_in(measures, {"total": (loss.sum.detach(), 1.0), **loss.metrics})
+        assert float(measures["total"][0]) == pytest.approx(expected.item(), rel=1e-5)
+        for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3, msg=name)
+        for name, value in sums.items():
+            assert float(measures[name][0]) == pytest.approx(value, rel=1e-4)
+            assert float(measures[name][1]) == 26

@@ -22,6 +22,7 @@ from trivium.kit.metrics import read_metrics
 from trivium.learn.objective import take_in
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
+from trivium.model.attention import Documents
 from trivium.stages.playing import Engined
 from trivium.stages.prompts import Curriculum, Problem
 from trivium.stages.rollouts import Plan, Rollouts
@@ -331,3 +332,57 @@ def test_an_adapter_is_laid_before_the_engine_is_made(tmp_path, kind):
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert rows[-1]["kl"] > 1e-5, "the reference moves along with the adapter"
     assert (run["rl"].folder / "model" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("truncated", ["keep", "mask"])
+def test_the_divergence_in_the_reward_is_taken_off_it(truncated):
+    """The score less the coefficient times the summed log-ratio of what was sampled."""
+    model, reference = small_model(own()), small_model(own(), 1).requires_grad_(False)
+    sampling = Sampling(max_new_tokens=12, stop_ids=tuple(range(0, own().vocabulary_size, 12)))
+    feed = rollouts(
+        model, reference=reference, kl=0.5, kl_in_reward=True, sampling=sampling, truncated=truncated
+    )
+    groups = feed._groups(0, 0, 3)
+    assert {answer.truncated for group in groups for answer in group.answers} == {True, False}
+    for group in groups:
+        prompt = feed.problems[group.problem].ids
+        scores = even([""] * 4, [answer.completion for answer in group.answers])
+        for answer, score, reward in zip(group.answers, scores, group.rewards, strict=True):
+            tokens = torch.tensor([*prompt, *answer.tokens])
+            with torch.no_grad():
+                mine, theirs = (
+                    one.logits(one(tokens, Documents([len(tokens)])))
+                    .log_softmax(-1)[len(prompt) - 1 : -1]
+                    .gather(1, torch.tensor(answer.tokens)[:, None])
+                    .sum()
+                    for one in (model, reference)
+                )
+            assert abs(mine - theirs) > 0.1
+            taken_off = 0.0 if answer.truncated and truncated == "mask" else 0.5 * float(mine - theirs)
+            assert reward == pytest.approx(score - taken_off, abs=1e-4)
+    assert feed._rows(groups)
+
+
+def test_every_rollout_draws_other_answers_to_the_same_problem_and_the_same_again():
+    """What is sampled is a function of (seed, rollout, attempt, place) and repeats nowhere."""
+
+    def answers(rollout: int, attempt: int) -> list[list[int]]:
+        feed = rollouts(small_model(own()))
+        feed.problems = feed.problems[:1]
+        feed.curriculum = Curriculum(1, 3)
+        (group,) = feed._groups(rollout, attempt, 1)
+        return [answer.tokens for answer in group.answers]
+
+    places = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    found = [answers(*place) for place in places]
+    assert len({tuple(tokens) for group in found for tokens in group}) == len(places) * 4
+    assert [answers(*place) for place in places] == found
+
+
+@pytest.mark.parametrize(
+    "changed", [{"sampling": Sampling(max_new_tokens=12, temperature=0.9)}, {"group": 5}, {"buffer": 3}]
+)
+def test_the_fingerprint_of_rollouts_counts_sampling_and_plan(changed):
+    model = small_model(own())
+    assert rollouts(model, **changed).fingerprint != rollouts(model).fingerprint
+    assert rollouts(model).fingerprint == rollouts(model).fingerprint

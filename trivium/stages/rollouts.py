@@ -237,13 +237,20 @@ class Rollouts:
 
     def _divergences(self, groups: Sequence[Group]) -> dict[int, float]:
         """For every answer the sampled log-ratio to the reference, summed (k1)."""
-        answers = [(group, answer) for group in groups for answer in group.answers]
-        rows = [self._row(group, [index]) for group in groups for index in range(len(group.answers))]
+        answers, rows = [], []
+        for group in groups:
+            count = len(group.answers)
+            unscored = replace(group, rewards=[0.0] * count, advantages=np.zeros(count))
+            for index, answer in enumerate(group.answers):
+                # A truncated answer that is masked has no learned token, and so no divergence either.
+                if self._learned_tokens(answer):
+                    answers.append(answer)
+                    rows.append(self._row(unscored, [index]))
         assert self.reference is not None
         found = self._measured(self.reference, rows)
         return {
             id(answer): float(np.sum(np.array(answer.logprobs)[answer.learned]) - values.sum())
-            for (_, answer), values in zip(answers, found, strict=True)
+            for answer, values in zip(answers, found, strict=True)
         }
 
     # rows
