@@ -183,10 +183,11 @@ def run(
     set: Mapping[str, Any] | None = None,
     only: Iterable[str] = (),
     runs: str | Path = "runs",
+    unsafe_sandbox: bool = False,
 ) -> Run:
     """Run a recipe, as `trivium run` does."""
     chosen = [only] if isinstance(only, str) else only
-    return Run(pipeline.run(recipe, runs, set or {}, chosen))
+    return Run(pipeline.run(recipe, runs, set or {}, chosen, unsafe_sandbox=unsafe_sandbox))
 
 
 def model_folder(folder: Path) -> Path:

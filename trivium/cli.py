@@ -20,6 +20,11 @@ _runs = click.option("--runs", default="runs", show_default=True, help="Where re
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting: base.tokens=2M."
 )
+_unsafe = click.option(
+    "--unsafe-sandbox",
+    is_flag=True,
+    help="Run programs that a model wrote even where the kernel cannot isolate them.",
+)
 _AT_LEAST_ONE = click.IntRange(min=1)
 _only = click.option("--only", multiple=True, metavar="STAGE", help="This stage and what it stands on.")
 
@@ -39,11 +44,19 @@ def cli() -> None:
 @_only
 @_set
 @click.option("--wait/--no-wait", default=True, help="Wait for another process that makes the same stage.")
-def run(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...], wait: bool) -> None:
+@_unsafe
+def run(
+    recipe: str,
+    runs: str,
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    wait: bool,
+    unsafe_sandbox: bool,
+) -> None:
     """Run a recipe: reuse what is done, resume what was cut off, run the rest."""
     from trivium.pipeline.run import run, table
 
-    going = run(recipe, runs, overrides, only, wait)
+    going = run(recipe, runs, overrides, only, wait, unsafe_sandbox)
     if going.became:
         _print_table(table(going))
     if going.concluded:
@@ -203,12 +216,16 @@ cli.add_command(serve)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Write the numbers here, answers beside.")
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with what --json wrote before.")
-def eval_(model: str, tasks: str, to: Path | None, against: Path | None, **asking: Any) -> None:
+@_unsafe
+def eval_(
+    model: str, tasks: str, to: Path | None, against: Path | None, unsafe_sandbox: bool, **asking: Any
+) -> None:
     """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval."""
     from trivium.api import model_folder
     from trivium.evals import command
     from trivium.evals.results import Results
     from trivium.evals.settings import settings_of
+    from trivium.grade.sandbox.client import announced, permitting_unsafe
     from trivium.model.hub import resolve
 
     folder = model_folder(resolve(model))
@@ -217,7 +234,8 @@ def eval_(model: str, tasks: str, to: Path | None, against: Path | None, **askin
     if to is not None and to.is_dir():
         raise TriviumError(f"{to} is a folder; name a file for the numbers.")
     say = lambda line: click.echo(line, err=True)
-    results = command.evaluate_folder(folder, tasks.split(","), settings, name=model, say=say)
+    with announced(say), permitting_unsafe(unsafe_sandbox):
+        results = command.evaluate_folder(folder, tasks.split(","), settings, name=model, say=say)
     _print_table(results.table())
     if to is not None:
         results.save(to)

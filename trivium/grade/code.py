@@ -1,4 +1,4 @@
-"""The scorer of programs: the program in one walled-in process, the tests in another, the verdict here."""
+"""The scorer of programs: the program in one isolated process, the tests in another, the verdict here."""
 
 import hashlib
 import json
@@ -10,9 +10,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from trivium.grade.sandbox.room import Child, Fault, Limits, Sandbox, sandbox
+from trivium.grade.sandbox.client import Fault, Limits, Sandbox, Worker, sandbox
 from trivium.grade.sandbox.script import run_script
-from trivium.grade.sandbox.tenant import OUT_OF_MEMORY
+from trivium.grade.sandbox.worker import OUT_OF_MEMORY
 from trivium.grade.scorer import Score, Status, column
 from trivium.kit.errors import TriviumError
 
@@ -63,11 +63,9 @@ class CodeScorer:
         key = hashlib.sha256(repr((program, tests)).encode(errors="surrogatepass")).hexdigest()
         if key in self._known:
             return self._known[key]
-        room = sandbox(self.unsafe_sandbox)
+        box = sandbox(self.unsafe_sandbox)
         try:
-            score = (
-                self._scripts(room, program, tests) if tests.scripts else self._judged(room, program, tests)
-            )
+            score = self._scripts(box, program, tests) if tests.scripts else self._judged(box, program, tests)
         except (Fault, OSError) as error:
             return Score(None, f"the sandbox failed: {error}", "fault")
         self._known[key] = score
@@ -76,27 +74,27 @@ class CodeScorer:
         return score
 
     def limits(self, factor: float = 1.0) -> Limits:
-        """The limits of one child."""
+        """The limits of one worker."""
         return Limits(
             seconds=self.seconds * factor, cpu=max(1, round(self.seconds * factor)), memory=self.memory
         )
 
-    def _judged(self, room: Sandbox, program: str, tests: Exam) -> Score:
+    def _judged(self, box: Sandbox, program: str, tests: Exam) -> Score:
         """Load the program; only then send the tests, to another process, and let the two talk."""
         ours, theirs = socket.socketpair()
-        with ours, theirs, room.child(self.limits(), theirs.fileno()) as tenant:
+        with ours, theirs, box.worker(self.limits(), theirs.fileno()) as worker:
             theirs.close()
-            tenant.send({"role": "program", "program": program})
+            worker.send({"role": "program", "program": program})
             try:
-                loaded = tenant.receive()
+                loaded = worker.receive()
                 names = loaded.get("names")
                 if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                     return _not_loaded(loaded)
             except (EOFError, AttributeError):
-                return self._ended(tenant, "before it was loaded")
+                return self._ended(worker, "before it was loaded")
             if tests.entry_point and tests.entry_point not in names:
                 return Score(0.0, f"the program defines no {tests.entry_point}", "wrong")
-            with room.child(self.limits(1.5), ours.fileno()) as judge:
+            with box.worker(self.limits(1.5), ours.fileno()) as judge:
                 ours.close()
                 judge.send(
                     {
@@ -114,7 +112,7 @@ class CodeScorer:
                     how = judge.ending()
                     return Score(0.0, f"the tests did not come to an end ({how['ended']})", "overtime")
             if report["gone"]:
-                return self._ended(tenant, "while it was being tested")
+                return self._ended(worker, "while it was being tested")
         return self._verdict(report)
 
     def _verdict(self, report: dict[str, Any]) -> Score:
@@ -129,22 +127,22 @@ class CodeScorer:
         status: Status = "memory" if "MemoryError" in failure else "wrong"
         return Score(value, f"{held} of {run} tests pass; {failure}", status)
 
-    def _ended(self, tenant: Child, when: str) -> Score:
+    def _ended(self, worker: Worker, when: str) -> Score:
         """Why a program is gone."""
-        tenant.end.close()
-        tenant.deadline = min(tenant.deadline, time.monotonic() + 1.0)
-        how = tenant.ending()
+        worker.end.close()
+        worker.deadline = min(worker.deadline, time.monotonic() + 1.0)
+        how = worker.ending()
         if how["ended"] == "overtime":
             return Score(0.0, f"the program took more than {self.seconds:g} seconds {when}", "overtime")
-        if how.get("memory", 0) > 0.8 * self.memory:
+        if how.get("out_of_memory") or how.get("memory", 0) > 0.8 * self.memory:
             return Score(0.0, f"the program used up its memory {when}", "memory")
         return Score(0.0, f"the program ended {when} (status {how.get('code')})", "wrong")
 
-    def _scripts(self, room: Sandbox, program: str, tests: Exam) -> Score:
+    def _scripts(self, box: Sandbox, program: str, tests: Exam) -> Score:
         held = 0
         first: Score | None = None
         for number, (given, expected) in enumerate(tests.scripts, start=1):
-            score = self._script(room, program, given, expected, number)
+            score = self._script(box, program, given, expected, number)
             held += score.value == 1.0
             first = first or (None if score.value == 1.0 else score)
             if first is not None and not self.partial:
@@ -156,16 +154,16 @@ class CodeScorer:
         passed = f"{held} of {total} tests pass; " if self.partial else ""
         return Score(value, f"{passed}{first.reason}", first.status)
 
-    def _script(self, room: Sandbox, program: str, given: str, expected: str, number: int) -> Score:
+    def _script(self, box: Sandbox, program: str, given: str, expected: str, number: int) -> Score:
         """Run the program once, with this input, and compare what it prints line by line."""
-        printed, how = run_script(room, program, given, self.limits())
+        printed, how = run_script(box, program, given, self.limits())
         if how["ended"] == "endless":
             return Score(0.0, f"test {number}: the program prints without end", "wrong")
         if how["ended"] == "overtime":
             return Score(
                 0.0, f"test {number}: the program took more than {self.seconds:g} seconds", "overtime"
             )
-        if how["code"] == OUT_OF_MEMORY:
+        if how["code"] == OUT_OF_MEMORY or how.get("out_of_memory"):
             return Score(0.0, f"test {number}: the program used up its memory", "memory")
         if how["code"] != 0:
             return Score(0.0, f"test {number}: the program failed (status {how['code']})", "wrong")

@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from trivium import __version__
+from trivium.grade.sandbox.client import sandbox
 from trivium.kit import machine
+from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import short
 
 _EXTRAS = {
@@ -38,8 +40,17 @@ def rows(runs: str | Path) -> list[list[str]]:
         ["matrix peak", f"{short(machine.matmul_peak())}FLOP/s"],
         ["memory bandwidth", f"{short(machine.memory_bandwidth())}B/s"],
         ["disk", f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free under {place}"],
+        ["sandbox", _sandbox()],
         ["extras", ", ".join(there) or "none"],
     ]
     if absent:
         table.append(["not installed", f"{', '.join(absent)} (pip install 'trivium[{','.join(absent)}]')"])
     return table
+
+
+def _sandbox() -> str:
+    """The layers that isolate a program here, or why none can."""
+    try:
+        return sandbox().described
+    except TriviumError as error:
+        return str(error)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium import __version__
+from trivium.grade.sandbox.client import announced, permitting_unsafe
 from trivium.kit import processes
 from trivium.kit.machine import describe
 from trivium.kit.metrics import MetricsLog
@@ -64,8 +65,23 @@ def run(
     overrides: Iterable[str] | Mapping[str, Any] = (),
     only: Iterable[str] = (),
     wait: bool = True,
+    unsafe_sandbox: bool = False,
 ) -> Run:
-    """Bring a recipe's stages to completion, each after what it stands on."""
+    """Bring a recipe's stages to completion, each after what it stands on.
+
+    `unsafe_sandbox` runs programs that a model wrote even where the kernel cannot isolate them.
+    """
+    with permitting_unsafe(unsafe_sandbox):
+        return _run(recipe, runs, overrides, only, wait)
+
+
+def _run(
+    recipe: str | Path,
+    runs: str | Path,
+    overrides: Iterable[str] | Mapping[str, Any],
+    only: Iterable[str],
+    wait: bool,
+) -> Run:
     world = processes.start()
     going = prepare(recipe, runs, overrides)
     chosen = graph.needed(going.nodes, only)
@@ -129,7 +145,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
         processes.broadcast("work")
     start = time.monotonic()
     tracked = Tracked(going.recipe.name, entry.folder.name, going.store.runs, record["settings"])
-    with counted() as tally:
+    with counted() as tally, announced(work.say) as layers:
         try:
             with tracking(work.log, going.recipe.track, tracked, progress.say) as work.log:
                 record["summary"] = node.stage.run(work)
@@ -137,6 +153,8 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
             record["seconds"] = round(record["seconds"] + time.monotonic() - start, 3)
             # Processes share the work evenly; what was computed and then cut off was computed all the same.
             record["flops"] += tally.operations * (processes.world().size if node.stage.parallel else 1)
+            if layers:
+                record["sandbox"] = layers
             entry.note(record)
     entry.complete()
     if node.stage.parallel:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, seed_of_sample
-from trivium.grade.sandbox.room import Fault, Limits, sandbox
+from trivium.grade.sandbox.client import Fault, Limits, sandbox
 from trivium.grade.sandbox.script import run_script
 from trivium.grade.sql import open_read_only
 from trivium.kit.errors import TriviumError

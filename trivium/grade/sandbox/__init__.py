@@ -1,1 +1,1 @@
-"""A walled room for programs nobody has read: what runs in it can compute and answer, and nothing else."""
+"""The sandbox: untrusted programs run in isolated processes that can compute, answer and do nothing else."""

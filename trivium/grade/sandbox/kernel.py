@@ -61,6 +61,11 @@ def become_root_folder(folder: str) -> None:
     os.chdir("/")
 
 
+def set_host_name(name: bytes) -> None:
+    """Name the machine, within the namespace of names."""
+    _call("sethostname", name, ctypes.c_size_t(len(name)))
+
+
 def die_with_parent() -> None:
     """Be killed when the process that forked this one ends."""
     _call("prctl", _DEATH_SIGNAL, _number(9), _number(0), _number(0), _number(0))

@@ -1,14 +1,13 @@
-"""What a walled-in child does: run a program and answer calls to it, or run tests that make such calls."""
+"""What an isolated worker does: run a program and answer calls to it, or run tests that make such calls."""
 
 import builtins
-import contextlib
 import importlib
 import os
 import sys
 from itertools import islice
 from typing import Any
 
-from . import judge, values
+from . import judge, probe, values
 
 _WARM = """
     abc array ast bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions
@@ -20,7 +19,7 @@ OUT_OF_MEMORY = 98
 
 
 def warm_up() -> None:
-    """Import what programs commonly import, once, before there are walls."""
+    """Import what programs commonly import, once, before anything is isolated."""
     for name in _WARM.split():
         importlib.import_module(name)
     # What the interactive interpreter adds, and programs that read and print often end with.
@@ -37,45 +36,30 @@ def live(fds: list[int], limits: dict[str, Any]) -> int:
         return run_script(order["program"], fds[1], fds[2])
     if order["role"] == "judge":
         return judge.sit(channel, fds[1], order)
-    if order["role"] == "climb":
-        values.write_frame(channel, climbed())
+    if order["role"] == "probe":
+        probe_isolation(channel, order["bait"])
         return 0
     Program(channel, fds[1]).live(order["program"])
     return 0
 
 
 def quiet() -> None:
-    """Give the child no terminal: nothing comes in, and what it prints goes nowhere."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(nowhere, fd)
-    os.close(nowhere)
+    """Give the worker no terminal: nothing comes in, and what it prints goes nowhere."""
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def climbed() -> list[str]:
-    """Try the walls, and name each one that does not hold."""
-    open_ways = []
-    for name in ("/etc/passwd", "/etc/hostname", "/proc/self/maps", "/"):
-        with contextlib.suppress(OSError):
-            os.close(os.open(name, os.O_RDONLY))
-            open_ways.append(f"reading {name}")
-    with contextlib.suppress(OSError):
-        os.close(os.open("/tmp/trivium-climbed", os.O_WRONLY | os.O_CREAT))
-        open_ways.append("writing /tmp")
-    with contextlib.suppress(OSError):
-        child = os.fork()
-        if child == 0:
-            os._exit(0)
-        open_ways.append("forking")
-    with contextlib.suppress(OSError):
-        import socket
-
-        socket.socket().close()
-        open_ways.append("a socket")
-    return open_ways
+def probe_isolation(channel: int, bait: dict[str, Any]) -> None:
+    """Try everything a hostile program would, and name each attempt before it and each that succeeds."""
+    for group, name, deed in probe.attempts(bait):
+        values.write_frame(channel, {"tries": [group, name]})
+        try:
+            deed()
+        except (OSError, ValueError, AttributeError, MemoryError):
+            continue
+        values.write_frame(channel, {"open": [group, name]})
+    values.write_frame(channel, {"done": True})
 
 
 def run_script(program: str, stdin: int, stdout: int) -> int:
