@@ -13,7 +13,7 @@ from trivium.data.shards import Shards, in_validation, text_hash, write_shards
 from trivium.data.sources import Document, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.stages.inheritance import consumed_by, kept_model, learnt_by, trained_on
+from trivium.stages.inheritance import consumed_by, held_out_by, kept_model, learnt_by, trained_on
 from trivium.stages.mixtures import Spelt, also_in
 from trivium.tokens.train import train_tokenizer
 
@@ -47,6 +47,7 @@ KEPT = """\
     steps: 8
     checkpoint: {at: [step=2]}
   soup: {kind: merge, of: [mixed@step=2, mixed@step=2]}
+  longer: {kind: merge, of: [mixed, mixed@step=2]}
   again: {kind: midtrain, from: soup, data: {./third: {validation: 0}}, replay: 0.5, batch: 256, steps: 2}
 """
 
@@ -57,6 +58,11 @@ def run(folder, text, **options):
     lines = "".join(json.dumps({"text": f"third {one} of many."}) + "\n" for one in range(40))
     (folder / "third" / "some.jsonl").write_text(lines)
     return trivium.run(path, runs=folder / "runs", **options)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("shares"), SHARES)
 
 
 def left_shares(folder):
@@ -105,6 +111,8 @@ def test_through_a_merge_a_kept_checkpoint_is_what_counts(tmp_path):
     soup = made["soup"].folder / "model"
     assert consumed_by(soup) == consumed_by(kept) == read_json(kept.parent / "training.json")["consumed"]
     assert consumed_by(soup) != consumed_by(made["mixed"].folder / "model")
+    # Of parents that read a source for different times, the longest counts, whichever is named first.
+    assert consumed_by(made["longer"].folder / "model") == consumed_by(made["mixed"].folder / "model")
     assert {name: one.weight for name, one in learnt_by("x", "soup", soup).mixture.items()} == {"corpus": 1.0}
     whole = learnt_by("x", "mixed", made["mixed"].folder / "model").mixture
     assert {name: one.weight for name, one in whole.items()} == {"corpus": 0.5, "./other": 0.5}
@@ -113,6 +121,26 @@ def test_through_a_merge_a_kept_checkpoint_is_what_counts(tmp_path):
     passes = list(consumed_by(kept).values())
     assert changes(made["again"])["passes over corpus"][0] in [pytest.approx(one, abs=1e-3) for one in passes]
     assert trained_on([soup])
+
+
+SHARES = """\
+  wide: {kind: midtrain, from: base, data: {./other: {validation: 0.5}}, batch: 256, steps: 1}
+  narrow: {kind: midtrain, from: base, data: {./other: {validation: 0.1}}, batch: 256, steps: 1}
+"""
+
+
+@pytest.mark.parametrize("order", [("wide", "narrow"), ("narrow", "wide")])
+def test_what_several_models_held_out_is_what_the_smallest_share_held_out(order, shared):
+    models = {name: shared[name].folder / "model" for name in order}
+    mixture, places = held_out_by("x", models)
+    assert mixture["./other"].validation == 0.1
+    texts = [one for one in read_documents(str(places["./other"])) if in_validation(text_hash(one), 0.1)]
+    assert texts
+    for model in models.values():
+        learnt = {one.shards.folder.parent.name: one.shards for one in trained_on([model])}["tokenised"]
+        ids = {learnt.id(index) for index in range(len(learnt))}
+        assert ids
+        assert not ids & {one.id for one in texts}
 
 
 def texts_of(numbers):

@@ -90,6 +90,15 @@ def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path, settings
     assert run["ppo"].model() is not None
 
 
+def test_a_part_that_is_trained_whole_is_compared_with_the_parents(tmp_path):
+    """An adapter too weak to change anything beside a head that learns: all divergence is the head's."""
+    settings = "steps: 4, learning_rate: 0.1, adapter: {rank: 1, alpha: 1e-9, train: [head]}"
+    run = trivium.run(recipe(tmp_path, settings), runs=tmp_path / "runs")
+    apart = [row["objective/kl"] for row in run["ppo"].metrics if "objective/kl" in row]
+    assert apart[0] == pytest.approx(0, abs=1e-4)
+    assert abs(apart[-1]) > 1e-2
+
+
 def test_another_reward_model_is_another_stage(tmp_path):
     path = recipe(tmp_path, "steps: 2")
     from trivium.recipe.graph import build

@@ -195,6 +195,7 @@ def test_kto_takes_single_answers_and_dpo_refuses_them(tmp_path) -> None:
         ({"loss": "dpoo"}, "there is no loss 'dpoo'"),
         ({"loss": ["kto", "sigmoid"]}, "do not mix"),
         ({"reference": "adapter off"}, "needs an `adapter`"),
+        ({"reference": "adapter off", "adapter": {"rank": 2, "train": ["head"]}}, "no part trained whole"),
         ({"loss": "apo", "divergence": "forward_kl"}, "has a meaning for"),
         ({"batch": "4k"}, "counted in `pairs`"),
         ({"tokens": "4k"}, "`steps` or `epochs`"),

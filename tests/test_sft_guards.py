@@ -20,6 +20,10 @@ from trivium.model.adapters import load_adapter
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
 from trivium.model.lora import AdapterSettings, adapted_layers, add_adapter, selected
+from trivium.pipeline import show
+from trivium.pipeline.store import Entry
+from trivium.stages.inheritance import kept_model
+from trivium.stages.stage import Stage
 
 KINDS = ["lora", "dora", "pissa"]
 FIRST = [{"messages": CHAT}] * 40
@@ -220,6 +224,30 @@ def test_a_stage_stays_nearer_the_stronger_it_is_held(tmp_path):
     # The loss in the log stays the loss of the data, to be compared between stages.
     assert last(run, "kl", "loss") > last(run, "free", "loss")
     assert "kl_to_parent" not in run["free"].metrics[-1]
+
+
+@pytest.mark.parametrize("adapter", ["{rank: 2}", "{rank: 2, alpha: 0.001, train: [head]}"])
+def test_an_adapter_that_trains_a_part_whole_is_still_compared_with_the_parent(tmp_path, adapter):
+    """The logged divergence, recomputed from the parent's folder and the weights kept before that step."""
+    extra = f", near_parent: {{kl: 0.5}}, adapter: {adapter}, checkpoint: {{at: [step=1]}}"
+    path = recipe(tmp_path, stage("held", "./base", "./first.jsonl", extra).replace("steps: 10", "steps: 2"))
+    held = trivium.run(path, runs=tmp_path / "runs")["held"]
+    entry = Entry(held.folder)
+    work = show._work(entry, entry.record)
+    rows, _ = Stage.kinds["sft"].model_validate(entry.record["settings"]).batch_of(work, 2)
+    models = [load_model(folder) for folder in (tmp_path / "base", kept_model(held.folder, "step=1"))]
+    batch, logprobs = collate(rows), []
+    for model in models:
+        with torch.no_grad():
+            hidden = model(batch.tokens, Documents(batch.lengths))
+            logprobs.append(model.logits(hidden).log_softmax(-1))
+    parent, ours = logprobs
+    apart = (parent.exp() * (parent - ours)).sum(-1)
+    expected = float((apart * batch.weights).sum() / batch.weights.sum())
+    logged = [row["kl_to_parent"] for row in held.metrics if "kl_to_parent" in row]
+    assert logged[0] == pytest.approx(0, abs=1e-6)
+    assert expected > 1e-3
+    assert logged[1] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.slow
