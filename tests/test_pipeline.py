@@ -13,11 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import RECIPE, write_recipe
+import torch
+from toys import RECIPE, ToyTrain, write_recipe
 
+from trivium.cli import main
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
+from trivium.model.arithmetic import note_product
 from trivium.pipeline import show
+from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import holder, locked
 from trivium.pipeline.plan import plan
 from trivium.pipeline.run import run
@@ -160,14 +164,54 @@ def test_a_kept_checkpoint_is_a_parent(tmp_path):
     assert entry.record["parents"]["base@tokens=2k"].endswith("@tokens=2000")
 
 
-def test_a_damaged_parent_is_named_and_not_used(tmp_path):
-    path = write_recipe(tmp_path)
-    run(path, tmp_path / "runs", only=["base"])
-    damaged = (tmp_path / "runs" / "toy" / "base" / "model" / "model.json").resolve()
-    damaged.write_text(damaged.read_text().replace("7", "8"))
+@pytest.mark.parametrize(
+    ("parent", "file", "child"),
+    [
+        ("words", "tokenizer/words.txt", "base"),
+        ("base", "model/model.json", "left"),
+        ("judge", "model/model.json", "tuned"),
+    ],
+)
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_damaged_parent_is_named_and_not_used(tmp_path, parent, file, child, gone):
+    more = "  judge: {kind: toy_reward, from: base}\n  tuned: {kind: toy_train, from: base, reward: judge}\n"
+    path = write_recipe(tmp_path, RECIPE + more)
+    run(path, tmp_path / "runs", only=[parent])
+    damaged = (tmp_path / "runs" / "toy" / parent / file).resolve()
+    text = damaged.read_text()
+    damaged.unlink() if gone else damaged.write_text(text.replace("7", "8").replace("4000", "4001"))
     with pytest.raises(TriviumError) as caught:
         run(path, tmp_path / "runs")
     assert str(damaged) in str(caught.value)
+    damaged.write_text(text)
+    # The child had been begun.
+    assert run(path, tmp_path / "runs").became[child] == "resumed"
+
+
+def test_time_and_work_before_a_stop_are_added_to_those_after_it(tmp_path, monkeypatch):
+    """One product of [8, 16] and [16, 32] in every attempt; the first attempt is made to look long."""
+    going, attempts = ToyTrain.run, []
+
+    def working(self, work):
+        note_product(8, torch.ones(16, 32))
+        attempts.append(work.resume)
+        if len(attempts) == 1:
+            raise RuntimeError("the lights went out")
+        return going(self, work)
+
+    monkeypatch.setattr(ToyTrain, "run", working)
+    path = write_recipe(tmp_path)
+    with pytest.raises(RuntimeError, match="lights"):
+        run(path, tmp_path / "runs", only=["base"])
+    entry = Store(tmp_path / "runs").recipes()["toy"]["base"]
+    before = entry.record
+    assert before["flops"] == 2 * 8 * 16 * 32
+    entry.note({**before, "seconds": 1000.0, "started": "yesterday"})
+    run(path, tmp_path / "runs", only=["base"])
+    assert attempts == [False, True]
+    assert entry.record["flops"] == 2 * before["flops"]
+    assert 1000 < entry.record["seconds"] < 2000
+    assert entry.record["started"] == "yesterday"
 
 
 def test_status_shows_the_tree(tmp_path):
@@ -223,6 +267,26 @@ def test_gc_keeps_what_recipes_reach(tmp_path):
     trivium("gc", "--runs", runs, "--yes")
     assert not list(store.unreached())
     assert new.entry("base").state == "done"
+
+
+def test_gc_keeps_what_a_kept_checkpoint_of_it_was_a_parent_of(tmp_path):
+    """`left` goes on from a checkpoint of a `base` that no recipe links to any more."""
+    runs = tmp_path / "runs"
+    path = write_recipe(tmp_path, RECIPE.replace("from: base, steps: 2}", "from: base@tokens=2k, steps: 1}"))
+    old = run(path, runs, ["base.keep=[2]"], only=["left"])
+    store = Store(runs)
+    for name in ("base", "words"):
+        (runs / "toy" / name).unlink()
+    assert list(store.unreached()) == []
+    main(["gc", "--runs", str(runs), "--yes"])
+    assert (product(store, old.entry("left").record["parents"]["base@tokens=2k"]) / "model.json").is_file()
+    assert {name: old.entry(name).state for name in old.nodes if name != "right"} == {
+        "words": "done", "base": "done", "left": "done",
+    }  # fmt: skip
+    (runs / "toy" / "left").unlink()
+    assert {entry.folder.name for entry in store.unreached()} == {
+        old.nodes[name].entry for name in ("words", "base", "left")
+    }
 
 
 def test_two_processes_make_a_recipe_together(tmp_path):

@@ -37,6 +37,20 @@ class ToyWords(Stage):
         return {}
 
 
+class ToyReward(Stage):
+    kind: Literal["toy_reward"]
+    produces: ClassVar[Product] = "reward"
+    start: str = Field(alias="from")
+
+    def references(self) -> list[Reference]:
+        return [Reference("from", self.start, ("model",))]
+
+    def run(self, work: Work) -> dict[str, Any]:
+        with whole_folder(work.output("reward")) as folder:
+            write_json(folder / "model.json", {"scores": 7})
+        return {}
+
+
 class ToyTrain(Stage):
     """Counts to `steps`; at every step it may be told to die, and it goes on where it was cut off."""
 
@@ -44,6 +58,7 @@ class ToyTrain(Stage):
     produces: ClassVar[Product] = "model"
     start: str | None = Field(default=None, alias="from")
     words: str | None = None
+    reward: str | None = None
     model: ToyDial = ToyDial()
     rate: float | dict[str, float] = 0.1
     steps: Count = 3
@@ -54,6 +69,7 @@ class ToyTrain(Stage):
 
     def references(self) -> list[Reference]:
         found = [Reference("from", self.start, ("model",))] if self.start else []
+        found += [Reference("reward", self.reward, ("reward",))] if self.reward else []
         return found + ([Reference("words", self.words, ("tokenizer", "model"))] if self.words else [])
 
     def plan(self, inputs: Any) -> dict[str, Any]:
