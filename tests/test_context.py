@@ -1,5 +1,7 @@
 """Conversations longer than the window, thinking, and worked examples."""
 
+import json
+
 import pytest
 from generating import tiny_engine, tokenizer
 
@@ -132,6 +134,34 @@ def test_what_is_too_long_to_be_read_at_once_is_summarised_in_parts():
     between = lambda one: one.partition("user\n")[2].rpartition("\n\nSumm")[0].rpartition("\n\n")[2]
     read = "".join(map(between, prompts))
     assert "".join(read.split()) == "".join(transcript(LONG[1:]).split())
+
+
+def test_a_summary_is_told_of_calls_and_what_tools_answered():
+    """Whatever a turn holds is in what the model is asked to summarise, under who said it."""
+    function = {"name": "weather", "arguments": '{"town": "Ærø"}'}
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "is it"}, {"type": "text", "text": "cold?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": function}] * 2},
+        {"role": "tool", "tool_call_id": "1", "content": "frost"},
+        {"role": "assistant", "content": "Yes.", "tool_calls": [{"id": "2", "function": function}]},
+    ]
+    written = json.dumps(function, ensure_ascii=False)
+    expected = [
+        "user: is it\ncold?",
+        f"assistant:  [{written}, {written}]",
+        "tool: frost",
+        f"assistant: Yes. [{written}]",
+    ]
+    assert transcript(turns) == "".join(f"{line}\n" for line in expected)
+    prompts = []
+
+    def complete(request):
+        prompts.append(tokenizer().decode(request.prompt))
+        return "cold", 1
+
+    assert Summariser(tokenizer(), 2000, complete)(turns, 60) == "cold"
+    [asked] = prompts
+    assert all(line in asked for line in expected)
 
 
 def test_short_turns_before_a_long_one_cost_no_part_of_their_own():

@@ -12,6 +12,7 @@ import pytest
 from generating import tiny_engine
 from serving import CHAT, GOOD, HELLO, ScriptedEngine, assert_error, client, raw, running, until
 
+from trivium.serve.guard import PAGE
 from trivium.serve.limits import Limits
 
 
@@ -298,6 +299,33 @@ def test_other_web_sites_and_other_host_names_are_kept_out(address):
         own = http.post(CHAT, content=changed(), headers={"Origin": address})
         assert own.status_code == 200
         assert "access-control-allow-origin" not in own.headers
+
+
+def test_a_page_from_another_port_of_the_same_host_is_kept_out(address):
+    """An origin is scheme, host and port: another program on this machine is another web site."""
+    port = int(address.rpartition(":")[2])
+    with raw(address) as http:
+        for other in (port + 1, port // 10, 80):
+            assert_error(
+                http.post(CHAT, content=changed(), headers={"Origin": f"http://127.0.0.1:{other}"}), 403
+            )
+        for other in ("http://127.0.0.1", f"http://localhost:{port}", f"http://user@127.0.0.1:{port}"):
+            assert_error(http.post(CHAT, content=changed(), headers={"Origin": other}), 403)
+
+
+def test_only_the_page_itself_may_be_cached(engine):
+    """Answers and refusals are never stored; the page's own files are, and asked for anew each time."""
+    with running({"one": engine}, api_key="k") as address, raw(address) as http:
+        key = {"Authorization": "Bearer k"}
+        for path in PAGE:
+            assert http.get(path).headers["cache-control"] == "no-cache"
+        answers = [http.get(path, headers=key) for path in ("/v1/models", "/v1/models/one", "/metrics")]
+        answers += [http.post(CHAT, json={**GOOD, "stream": stream}, headers=key) for stream in (False, True)]
+        answers += [http.get("/health")]
+        assert [answer.status_code for answer in answers] == [200] * len(answers)
+        answers += [http.get("/v1/models"), http.get("/nowhere", headers=key), http.get("/page", headers=key)]
+        answers += [http.post(CHAT, content=b"{", headers=key)]
+        assert [answer.headers["cache-control"] for answer in answers] == ["no-store"] * len(answers)
 
 
 def test_an_allowed_origin_may_ask(engine):

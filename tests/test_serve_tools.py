@@ -84,6 +84,10 @@ MISTRAL_CALLS = (
     ' [{"name": "bells", "arguments": {"town": "Ald"}, "id": "a00000000"},'
     ' {"name": "doves", "arguments": {"town": "Moor"}, "id": "a00000001"}]'
 )
+TAGGED = "\n".join(
+    f'<tool_call>\n{{"name": "{name}", "arguments": {{"town": "{town}"}}}}\n</tool_call>'
+    for name, town in (("bells", "Ald"), ("doves", "Moor"))
+)
 SCRIPTS = {
     "llama": ("llama", LLAMA_CALL, ()),
     "twice": ("llama", f"{LLAMA_CALL}; {LLAMA_CALL}", ()),
@@ -106,7 +110,8 @@ def random_engine(name):
 @pytest.fixture(scope="module")
 def engines():
     random = {f"random {name}": random_engine(name) for name in ("llama", "mistral", "mistral, letters")}
-    return {**{name: scripted(*script) for name, script in SCRIPTS.items()}, **random, "own": tiny_engine()}
+    written = {name: scripted(*script) for name, script in SCRIPTS.items()}
+    return {**written, **random, "own": tiny_engine(), "tags": ScriptedEngine(TAGGED)}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +167,25 @@ def test_calls_are_read_in_the_models_own_form(server, model, calls, stream):
     assert calls_of(choice) == calls
     assert choice.message.content is None
     assert choice.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("model", "less"), [("twice", 0), ("mistral", 0), ("tags", 0), ("tags", 12)])
+def test_an_answer_cut_by_length_says_so_whatever_calls_it_holds(server, engines, model, less, stream):
+    """A client must not take the calls it got for all there are: more may have been cut off."""
+    most = len(engines[model].script) - less
+    whole = {"twice": [BELLS] * 2, "mistral": [BELLS, DOVES], "tags": [BELLS, DOVES]}[model]
+    expected = whole[:1] if less else whole
+    if stream:
+        chunks = [chunk.choices[0] for chunk in asked(server, model, max_tokens=most, stream=True)]
+        calls = [call.function for chunk in chunks for call in chunk.delta.tool_calls or []]
+        assert [(call.name, json.loads(call.arguments)) for call in calls] == expected
+        assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["length"]
+        return
+    choice = asked(server, model, max_tokens=most).choices[0]
+    assert calls_of(choice) == expected
+    assert choice.finish_reason == "length"
+    assert asked(server, model, max_tokens=most + less + 1).choices[0].finish_reason == "tool_calls"
 
 
 @pytest.mark.parametrize("model", ["json", "words", "cut"])
