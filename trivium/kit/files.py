@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import DamagedError, TriviumError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,10 @@ BARRED = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 )
 """What is wrong with a place that a person named, where the mistake cannot be one of ours."""
+FAILING = frozenset({errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ENOTCONN})
+"""What a disk or a network file system answers that has failed or gone away for a while."""
+CHECKSUM = "checksum"
+"""The key of a safetensors file's metadata under which the checksum of its tensors stands."""
 
 
 def expanded(name: Path | str) -> Path:
@@ -44,17 +49,55 @@ def write_text(path: Path | str, text: str) -> None:
 
 def write_json(path: Path | str, content: Any) -> None:
     """Replace a JSON file in one step; the keys keep their order."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    try:
+        write_text(path, text)
+    except UnicodeEncodeError:
+        # Half a surrogate pair has no bytes in UTF-8, but JSON can escape it.
+        write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file, or name it and the place where it breaks."""
+    """Read a JSON file, or name it and the place where it breaks; a key written twice is a fault."""
+    with readable(path):
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            return json.loads(text, object_pairs_hook=without_duplicates)
+        except RecursionError:
+            raise DamagedError(f"{path} is nested too deeply to be read; make it again.") from None
+        except ValueError as error:
+            raise DamagedError(f"{path} is not valid JSON ({error}); it is damaged, make it again.") from None
+
+
+def read_object(path: Path | str) -> dict[str, Any]:
+    """Read a JSON file that has to hold an object."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} holds a {type(content).__name__} where an object belongs; make it again.")
+    return content
+
+
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, for `object_pairs_hook`; a key written twice is a ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is written twice")
+    return found
+
+
+@contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """Name a file that is missing or that the disk does not give."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        yield
     except FileNotFoundError:
         raise TriviumError(f"{path} is missing; check the path or make it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TriviumError(f"{path} is not valid JSON ({error}); it is damaged, make it again.") from None
+    except OSError as error:
+        raise TriviumError(
+            f"{path} cannot be read: {error.strerror or error}; see to the disk or name another place."
+        ) from error
 
 
 @contextmanager
@@ -64,20 +107,25 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     beside = _beside(path)
     try:
         with _told_of_the_disk(path):
-            beside.mkdir(parents=True)
+            make_folder(path.parent)
+            beside.mkdir()
             yield beside
             for inner in sorted(beside.rglob("*"), reverse=True):
                 sync(inner)
             sync(beside)
-            if path.is_dir():
+            if path.is_dir() and _exchange(beside, path):
+                old = beside
+            elif path.is_dir():
                 # A folder cannot be renamed over a filled one, so the old one steps aside first.
                 old = _beside(path)
                 os.rename(path, old)
                 os.rename(beside, path)
-                shutil.rmtree(old)
             else:
+                old = None
                 os.rename(beside, path)
             sync(path.parent)
+            if old is not None:
+                shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -89,35 +137,88 @@ def checksum(path: Path | str) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def save_tensors(
-    path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write tensors as one safetensors file, in one step."""
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write tensors and their checksum, which is returned, as one safetensors file, in one step.
+
+    Equal tensors and metadata give equal bytes.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    found = tensors_checksum((name, ready[name]) for name in sorted(ready))
     path = Path(path)
     with _whole_file(path) as beside:
+        # The library makes its files unreadable to other people; this one is as open as any new file.
+        beside.touch()
+        mode = beside.stat().st_mode
         try:
-            save_file(ready, beside, metadata)
+            save_file(ready, beside, {"format": "pt", **(metadata or {}), CHECKSUM: found})
         except SafetensorError as error:
             if "os error 28" in str(error):
                 raise OSError(errno.ENOSPC, "No space left on device") from error
             raise
+        beside.chmod(mode)
+        _sort_metadata(beside)
+    return found
 
 
-def load_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Read a safetensors file, or name it as damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _sort_metadata(path: Path) -> None:
+    """Bring the metadata of a safetensors file into order, which the library leaves to chance."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same header in another order is as long"
+        file.seek(8)
+        file.write(text.ljust(size))
 
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise TriviumError(f"{path} is missing; check the path or make it again.") from None
-    except SafetensorError as error:
-        raise TriviumError(f"{path} is damaged ({error}); make or download it again.") from None
+
+def load_tensors(path: Path | str, expected: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file that has this checksum, else the one in its metadata, or name it as damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    with readable(path):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                expected = expected or (file.metadata() or {}).get(CHECKSUM)
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        except SafetensorError as error:
+            raise DamagedError(f"{path} is damaged ({error}); make or download it again.") from None
+    if expected is not None and tensors_checksum(tensors.items()) != expected:
+        raise DamagedError(f"{path} is damaged: its checksum differs; make or download it again.")
+    return tensors
+
+
+def tensors_checksum(named: Iterable[tuple[str, Tensor]]) -> str:
+    """A digest of names, types, shapes and bytes, in the order given."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def make_folder(path: Path | str) -> None:
+    """Make a folder and those above it; each new one's name is on the disk itself."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote left half-done in a folder."""
+    for part in folder.glob(".*.part"):
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def sync(path: Path | str) -> None:
@@ -135,7 +236,7 @@ def _whole_file(path: Path) -> Iterator[Path]:
     beside = _beside(path)
     try:
         with _told_of_the_disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             yield beside
             sync(beside)
             os.replace(beside, path)
@@ -144,6 +245,20 @@ def _whole_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             beside.unlink()
         raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is None:
+        return False
+    here, exchange = -100, 2
+    if swap(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(second))
 
 
 def _beside(path: Path) -> Path:
@@ -163,5 +278,10 @@ def _told_of_the_disk(path: Path) -> Iterator[None]:
         if error.errno in BARRED:
             raise TriviumError(
                 f"{path} cannot be written: {error.strerror}; mend that or name another place."
+            ) from error
+        if error.errno in FAILING:
+            raise TriviumError(
+                f"{path} could not be written: {error.strerror}; see to the disk or the network, then run the"
+                " same command again, nothing that was there before is lost."
             ) from error
         raise

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trivium.evals.statistics import CONFIDENCE, normal_quantile
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.metrics import read_metrics
+from trivium.kit.seals import read_record
 from trivium.recipe.read import nearest
 
 
@@ -73,7 +72,7 @@ def _logged(folder: Path) -> dict[str, Number]:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    return yaml.safe_load((folder / "stage.yaml").read_text(encoding="utf-8"))
+    return read_record(folder)
 
 
 def _listed(names: Iterable[str]) -> str:

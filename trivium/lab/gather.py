@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import checksum, expanded, read_json
+from trivium.kit.files import checksum, expanded
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.metrics import read_metrics
+from trivium.kit.seals import COMPLETE, read_record, read_seal
 from trivium.model.folder import load_model
 from trivium.model.hub import WANTED, resolve
 from trivium.model.transformer import Transformer
@@ -32,8 +31,7 @@ class Seen:
     @cached_property
     def record(self) -> dict[str, Any]:
         """What `stage.yaml` says."""
-        found: dict[str, Any] = yaml.safe_load((self.folder / "stage.yaml").read_text(encoding="utf-8"))
-        return found
+        return read_record(self.folder)
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -74,9 +72,8 @@ class Member:
     @cached_property
     def fingerprint(self) -> str:
         """Which weights and tokenizer these are, wherever they lie."""
-        complete = self.seen.folder / "COMPLETE" if self.seen else None
-        if complete is not None and complete.is_file():
-            sums = read_json(complete)["files"]
+        if self.seen is not None and (self.seen.folder / COMPLETE).is_file():
+            sums = read_seal(self.seen.folder)["files"]
             return fingerprint({path: one for path, one in sums.items() if path.startswith("model/")})
         files = sorted({path for pattern in WANTED for path in self.folder.glob(pattern)})
         return fingerprint({f"model/{path.name}": checksum(path) for path in files})
@@ -206,5 +203,5 @@ def _short(name: str) -> str:
 
 
 def _recorded_name(folder: Path) -> str:
-    named: Mapping[str, Any] = yaml.safe_load((folder / "stage.yaml").read_text(encoding="utf-8"))
+    named: Mapping[str, Any] = read_record(folder)
     return str(named.get("stage", folder.name))

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from trivium.kit.errors import TriviumError
-from trivium.kit.files import checksum, load_tensors, read_json, save_tensors, whole_folder, write_json
+from trivium.kit.errors import DamagedError, TriviumError
+from trivium.kit.files import load_tensors, remove_parts, save_tensors, whole_folder
 from trivium.kit.numbers import number
+from trivium.kit.seals import read_sealed, write_sealed
 
 TENSORS = "tensors.safetensors"
 FACTS = "state.json"
@@ -30,17 +31,17 @@ class State:
 def write_state(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write one state; the folder appears only once everything in it is on disk."""
     with whole_folder(folder) as beside:
-        save_tensors(beside / TENSORS, dict(tensors))
-        write_json(beside / FACTS, {**facts, "checksum": checksum(beside / TENSORS)})
+        found = save_tensors(beside / TENSORS, dict(tensors))
+        write_sealed(beside / FACTS, {**facts, "checksum": found})
 
 
 def read_state(folder: Path) -> State:
     """Read a state, or name the file that is damaged."""
-    facts = read_json(folder / FACTS)
-    found = checksum(folder / TENSORS) if (folder / TENSORS).exists() else "nothing"
-    if found != facts.pop("checksum", None):
-        raise TriviumError(f"{folder / TENSORS} is damaged: its checksum is not the one it was written with.")
-    return State(facts, load_tensors(folder / TENSORS))
+    for name in (FACTS, TENSORS):
+        if not (folder / name).is_file():
+            raise DamagedError(f"{folder / name} is missing.")
+    facts = read_sealed(folder / FACTS)
+    return State(facts, load_tensors(folder / TENSORS, facts.pop("checksum")))
 
 
 def kept_place(place: str | int) -> tuple[str, int]:
@@ -61,9 +62,7 @@ class Checkpoints:
         self.say = say
         self.writing: threading.Thread | None = None
         self.failure: BaseException | None = None
-        # A process that was killed while it wrote leaves a part that will never be whole.
-        for part in folder.glob(".*.part"):
-            shutil.rmtree(part, ignore_errors=True)
+        remove_parts(folder)
 
     def steps(self) -> list[int]:
         """The steps of the states on disk, oldest first."""
@@ -79,8 +78,11 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return read_state(self.path(step))
-            except TriviumError as error:
+                state = read_state(self.path(step))
+                if state.facts.get("step", step) != step:
+                    raise DamagedError(f"{self.path(step)} holds the state after step {state.facts['step']}.")
+                return state
+            except DamagedError as error:
                 before = "The state before it is used." if step != steps[0] else "No state is left before it."
                 self.say(f"{error} {before}")
                 shutil.rmtree(self.path(step))

@@ -65,7 +65,7 @@ def save_adapter(model: Transformer, folder: Path | str, *, base: str, name: str
         },
     )  # fmt: skip
     everything = {key: tensor.detach().cpu().contiguous() for key, tensor in {**tensors, **kept}.items()}
-    save_tensors(folder / WEIGHTS, everything, {"format": "pt"})
+    save_tensors(folder / WEIGHTS, everything)
 
 
 def _joined(

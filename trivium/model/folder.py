@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json, save_tensors, write_json
+from trivium.kit.files import CHECKSUM, read_json, save_tensors, tensors_checksum, write_json
 from trivium.model.adapters import CONFIG as ADAPTER
 from trivium.model.adapters import load_adapter
 from trivium.model.config import ModelConfig
@@ -36,7 +35,6 @@ from trivium.model.transformer import Transformer
 from trivium.model.weights import Stored, matrices, stored_tensors
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-CHECKSUM = "checksum"
 # Tensors that old files carry and that follow from the config.
 DERIVED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
@@ -114,15 +112,6 @@ class StoredWeights:
 
     def tensor(self, name: str) -> Tensor:
         return self.open(self.files[name]).get_tensor(name)
-
-
-def tensors_checksum(named: Iterable[tuple[str, Tensor]]) -> str:
-    """A digest of names, types, shapes and bytes, in the order given."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in named:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def load_model(
@@ -260,8 +249,7 @@ def save_model(
         tensors = {
             name: tensor for stored in shard for name, tensor in stored_forms(stored, parameters).items()
         }
-        checksum = tensors_checksum((key, tensors[key]) for key in sorted(tensors))
-        save_tensors(folder / name, tensors, {"format": "pt", CHECKSUM: checksum})
+        save_tensors(folder / name, tensors)
         weight_map.update(dict.fromkeys(tensors, name))
     if count > 1:
         write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})

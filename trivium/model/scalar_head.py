@@ -15,14 +15,12 @@ from trivium.model.attention import Documents
 from trivium.model.branches import Branches
 from trivium.model.families import FAMILIES, read_config
 from trivium.model.folder import (
-    CHECKSUM,
     INDEX_FILE,
     SINGLE_FILE,
     StoredWeights,
     fill,
     refuse_unexpected,
     save_model,
-    tensors_checksum,
 )
 from trivium.model.initialise import build
 from trivium.model.transformer import Transformer
@@ -100,8 +98,7 @@ def save_reward_model(
     assert model.head is None, "a reward model predicts no words"
     save_model(model, folder, generation={"pad_token_id": pad_id})
     tensor = head.score.weight.detach().to("cpu").contiguous()
-    checksum = tensors_checksum([(SCORE, tensor)])
-    save_tensors(folder / SCORE_FILE, {SCORE: tensor}, {"format": "pt", CHECKSUM: checksum})
+    save_tensors(folder / SCORE_FILE, {SCORE: tensor})
     if (folder / INDEX_FILE).is_file():
         weight_map = read_json(folder / INDEX_FILE)["weight_map"]
     else:

@@ -12,10 +12,13 @@ from typing import Any
 from trivium import __version__
 from trivium.grade.sandbox.client import announced, permitting_unsafe
 from trivium.kit import processes
+from trivium.kit.errors import DamagedError
+from trivium.kit.files import remove_parts
 from trivium.kit.machine import describe
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import short
 from trivium.kit.progress import Progress, duration
+from trivium.kit.seals import RECORD
 from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.experiments import conclude
 from trivium.model.arithmetic import counted
@@ -125,6 +128,8 @@ def _lead(going: Run, name: str, wait: bool) -> str:
                     became = _make(going, node, entry, progress)
         going.store.link(going.recipe.name, name, entry)
         if became == "reused":
+            entry.verify()
+            entry.tidy()
             progress.say(f"{name}: done before, reused")
         if became == "reused" or not node.stage.parallel:
             processes.broadcast("done")
@@ -133,14 +138,20 @@ def _lead(going: Run, name: str, wait: bool) -> str:
 
 def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
     """Make one stage's result in its folder of the store, which this process holds the lock of."""
-    before = entry.record
+    remove_parts(entry.folder)
+    resume = (entry.folder / RECORD).is_file()
+    try:
+        before = entry.record
+    except DamagedError as error:
+        progress.say(f"{error} It is written again; only the time it took so far is lost.")
+        before = {}
     record = _record(going, node)
     record["started"] = before.get("started", record["started"])
     record["seconds"], record["flops"] = before.get("seconds", 0.0), before.get("flops", 0.0)
     entry.note(record)
     going.store.link(going.recipe.name, node.name, entry)
-    progress.say(f"{node.name}: {'going on where it was cut off' if before else node.stage.kind}")
-    work = _work(going, node, entry, progress, resume=bool(before))
+    progress.say(f"{node.name}: {'going on where it was cut off' if resume else node.stage.kind}")
+    work = _work(going, node, entry, progress, resume)
     if node.stage.parallel:
         processes.broadcast("work")
     start = time.monotonic()
@@ -159,7 +170,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
     entry.complete()
     if node.stage.parallel:
         processes.barrier()
-    return "resumed" if before else "ran"
+    return "resumed" if resume else "ran"
 
 
 def _follow(going: Run, name: str) -> None:
@@ -171,7 +182,8 @@ def _follow(going: Run, name: str) -> None:
 
 
 def _work(going: Run, node: Node, entry: Entry, progress: Progress, resume: bool) -> Work:
-    inputs = {name: path for name, path, _ in _inputs(going, node, verify=True)}
+    # One process compares for all: torchrun ends the others where it stops.
+    inputs = {name: path for name, path, _ in _inputs(going, node, verify=processes.world().leads)}
     assert node.stage.seed is not None
     log = MetricsLog(entry.folder / "metrics.jsonl")
     return Work(node.name, entry.folder, inputs, node.stage.seed, log, progress, going.recipe.base, resume)
@@ -181,12 +193,13 @@ def _inputs(going: Run, node: Node, verify: bool = False) -> Iterator[tuple[str,
     """Each thing a stage names: as written, where it lies, and how `stage.yaml` records it."""
     for written, parent in node.parents.items():
         entry = going.entry(parent.stage)
-        if verify:
-            entry.verify()
         recorded = entry.folder.name
         if parent.checkpoint is not None:
             recorded += f"@{parent.checkpoint[0]}={parent.checkpoint[1]}"
-        yield written, product(going.store, recorded), recorded
+        place = product(going.store, recorded)
+        if verify:
+            entry.verify(place)
+        yield written, place, recorded
     for written in node.outside:
         place = locate(written, going.recipe.base) or Path(written)
         yield written, place, str(place)

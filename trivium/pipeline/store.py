@@ -14,13 +14,17 @@ from typing import Any
 import yaml
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import checksum, read_json, write_json, write_text
+from trivium.kit.files import remove_parts, write_text
 from trivium.kit.metrics import read_metrics
-from trivium.pipeline.lock import holder
+from trivium.kit.seals import COMPLETE, RECORD, compare, read_record, read_seal, seal_folder
+from trivium.pipeline.lock import holder, locked
 from trivium.recipe.graph import Node
 from trivium.stages.stage import FOLDERS
+from trivium.stages.training import HANDOVER, MOMENTS
 
-VERIFIED = ("model", "reward", "tokenizer")
+KEPT = "kept"
+WORKING = ("checkpoints", "reference")
+"""What a stage needs while it runs and no longer."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,16 @@ class Entry:
     @property
     def state(self) -> str:
         """`done`, `running`, `cut off` (the next run goes on from there) or `absent`."""
-        if (self.folder / "COMPLETE").is_file():
+        if (self.folder / COMPLETE).is_file():
             return "done"
         if holder(self.folder) is not None:
             return "running"
-        return "cut off" if (self.folder / "stage.yaml").is_file() else "absent"
+        return "cut off" if (self.folder / RECORD).is_file() else "absent"
 
     @property
     def record(self) -> dict[str, Any]:
         """What `stage.yaml` says: settings, parents, versions, machine, and the summary once there is one."""
-        path = self.folder / "stage.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_record(self.folder) if (self.folder / RECORD).is_file() else {}
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -58,26 +61,50 @@ class Entry:
     def note(self, record: dict[str, Any]) -> None:
         """Write `stage.yaml`."""
         text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=100)
-        write_text(self.folder / "stage.yaml", text)
+        write_text(self.folder / RECORD, text)
 
     def complete(self) -> None:
-        """Seal the result with the checksums of its files; nothing is written after this."""
-        files = [path for path in sorted(self.output.rglob("*")) if path.is_file()]
-        if not files:
+        """Seal all that the stage leaves behind with one checksum, then remove its saved states."""
+        remove_parts(self.folder)
+        files = [path for path in self.folder.rglob("*") if path.is_file() and self._is_left(path)]
+        product = [path for path in files if self.output in path.parents]
+        if not product:
             raise AssertionError(f"{self.folder.name} says it is done but left {self.output.name}/ empty")
-        sums = {path.relative_to(self.folder).as_posix(): checksum(path) for path in files}
-        write_json(self.folder / "COMPLETE", {"files": sums})
+        beside = [self.folder / name for name in (MOMENTS, HANDOVER)]
+        kept = [path for path in files if self.folder / KEPT in path.parents]
+        seal_folder(self.folder, files, {*product, *kept, *(path for path in beside if path in files)})
+        self.tidy()
 
-    def verify(self) -> None:
-        """Name a file that is not what was written; shards are verified where they are opened."""
-        if self.record["produces"] not in VERIFIED:
-            return
-        for name, expected in read_json(self.folder / "COMPLETE")["files"].items():
+    def tidy(self) -> None:
+        """Remove what only a stage at work needs; a process that ended while it did so left some of it."""
+        for name in WORKING:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _is_left(self, path: Path) -> bool:
+        """Whether a file outlives the work on the stage."""
+        parts = path.relative_to(self.folder).parts
+        hidden = any(part.startswith(".") for part in parts)
+        return not hidden and parts[0] not in (*WORKING, COMPLETE, "LOCK")
+
+    def verify(self, product: Path | None = None) -> None:
+        """Name a file of a finished stage that is not what was written.
+
+        Sizes of all files, the content of the records, and that of `product` if another stage starts from it;
+        optimiser moments and shards are compared where they are read, since that takes long.
+        """
+        seal = read_seal(self.folder)
+        for name, size in seal["sizes"].items():
             path = self.folder / name
-            if not path.is_file() or checksum(path) != expected:
-                raise TriviumError(
-                    f"{path} is damaged or missing; delete {self.folder} and run again to make it anew."
-                )
+            if path.is_file() and path.stat().st_size != size:
+                compare(self.folder, seal, name)
+        wanted = "" if product is None else product.relative_to(self.folder).as_posix()
+        for name in seal["files"]:
+            above, _, last = name.rpartition("/")
+            is_record = not above and last != MOMENTS
+            is_used = bool(wanted) and f"{name}/".startswith(f"{wanted}/")
+            shards = self.record["produces"] == "shards" and not last.endswith(".json")
+            if is_record or (is_used and not shards):
+                compare(self.folder, seal, name)
 
 
 @dataclass(frozen=True)
@@ -141,8 +168,9 @@ class Store:
 
     def remove(self, entry: Entry) -> None:
         """Take an entry away; under another name first, so that half of it is never found."""
-        gone = entry.folder.with_name(f".{entry.folder.name}.gone")
-        os.rename(entry.folder, gone)
+        with locked(entry.folder, lambda _: None, wait=False):
+            gone = entry.folder.with_name(f".{entry.folder.name}.{uuid.uuid4().hex[:8]}.gone")
+            os.rename(entry.folder, gone)
         shutil.rmtree(gone)
 
 

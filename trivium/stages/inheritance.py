@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json
+from trivium.kit.files import read_object
+from trivium.kit.seals import compared, read_record
 from trivium.stages.mixtures import Portion, Spelt
 
 
@@ -36,7 +35,7 @@ def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUME
             f"{stage}: `replay` is a bare share, and nothing is known of what {start} learnt from; "
             "say `replay: {share: 0.3, data: ...}`."
         )
-    record = _record(home)
+    record = read_record(home)
     settings = record["settings"]
     if record["kind"] == "merge":
         # Ingredients of a soup share an ancestor and, but for what they were made to differ in, their data.
@@ -59,7 +58,7 @@ def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUME
 def _shares(model: Path, record: Mapping[str, Any]) -> dict[str, float]:
     """The share of each source in what this model learnt, which a kept checkpoint has of its own."""
     handed = model.parent / HANDOVER
-    own = read_json(handed).get("shares") if handed.is_file() else None
+    own = read_object(compared(handed)).get("shares") if handed.is_file() else None
     # Stages trained by older versions left the shares of their whole course alone.
     whole = (record.get("summary") or {}).get("data") or {}
     return own or {name: facts["share"] for name, facts in whole.items() if "share" in facts}
@@ -68,11 +67,11 @@ def _shares(model: Path, record: Mapping[str, Any]) -> dict[str, float]:
 def consumed_by(model: Path) -> dict[str, float]:
     """The passes that a model and its ancestors made over each source, by the source's origin."""
     if (model.parent / HANDOVER).is_file():
-        return dict(read_json(model.parent / HANDOVER).get("consumed", {}))
+        return dict(read_object(compared(model.parent / HANDOVER)).get("consumed", {}))
     home = _made_in(model)
     if home is None:
         return {}
-    record = _record(home)
+    record = read_record(home)
     settings = record["settings"]
     found: dict[str, float] = {}
     for start in _starts(settings):
@@ -103,12 +102,6 @@ def _made_in(model: Path) -> Path | None:
     return next((folder for folder in places if (folder / "stage.yaml").is_file()), None)
 
 
-def _record(home: Path) -> dict[str, Any]:
-    """What a stage wrote of itself."""
-    record: dict[str, Any] = yaml.safe_load((home / "stage.yaml").read_text(encoding="utf-8"))
-    return record
-
-
 def _starts(settings: Mapping[str, Any]) -> list[str]:
     """The models that a stage began from: those it merged, or the one it trained, or none."""
     return settings.get("of") or [settings[key] for key in ("from",) if key in settings]
@@ -128,14 +121,16 @@ def _product(home: Path, record: Mapping[str, Any], name: str) -> Path:
 def kept_model(entry: Path, checkpoint: str) -> Path:
     """The model that a stage kept at `tokens=2000000`, or at `step=1200`."""
     unit, _, amount = checkpoint.partition("=")
-    kept = {folder: read_json(folder / "kept.json") for folder in sorted((entry / "kept").glob("*/"))}
+    kept = {
+        folder: read_object(compared(folder / "kept.json")) for folder in sorted((entry / "kept").glob("*/"))
+    }
     for folder, facts in kept.items():
         # The first that reached the place: optimiser steps seldom end on a round number of tokens.
         if [unit, int(amount)] in facts["at"] or (unit == "step" and facts["step"] == int(amount)):
             return folder / "model"
     have = ", ".join(f"{unit}={facts[unit]}" for facts in kept.values()) or "none"
     raise TriviumError(
-        f"{_record(entry)['stage']} kept no checkpoint at {checkpoint} (it kept: {have});"
+        f"{read_record(entry)['stage']} kept no checkpoint at {checkpoint} (it kept: {have});"
         f" name that place in its `checkpoint: {{at: [...]}}` and run it again."
     )
 
@@ -170,7 +165,7 @@ def _trained_on(model: Path) -> list[Spelt]:
     home = _made_in(model)
     if home is None:
         return []
-    record = _record(home)
+    record = read_record(home)
     settings, order = record["settings"], [*record["parents"], *record["outside"]]
     named: list[str] = []
     if record["kind"] in DOCUMENTS:

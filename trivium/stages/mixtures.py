@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.encoding import encode_text
@@ -23,6 +22,7 @@ from trivium.kit.files import read_json
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import barrier, world
+from trivium.kit.seals import read_record
 from trivium.kit.settings import Settings
 from trivium.stages.stage import Product, Reference, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -279,7 +279,7 @@ def unseen_rows(
 
 
 def _share_of(corpus: Path) -> float:
-    record = yaml.safe_load((corpus.parent / "stage.yaml").read_text(encoding="utf-8"))
+    record = read_record(corpus.parent)
     return float(record["settings"]["validation"])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
+from trivium.kit.seals import compared
 from trivium.learn.optimisers import Rates
 from trivium.learn.settings import Training
 from trivium.model.config import ModelConfig
@@ -95,4 +96,4 @@ def moments_after(work: Work, settings: Training, start: str, folder: Path) -> d
         return None
     if not path.is_file():
         raise TriviumError(f"{start} left no optimiser state behind; say `optimiser_state: reset`.")
-    return load_tensors(path)
+    return load_tensors(compared(path))

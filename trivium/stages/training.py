@@ -16,9 +16,10 @@ from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json, save_tensors, whole_folder, write_json
+from trivium.kit.files import read_object, save_tensors, whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.processes import barrier, world
+from trivium.kit.seals import compared
 from trivium.learn import schedules
 from trivium.learn.checkpoints import kept_place
 from trivium.learn.objective import Feed, Objective
@@ -170,7 +171,6 @@ def train(
             save(folder)
         save_tensors(work.folder / MOMENTS, trainer.optimiser.state())
         write_json(work.folder / HANDOVER, left())
-        trainer.checkpoints.clear()
     barrier()
     return summary
 
@@ -197,7 +197,7 @@ def _say_moments(work: Work, inherited: Inherited) -> None:
 def handed_over(model_folder: Path) -> dict[str, Any] | None:
     """What the stage that made a model left beside it: rates at its end, steps, tokens; None from outside."""
     path = model_folder.parent / HANDOVER
-    return read_json(path) if path.is_file() else None
+    return read_object(compared(path)) if path.is_file() else None
 
 
 def adapt(work: Work, settings: Training, model: Transformer) -> None:
