@@ -182,16 +182,6 @@ def test_a_kept_model_that_is_damaged_is_named(tmp_path: Path) -> None:
         run(path, tmp_path / "runs", ["base.keep=[2]"])
 
 
-def test_a_reward_model_that_is_damaged_is_named(tmp_path: Path) -> None:
-    recipe = RECIPE + "  prize: {kind: toy_reward, from: base, steps: 1}\n"
-    recipe += "  paid: {kind: toy_train, from: base, reward: prize, steps: 1}\n"
-    going = run(write_recipe(tmp_path, recipe), tmp_path / "runs", only=["prize"])
-    damaged = going.entry("prize").folder / "model" / "model.json"
-    damaged.write_text(damaged.read_text().replace("1", "2"))
-    with pytest.raises(DamagedError, match=r"prize-.*model\.json is damaged"):
-        run(tmp_path / "toy.yaml", tmp_path / "runs", only=["paid"])
-
-
 def test_a_result_that_is_reused_is_looked_at(tmp_path: Path) -> None:
     """Without anything that inherits from it: its records, and the size of all it holds."""
     path = write_recipe(tmp_path)
@@ -255,23 +245,6 @@ def test_a_record_of_a_stage_at_work_that_is_damaged_costs_only_the_time_it_took
     assert run(path, tmp_path / "runs", only=["base"]).became["base"] == "resumed"
     assert "stage.yaml is damaged" in capsys.readouterr().err
     assert entry.record["summary"]["tokens"] == 4000
-
-
-def test_gc_keeps_the_parent_of_a_kept_checkpoint(tmp_path: Path) -> None:
-    """A stage may start from `base@tokens=2k`: what is behind the `@` is no part of the parent's name."""
-    path = write_recipe(tmp_path, RECIPE.replace("from: base, steps: 2}", "from: base@tokens=2k, steps: 1}"))
-    runs = tmp_path / "runs"
-    going = run(path, runs, ["base.keep=[2]"], only=["left"])
-    for name in ("base", "words"):
-        (runs / "toy" / name).unlink()
-    store = Store(runs)
-    assert store.unreached() == []
-    for entry in store.unreached():
-        store.remove(entry)
-    assert run(path, runs, ["base.keep=[2]"], only=["left"]).became == dict.fromkeys(
-        ("words", "base", "left"), "reused"
-    )
-    assert going.entry("base").state == "done"
 
 
 def test_gc_stops_at_a_record_that_is_damaged(tmp_path: Path) -> None:

@@ -102,13 +102,6 @@ class ToyTrain(Stage):
         return [f"doc-{work.seed}-{step}"]
 
 
-class ToyReward(ToyTrain):
-    """The same, but what it makes is a reward model."""
-
-    kind: Literal["toy_reward"]  # type: ignore[assignment]
-    produces: ClassVar[Product] = "reward"
-
-
 RECIPE = """\
 name: toy
 seed: 7
