@@ -11,6 +11,7 @@ from test_grade_scorers import value
 
 from trivium.grade.code import CodeScorer, Exam, program_of, read_tests
 from trivium.grade.rewards import combine
+from trivium.kit.errors import TriviumError
 
 DATA = Path(os.environ.get("TRIVIUM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -67,6 +68,28 @@ SQUARE = "def f(x):\n    return x * x\n"
         ("def f(x): return object()", ["assert f(1)"], None, 0.0, "wrong"),
         ("import sys\ndef f(x): sys.exit(0)", ["try:\n    f(1)\nexcept Exception:\n    pass\nassert True"], None, 1.0, "ok"),
         ("import os\ndef f(x): os._exit(0)", ["try:\n    assert f(1)\nexcept Exception:\n    pass"], None, 0.0, "wrong"),
+        ("def f(x): x.sort()", "a = [3, 1, 2]\nf(a)\nassert a == [1, 2, 3]", None, 1.0, "ok"),
+        ("def f(x): x.sort()", "def check(c):\n    a = [3, 1, 2]\n    assert c(a) is None\n    assert a == [1, 2, 3]", "f", 1.0, "ok"),
+        ("def f(m):\n    for row in m: row.reverse()",
+         "a = [[1, 2], [3, 4]]\nrow = a[0]\nf(a)\nassert a == [[2, 1], [4, 3]] and row == [2, 1]", None, 1.0, "ok"),
+        ("def f(d, s, b):\n    d['k'] = [1]\n    s.add(2)\n    b.append(3)\n",
+         "d, s, b = {}, {1}, bytearray()\nf(d, s=s, b=b)\nassert (d, s, b) == ({'k': [1]}, {1, 2}, b'\\x03')", None, 1.0, "ok"),
+        ("def f(x): x.clear(); return []", ["a = [3, 1]\nassert f(a) == sorted(a)"], None, 0.0, "wrong"),
+        ("def f(x): raise SyntaxError('the tests')", "y = f(3)\nassert y == 9", None, 0.0, "wrong"),
+        ("def f(x): raise ImportError('math')", "y = f(3)\nassert y == 9", None, 0.0, "wrong"),
+        ("def f(x): raise NameError('f')", "y = f(3)\nassert y == 9", None, 0.0, "wrong"),
+        ("x = 1", ["assert f(3) == 9"], None, 0.0, "wrong"),
+        ("x = 1", ["assert True", "assert f(3) == 9"], None, 0.0, "wrong"),
+        ("x = 1", "from solution import f\nassert f(3) == 9", None, 0.0, "wrong"),
+        ("x = 1", "import solution\nassert solution.f(3) == 9", None, 0.0, "wrong"),
+        ("x = 1", "import unittest\nfrom main import *\nclass T(unittest.TestCase):\n"
+                  "    def test_it(self): self.assertEqual(f(3), 9)", None, 0.0, "wrong"),
+        (SQUARE, "assert f(3) == 9\nimport nowhere_to_be_found", None, None, "gold_bad"),
+        (SQUARE, "def test():\n    if False: y = 1\n    assert y == f(1)", None, None, "gold_bad"),
+        (SQUARE, "assert f('x' * 9000000)", None, None, "gold_bad"),
+        ("def f(x): return x", [{"arguments": {"x": 3}, "expected": 3}], "f", 1.0, "ok"),
+        ("def f(x): return x", [{"arguments": [{3}], "expected": {3}}], "f", 1.0, "ok"),
+        ("print(input())", [{"input": "\ud800", "output": "\ud800"}], None, 1.0, "ok"),
         ("def f(g, x): return g(g(x))\ndef h(x): return x + 1", ["assert f(h, 1) == 3"], None, 1.0, "ok"),
     ],
 )  # fmt: skip
@@ -99,6 +122,51 @@ def test_the_yardstick_is_the_tasks_not_the_programs() -> None:
     assert CodeScorer().run("def distance(a, b): return 0\ndef f(x): return 99", tests).value == 0.0
     forged = "def abs(x): return 0\ndef f(x): return 99"
     assert CodeScorer().run(forged, tests).value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("prelude", "tests"),
+    [
+        ("", "from math import isclose\nfrom solution import *\nassert isclose(f(2), 4)"),
+        ("from math import isclose", "from solution import *\nassert isclose(f(2), 4)"),
+        ("", "def isclose(a, b): return a == b\nfrom solution import *\nassert isclose(f(2), 4)"),
+        ("", "import math\ntry:\n    from main import *\nfinally: pass\nassert math.isclose(f(2), 4)"),
+        ("", "assert isclose(f(2), 4)"),
+        (
+            "",
+            "import solution\nfrom solution import *\nfrom copy import deepcopy as isclose\nassert f(2) == 4",
+        ),
+    ],
+)
+def test_a_program_does_not_take_the_place_of_what_the_tests_measure_with(prelude: str, tests: str) -> None:
+    forged = "class math: isclose = staticmethod(lambda *a: True)\ndef isclose(*a, **k): return True\n"
+    exam = Exam((tests,), prelude=prelude)
+    assert CodeScorer().run(f"{forged}def f(x): return 0", exam).value == 0.0
+    assert CodeScorer().run(f"{forged}def f(x): return x * x", exam).value == 1.0
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        None, 3, [], {}, "null", "None", "", [["assert f(1) == 1"]], ["assert f(1)", {"arguments": [], "expected": 1}],
+        {"inputs": [1], "outputs": [1, 2]}, {"inputs": None, "outputs": [1]}, {"inputs": 3, "outputs": 4},
+        [{"arguments": 3, "expected": 3}], [{"arguments": None, "expected": 3}],
+        [{"arguments": [3], "expected": object()}], [{"arguments": [3], "expected": 3, "function": 7}],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_tests_is_said_in_one_sentence(tests: object) -> None:
+    with pytest.raises(TriviumError):
+        read_tests(tests, "f")
+
+
+def test_tests_nested_too_deeply_are_no_fault_of_the_program() -> None:
+    for tests in ("[" * 100_000, "assert f(1) == " + "(" * 1000 + "1" + ")" * 1000, "assert f(1) == 1\x00"):
+        score = CodeScorer().run(SQUARE, read_tests(tests, "f"))
+        assert (score.value, score.status) == (None, "gold_bad"), score
+    for arguments in (("f", 3), (3, "")):
+        with pytest.raises(TriviumError, match="is text"):
+            read_tests("assert f(1)", *arguments)
 
 
 @pytest.mark.slow

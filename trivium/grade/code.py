@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from trivium.grade.sandbox import values
 from trivium.grade.sandbox.client import Fault, Limits, Sandbox, Worker, sandbox
 from trivium.grade.sandbox.script import run_script
 from trivium.grade.sandbox.worker import OUT_OF_MEMORY
@@ -119,7 +120,9 @@ class CodeScorer:
         run, held, failure = report["run"], report["held"], report["failure"]
         if report["broken"]:
             return Score(None, report["broken"], "gold_bad")
-        if run == 0 or report["calls"] == 0:
+        if report["missing"]:
+            failure = f"the program defines no {report['missing'][:80]}"
+        elif run == 0 or report["calls"] == 0:
             return Score(None, "the tests never ask anything of the program", "gold_bad")
         if held == run:
             return Score(1.0, f"{run} of {run} tests pass", "ok")
@@ -167,7 +170,8 @@ class CodeScorer:
             return Score(0.0, f"test {number}: the program used up its memory", "memory")
         if how["code"] != 0:
             return Score(0.0, f"test {number}: the program failed (status {how['code']})", "wrong")
-        if _lines(printed.decode(errors="replace")) != _lines(expected):
+        wanted = expected.encode(errors="replace").decode()
+        if _lines(printed.decode(errors="replace")) != _lines(wanted):
             return Score(0.0, f"test {number}: the program printed something else", "wrong")
         return Score(1.0, f"test {number} passes", "ok")
 
@@ -203,16 +207,19 @@ def program_of(completion: str) -> str | None:
 
 def read_tests(tests: Any, entry_point: str | None = None, prelude: str = "") -> Exam:
     """Tests in any of the shapes data sets have: source, list of asserts, calls, inputs and outputs."""
-    if isinstance(tests, str):
+    for name, value in (("entry_point", entry_point), ("prelude", prelude)):
+        if value is not None and not isinstance(value, str):
+            raise TriviumError(f"The column {name} of a program's tests is text, not {value!r:.80}.")
+    if isinstance(tests, str) and tests.strip().lower() not in ("", "null", "none", "nan"):
         if tests.lstrip()[:1] not in ("[", "{"):
             return Exam(sources=(tests,), entry_point=entry_point, prelude=prelude)
         try:
             tests = json.loads(tests)
-        except ValueError:
+        except (ValueError, RecursionError):
             return Exam(sources=(tests,), entry_point=entry_point, prelude=prelude)
     if isinstance(tests, dict) and "inputs" in tests and "outputs" in tests:
         function = tests.get("fn_name") or entry_point
-        pairs = list(zip(tests["inputs"], tests["outputs"], strict=True))
+        pairs = _pairs(tests["inputs"], tests["outputs"])
         tests = [
             {"function": function, "arguments": given, "expected": wanted}
             if function
@@ -225,13 +232,48 @@ def read_tests(tests: Any, entry_point: str | None = None, prelude: str = "") ->
         if all(isinstance(test, dict) and {"input", "output"} <= test.keys() for test in tests):
             return Exam(scripts=tuple((_text(test["input"]), _text(test["output"])) for test in tests))
         if all(isinstance(test, dict) and {"arguments", "expected"} <= test.keys() for test in tests):
-            calls = tuple({"function": entry_point, **test} for test in tests)
+            calls = tuple(_call({"function": entry_point, **test}) for test in tests)
             if all(isinstance(call["function"], str) for call in calls):
                 return Exam(calls=calls)
-    raise TriviumError(
+    raise _no_tests(tests)
+
+
+def _no_tests(tests: Any) -> TriviumError:
+    return TriviumError(
         "Tests are Python source, a list of asserts, or a list of {input, output} or "
-        f"{{function, arguments, expected}}; not {str(tests)[:80]!r}."
+        f"{{function, arguments, expected}}; not {shortened(tests)!r}."
     )
+
+
+def shortened(value: Any) -> str:
+    """The beginning of a value's text; some values nest too deeply to have one."""
+    try:
+        return str(value)[:80]
+    except RecursionError:
+        return f"a nested {type(value).__name__}"
+
+
+def _pairs(inputs: Any, outputs: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(inputs, list | tuple) or not isinstance(outputs, list | tuple):
+        raise TriviumError("The inputs and outputs of a program's tests are two lists of one length.")
+    if len(inputs) != len(outputs):
+        raise TriviumError(
+            f"A program's tests have {len(inputs)} inputs and {len(outputs)} outputs; give one for each."
+        )
+    return list(zip(inputs, outputs, strict=True))
+
+
+def _call(case: dict[str, Any]) -> dict[str, Any]:
+    """One call with its values in the form that is passed to another process."""
+    if not isinstance(case["arguments"], list | tuple | dict):
+        raise TriviumError(
+            "The arguments of a call in a program's tests are a list, or an object for arguments by name; "
+            f"not {shortened(case['arguments'])!r}."
+        )
+    try:
+        return case | {name: values.encode(case[name]) for name in ("arguments", "expected")}
+    except (values.Unplain, ValueError) as error:
+        raise TriviumError(f"A call in a program's tests holds what cannot be passed: {error}.") from error
 
 
 def _text(value: Any) -> str:

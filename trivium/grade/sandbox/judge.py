@@ -1,9 +1,11 @@
-"""The judge: runs the tests in a walled-in process of their own, and asks the program's for every answer."""
+"""The judge: runs the tests in an isolated process of their own, and asks the program's for every answer."""
 
 import ast
 import builtins
+import copy
 import importlib.abc
 import importlib.machinery
+import math
 import secrets
 import sys
 import types
@@ -13,6 +15,8 @@ from typing import Any
 
 from . import values
 
+# What tests measure with, and some data sets leave to the program to import: never the program's own.
+_YARDSTICKS = {"math": math, "isclose": math.isclose, "deepcopy": copy.deepcopy}
 _STAND_INS = frozenset({"solution", "program", "submission", "candidate", "main", "answer"})
 
 
@@ -22,6 +26,10 @@ class ProgramGone(BaseException):
 
 class NotPlain(Exception):
     """The tests pass something that cannot be handed to another process."""
+
+
+class NotTests(Exception):
+    """What is given as tests is no Python."""
 
 
 class Line:
@@ -42,18 +50,33 @@ class Line:
         try:
             plain = [values.encode(argument, _theirs) for argument in arguments]
             named = {key: values.encode(value, _theirs) for key, value in keywords.items()}
+            number = secrets.randbits(52)
+            request = {
+                "id": number,
+                "do": deed,
+                "name": name,
+                "of": of,
+                "arguments": plain,
+                "keywords": named,
+            }
+            frame = values.frame(request)
         except values.Unplain as error:
             self.untestable = f"the tests pass {error}"
             raise NotPlain(self.untestable) from None
-        number = secrets.randbits(52)
-        request = {"id": number, "do": deed, "name": name, "of": of, "arguments": plain, "keywords": named}
+        except values.TooLarge as error:
+            # Once the program has answered, what is too large may be of its own making.
+            self.untestable = "" if self.calls else f"the tests pass {error}"
+            raise NotPlain(str(error)) from None
         self.calls += 1
         try:
-            values.write_frame(self.peer, request)
+            values.write(self.peer, frame)
             reply = values.read_frame(self.peer)
             if reply["id"] != number:
                 raise ValueError
             raised, result = self.unpack(reply)
+            for place, value in reply.get("changed", ()):
+                own = arguments[place] if isinstance(place, int) else keywords[place]
+                take_over(own, values.decode(value))
         except Exception:
             # Whatever breaks the protocol ends the conversation, so that no test can go on after it.
             self.gone = True
@@ -69,6 +92,37 @@ class Line:
         if "held" in reply:
             return None, Remote(self, int(reply["held"]), str(reply["type"])[:80])
         return None, values.decode(reply["value"])
+
+
+def take_over(own: Any, changed: Any) -> None:
+    """Bring a container that the program changed in place to what it holds now, and those in it as well."""
+    if not _alike(own, changed):
+        raise ValueError("an argument cannot become this")
+    if isinstance(own, list):
+        kept = zip(own, changed, strict=False)
+        own[:] = [_taken_over(old, new) for old, new in kept] + changed[len(own) :]
+    elif isinstance(own, dict):
+        taken = {key: _taken_over(own[key], new) if key in own else new for key, new in changed.items()}
+        own.clear()
+        own.update(taken)
+    elif isinstance(own, set):
+        own.clear()
+        own.update(changed)
+    else:
+        own[:] = changed
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether both are containers of one kind that can change."""
+    return any(isinstance(old, kind) and isinstance(new, kind) for kind in values.CHANGEABLE)
+
+
+def _taken_over(old: Any, new: Any) -> Any:
+    """The old container with the new content, where both are of one kind; else what is new."""
+    if _alike(old, new):
+        take_over(old, new)
+        return old
+    return new
 
 
 def _theirs(value: Any) -> Any:
@@ -135,8 +189,9 @@ class Function:
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Lets tests write `from solution import f`."""
 
-    def __init__(self, names: dict[str, Any]) -> None:
+    def __init__(self, names: dict[str, Any], space: dict[str, Any]) -> None:
         self.names = names
+        self.space = space
 
     def find_spec(
         self, fullname: str, path: Any, target: Any = None
@@ -144,10 +199,27 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in _STAND_INS else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return types.ModuleType(spec.name)
+        return _StandIn(spec.name, self.space)
 
     def exec_module(self, module: types.ModuleType) -> None:
         module.__dict__.update(self.names)
+
+
+class _StandIn(types.ModuleType):
+    """The program as a module; `from solution import *` takes the place of nothing the tests have bound."""
+
+    def __init__(self, name: str, space: dict[str, Any]) -> None:
+        super().__init__(name)
+        self.__dict__["_space"] = space
+
+    @property
+    def __all__(self) -> list[str]:
+        space = self.__dict__["_space"]
+        return [
+            name
+            for name, thing in self.__dict__.items()
+            if isinstance(thing, Function) and space.get(name, thing) is thing
+        ]
 
 
 class Outcome:
@@ -155,12 +227,23 @@ class Outcome:
 
     def __init__(self) -> None:
         self.run = self.held = 0
-        self.failure = self.broken = ""
+        self.failure = self.broken = self.missing = ""
+        self.own: set[str] = set()
 
     def record(self, failure: str) -> None:
         self.run += 1
         self.held += not failure
         self.failure = self.failure or failure
+
+    def lacking(self, error: BaseException) -> str:
+        """The name that the tests ask of the program and it does not define, where that is the trouble."""
+        if type(error) is NameError:
+            return error.name if error.name and error.name not in self.own else ""
+        if isinstance(error, ImportError) and error.name in _STAND_INS:
+            return str(error).partition("'")[2].partition("'")[0]
+        if isinstance(error, AttributeError) and isinstance(error.obj, _StandIn):
+            return error.name or ""
+        return ""
 
     def attempt(self, what: str, deed: Callable[[], Any]) -> None:
         """Run one test, for which any exception is a failure and the program's end ends everything."""
@@ -169,6 +252,7 @@ class Outcome:
         except NotPlain:
             raise
         except Exception as error:
+            self.missing = self.missing or self.lacking(error)
             said = str(error)[:200]
             self.record(f"{what}: {type(error).__name__}{': ' + said if said else ''}")
         else:
@@ -184,15 +268,15 @@ def sit(channel: int, peer: int, order: dict[str, Any]) -> int:
             run_cases(order["cases"], line, outcome)
         else:
             run_sources(order, line, outcome)
-    except SyntaxError as error:
-        outcome.broken = f"the tests do not compile: {error}"
+    except NotTests as error:
+        outcome.broken = f"the tests could not be run: {error}"
     except ProgramGone:
         outcome.record("the program ended while it was being tested")
     except NotPlain:
         outcome.broken = line.untestable
+        outcome.record("NotPlain: the tests pass a value that is too large")
     except BaseException as error:
         trouble = f"{type(error).__name__}: {error}"[:300]
-        # Before the program was ever asked, the fault can only be the tests' own.
         if line.calls:
             outcome.record(trouble)
         else:
@@ -203,6 +287,7 @@ def sit(channel: int, peer: int, order: dict[str, Any]) -> int:
         "failure": outcome.failure,
         "broken": line.untestable or outcome.broken,
         "gone": line.gone,
+        "missing": outcome.missing,
         "calls": line.calls,
     }
     values.write_frame(channel, report)
@@ -212,10 +297,12 @@ def sit(channel: int, peer: int, order: dict[str, Any]) -> int:
 def run_cases(cases: list[dict[str, Any]], line: Line, outcome: Outcome) -> None:
     """Call the program with each case's arguments and compare what comes back, types and all."""
     for number, case in enumerate(cases):
-        expected = case["expected"]
+        expected, given_to = values.decode(case["expected"]), values.decode(case["arguments"])
+        arguments, keywords = ((), given_to) if isinstance(given_to, dict) else (given_to, {})
+        call = partial(line.ask, "call", case["function"], None, *arguments, **keywords)
 
-        def test(case: dict[str, Any] = case, expected: Any = expected) -> None:
-            given = line.ask("call", case["function"], None, *case["arguments"])
+        def test(call: Callable[[], Any] = call, expected: Any = expected) -> None:
+            given = call()
             if not values.identical(expected, given):
                 raise AssertionError(f"{given!r:.80} came back, where {expected!r:.80} is wanted")
 
@@ -233,23 +320,50 @@ def run_sources(order: dict[str, Any], line: Line, outcome: Outcome) -> None:
         and (not hasattr(builtins, name) or name == order["entry_point"])
     }
     space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins, **names}
-    sys.meta_path.append(_Finder(names))
-    # Helpers of the task itself come from the task, so that a program cannot redefine its own yardstick.
-    exec(compile(order["prelude"], "prelude.py", "exec"), space)
+    sys.meta_path.append(_Finder(names, space))
+    prelude, *sources = [parsed(source) for source in (order["prelude"], *order["tests"])]
     entry_point = order["entry_point"]
+    outcome.own = {name for tree in (prelude, *sources) for name in bound(tree)}
+    space |= {name: thing for name, thing in _YARDSTICKS.items() if name != entry_point}
+    # Helpers of the task itself come from the task, so that a program cannot redefine its own yardstick.
+    try:
+        exec(compile(prelude, "prelude.py", "exec"), space)
+    except NameError as error:
+        raise NotTests(f"what stands before them fails: {error}") from None
     if entry_point:
         space[entry_point] = space["candidate"] = Function(line, entry_point)
-    for source in order["tests"]:
+    for source in sources:
         run_tests(source, space, outcome, line, entry_point)
 
 
+def parsed(source: str) -> ast.Module:
+    """The syntax tree of tests, which compiles; what goes wrong later is no fault of their syntax."""
+    try:
+        tree = ast.parse(source)
+        compile(tree, "tests.py", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise NotTests(str(error) or type(error).__name__) from None
+    return tree
+
+
+def bound(tree: ast.Module) -> Iterator[str]:
+    """Every name that tests give to something themselves."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+
+
 def run_tests(
-    source: str, space: dict[str, Any], outcome: Outcome, line: Line, entry_point: str | None
+    tree: ast.Module, space: dict[str, Any], outcome: Outcome, line: Line, entry_point: str | None
 ) -> None:
     """Run one source of tests: its asserts, `check(candidate)`, test functions and TestCases."""
     space.pop("check", None)
     before = dict(space)
-    for statement in ast.parse(source).body:
+    for statement in tree.body:
         code = compile(ast.Module([statement], []), "tests.py", "exec")
         loop = isinstance(statement, ast.For | ast.While | ast.With | ast.Try | ast.If) and any(
             isinstance(part, ast.Assert) for part in ast.walk(statement)
@@ -257,8 +371,8 @@ def run_tests(
         if isinstance(statement, ast.Assert) or loop or _calls_check(statement):
             outcome.attempt(ast.unparse(statement)[:120], partial(exec, code, space))
         else:
-            exec(code, space)
-    called = any(_calls_check(statement) for statement in ast.parse(source).body)
+            run_step(code, space, outcome, line)
+    called = any(_calls_check(statement) for statement in tree.body)
     for name, thing in list(space.items()):
         if thing is before.get(name):
             continue
@@ -271,6 +385,22 @@ def run_tests(
             outcome.attempt(name, thing)
         elif isinstance(thing, type) and hasattr(thing, "countTestCases") and thing.__module__ == "tests":
             run_case(thing, outcome)
+
+
+def run_step(code: types.CodeType, space: dict[str, Any], outcome: Outcome, line: Line) -> None:
+    """Run a statement that is no test; where the program makes it fail, that is one test failed."""
+    try:
+        exec(code, space)
+    except NotPlain:
+        raise
+    except Exception as error:
+        foreign = isinstance(error, ImportError) and error.name and error.name not in _STAND_INS
+        lacking = outcome.lacking(error)
+        # Before the program was ever asked, the fault can only be the tests' own.
+        if foreign or not (line.calls or lacking):
+            raise NotTests(f"{type(error).__name__}: {error}"[:300]) from None
+        outcome.missing = outcome.missing or lacking
+        outcome.record(f"{type(error).__name__}: {error}"[:300])
 
 
 def _calls_check(statement: ast.stmt) -> bool:
@@ -286,8 +416,13 @@ def run_case(case: Any, outcome: Outcome) -> None:
     """Run a unittest.TestCase, one test at a time."""
     import unittest
 
+    class Result(unittest.TestResult):
+        def addError(self, test: Any, error: Any) -> None:
+            outcome.missing = outcome.missing or outcome.lacking(error[1])
+            super().addError(test, error)
+
     for name in unittest.defaultTestLoader.getTestCaseNames(case):
-        test, result = case(name), unittest.TestResult()
+        test, result = case(name), Result()
         test.run(result)
         trouble = [*result.failures, *result.errors]
         last = trouble[0][1].strip().splitlines()[-1] if trouble else ""

@@ -17,7 +17,9 @@ def run_script(box: Sandbox, program: str, given: str, limits: Limits) -> tuple[
             their_input = their_output = -1
             worker.send({"role": "script", "program": program})
             given_to, our_input = our_input, -1
-            printed = feed(given_to, our_output, given.encode(), limits.output, worker.deadline)
+            printed = feed(
+                given_to, our_output, given.encode(errors="replace"), limits.output, worker.deadline
+            )
             if len(printed) > limits.output:
                 return printed, {"ended": "endless", "code": 1}
             return printed, worker.ending()

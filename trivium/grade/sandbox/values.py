@@ -10,11 +10,16 @@ from typing import Any
 LARGEST_FRAME = 8 << 20
 _DEEPEST = 100
 Special = Callable[[Any], Any]
+CHANGEABLE = (list, dict, set, bytearray)
 _DICTIONARIES = (dict, OrderedDict, defaultdict, Counter)
 
 
 class Unplain(Exception):
     """The value is not made of numbers, text, lists, tuples, sets and dictionaries."""
+
+
+class TooLarge(ValueError):
+    """The value does not fit into a message."""
 
 
 def encode(value: Any, special: Special | None = None, depth: int = 0) -> Any:
@@ -101,12 +106,21 @@ def identical(expected: Any, given: Any) -> bool:
     return bool(expected == given)
 
 
-def write_frame(opened: int, message: Any) -> None:
-    """Write one message, its length first."""
+def frame(message: Any) -> bytes:
+    """One message as bytes, its length first."""
     content = json.dumps(message).encode()
     if len(content) > LARGEST_FRAME:
-        raise ValueError("a value is too large to be passed")
-    content = len(content).to_bytes(4, "big") + content
+        raise TooLarge("a value that is too large")
+    return len(content).to_bytes(4, "big") + content
+
+
+def write_frame(opened: int, message: Any) -> None:
+    """Write one message."""
+    write(opened, frame(message))
+
+
+def write(opened: int, content: bytes) -> None:
+    """Write all of it."""
     while content:
         content = content[os.write(opened, content) :]
 

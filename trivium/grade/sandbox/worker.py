@@ -1,6 +1,7 @@
 """What an isolated worker does: run a program and answer calls to it, or run tests that make such calls."""
 
 import builtins
+import contextlib
 import importlib
 import os
 import sys
@@ -113,19 +114,36 @@ class Program:
         """Do one request and put its outcome in plain words."""
         try:
             target = self.names[request["name"]] if request["of"] is None else self.held[request["of"]]
-            result = self.do(request["do"], target, request)
-            return self.plain(result)
+            if request["do"] == "call":
+                return self.call(target, request)
+            return self.plain(self.do(request["do"], target, request))
         except BaseException as error:
             return {"raised": [type(error).__name__, spoken(error)]}
 
     def do(self, deed: str, target: Any, request: dict[str, Any]) -> Any:
         if deed == "list":
             return list(islice(target, _MOST_ITEMS))
-        if deed == "attribute":
-            return getattr(target, request["name"])
+        assert deed == "attribute"
+        return getattr(target, request["name"])
+
+    def call(self, target: Any, request: dict[str, Any]) -> dict[str, Any]:
+        """Call a function; one that returns nothing may have changed its arguments, which are passed."""
         arguments = [values.decode(argument, self.mine) for argument in request["arguments"]]
         keywords = {name: values.decode(value, self.mine) for name, value in request["keywords"].items()}
-        return target(*arguments, **keywords)
+        result = target(*arguments, **keywords)
+        if result is not None:
+            return self.plain(result)
+        given = [*enumerate(request["arguments"]), *request["keywords"].items()]
+        own = [*arguments, *keywords.values()]
+        changed = []
+        for (place, before), value in zip(given, own, strict=True):
+            if isinstance(value, values.CHANGEABLE):
+                # What is not plain any more is not passed: the tests see the argument as it was.
+                with contextlib.suppress(values.Unplain, ValueError):
+                    after = values.encode(value)
+                    if after != before:
+                        changed.append([place, after])
+        return {"value": None, "changed": changed}
 
     def mine(self, reference: dict[str, Any]) -> Any:
         ((kind, which),) = reference.items()
