@@ -44,19 +44,23 @@ def group_of(name: str, parameter: Tensor) -> str:
     return "matrices" if parameter.dim() >= 2 else "scalars"
 
 
-def orthogonalised(updates: Tensor) -> Tensor:
-    """Newton–Schulz in float32 over a stack of matrices [n, rows, columns]: singular values to about 1."""
+def orthogonalised(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Newton–Schulz over a stack of matrices [n, rows, columns]: singular values to about 1.
+
+    Its products are of factors of type `dtype`; bfloat16, as in Jordan's own code, is ten times as fast on a
+    GPU. The norm that brings the singular values below 1 is taken in float32 before.
+    """
     a, b, c = COEFFICIENTS
     tall = updates.shape[-2] > updates.shape[-1]
-    x = updates.mT if tall else updates
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = updates.float().mT if tall else updates.float()
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).to(dtype)
     note_products(x, x.mT, 2 * NEWTON_SCHULZ_STEPS)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         note_products(gram, gram)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,18 @@ class Inherited:
 class Optimiser:
     """Steps every named parameter by its group's method; its state is tensors under the parameters' names."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], rates: Rates, *, muon: bool) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        rates: Rates,
+        *,
+        muon: bool,
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        """`products` is the type of the factors in Muon's matrix products; all state stays in float32."""
         self.parameters = dict(parameters)
         self.rates = rates
+        self.products = products
         self.groups: dict[str, list[str]] = defaultdict(list)
         for name, parameter in self.parameters.items():
             self.groups[group_of(name, parameter)].append(name)
@@ -119,8 +132,8 @@ class Optimiser:
             torch._foreach_lerp_(momenta, gradients, 1 - self.rates.momentum)
             # Nesterov: look one momentum step ahead.
             ahead = torch._foreach_lerp(gradients, momenta, self.rates.momentum)
-            stack = torch.stack([update.flatten(1).float() for update in ahead])
-            moves = orthogonalised(stack)
+            stack = torch.stack([update.flatten(1) for update in ahead])
+            moves = orthogonalised(stack, self.products)
             # An update whose every singular value is 1 should move tall matrices further (Jordan, 2024).
             scale = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
             if self.rates.weight_decay:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -13,30 +11,28 @@ from trivium.kit.machine import compute_dtype
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def chosen(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """What `auto` means here: bfloat16 on a GPU that has it, float32 everywhere else."""
+def resolve_precision(precision: Precision, device: torch.device | str) -> Literal["float32", "bfloat16"]:
+    """What `auto` means on a device: bfloat16 on a GPU that has it, float32 everywhere else."""
     if precision != "auto":
         return precision
     return "bfloat16" if compute_dtype(str(device)) == torch.bfloat16 else "float32"
 
 
-@contextmanager
-def products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Multiply in this type inside the block.
+def product_dtype(precision: Precision, device: torch.device | str) -> torch.dtype:
+    """The type of the factors of a matrix product under this setting."""
+    return torch.bfloat16 if resolve_precision(precision, device) == "bfloat16" else torch.float32
 
-    A processor rounds the factors inside its own products, and gains by it if it has AMX or AVX-512 bfloat16;
-    a GPU gets them rounded by autocast.
+
+def one_pass(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context for one forward pass, in which matrices are multiplied in this type.
+
+    It is entered anew for every pass and never spans an optimiser step. Autocast would otherwise keep the
+    bfloat16 copies of the weights that it made first, and an update in place does not tell it that they are
+    out of date: the model would go on computing with its first weights. For the same reason the cache of
+    copies is off. A weight is used once in a pass, so the cache saves nothing, and a copy that a pass
+    without gradients has made would hide the weight from the gradients of the next.
+
+    The mechanism is the same on a CPU and on a GPU, so that tests on the one speak for the other.
     """
-    if chosen(precision, device) == "float32":
-        yield
-    elif device.type == "cpu":
-        settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        before = settings.fp32_precision
-        settings.fp32_precision = "bf16"
-        try:
-            yield
-        finally:
-            settings.fp32_precision = before
-    else:
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
+    rounds = resolve_precision(precision, device) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=rounds, cache_enabled=False)

@@ -26,7 +26,7 @@ from trivium.learn.checkpoints import Checkpoints, State, kept_place, read_state
 from trivium.learn.objective import Feed, Measure, Objective, take_in
 from trivium.learn.optimisers import Inherited, Optimiser, Rates
 from trivium.learn.parallel import clip, gradient_norm, measures_of_all, sum_gradients
-from trivium.learn.precision import products
+from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.settings import Training
 from trivium.learn.validation import Unseen, groups_of
 from trivium.model.transformer import Transformer
@@ -76,7 +76,12 @@ class Trainer:
         }
         if self.objective.extra is not None:
             self.named |= {f"extra.{name}": p for name, p in self.objective.extra.named_parameters()}
-        self.optimiser = Optimiser(self.named, self.rates, muon=self.settings.optimiser == "muon")
+        self.optimiser = Optimiser(
+            self.named,
+            self.rates,
+            muon=self.settings.optimiser == "muon",
+            products=product_dtype(self.settings.precision, self.model.device),
+        )
         self.inherited: Inherited | None = None
         if self.parent_moments is not None:
             self.inherited = self.optimiser.restore(self.parent_moments)
@@ -108,7 +113,7 @@ class Trainer:
         self.make_ready()
         saved = time.monotonic()
         last: dict[str, Any] = {}
-        with self._signals(), products(self.settings.precision, self.model.device):
+        with self._signals():
             while self.step < self.feed.steps:
                 before = self.tokens
                 last = self._one_step()
@@ -199,9 +204,10 @@ class Trainer:
         for parameter in self.named.values():
             parameter.grad = None
         for group in groups_of(mine, self.budget):
-            result = self.objective.loss(self.forward, collate(group, self.model.device))
-            # Divided by the weight of the whole step, the gradient is the same however rows are grouped.
-            loss = result.sum / max(weight, 1e-12)
+            with one_pass(self.settings.precision, self.model.device):
+                result = self.objective.loss(self.forward, collate(group, self.model.device))
+                # Divided by the weight of the whole step, the gradient is the same however rows are grouped.
+                loss = result.sum / max(weight, 1e-12)
             if loss.requires_grad:
                 loss.backward()
             take_in(measures, {"objective": (loss.detach(), 1.0), **result.metrics})

@@ -11,6 +11,7 @@ import torch
 from trivium.data.rows import Row, collate
 from trivium.kit.processes import all_reduce_sum, world
 from trivium.learn.head_loss import fused_cross_entropy
+from trivium.learn.precision import Precision, one_pass
 from trivium.model.attention import Documents
 from trivium.model.transformer import Transformer
 
@@ -38,17 +39,20 @@ def groups_of(rows: Sequence[Row], budget: int) -> list[list[Row]]:
 
 
 @torch.no_grad()
-def measure(model: Transformer, rows: Sequence[Row], budget: int = 4096) -> Unseen:
+def measure(
+    model: Transformer, rows: Sequence[Row], budget: int = 4096, *, precision: Precision = "float32"
+) -> Unseen:
     """The mean loss of rows that carry a `bytes` column; every process takes its share of them."""
     here = world()
     total = spelled = tokens = 0.0
     for group in groups_of(rows[here.rank :: here.size], budget):
         batch = collate(group, model.device)
-        hidden = model(batch.tokens, Documents(batch.lengths, batch.tokens.device))
-        result = fused_cross_entropy(
-            hidden, model.head_weight, batch.targets, torch.ones_like(batch.weights),
-            soft_cap=model.final_soft_cap,
-        )  # fmt: skip
+        with one_pass(precision, model.device):
+            hidden = model(batch.tokens, Documents(batch.lengths, batch.tokens.device))
+            result = fused_cross_entropy(
+                hidden, model.head_weight, batch.targets, torch.ones_like(batch.weights),
+                soft_cap=model.final_soft_cap,
+            )  # fmt: skip
         total += float(result.token_losses.double().sum())
         spelled += float(batch.columns["bytes"].double().sum())
         tokens += int((batch.targets >= 0).sum())

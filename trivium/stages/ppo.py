@@ -219,6 +219,7 @@ class Ppo(TrainingStage):
             worth=worth, critic=critic, anchor=anchor,
             controller=Controller(self.kl.coefficient, self.kl.target, self.kl.horizon),
             tell=lambda rollout, groups, asked: _write_down(work, rollout, groups, asked, reward.names),
+            precision=self.precision,
         )  # fmt: skip
 
     def _steps(self, prompts: int) -> int:

@@ -34,7 +34,7 @@ from trivium.learn.objectives.preference_losses import (
     PreferenceNumbers,
 )
 from trivium.learn.optimisers import Rates
-from trivium.learn.precision import products
+from trivium.learn.precision import Precision, one_pass
 from trivium.learn.settings import LearningRate
 from trivium.learn.validation import groups_of
 from trivium.model.branches import prompts_can_be_shared
@@ -173,11 +173,15 @@ class PreferenceStage(FedStage):
         beside = self._beside()
         work.say(f"loss {self._told()}; reference: {beside}; {feed.steps} steps of {self.pairs}")
         unseen = self._unseen(work, model.config, judged.held_out)
-        with products(self.precision, model.device):
-            if beside == "stored":
-                store_references(work, "train", model, feed, parent=str(folder), tail=self.ld_alpha)
-            if unseen is not None and beside != "none":
-                store_references(work, "unseen", model, unseen, parent=str(folder), tail=self.ld_alpha)
+        stored = {
+            "train": feed if beside == "stored" else None,
+            "unseen": None if beside == "none" else unseen,
+        }
+        for name, one in stored.items():
+            if one is not None:
+                store_references(
+                    work, name, model, one, parent=str(folder), tail=self.ld_alpha, precision=self.precision
+                )
         objective = self.objective(
             beside, feed, copy.deepcopy(model).requires_grad_(False) if beside == "parent" else None
         )
@@ -189,7 +193,7 @@ class PreferenceStage(FedStage):
         if world().leads:
             if unseen is not None:
                 settled = replace(objective, reference=None, beside="none" if beside == "none" else "stored")
-                looks["unseen"] = _measured(model, settled, unseen)
+                looks["unseen"] = _measured(model, settled, unseen, self.precision)
             looks |= self._gauged(work, folder, model, tokenizer, judged)
         clear_references(work.folder)
         return {**summary, "data": judged.facts, **looks}
@@ -282,11 +286,15 @@ class PreferenceStage(FedStage):
 
 
 @torch.no_grad()
-def _measured(model: Transformer, objective: Preference, feed: PreferenceFeed) -> dict[str, Any]:
+def _measured(
+    model: Transformer, objective: Preference, feed: PreferenceFeed, precision: Precision
+) -> dict[str, Any]:
     """Rewards on held-out judgements, and the share of pairs that the model ranks as people did."""
     totals: dict[str, tuple[float, float]] = {}
     for group in groups_of(feed.rows(0), PASS_TOKENS):
-        for name, (total, weight) in objective.rewards(model, collate(group, model.device)).items():
+        with one_pass(precision, model.device):
+            rewards = objective.rewards(model, collate(group, model.device))
+        for name, (total, weight) in rewards.items():
             before = totals.get(name, (0.0, 0.0))
             totals[name] = (before[0] + float(total), before[1] + float(weight))
     found: dict[str, Any] = {name: total / weight for name, (total, weight) in totals.items() if weight}

@@ -15,6 +15,7 @@ from trivium.kit.files import load_tensors, save_tensors
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.processes import barrier, world
 from trivium.learn.objectives.preference import answers_under
+from trivium.learn.precision import Precision, one_pass
 from trivium.learn.validation import groups_of
 from trivium.model.transformer import Transformer
 from trivium.stages.stage import Work
@@ -25,7 +26,14 @@ PASS_TOKENS = 4096
 
 
 def store_references(
-    work: Work, name: str, model: Transformer, feed: PreferenceFeed, *, parent: str, tail: float = 1.0
+    work: Work,
+    name: str,
+    model: Transformer,
+    feed: PreferenceFeed,
+    *,
+    parent: str,
+    tail: float = 1.0,
+    precision: Precision = "float32",
 ) -> None:
     """Give the feed the log-probability of every answer under the model; what is stored is not done again."""
     found = []
@@ -39,7 +47,7 @@ def store_references(
             if not path.exists() and world().leads:
                 folder.mkdir(parents=True, exist_ok=True)
                 rows = [feed.row([place]) for place in places[start : start + PART]]
-                save_tensors(path, {"logprobs": torch.from_numpy(_measured(model, rows, tail))})
+                save_tensors(path, {"logprobs": torch.from_numpy(_measured(model, rows, tail, precision))})
             barrier()
             parts.append(load_tensors(path)["logprobs"].numpy())
         width = parts[0].shape[1] if parts else 1
@@ -53,11 +61,12 @@ def _shape(feed: PreferenceFeed, place: tuple[int, int]) -> tuple[str, int]:
 
 
 @torch.no_grad()
-def _measured(model: Transformer, rows: Sequence[Row], tail: float) -> np.ndarray:
+def _measured(model: Transformer, rows: Sequence[Row], tail: float, precision: Precision) -> np.ndarray:
     """The summed log-probabilities [rows, answers]."""
     found: list[list[float]] = []
     for group in groups_of(rows, PASS_TOKENS):
-        sums = answers_under(model, collate(group, model.device), tail=tail).sums.float().tolist()
+        with one_pass(precision, model.device):
+            sums = answers_under(model, collate(group, model.device), tail=tail).sums.float().tolist()
         start = 0
         for row in group:
             mine = sums[start : start + len(row.lengths)]

@@ -20,6 +20,7 @@ from trivium.kit.processes import world
 from trivium.learn.objective import Feed
 from trivium.learn.objectives.reward import BradleyTerry, pair_scores
 from trivium.learn.optimisers import Rates
+from trivium.learn.precision import one_pass
 from trivium.learn.settings import LearningRate
 from trivium.learn.validation import groups_of
 from trivium.model.branches import prompts_can_be_shared
@@ -160,9 +161,10 @@ class Reward(FedStage):
                 continue
             feed = self._feed(work, model.config, [source], steps=1)
             rows = [feed.row([(0, number)]) for number in range(len(source.judgements))]
-            scores = [
-                pair_scores(model, head, collate(some, model.device)) for some in groups_of(rows, PASS_TOKENS)
-            ]
+            scores = []
+            for some in groups_of(rows, PASS_TOKENS):
+                with one_pass(self.precision, model.device):
+                    scores.append(pair_scores(model, head, collate(some, model.device)))
             chosen, rejected = (torch.cat([one[side] for one in scores]).cpu().numpy() for side in (0, 1))
             lengths = [
                 np.array([len(one.answers[side].tokens) for one in source.judgements]) for side in (0, 1)

@@ -254,6 +254,7 @@ class Rlvr(TrainingStage):
             curriculum=Curriculum(len(problems), work.seed, low=rates.low, high=rates.high, rest=rates.rest),
             reference=copy.deepcopy(model).requires_grad_(False) if self.kl.coefficient else None,
             tell=lambda rollout, groups, asked: _write_down(work, rollout, groups, asked, reward.names),
+            precision=self.precision,
         )  # fmt: skip
 
     def _steps(self, problems: int) -> int:

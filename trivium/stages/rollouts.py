@@ -20,6 +20,7 @@ from trivium.kit.processes import world
 from trivium.learn.objectives.advantages import combined, group_advantages, overlong_penalty
 from trivium.learn.objectives.policy import Estimator, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import Algorithm, weight_of
+from trivium.learn.precision import Precision, one_pass
 from trivium.learn.validation import groups_of
 from trivium.model.transformer import Transformer
 from trivium.stages.measures import measures_of
@@ -85,12 +86,14 @@ class Rollouts:
         curriculum: Curriculum | None = None,
         reference: Transformer | None = None,
         tell: Callable[[int, list[Group], Sequence[Problem]], None] | None = None,
+        precision: Precision = "float32",
     ) -> None:
+        """`precision` is the training's, so that both compute the same numbers from the same weights."""
         assert (reference is not None) == (plan.kl > 0)
         self.model, self.player, self.problems, self.reward = model, player, problems, reward
         self.algorithm, self.plan, self.sampling, self.seed = algorithm, plan, sampling, seed
         self.curriculum = curriculum or Curriculum(len(problems), seed)
-        self.reference, self.tell = reference, tell
+        self.reference, self.tell, self.precision = reference, tell, precision
         self.longest = sampling.max_new_tokens
         self.filtered = under_filters(sampling)
         self.baseline = 0.0
@@ -181,7 +184,6 @@ class Rollouts:
         seeds = [seed_of_sample(self.seed, 1 + (rollout * 64 + attempt) * 65536 + i) for i in range(wanted)]
         here = world()
         mine = slice(here.rank, None, here.size)
-        # Compiled or autocast training does not concern the engine, which has its own kernels.
         played = self.player.play(
             [self.problems[index] for index in chosen[mine]], self.plan.group, seeds[mine]
         )
@@ -335,9 +337,10 @@ class Rollouts:
         found: list[np.ndarray] = []
         for some in groups_of(rows, PASS_TOKENS):
             batch = collate(some, model.device)
-            logprobs, _ = answer_log_probabilities(
-                model, batch, temperature=self.sampling.temperature, filtered=self.filtered
-            )
+            with one_pass(self.precision, model.device):
+                logprobs, _ = answer_log_probabilities(
+                    model, batch, temperature=self.sampling.temperature, filtered=self.filtered
+                )
             sizes = [int((row.weights > 0).sum()) for row in some]
             found += [part.float().cpu().numpy() for part in logprobs.split(sizes)]
         return found

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from trivium.data.rows import Row
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
@@ -24,7 +22,7 @@ from trivium.learn import schedules
 from trivium.learn.checkpoints import kept_place
 from trivium.learn.objective import Feed, Objective
 from trivium.learn.optimisers import Inherited, Rates
-from trivium.learn.precision import chosen
+from trivium.learn.precision import Precision, resolve_precision
 from trivium.learn.settings import UNAFFECTING, Training
 from trivium.learn.trainer import Hooks, Trainer
 from trivium.learn.validation import Unseen, measure
@@ -56,7 +54,7 @@ class TrainingStage(Training, Stage):
         return {
             **super().counted(),
             "kept": self.checkpoint.model_dump(mode="json")["at"],
-            "precision": chosen(self.precision, torch.device(machine.device())),
+            "precision": resolve_precision(self.precision, machine.device()),
         }
 
 
@@ -146,7 +144,7 @@ def train(
         work.change("learning rate of the adapter", "as for all weights", rates.matrices)
     held_out = unseen or {}
     hooks = Hooks(
-        validate=(lambda: _validated(model, held_out)) if held_out else None,
+        validate=(lambda: _validated(model, held_out, settings.precision)) if held_out else None,
         sample=sample if settings.samples.prompts else None,
         keep=keep,
     )
@@ -271,9 +269,11 @@ def _handover(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _validated(model: Transformer, unseen: Mapping[str, Sequence[Row]]) -> dict[str, Unseen]:
+def _validated(
+    model: Transformer, unseen: Mapping[str, Sequence[Row]], precision: Precision
+) -> dict[str, Unseen]:
     """The loss on what is held out, of every source and of all together."""
-    found = {name: measure(model, rows) for name, rows in unseen.items()}
+    found = {name: measure(model, rows, precision=precision) for name, rows in unseen.items()}
     if len(found) == 1:
         return {"": next(iter(found.values()))}
     tokens = sum(one.tokens for one in found.values())

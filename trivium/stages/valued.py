@@ -25,6 +25,7 @@ from trivium.learn.objectives.ppo import (
     token_rewards,
     whitened,
 )
+from trivium.learn.precision import one_pass
 from trivium.learn.validation import groups_of
 from trivium.model.lora import selected
 from trivium.model.scalar_head import ScalarHead
@@ -198,9 +199,10 @@ class ValuedRollouts(Rollouts):
         values: list[np.ndarray] = []
         for some in groups_of(rows, PASS_TOKENS) if self.critic is not None else []:
             batch = collate(some, self.model.device)
-            _, _, found = log_probabilities_and_values(
-                self.model, self.critic, batch, self.sampling.temperature
-            )
+            with one_pass(self.precision, self.model.device):
+                _, _, found = log_probabilities_and_values(
+                    self.model, self.critic, batch, self.sampling.temperature
+                )
             sizes = [int((row.weights > 0).sum()) for row in some]
             values += [part.cpu().numpy() for part in found.split(sizes)]
         for place, group in enumerate(groups):

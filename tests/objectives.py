@@ -1,0 +1,191 @@
+"""Every objective with a model and one batch of rows, for laws that hold for all of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from judging import feed_of, in_order, model_and_reference, objective_of, pairs
+from small import SmallFeed, small_model
+from torch import Tensor
+
+from trivium.data.rows import Row, row_of_documents
+from trivium.learn.objectives.near_parent import NearPredictions, NearWeights
+from trivium.learn.objectives.next_token import NextToken
+from trivium.learn.objectives.policy import PolicyGradient
+from trivium.learn.objectives.policy_losses import ALGORITHMS, weight_of
+from trivium.learn.objectives.ppo import ProximalPolicy
+from trivium.learn.objectives.preference import UNPAIRED
+from trivium.learn.objectives.preference_losses import PAIR_LOSSES, PreferenceNumbers
+from trivium.learn.objectives.reward import BradleyTerry
+from trivium.model.config import ExpertsConfig
+from trivium.model.lora import AdapterSettings, add_adapter
+from trivium.model.scalar_head import ScalarHead, without_language_head
+from trivium.model.transformer import Transformer
+
+
+class Case(NamedTuple):
+    """A model, what it learns, the rows of the one step that is repeated, and a learning rate."""
+
+    model: Transformer
+    objective: Any
+    rows: list[Row]
+    rate: float = 0.01
+    optimiser: str = "muon"
+
+
+class OneBatch:
+    """The same rows at every step."""
+
+    fingerprint = "one-batch"
+
+    def __init__(self, rows: list[Row], steps: int) -> None:
+        self.batch, self.steps = rows, steps
+
+    def rows(self, step: int) -> list[Row]:
+        return self.batch
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {}, {}
+
+    def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        assert json == {}
+
+
+def _frozen(model: Transformer) -> Transformer:
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def _next_token(**settings: Any) -> Case:
+    return Case(small_model(), NextToken(**settings), SmallFeed().rows(0))
+
+
+def _experts() -> Case:
+    experts = ExpertsConfig(count=4, per_token=2, inner_width=16, balance=0.01)
+    return Case(small_model(experts=experts), NextToken(), SmallFeed().rows(0))
+
+
+def _near_weights() -> Case:
+    model = small_model()
+    return Case(model, NextToken(guards=[NearWeights(model, 0.01)]), SmallFeed().rows(0))
+
+
+def _near_predictions() -> Case:
+    model = small_model()
+    guard = NearPredictions(0.3, _frozen(model))
+    return Case(model, NextToken(guards=[guard]), SmallFeed().rows(0))
+
+
+def _adapter(*guards: Any) -> Case:
+    model = small_model()
+    add_adapter(model, AdapterSettings(rank=8), seed=1)
+    return Case(model, NextToken(guards=guards), SmallFeed().rows(0), 0.03, "adamw")
+
+
+def _preference(loss: str) -> Case:
+    model, reference = model_and_reference()
+    losses = {loss: 1.0, "sft": 0.1} if loss in ("cpo", "orpo") else {loss: 1.0}
+    # DiscoPOP's own temperature makes a step of its loss out of which any rounding leads another way.
+    numbers = PreferenceNumbers(beta=0.1, label_smoothing=0.01, temperature=0.5)
+    objective = objective_of(losses, reference, numbers)
+    return Case(model, objective, in_order(feed_of(pairs(), losses)), 0.001, "adamw")
+
+
+def _adapter_off() -> Case:
+    model, _ = model_and_reference()
+    add_adapter(model, AdapterSettings(rank=8), seed=1)
+    losses = {"sigmoid": 1.0}
+    objective = objective_of(losses, model, PreferenceNumbers(), beside="adapter off")
+    return Case(model, objective, in_order(feed_of(pairs(), losses)), 0.01, "adamw")
+
+
+def _reward() -> Case:
+    model, _ = model_and_reference()
+    model = without_language_head(model)
+    objective = BradleyTerry(ScalarHead(model.config.width, seed=0), centring=0.01)
+    return Case(model, objective, in_order(feed_of(pairs(), {"sigmoid": 1.0})), 0.003, "adamw")
+
+
+def answers(vocabulary: int, *, share: bool = True) -> list[Row]:
+    """Four sampled answers to a prompt of one row, with all that policies learn from."""
+    random = np.random.default_rng(5)
+    prompt = random.integers(0, vocabulary, 7)
+    documents, learned = ([prompt[:-1]], [np.zeros(6)]) if share else ([], [])
+    start = prompt[-1:] if share else prompt
+    advantages = [1.0, -0.5, 0.5, -1.0]
+    for length in (5, 9, 12, 3):
+        documents.append(np.concatenate((start, random.integers(0, vocabulary, length))))
+        learned.append(np.arange(len(documents[-1])) >= len(start))
+    count = len(documents)
+    silent = count - len(advantages)
+
+    def column(value: Callable[[int, int], np.ndarray]) -> list[np.ndarray]:
+        made = [np.zeros(len(one), dtype=np.float32) for one in documents[:silent]]
+        return made + [value(i, len(one)).astype(np.float32) for i, one in enumerate(documents[silent:])]
+
+    def uneven(low: float, high: float) -> list[np.ndarray]:
+        return column(lambda _, length: random.uniform(low, high, length))
+
+    columns = {
+        "advantage": column(lambda i, length: np.full(length, advantages[i])),
+        "old_logprob": uneven(-4.2, -4.0),
+        "sampled_logprob": uneven(-4.2, -4.0),
+        "reference": uneven(-4.2, -4.0),
+        "correction": column(lambda _, length: np.ones(length)),
+        "value": uneven(-0.1, 0.1),
+        "return": uneven(-1.0, 1.0),
+    }
+    lengths = torch.tensor([5, 9, 12, 3])
+    divisors = [weight_of(one[None], "token", 12) for one in lengths]
+    facts: dict[str, list] = {
+        "back": list(range(count)) if share else [0] * count,
+        "divisor": [0.0] * silent + divisors,
+        "measures": [{} for _ in documents],
+        "fresh": [True] * count,
+    }
+    return [row_of_documents(documents, learned=learned, columns=columns, facts=facts)]
+
+
+def _policy(name: str, **settings: Any) -> Case:
+    model = small_model()
+    objective = PolicyGradient(ALGORITHMS[name], ALGORITHMS[name].numbers, **settings)
+    return Case(model, objective, answers(model.config.vocabulary), 0.0005, "adamw")
+
+
+def _ppo(critic: bool) -> Case:
+    model = small_model()
+    head = ScalarHead(model.config.width, seed=1) if critic else None
+    objective = ProximalPolicy(head, value_coefficient=1.0, entropy_bonus=0.001)
+    return Case(model, objective, answers(model.config.vocabulary, share=False), 0.002, "adamw")
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "next-token": _next_token,
+    "next-token-smoothed": lambda: _next_token(z_loss=1e-3, label_smoothing=0.1, noise=0.1),
+    "next-token-experts": _experts,
+    "next-token-adapter": _adapter,
+    "near-weights": _near_weights,
+    "near-predictions": _near_predictions,
+    "near-predictions-adapter-off": lambda: _adapter(NearPredictions(0.3)),
+    **{
+        f"preference-{name}": lambda name=name: _preference(name)
+        for name in [*PAIR_LOSSES, *sorted(UNPAIRED)]
+    },
+    "preference-adapter-off": _adapter_off,
+    "reward": _reward,
+    **{f"policy-{name}": lambda name=name: _policy(name) for name in ALGORITHMS},
+    "policy-kl": lambda: _policy("grpo", kl=0.1, entropy_bonus=0.01),
+    "ppo": lambda: _ppo(False),
+    "ppo-critic": lambda: _ppo(True),
+}
+"""Every loss there is; a test holds the names against the objectives of the package."""
+FAMILIES = (
+    "next-token", "near-predictions", "near-predictions-adapter-off", "preference-sigmoid",
+    "preference-kto", "preference-adapter-off", "reward", "policy-grpo", "ppo-critic",
+)  # fmt: skip
+"""One of each way of computing."""
+COMPILED = ("next-token", "preference-adapter-off", "ppo-critic")
+"""What a compiler sees in different forms: all hidden states, some of them, and several passes in a step."""
