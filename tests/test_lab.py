@@ -296,7 +296,7 @@ def test_a_reward_stage_judges_the_answers_and_is_not_asked_itself(tmp_path: Pat
     (one,) = found["numbers"]["wins"]
     assert (one["judge"], one["model"], one["before"]) == ("taste", "second", "first")
     assert one["rate"]["n"] == 8
-    assert "Before a reward model" in to.read_text()
+    assert "Win rate under a reward model" in to.read_text()
     answer = found["collected"]["tasks"]["instructions"]["models"]["second"]["records"][0]
     asked = found["collected"]["tasks"]["instructions"]["models"]["first"]["records"][0]["asked"]
     question = asked.removeprefix("Question: ").removesuffix("Answer:").strip()

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lab import collected
+from lab import collected, report_of
 
-from trivium.lab import page_sentences as sentence
+from trivium.lab import findings as sentence
 from trivium.lab.compare_numbers import apart_by, passkey
 from trivium.lab.compare_records import records_of
-from trivium.lab.page_sections import passkey_section
+from trivium.lab.page import page as page_from
 
 Right = dict[str, np.ndarray]
 
@@ -91,7 +91,9 @@ def test_kinds_of_hidden_things_and_several_tasks_stay_apart() -> None:
     ]  # fmt: skip
     found = [{cell: one["value"] for cell, one in part["models"]["m"].items()} for part in parts]
     assert found == [{"128 0": 1, "128 1": 1}, *[{"128 0": 0, "128 1": 0}] * 3]
-    page = passkey_section(raw, {"passkey": parts})
+    numbers = report_of(raw)["numbers"]
+    page = page_from({"collected": raw, "numbers": {**numbers, "passkey": parts}})
+    page = page[page.index('<section id="long_context"') : page.index('<section id="answers"')]
     assert page.count('<table class="heat">') == 4
     assert page.count("A pass key is hidden") == 2
     assert page.count("by m up to 128 tokens") == 1

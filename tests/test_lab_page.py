@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from lab import TASKS, collected, report_of, two_models
 
-from trivium.lab import page_sentences as sentence
+from trivium.lab import findings as sentence
+from trivium.lab.charts import axis
 from trivium.lab.compare import compare
 from trivium.lab.compare_examples import examples, marked
-from trivium.lab.page import page
-from trivium.lab.page_figures import axis
-from trivium.lab.page_sentences import (
+from trivium.lab.findings import (
     by_steps,
     divergence,
     places,
 )
-from trivium.lab.writing import figure
+from trivium.lab.formatting import figure
+from trivium.lab.page import page
 
 
 def interval(low: float, value: float, high: float) -> dict:
@@ -108,7 +108,7 @@ def test_examples_show_what_changed_first():
     raw = collected({"facts": {"a": np.array([1, 0, 0, 1]) > 0, "b": np.array([0, 1, 0, 1]) > 0}}, {"b": "a"})
     found = {one["id"]: one["why"] for one in examples(raw)}
     assert found == {
-        "q1": "became right from a to b", "q0": "became wrong from a to b", "q2": "right with nobody",
+        "q1": "became right from a to b", "q0": "became wrong from a to b", "q2": "wrong in every model",
     }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_examples_of_all_kinds_stand_on_a_page_with_many_tasks(tasks: int):
     raw = collected({task: {model: random.random(60) < 0.5 for model in "ab"} for task in names}, {"b": "a"})
     whys = [one["why"] for one in examples(raw)]
     shown = [
-        sum(why.startswith(kind) for why in whys) for kind in ("became right", "became wrong", "right with")
+        sum(why.startswith(kind) for why in whys) for kind in ("became right", "became wrong", "wrong in")
     ]
     assert shown == [min(tasks, 3)] * 3
     assert len({one["task"] for one in examples(raw)}) == tasks

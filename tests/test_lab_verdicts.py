@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from lab import answered, collected, report_of
 
-from trivium.lab import page_sentences as sentence
+from trivium.lab import findings as sentence
 from trivium.lab.page import page
 
 Numbers = dict[str, Any]
@@ -102,7 +102,8 @@ def gauge(known: np.ndarray, gave: np.ndarray, mended: np.ndarray) -> list[dict[
 
 
 @pytest.mark.parametrize(
-    ("hints", "told"), [(0.1, "but it takes fewer true hints, too"), (0.9, "no change in taking true hints")]
+    ("hints", "told"),
+    [(0.1, "but it accepts fewer valid corrections"), (0.9, "no change in accepting valid corrections")],
 )
 def test_flattery_says_what_the_table_says_and_what_became_of_the_control(hints: float, told: str) -> None:
     """Model b keeps what it knows; whether it still listens to those who are right is said beside."""
@@ -115,7 +116,7 @@ def test_flattery_says_what_the_table_says_and_what_became_of_the_control(hints:
 
     found = of_models("flattery", scores)["numbers"]
     said = sentence.flattery(found["flattery"], found["skills"])
-    assert said.startswith("b gives way less often than a on what both knew, ")
+    assert said.startswith("b gives up right answers less often than a on what both knew, ")
     assert told in said
     shown = {
         (model, row["metric"]): change["better"]
@@ -125,7 +126,7 @@ def test_flattery_says_what_the_table_says_and_what_became_of_the_control(hints:
     assert shown["b", "gave way"] is True
     for model in "cd":
         assert shown[model, "gave way"] is None
-        assert f"{model} gives way" not in said
+        assert f"{model} gives up" not in said
 
 
 def test_giving_way_is_compared_on_what_both_models_knew() -> None:
@@ -158,7 +159,7 @@ def test_of_many_judges_that_toss_coins_hardly_any_has_a_taste() -> None:
         scores = [{"right": 1.0}] * 40
         found = of_models("instructions", lambda name: scores, judged=judged)["numbers"]["wins"]  # noqa: B023
         assert len(found) == 12
-        false += "nobody is shown" not in sentence.wins(found)
+        false += "No win rate is shown" not in sentence.wins(found)
     assert false / 60 <= 0.1
 
 

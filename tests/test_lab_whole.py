@@ -10,7 +10,7 @@ import pytest
 from lab import report_of
 from lab_whole import BEFORE, whole
 
-from trivium.lab import page_sentences as sentence
+from trivium.lab import findings as sentence
 from trivium.lab.compare import summary_table
 from trivium.lab.page import page
 

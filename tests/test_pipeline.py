@@ -189,7 +189,7 @@ def test_status_shows_the_tree(tmp_path):
     runs = tmp_path / "runs"
     with pytest.raises(TriviumError, match="Nothing has run"):
         rows(runs)
-    assert [row[1] for row in rows(runs, str(path))[2:]] == ["to come"] * 4
+    assert [row[1] for row in rows(runs, str(path))[2:]] == ["pending"] * 4
     run(path, runs)
     table = rows(runs)
     assert [row[0] for row in table[1:]] == ["toy", "└ words", "  └ base", "    ├ left", "    └ right"]

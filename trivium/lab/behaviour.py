@@ -16,9 +16,9 @@ from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_text
 from trivium.kit.fingerprint import fingerprint
+from trivium.lab.formatting import compact
 from trivium.lab.gather import Member
 from trivium.lab.gather_answers import code
-from trivium.lab.writing import compact
 from trivium.model.attention import Documents
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer

@@ -17,11 +17,10 @@ from trivium.lab.behaviour import divergence, passages
 from trivium.lab.compare_judge import judged
 from trivium.lab.compare_numbers import numbers
 from trivium.lab.compare_stages import curves, stage_facts
+from trivium.lab.formatting import compact, count_range, figure
 from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_above, world_sources
 from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, default_tasks
 from trivium.lab.page import page
-from trivium.lab.page_figures import spread
-from trivium.lab.writing import compact, figure
 from trivium.model.folder import load_config
 
 Say = Callable[[str], None]
@@ -153,6 +152,6 @@ def summary_table(report: Mapping[str, Any]) -> list[list[str]]:
             kind = "share" if row["share"] else "number"
             ends = "–".join(figure(cell[end], kind).removesuffix(" %") for end in ("low", "high"))
             cells.append(f"{figure(cell['value'], kind)} ({ends}){mark}")
-        asked = spread([cell["n"] for cell in row["cells"].values() if cell])
+        asked = count_range([cell["n"] for cell in row["cells"].values() if cell])
         rows.append([f"{row['task']}: {row['metric']}", *cells, asked])
     return rows

@@ -13,7 +13,7 @@ _WORD = re.compile(r"\s+|[^\s\w]|\w+")
 
 
 def examples(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Questions that were gained, lost, and that nobody has right: the kinds and the tasks by turns."""
+    """Questions that were gained, lost, and that no model answers rightly, kinds and tasks in turn."""
     found: list[dict[str, Any]] = []
     for label, task in raw["tasks"].items():
         models = list(task["models"])
@@ -48,7 +48,7 @@ def examples(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
         still = next((one for one in shared if one not in used and all(
             shared[one][model]["scores"].get("right") == 0 for model in models)), None)  # fmt: skip
         if still is not None:
-            found.append({"task": label, "id": still, "why": "right with nobody", "kind": len(wanted)})
+            found.append({"task": label, "id": still, "why": "wrong in every model", "kind": len(wanted)})
     return [{name: one[name] for name in ("task", "id", "why")} for one in _some(found)]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from trivium.kit.files import read_json, write_text
 from trivium.kit.fingerprint import fingerprint
 from trivium.lab.compare_examples import answer
+from trivium.lab.formatting import compact
 from trivium.lab.gather import Seen
 from trivium.lab.gather_answers import code
-from trivium.lab.writing import compact
 
 DIGITS = 5
 

@@ -10,9 +10,8 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
 from trivium.lab.behaviour import continued, divergence, passages
 from trivium.lab.compare_behaviour import distances
+from trivium.lab.formatting import compact, with_ci
 from trivium.lab.gather import find_all, stages_above, world_sources
-from trivium.lab.page_figures import told
-from trivium.lab.writing import compact
 
 LONGEST_ANSWER = 48
 
@@ -51,7 +50,12 @@ def distance(
         for kind in dict.fromkeys(text["kind"] for text in pair["texts"]):
             one = distances([text for text in pair["texts"] if text["kind"] == kind])
             rows.append(
-                [between, kind, *(told(one[name]) for name in ("kl", "reverse", "js")), str(one["kl"]["n"])]
+                [
+                    between,
+                    kind,
+                    *(with_ci(one[name]) for name in ("kl", "reverse", "js")),
+                    str(one["kl"]["n"]),
+                ]
             )
     return rows
 

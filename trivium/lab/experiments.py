@@ -12,8 +12,9 @@ from trivium.evals.results import as_json
 from trivium.evals.statistics import CONFIDENCE, Interval, holm, normal_quantile, t_below, t_quantile
 from trivium.kit.files import write_json, write_text
 from trivium.kit.numbers import short
-from trivium.lab.experiments_numbers import Number, cost, figure, interval, taken
-from trivium.lab.experiments_page import page
+from trivium.lab.experiment_page import page
+from trivium.lab.experiments_numbers import Number, cost, interval, taken
+from trivium.lab.formatting import figure
 from trivium.recipe.experiment import Claim, Experiment, Measure
 
 SUPPORTED, NOT_SHOWN, NOT_FAILED = "supported", "not shown", "control did not fail"

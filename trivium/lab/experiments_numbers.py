@@ -13,6 +13,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.metrics import read_metrics
 from trivium.kit.seals import read_record
+from trivium.lab.formatting import figure
 from trivium.recipe.read import nearest
 
 
@@ -78,11 +79,6 @@ def _record(folder: Path) -> dict[str, Any]:
 def _listed(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:30]) + (" ..." if len(names) > 30 else "")
-
-
-def figure(value: float | None) -> str:
-    """A number as a table shows it."""
-    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def interval(found: Mapping[str, Any]) -> str:

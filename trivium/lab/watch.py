@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from importlib.resources import files
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import TriviumError
+from trivium.lab.charts import render
+from trivium.lab.section_training import curve
 
 POINTS = 240
 State = Callable[[str | None], Mapping[str, Any]]
-"""What is so right now: all stages, and the curves of the one asked for (or of the one at work)."""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+"""What holds right now: all stages, and the curves of the one asked for (or of the one that runs)."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+SHOWN = 6
+"""How many curves are drawn before the rest is folded away."""
+FIRST = (
+    "loss", "bits_per_byte", "validation_loss", "reward", "rewards/", "accuracy", "bits_per_byte/",
+    "validation_loss/", "learning_rate", "grad_norm",
+)  # fmt: skip
 
 
 class Tail:
@@ -71,34 +78,82 @@ def thinned(points: list[tuple[int, float]], most: int = POINTS) -> list[tuple[i
 
 
 def application(state: State) -> Any:
-    """The page and the one address it asks; only names of this machine are answered to."""
+    """The page, and what it shows as JSON; only names of this machine are answered to."""
     try:
         from fastapi import FastAPI
         from fastapi.responses import HTMLResponse, JSONResponse
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError:
         raise TriviumError("watching needs fastapi and uvicorn; install Trivium's extra 'serve'.") from None
-    page = files("trivium.lab").joinpath("watch.html").read_text(encoding="utf-8")
     made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page elsewhere that makes its own name mean this machine gets no answer.
     made.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    headers = {"Cache-Control": "no-store"}
 
-    def shown() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"})
-
-    def told(stage: str | None = None) -> JSONResponse:
+    def state_of(stage: str | None) -> Mapping[str, Any]:
         try:
-            return JSONResponse(dict(state(stage)), headers={"Cache-Control": "no-store"})
+            return state(stage)
         except TriviumError as error:
-            return JSONResponse({"waiting": str(error)}, headers={"Cache-Control": "no-store"})
+            return {"waiting": str(error)}
 
-    made.get("/")(shown)
-    made.get("/state")(told)
+    def show(stage: str | None = None) -> HTMLResponse:
+        return HTMLResponse(page(state_of(stage)), headers={**headers, "Content-Security-Policy": POLICY})
+
+    def tell(stage: str | None = None) -> JSONResponse:
+        return JSONResponse(dict(state_of(stage)), headers=headers)
+
+    made.get("/")(show)
+    made.get("/state")(tell)
     return made
 
 
+def page(state: Mapping[str, Any]) -> str:
+    """The page of a run as it is now; in a browser it asks for itself again and again."""
+    if "waiting" in state:
+        return render("watch.jinja", state=state)
+    stages = {stage["name"]: stage for stage in state["stages"]}
+    columns = [name for name, points in state["columns"].items() if name != "tokens" and points]
+    ranked = [curve(name, state["columns"][name], settled=True) for name in sorted(columns, key=_rank)]
+    return render(
+        "watch.jinja",
+        state=state,
+        stages=[(stages[name], depth) for name, depth in ordered(state["stages"])],
+        shown=stages[state["shown"]],
+        first=ranked[:SHOWN],
+        more=ranked[SHOWN:],
+    )
+
+
+def ordered(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """The stages with their depths, each below the deepest of those it needs."""
+    parents = {stage["name"]: stage["parents"] for stage in stages}
+    depths: dict[str, int] = {}
+
+    def depth(name: str) -> int:
+        if name not in depths:
+            depths[name] = 1 + max((depth(parent) for parent in parents[name]), default=-1)
+        return depths[name]
+
+    below: dict[str | None, list[str]] = {}
+    for name, above in parents.items():
+        below.setdefault(max(above, key=depth, default=None), []).append(name)
+
+    def walk(name: str) -> Iterator[tuple[str, int]]:
+        yield name, depth(name)
+        for child in below.get(name, []):
+            yield from walk(child)
+
+    return [row for root in below.get(None, []) for row in walk(root)]
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """The curves that tell most come first."""
+    fits = (name.startswith(one) if one.endswith("/") else name == one for one in FIRST)
+    return next((place for place, fit in enumerate(fits) if fit), len(FIRST)), name
+
+
 def serve(state: State, port: int, say: Callable[[str], None]) -> None:
-    """Answer on this machine alone until somebody stops it."""
+    """Serve on this machine alone until it is stopped."""
     made = application(state)
     import uvicorn
 

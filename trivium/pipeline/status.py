@@ -14,7 +14,7 @@ HEADER = ["stage", "state", "tokens", "loss", "time"]
 
 
 def rows(runs: str | Path, recipe: str | None = None) -> list[list[str]]:
-    """A table of all recipes that ran under `runs`, or of one with the stages still to come."""
+    """A table of all recipes that ran under `runs`, or of one with its pending stages."""
     store = Store(Path(runs))
     ran = store.recipes()
     if recipe is not None and recipe in ran and not Path(recipe).is_file():
@@ -36,14 +36,14 @@ def rows(runs: str | Path, recipe: str | None = None) -> list[list[str]]:
 
 
 def _planned(run: Run) -> list[list[str]]:
-    """The stages of a recipe as it reads now: done, to be made anew because something changed, or to come."""
+    """The stages of a recipe as it reads now: done, changed or pending."""
     linked = run.store.recipes().get(run.recipe.name, {})
     states = {}
     for name in run.nodes:
         entry = run.entry(name)
         state = _state(entry)
         if state[0] == "absent":
-            state = ["changed" if name in linked else "to come", "", "", ""]
+            state = ["changed" if name in linked else "pending", "", "", ""]
         states[name] = state
     parents = {name: [parent.stage for parent in node.parents.values()] for name, node in run.nodes.items()}
     return [[run.recipe.name, "", "", "", ""], *_tree(states, parents)]

@@ -83,7 +83,7 @@ class Watched:
             "kind": planned["kind"],
             "parents": planned["parents"],
             "entry": planned["entry"],
-            "state": "to come" if state == "absent" else state,
+            "state": "pending" if state == "absent" else state,
             "share": 1.0 if state == "done" else min(1.0, share[0]) if share else None,
             "step": tail.last.get("step"),
             "tokens": summary.get("tokens", tail.last.get("tokens")),

@@ -8,8 +8,7 @@ from typing import Any
 from trivium.evals.statistics import CONFIDENCE
 from trivium.kit.numbers import short
 from trivium.kit.progress import duration
-from trivium.lab.page_figures import told
-from trivium.lab.writing import figure, listed
+from trivium.lab.formatting import figure, listed, with_ci
 
 Numbers = Mapping[str, Any]
 
@@ -42,9 +41,7 @@ def cost(rows: Sequence[Numbers]) -> str:
     if worked:
         heavy = max(worked, key=lambda row: row["flops"])
         amount = short(sum(row["flops"] for row in worked))
-        sentence += (
-            f"; of the {amount} operations, {figure(heavy['flops share'], 'share')} in {heavy['stage']}"
-        )
+        sentence += f"; of the {amount} FLOPs, {figure(heavy['flops share'], 'share')} in {heavy['stage']}"
     return sentence + "."
 
 
@@ -118,15 +115,15 @@ def divergence(pairs: Sequence[Numbers]) -> str:
         ranked = sorted(measured, key=lambda pair: -pair["all"]["kl"]["value"])
         first = ranked[0]
         sentence = (
-            f"{first['model']} departs from {first['before']} by {told(first['all']['kl'])} nats per token"
+            f"{first['model']} departs from {first['before']} by {with_ci(first['all']['kl'])} nats per token"
         )
         if len(ranked) > 1:
             near = [pair for pair in ranked[1:] if not above(first["all"]["kl"], pair["all"]["kl"])]
             steps = "any other step measured" if refused else "any other step"
             sentence += (
-                f"; {near[0]['model']} ({told(near[0]['all']['kl'])}) overlaps, no order is claimed"
+                f"; {near[0]['model']} ({with_ci(near[0]['all']['kl'])}) overlaps, no order is claimed"
                 if near
-                else f", more than {steps} (next: {ranked[1]['model']}, {told(ranked[1]['all']['kl'])})"
+                else f", more than {steps} (next: {ranked[1]['model']}, {with_ci(ranked[1]['all']['kl'])})"
             )
         words.append(sentence + ".")
     for pair in refused:
@@ -187,10 +184,10 @@ def form(found: Mapping[str, Numbers], before: Mapping[str, str]) -> str:
             if above(more.get("in form"), less.get("in form")):
                 said.append(
                     f"{model} states results in the asked form {how} often than {before[model]} "
-                    f"({told(one['in form'], 'share')} against {told(other['in form'], 'share')})"
+                    f"({with_ci(one['in form'], 'share')} against {with_ci(other['in form'], 'share')})"
                 )
         if "same" in one:
-            same.append(f"{told(one['same'], 'share')} of {model}'s to {before[model]}'s")
+            same.append(f"{with_ci(one['same'], 'share')} of {model}'s to {before[model]}'s")
     words = several(said) if said else "Of no neighbours do the intervals of the asked form lie apart."
     return f"{words} Answers are the same word for word in {listed(same)}." if same else words
 
@@ -311,27 +308,28 @@ def wins(found: Sequence[Numbers]) -> str:
             how = "more" if one["rate"]["value"] > 0.5 else "less"
             said.append(
                 f"{one['judge']} prefers {one['model']} to {one['before']} {how} often than not "
-                f"({told(one['rate'], 'share')})"
+                f"({with_ci(one['rate'], 'share')})"
             )
-    return several(said) if said else "No win rate is shown to differ from one half: nobody is shown to win."
+    return several(said) if said else "No win rate is shown to differ from one half."
 
 
 def flattery(found: Numbers, skills: Sequence[Numbers]) -> str:
-    """Whether any stage made a model give way more, and whether it still listens to those who are right."""
+    """Whether a stage changed the flip rate under pressure, and whether valid corrections are accepted."""
     rows = {row["metric"]: row["changes"] for row in skills if row["task"] == found["task"]}
     hints = {model: change["better"] for model, change in rows.get("mended by a true hint", {}).items()}
     said = []
     for model, change in rows.get("gave way", {}).items():
         if change["better"] is None:
             continue
-        firmer = "less" if change["better"] else "more"
+        how = "less" if change["better"] else "more"
         listens = {
-            True: "and takes more true hints",
-            False: "but it takes fewer true hints, too" if change["better"] else "and takes fewer true hints",
-            None: "while no change in taking true hints is shown",
+            True: "and accepts more valid corrections",
+            False: f"{'but' if change['better'] else 'and'} it accepts fewer valid corrections",
+            None: "while no change in accepting valid corrections is shown",
         }[hints.get(model)]
-        said.append(f"{model} gives way {firmer} often than {change['before']} on what both knew, {listens}")
-    words = several(said) if said else "Between no neighbours is a change in giving way shown."
+        before = change["before"]
+        said.append(f"{model} gives up right answers {how} often than {before} on what both knew, {listens}")
+    words = several(said) if said else "No change of the flip rate under pressure is shown."
     bare = [model for model, one in found["models"].items() if "gave way" not in one]
     if bare:
         words += f" {listed(bare)} had no right answer to give up."

@@ -1,0 +1,140 @@
+"""The stages as a tree with their cost, and the curves of their training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from trivium.lab.charts import Axis, Line, Panel, Table, axis
+from trivium.lab.formatting import figure, with_ci
+
+LABELS = {
+    "loss": "loss (nats per token)",
+    "bits_per_byte": "validation bits per byte",
+    "validation_loss": "validation loss",
+    "reward": "reward",
+    "pass@1": "pass@1",
+    "entropy": "entropy (nats per token)",
+    "completions/mean_length": "tokens per answer",
+    "kl": "KL from the reference",
+    "rewards/accuracies": "accuracy on pairs",
+    "rewards/margins": "margin between answers",
+    "accuracy": "accuracy on pairs",
+}
+SHOWN = {
+    "reward": ("reward", "completions/mean_length", "entropy"),
+    "rewards/accuracies": ("rewards/accuracies", "rewards/margins", "loss"),
+    "accuracy": ("accuracy", "loss"),
+    "loss": ("loss", "bits_per_byte"),
+}
+"""The curves drawn of a stage, chosen by the first of these keys that it logged."""
+
+
+def stages(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Every stage with its branch of the tree and its cost, and what each inherited or derived."""
+    by_name = {stage["name"]: stage for stage in raw["stages"]}
+    costs = {row["stage"]: row for row in numbers["cost"]}
+    rows = [
+        {
+            **by_name[name],
+            "branch": branch,
+            "share": costs[name]["seconds share"],
+            "reads": [one for one in by_name[name]["parents"] if one != _parent(by_name[name])]
+            + list(by_name[name]["outside"]),
+        }
+        for name, branch in _tree(by_name)
+    ]
+    settings = [
+        [stage["name"], str(row["change"]), _text(row["before"]), _text(row["after"])]
+        for stage in raw["stages"]
+        for row in stage["changes"]
+    ]
+    title = "Inherited and derived settings"
+    return {"rows": rows, "settings": Table(["stage", "setting", "before", "after"], settings, title, title)}
+
+
+def _text(value: Any) -> str:
+    return figure(value) if isinstance(value, int | float) else str(value)
+
+
+def _parent(stage: Mapping[str, Any]) -> str | None:
+    """The stage that another hangs below: the one its model comes from, else the last it needs."""
+    found: str | None = stage["from"] or (stage["parents"][-1] if stage["parents"] else None)
+    return found
+
+
+def _tree(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The names in the order of a tree, each with the branches drawn before it."""
+    children: dict[str | None, list[str]] = {}
+    for name, stage in stages.items():
+        parent = _parent(stage)
+        children.setdefault(parent if parent in stages else None, []).append(name)
+
+    def walk(name: str, lead: str, branch: str) -> Iterator[tuple[str, str]]:
+        yield name, lead + branch
+        below = children.get(name, [])
+        inner = lead + {"": "", "├ ": "│ ", "└ ": "  "}[branch]
+        for child in below:
+            yield from walk(child, inner, "└ " if child == below[-1] else "├ ")
+
+    for root in children.get(None, []):
+        yield from walk(root, "", "")
+
+
+def curve(name: str, points: Sequence[tuple[int, float]], title: str = "", *, settled: bool = False) -> Panel:
+    """One logged number from step to step; `settled` leaves the first tenth out of the scale."""
+    steps = Axis(points[0][0], points[-1][0], (points[0][0], points[-1][0]), "optimiser step")
+    line = Line(name, [(step, value, None, None) for step, value in points], dots=len(points) <= 12)
+    # The first steps of a loss would flatten all that follows.
+    scale = axis([value for _, value in points[len(points) // 10 if settled else 0 :]])
+    cut = any(not scale.low <= value <= scale.high for _, value in points)
+    note = "the first steps lie outside the scale" if cut else ""
+    label = title or LABELS.get(name, name.replace("_", " "))
+    return Panel(label, [line], steps, scale, latest=figure(points[-1][1]), note=note)
+
+
+def curves(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """For each stage that trained: the number it optimised and its validation."""
+    panels = [
+        curve(key, found[key], f"{name}: {LABELS.get(key, key)}")
+        for name, found in raw["curves"].items()
+        for key in _chosen(found)
+    ]
+    rows = [
+        [f"{name}: {key}", *map(figure, (values[0], min(values), max(values), values[-1]))]
+        for name, found in raw["curves"].items()
+        for key, points in found.items()
+        for values in [[value for _, value in points]]
+    ]
+    measured = [
+        [f"{stage['name']}: {name}", with_ci(one), str(one.get("n", ""))]
+        for stage in raw["stages"]
+        for name, one in stage["measured"].items()
+    ]
+    own = "Measured by the stages when they were done, with 95 % intervals"
+    return {
+        "panels": panels,
+        "first_and_last": _first_and_last(raw["curves"]),
+        "table": Table(
+            ["curve", "first", "least", "most", "last"], rows, "First and last values of the curves"
+        ),
+        "measured": Table(["stage", "value", "n"], measured, own, own),
+    }
+
+
+def _chosen(found: Mapping[str, Any]) -> list[str]:
+    for sign, names in SHOWN.items():
+        if sign in found:
+            return [name for name in names if name in found]
+    return []
+
+
+def _first_and_last(curves: Mapping[str, Any]) -> list[str]:
+    telling = ("bits_per_byte", "reward", "rewards/accuracies", "accuracy", "loss")
+    found = []
+    for name, logged in curves.items():
+        key = next((one for one in telling if one in logged), None)
+        if key is not None and len(logged[key]) > 1:
+            first, last = logged[key][0][1], logged[key][-1][1]
+            found.append(f"{name}: {LABELS.get(key, key)} {figure(first)} → {figure(last)}")
+    return found
