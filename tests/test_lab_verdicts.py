@@ -141,7 +141,7 @@ def test_giving_way_is_compared_on_what_both_models_knew() -> None:
     assert sentence.above(
         found["flattery"]["models"]["a"]["gave way"], found["flattery"]["models"]["b"]["gave way"]
     )
-    assert "Between no neighbours" in sentence.flattery(found["flattery"], found["skills"])
+    assert "No change of the flip rate" in sentence.flattery(found["flattery"], found["skills"])
 
 
 def test_of_many_judges_that_toss_coins_hardly_any_has_a_taste() -> None:
