@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trivium.model import attention, operations
+from trivium.model import operations
 from trivium.model.attention import Documents, padded_length
 from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.experts import Mixture
@@ -107,27 +107,6 @@ def test_positions_may_be_given():
     torch.testing.assert_close(model(tokens, Documents([10])), model(tokens, shifted), atol=1e-4, rtol=1e-4)
     skipped = Documents([10], positions=torch.arange(10) * 3)
     assert (model(tokens, Documents([10])) - model(tokens, skipped)).abs().max() > 1e-3
-
-
-def test_a_gpu_gets_borders_for_its_variable_length_kernel(monkeypatch):
-    calls = {}
-
-    def kernel(query, key, value, border_q, border_k, longest_q, longest_k, **options):
-        calls.update(borders=border_q.tolist(), longest=longest_k, **options)
-        return query
-
-    monkeypatch.setattr(attention.varlen, "varlen_attn", kernel)
-    documents = Documents([3, 5])
-    documents.borders = torch.tensor([0, 3, 8], dtype=torch.int32)
-    query, key = torch.randn(8, 4, 16).bfloat16(), torch.randn(8, 2, 16).bfloat16()
-    documents.attend(0, query, key, key, scale=0.25, window=4, soft_cap=None)
-    assert (calls["borders"], calls["longest"]) == ([0, 3, 8], 5)
-    assert (calls["scale"], calls["window_size"], calls["enable_gqa"]) == (0.25, (3, 0), True)
-    documents.attend(0, query, key, key, scale=0.25, window=None, soft_cap=None)
-    assert calls["window_size"] == (-1, 0)
-    calls.clear()
-    documents.attend(0, query.float(), key.float(), key.float(), scale=0.25, window=None, soft_cap=None)
-    assert not calls, "the kernel takes half precision alone"
 
 
 def gradients(function, *inputs):

@@ -74,7 +74,8 @@ class Forest(Documents):
     def __init__(self, trees: Sequence[Tree], device: torch.device) -> None:
         depths = torch.tensor([depth for tree in trees for depth in tree.depths])
         super().__init__([len(tree.tokens) for tree in trees], device, depths)
-        self.borders = None
+        # No kernel knows trees.
+        self.kernel = None
         self.trees = trees
         self.seen: dict[tuple[int, int | None], Tensor | None] = {}
 

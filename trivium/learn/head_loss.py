@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trivium.model.arithmetic import note_product
+from trivium.model.operations import in_product_type
 
 CACHE_BYTES = 4 * 2**20
 """Measured: chunks of 4 to 16 MiB of logits are the fastest on a processor, smaller ones are not."""
@@ -18,12 +19,6 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
     """How many tokens' logits to hold at once: enough for a busy matmul, few enough for the cache."""
     budget, least, most = (CACHE_BYTES, 128, 1024) if device.type == "cpu" else (DEVICE_BYTES, 512, 8192)
     return max(least, min(most, budget // (4 * vocabulary)))
-
-
-def in_autocast_type(hidden: Tensor) -> Tensor:
-    """What autocast would have made of the factor, had it seen the product it has no rule for."""
-    kind = hidden.device.type
-    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 
 
 class CrossEntropy(NamedTuple):
@@ -48,7 +43,7 @@ def fused_cross_entropy(
     chunk: int | None = None,
 ) -> CrossEntropy:
     """The weighted sum of next-token losses; gradients are made in the forward pass, chunk by chunk."""
-    hidden = in_autocast_type(hidden)
+    (hidden,) = in_product_type(hidden)
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
     total, token_losses, correct = _FusedCrossEntropy.apply(
         hidden,
@@ -202,7 +197,7 @@ def token_log_probabilities(
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Each target's log-probability (0 where there is none) and the entropy, both differentiable."""
-    hidden = in_autocast_type(hidden)
+    (hidden,) = in_product_type(hidden)
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
     log_probabilities, entropies = _TokenLogProbabilities.apply(
         hidden, head_weight, targets, soft_cap, temperature, entropy, rows

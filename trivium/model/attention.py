@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    from torch.nn.attention import varlen
-except ImportError:
-    varlen = None  # type: ignore[assignment]
+from trivium.model.operations import in_product_type
+from trivium.model.varlen import HALF, varlen_kernel, without
 
 
 class Context(Protocol):
@@ -97,6 +95,29 @@ def padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
+def bound(count: int) -> int:
+    """The power of two that is at least this, and at least 16."""
+    return max(16, 1 << (count - 1).bit_length())
+
+
+def borders_of(sizes: Tensor, device: torch.device) -> Tensor:
+    """Where documents of these sizes begin and end, as the kernel reads it: [a power of two + 1].
+
+    Behind the last come documents without a token, which cost nothing. Numbers and shapes that a compiler
+    takes for constants are so the same for many batches.
+    """
+    ends = F.pad(sizes.cumsum(0), (1, 0))
+    return F.pad(ends, (0, bound(len(sizes)) - len(sizes)), value=int(ends[-1])).int().to(device)
+
+
+def note_no_kernel(query: Tensor, soft_cap: float | None) -> None:
+    """Say once why a GPU's kernel is left out; that it computes no float32 is a person's own choice."""
+    if soft_cap is not None:
+        without("no kernel for documents of several lengths caps its scores, as this model does")
+    elif query.dtype in HALF:
+        without(f"no kernel for documents of several lengths takes heads of width {query.shape[-1]}")
+
+
 class Documents:
     """Packed rows for training: every token sees the tokens before it in its own document."""
 
@@ -121,12 +142,13 @@ class Documents:
             self.maximum if self.uniform else sizes.repeat_interleave(sizes).to(self.device)
         )
         self.masks: dict[tuple[int, int | None], Tensor] = {}
-        self.borders: Tensor | None = None
+        self.kernel = varlen_kernel(self.device)
+        self.longest_bound = bound(self.maximum)
         self.groups: tuple[Group, ...] = (Group(len(self.lengths), self.maximum),)
         if not self.uniform:
             self.plan_groups(sizes)
-        if self.device.type == "cuda" and varlen is not None:
-            self.borders = F.pad(sizes.cumsum(0), (1, 0)).int().to(self.device)
+        if self.kernel is not None:
+            self.borders = borders_of(sizes, self.device)
 
     def plan_groups(self, sizes: Tensor) -> None:
         """Decide once for all layers which documents are computed together."""
@@ -151,7 +173,7 @@ class Documents:
     @property
     def pairs(self) -> int:
         """The squares of the documents, where they are padded of the padded ones."""
-        if self.borders is not None:
+        if self.kernel is not None:
             return sum(length**2 for length in self.lengths)
         return sum(group.count * group.length**2 for group in self.groups)
 
@@ -166,14 +188,16 @@ class Documents:
         *, scale: float, window: int | None, soft_cap: float | None,
     ) -> Tensor:  # fmt: skip
         """Causal attention inside each document: [N, H, D]."""
+        query, key, value = in_product_type(query, key, value)
         if window is not None and window >= self.maximum:
             window = None
-        if self.borders is not None and soft_cap is None and query.dtype in (torch.bfloat16, torch.float16):
-            back = -1 if window is None else window - 1
-            return varlen.varlen_attn(  # type: ignore[return-value]
-                query, key, value, self.borders, self.borders, self.maximum, self.maximum,
-                scale=scale, window_size=(back, 0), enable_gqa=key.shape[1] != query.shape[1],
-            )  # fmt: skip
+        if self.kernel is not None and (window is not None or not self.uniform):
+            if soft_cap is None and self.kernel.takes(query):
+                return self.kernel(
+                    query, key, value, (self.borders, self.borders),
+                    (self.longest_bound, self.longest_bound), scale=scale, window=window,
+                )  # fmt: skip
+            note_no_kernel(query, soft_cap)
         if self.uniform:
             return self.attend_group(self.groups[0], query, key, value, scale, window, soft_cap)
         return self.attend_groups(query, key, value, scale, window, soft_cap)

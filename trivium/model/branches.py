@@ -8,8 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trivium.model.attention import Documents, capped_attention, padded_length, share_heads
+from trivium.model.attention import (
+    Documents,
+    borders_of,
+    bound,
+    capped_attention,
+    note_no_kernel,
+    padded_length,
+    share_heads,
+)
 from trivium.model.config import ModelConfig
+from trivium.model.operations import in_product_type
+from trivium.model.varlen import varlen_kernel
 
 
 def prompts_can_be_shared(config: ModelConfig) -> bool:
@@ -39,16 +49,35 @@ class Branches:
         self.positions = (offsets + before.repeat_interleave(sizes)).to(self.device)
         self.longest: int | Tensor = (sizes + before).repeat_interleave(sizes).to(self.device)
         self.alone: Documents | None = Documents(lengths, device) if not any(back) else None
-        if self.alone is None:
-            self._plan(sizes, starts, before, back)
+        self.kernel = varlen_kernel(self.device) if self.alone is None else None
+        self.groups: list[tuple[int, int, int, Tensor, Tensor, Tensor, Tensor]] = []
+        self.layout = sizes, starts, before, list(back)
+        if self.kernel is not None:
+            self._plan_kernel()
+        elif self.alone is None:
+            self._plan_groups()
 
-    def _plan(self, sizes: Tensor, starts: Tensor, before: Tensor, back: Sequence[int]) -> None:
+    def _plan_kernel(self) -> None:
+        """Which keys each document reads, laid end to end: those of its beginning, then its own."""
+        sizes, starts, before, back = self.layout
+        parents = starts[torch.arange(len(sizes)) - torch.tensor(back)]
+        totals = before + sizes
+        owner = torch.arange(len(sizes)).repeat_interleave(totals)
+        place = torch.arange(len(owner)) - (totals.cumsum(0) - totals)[owner]
+        shared = place < before[owner]
+        keys = torch.where(shared, parents[owner] + place, starts[owner] + place - before[owner])
+        self.keys = keys.to(self.device)
+        self.borders = borders_of(sizes, self.device), borders_of(totals, self.device)
+        self.longest_bounds = bound(int(sizes.max())), bound(int(totals.max()))
+        self.seen = int((sizes * totals).sum())
+
+    def _plan_groups(self) -> None:
         """Decide once for all layers which documents are computed together, and what each token sees."""
+        sizes, starts, before, back = self.layout
         together: dict[tuple[int, int], list[int]] = {}
         for index in range(len(sizes)):
             head = padded_length(int(before[index])) if back[index] else 0
             together.setdefault((head, padded_length(int(sizes[index]))), []).append(index)
-        self.groups: list[tuple[int, int, int, Tensor, Tensor, Tensor, Tensor]] = []
         inverse = torch.empty(int(sizes.sum()), dtype=torch.long)
         row = 0
         for (head, length), members in sorted(together.items()):
@@ -87,9 +116,10 @@ class Branches:
         """Every answer's length times what it may see."""
         if self.alone is not None:
             return self.alone.pairs
+        if self.kernel is not None:
+            return self.seen
         return sum(count * length * keys for count, length, keys, *_ in self.groups)
 
-    @torch.compiler.disable
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,
         *, scale: float, window: int | None, soft_cap: float | None,
@@ -97,6 +127,26 @@ class Branches:
         """Causal attention along each branch: [N, H, D]."""
         if self.alone is not None:
             return self.alone.attend(layer, query, key, value, scale=scale, window=window, soft_cap=soft_cap)
+        if self.kernel is not None:
+            (rounded,) = in_product_type(query)
+            if soft_cap is None and self.kernel.takes(rounded):
+                # Gathered before they are rounded: the gradients of a shared prompt add up in float32.
+                key, value = in_product_type(*(rows.index_select(0, self.keys) for rows in (key, value)))
+                return self.kernel(
+                    rounded, key, value, self.borders, self.longest_bounds, scale=scale, window=window
+                )
+            note_no_kernel(rounded, soft_cap)
+        return self.attend_groups(query, key, value, scale, window, soft_cap)
+
+    # The groups change with every batch: compiled code would be specialised to each of them and thrown away.
+    @torch.compiler.disable
+    def attend_groups(
+        self, query: Tensor, key: Tensor, value: Tensor,
+        scale: float, window: int | None, soft_cap: float | None,
+    ) -> Tensor:  # fmt: skip
+        """Branches of like lengths computed together: gathered, attended, put back in their places."""
+        if not self.groups:
+            self._plan_groups()
         heads, width = query.shape[1:]
         outputs = []
         for count, length, keys, asks, answers, seen, distance in self.groups:
@@ -105,6 +155,7 @@ class Branches:
                 share_heads(rows.index_select(0, answers).view(count, keys, -1, width).transpose(1, 2), heads)
                 for rows in (key, value)
             )
+            q, k, v = in_product_type(q, k, v)
             if keys == length and window is None and soft_cap is None:
                 out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
             else:

@@ -22,6 +22,14 @@ def by_hand(*tensors: Tensor) -> bool:
     return all(tensor.dtype == torch.float32 for tensor in tensors)
 
 
+def in_product_type(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The factors of a product that autocast has no rule for, in the type it would have brought them to."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
+
 class SharedInput(torch.autograd.Function):
     """Several matrices applied to the same rows; their gradients to the rows add up inside the products."""
 
