@@ -53,8 +53,8 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     from trivium.learn.trainer import Trainer
     from trivium.model.folder import load_model
     from trivium.model.lora import AdapterSettings, add_adapter
-    from trivium.stages.references import store_references
-    from trivium.stages.stage import Work
+    from trivium.stages.parts.references import store_references
+    from trivium.stages.parts.stage import Work
     from trivium.tokens.tokenizer import Tokenizer
 
     documents = [Document(None, row, f"row:{n}") for n, row in enumerate(shared_pairs(arguments["pairs"]))]

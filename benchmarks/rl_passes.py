@@ -23,9 +23,9 @@ from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.folder import load_model
 from trivium.model.transformer import Transformer
-from trivium.stages.playing import Answer
-from trivium.stages.prompts import Problem
-from trivium.stages.rollouts import Plan, Rollouts
+from trivium.stages.parts.playing import Answer
+from trivium.stages.parts.prompts import Problem
+from trivium.stages.parts.rollouts import Plan, Rollouts
 
 SHAPE = {"layers": 4, "width": 256, "heads": 4, "inner": 768, "vocabulary": 512}
 PROMPTS, GROUP = 8, 8

@@ -41,9 +41,9 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     from trivium.learn.settings import Training
     from trivium.learn.trainer import Trainer
     from trivium.model.folder import load_model
-    from trivium.stages.playing import Engined
-    from trivium.stages.prompts import Problem
-    from trivium.stages.rollouts import Plan, Rollouts
+    from trivium.stages.parts.playing import Engined
+    from trivium.stages.parts.prompts import Problem
+    from trivium.stages.parts.rollouts import Plan, Rollouts
     from trivium.tokens.tokenizer import Tokenizer
 
     tokenizer, model = Tokenizer.load(folder), load_model(folder, dtype=torch.float32)

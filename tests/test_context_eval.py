@@ -23,7 +23,7 @@ from trivium.model.attention import Documents
 from trivium.model.initialise import new_model
 from trivium.model.preset import preset
 from trivium.model.stretch import stretch
-from trivium.stages.ramps import part_of
+from trivium.stages.parts.ramps import part_of
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from trivium.pipeline import show
 from trivium.pipeline.plan import plan
 from trivium.pipeline.show import documents
 from trivium.pipeline.store import Entry
-from trivium.stages.stage import Stage
+from trivium.stages.parts.stage import Stage
 
 BASE = RECIPE[: RECIPE.index("  fork:")]
 MORE = """\

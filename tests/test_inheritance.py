@@ -13,8 +13,8 @@ from trivium.data.shards import Shards, in_validation, text_hash, write_shards
 from trivium.data.sources import Document, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.stages.inheritance import consumed_by, held_out_by, kept_model, learnt_by, trained_on
-from trivium.stages.mixtures import Spelt, also_in
+from trivium.stages.parts.inheritance import consumed_by, held_out_by, kept_model, learnt_by, trained_on
+from trivium.stages.parts.mixtures import Spelt, also_in
 from trivium.tokens.train import train_tokenizer
 
 BASE = RECIPE[: RECIPE.index("  fork:")]

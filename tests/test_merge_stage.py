@@ -24,9 +24,9 @@ from trivium.kit.progress import Progress
 from trivium.learn.trainer import Trainer
 from trivium.pipeline.run import prepare
 from trivium.stages import anneals
-from trivium.stages.mixtures import all_weighted_or_none
-from trivium.stages.paired import measured_documents
-from trivium.stages.stage import Work
+from trivium.stages.parts.mixtures import all_weighted_or_none
+from trivium.stages.parts.paired import measured_documents
+from trivium.stages.parts.stage import Work
 
 FORKS = """\
   left:  {kind: midtrain, from: base, data: corpus, batch: 256, steps: 3, learning_rate: 0.02, seed: 1}

@@ -17,8 +17,8 @@ from trivium.data.sources import read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
 from trivium.pipeline.run import prepare
-from trivium.stages.documents import documents
 from trivium.stages.midtrain import eased, with_replay
+from trivium.stages.parts.documents import documents
 from trivium.tokens.extend import extend_tokenizer
 
 RECIPE = """\

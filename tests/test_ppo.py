@@ -29,10 +29,10 @@ from trivium.learn.objectives.ppo import (
     whitened,
 )
 from trivium.model.scalar_head import ScalarHead
-from trivium.stages.playing import Engined
-from trivium.stages.prompts import Problem
-from trivium.stages.rollouts import Plan
-from trivium.stages.valued import BY_TOKENS, ValuedRollouts, Worth
+from trivium.stages.parts.playing import Engined
+from trivium.stages.parts.prompts import Problem
+from trivium.stages.parts.rollouts import Plan
+from trivium.stages.parts.valued import BY_TOKENS, ValuedRollouts, Worth
 
 random = np.random.default_rng(0)
 

@@ -16,7 +16,7 @@ import trivium
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import save_tensors
 from trivium.learn.objectives.ppo import ProximalPolicy
-from trivium.stages.valued import Worth
+from trivium.stages.parts.valued import Worth
 
 
 def trainer_of(folder: Path, seed: int = 0) -> Any:

@@ -23,9 +23,9 @@ from trivium.kit.progress import Progress
 from trivium.learn.objectives.preference import UNPAIRED, Preference
 from trivium.learn.objectives.preference_losses import PAIR_LOSSES, PreferenceNumbers
 from trivium.model.lora import AdapterSettings, add_adapter
-from trivium.stages import references
+from trivium.stages.parts import references
+from trivium.stages.parts.stage import Work
 from trivium.stages.preference import PreferenceStage
-from trivium.stages.stage import Work
 
 CHATS = [
     {

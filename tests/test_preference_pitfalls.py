@@ -27,7 +27,7 @@ from trivium.learn.optimisers import Rates
 from trivium.learn.settings import Training
 from trivium.learn.trainer import Trainer
 from trivium.model.attention import Documents
-from trivium.stages.gauges import drift_from
+from trivium.stages.parts.gauges import drift_from
 from trivium.tokens.tokenizer import Tokenizer
 
 RATES = Rates(3e-3, 3e-3, 3e-3, 3e-3)

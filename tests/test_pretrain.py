@@ -20,8 +20,8 @@ from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
 from trivium.pipeline import show
 from trivium.pipeline.plan import plan
-from trivium.stages.mixtures import Portion, unseen_rows
-from trivium.stages.stage import Work
+from trivium.stages.parts.mixtures import Portion, unseen_rows
+from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
 RECIPE = """\

@@ -23,9 +23,9 @@ from trivium.learn.objective import take_in
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.attention import Documents
-from trivium.stages.playing import Engined
-from trivium.stages.prompts import Curriculum, Problem
-from trivium.stages.rollouts import Plan, Rollouts
+from trivium.stages.parts.playing import Engined
+from trivium.stages.parts.prompts import Curriculum, Problem
+from trivium.stages.parts.rollouts import Plan, Rollouts
 
 REWARD = """
 def lengths(prompts, completions, **columns):

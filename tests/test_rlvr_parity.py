@@ -18,7 +18,7 @@ from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.folder import stored_form
 from trivium.model.transformer import Transformer
 from trivium.model.weights import stored_tensors
-from trivium.stages.rollouts import Rollouts
+from trivium.stages.parts.rollouts import Rollouts
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_DISABLED", "true")

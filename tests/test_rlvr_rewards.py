@@ -12,8 +12,8 @@ import trivium
 from trivium.grade.scorer import scorer
 from trivium.kit.metrics import read_metrics
 from trivium.learn.objectives.advantages import combined
-from trivium.stages.measures import measures_of
-from trivium.stages.playing import Answer, Group
+from trivium.stages.parts.measures import measures_of
+from trivium.stages.parts.playing import Answer, Group
 
 SCORERS = """
 def anywhere(completions, answer, **columns):

@@ -18,9 +18,9 @@ from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
-from trivium.stages.environments import InTurns, ToolUse, calculate, with_tools
-from trivium.stages.prompts import Problem
-from trivium.stages.rollouts import Plan, Rollouts
+from trivium.stages.parts.environments import InTurns, ToolUse, calculate, with_tools
+from trivium.stages.parts.prompts import Problem
+from trivium.stages.parts.rollouts import Plan, Rollouts
 
 ENVIRONMENT = """
 class Echo:

@@ -16,7 +16,7 @@ from trivium.grade.sandbox.script import run_script
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_text
 from trivium.pipeline.run import run
-from trivium.stages.stage import Product, Stage, Work
+from trivium.stages.parts.stage import Product, Stage, Work
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the isolation is Linux's")
 PAGE = Path(__file__).parents[1] / "docs" / "security.md"

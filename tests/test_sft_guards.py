@@ -22,8 +22,8 @@ from trivium.model.folder import load_model
 from trivium.model.lora import AdapterSettings, adapted_layers, add_adapter, selected
 from trivium.pipeline import show
 from trivium.pipeline.store import Entry
-from trivium.stages.inheritance import kept_model
-from trivium.stages.stage import Stage
+from trivium.stages.parts.inheritance import kept_model
+from trivium.stages.parts.stage import Stage
 
 KINDS = ["lora", "dora", "pissa"]
 FIRST = [{"messages": CHAT}] * 40

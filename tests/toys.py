@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trivium.kit.files import read_json, whole_folder, write_json, write_text
 from trivium.kit.numbers import Count
-from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
 
 class ToyDial(BaseModel):

@@ -17,7 +17,7 @@ from trivium.kit.seals import COMPLETE, read_record, read_seal
 from trivium.model.folder import load_model
 from trivium.model.hub import WANTED, resolve
 from trivium.model.transformer import Transformer
-from trivium.stages.stage import FOLDERS
+from trivium.stages.parts.stage import FOLDERS
 from trivium.tokens.tokenizer import Tokenizer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trivium.pipeline.store import Entry, Store
-from trivium.stages.inheritance import kept_model
+from trivium.stages.parts.inheritance import kept_model
 
 
 def product(store: Store, recorded: str) -> Path:

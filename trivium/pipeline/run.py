@@ -31,7 +31,7 @@ from trivium.recipe import graph
 from trivium.recipe.graph import Node
 from trivium.recipe.outside import Checksums, locate
 from trivium.recipe.schema import Recipe, load
-from trivium.stages.stage import Work
+from trivium.stages.parts.stage import Work
 
 
 @dataclass

@@ -15,7 +15,7 @@ from trivium.pipeline.checkpoints import product
 from trivium.pipeline.store import Entry, Store
 from trivium.recipe.read import nearest
 from trivium.stages import kinds
-from trivium.stages.stage import Work
+from trivium.stages.parts.stage import Work
 
 
 def find(runs: str | Path, name: str) -> Entry:

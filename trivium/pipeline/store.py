@@ -19,8 +19,8 @@ from trivium.kit.metrics import read_metrics
 from trivium.kit.seals import COMPLETE, RECORD, compare, read_record, read_seal, seal_folder
 from trivium.pipeline.lock import holder, locked
 from trivium.recipe.graph import Node
-from trivium.stages.stage import FOLDERS
-from trivium.stages.training import HANDOVER, MOMENTS
+from trivium.stages.parts.stage import FOLDERS
+from trivium.stages.parts.training import HANDOVER, MOMENTS
 
 KEPT = "kept"
 WORKING = ("checkpoints", "reference")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from trivium.recipe.read import Written, nearest
-from trivium.stages.stage import Stage
+from trivium.stages.parts.stage import Stage
 
 _BRANCHES = {"str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float"}
 # How pydantic speaks of what was given, and words of its own that tell a person nothing.

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from trivium.kit.settings import Settings
 from trivium.recipe.read import laid_over
-from trivium.stages.stage import Stage
+from trivium.stages.parts.stage import Stage
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 PLAIN = ""

@@ -15,7 +15,7 @@ from trivium.learn.settings import Training
 from trivium.recipe.outside import Checksums, check_world, content_fingerprint, is_elsewhere, locate
 from trivium.recipe.read import nearest
 from trivium.recipe.schema import Recipe
-from trivium.stages.stage import Reference, Stage
+from trivium.stages.parts.stage import Reference, Stage
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from trivium.kit.errors import TriviumError
 from trivium.kit.settings import Settings, plain_types
 from trivium.recipe.read import Written
-from trivium.stages.stage import Stage
+from trivium.stages.parts.stage import Stage
 
 Keys = tuple[str, ...]
 

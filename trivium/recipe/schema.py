@@ -31,7 +31,7 @@ from trivium.recipe.outside import check_world, is_elsewhere, locate
 from trivium.recipe.read import Written, nearest, read
 from trivium.recipe.renamed import Renaming
 from trivium.stages import kinds
-from trivium.stages.stage import Stage
+from trivium.stages.parts.stage import Stage
 
 ASKED = 100
 """How many questions of a task the report asks, unless said otherwise."""

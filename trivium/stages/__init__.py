@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from trivium.stages.stage import Stage
+from trivium.stages.parts.stage import Stage
 
 
 def kinds() -> dict[str, type[Stage]]:

@@ -18,12 +18,19 @@ from trivium.kit.processes import barrier, world
 from trivium.learn.settings import Training
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.stages.inheritance import trained_on
 from trivium.stages.midtrain import Midtrain, Replayed
-from trivium.stages.mixtures import Mixture, Portion, Spelt, ingredients, mixture_references, unseen_rows
-from trivium.stages.paired import Spent, bits_per_byte, changes, gained, spent, told
-from trivium.stages.stage import Product, Reference, Work
-from trivium.stages.training import TrainingStage
+from trivium.stages.parts.inheritance import trained_on
+from trivium.stages.parts.mixtures import (
+    Mixture,
+    Portion,
+    Spelt,
+    ingredients,
+    mixture_references,
+    unseen_rows,
+)
+from trivium.stages.parts.paired import Spent, bits_per_byte, changes, gained, spent, told
+from trivium.stages.parts.stage import Product, Reference, Work
+from trivium.stages.parts.training import TrainingStage
 from trivium.tokens.tokenizer import Tokenizer
 
 

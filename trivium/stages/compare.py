@@ -24,11 +24,11 @@ from trivium.kit.numbers import Count
 from trivium.learn.settings import Settings
 from trivium.model.folder import load_model
 from trivium.model.hub import resolve
-from trivium.stages.gauges import drift_from
-from trivium.stages.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.prompts import Problem, read_problems
-from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.gauges import drift_from
+from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
+from trivium.stages.parts.mixtures import Mixture, mixture_references
+from trivium.stages.parts.prompts import Problem, read_problems
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 

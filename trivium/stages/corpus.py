@@ -10,8 +10,8 @@ from pydantic import Field
 from trivium.data.shards import write_shards
 from trivium.data.sources import Document, Reading
 from trivium.kit.numbers import Count
-from trivium.stages.documents import Sources, documents, source_references, summary_of
-from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.documents import Sources, documents, source_references, summary_of
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 

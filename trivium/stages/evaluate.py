@@ -17,7 +17,7 @@ from trivium.evals.settings import Settings, TaskSpec
 from trivium.evals.task import checked_specs, outside, placed
 from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
-from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
 HELD_OUT = "held_out"
 """Where a stage that makes data leaves the part that is to be asked, beside its data."""

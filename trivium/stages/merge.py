@@ -22,10 +22,10 @@ from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
-from trivium.stages.inheritance import held_out_by, trained_on
-from trivium.stages.mixtures import Mixture, mixture_references, unseen_rows
-from trivium.stages.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
-from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.inheritance import held_out_by, trained_on
+from trivium.stages.parts.mixtures import Mixture, mixture_references, unseen_rows
+from trivium.stages.parts.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 Method = Literal["mean", "slerp", "tasks", "ties", "dare", "greedy", "ema"]

@@ -30,10 +30,10 @@ from trivium.model.preset import preset
 from trivium.model.stretch import describe_positions, stretch
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import Compression, Start, compression, grow_vocabulary
-from trivium.stages.documents import Sources, documents, source_references
-from trivium.stages.inheritance import consumed_by, held_out_by, learnt_by, trained_on
-from trivium.stages.longer import Reach
-from trivium.stages.mixtures import (
+from trivium.stages.parts.documents import Sources, documents, source_references
+from trivium.stages.parts.inheritance import consumed_by, held_out_by, learnt_by, trained_on
+from trivium.stages.parts.longer import Reach
+from trivium.stages.parts.mixtures import (
     Mixture,
     Portion,
     Spelt,
@@ -43,10 +43,10 @@ from trivium.stages.mixtures import (
     mixture_references,
     unseen_rows,
 )
-from trivium.stages.parents import moments_after, rates_after
-from trivium.stages.ramps import Knots, RampedFeed
-from trivium.stages.stage import Reference, Work
-from trivium.stages.training import FedStage, train, with_new_rows
+from trivium.stages.parts.parents import moments_after, rates_after
+from trivium.stages.parts.ramps import Knots, RampedFeed
+from trivium.stages.parts.stage import Reference, Work
+from trivium.stages.parts.training import FedStage, train, with_new_rows
 from trivium.tokens.extend import extend_tokenizer
 from trivium.tokens.tokenizer import Tokenizer
 

@@ -28,16 +28,16 @@ from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
-from trivium.stages.gauges import flattery_of
-from trivium.stages.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.parents import gentle_rates_after, moments_after
-from trivium.stages.playing import Engined, Group
-from trivium.stages.prompts import Problem, read_problems
-from trivium.stages.rollouts import Plan
-from trivium.stages.stage import Reference, Work
-from trivium.stages.training import TrainingStage, adapt, train
-from trivium.stages.valued import BY_TOKENS, ValuedRollouts, Worth
+from trivium.stages.parts.gauges import flattery_of
+from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
+from trivium.stages.parts.mixtures import Mixture, mixture_references
+from trivium.stages.parts.parents import gentle_rates_after, moments_after
+from trivium.stages.parts.playing import Engined, Group
+from trivium.stages.parts.prompts import Problem, read_problems
+from trivium.stages.parts.rollouts import Plan
+from trivium.stages.parts.stage import Reference, Work
+from trivium.stages.parts.training import TrainingStage, adapt, train
+from trivium.stages.parts.valued import BY_TOKENS, ValuedRollouts, Worth
 from trivium.tokens.tokenizer import Tokenizer
 
 DEFAULT_STEPS = 100

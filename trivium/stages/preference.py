@@ -42,13 +42,13 @@ from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
-from trivium.stages.gauges import drift_from, flattery_of
-from trivium.stages.judged import Judged, prompts_of, read_judgements
-from trivium.stages.mixtures import Mixture, Weight, mixture_references
-from trivium.stages.parents import context_within, gentle_rates_after, moments_after
-from trivium.stages.references import clear_references, store_references
-from trivium.stages.stage import Reference, Work
-from trivium.stages.training import FedStage, adapt, train
+from trivium.stages.parts.gauges import drift_from, flattery_of
+from trivium.stages.parts.judged import Judged, prompts_of, read_judgements
+from trivium.stages.parts.mixtures import Mixture, Weight, mixture_references
+from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
+from trivium.stages.parts.references import clear_references, store_references
+from trivium.stages.parts.stage import Reference, Work
+from trivium.stages.parts.training import FedStage, adapt, train
 from trivium.tokens.tokenizer import Tokenizer
 
 RATE_AT_4096 = 1e-6

@@ -19,7 +19,7 @@ from trivium.learn.optimisers import Rates
 from trivium.model.flops import flops_per_token
 from trivium.model.initialise import new_model
 from trivium.model.preset import Preset, preset
-from trivium.stages.mixtures import (
+from trivium.stages.parts.mixtures import (
     Mixture,
     ingredients,
     mixture_references,
@@ -27,8 +27,8 @@ from trivium.stages.mixtures import (
     sources_of,
     unseen_rows,
 )
-from trivium.stages.stage import Reference, Work
-from trivium.stages.training import TrainingStage, documents_in, rows_of, train
+from trivium.stages.parts.stage import Reference, Work
+from trivium.stages.parts.training import TrainingStage, documents_in, rows_of, train
 from trivium.tokens.tokenizer import Tokenizer
 
 

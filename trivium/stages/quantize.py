@@ -22,8 +22,8 @@ from trivium.model.hub import resolve
 from trivium.model.lora import adaptable
 from trivium.model.quantize import Scheme, bytes_in_file, quantise
 from trivium.model.transformer import Transformer
-from trivium.stages.mixtures import Mixture, mixture_references, unseen_rows
-from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.mixtures import Mixture, mixture_references, unseen_rows
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 

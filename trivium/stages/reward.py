@@ -37,11 +37,11 @@ from trivium.model.scalar_head import (
     without_language_head,
 )
 from trivium.model.transformer import Transformer
-from trivium.stages.judged import Judged, read_judgements
-from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.parents import context_within, gentle_rates_after, moments_after
-from trivium.stages.stage import Product, Reference, Work
-from trivium.stages.training import FedStage, train
+from trivium.stages.parts.judged import Judged, read_judgements
+from trivium.stages.parts.mixtures import Mixture, mixture_references
+from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
+from trivium.stages.parts.stage import Product, Reference, Work
+from trivium.stages.parts.training import FedStage, train
 from trivium.tokens.tokenizer import Tokenizer
 
 RATE_AT_4096 = 1e-5

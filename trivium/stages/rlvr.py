@@ -27,15 +27,15 @@ from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.stages.environments import InTurns, Maker, described, with_tools
-from trivium.stages.judges import Named, judges_of, model_references, reward_files
-from trivium.stages.mixtures import Mixture, mixture_references
-from trivium.stages.parents import gentle_rates_after, moments_after
-from trivium.stages.playing import Engined, Group, Player
-from trivium.stages.prompts import Curriculum, Problem, read_problems
-from trivium.stages.rollouts import Plan, Rollouts
-from trivium.stages.stage import Reference, Work
-from trivium.stages.training import TrainingStage, adapt, train
+from trivium.stages.parts.environments import InTurns, Maker, described, with_tools
+from trivium.stages.parts.judges import Named, judges_of, model_references, reward_files
+from trivium.stages.parts.mixtures import Mixture, mixture_references
+from trivium.stages.parts.parents import gentle_rates_after, moments_after
+from trivium.stages.parts.playing import Engined, Group, Player
+from trivium.stages.parts.prompts import Curriculum, Problem, read_problems
+from trivium.stages.parts.rollouts import Plan, Rollouts
+from trivium.stages.parts.stage import Reference, Work
+from trivium.stages.parts.training import TrainingStage, adapt, train
 from trivium.tokens.tokenizer import Tokenizer
 
 DEFAULT_STEPS = 100

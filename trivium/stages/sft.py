@@ -29,7 +29,8 @@ from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import grow_vocabulary
-from trivium.stages.examples import (
+from trivium.stages.midtrain import Replayed
+from trivium.stages.parts.examples import (
     Examples,
     any_conversation,
     ingredients,
@@ -39,12 +40,11 @@ from trivium.stages.examples import (
     unseen_rows,
     with_examples_replayed,
 )
-from trivium.stages.inheritance import DOCUMENTS, learnt_by
-from trivium.stages.midtrain import Replayed
-from trivium.stages.mixtures import Mixture, Portion, mixture_references
-from trivium.stages.parents import context_within, gentle_rates_after, moments_after
-from trivium.stages.stage import Reference, Work
-from trivium.stages.training import FedStage, adapt, train, with_new_rows
+from trivium.stages.parts.inheritance import DOCUMENTS, learnt_by
+from trivium.stages.parts.mixtures import Mixture, Portion, mixture_references
+from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
+from trivium.stages.parts.stage import Reference, Work
+from trivium.stages.parts.training import FedStage, adapt, train, with_new_rows
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
 

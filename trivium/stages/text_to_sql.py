@@ -18,9 +18,9 @@ from trivium.data.sources import Document, Reading, Source
 from trivium.grade.sql import Late, SqlScorer, ledger_of, open_read_only, orders_rows
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_text
-from trivium.stages.documents import Sources, documents, source_references
 from trivium.stages.evaluate import HELD_OUT
-from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.documents import Sources, documents, source_references
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
 Told = Literal["none", "short", "full"]
 NAMED = 20

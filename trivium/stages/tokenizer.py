@@ -9,8 +9,8 @@ from trivium.data.sources import Reading
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
 from trivium.kit.numbers import Count
-from trivium.stages.documents import Sources, documents, source_references
-from trivium.stages.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.documents import Sources, documents, source_references
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 from trivium.tokens.train import Digits, train_tokenizer
 

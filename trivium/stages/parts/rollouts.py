@@ -23,9 +23,9 @@ from trivium.learn.objectives.policy_losses import Algorithm, weight_of
 from trivium.learn.precision import Precision, one_pass
 from trivium.learn.validation import groups_of
 from trivium.model.transformer import Transformer
-from trivium.stages.measures import measures_of
-from trivium.stages.playing import Answer, Group, Player, under_filters
-from trivium.stages.prompts import Curriculum, Problem, identity
+from trivium.stages.parts.measures import measures_of
+from trivium.stages.parts.playing import Answer, Group, Player, under_filters
+from trivium.stages.parts.prompts import Curriculum, Problem, identity
 
 PASS_TOKENS = 4096
 """Tokens per pass where no gradient is needed."""

@@ -18,7 +18,7 @@ from trivium.learn.objectives.preference import answers_under
 from trivium.learn.precision import Precision, one_pass
 from trivium.learn.validation import groups_of
 from trivium.model.transformer import Transformer
-from trivium.stages.stage import Work
+from trivium.stages.parts.stage import Work
 
 PART = 1024
 """How many judgements are written at once."""

@@ -20,8 +20,8 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.processes import barrier, world
 from trivium.stages.midtrain import with_replay
-from trivium.stages.mixtures import Portion, all_weighted_or_none, tokenised
-from trivium.stages.stage import Work
+from trivium.stages.parts.mixtures import Portion, all_weighted_or_none, tokenised
+from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
 

@@ -24,7 +24,7 @@ from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import barrier, world
 from trivium.kit.seals import read_record
 from trivium.kit.settings import Settings
-from trivium.stages.stage import Product, Reference, Work
+from trivium.stages.parts.stage import Product, Reference, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 Weight = Annotated[Number, Field(ge=0)]

@@ -13,8 +13,8 @@ from trivium.data.mixture import weights_over
 from trivium.data.preferences import JudgedSource, Judgement, Judgements, unpaired
 from trivium.data.sources import Reading, read_documents
 from trivium.kit.errors import TriviumError
-from trivium.stages.mixtures import Portion, all_weighted_or_none
-from trivium.stages.stage import Work
+from trivium.stages.parts.mixtures import Portion, all_weighted_or_none
+from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
 

@@ -12,8 +12,8 @@ from trivium.learn.optimisers import Rates
 from trivium.learn.settings import Training
 from trivium.model.config import ModelConfig
 from trivium.model.preset import preset
-from trivium.stages.stage import Work
-from trivium.stages.training import GROUPS, MOMENTS, handed_over
+from trivium.stages.parts.stage import Work
+from trivium.stages.parts.training import GROUPS, MOMENTS, handed_over
 
 LONGEST = 1024
 """The default context of what is said and answered, as in TRL, where the model has as much."""

@@ -32,8 +32,8 @@ from trivium.model.hub import resolve
 from trivium.model.lora import AdapterSettings, adapter_names, add_adapter, merged
 from trivium.model.quantize import is_prepared, prepare_for, quantise, quantised_as
 from trivium.model.transformer import Transformer
-from trivium.stages.inheritance import HANDOVER, consumed_by
-from trivium.stages.stage import Product, Stage, Work
+from trivium.stages.parts.inheritance import HANDOVER, consumed_by
+from trivium.stages.parts.stage import Product, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 GROUPS = ("matrices", "embeddings", "head", "scalars")

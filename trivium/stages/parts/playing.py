@@ -14,7 +14,7 @@ from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, filtered_log_probabilities
 from trivium.learn.objectives.policy import Filtered
-from trivium.stages.prompts import Problem
+from trivium.stages.parts.prompts import Problem
 
 
 @dataclass

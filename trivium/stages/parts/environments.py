@@ -19,8 +19,8 @@ from trivium.grade.sandbox.client import Fault, Limits, sandbox
 from trivium.grade.sandbox.script import run_script
 from trivium.grade.sql import open_read_only
 from trivium.kit.errors import TriviumError
-from trivium.stages.playing import Answer
-from trivium.stages.prompts import Problem
+from trivium.stages.parts.playing import Answer
+from trivium.stages.parts.prompts import Problem
 from trivium.tokens.tokenizer import Tokenizer
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.S)

@@ -11,7 +11,7 @@ from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.kit.seals import compared, read_record
-from trivium.stages.mixtures import Portion, Spelt
+from trivium.stages.parts.mixtures import Portion, Spelt
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trivium.learn.objectives.advantages import rewards_array, without_variance
-from trivium.stages.playing import Group
+from trivium.stages.parts.playing import Group
 
 
 def measures_of(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from trivium.data.sources import Document, Reading, Source, read_documents
-from trivium.stages.stage import Product, Reference, Work
+from trivium.stages.parts.stage import Product, Reference, Work
 
 
 def _listed(value: Any) -> Any:

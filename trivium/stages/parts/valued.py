@@ -30,8 +30,8 @@ from trivium.learn.validation import groups_of
 from trivium.model.lora import selected
 from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
-from trivium.stages.playing import Answer, Group
-from trivium.stages.rollouts import PASS_TOKENS, Rollouts
+from trivium.stages.parts.playing import Answer, Group
+from trivium.stages.parts.rollouts import PASS_TOKENS, Rollouts
 
 BY_TOKENS = Algorithm(clipped, aggregation="token")
 """What the rollouts need to know: a batch is divided by its tokens."""

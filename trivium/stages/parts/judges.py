@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from trivium.grade.rewards import Combined, combine, reward
 from trivium.kit.errors import TriviumError
 from trivium.model.hub import resolve
-from trivium.stages.stage import Reference, Work
+from trivium.stages.parts.stage import Reference, Work
 
 
 def _known(one: str | dict[str, Any]) -> str | dict[str, Any]:

@@ -13,8 +13,8 @@ from trivium.data.order import round_keys, shuffled
 from trivium.data.sources import Document, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
-from trivium.stages.mixtures import Portion
-from trivium.stages.stage import Work
+from trivium.stages.parts.mixtures import Portion
+from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
 Wording = str | list[dict[str, Any]]
