@@ -211,6 +211,7 @@ def _record(going: Run, node: Node) -> dict[str, Any]:
     return {
         "stage": node.name,
         "kind": node.stage.kind,
+        **({"kind_from": node.stage.file} if node.stage.file is not None else {}),
         "recipe": going.recipe.name,
         "fingerprint": node.fingerprint,
         "produces": node.stage.produces,

@@ -14,8 +14,8 @@ from trivium.kit.progress import Progress
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.store import Entry, Store
 from trivium.recipe.read import nearest
-from trivium.stages import kinds
-from trivium.stages.parts.stage import Work
+from trivium.stages import kind_from_file, kinds
+from trivium.stages.parts.stage import Stage, Work
 
 
 def find(runs: str | Path, name: str) -> Entry:
@@ -48,17 +48,24 @@ def text(entry: Entry) -> str:
 def documents(entry: Entry, step: int) -> list[str]:
     """The ids of the documents in the batch of an optimiser step."""
     record = entry.record
-    stage = kinds()[record["kind"]].model_validate(record["settings"])
+    stage = _stage(record)
     return stage.documents_of(_work(entry, record), step)
 
 
 def batch(entry: Entry, step: int, colour: bool) -> str:
     """The packed batch of an optimiser step as text, with what is learned told apart."""
     record = entry.record
-    stage = kinds()[record["kind"]].model_validate(record["settings"])
+    stage = _stage(record)
     rows, tokenizer = stage.batch_of(_work(entry, record), step)
     shown = [previewed(row, tokenizer, colour=colour) for row in rows]
     return "\n".join(f"=== row {number} of {len(rows)}\n{row}" for number, row in enumerate(shown, 1))
+
+
+def _stage(record: dict[str, Any]) -> Stage:
+    """The stage with its settings, from what was kept."""
+    if "kind_from" in record:
+        return kind_from_file(record["kind_from"], Path()).model_validate(record["settings"])
+    return kinds()[record["kind"]].model_validate(record["settings"])
 
 
 def _work(entry: Entry, record: dict[str, Any]) -> Work:

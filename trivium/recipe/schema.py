@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Union, get_args
 
 from pydantic import (
     BaseModel,
@@ -30,7 +30,7 @@ from trivium.recipe.experiment import PLAIN, Expanded, Experiment, expand
 from trivium.recipe.outside import check_world, is_elsewhere, locate
 from trivium.recipe.read import Written, nearest, read
 from trivium.recipe.renamed import Renaming
-from trivium.stages import kinds
+from trivium.stages import is_in_a_file, kind_from_file, kinds
 from trivium.stages.parts.stage import Stage
 
 ASKED = 100
@@ -104,8 +104,11 @@ class Recipe:
 
 def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
     """Read a recipe and check every key and value in it."""
-    model, renaming = _model(), Renaming()
+    kinds()
+    renaming = Renaming()
     written = read(name, overrides, renaming.stages)
+    written.content["stages"] = _with_kinds_from_files(written.content.get("stages"), written)
+    model = _model()
     valid = _valid(model, written, written.content)
     if valid.name == "store":
         raise TriviumError(
@@ -125,6 +128,21 @@ def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
         valid.name, valid.seed, expanded.stages, None, written,
         valid.experiment, expanded, valid.track, renaming.notices(written),
     )  # fmt: skip
+
+
+def _with_kinds_from_files(stages: Any, written: Written) -> Any:
+    """The stages, each `kind: file.py:Class` replaced by the kind that the class names."""
+    if not isinstance(stages, Mapping):
+        return stages
+    found = dict(stages)
+    for name, stage in stages.items():
+        if isinstance(stage, Mapping) and is_in_a_file(stage.get("kind")):
+            try:
+                kind = kind_from_file(stage["kind"], written.path.parent)
+            except TriviumError as error:
+                raise TriviumError(f"{written.place(['stages', str(name), 'kind'])}: {error}") from None
+            found[name] = {**stage, "kind": get_args(kind.model_fields["kind"].annotation)[0]}
+    return found
 
 
 def _valid(model: type[BaseModel], written: Written, content: Mapping[str, Any]) -> Any:
@@ -171,6 +189,7 @@ def _expanded(valid: Any, model: type[BaseModel], written: Written, renaming: Re
         try:
             content = experiment.arm(arm, written.content)
             content["stages"] = renaming.stages(content["stages"], laid_over=True)
+            content["stages"] = _with_kinds_from_files(content["stages"], written)
             arms[arm] = _valid(model, written, content).stages
         except TriviumError as error:
             raise TriviumError(f"In the arm `{arm}`, {error}") from None

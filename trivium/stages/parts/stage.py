@@ -88,6 +88,9 @@ class Stage(Settings):
     # Settings that cannot change the result, and so do not count in the fingerprint.
     unaffecting: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[dict[str, type[Stage]]] = {}
+    # Where a kind outside the package is defined, and the checksum of that file, which counts.
+    file: ClassVar[str | None] = None
+    code: ClassVar[str | None] = None
     # Earlier names of this kind, and of all kinds with their present names.
     formerly_kind: ClassVar[tuple[str, ...]] = ()
     formerly_kinds: ClassVar[dict[str, str]] = {}
@@ -113,7 +116,8 @@ class Stage(Settings):
     def counted(self) -> dict[str, Any]:
         """The settings that decide the result."""
         found = {name: value for name, value in self.settings().items() if name not in self.unaffecting}
-        return {**found, "device": device_class()} if self.computes else found
+        found |= {"device": device_class()} if self.computes else {}
+        return found | ({"code": self.code} if self.code is not None else {})
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """Numbers that follow from the settings: `tokens`, `parameters`, `flops`... for `trivium plan`.
