@@ -61,7 +61,7 @@ def test_algebra_beyond_the_reader_goes_to_a_child_that_can_be_killed() -> None:
     # An integral the child has not met: what it remembers it answers at once.
     late = MathScorer(seconds=0.0).compare("\\int_0^1 \\frac{x}{1+x}\\,dx", "1")
     assert (late.value, late.status) == (None, "timeout")
-    assert symbolic._child.process is None
+    assert symbolic._helper.process is None
     assert MathScorer(seconds=30.0).compare("\\sum_{k=1}^{4} k", "10").value == 1.0
 
 

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import re
 import socket
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from trivium.grade.fences import fenced_lines
 from trivium.grade.sandbox import values
 from trivium.grade.sandbox.client import Fault, Limits, Sandbox, Worker, sandbox
 from trivium.grade.sandbox.script import run_script
@@ -17,7 +17,7 @@ from trivium.grade.sandbox.worker import OUT_OF_MEMORY
 from trivium.grade.scorer import Score, Status, column
 from trivium.kit.errors import TriviumError
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)^[ \t]*```", re.M | re.S)
+_PYTHON = ("", "py", "python", "python3")
 _LONGEST_PROGRAM = 200_000
 _REMEMBERED = 4096
 TESTS_COLUMNS = ("tests", "test", "test_list", "test_cases")
@@ -195,11 +195,7 @@ def _not_loaded(loaded: dict[str, Any]) -> Score:
 def program_of(completion: str) -> str | None:
     """The program in a completion: its last fenced block of Python, or the whole where nothing is fenced."""
     text = completion.rpartition("</think>")[2] if "</think>" in completion else completion
-    blocks = [
-        match["code"]
-        for match in _FENCE.finditer(text)
-        if match["language"].lower() in ("", "py", "python", "python3")
-    ]
+    blocks = [code for language, code in fenced_lines(text) if language.lower() in _PYTHON]
     if blocks:
         return blocks[-1]
     return None if "```" in text or not text.strip() else text

@@ -114,7 +114,7 @@ def grade_instructions(
     """Check whether instructions are followed."""
     try:
         read: Any = json.loads(checks)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TriviumError(f"The checks are not JSON: {error}.") from error
     show(scorer("instructions", partial=partial, loose=loose)(text_from(answer, path), checks=read), as_json)
 
@@ -126,10 +126,11 @@ def text_from(text: str | None, path: Path | None) -> str:
     if path is None:
         raise TriviumError("Give the text to score with --answer, or a file that holds it with --file.")
     if str(path) == "-":
-        return sys.stdin.read()
+        path = Path("/dev/stdin")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = sys.stdin.buffer.read() if str(path) == "/dev/stdin" else path.read_bytes()
+        return content.decode("utf-8")
+    except (OSError, ValueError) as error:
         raise TriviumError(f"The file {path} cannot be read: {error}.") from error
 
 
@@ -139,4 +140,12 @@ def show(score: Score, as_json: bool) -> None:
         click.echo(json.dumps({"score": score.value, "reason": score.reason, "status": score.status}))
         return
     value = "not applicable" if score.value is None else f"{score.value:g}"
-    click.echo(f"{value}  {score.status}: {score.reason}")
+    click.echo(f"{value}  {score.status}: {printable(score.reason)}")
+
+
+def printable(text: str) -> str:
+    """A text from a stranger as a terminal may show it: no escape sequences, no lone surrogates."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )

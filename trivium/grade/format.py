@@ -1,17 +1,16 @@
 """The scorer of form: a pattern that matches, a schema that JSON keeps, tags that stand once and in order."""
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from trivium.grade.maths.extract import after_thinking
+from trivium.grade.patterns import Late, matches
 from trivium.grade.schema import violation
 from trivium.grade.scorer import Score
 from trivium.kit.errors import TriviumError
 
 _LONGEST_TEXT = 100_000
-_FENCE = re.compile(r"\A\s*```(?:json)?[ \t]*\n(.*?)\n?\s*```\s*\Z", re.S)
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,25 @@ class FormatScorer:
     def __call__(self, completion: str, **columns: Any) -> Score:
         pattern = columns.get("pattern") or self.pattern
         schema = columns.get("schema") or self.schema
-        tags = tuple(columns.get("tags") or self.tags)
+        tags = columns.get("tags") or self.tags
+        tags = (tags,) if isinstance(tags, str) else tuple(tags)
+        if not isinstance(pattern, str | None) or not all(isinstance(tag, str) for tag in tags):
+            raise TriviumError("The pattern and the tags of the scorer 'format' are text.")
         if pattern is None and schema is None and not tags:
             raise TriviumError(
                 "The scorer 'format' needs a pattern, a schema or tags, as settings or as columns."
             )
         if len(completion) > _LONGEST_TEXT:
             return Score(0.0, "the text is too long", "unparsed")
-        trouble = (
-            (pattern_trouble(completion, pattern) if pattern is not None else None)
-            or (tags_trouble(completion, tags) if tags else None)
-            or (schema_trouble(completion, schema) if schema is not None else None)
-        )
+        try:
+            trouble = (
+                (pattern_trouble(completion, pattern) if pattern is not None else None)
+                or (tags_trouble(completion, tags) if tags else None)
+                or (schema_trouble(completion, schema) if schema is not None else None)
+            )
+        except Late:
+            # The pattern matches other texts in time; a text that it cannot be matched with has not the form.
+            return Score(0.0, "comparing the text with the pattern takes too long", "overtime")
         return (
             Score(0.0, trouble, "wrong") if trouble else Score(1.0, "the text has the form it should", "ok")
         )
@@ -45,11 +51,7 @@ class FormatScorer:
 
 def pattern_trouble(text: str, pattern: str) -> str | None:
     """What is wrong where the whole text does not match the pattern."""
-    try:
-        matched = re.fullmatch(pattern, text.strip(), re.S)
-    except re.error as error:
-        raise TriviumError(f"The pattern {pattern!r} is no regular expression: {error}.") from error
-    return None if matched else f"the text does not match {pattern}"
+    return None if matches(pattern, text.strip(), whole=True) else f"the text does not match {pattern}"
 
 
 def tags_trouble(text: str, tags: tuple[str, ...]) -> str | None:
@@ -78,14 +80,22 @@ def schema_trouble(text: str, schema: dict[str, Any] | str) -> str | None:
         except ValueError as error:
             raise TriviumError(f"The schema is not JSON: {error}.") from error
     spoken = after_thinking(text)
-    fenced = _FENCE.match(spoken or "")
     try:
-        value = json.loads(fenced[1] if fenced else spoken or "", parse_constant=_no_constant)
-        return violation(value, schema)
+        value = json.loads(unfenced(spoken or ""), parse_constant=_no_constant)
     except RecursionError:
         return "the JSON is nested too deeply"
     except ValueError as error:
         return f"the text is not JSON: {error}"
+    return violation(value, schema)
+
+
+def unfenced(text: str) -> str:
+    """The inside of a text that is one fenced block of JSON; any other text as it is."""
+    stripped = text.strip()
+    first, newline, rest = stripped.partition("\n")
+    if newline and first.rstrip(" \t") in ("```", "```json") and rest.endswith("```"):
+        return rest[:-3]
+    return text
 
 
 def _no_constant(name: str) -> Any:

@@ -60,9 +60,12 @@ def _sections(text: str, section_spliter: str, num_sections: int) -> bool:
 
 
 def _json(text: str) -> bool:
-    text = re.sub(r"\A\s*```(?:json)?\s*|\s*```\s*\Z", "", text, flags=re.I)
+    text = text.strip()
+    if text.startswith("```"):
+        text = text[3:]
+        text = text[4:] if text[:4].lower() == "json" else text
     try:
-        json.loads(text)
+        json.loads(text.removesuffix("```"))
     except (ValueError, RecursionError):
         return False
     return True
@@ -89,7 +92,7 @@ def _quoted(text: str) -> bool:
 
 
 def _bullets(text: str, num_bullets: int) -> bool:
-    return len(re.findall(r"^\s*(?:\*[^*].*|-.*)$", text, re.M)) == num_bullets
+    return len(re.findall(r"^[^\S\n]*(?:\*[^*].*|-.*)$", text, re.M)) == num_bullets
 
 
 def _highlights(text: str, num_highlights: int) -> bool:
@@ -100,7 +103,7 @@ def _highlights(text: str, num_highlights: int) -> bool:
 def _postscript(text: str, postscript_marker: str) -> bool:
     letters = [letter for letter in postscript_marker if letter.isalnum()]
     pattern = r"\.?\s?".join(map(re.escape, letters)) if letters else re.escape(postscript_marker)
-    return re.search(rf"^\s*{pattern}[.:]?.*\S", text, re.M | re.I) is not None
+    return re.search(rf"^[^\S\n]*{pattern}[.:]?.*\S", text, re.M | re.I) is not None
 
 
 def _capital_words(text: str, capital_frequency: int, capital_relation: str = "at least") -> bool:
@@ -141,6 +144,8 @@ _COMMON_WORDS = {
     "id": "yang dan di itu dengan untuk tidak ini dari dalam akan pada",
 }
 
+_COMMON = {name: frozenset(common.split()) for name, common in _COMMON_WORDS.items()}
+
 
 def _language(text: str, language: str) -> bool:
     alphabetic = [letter for letter in text if letter.isalpha()]
@@ -149,15 +154,13 @@ def _language(text: str, language: str) -> bool:
     if language in _SCRIPTS:
         script = _SCRIPTS[language]
         allowed = (script, "CJK", "KATAKANA") if language == "ja" else (script,)
-        share = sum(unicodedata.name(letter, "").startswith(allowed) for letter in alphabetic) / len(
-            alphabetic
-        )
-        own = any(unicodedata.name(letter, "").startswith(script) for letter in alphabetic)
-        return own and share > 0.5
+        names = [unicodedata.name(letter, "") for letter in alphabetic]
+        share = sum(name.startswith(allowed) for name in names) / len(names)
+        return share > 0.5 and any(name.startswith(script) for name in names)
     if language not in _COMMON_WORDS:
         raise TriviumError(f"The language {language!r} cannot be told here.")
     found = [word.lower() for word in words(text)]
-    shares = {name: sum(word in common.split() for word in found) for name, common in _COMMON_WORDS.items()}
+    shares = {name: sum(word in common for word in found) for name, common in _COMMON.items()}
     latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in alphabetic) / len(alphabetic)
     return latin > 0.5 and shares[language] > 0 and shares[language] == max(shares.values())
 
@@ -195,7 +198,9 @@ CHECKS: dict[str, Check] = {
     "detectable_format:number_highlighted_sections": _highlights,
     "detectable_format:multiple_sections": _sections,
     "detectable_format:json_format": _json,
-    "detectable_format:title": lambda text: re.search(r"<<[^\n<>]*[^\s<>][^\n<>]*>>", text) is not None,
+    "detectable_format:title": lambda text: any(
+        title.strip() for title in re.findall(r"<<([^\n<>]+)>>", text)
+    ),
     "combination:two_responses": _two_answers,
     "combination:repeat_prompt": _repeats_prompt,
     "startend:end_checker": _ends,

@@ -40,6 +40,8 @@ class InstructionsScorer:
 def follows(text: str, check: dict[str, Any]) -> bool:
     """Whether a text passes one check."""
     name, arguments = check["check"], check.get("arguments") or {}
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise TriviumError(f"A check is a name and an object of arguments, not {str(check)[:80]!r}.")
     try:
         if name in CHECKS:
             return bool(
@@ -47,7 +49,7 @@ def follows(text: str, check: dict[str, Any]) -> bool:
             )
         if name in check_names():
             return fulfils(text, {"check": name, "arguments": arguments})
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise TriviumError(f"The check {name!r} does not take these arguments: {error}.") from error
     raise TriviumError(
         f"There is no check called {name!r}; there are {', '.join([*CHECKS, *check_names()])}."
@@ -57,15 +59,18 @@ def follows(text: str, check: dict[str, Any]) -> bool:
 def checks_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
     """The checks of a row: {check, arguments}, a list of them, or IFEval's instruction_id_list and kwargs."""
     if columns.get("instruction_id_list"):
-        arguments = columns.get("kwargs") or [{} for _ in columns["instruction_id_list"]]
-        return [
-            {"check": name, "arguments": part or {}}
-            for name, part in zip(columns["instruction_id_list"], arguments, strict=True)
-        ]
+        names = columns["instruction_id_list"]
+        arguments = columns.get("kwargs") or [{} for _ in names]
+        if not isinstance(names, list) or not isinstance(arguments, list) or len(names) != len(arguments):
+            raise TriviumError("IFEval's instruction_id_list and kwargs are two lists of one length.")
+        return [{"check": name, "arguments": part or {}} for name, part in zip(names, arguments, strict=True)]
     for name in ("instructions", "checks", "check"):
         found = columns.get(name)
         if isinstance(found, str) and found.lstrip()[:1] in ("[", "{"):
-            found = json.loads(found)
+            try:
+                found = json.loads(found)
+            except (ValueError, RecursionError) as error:
+                raise TriviumError(f"The column {name} is not JSON: {error}.") from error
         if isinstance(found, str):
             found = {"check": found, "arguments": columns.get("arguments") or {}}
         if isinstance(found, dict):

@@ -1,8 +1,9 @@
 """JSON Schema: as much of it as says what an answer must look like."""
 
-import re
+import json
 from typing import Any
 
+from trivium.grade.patterns import Late, matches
 from trivium.kit.errors import TriviumError
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -20,34 +21,135 @@ _KNOWN = frozenset(
 )  # fmt: skip
 
 
-def violation(value: Any, schema: Any, root: Any = None, place: str = "the answer") -> str | None:
-    """Where and how a value breaks a schema, or None where it keeps it."""
-    root = schema if root is None else root
-    if isinstance(schema, bool):
-        return None if schema else f"{place} is not allowed"
-    if not isinstance(schema, dict) or set(schema) - _KNOWN:
-        unknown = ", ".join(sorted(set(schema) - _KNOWN)) if isinstance(schema, dict) else repr(schema)
-        raise TriviumError(f"This part of a JSON schema is not supported here: {unknown}.")
-    if "$ref" in schema:
-        return violation(value, _lookup(root, schema["$ref"]), root, place)
-    return (
-        _kind(value, schema, place)
-        or _choices(value, schema, root, place)
-        or (_object(value, schema, root, place) if isinstance(value, dict) else None)
-        or (_array(value, schema, root, place) if isinstance(value, list) else None)
-        or (_string(value, schema, place) if isinstance(value, str) else None)
-        or (_number(value, schema, place) if _is_number(value) else None)
-    )
+_DEEPEST = 100
+_MOST_REFERENCES = 50
+_MOST_STEPS = 200_000
+_MANY_PARTS = 1000
 
 
-def _lookup(root: Any, reference: str) -> Any:
-    found = root
+def violation(value: Any, schema: Any) -> str | None:
+    """Where and how a value breaks a schema, or None where it keeps it; `Late` where that takes too long."""
     try:
-        for part in reference.removeprefix("#").strip("/").split("/"):
-            found = found[part] if part else found
-    except (KeyError, TypeError) as error:
-        raise TriviumError(f"The JSON schema refers to {reference}, which it does not have.") from error
-    return found
+        return _Checker(schema, _is_large(value)).violation(value, schema, "the answer")
+    except RecursionError:
+        return "the answer is nested too deeply"
+    except (TypeError, AttributeError, KeyError) as error:
+        raise TriviumError(f"The JSON schema is not one: {error}; check its keywords' values.") from error
+
+
+def _is_large(value: Any) -> bool:
+    """Whether a value has so many parts that a comparison may be long for its sake, not the schema's."""
+    waiting, parts = [value], 0
+    while waiting and parts <= _MANY_PARTS:
+        part = waiting.pop()
+        parts += 1
+        if isinstance(part, dict | list):
+            waiting += part.values() if isinstance(part, dict) else part
+    return parts > _MANY_PARTS
+
+
+class _Checker:
+    """One comparison with a schema; `steps` counts what is compared, for a schema may branch without end."""
+
+    def __init__(self, root: Any, large: bool) -> None:
+        self.root = root
+        self.large = large
+        self.steps = 0
+
+    def violation(
+        self, value: Any, schema: Any, place: str, depth: int = 0, references: int = 0
+    ) -> str | None:
+        """Where and how a value breaks a part of the schema; `references` led to this same place."""
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            if self.large:
+                raise Late
+            raise TriviumError(f"The JSON schema takes more than {_MOST_STEPS} steps; make it simpler.")
+        if depth > _DEEPEST:
+            return f"{place} is nested too deeply"
+        if isinstance(schema, bool):
+            return None if schema else f"{place} is not allowed"
+        if not isinstance(schema, dict) or set(schema) - _KNOWN:
+            unknown = ", ".join(sorted(set(schema) - _KNOWN)) if isinstance(schema, dict) else repr(schema)
+            raise TriviumError(f"This part of a JSON schema is not supported here: {unknown[:200]}.")
+        if references > _MOST_REFERENCES:
+            raise TriviumError("The JSON schema refers to itself without end; let each $ref lead to a part.")
+        if "$ref" in schema:
+            return self.violation(value, self._lookup(schema["$ref"]), place, depth, references + 1)
+        return (
+            _kind(value, schema, place)
+            or self._choices(value, schema, place, depth, references + 1)
+            or (self._object(value, schema, place, depth + 1) if isinstance(value, dict) else None)
+            or (self._array(value, schema, place, depth + 1) if isinstance(value, list) else None)
+            or (_string(value, schema, place) if isinstance(value, str) else None)
+            or (_number(value, schema, place) if _is_number(value) else None)
+        )
+
+    def _lookup(self, reference: str) -> Any:
+        found = self.root
+        try:
+            for part in reference.removeprefix("#").strip("/").split("/"):
+                found = found[part] if part else found
+        except (KeyError, TypeError) as error:
+            raise TriviumError(f"The JSON schema refers to {reference}, which it does not have.") from error
+        return found
+
+    def _choices(
+        self, value: Any, schema: dict[str, Any], place: str, depth: int, references: int
+    ) -> str | None:
+        def fits(part: Any) -> bool:
+            return self.violation(value, part, place, depth, references) is None
+
+        for part in schema.get("allOf", ()):
+            trouble = self.violation(value, part, place, depth, references)
+            if trouble:
+                return trouble
+        for key, wanted in (("anyOf", "any"), ("oneOf", "exactly one")):
+            if key in schema:
+                fitting = sum(map(fits, schema[key]))
+                if fitting == 0 or (key == "oneOf" and fitting > 1):
+                    return f"{place} does not fit {wanted} of the {len(schema[key])} forms it may have"
+        return f"{place} has a form it must not have" if "not" in schema and fits(schema["not"]) else None
+
+    def _object(self, value: dict[str, Any], schema: dict[str, Any], place: str, depth: int) -> str | None:
+        for name in schema.get("required", ()):
+            if name not in value:
+                return f"{place} lacks {name!r}"
+        if not schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value)):
+            return f"{place} has {len(value)} keys"
+        properties = schema.get("properties", {})
+        for name, item in value.items():
+            part = properties.get(name, schema.get("additionalProperties", True))
+            trouble = self.violation(item, part, f"{place}.{name}", depth)
+            if trouble:
+                return trouble
+        return None
+
+    def _array(self, value: list[Any], schema: dict[str, Any], place: str, depth: int) -> str | None:
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            return f"{place} has {len(value)} items"
+        first, rest = schema.get("prefixItems", []), schema.get("items", True)
+        for number, item in enumerate(value):
+            part = first[number] if number < len(first) else rest
+            trouble = None if part is True else self.violation(item, part, f"{place}[{number}]", depth)
+            if trouble:
+                return trouble
+        if schema.get("uniqueItems") and len({_spelling(item) for item in value}) < len(value):
+            return f"{place} repeats an item"
+        return None
+
+
+def _spelling(value: Any) -> str:
+    """A text that two values share exactly where they are the same: 1 and 1.0 are, 1 and true are not."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, float) and part.is_integer():
+            return int(part)
+        if isinstance(part, list):
+            return [plain(item) for item in part]
+        return {name: plain(item) for name, item in part.items()} if isinstance(part, dict) else part
+
+    return json.dumps(plain(value), sort_keys=True)
 
 
 def _is_number(value: Any) -> bool:
@@ -65,13 +167,7 @@ def _is_a(value: Any, name: str) -> bool:
 
 
 def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, bool) != isinstance(right, bool):
-        return False
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(_same, left, right))
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
-    return bool(left == right)
+    return _spelling(left) == _spelling(right)
 
 
 def _kind(value: Any, schema: dict[str, Any], place: str) -> str | None:
@@ -86,56 +182,10 @@ def _kind(value: Any, schema: dict[str, Any], place: str) -> str | None:
     return None
 
 
-def _choices(value: Any, schema: dict[str, Any], root: Any, place: str) -> str | None:
-    for part in schema.get("allOf", ()):
-        trouble = violation(value, part, root, place)
-        if trouble:
-            return trouble
-    for key, wanted in (("anyOf", "any"), ("oneOf", "exactly one")):
-        if key in schema:
-            fitting = sum(violation(value, part, root, place) is None for part in schema[key])
-            if fitting == 0 or (key == "oneOf" and fitting > 1):
-                return f"{place} does not fit {wanted} of the {len(schema[key])} forms it may have"
-    if "not" in schema and violation(value, schema["not"], root, place) is None:
-        return f"{place} has a form it must not have"
-    return None
-
-
-def _object(value: dict[str, Any], schema: dict[str, Any], root: Any, place: str) -> str | None:
-    for name in schema.get("required", ()):
-        if name not in value:
-            return f"{place} lacks {name!r}"
-    if not schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value)):
-        return f"{place} has {len(value)} keys"
-    properties = schema.get("properties", {})
-    for name, item in value.items():
-        part = properties.get(name, schema.get("additionalProperties", True))
-        trouble = violation(item, part, root, f"{place}.{name}")
-        if trouble:
-            return trouble
-    return None
-
-
-def _array(value: list[Any], schema: dict[str, Any], root: Any, place: str) -> str | None:
-    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-        return f"{place} has {len(value)} items"
-    first = schema.get("prefixItems", [])
-    for number, item in enumerate(value):
-        part = first[number] if number < len(first) else schema.get("items", True)
-        trouble = violation(item, part, root, f"{place}[{number}]")
-        if trouble:
-            return trouble
-    if schema.get("uniqueItems") and any(
-        _same(left, right) for number, left in enumerate(value) for right in value[:number]
-    ):
-        return f"{place} repeats an item"
-    return None
-
-
 def _string(value: str, schema: dict[str, Any], place: str) -> str | None:
     if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
-        return f"{place} has {len(value)} letters"
-    if "pattern" in schema and not re.search(schema["pattern"], value[:100_000]):
+        return f"{place} has {len(value)} characters"
+    if "pattern" in schema and not matches(schema["pattern"], value[:100_000], whole=False):
         return f"{place} does not match {schema['pattern']}"
     return None
 
@@ -147,6 +197,15 @@ def _number(value: float, schema: dict[str, Any], place: str) -> str | None:
     if (low is not None and value <= low) or (high is not None and value >= high):
         return f"{place} is out of range"
     step = schema.get("multipleOf")
-    if step and abs(value / step - round(value / step)) > 1e-9:
+    if step and not _is_multiple(value, step):
         return f"{place} is no multiple of {step}"
     return None
+
+
+def _is_multiple(value: float, step: float) -> bool:
+    if isinstance(value, int) and isinstance(step, int):
+        return value % step == 0
+    try:
+        return abs(value / step - round(value / step)) <= 1e-9
+    except (OverflowError, ValueError):
+        return False

@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from trivium import world
 from trivium.data.sources import world_call
+from trivium.grade.fences import fenced_anywhere
 from trivium.grade.maths.extract import after_thinking
 from trivium.grade.maths.scorer import shorten
 from trivium.grade.scorer import Score, column
 from trivium.kit.errors import TriviumError
 from trivium.world.tables import database as country_ledgers
 
-_FENCE = re.compile(r"```[ \t]*(?:sql|sqlite)?[ \t]*\n(.*?)```", re.S | re.I)
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 # What could reach outside the tables, or make a row out of thin air for its size.
 _FORBIDDEN_FUNCTIONS = {
@@ -30,6 +30,12 @@ _FORBIDDEN_FUNCTIONS = {
     "randomblob",
     "fts3_tokenizer",
 }
+# What a dump of a data base says besides its tables; others reach files or this whole process.
+_PRAGMAS = (
+    "foreign_keys", "defer_foreign_keys", "encoding", "page_size", "journal_mode", "synchronous",
+    "user_version", "application_id", "legacy_alter_table", "case_sensitive_like", "recursive_triggers",
+)  # fmt: skip
+_SCRIPT_SECONDS = 10.0
 _LONGEST_VALUE = 1 << 20
 _MOST_TEXT = 16 << 20
 _MOST_MEMORY = 256 << 20
@@ -72,8 +78,10 @@ class SqlScorer:
                 ordered = orders_rows(gold) if ordered is None else ordered
                 try:
                     wanted = self.fetch(connection, gold)
-                except (sqlite3.Error, sqlite3.Warning, Late, OverflowError) as error:
+                except (sqlite3.Error, sqlite3.Warning, Late, OverflowError, ValueError) as error:
                     return Score(None, f"the gold query fails: {error}", "gold_bad")
+            elif not isinstance(wanted, list) or not all(isinstance(row, list | tuple) for row in wanted):
+                raise TriviumError("The column `rows` of the scorer 'sql' is a list of rows, each a list.")
             try:
                 found = self.fetch(connection, query)
             except Late as error:
@@ -131,11 +139,7 @@ def open_read_only(place: str) -> sqlite3.Connection:
     if place.startswith("world:"):
         connection = country_ledgers(*ledger_of(place))
     elif re.search(r"\b(?:create|insert)\b", place, re.I):
-        connection = sqlite3.connect(":memory:")
-        try:
-            connection.executescript(place)
-        except sqlite3.Error as error:
-            raise TriviumError(f"The script that makes the data base fails: {error}.") from error
+        connection = _made_by(place)
     else:
         if not Path(place).is_file():
             raise TriviumError(f"The data base {place} does not exist.")
@@ -155,12 +159,41 @@ def open_read_only(place: str) -> sqlite3.Connection:
     return connection
 
 
+def _made_by(script: str) -> sqlite3.Connection:
+    """A data base in memory that a script fills, which can reach no file and has its time."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute(f"PRAGMA hard_heap_limit = {_MOST_MEMORY}")
+    deadline = time.monotonic() + _SCRIPT_SECONDS
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_BETWEEN_LOOKS)
+    connection.set_authorizer(_authorize_script)
+    try:
+        connection.executescript(script)
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
+        connection.close()
+        raise TriviumError(f"The script that makes the data base fails: {error}.") from error
+    connection.set_authorizer(None)
+    connection.set_progress_handler(None, 0)
+    return connection
+
+
+def _authorize_script(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
+        return sqlite3.SQLITE_DENY
+    if action == sqlite3.SQLITE_PRAGMA and (first or "").lower() not in _PRAGMAS:
+        return sqlite3.SQLITE_DENY
+    if action == sqlite3.SQLITE_FUNCTION and second in _FORBIDDEN_FUNCTIONS:
+        return sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK
+
+
 def query_of(completion: str) -> str | None:
     """The query in a completion: its last fenced block, or the text itself where it begins like a query."""
     spoken = after_thinking(completion)
     if spoken is None:
         return None
-    blocks = _FENCE.findall(spoken)
+    blocks = [
+        query for language, query in fenced_anywhere(spoken) if language.lower() in ("", "sql", "sqlite")
+    ]
     query = (blocks[-1] if blocks else spoken).strip()
     if not blocks:
         query = re.sub(r"^(?:answer|sql|query)\s*:\s*", "", query, flags=re.I)
@@ -172,11 +205,14 @@ def query_of(completion: str) -> str | None:
 def orders_rows(query: str) -> bool:
     """Whether a query asks for its rows in an order, outside every bracket."""
     plain = re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", "''", query)
-    while True:
-        shorter = re.sub(r"\([^()]*\)", " ", plain)
-        if shorter == plain:
-            return re.search(r"\border\s+by\b", plain, re.I) is not None
-        plain = shorter
+    outside, depth = [], 0
+    for part in re.split(r"([()])", plain):
+        if part in ("(", ")"):
+            depth = max(0, depth + (1 if part == "(" else -1))
+            outside.append(" ")
+        elif depth == 0:
+            outside.append(part)
+    return re.search(r"\border\s+by\b", "".join(outside), re.I) is not None
 
 
 def same_rows(wanted: Sequence[tuple[Any, ...]], found: Sequence[tuple[Any, ...]], ordered: bool) -> bool:

@@ -20,7 +20,7 @@ def _listed(text: str) -> list[str]:
 def _object(text: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text.strip())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -33,7 +33,8 @@ def answers_sum(text: str, answer: int) -> bool:
     """Whether the last line states this answer in one of the fixed forms, or the text is the bare number."""
     stripped = plain(text)
     found = re.findall(r"(?:####|[Tt]he answer is) *(-?\d+)\b", stripped)
-    return int(found[-1]) == answer if found else stripped == str(answer)
+    # A number of thousands of digits is none that Python reads, and no answer.
+    return len(found[-1]) < 1000 and int(found[-1]) == answer if found else stripped == str(answer)
 
 
 def holds(text: str, right: str, wrong: str) -> bool:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from trivium.grade.maths.notation import fenced
+from trivium.grade.maths.notation import partners
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s$\\{}]+)")
 _HASHES = re.compile(r"^[ \t]*#{4}[ \t]*(?P<answer>.+?)[ \t]*$", re.M)
@@ -41,11 +41,11 @@ def marked_answers(text: str) -> Marked:
 
 def _boxed(text: str) -> list[str]:
     found = []
+    ends = partners(text)
     for match in _BOXED.finditer(text):
         if match["bare"] is not None:
             found.append(match["bare"])
             continue
-        inside = fenced(text, match.end())
-        if inside is not None:
-            found.append(inside[0].strip())
+        if match.end() in ends:
+            found.append(text[match.end() + 1 : ends[match.end()]].strip())
     return found

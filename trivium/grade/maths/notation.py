@@ -79,18 +79,18 @@ def _quoted(match: re.Match[str]) -> str:
     return f' "{words}" ' if words else " "
 
 
-def fenced(text: str, start: int, opening: str = "{", closing: str = "}") -> tuple[str, int] | None:
-    """What stands between the bracket at `start` and its partner, and where that ends, if it does."""
-    assert text[start] == opening
-    depth = 0
-    position = start
+def partners(text: str) -> dict[int, int]:
+    """For every brace that closes, where: position of the opening one -> position of its partner."""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    position = 0
     while position < len(text):
         letter = text[position]
         if letter == "\\":
-            position += 2
-            continue
-        depth += (letter == opening) - (letter == closing)
-        if depth == 0:
-            return text[start + 1 : position], position + 1
+            position += 1
+        elif letter == "{":
+            opened.append(position)
+        elif letter == "}" and opened:
+            found[opened.pop()] = position
         position += 1
-    return None
+    return found

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from trivium.grade.helper import Unusable
 from trivium.grade.maths.answers import Answer, Quantity, read_answer
 from trivium.grade.maths.compare import Undecided, same
 from trivium.grade.maths.expressions import number
@@ -67,7 +68,10 @@ class MathScorer:
                 if not _comparable(wanted):
                     wanted, gold_trouble = None, "it could not be compared with anything"
         if self.symbolic:
-            verdict = symbolic_verdict(gold, answer, self.seconds)
+            try:
+                verdict = symbolic_verdict(gold, answer, self.seconds)
+            except Unusable as error:
+                return Score(None, f"{shorten(answer)} needs the algebra system: {error}", "fault")
             if verdict in ("ok", "wrong"):
                 return _verdict(verdict == "ok", answer, gold)
             if verdict == "timeout":

@@ -1,4 +1,4 @@
-"""The child's side: read pairs of answers as JSON lines, print a verdict for each."""
+"""The helper's side: read pairs of answers as JSON lines, print a verdict for each."""
 
 import json
 import resource
@@ -9,6 +9,7 @@ _MEMORY = 4 << 30
 
 def main() -> None:
     """Answer until the parent closes the pipe."""
+    sys.path[:] = json.loads(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     from math_verify import LatexExtractionConfig, parse, verify
 
@@ -23,7 +24,7 @@ def main() -> None:
         )
         return parsed
 
-    print("ready", flush=True)
+    print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         gold, answer = json.loads(line)
         try:
@@ -39,7 +40,7 @@ def main() -> None:
             verdict = "timeout"
         except Exception:
             verdict = "unparsed"
-        print(verdict, flush=True)
+        print(json.dumps(verdict), flush=True)
 
 
 if __name__ == "__main__":
