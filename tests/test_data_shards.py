@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trivium.data.shards import Shards, in_validation, text_hash, write_shards
+from trivium.data.encoding import Encoded
+from trivium.data.shards import Shards, in_validation, text_hash, write_encoded, write_shards
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
 from trivium.tokens.tokenizer import Tokenizer
@@ -147,6 +148,28 @@ def test_validation_is_a_function_of_the_text_alone(tmp_path: Path) -> None:
     assert 60 < len(ids("a", "validation")) < 140
     assert not in_validation(text_hash(some[0]), 0.0)
     assert in_validation(text_hash(some[0]), 1.0)
+
+
+def test_masked_documents_beside_unmasked_ones(tmp_path: Path) -> None:
+    """What is not masked is learned whole; the first token of a document is never predicted."""
+    random = np.random.default_rng(3)
+    found = []
+    for number in range(30):
+        tokens = random.integers(0, 40, int(random.integers(1, 9)))
+        # Shards of a few documents each: some hold masks, some do not, some hold both kinds of documents.
+        learned = None if number % 3 or number > 20 else random.random(len(tokens)) < 0.6
+        found.append(Encoded(Document(f"text {number}", {}, f"n:{number}"), tokens, 7, learned))
+    write_encoded(iter(found), tokenizer(), tmp_path / "shards", tokens_per_shard=20)
+    shards = Shards(tmp_path / "shards")
+    whole = [np.ones(len(one.tokens), bool) if one.learned is None else one.learned for one in found]
+    assert {mask is None for mask in shards._masks} == {True, False}
+    assert any(one.learned is not None and one.learned[0] for one in found)
+    assert shards.learned_tokens == sum(int(mask[1:].sum()) for mask in whole)
+    for index, mask in enumerate(whole):
+        for start, end in ((0, len(mask)), (len(mask) // 2, len(mask))):
+            learned = shards.learned_of(index, start, end)
+            expected = mask[start:end]
+            assert np.array_equal(np.ones(end - start, bool) if learned is None else learned, expected)
 
 
 def test_exact_copies_are_dropped_when_asked(tmp_path: Path) -> None:

@@ -173,6 +173,32 @@ def test_moments_that_begin_anew_are_corrected_from_their_own_first_step() -> No
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
 
 
+def test_what_began_anew_is_still_counted_apart_after_a_stop() -> None:
+    """The number of updates behind each second moment is saved, not the optimiser's steps for all."""
+    ours = parameters()
+    saved, _ = after_five_steps(ours)
+    del saved["second.norm.weight"]
+    whole, halved = (
+        {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in ours.items()}
+        for _ in range(2)
+    )
+    straight, before = Optimiser(whole, ADAM, muon=False), Optimiser(halved, ADAM, muon=False)
+    for optimiser in (straight, before):
+        assert optimiser.restore(saved).fresh == ["norm.weight"]
+    for step in range(4):
+        if step == 2:
+            after = Optimiser(halved, ADAM, muon=False)
+            after.restore({name: tensor.clone() for name, tensor in before.state().items()})
+            before = after
+        for named, optimiser in ((whole, straight), (halved, before)):
+            give_gradients(named, step)
+            optimiser.step(1.0)
+    assert before.counts == straight.counts
+    assert (before.counts["norm.weight"], before.counts["head.weight"]) == (4, 9)
+    for name in whole:
+        assert torch.equal(whole[name], halved[name]), name
+
+
 def test_the_moments_of_old_rows_survive_a_vocabulary_that_grows() -> None:
     theirs = parameters()
     saved, reference = after_five_steps(theirs)

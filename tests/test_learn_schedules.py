@@ -55,6 +55,16 @@ def test_inverse_square_root_halves_when_the_steps_quadruple() -> None:
     assert values[400] == pytest.approx(values[100] / 2)
 
 
+@pytest.mark.parametrize("to", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_inverse_square_root_is_its_formula_and_never_below_the_floor(warmup: int, to: float) -> None:
+    values = curve(300, warmup=warmup, decay="inverse-sqrt", to=to)
+    first = max(warmup, 1)
+    expected = [max(to, min(1.0, math.sqrt(first / max(step, 1)))) for step in range(warmup, 300)]
+    assert values[warmup:] == pytest.approx(expected)
+    assert min(values[warmup:]) == pytest.approx(max(to, math.sqrt(first / 299)))
+
+
 def test_a_bare_number_and_the_word_parent_are_rates() -> None:
     assert LearningRate.model_validate(3e-3).start == 3e-3
     assert LearningRate.model_validate("parent").start == "parent"

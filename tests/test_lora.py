@@ -109,6 +109,52 @@ def test_we_open_what_peft_saves(tmp_path: Path, options: dict, family: dict) ->
     assert torch.allclose(logits(ours), theirs(model), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["lora", "rslora"])
+def test_every_layers_factor_is_pefts(kind: str, tmp_path: Path) -> None:
+    """Alpha over the rank of the layer itself, where patterns give layers other ranks and alphas."""
+    model = small_model()
+    settings = AdapterSettings(
+        kind=kind, rank=4, alpha=10.0, ranks={"mlp.*": 6, "down": 2}, alphas={"value": 5.0, "up": 9.0}
+    )
+    ours = {name: layer.shapes["default"].scale for name, layer in add_adapter(model, settings).items()}
+    config = peft.LoraConfig(
+        r=4, lora_alpha=10, target_modules="all-linear", use_rslora=kind == "rslora",
+        rank_pattern={"down_proj": 2, "gate_proj": 6, "up_proj": 6},
+        alpha_pattern={"v_proj": 5, "up_proj": 9},
+    )  # fmt: skip
+    base = transformers.AutoModelForCausalLM.from_pretrained(saved_base(tmp_path))
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj",
+             "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # fmt: skip
+    theirs = {
+        name: module.scaling["default"]
+        for name, module in peft.get_peft_model(base, config).named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert len(ours) == len(theirs) == 14
+    for name, scale in ours.items():
+        part, layer = name.rsplit(".", 1)[1], name.split(".")[1]
+        (same,) = [
+            one for key, one in theirs.items() if f"layers.{layer}." in key and key.endswith(names[part])
+        ]
+        assert scale == pytest.approx(same), name
+
+
+def test_what_an_adapter_begins_as_follows_from_its_seed() -> None:
+    """Down uniform within 1/sqrt(inputs), as PEFT draws it; up zero; every layer and every seed its own."""
+    drawn = []
+    for seed in (0, 0, 1):
+        layers = add_adapter(small_model(), AdapterSettings(rank=4), seed=seed)
+        drawn.append({name: layer.down["default"].detach().clone() for name, layer in layers.items()})
+        for name, layer in layers.items():
+            assert not layer.up["default"].any()
+            bound = layer.in_features**-0.5
+            assert 0.8 * bound < float(drawn[-1][name].abs().max()) <= bound
+    assert_identical(drawn[0], drawn[1])
+    query, key = (drawn[0][f"layers.0.attention.{name}"] for name in ("query", "key"))
+    assert not torch.equal(query, key)
+    assert not any(torch.equal(drawn[0][name], drawn[2][name]) for name in drawn[0])
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_the_gradient_is_pefts(tmp_path: Path, kind: str) -> None:
     base = saved_base(tmp_path)

@@ -27,6 +27,9 @@ ROPES = {
                     "attention_factor": 1.1, "beta_fast": 20, "beta_slow": 2, "truncate": False},
     "yarn-mscale": {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096,
                     "mscale": 0.7, "mscale_all_dim": 1.0},
+    # Where the ramp would end beyond the last dimension (a small base, a long context), it ends there.
+    "yarn-long": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1 << 18,
+                  "beta_fast": 4000},
     "longrope": {"short_factor": FACTORS, "long_factor": [2 * f for f in FACTORS],
                  "original_max_position_embeddings": 4096},
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -34,7 +37,7 @@ ROPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("base", [10000.0, 500000.0])
+@pytest.mark.parametrize("base", [100.0, 10000.0, 500000.0])
 @pytest.mark.parametrize("length", [100, 4097, 100_000])
 @pytest.mark.parametrize("name", ROPES)
 def test_frequencies_are_those_of_transformers(name, length, base):

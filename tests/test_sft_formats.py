@@ -235,6 +235,26 @@ def test_where_only_the_end_is_learned_the_oldest_turns_go(row, options):
     assert learned_text(cut, tokenizer) == learned_text(whole, tokenizer) == "5 and 5 and 5<|im_end|>"
 
 
+@pytest.mark.parametrize(("row", "shorter", "options"), [
+    ({"messages": LONG}, LONG[:-2], {}),
+    ({"messages": LONG}, [LONG[0], *LONG[3:]], {"learned": "last"}),
+])  # fmt: skip
+def test_a_conversation_that_fits_exactly_is_not_cut_further(row, shorter, options):
+    """At a context of as many tokens as the shorter conversation has, and not at one less."""
+    tokenizer = tokenizer_of("own")
+    expected = one({"messages": shorter}, tokenizer, context=1000, **options)
+    assert len(expected.tokens) < len(one(row, tokenizer, context=1000, **options).tokens)
+    exactly = one(row, tokenizer, context=len(expected.tokens), **options)
+    assert exactly.tokens.tolist() == expected.tokens.tolist()
+    assert exactly.learned.tolist() == expected.learned.tolist()
+    less = one(row, tokenizer, context=len(expected.tokens) - 1, **options)
+    assert len(less.tokens) < len(expected.tokens)
+    whole = one({"messages": CHAT}, tokenizer)
+    assert (
+        one({"messages": CHAT}, tokenizer, context=len(whole.tokens)).tokens.tolist() == whole.tokens.tolist()
+    )
+
+
 @given(st.integers(8, 300), st.sampled_from(["assistant", "last"]))
 @settings(max_examples=60, deadline=None)
 def test_whatever_the_context_no_example_is_too_long_and_none_teaches_nothing(context, learned):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SmallFeed, assert_identical, small_model, small_trainer, weights_of
+from small import RATES, SmallFeed, assert_identical, small_model, small_trainer, weights_of
 
 from trivium.data.rows import collate
 from trivium.kit.errors import TriviumError
@@ -81,6 +81,47 @@ def test_a_run_that_stops_and_goes_on_ends_as_one_that_did_not(tmp_path: Path, s
         assert {k: v for k, v in one.items() if k != "tokens_per_second"} == {
             k: v for k, v in other.items() if k != "tokens_per_second"
         }
+
+
+class Draws(NextToken):
+    """Notes what a random number would be at every step, as dropout would draw it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def loss(self, model, batch) -> Loss:
+        self.drawn.append(float(torch.rand(())))
+        return super().loss(model, batch)
+
+
+def test_what_a_step_draws_follows_from_the_seed_and_the_step_alone(tmp_path: Path) -> None:
+    seen = []
+    for name, seed in (("one", 4), ("same", 4), ("other", 5)):
+        objective = Draws()
+        torch.manual_seed(len(name))
+        small_trainer(tmp_path / name, objective=objective, seed=seed, micro_batch=10_000).run()
+        seen.append(objective.drawn)
+    assert seen[0] == seen[1]
+    assert len(set(seen[0] + seen[2])) == 16, "each of 8 steps of each of 2 seeds draws its own"
+
+
+def test_bad_steps_in_a_row_are_counted_over_a_stop(tmp_path: Path) -> None:
+    """Two before the stop and one after it are three in a row."""
+
+    class Stops(SmallFeed):
+        def rows(self, step: int) -> list:
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().rows(step)
+
+    options = {"feed": Stops(), "max_bad_steps": 3, "micro_batch": 10_000}
+    with pytest.raises(KeyboardInterrupt):
+        small_trainer(tmp_path, objective=Poisoned({1, 2}, "loss"), **options).run()
+    again = small_trainer(tmp_path, objective=Poisoned({0}, "loss"), **options)
+    with pytest.raises(TriviumError, match="3 steps in a row"):
+        again.run()
+    assert again.skipped == 3
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, capsys) -> None:
@@ -230,17 +271,37 @@ def test_what_is_measured_and_kept_is_the_average_that_is_saved(tmp_path: Path) 
 
 
 def test_moments_of_a_parent_are_taken_over(tmp_path: Path) -> None:
-    """L8: keeping the optimiser's state changes the very first step."""
-    parent = small_trainer(tmp_path / "parent")
+    """L8: the first step with the parent's moments is the next step that torch's AdamW would make."""
+    parent = small_trainer(tmp_path / "parent", optimiser="adamw")
     parent.run()
     moments = {name: tensor.clone() for name, tensor in parent.optimiser.state().items()}
-    fresh, kept = small_model(seed=2), small_model(seed=2)
-    one = small_trainer(tmp_path / "fresh", model=fresh)
-    other = small_trainer(tmp_path / "kept", model=kept, parent_moments=moments)
-    assert torch.equal(other.optimiser.first["norm.weight"], moments["first.norm.weight"])
-    one._one_step()
-    other._one_step()
-    assert not torch.equal(fresh.norm.weight, kept.norm.weight)
+    model, theirs = small_model(seed=2), small_model(seed=2)
+    child = small_trainer(tmp_path / "child", model=model, parent_moments=moments, optimiser="adamw")
+    rates = {"embedding.weight": RATES.embeddings, "head.weight": RATES.head}
+    named = dict(theirs.named_parameters())
+    groups = [
+        {
+            "params": [parameter],
+            "lr": rates.get(name, RATES.matrices if parameter.dim() > 1 else RATES.scalars),
+            "weight_decay": RATES.weight_decay if parameter.dim() > 1 and name != "embedding.weight" else 0.0,
+        }
+        for name, parameter in named.items()
+    ]
+    reference = torch.optim.AdamW(groups, betas=RATES.betas, eps=RATES.epsilon)
+    for name, parameter in named.items():
+        reference.state[parameter] = {
+            "step": torch.tensor(8.0),
+            "exp_avg": moments[f"first.{name}"].clone(),
+            "exp_avg_sq": moments[f"second.{name}"].clone(),
+        }
+    rows = SmallFeed().rows(0)
+    result = NextToken().loss(theirs, collate(rows))
+    (result.sum / sum(float(row.weights.sum()) for row in rows)).backward()
+    torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+    reference.step()
+    child._one_step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, named[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_validation_samples_and_kept_places_come_when_they_are_due(tmp_path: Path) -> None:
@@ -263,6 +324,15 @@ def test_validation_samples_and_kept_places_come_when_they_are_due(tmp_path: Pat
     assert (reached["step"], reached["tokens"]) in seen["keep"]
     assert any(step == 3 for step, _ in seen["keep"])
     assert rows[-1]["bits_per_byte/facts"] == 2.5
+
+
+def test_a_place_in_tokens_that_a_step_reaches_exactly_is_kept_then_and_only_then(tmp_path: Path) -> None:
+    reached = [sum(len(row) for step in range(count) for row in SmallFeed().rows(step)) for count in range(9)]
+    kept: list[tuple[int, int]] = []
+    hooks = Hooks(keep=lambda step, tokens: kept.append((step, tokens)))
+    places = [f"tokens={reached[3]}", f"tokens={reached[5] + 1}"]
+    small_trainer(tmp_path, hooks=hooks, checkpoint={"at": places}).run()
+    assert kept == [(3, reached[3]), (6, reached[6])]
 
 
 def test_a_place_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 from trivium.model.config import ModelConfig
 from trivium.model.transformer import Transformer
-from trivium.model.vocabulary import compression, grow_vocabulary, old_pieces
+from trivium.model.vocabulary import compression, grow_vocabulary, grown, old_pieces
 from trivium.tokens.extend import extend_tokenizer, extended_backend
 from trivium.tokens.tokenizer import Tokenizer
 from trivium.tokens.train import train_tokenizer
@@ -100,6 +100,20 @@ def test_new_rows_are_the_mean_of_the_old_pieces(tokenizers) -> None:
         assert "".join(before.token(part) for part in parts) == after.token(identity)
         torch.testing.assert_close(model.embedding.weight[identity], embedding[parts].mean(0))
         torch.testing.assert_close(model.head.weight[identity], head[parts].mean(0))
+
+
+def test_random_rows_have_the_mean_and_the_spread_of_the_old_ones() -> None:
+    """Hewitt's advice (2021): drawn around the centre of the old embeddings, with their deviation."""
+    old = 5.0 + torch.randn(7, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [0.1, 1.0, 2.0, 0.5]
+    )
+    pieces = {7: [0, 1], 8: [2]}
+    found = grown(old, pieces, "random", torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(found[:7], old)
+    for identity in pieces:
+        drawn = torch.randn(4, generator=generator)
+        torch.testing.assert_close(found[identity], old.mean(0) + old.std(0) * drawn)
 
 
 def test_the_mean_start_takes_exactly_the_mass_of_the_old_pieces_mean(tokenizers) -> None:
