@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from small import assert_identical, weights_of
 from test_sft import CHATS
 from test_tokens import gpt2_like, own
 from tuning import cut_off, save, small_model, write_rows
@@ -18,10 +19,16 @@ from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.progress import Progress
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
+from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.quantize import quantised_as
 from trivium.serve.models import open_engine
+from trivium.stages.sft import Sft
+from trivium.stages.stage import Work
+from trivium.stages.training import adapt
 
 DATA = "data: ./chats.jsonl, validation: {times: 1}"
 SFT = f"kind: sft, from: ./base, {DATA}, epochs: 2, context: 128, batch: 512"
@@ -82,6 +89,19 @@ def test_cut_off_and_resumed_it_ends_bit_identical(tmp_path, monkeypatch, adapte
         first, second = (load_tensors(run["sft"].folder / "model" / file) for run in (whole, cut))
         assert all(torch.equal(first[name], second[name]) for name in first)
     assert cut["sft"].summary["steps"] > 5
+
+
+def test_an_adapter_begins_with_the_stages_own_seed(tmp_path):
+    begun, given = [], {"kind": "sft", "from": "./base", "data": "./chats.jsonl"}
+    for seed in (4, 5):
+        model = small_model(own())
+        work = Work("sft", tmp_path, {}, seed, MetricsLog(tmp_path / "metrics.jsonl"), Progress("test"))
+        adapt(work, Sft.model_validate({**given, "adapter": {"rank": 4}}), model)
+        expected = small_model(own())
+        add_adapter(expected, AdapterSettings(rank=4), seed=seed)
+        assert_identical(weights_of(model), weights_of(expected))
+        begun.append(weights_of(model)["layers.0.attention.query.down.default"])
+    assert not torch.equal(*begun)
 
 
 def test_an_adapter_alone_finds_its_base_and_the_next_stage_starts_from_it(tmp_path, monkeypatch):

@@ -12,10 +12,12 @@ import pytest
 import torch
 from small import SmallFeed, small_model, small_trainer
 
+from trivium.data.rows import collate
 from trivium.kit import processes
 from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.kit.metrics import read_metrics
 from trivium.learn.objective import Least, Measure, Most
+from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.parallel import measures_of_all
 
 
@@ -77,6 +79,35 @@ def test_a_mean_a_minimum_and_a_maximum_are_those_of_all_processes(tmp_path: Pat
     for rank in range(2):
         found = read_json(tmp_path / f"{rank}.json")
         assert found == {"alone": [7.0, 1.0], "max": [5.0, 1.0], "mean": [3.0, 4.0], "min": [2.0, 1.0]}
+
+
+def whole_gradient(rank: int, size: int, port: int, folder: str) -> None:
+    meet(rank, size, port)
+    torch.manual_seed(rank)
+    trainer = small_trainer(Path(folder) / f"{size}-{rank}")
+    measures, norm = trainer._gradient(SmallFeed(rows=5).rows(0)[rank::size])
+    gradients = {name: parameter.grad for name, parameter in trainer.named.items()}
+    save_tensors(Path(folder) / f"{size}-{rank}.safetensors", gradients)
+    write_json(Path(folder) / f"{size}-{rank}.json", {"measures": measures, "norm": norm})
+    processes.stop()
+
+
+def test_a_step_is_divided_by_the_weight_of_all_processes(tmp_path: Path) -> None:
+    """L3: three rows here and two there give the sum over all valid tokens over their global weight."""
+    together(whole_gradient, 2, str(tmp_path))
+    model = small_model()
+    result = NextToken().loss(model, collate(SmallFeed(rows=5).rows(0)))
+    weight = sum(float(row.weights.sum()) for row in SmallFeed(rows=5).rows(0))
+    (result.sum / weight).backward()
+    norm = torch.linalg.vector_norm(torch.cat([one.grad.flatten() for one in model.parameters()]))
+    for rank in range(2):
+        gradients = load_tensors(tmp_path / f"2-{rank}.safetensors")
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+        found = read_json(tmp_path / f"2-{rank}.json")
+        assert found["norm"] == pytest.approx(float(norm), rel=1e-5)
+        assert found["measures"]["loss"] == pytest.approx([result.sum.item(), weight], rel=1e-5)
+        assert found["measures"]["objective"][0] == pytest.approx(result.sum.item() / weight, rel=1e-5)
 
 
 def losses(folder: Path) -> list[tuple[float, float, int]]:

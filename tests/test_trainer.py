@@ -379,19 +379,33 @@ def test_the_model_learns(tmp_path: Path) -> None:
 
 
 def test_autocast_as_on_a_gpu_gives_the_gradient_of_float32_but_for_rounding() -> None:
-    """The GPU's path, on the processor: autocast must reach every product, the hand-written ones too."""
+    """The GPU's path, on the processor: autocast must reach every product, the hand-written ones too.
+
+    Bfloat16 rounds by up to 2^-8 = 0.4 %, which over two layers made 0.6 to 2.7 % of each gradient.
+    """
+    factors: list[set[torch.dtype]] = [set(), set()]
     gradients, values = [], []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            if "mm" in str(function):
+                factors[autocast] |= {one.dtype for one in arguments if isinstance(one, torch.Tensor)}
+            return function(*arguments, **(keywords or {}))
+
     for autocast in (False, True):
         model = small_model()
         batch = collate(SmallFeed().rows(0))
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = NextToken().loss(model, batch).sum
-        loss.backward()
+        with Watch():
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = NextToken().loss(model, batch).sum
+            loss.backward()
         values.append(loss.item())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
-    assert values[1] != values[0]
-    assert values[1] == pytest.approx(values[0], rel=0.02)
-    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.99
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert factors == [{torch.float32}, {torch.bfloat16}]
+    assert values[1] == pytest.approx(values[0], rel=0.005)
+    for name, exact in gradients[0].items():
+        apart = torch.linalg.vector_norm(gradients[1][name] - exact)
+        assert apart < 0.06 * torch.linalg.vector_norm(exact), name
 
 
 def test_the_balance_of_experts_is_part_of_the_loss() -> None:
