@@ -26,9 +26,9 @@ from trivium.model.folder import load_model
 from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.quantize import quantised_as
 from trivium.serve.models import open_engine
+from trivium.stages.parts.stage import Work
+from trivium.stages.parts.training import adapt
 from trivium.stages.sft import Sft
-from trivium.stages.stage import Work
-from trivium.stages.training import adapt
 
 DATA = "data: ./chats.jsonl, validation: {times: 1}"
 SFT = f"kind: sft, from: ./base, {DATA}, epochs: 2, context: 128, batch: 512"
