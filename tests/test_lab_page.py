@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -144,13 +145,29 @@ def test_only_what_is_new_is_marked():
     assert [text for text, new in pieces if new] == ["4", "16"]
 
 
-def test_axes_hold_their_values_and_numbers_are_short():
-    for low, high in ((0.0, 0.033), (-3.0, 12.0), (5.0, 5.0), (0.2, 1234.0)):
-        found = axis([low, high])
-        assert found.low <= low
-        assert high <= found.high
-        assert 2 <= len(found.ticks) <= 6
+def test_axes_hold_their_values_between_round_ticks_that_are_told_apart():
+    """Whatever the range: a step of 1, 2 or 5, every multiple of it, one beyond each end at most."""
+    chance = np.random.default_rng(0)
+    drawn = [(low, low + 10 ** chance.uniform(-3, 4))
+             for low in chance.uniform(-5, 5, 500) * 10.0 ** chance.integers(-4, 5, 500)]  # fmt: skip
+    for low, high in [(0.0, 0.033), (-3.0, 12.0), (5.0, 5.0), (0.2, 1234.0), (2.3455, 2.3462), *drawn]:
+        found = axis([high, low])
+        ticks = np.array(found.ticks)
+        assert 3 <= len(ticks) <= 6
+        step = np.diff(ticks).mean()
+        assert np.allclose(np.diff(ticks), step)
+        leading = step / 10 ** math.floor(math.log10(step) + 1e-6)
+        assert min(abs(leading - one) for one in (1, 2, 5)) < 1e-6
+        assert np.allclose(ticks / step, np.round(ticks / step))
+        slack = step * 1e-6
+        assert ticks[0] - slack <= found.low <= low
+        assert high <= found.high <= ticks[-1] + slack
+        assert low < ticks[1] + slack
+        assert high > ticks[-2] - slack
         assert 0 <= found.place(low) <= found.place(high) <= 100
+        assert len({found.write(one) for one in found.ticks}) == len(ticks)
+    narrow = axis([2.3455, 2.3462])
+    assert [narrow.write(one) for one in narrow.ticks] == ["2.3455", "2.3460", "2.3465"]
     assert [figure(one) for one in (0.00001, 12345, 0.5)] == ["<0.001", "12.3k", "0.5"]
 
 

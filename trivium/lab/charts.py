@@ -45,7 +45,7 @@ class Axis:
 
 
 def axis(values: Iterable[float], label: str = "", write: Format = figure, *, zero: bool = False) -> Axis:
-    """An axis that holds these values, with three or four round ticks."""
+    """An axis that holds these values, with three to six round ticks that read differently."""
     values = list(values)
     low, high = min(values), max(values)
     if zero:
@@ -55,6 +55,10 @@ def axis(values: Iterable[float], label: str = "", write: Format = figure, *, ze
     step = _round_step((high - low) / 3)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [place * step for place in range(first, last + 1)]
+    if len(set(map(write, ticks))) < len(ticks):
+        # Values far from zero and close together: as many decimals as the step has.
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        write = lambda value: "" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
     return Axis(min(low, ticks[0]), max(high, ticks[-1]), ticks, label, write)
 
 
