@@ -70,11 +70,18 @@ def recipe(tmp_path: Path, ppo: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "settings", ["steps: 4", "steps: 2, estimator: rloo, group: 2", "steps: 2, adapter: {rank: 2}"]
+    ("settings", "steps"),
+    [
+        # 0.6 epochs of 8 prompts are 2 rollouts of 4, each learnt from twice in 2 parts.
+        ("epochs: 0.6, parts: 2", 8),
+        ("steps: 2, estimator: rloo, group: 2", 2),
+        ("steps: 2, adapter: {rank: 2}", 2),
+    ],
 )
-def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path, settings):
+def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path, settings, steps):
     run = trivium.run(recipe(tmp_path, settings), runs=tmp_path / "runs")
     rows = [row for row in run["ppo"].metrics if "step" in row]
+    assert len(rows) == steps
     assert {
         "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
         "objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg",

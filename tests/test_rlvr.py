@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
 from trivium.kit.files import save_tensors
-from trivium.kit.metrics import read_metrics
+from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.learn.objective import take_in
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
@@ -26,6 +27,7 @@ from trivium.model.attention import Documents
 from trivium.stages.parts.playing import Engined
 from trivium.stages.parts.prompts import Curriculum, Problem
 from trivium.stages.parts.rollouts import Plan, Rollouts
+from trivium.stages.rlvr import _from_to
 
 REWARD = """
 def lengths(prompts, completions, **columns):
@@ -73,11 +75,14 @@ def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path):
     (tmp_path / "mine.py").write_text(REWARD)
     (tmp_path / "rl.yaml").write_text(
         "name: rl\nstages:\n  rl: {kind: rlvr, from: ./base, data: {'world:sums?form=prompt': {limit: 9}}, "
-        "reward: ['mine.py:lengths', {name: math, weight: 0}], steps: 4, parts: 2, prompts: 3, group: 4, "
+        "reward: ['mine.py:lengths', {name: math, weight: 0}], epochs: 0.6, parts: 2, prompts: 3, group: 4, "
         "max_new_tokens: 12, kl: {coefficient: 0.1}}\n"
     )
     run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
     rows = [row for row in run["rl"].metrics if "step" in row]
+    # 0.6 epochs of 9 problems are 2 rollouts of 3 prompts, each learnt from in 2 parts.
+    assert len(rows) == 4
+    assert run["rl"].summary["rollouts"] == 2
     assert {
         "reward", "reward_std", "rewards/lengths/mean", "rewards/math/mean", "frac_reward_zero_std", "kl",
         "completions/mean_length", "completions/clipped_ratio", "entropy", "clip_ratio/region_mean",
@@ -86,6 +91,16 @@ def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path):
     } <= set(rows[0])  # fmt: skip
     assert [row["sampling/sampling_logp_difference/mean"] < 1e-4 for row in rows[::2]] == [True, True]
     assert len(read_metrics(run["rl"].folder / "completions.jsonl")) == 8
+
+
+def test_the_summary_compares_the_first_tenth_of_all_rollouts_with_the_last(tmp_path):
+    """Thirty rollouts of four steps each, of which the first logs what the rollout was."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(120):
+        rollout = step // 4 + 1
+        log.write({"step": step + 1, "loss": 0.0} | ({} if step % 4 else {"reward": float(rollout**2)}))
+    found = _from_to(SimpleNamespace(log=log), ("reward", "pass@1"))
+    assert found == {"reward": [pytest.approx(14 / 3), pytest.approx((28**2 + 29**2 + 30**2) / 3)]}
 
 
 @pytest.mark.parametrize(

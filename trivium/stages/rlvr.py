@@ -273,12 +273,13 @@ class Rlvr(TrainingStage):
 
 
 def _from_to(work: Work, names: Sequence[str]) -> dict[str, list[float]]:
-    """What these were in the first tenth of all steps and in the last."""
-    rows = [row for row in read_metrics(work.log.path) if "step" in row]
-    tenth = max(1, len(rows) // 10)
+    """The mean of each measure over the first tenth of the rollouts that have it, and over the last tenth."""
+    rows = read_metrics(work.log.path)
     found = {}
     for name in names:
-        values = [row[name] for row in rows if name in row]
+        # A rollout logs its measures once, with the first of the steps that learn from it.
+        values = [row[name] for row in rows if "step" in row and name in row]
+        tenth = max(1, len(values) // 10)
         if values:
             found[name] = [sum(some) / len(some) for some in (values[:tenth], values[-tenth:])]
     return found
