@@ -1,19 +1,25 @@
 """The scorers beside mathematics' golden table: what they accept, what they refuse, whose fault it was."""
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from trivium.evals.task import ready_for
 from trivium.grade.command import grade
+from trivium.grade.helper import Helper
 from trivium.grade.maths import symbolic
 from trivium.grade.maths.scorer import MathScorer
 from trivium.grade.rewards import combine, reward_from_file
 from trivium.grade.scorer import Score, scorer, scorer_names
 from trivium.grade.steps import steps_in
 from trivium.kit.errors import TriviumError
+from trivium.pipeline.plan import plan
 from trivium.world import questions
 
 
@@ -257,3 +263,61 @@ def test_the_command(tmp_path: Path) -> None:
     checks = '{"check": "words", "arguments": {"count": 2}}'
     assert run(grade, ["instructions", "--answer", "one two", "--checks", checks]).output.startswith("1  ok")
     assert isinstance(run(grade, ["math", "--gold", "1"]).exception, TriviumError)
+
+
+def without_site(code: str, *, hidden: str = "") -> subprocess.CompletedProcess[str]:
+    """Run code in the interpreter behind this one, whose packages lie on PYTHONPATH alone."""
+    paths = [path for path in sys.path if path and path != hidden]
+    python = getattr(sys, "_base_executable", sys.executable)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), "HOME": "/nowhere"}
+    return subprocess.run(
+        [python, "-S", "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+ASK = (
+    "from trivium.grade.maths.scorer import MathScorer; "
+    "print(MathScorer(seconds=30.0).compare('\\\\int_0^1 2x\\\\,dx', '1').status)"
+)
+
+
+def test_algebra_finds_packages_that_stand_on_pythonpath_alone() -> None:
+    pytest.importorskip("math_verify")
+    assert without_site("import sympy").returncode == 0
+    asked = without_site(ASK)
+    assert asked.stdout.strip() == "ok", asked.stderr
+
+
+BROKEN = "import sys, trivium.grade.maths.symbolic as symbolic; sys.path.insert(0, {folder!r}); "
+
+
+def test_algebra_that_cannot_start_is_a_fault_and_never_an_error(tmp_path: Path) -> None:
+    """What the process says as it dies is what a person is told, before work begins."""
+    (tmp_path / "math_verify.py").write_text("raise ImportError('built for another latex parser')\n")
+    broken = BROKEN.format(folder=str(tmp_path))
+    asked = without_site(broken + ASK)
+    assert asked.stdout.strip() == "fault", asked.stderr
+    tried = without_site(broken + "from trivium.grade.rewards import combine; combine(['math'])")
+    assert "TriviumError: The scorer 'math' cannot compare formulas" in tried.stderr
+    assert "built for another latex parser" in tried.stderr
+    assert "symbolic: false" in tried.stderr
+    one = without_site(broken + "from trivium.grade.rewards import combine; "
+                       "combine([{'name': 'math', 'symbolic': False}])")  # fmt: skip
+    assert one.returncode == 0, one.stderr
+
+
+def test_the_plan_tries_what_stages_grade_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "child.py"
+    script.write_text("raise MemoryError('no room')\n")
+    monkeypatch.setattr(symbolic, "_helper", Helper(script))
+    monkeypatch.setattr(symbolic, "_installed", lambda: True)
+    for told in (
+        lambda: plan("pocket", tmp_path / "runs"),
+        lambda: ready_for({"task": "gsm8k", "data": "questions.jsonl"}),
+        lambda: ready_for("own?data=mine.jsonl"),
+    ):
+        with pytest.raises(TriviumError, match=r"cannot compare formulas: .* no room; repair"):
+            told()
+    ready_for("own?data=mine.jsonl&scorer=format")
+    ready_for("facts")
+    assert len(plan("pocket", tmp_path / "runs", only=["base"])) > 2, "a stage that grades nothing needs none"

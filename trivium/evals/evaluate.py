@@ -13,7 +13,7 @@ from trivium.evals.asking import Subject
 from trivium.evals.results import LOWER_IS_BETTER, Record, Results, TaskResult, as_json
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.evals.statistics import Difference, holm, paired_difference
-from trivium.evals.task import planned
+from trivium.evals.task import planned, ready_for
 from trivium.kit.errors import TriviumError
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
@@ -36,6 +36,8 @@ def evaluate(
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         raise TriviumError(f"The task {twice} is listed twice; give one of them another `name`.")
+    for spec in tasks:
+        ready_for(spec)
     subject = Subject(model, tokenizer)
     results = Results(name, {})
     for asked in wanted:

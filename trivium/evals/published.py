@@ -211,11 +211,21 @@ def _told(row: Mapping[str, Any]) -> str:
 
 
 _SUMS = ("shots", "samples", "chain_of_thought", "reasoning")
-GSM8K = Task("gsm8k", "GSM8K's word problems, by their result.", ("right",), run_gsm8k, _SUMS)
-SVAMP = Task("svamp", "SVAMP's word problems, by their result.", ("right",), run_svamp, _SUMS)
+GSM8K = Task("gsm8k", "GSM8K's word problems, by their result.", ("right",), run_gsm8k, _SUMS, scorer="math")
+SVAMP = Task("svamp", "SVAMP's word problems, by their result.", ("right",), run_svamp, _SUMS, scorer="math")
 HUMANEVAL = Task(
-    "humaneval", "HumanEval's functions, by their tests.", ("right",), run_humaneval, ("samples",)
+    "humaneval",
+    "HumanEval's functions, by their tests.",
+    ("right",),
+    run_humaneval,
+    ("samples",),
+    scorer="code",
 )
 OWN = Task(
-    "own", "A person's own questions, by the scorer they name.", ("right",), run_own, ("shots", "samples")
+    "own",
+    "A person's own questions, by the scorer they name.",
+    ("right",),
+    run_own,
+    ("shots", "samples"),
+    scorer="math",
 )

@@ -13,6 +13,7 @@ from trivium.evals.asking import Subject
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings, TaskSpec, named, read_spec
 from trivium.evals.statistics import Interval
+from trivium.grade.scorer import ready, scorer
 from trivium.kit.errors import TriviumError
 
 
@@ -48,6 +49,8 @@ class Task:
     """Which of the settings that only some tasks know it obeys."""
     foresee: Callable[..., object] | None = None
     """Draws the first it would ask of the world, so that wrong options are refused before any model."""
+    scorer: str | None = None
+    """What judges the answers where that needs processes of its own, which are tried before work begins."""
 
     def __call__(self, subject: Subject, settings: Settings, options: Mapping[str, Any]) -> Found:
         """Ask."""
@@ -225,6 +228,16 @@ ALSO_CALLED = {"math": "sums", "ledger": "sql", "chronicle": "passkey", "chat": 
 def task_names() -> list[str]:
     """Every task there is."""
     return list(_PLACES)
+
+
+def ready_for(spec: TaskSpec) -> None:
+    """Try the scorer of a task, where that needs processes of its own."""
+    _, name, _, options = read_spec(spec, Settings())
+    grade = options.get("scorer", task(name).scorer)
+    if grade is None or "model" in options:
+        return
+    unsafe = {"unsafe_sandbox": True} if _TRUTHS.get(str(options.get("unsafe_sandbox")).lower()) else {}
+    ready(scorer(grade, **unsafe))
 
 
 def task(name: str) -> Task:

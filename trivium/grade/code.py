@@ -46,6 +46,10 @@ class CodeScorer:
     together: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     _known: OrderedDict[str, Score] = field(default_factory=OrderedDict, repr=False)
 
+    def ready(self) -> None:
+        """Try the sandbox."""
+        sandbox(self.unsafe_sandbox)
+
     def __call__(self, completion: str, **columns: Any) -> Score:
         tests = read_tests(
             column(columns, TESTS_COLUMNS, self.name),

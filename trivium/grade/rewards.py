@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trivium.grade.scorer import Score, Scorer, scorer
+from trivium.grade.scorer import Score, Scorer, ready, scorer
 from trivium.kit.errors import TriviumError
 
 Completion = str | list[dict[str, Any]]
@@ -33,6 +33,10 @@ class ScorerReward:
     @property
     def name(self) -> str:
         return self.scorer.name
+
+    def ready(self) -> None:
+        """Try what the scorer needs."""
+        ready(self.scorer)
 
     def scores(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
@@ -64,6 +68,9 @@ class FunctionReward:
 
     name: str
     function: RewardFunction
+
+    def ready(self) -> None:
+        """A function needs nothing."""
 
     def scores(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
@@ -172,11 +179,24 @@ class Combined:
         return self.total(self.parts(prompts, completions, **columns))
 
 
+def ready_scorers(settings: Sequence[str | dict[str, Any]]) -> None:
+    """Try every scorer of a recipe's list before work begins; files and reward models are found later."""
+    for setting in settings:
+        name, learned = (
+            (setting, False) if isinstance(setting, str) else (setting.get("name"), "model" in setting)
+        )
+        if not learned and ":" not in str(name):
+            part, _ = reward(setting)
+            part.ready()
+
+
 def combine(settings: Sequence[str | dict[str, Any]], folder: Path | None = None) -> Combined:
     """The weighted list of rewards that a recipe names."""
     if not settings:
         raise TriviumError("The list of rewards is empty; name at least one scorer or file.py:function.")
     pairs = [reward(setting, folder) for setting in settings]
+    for part, _ in pairs:
+        part.ready()
     return Combined([part for part, _ in pairs], [weight for _, weight in pairs])
 
 

@@ -64,6 +64,13 @@ def scorer(name: str, **settings: Any) -> Scorer:
         raise TriviumError(f"The scorer {name!r} does not take these settings: {error}.") from error
 
 
+def ready(scorer: Scorer) -> None:
+    """Try what a scorer needs besides this process, such as one of its own; one sentence if that fails."""
+    attempt = getattr(scorer, "ready", None)
+    if attempt is not None:
+        attempt()
+
+
 def column(columns: dict[str, Any], names: tuple[str, ...], scorer_name: str) -> Any:
     """The first of these columns that the row has, or an error that names them."""
     for name in names:

@@ -33,6 +33,8 @@ def plan(
     total = 0.0
     for name in chosen:
         state = going.entry(name).state
+        if state != "done":
+            going.nodes[name].stage.check_machine()
         will = {"done": "reuse", "running": "wait", "cut off": "resume", "absent": "run"}[state]
         seconds = derived[name].get("flops", 0) / (peak * _REACHED) if will != "reuse" else 0.0
         total += seconds

@@ -15,7 +15,7 @@ from trivium.evals.statistics import bootstrap, proportion
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, seed_of_sample
-from trivium.grade.rewards import Combined
+from trivium.grade.rewards import Combined, ready_scorers
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_json
@@ -69,6 +69,10 @@ class Compare(Stage):
         """The text of the files that hold rewards counts as well."""
         chosen_by = [] if self.best_of is None else self.best_of.by
         return {**super().counted(), "reward_files": reward_files([*self.judge, *chosen_by])}
+
+    def check_machine(self) -> None:
+        """Try the scorers."""
+        ready_scorers([*self.judge, *([] if self.best_of is None else self.best_of.by)])
 
     def run(self, work: Work) -> dict[str, Any]:
         """Ask both, judge both, and compare prompt by prompt."""

@@ -14,7 +14,7 @@ from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
-from trivium.evals.task import checked_specs, outside, placed
+from trivium.evals.task import checked_specs, outside, placed, ready_for
 from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
@@ -64,6 +64,11 @@ class Evaluate(Stage):
                 read = None if option == "model" else Source(path=name)
                 found.append(Reference(f"on.{place}.{option}", name, NAMED[option], read))
         return found
+
+    def check_machine(self) -> None:
+        """Try the scorers of all tasks."""
+        for spec in self.on:
+            ready_for(spec)
 
     def run(self, work: Work) -> dict[str, Any]:
         """Ask, write the numbers and every answer, and compare."""

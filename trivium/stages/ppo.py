@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
-from trivium.grade.rewards import Combined
+from trivium.grade.rewards import Combined, ready_scorers
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog, read_metrics
@@ -141,6 +141,10 @@ class Ppo(TrainingStage):
         parent = inputs.get(self.start)
         known = {"parameters", "vocabulary", "width"}
         return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
+
+    def check_machine(self) -> None:
+        """Try the scorers."""
+        ready_scorers(self.reward)
 
     def run(self, work: Work) -> dict[str, Any]:
         """Answer, score and learn to the end, and leave a Hugging Face folder."""

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
-from trivium.grade.rewards import Combined, reward_from_file
+from trivium.grade.rewards import Combined, ready_scorers, reward_from_file
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog, read_metrics
@@ -158,6 +158,10 @@ class Rlvr(TrainingStage):
         parent = inputs.get(self.start)
         known = {"parameters", "vocabulary", "width"}
         return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
+
+    def check_machine(self) -> None:
+        """Try the scorers."""
+        ready_scorers(self._scorers())
 
     def run(self, work: Work) -> dict[str, Any]:
         """Answer, grade and learn to the end, and leave a Hugging Face folder."""

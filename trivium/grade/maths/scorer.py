@@ -1,6 +1,7 @@
 """The scorer of mathematical answers."""
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ from trivium.grade.maths.expressions import number
 from trivium.grade.maths.extract import after_thinking, marked_answers
 from trivium.grade.maths.notation import LONGEST_ANSWER, tidy
 from trivium.grade.maths.symbolic import symbolic_verdict
+from trivium.grade.maths.symbolic import trouble as why_unusable
 from trivium.grade.maths.tokens import Unreadable
 from trivium.grade.scorer import Score, column
+from trivium.kit.errors import TriviumError
 
 GOLD_COLUMNS = ("gold", "answer", "solution", "ground_truth", "target")
 _CHOICE = re.compile(r"^\(?([A-J])(?:\)|[.:]|\s*$)")
@@ -26,6 +29,14 @@ class MathScorer:
     tolerance: float = 0.0
     symbolic: bool = True
     seconds: float = 5.0
+
+    def ready(self) -> None:
+        """Try the process that compares formulas."""
+        if self.symbolic and (why := why_unusable()):
+            raise TriviumError(
+                f"The scorer 'math' cannot compare formulas: {why}; repair math-verify and sympy for "
+                f"{sys.executable}, or set `symbolic: false`."
+            )
 
     def __call__(self, completion: str, **columns: Any) -> Score:
         gold = gold_answer(str(column(columns, GOLD_COLUMNS, self.name)))

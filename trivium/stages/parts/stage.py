@@ -126,6 +126,9 @@ class Stage(Settings):
         """
         return {}
 
+    def check_machine(self) -> None:
+        """Try what the stage needs of this machine besides its inputs; one sentence on what is missing."""
+
     def run(self, work: Work) -> dict[str, Any]:
         """Do the work and return the summary that is kept in `stage.yaml`."""
         raise NotImplementedError
