@@ -57,7 +57,7 @@ class Model:
     @cached_property
     def engine(self) -> Engine:
         """The engine that generates with this model."""
-        return Engine(self.transformer, self.tokenizer)
+        return Engine(self.transformer, self.tokenizer, dtype=self.transformer.dtype)
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from trivium.generate.requests import Completion, FinishReason, Generation, List
 from trivium.generate.rows import Row, Scored, shared_beginning
 from trivium.generate.sampler import Chosen, Entrant, Sampler
 from trivium.generate.sampling import seed_of_sample
+from trivium.generate.weights import Followed
 from trivium.kit.errors import TriviumError
 from trivium.model.lora import adapter_names, mixing, selection_of
 from trivium.model.transformer import Transformer
@@ -41,22 +42,30 @@ class Engine:
         memory_budget: int | None = None,
         keep_prompts: int = 0,
         seed: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """With `keep_prompts` so many finished prompts stay cached; only for weights that do not change."""
+        """With `keep_prompts` so many finished prompts stay cached; only for weights that do not change.
+
+        `dtype` is what it computes and caches in; without one it is what `weights.engine_dtype` says.
+        """
         if max_rows < 1:
             raise TriviumError(f"max_rows: an engine of {max_rows} rows answers nobody; give it at least 1.")
-        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
+        self._followed = Followed(model, dtype)
+        self.source, self.model = model, self._followed.model
+        self.tokenizer, self.max_rows = tokenizer, max_rows
         config = model.config
         self.vocabulary, self.window = config.vocabulary, config.context
-        shape = Shape.of(config, model.dtype, model.device)
+        shape = Shape.of(config, self._followed.dtype, model.device)
         self.cache = Cache(shape, rows=max_rows, budget=memory_budget)
         self._kept = Kept(self.cache, keep_prompts)
         self.sampler = Sampler(config.vocabulary, model.device)
         self.grammars = Grammars(tokenizer, config.vocabulary)
         self.counts = {"prompt_tokens": 0, "borrowed_tokens": 0, "generated_tokens": 0, "steps": 0}
-        self._passes = passes_of(model, max_rows)
-        self._selection = selection_of(model)
-        self._reader = Reader(model, self._passes, self.cache, self.counts)
+        self._passes = passes_of(self.model, max_rows)
+        self._selection = selection_of(self.model)
+        self._reader = Reader(self.model, self._passes, self.cache, self.counts)
+        # Whoever trains may be in the middle of a pass; the engine computes in the type it has chosen.
+        self._plain = torch.autocast(model.device.type, enabled=False)
         self._endless = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
         self._windows = {config.window(layer) for layer in range(config.layers)}
         self._lone = config.heads == config.key_value_heads
@@ -183,12 +192,18 @@ class Engine:
     def refresh(self) -> None:
         """Take over weights that were changed outside an optimiser's step."""
         self._kept.clear()
+        self._followed.refresh()
         self._passes.refresh()
 
     @torch.inference_mode()
     def step(self) -> bool:
         """Read a chunk of prompts and write one token of every row; false when nothing is left to do."""
+        with self._plain:
+            return self._step()
+
+    def _step(self) -> bool:
         if not self.rows_in_use:
+            self._followed.refresh_if_changed()
             self._passes.refresh_if_changed()
         while self._cancelled:
             self._cancel(self._cancelled.popleft())
@@ -212,10 +227,12 @@ class Engine:
         self.cache.check(reserved)
 
     def _check_adapter(self, name: str) -> None:
-        if name not in (known := adapter_names(self.model)):
+        if name not in (known := adapter_names(self.source)):
             there = ", ".join(known) or "none"
             raise TriviumError(f"the engine's model has no adapter {name!r}; there is {there}.")
-        if not isinstance(self._passes, Modules) and self._selection and self._selection.active != name:
+        merged = self._followed.copied or not isinstance(self._passes, Modules)
+        selection = selection_of(self.source)
+        if merged and selection and selection.active != name:
             raise TriviumError(f"adapter {name!r} is switched off; make it act, then ask again.")
         if self.model.config.experts is not None:
             raise TriviumError(

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from trivium.generate.attending import CacheContext
 from trivium.generate.matrices import WIDEST, Blocks, LayerPlan, Scale, covers
+from trivium.generate.weights import versions
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
 from trivium.model.positions import Rotary
-from trivium.model.quantize import is_quantised
 from trivium.model.transformer import Layer, Transformer
 
 LEAST_ROWS = 2
@@ -82,7 +82,7 @@ class Plan:
     def refresh(self) -> None:
         """Take over the weights as they are now."""
         with torch.inference_mode():
-            self._seen = self._versions()
+            self._seen = versions(self.model)
             self._tables.clear()
             # one row reads each matrix once, in order, however wide it is
             widest = sys.maxsize if self.least_rows == 1 else WIDEST
@@ -103,14 +103,9 @@ class Plan:
             self.head = Blocks([self.model.head_weight.detach()], widest=widest)
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
 
-    def _versions(self) -> list[tuple[int, int] | str | None]:
-        weights = [one for one in self.model.parameters() if not is_quantised(one)]
-        seen = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
-        return [*seen, None if self._selection is None else self._selection.active]
-
     def refresh_if_changed(self) -> None:
         """Take over the weights if an optimiser has stepped since; writes through `.data` need `refresh`."""
-        if self._versions() != self._seen:
+        if versions(self.model) != self._seen:
             self.refresh()
 
     def _room(self, count: int) -> Buffers:

@@ -45,7 +45,9 @@ def drift_from(
         )
         for number, prompt in enumerate(prompts)
     ]
-    drawn = [answers[0] for answers in Engine(model, tokenizer).generate(requests)]
+    # In the type of the passes below, or rounding would be taken for a difference of the models.
+    engine = Engine(model, tokenizer, dtype=model.dtype)
+    drawn = [answers[0] for answers in engine.generate(requests)]
     rows = []
     for prompt, answer in zip(prompts, drawn, strict=True):
         learned = np.arange(len(prompt) + len(answer.tokens)) >= len(prompt)
