@@ -1,8 +1,10 @@
 """Read one file entry by entry: each entry with an id naming file and line, each malformed one as itself."""
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,17 @@ from typing import Any, BinaryIO
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 
-from trivium.data.opening import kind_of, opened
+from trivium.data.opening import MOST_EXPANDED, MOST_PER_BYTE, kind_of, opened
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import without_duplicates
 
 BOM = b"\xef\xbb\xbf"
-_LONGEST_FIELD = 2**31 - 1
+LONGEST, LARGEST = 1 << 26, 1 << 30
+"""The most bytes of one entry (a line, a table's row, a part of a text), and of a file read as a whole."""
+_PIECE, _ROWS = 1 << 20, 32
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+# A byte that is not UTF-8 becomes a lone surrogate, so that one bad entry does not end the others' reading.
+_KEEP_BYTES = "surrogateescape"
 
 
 @dataclass(frozen=True)
@@ -37,31 +45,100 @@ def entries(name: str, path: Path, separator: str | None) -> Iterator[Entry | Ba
 
 
 def _text(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | BadLine]:
-    content = file.read().removeprefix(BOM)
-    try:
-        text = content.decode().replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        yield BadLine(f"{name}:{line}", f"is not UTF-8 (byte {error.start})")
-        return
-    if separator is None:
-        yield name, {"text": text}
-        return
     line = 1
-    for part in text.split(separator):
-        if part.strip():
-            yield f"{name}:{line}", {"text": part}
-        line += part.count("\n") + separator.count("\n")
+    for part in _whole(name, file) if separator is None else _divided(file, separator):
+        where = name if separator is None else f"{name}:{line}"
+        if isinstance(part, BadLine):
+            yield part
+        elif isinstance(part, _TooLong):
+            yield BadLine(where, f"is a text of more than {_size(LONGEST)}")
+            line += part.newlines
+        else:
+            wrong = _NOT_UTF8.search(part)
+            if wrong is not None:
+                yield BadLine(f"{name}:{line + part.count(chr(10), 0, wrong.start())}", "is not UTF-8")
+            elif separator is None or part.strip():
+                yield where, {"text": part}
+            line += part.count("\n")
+        line += (separator or "").count("\n")
+
+
+@dataclass(frozen=True)
+class _TooLong:
+    """A part of a text that was passed over, and the lines it had."""
+
+    newlines: int
+
+
+def _whole(name: str, file: BinaryIO) -> Iterator[str | BadLine]:
+    content = _content(file)
+    if content is None:
+        yield BadLine(
+            name, f"is one text of more than {_size(LARGEST)}; say what divides it with `separator`"
+        )
+        return
+    yield content.removeprefix(BOM).decode("utf-8", _KEEP_BYTES).replace("\r\n", "\n")
+
+
+def _content(file: BinaryIO) -> bytes | None:
+    """All of a file, or None where it is too large to be read as a whole."""
+    pieces, left = [], LARGEST
+    # Piece by piece: room for as much as is asked for would be taken at once.
+    while piece := file.read(_PIECE):
+        pieces.append(piece)
+        left -= len(piece)
+        if left < 0:
+            return None
+    return b"".join(pieces)
+
+
+def _divided(file: BinaryIO, separator: str) -> Iterator[str | _TooLong]:
+    """The parts of a text between separators, read piece by piece."""
+    decoder = codecs.getincrementaldecoder("utf-8")(_KEEP_BYTES)
+    held, waiting, passed = "", "", None
+    piece = file.read(len(BOM))
+    if piece == BOM:
+        piece = file.read(_PIECE)
+    while True:
+        text = waiting + decoder.decode(piece, final=not piece)
+        # A carriage return at the end of a piece waits for what follows it.
+        waiting = "\r" if piece and text.endswith("\r") else ""
+        searched = max(0, len(held) - len(separator) + 1)
+        held += text[: len(text) - len(waiting)].replace("\r\n", "\n")
+        start = 0
+        while (end := held.find(separator, max(start, searched))) >= 0:
+            part = held[start:end]
+            start = end + len(separator)
+            is_whole = passed is None and len(part) <= LONGEST
+            yield part if is_whole else _TooLong((passed or 0) + part.count("\n"))
+            passed = None
+        held = held[start:]
+        if len(held) > LONGEST:
+            kept = held[len(held) - len(separator) + 1 :]
+            passed = (passed or 0) + held.count("\n") - kept.count("\n")
+            held = kept
+        if not piece:
+            break
+        piece = file.read(_PIECE)
+    is_whole = passed is None and len(held) <= LONGEST
+    yield held if is_whole else _TooLong((passed or 0) + held.count("\n"))
 
 
 def _lines(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | BadLine]:
-    for number, line in enumerate(file, start=1):
+    number = 0
+    while line := file.readline(LONGEST + 1):
+        number += 1
+        where = f"{name}:{number}"
+        if len(line) > LONGEST:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_PIECE)
+            yield BadLine(where, f"is a line of more than {_size(LONGEST)}")
+            continue
         content = (line.removeprefix(BOM) if number == 1 else line).strip()
         if not content:
             continue
-        where = f"{name}:{number}"
         try:
-            value = json.loads(content.decode())
+            value = json.loads(content.decode(), object_pairs_hook=without_duplicates)
         except UnicodeDecodeError:
             yield BadLine(where, "is not UTF-8")
         except (ValueError, RecursionError) as error:
@@ -74,8 +151,12 @@ def _lines(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry |
 
 
 def _json(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | BadLine]:
+    content = _content(file)
+    if content is None:
+        yield BadLine(name, f"is JSON of more than {_size(LARGEST)}; write one object per line, as .jsonl")
+        return
     try:
-        value = json.loads(file.read().removeprefix(BOM).decode())
+        value = json.loads(content.removeprefix(BOM).decode(), object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         yield BadLine(name, f"is not JSON ({error}); if it has one object per line, name it .jsonl")
         return
@@ -87,28 +168,62 @@ def _json(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | 
             yield BadLine(where, f"is a {type(item).__name__}, not an object")
 
 
+class _RowTooLong(Exception):
+    """A row of a table was given up."""
+
+
+class _RowLines:
+    """The lines of a table, counted, and no more of them for one row than an entry may have."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._text = io.TextIOWrapper(file, encoding="utf-8-sig", errors=_KEEP_BYTES, newline="")
+        self.number = 0
+        self.left = LONGEST
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self.left + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.left -= len(line)
+        if self.left < 0:
+            while line and not line.endswith(("\n", "\r")):
+                line = self._text.readline(_PIECE)
+            raise _RowTooLong
+        return line
+
+
 def _table(delimiter: str) -> Callable[[str, BinaryIO, str | None], Iterator[Entry | BadLine]]:
     def read(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | BadLine]:
-        # Wrong bytes become lone surrogates, so that one bad row does not end the reading of the others.
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        csv.field_size_limit(_LONGEST_FIELD)
-        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        csv.field_size_limit(LONGEST)
+        lines = _RowLines(file)
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
-            where = f"{name}:{rows.line_num + 1}"
+            where = f"{name}:{lines.number + 1}"
+            lines.left = LONGEST
             try:
                 row = next(rows)
             except StopIteration:
                 return
+            except _RowTooLong:
+                yield BadLine(where, f"is a row of more than {_size(LONGEST)}")
+                continue
             except csv.Error as error:
                 yield BadLine(where, f"is not a table's row ({error})")
                 continue
             if not row:
                 continue
-            if any("\udc80" <= letter <= "\udcff" for cell in row for letter in cell):
+            if any(_NOT_UTF8.search(cell) for cell in row):
                 yield BadLine(where, "is not UTF-8")
             elif header is None:
                 header = row
+                if len(set(header)) < len(header):
+                    twice = next(column for column in header if header.count(column) > 1)
+                    raise TriviumError(f"{where}: two columns are called {twice!r}; rename one of them.")
             elif len(row) != len(header):
                 yield BadLine(where, f"has {len(row)} columns where the header has {len(header)}")
             else:
@@ -119,14 +234,33 @@ def _table(delimiter: str) -> Callable[[str, BinaryIO, str | None], Iterator[Ent
 
 def _parquet(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | BadLine]:
     content = file if file.seekable() and isinstance(file, io.BufferedReader) else io.BytesIO(file.read())
+    size = content.seek(0, io.SEEK_END)
+    content.seek(0)
     try:
+        table = parquet.ParquetFile(content)
+        _refuse_expanding(name, table.metadata, size)
+        names = table.schema_arrow.names
+        if len(set(names)) < len(names):
+            twice = next(column for column in names if names.count(column) > 1)
+            raise TriviumError(f"{name}: two columns are called {twice!r}; rename one of them.")
         number = 0
-        for batch in parquet.ParquetFile(content).iter_batches(batch_size=1024):
+        for batch in table.iter_batches(batch_size=_ROWS):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{name}:{number}", row
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, ValueError) as error:
         raise TriviumError(f"{name} is not a whole parquet file ({error}); fetch it again.") from error
+
+
+def _refuse_expanding(name: str, metadata: parquet.FileMetaData, size: int) -> None:
+    """Name a file whose columns say that they expand as no ordinary data does."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    if sum(column.total_uncompressed_size for column in columns) > max(MOST_EXPANDED, MOST_PER_BYTE * size):
+        raise TriviumError(
+            f"{name} expands to more than {MOST_PER_BYTE} times its size, as no ordinary data does; write it "
+            "anew without compression if you trust it."
+        )
 
 
 def _arrow(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | BadLine]:
@@ -136,8 +270,12 @@ def _arrow(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry |
             for row in batch.to_pylist():
                 number += 1
                 yield f"{name}:{number}", row
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, ValueError) as error:
         raise TriviumError(f"{name} is not a whole Arrow file ({error}); save the data set again.") from error
+
+
+def _size(count: int) -> str:
+    return f"{count >> 30} GiB" if count >= 1 << 30 else f"{count >> 20} MiB"
 
 
 _READERS: dict[str, Callable[[str, BinaryIO, str | None], Iterator[Entry | BadLine]]] = {

@@ -1,6 +1,5 @@
 """Where documents come from: files of every usual kind, data sets on disk and on the hub, and the world."""
 
-import glob
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from pydantic import Field
 from trivium.data.formats import BadLine, entries
 from trivium.data.opening import KINDS, kind_of
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import expanded
+from trivium.kit.files import bare_name, expanded, read_object
+from trivium.kit.listing import files_below, matching
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 
@@ -31,7 +31,9 @@ class Source(Settings):
     split: str | None = Field(default=None, description="which split of a data set; train where it matters")
     subset: str | None = Field(default=None, description="which configuration of a data set on the hub")
     limit: Count | None = Field(default=None, ge=0, description="read only the first so many documents")
-    separator: str | None = Field(default=None, description="divides a text file into documents")
+    separator: str | None = Field(
+        default=None, min_length=1, description="divides a text file into documents"
+    )
     on_bad: Literal["stop", "skip"] = "stop"
 
 
@@ -128,7 +130,7 @@ def files_of(source: Source) -> list[tuple[str, Path]] | None:
     if path.is_dir():
         return _files_in(path, source)
     if any(sign in source.path for sign in "*?["):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        matches = sorted(matching(path))
         kept = [match for match in matches if match.is_file() and kind_of(match)]
         if not kept:
             raise TriviumError(f"No readable file matches {source.path}; check the pattern.")
@@ -143,16 +145,15 @@ def files_of(source: Source) -> list[tuple[str, Path]] | None:
 
 def _files_in(folder: Path, source: Source) -> list[tuple[str, Path]]:
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        splits = _named_in(folder / "dataset_dict.json", "splits")
         chosen = source.split or ("train" if "train" in splits else None)
         if chosen is None or chosen not in splits:
             raise TriviumError(f"{folder} has the splits {', '.join(splits)}; name one of them as `split`.")
         folder = folder / chosen
     if (folder / "state.json").is_file():
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        arrows = [folder / entry["filename"] for entry in state["_data_files"]]
+        arrows = [folder / name for name in _named_in(folder / "state.json", "_data_files")]
         return [(f"{folder.name}/{arrow.name}", arrow) for arrow in arrows]
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and kind_of(path))
+    paths = sorted(path for path in files_below(folder) if kind_of(path))
     kept = [(path.relative_to(folder.parent).as_posix(), path) for path in paths]
     if source.split is not None:
         # Data sets as the hub stores them carry the split in the file's or the folder's name.
@@ -162,6 +163,15 @@ def _files_in(folder: Path, source: Source) -> list[tuple[str, Path]]:
         wanted = f" of split {source.split!r}" if source.split else ""
         raise TriviumError(f"{folder} holds no readable file{wanted}; it needs {', '.join(KINDS)}.")
     return kept
+
+
+def _named_in(path: Path, key: str) -> list[str]:
+    """The files or folders beside `path` that it names, as a list of names or of objects with a name."""
+    listed = read_object(path).get(key)
+    if not isinstance(listed, list) or not listed:
+        raise TriviumError(f"{path} has no list of {key!r}; save the data set again.")
+    names = [one.get("filename") if isinstance(one, dict) else one for one in listed]
+    return [bare_name(path, name) for name in names]
 
 
 def _hub(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:

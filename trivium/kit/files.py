@@ -38,8 +38,8 @@ def expanded(name: Path | str) -> Path:
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Replace a file in one step: a reader sees the old content or the new, never a part."""
     path = Path(path)
-    with _whole_file(path) as beside:
-        beside.write_bytes(content)
+    with _whole_file(path) as part:
+        part.write_bytes(content)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -85,6 +85,13 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} is written twice")
     return found
+
+
+def bare_name(path: Path | str, name: Any) -> str:
+    """The name of a file that `path` says lies beside it: a bare name, which leads to no other folder."""
+    if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
+        raise DamagedError(f"{path} names {name!r}, which is no file beside it; make or download it again.")
+    return name
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from trivium.data.sources import Source, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum, expanded, read_json, write_json
 from trivium.kit.fingerprint import fingerprint
+from trivium.kit.listing import files_below, is_pattern, matching
 
 _SAMPLED = 8
 
@@ -45,9 +45,12 @@ def locate(name: str, base: Path) -> Path | None:
     if name.startswith("world:"):
         return None
     path = base / expanded(name)
-    if path.exists() or glob.glob(str(path), recursive=True):
-        return path
-    return None
+    try:
+        found = path.exists() or (is_pattern(str(path)) and next(matching(path), None) is not None)
+    except (OSError, ValueError):
+        # Too long for a path, or with a letter that none can have.
+        return None
+    return path if found else None
 
 
 def is_elsewhere(name: str) -> bool:
@@ -81,8 +84,8 @@ def content_fingerprint(
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return [one for one in path.rglob("*") if one.is_file() and not one.name.startswith(".")]
-    return [Path(one) for one in glob.glob(str(path), recursive=True) if Path(one).is_file()]
+        return [one for one in files_below(path) if not one.name.startswith(".")]
+    return [one for one in matching(path) if one.is_file()]
 
 
 def _relative(file: Path, root: Path) -> str:
