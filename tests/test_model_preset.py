@@ -58,6 +58,37 @@ def test_one_dial_sets_everything_and_everything_can_be_overridden():
     assert preset(4, 4096, width=None).config.width == 256
 
 
+@pytest.mark.parametrize(
+    ("depth", "head_width", "heads", "shared"),
+    [(1, 32, 2, 2), (2, 64, 2, 2), (23, 64, 23, 23), (24, 128, 12, 12), (32, 128, 16, 4), (40, 128, 20, 5),
+     (34, 128, 17, 17)],
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_what_follows_from_a_depth_is_its_formula(
+    depth: int, head_width: int, heads: int, shared: int, family: str
+) -> None:
+    """64 wide per layer; keys shared by four from 16 heads on; 20 tokens per parameter; rates by width."""
+    found, width = preset(depth, 4096, 256, family=family), 64 * depth
+    config, inner = found.config, (4 if family == "gpt2" else 3) * width
+    assert (config.layers, config.width, config.inner_width) == (depth, width, inner)
+    assert (config.head_width, config.heads, config.key_value_heads) == (head_width, heads, shared)
+    matrices = depth * (
+        2 * width * heads * head_width + 2 * width * shared * head_width
+        + (2 if family == "gpt2" else 3) * width * inner
+    ) + 4096 * width  # fmt: skip
+    assert found.token_budget == 20 * matrices
+    exponent = round(math.log2(2 * math.sqrt(20 * matrices)))
+    assert found.batch_tokens == 2 ** min(max(exponent, 11), 22)
+    narrow = math.sqrt(768 / width)
+    embeddings = 0.02 if family == "gpt2" else 0.05
+    rates = {"matrices": 0.03, "embeddings": embeddings * narrow, "head": 0.004 * narrow, "scalars": 0.01}
+    assert found.learning_rates == pytest.approx(rates, abs=1e-6)
+
+
+def test_a_batch_holds_at_least_one_context():
+    assert preset(1, 256, 8192).batch_tokens == 8192
+
+
 def test_a_value_the_dial_does_not_set_is_named():
     with pytest.raises(TriviumError, match="inner_width"):
         preset(4, 4096, innerwidth=3)

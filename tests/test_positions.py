@@ -32,6 +32,10 @@ ROPES = {
                   "beta_fast": 4000},
     "longrope": {"short_factor": FACTORS, "long_factor": [2 * f for f in FACTORS],
                  "original_max_position_embeddings": 4096},
+    # A factor of one, or less, changes no scores.
+    "longrope-one": {"rope_type": "longrope", "short_factor": FACTORS, "long_factor": FACTORS, "factor": 1.0,
+                     "original_max_position_embeddings": 4096},
+    "yarn-one": {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 4096},
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 8192},
 }  # fmt: skip

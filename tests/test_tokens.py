@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from trivium.kit.errors import TriviumError
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.extend import extend_tokenizer
+from trivium.tokens.lengths import byte_lengths
 from trivium.tokens.tokenizer import Tokenizer
 from trivium.tokens.train import CONTROL_TOKENS, TAGS, train_tokenizer
 
@@ -192,6 +193,24 @@ def test_byte_lengths_add_up(name: str, text: str) -> None:
         dummy_prefix = False
     letters_as_space = text.replace("▁", " ") if name.startswith(("llama2", "gemma")) else text
     assert tokenizer.byte_lengths()[ids].sum() == len(letters_as_space.encode()) + dummy_prefix
+
+
+@pytest.mark.parametrize(
+    ("decoder", "pieces"),
+    [
+        ("ByteLevel", {"Ġa": 2, "Ã©": 2, "naïve": 6, "漢": 3}),
+        ("ByteFallback", {"<0x0A>": 1, "▁漢": 4, "naïve": 6, "é": 2}),
+        ("Metaspace", {"▁漢": 4, "naïve": 6}),
+        (None, {"漢": 3, "naïve": 6, "a": 1}),
+    ],
+)
+def test_the_bytes_of_a_token_are_those_of_its_text_in_every_kind_of_vocabulary(decoder, pieces) -> None:
+    """Letters that stand for bytes, pieces written in UTF-8, and tokens added by hand."""
+    ids = {piece: index for index, piece in enumerate(pieces)} | {"<|end|>": len(pieces)}
+    texts = list(ids)
+    described = {"decoder": {"type": decoder}, "added_tokens": [{"content": "naïve"}, {"content": "<|end|>"}]}
+    found = byte_lengths(described, ids, frozenset({len(pieces)}), len(ids) + 1, lambda one: texts[one])
+    assert found.tolist() == [*pieces.values(), 0, 0]
 
 
 @pytest.mark.parametrize("name", KINDS)
