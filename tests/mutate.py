@@ -16,8 +16,8 @@ import argparse
 import ast
 import os
 import random
-import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +25,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from imports import Imports
 
 ROOT = Path(__file__).parent.parent
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.txt"
@@ -35,6 +42,8 @@ COMPARISONS = {"Lt": ast.LtE, "LtE": ast.Lt, "Gt": ast.GtE, "GtE": ast.Gt, "Eq":
 COMPARISONS |= {"In": ast.NotIn, "NotIn": ast.In, "Is": ast.IsNot, "IsNot": ast.Is}
 NAMES = {"min": "max", "sum": "mean", "any": "all", "floor": "ceil", "amin": "amax", "minimum": "maximum"}
 NAMES |= {swapped: name for name, swapped in NAMES.items()}
+LIMIT = 900
+"""Seconds for the tests of one mutant."""
 UNTOUCHED = {"annotation", "returns", "decorator_list", "bases", "type_params"}
 
 
@@ -69,16 +78,14 @@ def edits(node: ast.AST) -> Iterator[tuple[str, ast.AST, ast.AST]]:
         case ast.Constant(bool() as value):
             yield "constant", node, ast.Constant(not value)
         case ast.Constant(int() | float() as value):
-            yield "constant", node, ast.Constant(value + 1)
-            yield "constant", node, ast.Constant(value - 1)
+            yield from (("constant", node, ast.Constant(value + step)) for step in (1, -1))
         case ast.Call(function, arguments, keywords):
-            if isinstance(function, ast.Name) and function.id in NAMES and function.id != "sum":
+            if isinstance(function, ast.Name) and function.id in {"min", "max", "any", "all"}:
                 yield "name", function, ast.Name(NAMES[function.id])
             if isinstance(function, ast.Attribute) and function.attr in NAMES:
                 yield "name", function, ast.Attribute(function.value, NAMES[function.attr])
-            for keyword in keywords:
-                kept = [other for other in keywords if other is not keyword]
-                yield "keyword", node, ast.Call(function, arguments, kept)
+            for at in range(len(keywords)):
+                yield "keyword", node, ast.Call(function, arguments, keywords[:at] + keywords[at + 1 :])
             if isinstance(function, ast.Attribute) and not keywords and not arguments:
                 yield "method", node, function.value
         case ast.If(test) | ast.IfExp(test) | ast.While(test) if "TYPE" not in ast.unparse(test):
@@ -131,76 +138,38 @@ def drawn(paths: list[Path], count: int, seed: int) -> list[Mutant]:
     return list(chosen.values())
 
 
-class Imports:
-    """Which test files import which modules, and how directly."""
+def _run(scratch: str, words: list[str], said: Connection) -> None:
+    """In a process of its own: run pytest on the copy and say which test fails first."""
+    os.setsid()
+    os.chdir(scratch)
+    os.environ["PYTHONPATH"] = scratch
+    sys.path[:] = [scratch, *(path for path in sys.path if not path.startswith(str(ROOT / "tests")))]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
-    def __init__(self) -> None:
-        paths = [path for folder in ("trivium", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
-        self.files = {_module(str(path.relative_to(ROOT))): path for path in paths}
-        self.texts = {name: path.read_text() for name, path in self.files.items()}
-        self.edges = {name: self._imported(text) for name, text in self.texts.items()}
-        self.tests = [name for name in self.files if name.startswith("tests.test_")]
-        for module, text in self.texts.items():
-            # A recipe in a test names the kind of a stage, not the module that holds it.
-            for kind in re.findall(r"^    kind: Literal\[\"(\w+)\"", text, re.MULTILINE):
-                used = re.compile(rf"kind[\"']?[:=] *[\"']?{kind}\b")
-                for test in self.tests:
-                    self.edges[test] |= {module} if used.search(self.texts[test]) else set()
+    def report(report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed:
+            said.send(report.nodeid.split("[")[0])
 
-    def _imported(self, text: str) -> set[str]:
-        names: set[str] = set()
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                inside = {f"{node.module}.{alias.name}" for alias in node.names}
-                names |= (inside & self.files.keys()) or {node.module}
-        return {name if name in self.files else f"tests.{name}" for name in names} & self.files.keys()
-
-    def distances(self, test: str) -> dict[str, int]:
-        """How many imports lead from a test to every module; those inside `tests` cost none."""
-        found, waiting = {test: 0}, [test]
-        while waiting:
-            importer = waiting.pop(0)
-            for name in self.edges[importer] - found.keys():
-                inside = name.startswith("tests.")
-                found[name] = found[importer] + (not inside)
-                waiting.insert(0 if inside else len(waiting), name)
-        return found
-
-    def tests_of(self, path: str, least: int, most: int) -> list[str]:
-        """The test files that import a module, the likeliest first; where they are few, the next nearest."""
-        module, ranked = _module(path), []
-        words = set(re.split(r"[._]", module))
-        for test in self.tests:
-            found = self.distances(test)
-            shared = len(words & set(re.split(r"[._]", test)))
-            if module in found:
-                wide = sum(distance == 1 for distance in found.values())
-                ranked.append((found[module], -shared, wide, str(self.files[test].relative_to(ROOT))))
-        direct = sum(distance == 1 for distance, *_ in ranked)
-        return [file for *_, file in sorted(ranked)[: min(max(direct, least), most)]]
+    plugin = SimpleNamespace(pytest_runtest_logreport=report, pytest_collectreport=report)
+    os._exit(pytest.main(words, plugins=[plugin]))
 
 
-def _module(path: str) -> str:
-    return ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__")
-
-
-def failing(scratch: Path, tests: list[str], limit: float) -> str | None:
+def failing(scratch: str, tests: list[str]) -> str | None:
     """The first test that fails, those that are not slow first; `None` when all pass or the time is over."""
-    environment, end = os.environ | {"PYTHONPATH": str(scratch)}, time.monotonic() + limit
+    end = time.monotonic() + LIMIT
     for marks in ("not slow", "slow"):
-        words = ["-x", "-p", "no:cacheprovider", "-rfE", "--tb=no", "--timeout=200", "-m", marks, *tests]
-        command, left = [sys.executable, "-m", "pytest", *words], end - time.monotonic()
-        try:
-            ran = subprocess.run(
-                command, cwd=scratch, env=environment, stdout=subprocess.PIPE, text=True, timeout=left
-            )
-        except subprocess.TimeoutExpired:
+        words = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=200", "-m", marks, *tests]
+        heard, said = Pipe(duplex=False)
+        process = get_context("fork").Process(target=_run, args=(scratch, words, said))
+        process.start()
+        process.join(max(0.0, end - time.monotonic()))
+        if process.exitcode is None:
+            os.killpg(process.pid or 0, signal.SIGKILL)
             return None
-        if ran.returncode not in (0, 5):
-            named = re.search(r"^(?:FAILED|ERROR) ([^\s\[]+)", ran.stdout, re.MULTILINE)
-            return named[1] if named else tests[0]
+        if process.exitcode not in (0, 5):
+            return str(heard.recv()) if heard.poll() else tests[0]
     return None
 
 
@@ -211,12 +180,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--files", type=int, nargs=2, default=(3, 5), help="least and most test files")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one mutant")
     parser.add_argument("--list", action="store_true", help="print the mutants and their tests; run nothing")
     asked = parser.parse_args()
     paths = {file for name in asked.packages for file in [ROOT / name, *(ROOT / name).rglob("*.py")]}
-    lines = EQUIVALENT.read_text().splitlines() if EQUIVALENT.exists() else []
-    reasons = dict(line.split("  # ", 1) for line in lines if "  # " in line)
+    reasons = dict(line.split("  # ") for line in EQUIVALENT.read_text().splitlines() if "  # " in line)
+    # Imported once here, what takes seconds to import costs the processes that fork from this one nothing.
+    for name in () if asked.list else ("conftest", "torch", "transformers", "peft", "trl", "hypothesis"):
+        import_module(name)
+    sys.modules.pop("conftest", None)
     imports, sound, score = Imports(), set[str](), defaultdict[str, int](int)
     with tempfile.TemporaryDirectory() as scratch:
         listing = ["git", "ls-files", "-co", "--exclude-standard"]
@@ -231,10 +202,10 @@ def main() -> None:
                 verdict, detail = "equivalent", reason
             elif not asked.list:
                 (Path(scratch) / mutant.path).write_text(mutant.text)
-                test = failing(Path(scratch), tests, asked.limit)
+                test = failing(scratch, tests)
                 shutil.copy2(ROOT / mutant.path, Path(scratch) / mutant.path)
                 verdict, detail = ("killed", test) if test else ("survived", detail)
-                if test and test not in sound and failing(Path(scratch), [test], asked.limit):
+                if test and test not in sound and failing(scratch, [test]):
                     sys.exit(f"{test} fails without a mutant too; repair it first")
                 sound.add(detail)
             score[verdict] += 1
