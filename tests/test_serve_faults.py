@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from generating import tiny_engine
+from generating import tiny_engine, tokenizer
 from serving import CHAT, GOOD, HELLO, ScriptedEngine, assert_error, client, raw, running, until
 
 from trivium.serve.guard import PAGE
@@ -116,6 +116,10 @@ BAD_CHATS = {
     "logit_bias of a superscript": (changed(logit_bias={"²": 1}), 400),
     "logit_bias 101": (changed(logit_bias={"1": 101}), 400),
     "logit_bias NaN": (changed().replace(b"2}", b'2, "logit_bias": {"1": NaN}}'), 400),
+    "stop_token_ids of no token": (changed(stop_token_ids=[2**31 - 1], min_tokens=2), 400),
+    "stop_token_ids of a negative token": (changed(stop_token_ids=[-1]), 400),
+    "stop_token_ids in words": (changed(stop_token_ids=["the"]), 400),
+    "stop_token_ids just past the end": (changed(stop_token_ids=[tokenizer().vocabulary_size]), 400),
     "top_logprobs 1000": (changed(logprobs=True, top_logprobs=1000), 400),
     "top_logprobs alone": (changed(top_logprobs=2), 400),
     "misspelt": (changed(temprature=1), 400),

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, GenerationConfig
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import write_json
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.extend import extend_tokenizer
 from trivium.tokens.lengths import byte_lengths
@@ -326,3 +327,14 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(TriviumError, match=str(tmp_path)):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("stop", [2**31 - 1, -1, 1.5, "</s>", True, [0, 10**9], [[0]]])
+def test_a_generation_config_that_names_no_token_is_refused(tmp_path, stop):
+    tokenizer = train_tokenizer(["the town has a baker"] * 20, 300)
+    tokenizer.save(tmp_path)
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": stop})
+    with pytest.raises(TriviumError, match=r"generation_config.json: eos_token_id names .* go from 0 to"):
+        Tokenizer.load(tmp_path)
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": [0, tokenizer.vocabulary_size - 1]})
+    assert Tokenizer.load(tmp_path).stop_ids >= {0, tokenizer.vocabulary_size - 1}

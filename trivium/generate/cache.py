@@ -99,6 +99,13 @@ class Pool:
         self._copy(lender.pool.storage, lender.slot, tenant.slot, tokens)
         tenant.length = tokens
 
+    def alone(self, tenant: Tenant) -> Pool:
+        """A pool that holds this one row, which generates, in the storage that it has here."""
+        view = Pool(self.shape, self.capacity)
+        view.storage = self.storage[:, tenant.slot : tenant.slot + 1]
+        view.tenants, view.ready = [tenant], 1
+        return view
+
     def enter(self, tenant: Tenant) -> None:
         """Take the first free row."""
         assert len(self.tenants) < self.rows

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +14,12 @@ import torch
 from torch import Tensor
 
 from trivium.generate.attending import StepContext
-from trivium.generate.cache import BLOCK, Cache, Shape, in_blocks
+from trivium.generate.cache import BLOCK, Cache, Pool, Shape, in_blocks
 from trivium.generate.constraints import Grammars
 from trivium.generate.keeping import Kept
 from trivium.generate.passes import Modules, passes_of
 from trivium.generate.reading import Reader, forget_oldest
-from trivium.generate.requests import Completion, FinishReason, Generation, Listener, Request
+from trivium.generate.requests import Completion, Event, FinishReason, Generation, Listener, Request
 from trivium.generate.rows import Row, Scored, shared_beginning
 from trivium.generate.sampler import Chosen, Entrant, Sampler
 from trivium.generate.sampling import seed_of_sample
@@ -73,6 +75,7 @@ class Engine:
         self._lock = threading.Lock()
         self._waiting: deque[Row] = deque()
         self._writing: list[Row] = []
+        self._under_way: weakref.WeakSet[Generation] = weakref.WeakSet()
         self._watched: list[tuple[int, Row]] = []
         self._context: StepContext | None = None
         self._steps_to_slide = 0
@@ -86,8 +89,11 @@ class Engine:
                 under_way.append(self.submit(request))
             while not all(one.done for one in under_way):
                 self.step()
+                for one in under_way:
+                    if one.failure is not None:
+                        raise one.failure
         except BaseException:
-            # Whoever asks next must not wait for what nobody wants any more.
+            # the next request must not wait for rows of this one
             for one in under_way:
                 self.cancel(one)
             raise
@@ -118,23 +124,43 @@ class Engine:
     def _read_texts(self, texts: Sequence[list[int]], results: Sequence[Scored]) -> None:
         for text in texts:
             self._check(text, len(text))
+        rows = []
         for text, scored in zip(texts, results, strict=True):
             if len(text) > scored.first:
-                self._waiting.append(Row(text, goal=len(text) - 1, reserved=len(text), scored=scored))
+                rows.append(Row(text, goal=len(text) - 1, reserved=len(text), scored=scored))
             else:
                 scored.done = True
-        while not all(one.done for one in results):
-            self.step()
+        self._read_rows(rows)
+
+    def _read_rows(self, rows: Sequence[Row]) -> None:
+        """Read texts to their ends; where one fails, or the caller is interrupted, all of them leave."""
+        results = [row.scored for row in rows if row.scored is not None]
+        with self._lock:
+            self._waiting.extend(rows)
+        try:
+            while not all(one.done for one in results):
+                self.step()
+                for one in results:
+                    if one.failure is not None:
+                        raise one.failure
+        except BaseException:
+            mine = {id(row) for row in rows}
+            with self._lock:
+                self._waiting = deque(row for row in self._waiting if id(row) not in mine)
+            self._reader.take(lambda row: id(row) in mine)
+            raise
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """The mean of each prompt's last hidden states, [N, width]."""
         for prompt in prompts:
             self._check(prompt, len(prompt))
         results = [Scored(len(prompt)) for prompt in prompts]
-        for prompt, scored in zip(prompts, results, strict=True):
-            self._waiting.append(Row(list(prompt), len(prompt), len(prompt), scored=scored, pooled=True))
-        while not all(one.done for one in results):
-            self.step()
+        self._read_rows(
+            [
+                Row(list(prompt), len(prompt), len(prompt), scored=scored, pooled=True)
+                for prompt, scored in zip(prompts, results, strict=True)
+            ]
+        )
         means = [one.total / one.first for one in results if one.total is not None]
         return torch.stack(means).clone()
 
@@ -149,14 +175,14 @@ class Engine:
             raise TriviumError(f"the request asks for n = {request.n} samples: ask for at least 1.")
         if request.adapter is not None:
             self._check_adapter(request.adapter)
-        wrong = [token for token in sampling.logit_bias if not 0 <= token < self.vocabulary]
-        if wrong:
-            raise TriviumError(
-                f"sampling: logit_bias names token {wrong[0]}; ids end at {self.vocabulary - 1}."
-            )
+        self._check_ids("logit_bias", sampling.logit_bias)
+        # those of the tokenizer among them count, for a request may repeat them: what they lack ends nothing
+        own = self.tokenizer.stop_ids
+        self._check_ids("stop_ids", [one for one in sampling.stop_ids or () if one not in own])
         constraint = self.grammars.constraint(sampling)
         generation = Generation(request, on_token)
         ends = sampling.stop_ids if sampling.stop_ids is not None else tuple(sorted(self.tokenizer.stop_ids))
+        self._under_way.add(generation)
         with self._lock:
             seed = int(self._random.integers(2**63)) if sampling.seed is None else sampling.seed
             for sample in range(request.n):
@@ -197,11 +223,21 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Read a chunk of prompts and write one token of every row; false when nothing is left to do."""
-        with self._plain:
-            return self._step()
+        """Read a chunk of prompts and write one token of every row; false when nothing is left to do.
 
-    def _step(self) -> bool:
+        A row that makes this fail is found and fails alone; the others go on as if it had never been there.
+        """
+        complete = False
+        try:
+            with self._plain:
+                self._step()
+            complete = True
+        finally:
+            if not complete:
+                self._abandon()
+        return self.busy
+
+    def _step(self) -> None:
         if not self.rows_in_use:
             self._followed.refresh_if_changed()
             self._passes.refresh_if_changed()
@@ -212,7 +248,22 @@ class Engine:
             self._read()
         if any(pool.ready for pool in self.cache.pools.values()):
             self._write()
-        return self.busy
+
+    def _abandon(self) -> None:
+        """Drop all that is under way: a step that was cut off, as by Ctrl-C, may have left it half done."""
+        dropped = [*self._waiting, *self._reader.rows]
+        self._waiting.clear()
+        self._reader.rows, self._writing, self._watched, self._context = [], [], [], None
+        self._kept.rows.clear()
+        self.cache.pools.clear()
+        self.sampler = Sampler(self.vocabulary, self.model.device)
+        problem = TriviumError("the engine was interrupted in the middle of a step: ask again.")
+        for row in dropped:
+            if row.scored is not None:
+                row.scored.failure, row.scored.done = problem, True
+        for generation in list(self._under_way):
+            if not generation.done:
+                generation.failure = problem
 
     def _check(self, prompt: Sequence[int], reserved: int) -> None:
         if not prompt:
@@ -225,6 +276,13 @@ class Engine:
                 f"window is {self.window}: shorten the prompt or ask for fewer new tokens."
             )
         self.cache.check(reserved)
+
+    def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        wrong = next((token for token in ids if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise TriviumError(
+                f"sampling: {name} names token {wrong}; ids go from 0 to {self.vocabulary - 1}."
+            )
 
     def _check_adapter(self, name: str) -> None:
         if name not in (known := adapter_names(self.source)):
@@ -260,10 +318,13 @@ class Engine:
         while self._waiting and self.rows_in_use < self.max_rows:
             row = self._waiting[0]
             self._unsettle()
-            if not self._give_place(row):
-                if not self.rows_in_use:
-                    raise AssertionError("a request that was accepted must fit an empty cache")
-                return
+            try:
+                if not self._give_place(row):
+                    assert self.rows_in_use, "a request that was accepted must fit an empty cache"
+                    return
+            except Exception as error:
+                self._fail({row: error})
+                continue
             self._waiting.popleft()
             self._reader.rows.append(row)
 
@@ -284,7 +345,17 @@ class Engine:
         return True
 
     def _read(self) -> None:
-        for row in self._reader.read():
+        failed: dict[Row, Exception] = {}
+        try:
+            complete = self._reader.read()
+        except Exception:
+            complete = []
+            for row in list(self._reader.rows):
+                try:
+                    complete += self._reader.read([row])
+                except Exception as error:
+                    failed[row] = error
+        for row in complete:
             assert row.pool is not None
             if row.scored is None:
                 self._unsettle()
@@ -298,26 +369,24 @@ class Engine:
             else:
                 self._unsettle()
                 row.pool.leave(row)
+        self._fail(failed)
 
     def _write(self) -> None:
-        if self._context is None:
-            self._context = self._settle_in()
-        context = self._context
-        with mixing(self._selection, [row.adapter for row in self._writing], [1] * context.tokens):
-            logits = self._passes.step(self.sampler.last, context)
-        context.stored += 1
-        chosen = self.sampler.choose(logits)
-        self.counts["steps"] += 1
-        self.counts["generated_tokens"] += context.tokens
-        ended: dict[int, FinishReason] = self._hear(chosen) if self._watched else {}
+        drawn = self._draw_with_all_that_can()
+        if drawn is None:
+            return
+        context, chosen = drawn
+        failed: dict[Row, Exception] = {}
+        ended: dict[Row, FinishReason] = self._hear(chosen, failed) if self._watched else {}
         if chosen.ended is not None and bool(chosen.ended.any()):
             for index in chosen.ended.nonzero()[:, 0].tolist():
-                ended.setdefault(index, self._reason(index))
+                ended.setdefault(self._writing[index], self._reason(index))
         self._steps_to_slide -= 1
-        if not ended and self._steps_to_slide != 0:
+        if not ended and not failed and self._steps_to_slide != 0:
             context.advance()
             return
         self._unsettle()
+        self._fail(failed)
         if ended:
             self._finish(ended)
         # one that is full slides also in the step in which another ends
@@ -325,12 +394,59 @@ class Engine:
             if row.slides:
                 forget_oldest(row, self._passes)
 
+    def _draw(self) -> tuple[StepContext, Chosen]:
+        """One token of every row that generates; what raises leaves all rows as they were."""
+        if self._context is None:
+            self._context = self._settle_in()
+        context = self._context
+        with mixing(self._selection, [row.adapter for row in self._writing], [1] * context.tokens):
+            logits = self._passes.step(self.sampler.last, context)
+        chosen = self.sampler.choose(logits)
+        context.stored += 1
+        self.counts["steps"] += 1
+        self.counts["generated_tokens"] += context.tokens
+        return context, chosen
+
+    def _draw_with_all_that_can(self) -> tuple[StepContext, Chosen] | None:
+        """One token of every row but those that make this fail, which fail alone; None if that is all."""
+        tried = False
+        while rows := self._generating():
+            try:
+                return self._draw()
+            except Exception as error:
+                self._unsettle()
+                guilty = {row: problem for row in rows if (problem := self._problem_of(row)) is not None}
+                if not guilty and tried:
+                    # only together do they fail, as where memory ends: the last to come goes first
+                    guilty = {max(rows, key=lambda row: row.arrival): error}
+                tried = True
+                self._fail(guilty)
+        return None
+
+    def _problem_of(self, row: Row) -> Exception | None:
+        """What a row raises when its next token is drawn without the others; the row stays as it is."""
+        assert row.pool is not None
+        assert row.entrant is not None
+        sampler = self.sampler
+        try:
+            self.sampler = sampler.alone(self._writing.index(row) if row in self._writing else row.entrant)
+            context = self._context_of([row.pool.alone(row)], [row])
+            with mixing(self._selection, [row.adapter], [1]):
+                self.sampler.choose(self._passes.step(self.sampler.last, context))
+        except Exception as error:
+            return error
+        finally:
+            self.sampler = sampler
+        return None
+
+    def _generating(self) -> list[Row]:
+        """The rows that generate, in the order in which they lie in the cache."""
+        pools = self.cache.pools.values()
+        return [row for pool in pools for row in pool.tenants[: pool.ready] if isinstance(row, Row)]
+
     def _settle_in(self) -> StepContext:
         """Bring sampler and context into the order in which the rows now lie in the cache."""
-        pools = [pool for pool in self.cache.pools.values() if pool.ready]
-        order: list[Row] = [
-            row for pool in pools for row in pool.tenants[: pool.ready] if isinstance(row, Row)
-        ]
+        order = self._generating()
         if order != self._writing:
             known = {id(row): index for index, row in enumerate(self._writing)}
             kept = [row for row in order if id(row) in known]
@@ -345,9 +461,12 @@ class Engine:
         self._watched = [(index, row) for index, row in enumerate(order) if row.watched]
         sliding = [row for row in order if row.slides]
         self._steps_to_slide = min((row.reserved_places() - row.length for row in sliding), default=0)
+        return self._context_of(list(self.cache.pools.values()), order)
+
+    def _context_of(self, pools: Sequence[Pool], rows: Sequence[Row]) -> StepContext:
         reserved: Tensor | int = 0
         if self._reader.stretches:
-            reserved = torch.tensor([row.reserved for row in order], device=self.model.device)
+            reserved = torch.tensor([row.reserved for row in rows], device=self.model.device)
         return StepContext(pools, list(self._windows), reserved, lone=self._lone)
 
     def _unsettle(self) -> None:
@@ -360,9 +479,9 @@ class Engine:
         stops = self.sampler.stops[index].tolist()
         return "stop" if int(self.sampler.last[index]) in stops else "length"
 
-    def _hear(self, chosen: Chosen) -> dict[int, FinishReason]:
-        """Pass this step on to the rows that someone listens to or that must look at every token."""
-        ended: dict[int, FinishReason] = {}
+    def _hear(self, chosen: Chosen, failed: dict[Row, Exception]) -> dict[Row, FinishReason]:
+        """Pass this step on to the rows that have a listener or that must look at every token."""
+        ended: dict[Row, FinishReason] = {}
         tokens = chosen.tokens.tolist()
         over = [False] * len(tokens) if chosen.ended is None else chosen.ended.tolist()
         logprobs = chosen.logprobs.tolist() if chosen.logprobs is not None else None
@@ -379,34 +498,78 @@ class Engine:
                 favourites = {**dict(zip(ids[:most], values[:most], strict=True)), token: own}
                 row.top_logprobs.append(favourites)
             stop = over[index] and self._reason(index) == "stop"
-            if row.take(token, stop, logprobs[index] if logprobs else None, favourites) and not over[index]:
-                ended[index] = "stop"
-            if row.stream is not None and row.stream.stopped:
-                ended[index] = "stop"
+            try:
+                finished = row.take(token, stop, logprobs[index] if logprobs else None, favourites)
+            except Exception as error:
+                failed[row] = error
+                continue
+            if (finished and not over[index]) or (row.stream is not None and row.stream.stopped):
+                ended[row] = "stop"
         return ended
 
-    def _finish(self, ended: Mapping[int, FinishReason]) -> None:
+    def _finish(self, ended: Mapping[Row, FinishReason]) -> None:
         """Free the places of rows, except where prompts are kept, and hand their completions over."""
-        leaving = [(self._writing[one], reason, *self.sampler.drawn(one)) for one, reason in ended.items()]
+        leaving = [
+            (row, ended[row], *self.sampler.drawn(index))
+            for index, row in enumerate(self._writing)
+            if row in ended
+        ]
         self._kept.keep([row for row, *_ in leaving])
-        staying = [index for index in range(len(self._writing)) if index not in ended]
-        self.sampler.rearrange(staying, [])
-        self._writing = [self._writing[index] for index in staying]
+        self._keep_writing([row for row in self._writing if row not in ended])
         # last, for what listens may raise, as Ctrl-C does
         for row, reason, tokens, logprobs in leaving:
-            row.deliver(tokens, logprobs, reason, self.tokenizer)
+            try:
+                row.deliver(tokens, logprobs, reason, self.tokenizer)
+            except Exception as error:
+                self._fail({row: error})
+
+    def _keep_writing(self, rows: list[Row]) -> None:
+        """Let the sampler forget all rows but these."""
+        staying = set(rows)
+        self.sampler.rearrange([index for index, row in enumerate(self._writing) if row in staying], [])
+        self._writing = rows
 
     def _cancel(self, generation: Generation) -> None:
         if generation.done:
             return
         generation.cancelled = True
-        self._unsettle()
-        with self._lock:
-            waiting = [row for row in self._waiting if row.generation is generation]
-            self._waiting = deque(row for row in self._waiting if row.generation is not generation)
-        waiting += self._reader.take(lambda row: row.generation is generation)
-        for row in waiting:
+        for row in self._withdraw(generation):
             row.deliver([], [], "cancelled", self.tokenizer)
-        writing = [index for index, row in enumerate(self._writing) if row.generation is generation]
+        writing = [row for row in self._writing if row.generation is generation]
         if writing:
             self._finish(dict.fromkeys(writing, "cancelled"))
+
+    def _fail(self, failed: Mapping[Row, Exception]) -> None:
+        """Take out rows with all others of their requests, and tell who waits for these why."""
+        for row, error in failed.items():
+            if row.scored is not None:
+                row.scored.failure, row.scored.done = error, True
+                self._withdraw(row)
+            elif (generation := row.generation) is not None and not generation.done:
+                generation.failure = error
+                self._withdraw(generation)
+                for other in [other for other in self._writing if other.generation is generation]:
+                    assert other.pool is not None
+                    other.pool.leave(other)
+                self._keep_writing([other for other in self._writing if other.generation is not generation])
+                if generation.listener is not None:
+                    # it may be the listener that failed
+                    with suppress(Exception):
+                        generation.listener(Event(row.sample, -1, "", None, None, failure=error))
+
+    def _withdraw(self, owner: Generation | Row) -> list[Row]:
+        """Take out a row, or the rows of a request, that have drawn nothing yet."""
+
+        def chosen(row: Row) -> bool:
+            return row is owner or row.generation is owner
+
+        self._unsettle()
+        with self._lock:
+            gone = [row for row in self._waiting if chosen(row)]
+            self._waiting = deque(row for row in self._waiting if not chosen(row))
+        gone += self._reader.take(chosen)
+        for row in [row for row in self._generating() if row not in self._writing and chosen(row)]:
+            assert row.pool is not None
+            row.pool.leave(row)
+            gone.append(row)
+        return gone

@@ -31,12 +31,15 @@ class Reader:
         rotaries = (model.rotary, model.local_rotary)
         self.stretches = any(rotary is not None and rotary.grows for rotary in rotaries)
 
-    def read(self) -> list[Row]:
-        """Read one chunk; the rows whose prompts are now complete."""
+    def read(self, rows: Sequence[Row] | None = None) -> list[Row]:
+        """Read one chunk, of these rows only where they are given; the rows whose prompts are now complete.
+
+        What raises leaves every row as it was, so that the rows can then be read one by one.
+        """
         pieces: list[Piece] = []
         reading: list[tuple[Row, int]] = []
         room, tokens = CHUNK, []
-        for row in self.rows:
+        for row in self.rows if rows is None else rows:
             if room <= 0:
                 break
             if not row.ready_to_read(self._counts) or row.filled >= row.goal:
@@ -81,12 +84,15 @@ class Reader:
         wanted: list[Tensor] = []
         targets: list[int] = []
         owners: list[tuple[Scored, int]] = []
+        totals: list[tuple[Scored, Tensor]] = []
         for (row, count), piece in zip(reading, pieces, strict=True):
             if row.pooled and row.scored is not None:
                 # block by block, so that the sum does not show where chunks ended
+                total = row.scored.total
                 for block in hidden[offset : offset + count].split(BLOCK):
-                    total = block.sum(0)
-                    row.scored.total = total if row.scored.total is None else row.scored.total + total
+                    total = block.sum(0) if total is None else total + block.sum(0)
+                assert total is not None, "a piece has tokens"
+                totals.append((row.scored, total))
             elif row.scored is not None:
                 first = max(row.scored.first - 1 - row.filled, 0)
                 if first < count:
@@ -94,18 +100,23 @@ class Reader:
                     targets += row.tokens[row.filled + first + 1 : row.filled + count + 1]
                     owners.append((row.scored, count - first))
             offset += piece.count
+        logprobs: list[float] = []
+        favourites: list[list[tuple[int, float]]] = []
         if wanted:
             top = max(scored.top for scored, _ in owners)
             logprobs, favourites = self._logprobs(
                 torch.cat(wanted), torch.tensor(targets, device=self._device), top
             )
-            start = 0
-            for scored, count in owners:
-                scored.logprobs += logprobs[start : start + count]
-                for place in range(start, start + count) if scored.top else ():
-                    weighed = dict(favourites[place][: scored.top])
-                    scored.favourites.append({**weighed, targets[place]: logprobs[place]})
-                start += count
+        # from here on nothing raises
+        for scored, total in totals:
+            scored.total = total
+        start = 0
+        for scored, count in owners:
+            scored.logprobs += logprobs[start : start + count]
+            for place in range(start, start + count) if scored.top else ():
+                weighed = dict(favourites[place][: scored.top])
+                scored.favourites.append({**weighed, targets[place]: logprobs[place]})
+            start += count
 
     def _logprobs(
         self, hidden: Tensor, targets: Tensor, top: int

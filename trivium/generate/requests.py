@@ -78,6 +78,8 @@ class Event(NamedTuple):
     """Whether the token ends the text and is no part of it."""
     unsettled: int = 0
     """How many of the tokens heard of last may yet belong to a stop text; in the last event, how many do."""
+    failure: Exception | None = None
+    """Why the whole request failed; it has no further event."""
 
 
 Listener = Callable[[Event], None]
@@ -90,11 +92,13 @@ class Generation:
         self.request, self.listener = request, listener
         self.results: list[Completion | None] = [None] * request.n
         self.cancelled = False
+        self.failure: BaseException | None = None
+        """Why the request failed, where it did; the samples that had ended by then are kept."""
 
     @property
     def done(self) -> bool:
-        """Whether every sample has ended."""
-        return all(result is not None for result in self.results)
+        """Whether every sample has ended, or the request has failed."""
+        return self.failure is not None or all(result is not None for result in self.results)
 
     @property
     def completions(self) -> list[Completion]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,8 @@ from trivium.generate.streaming import TextStream
 if TYPE_CHECKING:
     from trivium.tokens.tokenizer import Tokenizer
 
+_arrivals = count()
+
 
 @dataclass
 class Scored:
@@ -31,6 +34,8 @@ class Scored:
     """At each place the `top` likeliest tokens and the text's own, if any were asked for."""
     total: Tensor | None = None
     done: bool = False
+    failure: Exception | None = None
+    """Why the text could not be read; it is then done."""
 
 
 @dataclass(eq=False)
@@ -58,6 +63,7 @@ class Row:
     stream: TextStream | None = None
     heard: int = 0
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    arrival: int = field(default_factory=lambda: next(_arrivals))
 
     @property
     def sampling(self) -> Sampling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -50,16 +51,29 @@ class Sampler:
         """Keep these rows in this order and put the entrants behind them."""
         fresh = self._enter(entrants)
         index = torch.tensor(keep, dtype=torch.long, device=self.device)
-        old, self._rows = self._rows, {}
-        for name in old.keys() | fresh.keys():
-            parts = [part for part in (_take(old.get(name), index), fresh.get(name)) if part is not None]
-            self._rows[name] = _stack(parts)
-        self.settings = [self.settings[row] for row in keep] + [entrant.sampling for entrant in entrants]
+        rows: dict[str, Tensor] = {}
+        for name in self._rows.keys() | fresh.keys():
+            parts = [
+                part for part in (_take(self._rows.get(name), index), fresh.get(name)) if part is not None
+            ]
+            rows[name] = _stack(parts)
+        settings = [self.settings[row] for row in keep] + [entrant.sampling for entrant in entrants]
+        tables = self._adjusted(settings, keep, entrants)
+        # only now, so that an entrant that cannot enter leaves the others as they were
+        self._rows, self.settings, self._tables = rows, settings, tables
         self.constraints = [self.constraints[row] for row in keep] + [
             entrant.constraint for entrant in entrants
         ]
-        self._adjust(keep, entrants)
         self._read()
+
+    def alone(self, row: int | Entrant) -> Sampler:
+        """A sampler of one row, one of this sampler's or one that has yet to enter; this one is unchanged."""
+        other = copy(self)
+        if isinstance(row, int):
+            other.rearrange([row], [])
+        else:
+            other.rearrange([], [row])
+        return other
 
     def _enter(self, entrants: Sequence[Entrant]) -> dict[str, Tensor]:
         if not entrants:
@@ -82,11 +96,13 @@ class Sampler:
         rows["count"] = torch.zeros(len(entrants), 1, dtype=torch.long)
         rows["last"] = torch.tensor([[entrant.prompt[-1] if entrant.prompt else 0] for entrant in entrants])
         width = max((len(entrant.stop_ids) for entrant in entrants), default=0)
-        # ids past the vocabulary end nothing, and land in the spare column when logits are masked
-        stops = [
-            list(entrant.stop_ids) + [self.vocabulary] * (width - len(entrant.stop_ids))
+        # a tokenizer may end texts with tokens that the model lacks: what is no id of the model ends nothing,
+        # and lands in the spare column when logits are masked
+        ends = [
+            [one if 0 <= one < self.vocabulary else self.vocabulary for one in entrant.stop_ids]
             for entrant in entrants
         ]
+        stops = [some + [self.vocabulary] * (width - len(some)) for some in ends]
         rows["stops"] = torch.tensor(stops, dtype=torch.long).reshape(len(entrants), width)
         steps = max(one.max_new_tokens for one in settings)
         numbers = torch.zeros(len(entrants), steps, dtype=torch.float64)
@@ -99,14 +115,16 @@ class Sampler:
         rows["drawn_logprobs"] = torch.zeros(len(entrants), steps)
         return {name: value.to(self.device) for name, value in rows.items()}
 
-    def _adjust(self, keep: Sequence[int], entrants: Sequence[Entrant]) -> None:
-        """The tables as wide as the vocabulary exist only while some row needs them."""
-        old, rows = self._tables, len(self.settings)
+    def _adjusted(
+        self, settings: Sequence[Sampling], keep: Sequence[int], entrants: Sequence[Entrant]
+    ) -> dict[str, Tensor]:
+        """The tables as wide as the vocabulary, which exist only while some row needs them."""
+        old, rows = self._tables, len(settings)
         tables: dict[str, Tensor] = {}
         wanted = {
-            "seen": any(one.repetition_penalty != 1 for one in self.settings),
-            "said": any(one.penalised for one in self.settings),
-            "bias": any(one.logit_bias for one in self.settings),
+            "seen": any(one.repetition_penalty != 1 for one in settings),
+            "said": any(one.penalised for one in settings),
+            "bias": any(one.logit_bias for one in settings),
         }
         index = torch.tensor(keep, dtype=torch.long, device=self.device)
         for name, needed in wanted.items():
@@ -124,7 +142,7 @@ class Sampler:
                 if name == "bias":
                     for token, value in entrant.sampling.logit_bias.items():
                         tables[name][row, token] = value
-        self._tables = tables
+        return tables
 
     def _read(self) -> None:
         """What this set of rows needs, decided once per change of membership instead of once per step."""
@@ -164,7 +182,7 @@ class Sampler:
         return self._rows["stops"]
 
     def choose(self, logits: Tensor) -> Chosen:
-        """One token per row from logits [N, V]; the logits may be overwritten."""
+        """One token per row from logits [N, V], which may be overwritten; what raises draws nothing."""
         rows = self._rows
         alternatives = None
         if self.alternatives:
@@ -184,6 +202,9 @@ class Sampler:
                 best, best_logprobs = greedy(scores)
                 tokens = torch.where(rows["greedy"][:, 0], best, tokens)
                 logprobs = torch.where(rows["greedy"][:, 0], best_logprobs, logprobs)
+        if alternatives is not None:
+            own, values, ids = alternatives
+            alternatives = (own.gather(1, tokens[:, None])[:, 0], values, ids)
         rows["last"] = tokens[:, None]
         rows["drawn"].scatter_(1, rows["count"], rows["last"])
         if logprobs is not None:
@@ -198,9 +219,6 @@ class Sampler:
             ended = full if ended is None else ended | full
         if "said" in self._tables:
             self._tables["said"].scatter_add_(1, tokens[:, None], torch.ones_like(rows["temperature"]))
-        if alternatives is not None:
-            own, values, ids = alternatives
-            alternatives = (own.gather(1, tokens[:, None])[:, 0], values, ids)
         return Chosen(tokens, logprobs, alternatives, ended)
 
     def _shape(self, logits: Tensor) -> Tensor:

@@ -78,6 +78,12 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: i
     }
     chosen: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     if body.stop_token_ids:
+        if max(body.stop_token_ids) >= tokenizer.vocabulary_size:
+            problem = (
+                f"stop_token_ids names the token {max(body.stop_token_ids)}; "
+                f"token ids go from 0 to {tokenizer.vocabulary_size - 1}"
+            )
+            raise RequestRefused(problem, parameter="stop_token_ids", code="invalid_value")
         chosen["stop_ids"] = tuple(sorted({*tokenizer.stop_ids, *body.stop_token_ids}))
     return Sampling(
         max_new_tokens=length,

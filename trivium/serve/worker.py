@@ -47,6 +47,7 @@ class Generation:
         self.began = time.perf_counter()
         self.first: float | None = None
         self.closed = False
+        self.holds_places = True
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """The text as it comes, all that arrived since the last look at once."""
@@ -77,6 +78,11 @@ class Generation:
     def complete(self) -> bool:
         """Whether the engine has nothing left to do for it."""
         return self._unfinished == 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether no more pieces will come because something failed."""
+        return self._failure is not None
 
     def fail(self, error: Exception) -> None:
         """Note on the engine's thread why no more pieces will come."""
@@ -256,6 +262,11 @@ class Worker:
         waiting: dict[int, list[Scored]] = {}
 
         def take(event: Event) -> None:
+            if generation.failed:
+                return  # another of its prompts did; this one is cancelled when the client has been told
+            if event.failure is not None:
+                self._fail(generation, event.failure)
+                return
             scored = self._settled(event, waiting)
             if event.completion is not None:
                 piece = Piece(first + event.sample, event.text, 0, scored, event.completion.finish_reason)
@@ -263,8 +274,30 @@ class Worker:
                 piece = Piece(first + event.sample, event.text, 1, scored)
             self._urgent |= generation.put(piece)
             self._touched[generation] = None
+            if generation.complete:
+                self._free_places(generation)
 
         return take
+
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        """Tell the client why no more will come: in the error's own words where they are meant for people."""
+        if not isinstance(error, TriviumError):
+            log.error("a request to %s failed", self.name, exc_info=error)
+        problem = f"{self.name} failed on this request: {type(error).__name__}"
+        generation.fail(error if isinstance(error, TriviumError) else RequestRefused(problem, status=500))
+        self._urgent = True
+        self._touched[generation] = None
+        self._free_places(generation)
+
+    def _free_places(self, generation: Generation) -> None:
+        """Let others in as soon as the engine is done, however slowly the client reads."""
+        if not generation.holds_places:
+            return
+        generation.holds_places = False
+        self._let_out(generation.samples)
+        seconds = time.perf_counter() - generation.began
+        self._seconds += 0.2 * (seconds - self._seconds)
+        self._measures.observe("trivium_generation_seconds", seconds, model=self.name)
 
     def _settled(self, event: Event, waiting: dict[int, list[Scored]]) -> tuple[Scored, ...]:
         """The scored tokens whose text is now told; those of a stop text, or that end a text, never are."""
@@ -279,21 +312,18 @@ class Worker:
         return settled
 
     def _leave(self, generation: Generation) -> None:
-        ending = "complete" if generation.complete else "cancelled"
-        if not generation.complete:
-            for handle in generation.handles:
+        ending = "failed" if generation.failed else "complete" if generation.complete else "cancelled"
+        for handle in generation.handles:
+            if not handle.done:
                 self._engine.cancel(handle)
         generation.handles.clear()
         self._live.discard(generation)
         self._touched.pop(generation, None)
-        self._let_out(generation.samples)
-        seconds = time.perf_counter() - generation.began
-        self._seconds += 0.2 * (seconds - self._seconds)
+        self._free_places(generation)
         self._measures.count("trivium_generations_total", model=self.name, ending=ending)
         if generation.first is not None:
             to_first = generation.first - generation.began
             self._measures.observe("trivium_first_token_seconds", to_first, model=self.name)
-        self._measures.observe("trivium_generation_seconds", seconds, model=self.name)
 
     def _turn(self) -> bool:
         """Move every row on by one token; false when nothing is left to do."""
@@ -301,22 +331,19 @@ class Worker:
         try:
             busy = busy and self._engine.step()
         except Exception as error:
-            log.exception("the engine of %s failed", self.name)
+            # the engine lets a row that fails go alone; what comes here concerns all of them
             self._fail_all(error)
             busy = False
         self._flush(idle=not busy)
         return busy
 
     def _fail_all(self, error: Exception) -> None:
-        problem = f"the engine of {self.name} failed: {type(error).__name__}"
-        known = error if isinstance(error, TriviumError) else RequestRefused(problem, status=500)
         for generation in list(self._live):
             for handle in generation.handles:
                 self._engine.cancel(handle)
             generation.handles.clear()
-            generation.fail(known)
-            self._touched[generation] = None
-        self._urgent = True
+            if not generation.failed:
+                self._fail(generation, error)
 
     def _flush(self, *, idle: bool) -> None:
         now = time.perf_counter()

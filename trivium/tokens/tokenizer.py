@@ -100,9 +100,18 @@ class Tokenizer:
             templates[extra.stem] = extra.read_text(encoding="utf-8")
         stops: Any = []
         if _has(folder, "generation_config.json"):
-            stops = read_json(folder / "generation_config.json").get("eos_token_id") or []
+            stops = read_json(folder / "generation_config.json").get("eos_token_id")
+            stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
         try:
-            return cls(read_json(path), settings, templates, [stops] if isinstance(stops, int) else stops)
+            tokenizer = cls(read_json(path), settings, templates)
+            for stop in stops:
+                if type(stop) is not int or not 0 <= stop < tokenizer.vocabulary_size:
+                    raise TriviumError(
+                        f"{folder / 'generation_config.json'}: eos_token_id names {stop!r}, and the ids of the "
+                        f"tokenizer go from 0 to {tokenizer.vocabulary_size - 1}; correct it."
+                    )
+            tokenizer._extra_stops = tuple(stops)
+            return tokenizer
         except TriviumError:
             raise
         except Exception as error:  # the library raises nothing narrower

@@ -1,0 +1,115 @@
+"""Law L16 over HTTP: one request harms only itself, whatever fails in it and however its client behaves."""
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import serving
+from generating import prompt, tiny_engine
+from serving import CHAT, GOOD, ScriptedEngine, assert_error, raw, running, until
+
+from trivium.generate.sampler import Sampler
+from trivium.serve import server
+from trivium.serve.limits import Limits
+
+HONEST = [{**GOOD, "max_tokens": 120, "seed": seed, "min_tokens": 100} for seed in range(4)]
+GUILTY = {**GOOD, "max_tokens": 50, "seed": 13, "min_tokens": 40}
+
+
+def fails_for_one_seed(engine):
+    """The sampler fails in every step in which a row of the seed 13 stands."""
+
+    def choose(logits):
+        if any(settings.seed == 13 for settings in engine.sampler.settings):
+            raise RuntimeError("an index out of range")
+        return Sampler.choose(engine.sampler, logits)
+
+    engine.sampler.choose = choose
+
+
+def streamed(http, body):
+    """The text of a stream, or the error it ends with."""
+    text = ""
+    with http.stream("POST", CHAT, json={**body, "stream": True}) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
+                if "error" in event:
+                    return event["error"]
+                text += event["choices"][0]["delta"].get("content", "")
+    return text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_row_that_fails_ends_its_own_answer_only(stream):
+    engine = tiny_engine(rows=8)
+    with running({"one": engine}) as address, raw(address) as http, ThreadPoolExecutor(8) as pool:
+        expected = [streamed(http, body) for body in HONEST]
+        fails_for_one_seed(engine)
+        honest = [pool.submit(streamed, http, body) for body in HONEST]
+        until(lambda: engine.rows_in_use)
+        texts = [prompt(30, seed=seed) for seed in range(3)]
+        embedded = pool.submit(http.post, "/v1/embeddings", json={"model": "one", "input": texts})
+        echoed = {"model": "one", "prompt": texts, "echo": True, "logprobs": 2, "max_tokens": 1}
+        scored = pool.submit(http.post, "/v1/completions", json=echoed)
+        for _ in range(3):
+            if stream:
+                error = streamed(http, GUILTY)
+                assert error["type"] == "server_error", error
+                assert "RuntimeError" in error["message"]
+            else:
+                assert_error(http.post(CHAT, json=GUILTY), 500)
+        assert [answer.result() for answer in honest] == expected
+        assert embedded.result().status_code == 200
+        assert scored.result().status_code == 200
+        assert 'trivium_generations_total{model="one",ending="failed"} 3' in http.get("/metrics").text
+        until(lambda: not engine.busy)
+
+
+def test_one_of_several_prompts_that_fails_frees_the_rows_of_all():
+    engine = tiny_engine(rows=8)
+    fails_for_one_seed(engine)
+    with running({"one": engine}) as address, raw(address) as http:
+        body = {"model": "one", "prompt": ["a", "the town"], "seed": 13, "max_tokens": 300}
+        assert_error(http.post("/v1/completions", json=body), 500)
+        until(lambda: not engine.busy)
+        until(lambda: 'trivium_samples_inside{model="one"} 0' in http.get("/metrics").text)
+
+
+def unread(address, body):
+    """A connection on which a request was sent and nothing is read."""
+    host, port = address.removeprefix("http://").split(":")
+    wire = socket.socket()
+    # else the kernel takes megabytes for a client that never asks for them
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    wire.connect((host, int(port)))
+    sent = json.dumps(body).encode()
+    wire.sendall(
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(sent)}\r\n\r\n".encode() + sent
+    )
+    return wire
+
+
+def small_buffers(monkeypatch):
+    """Let the kernel keep little for clients that do not read, as it does when there are many of them."""
+
+    def bound(host, port):
+        listener = server.bound(host, port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return listener
+
+    monkeypatch.setattr(serving, "bound", bound)
+
+
+def test_clients_that_do_not_read_hold_no_places_once_their_answers_are_written(monkeypatch):
+    small_buffers(monkeypatch)
+    quick = ScriptedEngine("word " * 1000, rows=2, context=20_000)
+    with running({"one": quick}, limits=Limits(queued=2)) as address, raw(address) as http:
+        asked = {**GOOD, "max_tokens": 900, "stream": True, "logprobs": True, "top_logprobs": 3}
+        wires = [unread(address, asked) for _ in range(4)]
+        until(lambda: quick.counts["generated_tokens"] == 4 * 900)
+        until(lambda: http.post(CHAT, json={**GOOD, "max_tokens": 3}).status_code == 200, 5)
+        for wire in wires:
+            wire.close()
+        until(lambda: 'trivium_samples_inside{model="one"} 0' in http.get("/metrics").text)
