@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +11,7 @@ from generating import prompt, tiny_engine
 from serving import CHAT, GOOD, ScriptedEngine, assert_error, raw, running, until
 
 from trivium.generate.sampler import Sampler
-from trivium.serve import server
+from trivium.serve import application, server
 from trivium.serve.limits import Limits
 
 HONEST = [{**GOOD, "max_tokens": 120, "seed": seed, "min_tokens": 100} for seed in range(4)]
@@ -113,3 +114,46 @@ def test_clients_that_do_not_read_hold_no_places_once_their_answers_are_written(
         for wire in wires:
             wire.close()
         until(lambda: 'trivium_samples_inside{model="one"} 0' in http.get("/metrics").text)
+
+
+def test_a_text_of_all_private_use_characters_is_answered():
+    with running({"one": ScriptedEngine("a", context=400_000)}) as address, raw(address) as http:
+        everything = "".join(map(chr, range(0xF0000, 0xFFFFD)))
+        body = {**GOOD, "messages": [{"role": "user", "content": everything}]}
+        assert http.post(CHAT, json=body, timeout=20).status_code == 200
+
+
+def test_a_stop_iteration_in_a_thread_ends_its_request(monkeypatch):
+    """Asyncio lets one wait for ever who waits for a thread that ends with it."""
+    monkeypatch.setattr(application, "chat_prompt", lambda *_: next(iter(())))
+    with running({"one": ScriptedEngine("a")}) as address, raw(address) as http:
+        assert_error(http.post(CHAT, json=GOOD, timeout=20), 500)
+
+
+def test_preparing_a_prompt_ends_with_its_time(monkeypatch):
+    slow = threading.Event()
+    monkeypatch.setattr(application, "chat_prompt", lambda *_: slow.wait(10))
+    limits = Limits(request_seconds=0.3)
+    with running({"one": ScriptedEngine("a")}, limits=limits) as address, raw(address) as http:
+        assert_error(http.post(CHAT, json=GOOD, timeout=20), 504)
+        slow.set()
+
+
+def test_requests_that_wait_for_summaries_hold_up_nobody_else():
+    slow = ScriptedEngine("a smith " * 8, rows=40, delay=0.1, context=220)
+    other = ScriptedEngine("a baker")
+    turns = [
+        {"role": "user", "content": "the bell rings at nine"},
+        {"role": "assistant", "content": "a smith"},
+    ]
+    long = {**GOOD, "messages": [*(turns * 12), turns[0]], "overflow": "summarise", "stream": True}
+    with (
+        running({"one": slow, "two": other}) as address,
+        raw(address) as http,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        waiting = [pool.submit(streamed, http, long) for _ in range(12)]
+        until(lambda: slow.rows_in_use >= 6)
+        http.post(CHAT, json={**GOOD, "model": "two"})
+        assert slow.rows_in_use >= 6, "another model's client has waited for the summaries"
+        assert all(isinstance(one.result(), str) for one in waiting)

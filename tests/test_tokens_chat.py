@@ -11,6 +11,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
+from trivium.kit.errors import TriviumError
+from trivium.tokens import control
 from trivium.tokens.tokenizer import Tokenizer
 from trivium.tokens.train import train_tokenizer
 
@@ -309,3 +311,21 @@ def test_a_stop_that_swallows_space_keeps_transformers_ids() -> None:
     expected = referee.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert tokenizer.encode_chat(messages).ids == expected
     assert learned_turns(tokenizer, messages) == ["b<|end|>"] * 2
+
+
+def test_a_text_of_all_private_use_characters_hides_control_strings_all_the_same():
+    tokenizer = own()
+    everything = "".join(map(chr, range(0xF0000, 0xFFFFD)))
+    control = tokenizer.token(tokenizer.end_of_reply_id)
+    text = f"{everything[:40]}{control}{everything[40:]}"
+    ids = tokenizer.encode_prompt([{"role": "user", "content": text}])
+    plain = tokenizer.encode_prompt([{"role": "user", "content": "a"}])
+    controls = [one for one in plain if one in tokenizer.control_ids]
+    assert [one for one in ids if one in tokenizer.control_ids] == controls
+    assert text in tokenizer.decode(ids)
+
+
+def test_a_text_that_leaves_no_letter_to_hide_behind_is_refused_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(control, "_MEANINGLESS", (range(0xF0000, 0xF0010),))
+    with pytest.raises(TriviumError, match="every private-use and unassigned character"):
+        own().encode_prompt([{"role": "user", "content": "".join(map(chr, range(0xF0000, 0xF0010)))}])

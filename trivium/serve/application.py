@@ -22,6 +22,7 @@ from trivium.generate.context import Summariser
 from trivium.generate.requests import Request as Wanted
 from trivium.serve import failures
 from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage, event
+from trivium.serve.background import Background
 from trivium.serve.calls import call_form, forces_call, form_of_calls
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
 from trivium.serve.failures import RequestRefused, error_body
@@ -54,6 +55,7 @@ class Served:
         self.workers = {worker.name: worker for worker in workers}
         assert len(self.workers) == len(workers), "two models of one name"
         self.limits = limits
+        self.background = Background()
         self.started = int(time.time())
         self.longest = {worker.name: longest_prompt(worker.tokenizer, worker.context) for worker in workers}
         self.names = {worker.name: TokenNames(worker.tokenizer) for worker in workers}
@@ -94,13 +96,14 @@ class Served:
         worker = self.worker(body.model)
         asking = Asking(worker)
         summariser = Summariser(worker.tokenizer, worker.context, asking.complete)
-        preparing = asyncio.to_thread(
+        summarised = body.overflow == "summarise"
+        run = self.background.wait if summarised else self.background.compute
+        preparing = run(
             chat_prompt, body, worker.tokenizer, worker.context, self.limits, self.longest[worker.name],
             summariser,
         )  # fmt: skip
         try:
-            summarised = body.overflow == "summarise"
-            fitted = await (self._in_time(request, preparing, "summary") if summarised else preparing)
+            fitted = await self._in_time(request, preparing, "summary" if summarised else "prompt")
         finally:
             asking.close()
         prompt, slides = fitted.tokens, fitted.slide is not None
@@ -140,7 +143,8 @@ class Served:
         """POST /v1/completions."""
         body = read_body(await read_bytes(request, self.limits), CompletionBody)
         worker = self.worker(body.model)
-        prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer, self.longest[worker.name])
+        preparing = self.background.compute(token_prompts, body, worker.tokenizer, self.longest[worker.name])
+        prompts = await self._in_time(request, preparing, "prompt")
         many = (body.n or 1) * len(prompts)
         if many > self.limits.samples:
             problem = f"{many} samples are asked for, at most {self.limits.samples} are served at once"
@@ -195,7 +199,8 @@ class Served:
         """POST /v1/embeddings: the mean of the last hidden states."""
         body = read_body(await read_bytes(request, self.limits), EmbeddingBody)
         worker = self.worker(body.model)
-        prompts = await asyncio.to_thread(token_prompts, body, worker.tokenizer, self.longest[worker.name])
+        preparing = self.background.compute(token_prompts, body, worker.tokenizer, self.longest[worker.name])
+        prompts = await self._in_time(request, preparing, "prompt")
         if len(prompts) > self.limits.embedding_inputs:
             problem = f"input holds {len(prompts)} texts, at most {self.limits.embedding_inputs} are served"
             raise RequestRefused(problem, parameter="input", code="array_above_max_length")
@@ -263,6 +268,7 @@ def build(
         for worker in workers:
             worker.start(asyncio.get_running_loop())
         yield
+        served.background.stop()
         for worker in workers:
             await asyncio.to_thread(worker.stop)
 

@@ -5,13 +5,19 @@ import json
 import re
 import secrets
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
+from trivium.kit.errors import TriviumError
+
 # A noncharacter-free private-use mark plus a per-process secret: no text anybody writes contains it.
 _SECRET = "\U0010fffd" + secrets.token_hex(12)
 OPEN, CLOSE = _SECRET + "(", _SECRET + ")"
+# Code points that mean nothing to anybody: private use, then planes in which nothing is assigned. A text of
+# two million bytes has room for about half of them.
+_MEANINGLESS = (range(0xF0000, 0xFFFFD), range(0xE000, 0xF900), range(0x40000, 0xE0000))
 
 
 def alias(index: int) -> str:
@@ -80,16 +86,22 @@ class ControlStrings:
 class Disguise:
     """Hides what users typed from the search for control strings, and brings it back afterwards.
 
-    The first letter of each control string in user text is replaced by a private-use letter that the text
-    does not contain, so that a template can trim and split the text as usual. A control string that was begun
-    at the end of one piece of text is hidden too, for the template may join pieces.
+    The first letter of each control string in user text is replaced by a letter without a meaning that the
+    text does not contain, so that a template can trim and split the text as usual. A control string that was
+    begun at the end of one piece of text is hidden too, for the template may join pieces.
     """
 
     def __init__(self, control: ControlStrings, content: Any) -> None:
         self.control = control
         seen = set(json.dumps(content, ensure_ascii=False, default=str))
-        free = (chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in seen)
-        self.hidden = {first: next(free) for first in control.first_letters}
+        codes = (code for span in _MEANINGLESS for code in span if code & 0xFFFE != 0xFFFE)
+        free = (letter for letter in map(chr, codes) if letter not in seen)
+        letters = list(islice(free, len(control.first_letters)))
+        if len(letters) < len(control.first_letters):
+            raise TriviumError(
+                "The conversation holds every private-use and unassigned character there is; leave some out."
+            )
+        self.hidden = dict(zip(control.first_letters, letters, strict=True))
         self.shown = str.maketrans({letter: first for first, letter in self.hidden.items()})
 
     def hide(self, content: Any) -> Any:

@@ -107,8 +107,8 @@ class Tokenizer:
             for stop in stops:
                 if type(stop) is not int or not 0 <= stop < tokenizer.vocabulary_size:
                     raise TriviumError(
-                        f"{folder / 'generation_config.json'}: eos_token_id names {stop!r}, and the ids of the "
-                        f"tokenizer go from 0 to {tokenizer.vocabulary_size - 1}; correct it."
+                        f"{folder / 'generation_config.json'}: eos_token_id names {stop!r}, and the ids of "
+                        f"the tokenizer go from 0 to {tokenizer.vocabulary_size - 1}; correct it."
                     )
             tokenizer._extra_stops = tuple(stops)
             return tokenizer
