@@ -176,6 +176,23 @@ def test_progress_is_plain_lines_when_piped(monkeypatch):
     assert len(lines) == 4
 
 
+def test_peaks_are_the_work_over_the_best_time(monkeypatch):
+    """A product of two square matrices is 2 n^3 operations; a copy reads and writes four bytes a number."""
+    timed = []
+
+    def quarter_of_a_second(work, device, seconds):
+        timed.append(work())
+        return 0.25
+
+    monkeypatch.setattr(machine, "device", lambda: "cpu")
+    monkeypatch.setattr(machine, "_best_time", quarter_of_a_second)
+    peak, bandwidth = machine.matmul_peak(), machine.memory_bandwidth()
+    product, copied = timed
+    assert peak == 4 * 2 * len(product) ** 3
+    assert product.shape == (len(product), len(product))
+    assert bandwidth == 4 * 2 * 4 * copied.numel()
+
+
 def test_the_machine_describes_itself():
     here = machine.describe()
     assert here.cores >= 1

@@ -22,6 +22,8 @@ from trivium.kit.files import load_tensors, read_json
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.progress import Progress
 from trivium.learn.trainer import Trainer
+from trivium.model import merge
+from trivium.model.folder import load_model
 from trivium.pipeline.run import prepare
 from trivium.stages import anneals
 from trivium.stages.parts.mixtures import all_weighted_or_none
@@ -39,8 +41,11 @@ SOUPS = """\
   ema:    {kind: merge, of: [base@step=4, base, left], method: ema, decay: 0.25}
   greedy: {kind: merge, of: [left, right, base], method: greedy, data: corpus}
   less:   {kind: merge, of: [left], base: base, method: tasks, weights: [-1]}
-  ties:   {kind: merge, of: [left, right], base: base, method: ties, density: 0.4}
-  dare:   {kind: merge, of: [left, right], base: base, method: dare}
+  ties:   {kind: merge, of: [left, right], base: base, method: ties, density: 0.4, scale: 0.7}
+  dare:   {kind: merge, of: [left, right], base: base, method: dare, density: 0.3, scale: 0.6, seed: 5}
+  arc:    {kind: merge, of: [left, right], method: slerp, share: 0.3}
+  uneven: {kind: merge, of: [left, right], weights: [3, 1]}
+  half:   {kind: merge, of: [left, right], base: base, method: tasks, scale: 0.5}
   mixes:
     kind: anneals
     from: base
@@ -89,6 +94,23 @@ def test_ema_over_checkpoints_is_the_recursion(made):
 def test_a_subtracted_task_vector_mirrors_the_model_at_its_base(made):
     base, left, less = (weights(made[name].folder) for name in ("base", "left", "less"))
     assert all(torch.allclose(less[key], 2 * base[key] - left[key], atol=1e-6) for key in base)
+
+
+def test_every_method_is_given_the_settings_of_its_stage(made):
+    def tensors(name):
+        return dict(load_model(made[name].folder / "model").state_dict())
+
+    base, left, right = map(tensors, ("base", "left", "right"))
+    expected = {
+        "ties": merge.ties(base, [left, right], density=0.4, scale=0.7),
+        "dare": merge.dare(base, [left, right], density=0.3, scale=0.6, seed=5),
+        "arc": merge.slerp(left, right, 0.3),
+        "uneven": {key: 0.75 * left[key] + 0.25 * right[key] for key in base},
+        "half": {key: base[key] + 0.5 * (left[key] + right[key] - 2 * base[key]) for key in base},
+    }
+    for name, wanted in expected.items():
+        found = tensors(name)
+        assert all(torch.allclose(found[key], wanted[key], atol=1e-6) for key in base), name
 
 
 def test_a_greedy_soup_is_reported_on_documents_that_did_not_choose_it(made):
