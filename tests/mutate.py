@@ -29,7 +29,7 @@ from importlib import import_module
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 from imports import Imports
@@ -152,7 +152,8 @@ def _run(scratch: str, words: list[str], said: Connection) -> None:
         if report.failed:
             said.send(report.nodeid.split("[")[0])
 
-    plugin = SimpleNamespace(pytest_runtest_logreport=report, pytest_collectreport=report)
+    plugin = ModuleType("first_failure")
+    plugin.__dict__.update(pytest_runtest_logreport=report, pytest_collectreport=report)
     os._exit(pytest.main(words, plugins=[plugin]))
 
 
