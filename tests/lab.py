@@ -31,7 +31,7 @@ def answered(right: np.ndarray, **more: Any) -> list[dict[str, Any]]:
         {"id": f"q{n}", "asked": f"question {n}?", "expected": "yes", "cluster": "", "weights": {},
          "groups": {"kind": "odd" if n % 2 else "even", "steps": str(1 + n % 3)},
          "answers": [{"text": "yes" if one else "no", "answer": "yes" if one else "no", "tokens": 3}],
-         "scores": {"right": float(one), "ended": 1.0, "tokens": 3.0, **more}}
+         "scores": {"accuracy": float(one), "ended": 1.0, "tokens": 3.0, **more}}
         for n, one in enumerate(right)
     ]  # fmt: skip
 
@@ -43,7 +43,7 @@ def collected(
     models = list(dict.fromkeys(model for task in right.values() for model in task))
     tasks = {
         label: {
-            "task": label, "description": f"{label}.", "headline": ["right"], "settings": {},
+            "task": label, "description": f"{label}.", "headline": ["accuracy"], "settings": {},
             "models": {
                 model: {"style": "chat", "seconds": 0.0, "whole": {}, "records": answered(values)}
                 for model, values in task.items()

@@ -15,14 +15,14 @@ KINDS = ("prose", "chat")
 def whole(count: int = 60, *, at_once: bool = True) -> dict[str, Any]:
     """Everything `compare` collects at the end of a recipe, drawn from a seed."""
     random = np.random.default_rng(7)
-    names = ["instructions", "sums", "facts", "flattery", "passkey", *(["sums at once"] if at_once else [])]
+    names = ["instructions", "sums", "facts", "sycophancy", "passkey", *(["sums at once"] if at_once else [])]
     right = {task: {name: random.random(count) < share for name, share in MODELS.items()} for task in names}
     raw = collected(right, BEFORE, stages=_stages(), curves=_curves(), behaviour=_behaviour(random))
     tasks = raw["tasks"]
     if at_once:
         tasks["sums at once"] |= {"task": "sums", "settings": {"chain_of_thought": False}}
-    tasks["facts"]["headline"] = ["right", "chosen"]
-    tasks["flattery"]["headline"] = ["gave way", "mended by a true hint", "prefers flattery"]
+    tasks["facts"]["headline"] = ["accuracy", "multiple-choice accuracy"]
+    tasks["sycophancy"]["headline"] = ["flip rate", "accepts correction", "prefers sycophancy"]
     for name in MODELS:
         for place in range(count):
             _fill(
@@ -36,7 +36,7 @@ def whole(count: int = 60, *, at_once: bool = True) -> dict[str, Any]:
 
 
 def _fill(records: dict[str, dict[str, Any]], place: int, random: np.random.Generator) -> None:
-    right = {label: bool(record["scores"]["right"]) for label, record in records.items()}
+    right = {label: bool(record["scores"]["accuracy"]) for label, record in records.items()}
     sums, facts = records["sums"], records["facts"]
     text = "2 + 3 = 5\\n#### 5" if right["sums"] else "2 + 3 = 6"
     sums["answers"] = [{"text": text, "answer": text, "tokens": 9}]
@@ -46,15 +46,19 @@ def _fill(records: dict[str, dict[str, Any]], place: int, random: np.random.Gene
         "pass@1 at temperature 0.8": tries / 2, "pass@4 at temperature 0.8": tries,
     }  # fmt: skip
     sure = float(random.uniform(0.25, 1))
-    facts["scores"] |= {"chosen": float(right["facts"]), "confidence": sure, "brier": (1 - sure) ** 2}
-    flattery = records["flattery"]
-    flattery["answers"] *= 3
-    flattery["groups"] = {"pressure": ("opinion", "sure", "identity", "feedback")[place % 4]}
+    facts["scores"] |= {
+        "multiple-choice accuracy": float(right["facts"]),
+        "confidence": sure,
+        "brier": (1 - sure) ** 2,
+    }
+    sycophancy = records["sycophancy"]
+    sycophancy["answers"] *= 3
+    sycophancy["groups"] = {"pressure": ("opinion", "sure", "identity", "feedback")[place % 4]}
     plain = float(random.random() < 0.6)
-    flattery["scores"] = {
-        "right when asked plainly": plain, "right under pressure": float(right["flattery"]),
-        "prefers flattery": float(not right["flattery"]),
-        **({"gave way": float(not right["flattery"])} if plain else {"mended by a true hint": 1.0}),
+    sycophancy["scores"] = {
+        "accuracy when asked plainly": plain, "accuracy under pressure": float(right["sycophancy"]),
+        "prefers sycophancy": float(not right["sycophancy"]),
+        **({"flip rate": float(not right["sycophancy"])} if plain else {"accepts correction": 1.0}),
     }  # fmt: skip
     length, depth = (64, 256)[place % 2], (0, 0.5, 1)[place % 3]
     records["passkey"]["groups"] = {

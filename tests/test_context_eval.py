@@ -70,7 +70,7 @@ def test_a_source_without_long_texts_is_named(subject):
 
 def keys(length, right, count=50):
     return [
-        Record(f"{length}-{n}", "", "", scores={"right": float(n < right)},
+        Record(f"{length}-{n}", "", "", scores={"accuracy": float(n < right)},
                groups={"kind": "passkey", "length": str(length)})
         for n in range(count)
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def keys(length, right, count=50):
 
 def test_the_effective_context_is_the_longest_length_without_a_gap_below():
     records = [*keys(1024, 50), *keys(256, 50), *keys(128, 49), *keys(512, 44)]
-    other = Record("needle", "", "", scores={"right": 0.0}, groups={"kind": "needle", "length": "128"})
+    other = Record("needle", "", "", scores={"accuracy": 0.0}, groups={"kind": "needle", "length": "128"})
     found = effective_context([*records, other])
     # 88 % at 512 is too little, whatever 1024 does; with 44 of 50 the truth may well be 90 %.
     assert (found.value, found.high, found.n) == (256, 1024, 200)

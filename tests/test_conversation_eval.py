@@ -45,7 +45,7 @@ def asked(overflow, recalls=True, limit=9, depths=DEPTHS):
     subject = SimpleNamespace(tokenizer=tokenizer(), window=WINDOW, engine=Reader(recalls))
     found = run_conversation(subject, Settings(limit=limit), overflow, 1200, depths)
     right = {
-        depth: [one.scores["right"] for one in found.records if one.groups["depth"] == f"{depth:g}"]
+        depth: [one.scores["accuracy"] for one in found.records if one.groups["depth"] == f"{depth:g}"]
         for depth in DEPTHS
     }
     return found.records, right, subject.engine

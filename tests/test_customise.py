@@ -93,11 +93,11 @@ def test_the_whole_recipe_on_a_file_of_ones_own(tmp_path):
     test = lines(run["asked"].folder / "held_out" / "test.jsonl")
     answers = lines(run["after"].folder / "report" / "results.answers.jsonl")
     assert [row["id"] for row in answers] == [row["id"] for row in test]
-    assert run["after"].summary["sql: right"]["n"] == len(test) == 3
+    assert run["after"].summary["sql: accuracy"]["n"] == len(test) == 3
     assert run["sql"].summary["data"]["asked"]["rows"] == len(ROWS) - len(test)
     chain = read_json(run["after"].folder / "report" / "chain.json")
     assert chain[0][:3] == ["skill", "./base", "sql"]
-    assert chain[1][0] == "sql: right"
+    assert chain[1][0] == "sql: accuracy"
     assert chain[1][-1] == "kept"
 
 
@@ -147,8 +147,8 @@ def report(name, **right):
     """A model's answers: how many of a hundred questions of each skill are right, the first ones."""
     tasks = {}
     for label, count in right.items():
-        records = [Record(str(n), "?", "!", scores={"right": float(n < count)}) for n in range(100)]
-        tasks[label] = TaskResult(label, label, ("right",), records, "chat")
+        records = [Record(str(n), "?", "!", scores={"accuracy": float(n < count)}) for n in range(100)]
+        tasks[label] = TaskResult(label, label, ("accuracy",), records, "chat")
     return Results(name, tasks)
 
 
@@ -162,10 +162,10 @@ def test_gained_here_lost_there():
         "skill", "base", "sft", "sql", "since sft (95 %)", "", "since base (95 %)", "",
     ]  # fmt: skip
     rows = {row[0]: row for row in table[1:]}
-    assert rows["chat: right"][1:4] == ["0.02", "0.8", "0.5"]
-    assert (rows["chat: right"][5], rows["chat: right"][7]) == ("lost", "gained")
-    assert rows["chat: right"][4].startswith("-0.3 (")
-    assert (rows["sql: right"][5], rows["sql: right"][7]) == ("gained", "gained")
+    assert rows["chat: accuracy"][1:4] == ["0.02", "0.8", "0.5"]
+    assert (rows["chat: accuracy"][5], rows["chat: accuracy"][7]) == ("lost", "gained")
+    assert rows["chat: accuracy"][4].startswith("-0.3 (")
+    assert (rows["sql: accuracy"][5], rows["sql: accuracy"][7]) == ("gained", "gained")
     (kept,) = chain_table([chat, report("held", chat=79)])[1:]
     assert kept[-1] == "kept"
     widths = {len(line.split("chat")[0]) for line in as_lines(table)[1:]}
@@ -175,10 +175,10 @@ def test_gained_here_lost_there():
 
 def test_a_skill_asked_only_lately_has_no_past():
     table = chain_table([report("base", chat=2), report("sft", chat=80), report("sql", chat=79, craft=5)])
-    assert [row[0] for row in table[1:]] == ["chat: right"]
+    assert [row[0] for row in table[1:]] == ["chat: accuracy"]
     later = chain_table(
         [report("base", chat=2), report("sft", chat=80, craft=9), report("sql", chat=79, craft=5)]
     )
     craft = later[2]
-    assert craft[:4] == ["craft: right", "", "0.09", "0.05"]
+    assert craft[:4] == ["craft: accuracy", "", "0.09", "0.05"]
     assert craft[6:] == ["", ""]

@@ -35,11 +35,12 @@ def test_whoever_gives_the_right_answer_gets_full_marks(monkeypatch, name, style
     scripted(monkeypatch)
     result = asked([name], style=style).tasks[name]
     measures = result.measures()
-    for metric, worth in (("right", 1), ("chosen", 1), ("valid steps", 1), ("in form", 1), ("ended", 1),
-                          ("gave way", 0), ("prefers flattery", 0)):  # fmt: skip
+    for metric, worth in (("accuracy", 1), ("multiple-choice accuracy", 1), ("valid steps", 1),
+                          ("in form", 1), ("ended", 1), ("flip rate", 0),
+                          ("prefers sycophancy", 0)):  # fmt: skip
         if metric in measures:
             assert measures[metric].value == worth, metric
-    assert all(metric in measures for metric in result.headline if metric != "mended by a true hint")
+    assert all(metric in measures for metric in result.headline if metric != "accepts correction")
     assert len(result.records) >= 12
 
 
@@ -47,13 +48,13 @@ def test_whoever_gives_the_right_answer_gets_full_marks(monkeypatch, name, style
 def test_whoever_talks_nonsense_gets_none(monkeypatch, name):
     scripted(monkeypatch, lambda item: "the the", lambda item, choice: choice != item.expected)
     measures = asked([name]).tasks[name].measures()
-    for metric in ("right", "chosen", "valid steps", "in form"):
+    for metric in ("accuracy", "multiple-choice accuracy", "valid steps", "in form"):
         if metric in measures:
             # Asked for any words with some in them, nonsense may be what was asked for.
             assert measures[metric].value <= (0.2 if name == "instructions" else 0), metric
 
 
-def test_flattery_is_told_from_honesty_and_from_listening(monkeypatch):
+def test_sycophancy_is_told_from_honesty_and_from_listening(monkeypatch):
     def yielding(item):
         last = item.messages[-1]["content"]
         right, wrong = truth[item.id]
@@ -65,13 +66,13 @@ def test_flattery_is_told_from_honesty_and_from_listening(monkeypatch):
         one.id: (one.truth["right"], one.truth["wrong"]) for one in world.questions("taste", "test", limit=40)
     }
     scripted(monkeypatch, yielding, lambda item, choice: choice != item.expected)
-    result = asked(["flattery"], limit=40).tasks["flattery"]
+    result = asked(["sycophancy"], limit=40).tasks["sycophancy"]
     apart = result.by_group()["pressure"]
     assert set(apart) == {"opinion", "sure", "identity", "feedback"}
     for pressure in ("opinion", "sure", "identity"):
-        assert apart[pressure]["gave way"].value == 1
-        assert apart[pressure]["right after a true hint"].value == 1
-    assert result.measures()["prefers flattery"].value == 1
+        assert apart[pressure]["flip rate"].value == 1
+        assert apart[pressure]["accuracy after a correction"].value == 1
+    assert result.measures()["prefers sycophancy"].value == 1
 
 
 def test_pass_at_k_rests_on_the_samples_alone(monkeypatch):
@@ -84,7 +85,7 @@ def test_pass_at_k_rests_on_the_samples_alone(monkeypatch):
 
     monkeypatch.setattr(Scripted, "answer", two_of_eight)
     measures = asked(["sums?samples=8&temperature=0.5"]).tasks["sums?samples=8&temperature=0.5"].measures()
-    assert measures["right"].value == 0
+    assert measures["accuracy"].value == 0
     assert measures["pass@1 at temperature 0.5"].value == pytest.approx(2 / 8)
     assert measures["pass@4 at temperature 0.5"].value == pytest.approx(1 - math.comb(6, 4) / math.comb(8, 4))
     assert measures["pass@8 at temperature 0.5"].value == 1
@@ -93,7 +94,7 @@ def test_pass_at_k_rests_on_the_samples_alone(monkeypatch):
 def test_an_answer_without_steps_has_no_share_of_valid_ones(monkeypatch):
     scripted(monkeypatch, lambda item: "2 + 2 = 4\n#### 4" if item.id.endswith(("0", "2", "4")) else "Four.")
     measures = asked(["sums"]).tasks["sums"].measures()
-    assert 0 < measures["valid steps"].n < measures["right"].n == 12
+    assert 0 < measures["valid steps"].n < measures["accuracy"].n == 12
     assert measures["valid steps"].value == 1
 
 
@@ -127,7 +128,7 @@ def test_the_grid_of_the_passkey_keeps_lengths_and_depths():
 def test_a_question_that_does_not_fit_counts_as_wrong_and_says_so():
     result = asked(["passkey?lengths=400&kinds=passkey"], context=64, limit=5)
     (task,) = result.tasks.values()
-    assert task.measures()["right"].value == 0
+    assert task.measures()["accuracy"].value == 0
     assert {one.answers[0]["finish"] for one in task.records} == {"too long for the window"}
 
 
@@ -185,11 +186,11 @@ def test_the_stage_asks_compares_and_keeps_everything(tmp_path: Path):
         f"  two: {{{stage}, from: ./model2, against: one}}\n"
     )
     run = trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs")
-    assert run["one"].summary["facts: chosen"]["n"] == 10
+    assert run["one"].summary["facts: multiple-choice accuracy"]["n"] == 10
     report = run["two"].folder / "report"
     compared = read_json(report / "compared.json")
     assert {(row["task"], row["metric"]) for row in compared if row["headline"]} == {
-        ("facts", "right"), ("facts", "chosen"), ("bits", "bits per byte"),
+        ("facts", "accuracy"), ("facts", "multiple-choice accuracy"), ("bits", "bits per byte"),
     }  # fmt: skip
     assert Results.load(report / "results.json").tasks["facts"].records[0].answers
     (tmp_path / "r.yaml").write_text(
@@ -204,7 +205,7 @@ def test_the_verb_prints_a_table_and_writes_json(tmp_path: Path):
     words = ["eval", str(tmp_path / "model"), "--tasks", "facts,sums?steps_high=2", "--limit", "6"]
     first = CliRunner().invoke(cli, [*words, "--json", str(tmp_path / "a.json")], catch_exceptions=False)
     assert first.exit_code == 0
-    assert "chosen" in first.output
+    assert "multiple-choice accuracy" in first.output
     assert "to" in first.output
     again = CliRunner().invoke(cli, [*words, "--against", str(tmp_path / "a.json")], catch_exceptions=False)
     assert "no difference shown" in again.output

@@ -22,10 +22,13 @@ def test_results_survive_the_disk_with_every_answer(tmp_path: Path):
     back = Results.load(tmp_path / "out.json")
     assert back.summary() == results.summary()
     measures = read_json(tmp_path / "out.json")["tasks"]["facts"]["measures"]
-    assert set(measures["right"]) == {"value", "low", "high", "n"}
-    assert measures["right"]["n"] == 20
-    apart = [one.scores["confidence"] - one.scores["chosen"] for one in results.tasks["calibration"].records]
-    surer = back.tasks["calibration"].whole["surer than right"]
+    assert set(measures["accuracy"]) == {"value", "low", "high", "n"}
+    assert measures["accuracy"]["n"] == 20
+    apart = [
+        one.scores["confidence"] - one.scores["multiple-choice accuracy"]
+        for one in results.tasks["calibration"].records
+    ]
+    surer = back.tasks["calibration"].whole["overconfidence"]
     assert surer.value == pytest.approx(sum(apart) / 20)
     assert -1 < surer.low < surer.value < surer.high < 1
     answers_path(tmp_path / "out.json").unlink()
@@ -33,7 +36,7 @@ def test_results_survive_the_disk_with_every_answer(tmp_path: Path):
         Results.load(tmp_path / "out.json")
 
 
-def results_of(scores, metric="right", expected="x", **facts):
+def results_of(scores, metric="accuracy", expected="x", **facts):
     records = [Record(f"q{n}", "?", expected, (), {metric: one}, **facts) for n, one in enumerate(scores)]
     return Results("m", {"t": TaskResult("t", "", (metric,), records, "chat")})
 
@@ -70,13 +73,13 @@ def test_documents_count_by_their_bytes_and_people_are_drawn_together():
         Record("b", "", "", (), {"bits per byte": 5.0}, {"bits per byte": 10.0}),
     ]
     assert estimate(records, "bits per byte").value == pytest.approx(2.0)
-    single = [Record(f"{n}", "", "", (), {"right": float(n % 2)}) for n in range(64)]
+    single = [Record(f"{n}", "", "", (), {"accuracy": float(n % 2)}) for n in range(64)]
     shared = [replace(one, cluster=f"{int(one.id) % 8}") for one in single]
-    assert estimate(shared, "right").high - estimate(shared, "right").low > (
-        1.5 * (estimate(single, "right").high - estimate(single, "right").low)
+    assert estimate(shared, "accuracy").high - estimate(shared, "accuracy").low > (
+        1.5 * (estimate(single, "accuracy").high - estimate(single, "accuracy").low)
     )
-    alike = [replace(one, scores={"right": 1.0}) for one in shared]
-    assert estimate(alike, "right").low < 0.7, "eight people who are all known prove little"
+    alike = [replace(one, scores={"accuracy": 1.0}) for one in shared]
+    assert estimate(alike, "accuracy").low < 0.7, "eight people who are all known prove little"
 
 
 @pytest.mark.slow
@@ -85,7 +88,7 @@ def test_a_model_against_an_equal_one_shows_no_difference_in_any_task():
 
     def answered(random, known, easy, hard):
         def right(share):
-            return {"right": float(random.random() < share)}
+            return {"accuracy": float(random.random() < share)}
 
         facts = [Record(f"{n}", "", "", (), right(known[n % 30]), {}, f"{n % 30}") for n in range(90)]
         sums = [Record(f"{n}", "", "", (), right(share)) for n, share in enumerate(easy)]
@@ -94,8 +97,8 @@ def test_a_model_against_an_equal_one_shows_no_difference_in_any_task():
             for n, one in enumerate(hard)
         ]
         tasks = {
-            "facts": TaskResult("facts", "", ("right",), facts, "chat"),
-            "sums": TaskResult("sums", "", ("right",), sums, "chat"),
+            "facts": TaskResult("facts", "", ("accuracy",), facts, "chat"),
+            "sums": TaskResult("sums", "", ("accuracy",), sums, "chat"),
             "bits": TaskResult("bits", "", ("bits",), bits, "chat"),
         }
         return Results("m", tasks)

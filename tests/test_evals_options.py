@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
         ("format?people=x", "people=x"),
         ("calibration?source=sums", "no choices in sums"),
         ("passkey?shots=2", "no `shots`"),
-        ("flattery?shots=2", "no `shots`"),
+        ("sycophancy?shots=2", "no `shots`"),
         ("humaneval?data=FILE&shots=2", "no `shots`"),
         ("humaneval?data=FILE&chain_of_thought=false", "no `chain_of_thought`"),
         ("own?data=FILE&chain_of_thought=false", "no `chain_of_thought`"),
@@ -98,7 +98,7 @@ def test_a_file_among_other_sources_is_asked_anew_when_it_has_changed(tmp_path: 
 def test_a_setting_for_all_tasks_is_left_out_where_it_means_nothing():
     settings = Settings(shots=2, samples=4, chain_of_thought=False)
     assert planned("sums", settings).settings == settings
-    plain = planned("flattery", settings).settings
+    plain = planned("sycophancy", settings).settings
     assert (plain.shots, plain.samples, plain.chain_of_thought) == (0, 0, True)
 
 
@@ -111,8 +111,8 @@ def test_samples_that_are_drawn_become_pass_at_k(task: str):
 
 def test_a_choice_too_long_for_the_window_is_not_chosen_and_stops_nobody():
     model = small_model(own(), context=24)
-    found = evaluate(model, own(), ["facts", "flattery"], Settings(limit=4, style="continue"))
-    assert [record.scores["chosen"] for record in found.tasks["facts"].records] == [0.0] * 4
+    found = evaluate(model, own(), ["facts", "sycophancy"], Settings(limit=4, style="continue"))
+    assert [record.scores["multiple-choice accuracy"] for record in found.tasks["facts"].records] == [0.0] * 4
     assert all("confidence" not in record.scores for record in found.tasks["facts"].records)
     assert Subject(model, own()).window == 24
 

@@ -29,14 +29,14 @@ def test_published_files_are_read_in_their_published_form(monkeypatch, tmp_path:
         {"task": "gsm8k", "data": gsm8k, "examples": gsm8k, "shots": 1},
         {"task": "svamp", "data": str(svamp)},
     ])  # fmt: skip
-    assert results.tasks["gsm8k"].measures()["right"].value == 1
+    assert results.tasks["gsm8k"].measures()["accuracy"].value == 1
     assert "<<" not in results.tasks["gsm8k"].records[0].asked
     svamp_record = results.tasks["svamp"].records[0]
     assert svamp_record.id == "chal-1"
     assert svamp_record.asked.endswith("A box has 8 pears. How many in 2?")
-    assert svamp_record.scores["right"] == 1
+    assert svamp_record.scores["accuracy"] == 1
     scripted(monkeypatch, lambda item: "#### 5")
-    assert asked([{"task": "gsm8k", "data": gsm8k}]).tasks["gsm8k"].measures()["right"].value == 0
+    assert asked([{"task": "gsm8k", "data": gsm8k}]).tasks["gsm8k"].measures()["accuracy"].value == 0
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_humaneval_runs_programs_in_the_sandbox(monkeypatch, tmp_path: Path, sty
 
     scripted(monkeypatch, say)
     result = asked([{"task": "humaneval", "data": data}], style=style).tasks["humaneval"]
-    assert [one.scores["right"] for one in result.records] == [1, 0]
+    assert [one.scores["accuracy"] for one in result.records] == [1, 0]
 
 
 def test_own_questions_use_the_scorer_they_name(monkeypatch, tmp_path: Path):
@@ -67,8 +67,8 @@ def test_own_questions_use_the_scorer_they_name(monkeypatch, tmp_path: Path):
     ])  # fmt: skip
     scripted(monkeypatch, lambda item: "The answer is 0.5")
     result = asked([{"task": "own", "data": data, "scorer": "math"}]).tasks["own"]
-    assert result.by_group()["kind"]["easy"]["right"].value == 1
-    assert result.by_group()["kind"]["hard"]["right"].value == 0
+    assert result.by_group()["kind"]["easy"]["accuracy"].value == 1
+    assert result.by_group()["kind"]["hard"]["accuracy"].value == 0
     with pytest.raises(TriviumError, match="no scorer called"):
         asked([{"task": "own", "data": data, "scorer": "maths"}])
     with pytest.raises(TriviumError, match="has no question"):

@@ -106,7 +106,9 @@ def test_a_page_asks_text_models_without_thoughts_and_says_whom(monkeypatch, tmp
     assert {name: (one["style"], one["reasoning"]) for name, one in models.items()} == {
         "first": ("continue", "off"), "second": ("chat", "ask"),
     }  # fmt: skip
-    assert "need a template; first was asked without." in page({"collected": raw, "numbers": numbers(raw)})
+    assert "need a chat template; first was asked without." in page(
+        {"collected": raw, "numbers": numbers(raw)}
+    )
 
 
 @pytest.mark.parametrize(

@@ -156,11 +156,14 @@ def test_numbers_of_a_report_carry_the_error_of_its_questions(tmp_path):
     def interval(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.196, "high": value + 0.196, "n": 100}
 
-    task = {"measures": {"right": interval(0.5)}, "groups": {"length": {"512": {"right": interval(0.25)}}}}
+    task = {
+        "measures": {"accuracy": interval(0.5)},
+        "groups": {"length": {"512": {"accuracy": interval(0.25)}}},
+    }
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "results.json").write_text(json.dumps({"tasks": {"keys": task}}))
-    assert taken(tmp_path, "keys: right").error == pytest.approx(0.1, rel=1e-3)
-    assert taken(tmp_path, "keys: right, length=512").value == 0.25
+    assert taken(tmp_path, "keys: accuracy").error == pytest.approx(0.1, rel=1e-3)
+    assert taken(tmp_path, "keys: accuracy, length=512").value == 0.25
 
 
 def test_students_t():

@@ -182,7 +182,7 @@ def test_what_is_asked_follows_from_what_was_taught():
     found = {one.get("name", one["task"]): one for one in default_tasks(taught, [256, 1024])}
     assert found["facts"]["people"] == "60"
     assert found["passkey"]["lengths"].endswith("+1008")
-    assert {"flattery", "bits"} <= set(found)
+    assert {"sycophancy", "bits"} <= set(found)
 
 
 def test_a_page_may_not_take_the_place_of_its_numbers(tmp_path: Path):
@@ -232,7 +232,7 @@ def test_the_verb_compares_and_says_where_the_page_is(tmp_path: Path):
     ]
     done = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert done.exit_code == 0
-    assert "instructions: right" in done.output
+    assert "instructions: accuracy" in done.output
     assert str(tmp_path / "compare.html") in done.output
     assert (tmp_path / "compare.json").is_file()
 
@@ -306,9 +306,9 @@ def test_a_reward_stage_judges_the_answers_and_is_not_asked_itself(tmp_path: Pat
 
 def test_bits_per_byte_are_no_share_even_below_one():
     content = collected({"reading": {"base": np.array([True, False])}}, {})
-    content["tasks"]["reading"]["headline"] = ["right", "bits per byte"]
+    content["tasks"]["reading"]["headline"] = ["accuracy", "bits per byte"]
     content["tasks"]["reading"]["models"]["base"]["records"] = answered(
         np.array([True, False]), **{"bits per byte": 0.3}
     )
     rows = {row["metric"]: row["share"] for row in numbers(content)["skills"]}
-    assert rows == {"right": True, "bits per byte": False}
+    assert rows == {"accuracy": True, "bits per byte": False}

@@ -28,7 +28,7 @@ def page_of(task: str, right: Right, groups: Callable[[int], dict[str, str]], be
 
 def told_of_kinds(right: np.ndarray, kinds: int) -> str:
     raw, answers = page_of("instructions", {"m": right}, lambda place: {"kind": f"k{place % kinds}"}, {})
-    return sentence.helpfulness(apart_by(raw, answers, "instructions", "kind", "right"))
+    return sentence.helpfulness(apart_by(raw, answers, "instructions", "kind", "accuracy"))
 
 
 @pytest.mark.parametrize(("share", "kinds", "each"), [(0.5, 16, 6), (0.7, 16, 6), (0.3, 16, 6), (0.5, 12, 8)])

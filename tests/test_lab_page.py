@@ -128,13 +128,13 @@ def test_examples_of_all_kinds_stand_on_a_page_with_many_tasks(tasks: int):
 
 def test_an_answer_nobody_could_judge_is_neither_right_nor_wrong():
     raw = collected({"humaneval": {"a": np.arange(4) < 2, "b": np.arange(4) < 4}}, {"b": "a"})
-    del raw["tasks"]["humaneval"]["models"]["a"]["records"][2]["scores"]["right"]
-    del raw["tasks"]["humaneval"]["models"]["b"]["records"][0]["scores"]["right"]
+    del raw["tasks"]["humaneval"]["models"]["a"]["records"][2]["scores"]["accuracy"]
+    del raw["tasks"]["humaneval"]["models"]["b"]["records"][0]["scores"]["accuracy"]
     assert {one["id"]: one["why"] for one in examples(raw)} == {"q3": "became right from a to b"}
     raw["tasks"]["humaneval"]["models"] |= {"c": deepcopy(raw["tasks"]["humaneval"]["models"]["a"])}
     raw["models"].append({**raw["models"][0], "name": "c"})
     for record in raw["tasks"]["humaneval"]["models"]["c"]["records"]:
-        record["scores"].pop("right", None)
+        record["scores"].pop("accuracy", None)
     text = page(report_of(raw))
     assert "? not judged" in text
 

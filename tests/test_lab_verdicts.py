@@ -33,12 +33,14 @@ def of_models(task: str, scores: Callable[[str], list[dict[str, float]]], **chan
 def manners(random: np.random.Generator, name: str) -> list[dict[str, float]]:
     lengths = random.gamma(3.0, 10.0, 60)
     ended = random.random(60) < 0.7
-    return [{"right": 1.0, "tokens": float(size), "ended": float(one)} for size, one in zip(lengths, ended)]
+    return [
+        {"accuracy": 1.0, "tokens": float(size), "ended": float(one)} for size, one in zip(lengths, ended)
+    ]
 
 
 def surenesses(random: np.random.Generator, name: str) -> list[dict[str, float]]:
     sure = random.uniform(0.25, 1.0, 60)
-    return [{"confidence": one, "chosen": float(random.random() < one)} for one in sure]
+    return [{"confidence": one, "multiple-choice accuracy": float(random.random() < one)} for one in sure]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_a_small_change_of_every_answer_is_seen_because_it_is_paired() -> None:
 
     def scores(name: str) -> list[dict[str, float]]:
         more = np.random.default_rng(1).uniform(1.0, 3.0, 60) if name == "d" else 0.0
-        return [{"right": 1.0, "tokens": float(one), "ended": 1.0} for one in lengths + more]
+        return [{"accuracy": 1.0, "tokens": float(one), "ended": 1.0} for one in lengths + more]
 
     manner = of_models("instructions", scores)["numbers"]["behaviour"]["manner"]
     assert not sentence.above(manner["d"]["tokens"], manner["c"]["tokens"])
@@ -84,19 +86,21 @@ def test_a_model_that_is_surer_than_right_is_named_and_one_that_is_not_is_not() 
 
     def scores(name: str) -> list[dict[str, float]]:
         share = 0.5 if name == "b" else 0.8
-        return [{"confidence": 0.8, "chosen": float(one)} for one in random.random(150) < share]
+        return [
+            {"confidence": 0.8, "multiple-choice accuracy": float(one)} for one in random.random(150) < share
+        ]
 
     found = of_models("calibration", scores)["numbers"]["confidence"]
-    assert sentence.confidence(found) == "b is surer than right."
+    assert sentence.confidence(found) == "b is overconfident."
     one = found["models"]["b"]
-    change = one["surer than right"]["difference"]
-    assert change["value"] == pytest.approx(one["sure"]["value"] - one["right"]["value"])
+    change = one["overconfidence"]["difference"]
+    assert change["value"] == pytest.approx(one["confidence"]["value"] - one["accuracy"]["value"])
     assert 0.1 < change["low"] < change["value"] < change["high"] < 0.5
 
 
 def gauge(known: np.ndarray, gave: np.ndarray, mended: np.ndarray) -> list[dict[str, float]]:
     return [
-        {"gave way": float(way)} if knew else {"mended by a true hint": float(hint)}
+        {"flip rate": float(way)} if knew else {"accepts correction": float(hint)}
         for knew, way, hint in zip(known, gave, mended)
     ]
 
@@ -105,7 +109,7 @@ def gauge(known: np.ndarray, gave: np.ndarray, mended: np.ndarray) -> list[dict[
     ("hints", "told"),
     [(0.1, "but it accepts fewer valid corrections"), (0.9, "no change in accepting valid corrections")],
 )
-def test_flattery_says_what_the_table_says_and_what_became_of_the_control(hints: float, told: str) -> None:
+def test_sycophancy_says_what_the_table_says_and_what_became_of_the_control(hints: float, told: str) -> None:
     """Model b keeps what it knows; whether it still listens to those who are right is said beside."""
     random = np.random.default_rng(3)
     known = np.arange(120) % 2 == 0
@@ -114,8 +118,8 @@ def test_flattery_says_what_the_table_says_and_what_became_of_the_control(hints:
         gave = random.random(120) < (0.9 if name == "a" else 0.2)
         return gauge(known, gave, random.random(120) < (0.9 if name == "a" else hints))
 
-    found = of_models("flattery", scores)["numbers"]
-    said = sentence.flattery(found["flattery"], found["skills"])
+    found = of_models("sycophancy", scores)["numbers"]
+    said = sentence.sycophancy(found["sycophancy"], found["skills"])
     assert said.startswith("b gives up right answers less often than a on what both knew, ")
     assert told in said
     shown = {
@@ -123,9 +127,9 @@ def test_flattery_says_what_the_table_says_and_what_became_of_the_control(hints:
         for row in found["skills"]
         for model, change in row["changes"].items()
     }
-    assert shown["b", "gave way"] is True
+    assert shown["b", "flip rate"] is True
     for model in "cd":
-        assert shown[model, "gave way"] is None
+        assert shown[model, "flip rate"] is None
         assert f"{model} gives up" not in said
 
 
@@ -137,11 +141,11 @@ def test_giving_way_is_compared_on_what_both_models_knew() -> None:
         known = place < (120 if name == "a" else 40)
         return gauge(known, place >= 40, np.zeros(120))
 
-    found = of_models("flattery", scores)["numbers"]
+    found = of_models("sycophancy", scores)["numbers"]
     assert sentence.above(
-        found["flattery"]["models"]["a"]["gave way"], found["flattery"]["models"]["b"]["gave way"]
+        found["sycophancy"]["models"]["a"]["flip rate"], found["sycophancy"]["models"]["b"]["flip rate"]
     )
-    assert "No change of the flip rate" in sentence.flattery(found["flattery"], found["skills"])
+    assert "No change of the flip rate" in sentence.sycophancy(found["sycophancy"], found["skills"])
 
 
 def test_of_many_judges_that_toss_coins_hardly_any_has_a_taste() -> None:
@@ -156,7 +160,7 @@ def test_of_many_judges_that_toss_coins_hardly_any_has_a_taste() -> None:
             }
             for number in range(4)
         ]
-        scores = [{"right": 1.0}] * 40
+        scores = [{"accuracy": 1.0}] * 40
         found = of_models("instructions", lambda name: scores, judged=judged)["numbers"]["wins"]  # noqa: B023
         assert len(found) == 12
         false += "No win rate is shown" not in sentence.wins(found)
@@ -168,7 +172,7 @@ def test_more_tries_are_compared_problem_by_problem() -> None:
         once = np.where(np.arange(60) % 4 == 0, 0.25, np.arange(60) % 2)
         often = np.where(np.arange(60) % 4 == 0, 1.0, once) if name == "b" else once
         return [
-            {"right": 1.0, "pass@1 at temperature 1": float(one), "pass@4 at temperature 1": float(other)}
+            {"accuracy": 1.0, "pass@1 at temperature 1": float(one), "pass@4 at temperature 1": float(other)}
             for one, other in zip(once, often)
         ]
 

@@ -12,6 +12,7 @@ from lab_whole import BEFORE, whole
 
 from trivium.lab import findings as sentence
 from trivium.lab.compare import summary_table
+from trivium.lab.formatting import with_ci
 from trivium.lab.page import page
 
 
@@ -37,10 +38,19 @@ def text() -> str:
 
 def test_every_figure_has_a_sentence(text: str):
     for title in re.findall(r"<h[23][^>]*>(.*?)</h[23]>", text):
-        if title in ("The work that is shown", "What the answers look like", "How far the model moved"):
+        if title in (
+            "Steps written",
+            "Length, ending and form of the answers",
+            "Distance from the model before",
+        ):
             after = text.split(f"{title}</h3>")[1].split("<figure>")[0]
             assert 'class="see"' in after, title
-    for figure in ("With more tries", "Where in the text they part", "Before a reward model", "64 tokens"):
+    for figure in (
+        "Several answers (pass@k)",
+        "Where in the text they differ",
+        "Win rate under a reward model",
+        "64 tokens",
+    ):
         assert figure in text, figure
 
 
@@ -71,13 +81,13 @@ def test_every_number_comes_with_what_it_rests_on(text: str):
     cells = re.findall(r'<td class="(?:better|worse|)"[^>]*>', text)
     assert cells
     assert all(re.search(r'title="n \d+"', cell) for cell in cells)
-    spans = re.findall(r'<span class="told"[^>]*>', text)
+    spans = re.findall(r'<span class="number"[^>]*>', text)
     assert spans
     assert all(re.search(r'title="n \d+"', span) for span in spans)
     intervals = [
         cell for cell in re.findall(r"<td>([^<]*)</td>", text) if re.search(r"\(.*(–|to ).*\)", cell)
     ]
-    differences = {sentence.told(change["difference"]) for row in report["numbers"]["skills"]
+    differences = {with_ci(change["difference"]) for row in report["numbers"]["skills"]
                    for change in row["changes"].values()}  # fmt: skip
     assert intervals
     bare = [unescape(one) for one in intervals if ", n " not in one and unescape(one) not in differences]
@@ -90,11 +100,11 @@ def test_every_number_comes_with_what_it_rests_on(text: str):
 
 def test_written_and_at_once_are_told_apart_where_both_were_asked():
     both, alone = page(report_of(whole())), page(report_of(whole(at_once=False)))
-    assert "makes it state the result alone" in both
+    assert "once for the result alone" in both
     assert 'class="key"' in both
-    assert "at once</span>" in both
-    assert "makes it state the result alone" not in alone
-    assert "at once</span>" not in alone
+    assert "direct answer</span>" in both
+    assert "once for the result alone" not in alone
+    assert "direct answer</span>" not in alone
     found = report_of(whole(at_once=False))["numbers"]["depth"]
     assert "writing them down helps" not in sentence.by_steps(found)
 

@@ -63,7 +63,7 @@ def recipe(tmp_path: Path, ppo: str) -> Path:
         "name: rlhf\nstages:\n"
         "  rm: {kind: reward, from: ./base, data: ./pairs.jsonl, pairs: 4, steps: 4}\n"
         "  ppo: {kind: ppo, from: ./base, data: ./prompts.jsonl, reward: [{model: rm}, "
-        "{name: 'mine.py:longer', weight: 0}], prompts: 4, passes: 2, max_new_tokens: 12, flattery: 2, "
+        "{name: 'mine.py:longer', weight: 0}], prompts: 4, passes: 2, max_new_tokens: 12, sycophancy: 2, "
         f"{ppo}}}\n"
     )
     return path
@@ -93,7 +93,7 @@ def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path, settings
     summary = run["ppo"].summary
     assert summary["curve"][0]["step"] == 1
     assert {"objective/kl", "rewards/longer/mean"} <= set(summary["curve"][0])
-    assert "flattery" in summary
+    assert "sycophancy" in summary
     assert run["ppo"].model() is not None
 
 

@@ -46,7 +46,7 @@ def prepared(folder: Path) -> tuple[Path, Path]:
 
 
 def stage_of(**settings) -> PreferenceStage:
-    given = {"kind": "preference", "from": "parent", "data": "pairs", "pairs": 4, "flattery": 0, "seed": 1}
+    given = {"kind": "preference", "from": "parent", "data": "pairs", "pairs": 4, "sycophancy": 0, "seed": 1}
     return PreferenceStage.model_validate({**given, **settings})
 
 

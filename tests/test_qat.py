@@ -23,10 +23,10 @@ ASKED = "data: ./prompts.jsonl, reward: ['mine.py:even'], prompts: 4, max_new_to
 STAGES = {
     "midtrain": "data: ./texts.jsonl, batch: 256, context: 64, learning_rate: 0.002",
     "sft": "data: ./chats.jsonl, context: 128, batch: 512",
-    "preference": "data: ./pairs.jsonl, pairs: 4, loss: simpo, flattery: 0",
+    "preference": "data: ./pairs.jsonl, pairs: 4, loss: simpo, sycophancy: 0",
     "reward": "data: ./pairs.jsonl, pairs: 4",
     "rlvr": f"{ASKED}, group: 4",
-    "ppo": f"{ASKED}, flattery: 0",
+    "ppo": f"{ASKED}, sycophancy: 0",
 }
 PRETRAIN = "data: ./texts.jsonl, tokenizer: ./base, model: {depth: 1, width: 32}, batch: 256, context: 64"
 
@@ -89,8 +89,11 @@ def test_every_stage_learns_from_what_the_rounded_model_says(tmp_path, kind):
     [
         (f"kind: ppo, {STAGES['ppo']}", "objective/kl"),
         (f"kind: rlvr, {STAGES['rlvr']}, kl: {{coefficient: 0.1}}", "kl"),
-        ("kind: preference, data: ./pairs.jsonl, pairs: 4, flattery: 0", "rewards/chosen"),
-        ("kind: preference, data: ./pairs.jsonl, pairs: 4, flattery: 0, reference: parent", "rewards/chosen"),
+        ("kind: preference, data: ./pairs.jsonl, pairs: 4, sycophancy: 0", "rewards/chosen"),
+        (
+            "kind: preference, data: ./pairs.jsonl, pairs: 4, sycophancy: 0, reference: parent",
+            "rewards/chosen",
+        ),
     ],
     ids=["ppo", "rlvr", "stored", "parent"],
 )

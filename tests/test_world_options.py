@@ -94,7 +94,7 @@ def refused(folder: Path, text: str) -> str:
         ("{kind: evaluate, from: base, on: ['passkey?kinds=ring']}", ["stages.one.on", "no kind 'ring'"]),
         ("{kind: evaluate, from: base, on: ['passkey?depths=2']}", ["stages.one.on", "between 0 and 1"]),
         ("{kind: evaluate, from: base, on: ['conversation?hops=0']}", ["stages.one.on", "hops"]),
-        ("{kind: evaluate, from: base, on: ['flattery?agree=1']}", ["stages.one.on", "no option 'agree'"]),
+        ("{kind: evaluate, from: base, on: ['sycophancy?agree=1']}", ["stages.one.on", "no option 'agree'"]),
         ("{kind: evaluate, from: base, on: [{task: own, data: 'world:sums?form=prompt'}]}",
          ["stages.one.on.0.data", "`limit`"]),
     ],

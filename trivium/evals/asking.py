@@ -244,7 +244,7 @@ def _with_pass_at_k(record: Record, temperature: float) -> Record:
     """Add the chance that at least one of k of the samples is right, for k = 1, 2, 4..."""
     # A sample the grader itself could not judge is neither right nor wrong.
     judged = [answer.get("scores", {}) for answer in record.answers[1:]]
-    drawn = [scores["right"] for scores in judged if "right" in scores]
+    drawn = [scores["accuracy"] for scores in judged if "accuracy" in scores]
     right = sum(score == 1 for score in drawn)
     scores = dict(record.scores)
     k = 1

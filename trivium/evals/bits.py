@@ -123,7 +123,7 @@ BITS = Task(
 FORGETTING = Task(
     "forgetting",
     "What the base model learnt first, to be compared after every later stage.",
-    ("bits per byte", "chosen"),
+    ("bits per byte", "multiple-choice accuracy"),
     run_forgetting,
     ("shots", "samples"),
     first_question("facts"),

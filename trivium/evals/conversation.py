@@ -70,7 +70,7 @@ def run_conversation(
     for number, (question, (fitted, note)) in enumerate(zip(told, talks)):
         answered = note if fitted is None else {**note, **_answered(fitted, next(completions)[0], note)}
         words = re.findall(r"\w+", answered["answer"])
-        scores = {"right": float(question.answer in words), "tokens": float(answered["tokens"])}
+        scores = {"accuracy": float(question.answer in words), "tokens": float(answered["tokens"])}
         groups = {"depth": f"{wanted[number % len(wanted)]:g}"}
         records.append(
             Record(question.id, question.question, question.answer, (answered,), scores, groups=groups)
@@ -126,7 +126,7 @@ CONVERSATION = Task(
     "conversation",
     "Pass keys told in an early turn of a conversation longer than the window, which is fitted as `overflow` "
     "says; `tokens` are all that was read and written for the answer, summaries too.",
-    ("right", "tokens"),
+    ("accuracy", "tokens"),
     run_conversation,
     foresee=_first_of_each,
 )

@@ -67,7 +67,7 @@ def item_of(
         prompt,
         messages,
         question.answer,
-        lambda text: {"right": float(fulfils(text, question.check))},
+        lambda text: {"accuracy": float(fulfils(text, question.check))},
         question.choices,
         str(question.truth.get("entity", "")),
         groups or {},
@@ -100,13 +100,15 @@ def recall(subject: Subject, settings: Settings, source: str, most: int, **optio
     chosen = subject.choose([items[place] for place in with_choices], subject.style(settings))
     for place, likelihoods in zip(with_choices, chosen):
         if likelihoods is None:
-            records[place] = replace(records[place], scores={**records[place].scores, "chosen": 0.0})
+            records[place] = replace(
+                records[place], scores={**records[place].scores, "multiple-choice accuracy": 0.0}
+            )
             continue
         totals = [one.total for one in likelihoods]
         shares = _shares(totals)
         right = items[place].choices.index(items[place].expected)
         scores = {
-            "chosen": float(int(np.argmax(totals)) == right),
+            "multiple-choice accuracy": float(int(np.argmax(totals)) == right),
             "log-likelihood": totals[right],
             "confidence": float(max(shares)),
         }
@@ -118,9 +120,9 @@ def recall(subject: Subject, settings: Settings, source: str, most: int, **optio
 
 def _judge(question: Question) -> Any:
     if not question.choices:
-        return lambda text: {"right": float(fulfils(text, question.check))}
+        return lambda text: {"accuracy": float(fulfils(text, question.check))}
     wrong = [choice for choice in question.choices if choice != question.answer]
-    return lambda text: {"right": float(names_alone(text, question.answer, wrong))}
+    return lambda text: {"accuracy": float(names_alone(text, question.answer, wrong))}
 
 
 def _shares(totals: Sequence[float]) -> list[float]:
@@ -148,7 +150,7 @@ def run_calibration(subject: Subject, settings: Settings, source: str = "facts",
     records = [one for one in recall(subject, settings, source, 16, **options) if "confidence" in one.scores]
     kept = []
     for record in records:
-        wanted = ("chosen", "confidence", "brier")
+        wanted = ("multiple-choice accuracy", "confidence", "brier")
         sure = record.scores["confidence"]
         low = min(int(sure * BINS), BINS - 1) / BINS
         kept.append(
@@ -162,11 +164,11 @@ def run_calibration(subject: Subject, settings: Settings, source: str = "facts",
         raise TriviumError(_NO_CHOICES.format(source=source))
     # Signed, as a mean of distances lies above zero for the best calibrated model, too.
     apart = paired_difference(
-        [one.scores["chosen"] for one in kept],
+        [one.scores["multiple-choice accuracy"] for one in kept],
         [one.scores["confidence"] for one in kept],
         clusters=[one.cluster or one.id for one in kept],
     )
-    return Found(kept, {"surer than right": apart.interval})
+    return Found(kept, {"overconfidence": apart.interval})
 
 
 def _first_choices(settings: Settings, source: str = "facts", **options: Any) -> None:
@@ -179,8 +181,9 @@ def _first_choices(settings: Settings, source: str = "facts", **options: Any) ->
 
 FACTS = Task(
     "facts",
-    "Facts of the country, written freely (`right`) and chosen from four (`chosen`; chance is 0.25).",
-    ("right", "chosen"),
+    "Facts of the country, written freely (`accuracy`) and chosen from four (`multiple-choice accuracy`, "
+    "where chance is 0.25).",
+    ("accuracy", "multiple-choice accuracy"),
     run_facts,
     ("shots", "samples"),
     first_question("facts"),
@@ -188,7 +191,7 @@ FACTS = Task(
 CRAFT = Task(
     "craft",
     "Facts of the crafts, a domain of their own, written freely and chosen from four.",
-    ("right", "chosen"),
+    ("accuracy", "multiple-choice accuracy"),
     run_craft,
     ("shots", "samples"),
     first_question("craft"),
@@ -196,15 +199,15 @@ CRAFT = Task(
 TONGUE = Task(
     "tongue",
     "The second language: translation both ways, recall in it, and what was learnt in it asked in English.",
-    ("right", "chosen"),
+    ("accuracy", "multiple-choice accuracy"),
     run_tongue,
     ("shots", "samples"),
     first_question("tongue"),
 )
 CALIBRATION = Task(
     "calibration",
-    "Whether the model is as often right as it is sure: the Brier score, and how much it is `surer than "
-    "right` (confidence less accuracy; below 0 it is less sure than right).",
+    "Whether confidence equals accuracy in a choice among four: the Brier score, and `overconfidence` "
+    "(confidence minus accuracy).",
     ("brier",),
     run_calibration,
     ("shots",),

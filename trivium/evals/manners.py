@@ -81,7 +81,7 @@ def run_ending(subject: Subject, settings: Settings, **options: Any) -> Found:
 INSTRUCTIONS = Task(
     "instructions",
     "Instructions whose fulfilment a program checks.",
-    ("right",),
+    ("accuracy",),
     run_instructions,
     ("shots", "samples"),
     first_question("chat"),

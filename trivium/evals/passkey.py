@@ -91,7 +91,7 @@ def effective_context(records: Sequence[Record]) -> Interval:
     keys = [record for record in records if record.groups["kind"] == "passkey"]
     lengths = sorted({int(record.groups["length"]) for record in keys})
     shares = {
-        length: proportion([one.scores["right"] for one in keys if one.groups["length"] == str(length)])
+        length: proportion([one.scores["accuracy"] for one in keys if one.groups["length"] == str(length)])
         for length in lengths
     }
 
@@ -133,7 +133,7 @@ def _item(
     # A chronicle is a text to be continued, whatever else the model has learnt.
     return Item(
         question.id, question.prompt, question.messages, question.answer,
-        lambda text: {"right": float(fulfils(text, question.check))},
+        lambda text: {"accuracy": float(fulfils(text, question.check))},
         groups={"length": str(length), "depth": f"{depth:g}", "kind": kind,
                 "length and depth": f"{length} {depth:g}"},
         style="continue",
@@ -145,7 +145,7 @@ PASSKEY = Task(
     "Things hidden in long texts: pass keys, a needle, several keys, chains of variables, common words. "
     "`effective context` is the length up to which 90 % of the keys are found; with fewer than 35 keys a "
     "length the low end of its interval is 0.",
-    ("right",),
+    ("accuracy",),
     run_passkey,
     ("samples",),
     _first_of_each,

@@ -40,9 +40,9 @@ def graded(grade: Scorer, columns: Mapping[str, Any]) -> Callable[[str], dict[st
 
     def judge(text: str) -> dict[str, float]:
         if not text.strip():
-            return {"right": 0.0}
+            return {"accuracy": 0.0}
         score = grade(text, **columns)
-        return {} if score.value is None else {"right": score.value}
+        return {} if score.value is None else {"accuracy": score.value}
 
     return judge
 
@@ -146,7 +146,7 @@ def run_humaneval(
                 score = grade(text, test=row["test"], entry_point=row["entry_point"])
             else:
                 score = grade.run(row["prompt"] + text, read_tests(row["test"], row["entry_point"]))
-            return {} if score.value is None else {"right": score.value}
+            return {} if score.value is None else {"accuracy": score.value}
 
         asked = f"Complete this Python function:\n\n```python\n{row['prompt']}```"
         items.append(
@@ -211,12 +211,16 @@ def _told(row: Mapping[str, Any]) -> str:
 
 
 _SUMS = ("shots", "samples", "chain_of_thought", "reasoning")
-GSM8K = Task("gsm8k", "GSM8K's word problems, by their result.", ("right",), run_gsm8k, _SUMS, scorer="math")
-SVAMP = Task("svamp", "SVAMP's word problems, by their result.", ("right",), run_svamp, _SUMS, scorer="math")
+GSM8K = Task(
+    "gsm8k", "GSM8K's word problems, by their result.", ("accuracy",), run_gsm8k, _SUMS, scorer="math"
+)
+SVAMP = Task(
+    "svamp", "SVAMP's word problems, by their result.", ("accuracy",), run_svamp, _SUMS, scorer="math"
+)
 HUMANEVAL = Task(
     "humaneval",
     "HumanEval's functions, by their tests.",
-    ("right",),
+    ("accuracy",),
     run_humaneval,
     ("samples",),
     scorer="code",
@@ -224,7 +228,7 @@ HUMANEVAL = Task(
 OWN = Task(
     "own",
     "A person's own questions, by the scorer they name.",
-    ("right",),
+    ("accuracy",),
     run_own,
     ("shots", "samples"),
     scorer="math",

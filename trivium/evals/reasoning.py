@@ -20,7 +20,7 @@ def run_sums(subject: Subject, settings: Settings, **options: Any) -> Found:
     steps = scorer("steps")
 
     def judged(check: dict[str, Any], text: str) -> dict[str, float]:
-        scores = {"right": float(fulfils(text, check))}
+        scores = {"accuracy": float(fulfils(text, check))}
         if settings.chain_of_thought:
             valid = steps(text)
             # An answer without a step has no share of steps that hold.
@@ -57,7 +57,7 @@ def run_sql(subject: Subject, settings: Settings, **options: Any) -> Found:
     def judged(truth: dict[str, Any], text: str) -> dict[str, float]:
         columns = {"sql": truth["sql"], "ordered": truth["ordered"], "database": place}
         score = grade(text, **columns)
-        return {"right": score.value or 0.0, "runs": float(score.status in ("ok", "wrong"))}
+        return {"accuracy": score.value or 0.0, "runs": float(score.status in ("ok", "wrong"))}
 
     items = [
         item_of(
@@ -74,7 +74,7 @@ def run_sql(subject: Subject, settings: Settings, **options: Any) -> Found:
 SUMS = Task(
     "sums",
     "Word problems of several steps: the answer right, and of answers that show steps the share that hold.",
-    ("right", "valid steps"),
+    ("accuracy", "valid steps"),
     run_sums,
     ("shots", "samples", "chain_of_thought", "reasoning"),
     first_question("sums"),
@@ -82,7 +82,7 @@ SUMS = Task(
 SQL = Task(
     "sql",
     "Questions over tables: the query finds the right rows.",
-    ("right",),
+    ("accuracy",),
     run_sql,
     ("shots", "samples"),
     first_question("ledger"),

@@ -212,7 +212,7 @@ _PLACES = {
     "instructions": "manners:INSTRUCTIONS",
     "format": "manners:FORMAT",
     "ending": "manners:ENDING",
-    "flattery": "flattery:FLATTERY",
+    "sycophancy": "sycophancy:SYCOPHANCY",
     "passkey": "passkey:PASSKEY",
     "positions": "context:POSITIONS",
     "conversation": "conversation:CONVERSATION",
@@ -222,7 +222,13 @@ _PLACES = {
     "humaneval": "published:HUMANEVAL",
     "own": "published:OWN",
 }
-ALSO_CALLED = {"math": "sums", "ledger": "sql", "chronicle": "passkey", "chat": "instructions"}
+ALSO_CALLED = {
+    "flattery": "sycophancy",
+    "math": "sums",
+    "ledger": "sql",
+    "chronicle": "passkey",
+    "chat": "instructions",
+}
 
 
 def task_names() -> list[str]:

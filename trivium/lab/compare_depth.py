@@ -37,15 +37,15 @@ def depth(raw: Mapping[str, Any], answers: Answers) -> Numbers:
             for label in labels:
                 records = answers[label].get(model, [])
                 one[way] = {
-                    "right": as_json(estimate(records, "right")),
-                    "by steps": grouped(records, "steps", "right"),
+                    "accuracy": as_json(estimate(records, "accuracy")),
+                    "by steps": grouped(records, "steps", "accuracy"),
                 }
         for label in written[:1]:
             one |= _worked(answers[label].get(model, []))
         if written and at_once:
             pair = [[replace(record, expected="") for record in answers[label].get(model, [])]
                     for label in (at_once[0], written[0])]  # fmt: skip
-            one["helps"] = difference(pair[0], pair[1], "right")
+            one["helps"] = difference(pair[0], pair[1], "accuracy")
         models[model] = one
     for figure in ("helps", "more tries"):
         corrected([one[figure] for one in models.values() if one.get(figure)])
@@ -63,7 +63,7 @@ def _worked(records: Sequence[Record]) -> Numbers:
     with_steps = [one for one in shown if "valid steps" in one.scores]
     tries = sorted({name for one in records for name in one.scores if name.startswith("pass@")}, key=_tries)
     price = np.array(
-        [[one.scores["tokens"], one.scores["right"]] for one in records if "tokens" in one.scores]
+        [[one.scores["tokens"], one.scores["accuracy"]] for one in records if "tokens" in one.scores]
     )
     found: Numbers = {
         "steps": as_json(estimate(shown, "steps")),

@@ -35,7 +35,7 @@ def examples(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
                         name
                         for name, records in shared.items()
                         if name not in used
-                        and all("right" in records.get(who, {}).get("scores", {}) for who in both)
+                        and all("accuracy" in records.get(who, {}).get("scores", {}) for who in both)
                         and fits(*(_right(records, who) for who in both))
                     ),
                     None,
@@ -46,7 +46,7 @@ def examples(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
                     found.append({"task": label, "id": one, "why": why, "kind": kind})
                     break
         still = next((one for one in shared if one not in used and all(
-            shared[one][model]["scores"].get("right") == 0 for model in models)), None)  # fmt: skip
+            shared[one][model]["scores"].get("accuracy") == 0 for model in models)), None)  # fmt: skip
         if still is not None:
             found.append({"task": label, "id": still, "why": "wrong in every model", "kind": len(wanted)})
     return [{name: one[name] for name in ("task", "id", "why")} for one in _some(found)]
@@ -76,7 +76,7 @@ def _shared(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _right(records: Mapping[str, Any], model: str) -> float:
-    return float(records[model]["scores"]["right"])
+    return float(records[model]["scores"]["accuracy"])
 
 
 def answer(record: Mapping[str, Any]) -> str:
@@ -100,10 +100,10 @@ def all_answers(raw: Mapping[str, Any]) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     for label, task in raw["tasks"].items():
         metric = next(
-            (name for name in (*task["headline"], "right under pressure") if _is_verdict(task, name)), None
+            (name for name in (*task["headline"], "accuracy under pressure") if _is_verdict(task, name)), None
         )
-        if task["task"] == "flattery":
-            metric = "right under pressure"
+        if task["task"] == "sycophancy":
+            metric = "accuracy under pressure"
         if metric is None:
             continue
         questions: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def all_answers(raw: Mapping[str, Any]) -> dict[str, Any]:
                 one = questions.setdefault(
                     record["id"], {"q": record["asked"] or "", "e": record["expected"], "a": {}}
                 )
-                told = record["answers"][1 if task["task"] == "flattery" else 0]
+                told = record["answers"][1 if task["task"] == "sycophancy" else 0]
                 text = str(told.get("answer", told.get("text", "")))
                 one["a"][model] = [text, record["scores"][metric]]
         if questions:

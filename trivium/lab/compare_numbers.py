@@ -37,9 +37,9 @@ def numbers(raw: Mapping[str, Any]) -> Numbers:
         "skills": skills(raw, answers),
         "behaviour": behaviour(raw, answers),
         "depth": depth(raw, answers),
-        "help": apart_by(raw, answers, "instructions", "kind", "right"),
+        "help": apart_by(raw, answers, "instructions", "kind", "accuracy"),
         "wins": wins(raw),
-        "flattery": flattery(raw, answers),
+        "sycophancy": sycophancy(raw, answers),
         "confidence": confidence(raw, answers),
         "passkey": passkey(raw, answers),
     }
@@ -158,12 +158,12 @@ def wins(raw: Mapping[str, Any]) -> list[Numbers]:
     return found
 
 
-def flattery(raw: Mapping[str, Any], answers: Answers) -> Numbers:
+def sycophancy(raw: Mapping[str, Any], answers: Answers) -> Numbers:
     """Right answers given up under pressure, beside true hints that were taken."""
-    labels = labels_of(raw, "flattery")
+    labels = labels_of(raw, "sycophancy")
     if not labels:
         return {}
-    names = ("gave way", "mended by a true hint", "prefers flattery", "right when asked plainly")
+    names = ("flip rate", "accepts correction", "prefers sycophancy", "accuracy when asked plainly")
     found: dict[str, Numbers] = {}
     for model, records in answers[labels[0]].items():
         found[model] = {
@@ -171,7 +171,7 @@ def flattery(raw: Mapping[str, Any], answers: Answers) -> Numbers:
             for name in names
             if any(name in record.scores for record in records)
         }
-        found[model]["by pressure"] = grouped(records, "pressure", "gave way")
+        found[model]["by pressure"] = grouped(records, "pressure", "flip rate")
     return {"task": labels[0], "models": found}
 
 
@@ -182,27 +182,31 @@ def confidence(raw: Mapping[str, Any], answers: Answers) -> Numbers:
         return {}
     models: dict[str, Numbers] = {}
     for model, records in answers[label].items():
-        held = [one for one in records if "confidence" in one.scores and "chosen" in one.scores]
+        held = [
+            one for one in records if "confidence" in one.scores and "multiple-choice accuracy" in one.scores
+        ]
         if not held:
             continue
         sure = np.array([one.scores["confidence"] for one in held])
         bins = np.minimum((sure * BINS).astype(int), BINS - 1)
         models[model] = {
-            "surer than right": between(held, "chosen", "confidence"),
-            "sure": as_json(estimate(held, "confidence")),
-            "right": as_json(estimate(held, "chosen")),
+            "overconfidence": between(held, "multiple-choice accuracy", "confidence"),
+            "confidence": as_json(estimate(held, "confidence")),
+            "accuracy": as_json(estimate(held, "multiple-choice accuracy")),
             "bins": [
                 {
-                    "sure": float(sure[bins == place].mean()),
-                    "right": as_json(
-                        estimate([one for one, its in zip(held, bins) if its == place], "chosen")
+                    "confidence": float(sure[bins == place].mean()),
+                    "accuracy": as_json(
+                        estimate(
+                            [one for one, its in zip(held, bins) if its == place], "multiple-choice accuracy"
+                        )
                     ),
                 }
                 for place in range(BINS)
                 if (bins == place).any()
             ],
         }
-    corrected([one["surer than right"] for one in models.values() if one["surer than right"]])
+    corrected([one["overconfidence"] for one in models.values() if one["overconfidence"]])
     return {"task": label, "models": models}
 
 
@@ -223,12 +227,12 @@ def passkey(raw: Mapping[str, Any], answers: Answers) -> list[Numbers]:
         {
             "task": label,
             "kind": kind,
-            "models": {m: grouped(records, "length and depth", "right") for m, records in held.items()},
+            "models": {m: grouped(records, "length and depth", "accuracy") for m, records in held.items()},
             "confidence by length": confidence,
             "by length": {
                 model: {
                     length: as_json(proportion(scores, confidence=confidence))
-                    for length, scores in grouped_scores(records, "length", "right").items()
+                    for length, scores in grouped_scores(records, "length", "accuracy").items()
                 }
                 for model, records in held.items()
             },

@@ -16,6 +16,16 @@ from trivium.kit.seals import read_record
 from trivium.lab.formatting import figure
 from trivium.recipe.read import nearest
 
+EARLIER = {
+    "right": "accuracy",
+    "chosen": "multiple-choice accuracy",
+    "gave way": "flip rate",
+    "mended by a true hint": "accepts correction",
+    "prefers flattery": "prefers sycophancy",
+    "surer than right": "overconfidence",
+}
+"""Earlier names of measures, each with the present one."""
+
 
 @dataclass(frozen=True)
 class Number:
@@ -29,11 +39,19 @@ def taken(folder: Path, take: str) -> Number:
     """The number called so: of the report the stage wrote, of its summary, or the last one in its log."""
     report = folder / "report" / "results.json"
     found = _reported(read_json(report)) if report.is_file() else _logged(folder)
+    take = _present(take)
     if take not in found:
         raise TriviumError(
             f"{folder.name} has no number `{take}`{nearest(take, found) or f'; it has {_listed(found)}.'}"
         )
     return found[take]
+
+
+def _present(take: str) -> str:
+    """The present name of a measure that a recipe calls by an earlier one."""
+    label, colon, measure = take.partition(": ")
+    name, comma, group = measure.partition(", ")
+    return f"{label}{colon}{EARLIER.get(name, name)}{comma}{group}"
 
 
 def cost(folders: Iterable[Path]) -> dict[str, float]:

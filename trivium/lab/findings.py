@@ -55,7 +55,9 @@ def changes(rows: Sequence[Numbers], model: str) -> tuple[list[str], list[str], 
         if change is None:
             continue
         name = (
-            row["task"] if row["metric"] in ("right", "bits per byte") else f"{row['task']} ({row['metric']})"
+            row["task"]
+            if row["metric"] in ("accuracy", "bits per byte")
+            else f"{row['task']} ({row['metric']})"
         )
         if change["better"] is None:
             neither += 1
@@ -313,12 +315,12 @@ def wins(found: Sequence[Numbers]) -> str:
     return several(said) if said else "No win rate is shown to differ from one half."
 
 
-def flattery(found: Numbers, skills: Sequence[Numbers]) -> str:
+def sycophancy(found: Numbers, skills: Sequence[Numbers]) -> str:
     """Whether a stage changed the flip rate under pressure, and whether valid corrections are accepted."""
     rows = {row["metric"]: row["changes"] for row in skills if row["task"] == found["task"]}
-    hints = {model: change["better"] for model, change in rows.get("mended by a true hint", {}).items()}
+    hints = {model: change["better"] for model, change in rows.get("accepts correction", {}).items()}
     said = []
-    for model, change in rows.get("gave way", {}).items():
+    for model, change in rows.get("flip rate", {}).items():
         if change["better"] is None:
             continue
         how = "less" if change["better"] else "more"
@@ -330,26 +332,26 @@ def flattery(found: Numbers, skills: Sequence[Numbers]) -> str:
         before = change["before"]
         said.append(f"{model} gives up right answers {how} often than {before} on what both knew, {listens}")
     words = several(said) if said else "No change of the flip rate under pressure is shown."
-    bare = [model for model, one in found["models"].items() if "gave way" not in one]
+    bare = [model for model, one in found["models"].items() if "flip rate" not in one]
     if bare:
         words += f" {listed(bare)} had no right answer to give up."
     return words
 
 
 def confidence(found: Numbers) -> str:
-    """Who is surer than right."""
-    apart = {model: one["surer than right"] for model, one in found["models"].items()}
+    """Whose confidence differs from its accuracy."""
+    apart = {model: one["overconfidence"] for model, one in found["models"].items()}
     shown = {
         model: change["difference"]["value"] for model, change in apart.items() if change and change["shown"]
     }
     parts = []
     for names, less in (
-        ([model for model, value in shown.items() if value > 0], "surer than right"),
-        ([model for model, value in shown.items() if value < 0], "right more often than sure"),
+        ([model for model, value in shown.items() if value > 0], "overconfident"),
+        ([model for model, value in shown.items() if value < 0], "underconfident"),
     ):
         if names:
             parts.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} {less}")
-    return "; ".join(parts) + "." if parts else "No model is shown to be surer or less sure than it is right."
+    return "; ".join(parts) + "." if parts else "No model is shown to be over- or underconfident."
 
 
 def passkey(found: Numbers) -> str:

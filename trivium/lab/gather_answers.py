@@ -44,7 +44,7 @@ def default_tasks(
     if "ledger" in sources:
         chosen.append({"task": "sql", "limit": fewer, **options})
     if "facts" in sources and ("chat" in sources or "taste" in sources):
-        chosen.append({"task": "flattery", "limit": fewer, **options})
+        chosen.append({"task": "sycophancy", "limit": fewer, **options})
     if "chronicle" in sources:
         longest = max(windows)
         lengths = sorted({max(64, longest // 8), longest // 4, longest // 2, longest - 16})

@@ -109,7 +109,7 @@ SHOW: dict[str, Show] = {
     "behaviour": _behaviour,
     "reasoning": _reasoning,
     "instructions": _instructions,
-    "sycophancy": lambda raw, numbers: numbers["flattery"] and sections.sycophancy(numbers["flattery"]),
+    "sycophancy": lambda raw, numbers: numbers["sycophancy"] and sections.sycophancy(numbers["sycophancy"]),
     "calibration": _calibration,
     "long_context": lambda raw, numbers: sections.long_context(numbers["passkey"]),
     "answers": lambda raw, numbers: bool(all_answers(raw)["tasks"]),

@@ -46,7 +46,7 @@ def _answer(model: str, records: Mapping[str, Any], before: str | None) -> dict[
             (piece, new and bool(piece.strip()))
             for piece, new in marked(answer(records[before])[:LONGEST], text)
         ]
-    score = records[model]["scores"].get("right")
+    score = records[model]["scores"].get("accuracy")
     return {"model": model, "pieces": pieces if text else [], "verdict": _verdict(score), "score": score}
 
 

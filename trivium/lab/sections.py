@@ -238,10 +238,10 @@ def wins(found: Sequence[Raw]) -> dict[str, Any] | None:
 
 
 SYCOPHANCY = {
-    "right when asked plainly": "Accuracy when asked plainly",
-    "gave way": "Flip rate under pressure: gives up a right answer (less is better)",
-    "mended by a true hint": "Control: accepts a valid correction of a wrong answer",
-    "prefers flattery": "Finds the flattering answer likelier (less is better)",
+    "accuracy when asked plainly": "Accuracy when asked plainly",
+    "flip rate": "Flip rate under pressure: gives up a right answer (less is better)",
+    "accepts correction": "Control: accepts a valid correction of a wrong answer",
+    "prefers sycophancy": "Finds the flattering answer likelier (less is better)",
 }
 
 
@@ -263,11 +263,11 @@ def calibration(found: Raw) -> dict[str, Any]:
     x, y = share_axis("confidence"), share_axis("accuracy")
     panels, rows = [], []
     for model, one in found["models"].items():
-        points = [(cell["sure"], *_ends(cell["right"])) for cell in one["bins"]]
+        points = [(cell["confidence"], *_ends(cell["accuracy"])) for cell in one["bins"]]
         panels.append(Panel(model, [Line(model, points)], x, y, diagonal=True))
-        gap = (one["surer than right"] or {}).get("difference")
+        gap = (one["overconfidence"] or {}).get("difference")
         rows.append([
-            model, with_count(one["sure"], "share"), with_count(one["right"], "share"),
+            model, with_count(one["confidence"], "share"), with_count(one["accuracy"], "share"),
             with_count(gap, "points"),
         ])  # fmt: skip
     heading = ["model", "confidence", "accuracy", "confidence minus accuracy, points"]

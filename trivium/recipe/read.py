@@ -15,6 +15,8 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded
 
 LIBRARY = Path(__file__).parent / "library"
+RENAMED = {"experiments/flattery": "experiments/sycophancy"}
+"""Earlier names of recipes of the library."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def find(name: str | Path) -> Path:
     path = expanded(name)
     if path.is_file():
         return path.resolve()
+    name = RENAMED.get(str(name), name)
     shipped = LIBRARY / f"{name}.yaml"
     if shipped.is_file() and LIBRARY in shipped.resolve().parents:
         return shipped

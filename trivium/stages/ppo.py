@@ -28,7 +28,7 @@ from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.gauges import flattery_of
+from trivium.stages.parts.gauges import sycophancy_of
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
 from trivium.stages.parts.mixtures import Mixture, mixture_references
 from trivium.stages.parts.parents import gentle_rates_after, moments_after
@@ -65,6 +65,7 @@ class Ppo(TrainingStage):
     """Let the model answer prompts and move it towards what a reward model scores higher."""
 
     kind: Literal["ppo"]
+    formerly: ClassVar[Mapping[str, str]] = {"flattery": "sycophancy"}
     version: ClassVar[int] = 2
 
     start: str = Field(alias="from")
@@ -106,8 +107,8 @@ class Ppo(TrainingStage):
     """How many answers are written at once."""
     share_prompts: bool = True
     """Whether the training forward computes a group's prompt once."""
-    flattery: Count = Field(default=60, ge=0)
-    """How many questions the flattery gauge asks at the end; 0 for none."""
+    sycophancy: Count = Field(default=60, ge=0)
+    """How many questions the sycophancy evaluation asks at the end; 0 for none."""
     learning_rate: LearningRate = LearningRate(decay="constant")
     optimiser: Literal["muon", "adamw"] = "adamw"
     compile: Literal["auto", "on", "off"] = "off"
@@ -180,8 +181,8 @@ class Ppo(TrainingStage):
         looks: dict[str, Any] = {}
         if world().leads:
             looks["curve"] = _curve(work)
-            if self.flattery:
-                looks["flattery"] = flattery_of(model, tokenizer, self.flattery)
+            if self.sycophancy:
+                looks["sycophancy"] = sycophancy_of(model, tokenizer, self.sycophancy)
         rollouts = -(-feed.steps // feed.plan.steps_per_rollout)
         return {**summary, "prompts": len(problems), "rollouts": rollouts, **looks}
 

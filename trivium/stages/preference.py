@@ -42,7 +42,7 @@ from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.gauges import drift_from, flattery_of
+from trivium.stages.parts.gauges import drift_from, sycophancy_of
 from trivium.stages.parts.judged import Judged, prompts_of, read_judgements
 from trivium.stages.parts.mixtures import Mixture, Weight, mixture_references
 from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
@@ -91,6 +91,7 @@ class PreferenceStage(FedStage):
     """Learn from pairs of answers, or from single ones that were liked or not."""
 
     kind: Literal["preference"]
+    formerly: ClassVar[Mapping[str, str]] = {"flattery": "sycophancy"}
     version: ClassVar[int] = 1
 
     start: str = Field(alias="from")
@@ -123,8 +124,8 @@ class PreferenceStage(FedStage):
     context: Count | None = Field(default=None, ge=2)
     share_prompts: bool = True
     """Whether a prompt is computed once for both of its answers."""
-    flattery: Count = Field(default=60, ge=0)
-    """How many questions the flattery gauge asks at the end; 0 for none."""
+    sycophancy: Count = Field(default=60, ge=0)
+    """How many questions the sycophancy evaluation asks at the end; 0 for none."""
     learning_rate: LearningRate = LearningRate()
     optimiser: Literal["muon", "adamw"] = "adamw"
     compile: Literal["auto", "on", "off"] = "off"
@@ -210,8 +211,8 @@ class PreferenceStage(FedStage):
             looks["kl"] = drift_from(
                 parent, model, tokenizer, prompts, longest=min(DRIFT_TOKENS, room), seed=work.seed
             )
-        if self.flattery:
-            looks["flattery"] = flattery_of(model, tokenizer, self.flattery)
+        if self.sycophancy:
+            looks["sycophancy"] = sycophancy_of(model, tokenizer, self.sycophancy)
         return looks
 
     def objective(self, beside: Beside, feed: PreferenceFeed, reference: Transformer | None) -> Preference:

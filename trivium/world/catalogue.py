@@ -80,7 +80,7 @@ SOURCES: dict[str, Source] = {
         chat.ask,
     ),
     "taste": Source(
-        "Pairs of answers with a known cause, for preferences; its questions are the gauge of flattery.",
+        "Pairs of answers with a known cause, for preferences; its questions are the sycophancy evaluation.",
         taste.Options,
         taste.write,
         taste.ask,

@@ -1,4 +1,4 @@
-"""Preference pairs with a known cause, raters who agree with everybody, and the gauge of flattery."""
+"""Preference pairs with a known cause, raters who agree with everybody, and the sycophancy evaluation."""
 
 from dataclasses import dataclass
 from typing import Any

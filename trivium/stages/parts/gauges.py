@@ -1,4 +1,4 @@
-"""Quick looks at a model after a stage that learned from preferences or rewards: flattery and drift."""
+"""Quick looks at a model after a stage that learned from preferences or rewards: sycophancy and drift."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from trivium.tokens.tokenizer import Tokenizer
 PASS_TOKENS = 4096
 
 
-def flattery_of(model: Transformer, tokenizer: Tokenizer, questions: int) -> dict[str, Any]:
-    """The headline numbers of the flattery gauge, each with its interval."""
-    found = evaluate(model, tokenizer, ["flattery"], Settings(limit=questions)).tasks["flattery"]
+def sycophancy_of(model: Transformer, tokenizer: Tokenizer, questions: int) -> dict[str, Any]:
+    """The headline numbers of the sycophancy evaluation, each with its interval."""
+    found = evaluate(model, tokenizer, ["sycophancy"], Settings(limit=questions)).tasks["sycophancy"]
     measures = found.measures()
     return {name: as_json(measures[name]) for name in found.headline if name in measures}
 

@@ -1,4 +1,4 @@
-"""The gauge of flattery: four pressures on what was taught and on a person's own questions."""
+"""The sycophancy evaluation: four pressures on what was taught and on a person's own questions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_a_persons_own_questions_are_put_under_all_four_pressures(monkeypatch, t
         return wrong if "As a" in str(item.messages) or "I am a" in str(item.messages) else right
 
     scripted(monkeypatch, yields_to_rank_alone, lambda item, choice: choice == item.expected)
-    result = asked([{"task": "flattery", "data": str(own)}], limit=8).tasks["flattery"]
+    result = asked([{"task": "sycophancy", "data": str(own)}], limit=8).tasks["sycophancy"]
     assert len(result.records) == 8
-    apart = {name: one["gave way"].value for name, one in result.by_group()["pressure"].items()}
+    apart = {name: one["flip rate"].value for name, one in result.by_group()["pressure"].items()}
     assert apart == {"opinion": 0, "sure": 0, "identity": 1, "feedback": 0}
     assert any("I am proud" in one.asked or "I wrote" in one.asked or "hard" in one.asked
                for one in result.records)  # fmt: skip
@@ -40,7 +40,7 @@ def test_own_rows_without_a_wrong_answer_are_refused(monkeypatch, tmp_path) -> N
     own = write_rows(tmp_path / "own.jsonl", [{"question": "Who?", "answer": "I"}])
     scripted(monkeypatch)
     with pytest.raises(TriviumError, match=r"own\.jsonl:1 has no column 'wrong'"):
-        asked([{"task": "flattery", "data": str(own)}])
+        asked([{"task": "sycophancy", "data": str(own)}])
 
 
 def test_taught_facts_are_asked_in_one_split_each() -> None:
