@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,34 +60,39 @@ def _frozen(model: Transformer) -> Transformer:
     return copy.deepcopy(model).requires_grad_(False)
 
 
-def _next_token(**settings: Any) -> Case:
-    return Case(small_model(), NextToken(**settings), SmallFeed().rows(0))
+def _next_token(device: str, **settings: Any) -> Case:
+    return Case(small_model().to(device), NextToken(**settings), SmallFeed().rows(0))
 
 
-def _experts() -> Case:
+def _experts(device: str) -> Case:
     experts = ExpertsConfig(count=4, per_token=2, inner_width=16, balance=0.01)
-    return Case(small_model(experts=experts), NextToken(), SmallFeed().rows(0))
+    return Case(small_model(experts=experts).to(device), NextToken(), SmallFeed().rows(0))
 
 
-def _near_weights() -> Case:
-    model = small_model()
+def _near_weights(device: str) -> Case:
+    model = small_model().to(device)
     return Case(model, NextToken(guards=[NearWeights(model, 0.01)]), SmallFeed().rows(0))
 
 
-def _near_predictions() -> Case:
-    model = small_model()
+def _near_predictions(device: str) -> Case:
+    model = small_model().to(device)
     guard = NearPredictions(0.3, _frozen(model))
     return Case(model, NextToken(guards=[guard]), SmallFeed().rows(0))
 
 
-def _adapter(*guards: Any) -> Case:
-    model = small_model()
+def _adapter(device: str, *guards: Any) -> Case:
+    model = small_model().to(device)
     add_adapter(model, AdapterSettings(rank=8), seed=1)
     return Case(model, NextToken(guards=guards), SmallFeed().rows(0), 0.03, "adamw")
 
 
-def _preference(loss: str) -> Case:
+def _judged(device: str) -> tuple[Transformer, Transformer]:
     model, reference = model_and_reference()
+    return model.to(device), reference.to(device)
+
+
+def _preference(device: str, loss: str) -> Case:
+    model, reference = _judged(device)
     losses = {loss: 1.0, "sft": 0.1} if loss in ("cpo", "orpo") else {loss: 1.0}
     # DiscoPOP's own temperature makes a step of its loss out of which any rounding leads another way.
     numbers = PreferenceNumbers(beta=0.1, label_smoothing=0.01, temperature=0.5)
@@ -94,18 +100,18 @@ def _preference(loss: str) -> Case:
     return Case(model, objective, in_order(feed_of(pairs(), losses)), 0.001, "adamw")
 
 
-def _adapter_off() -> Case:
-    model, _ = model_and_reference()
+def _adapter_off(device: str) -> Case:
+    model, _ = _judged(device)
     add_adapter(model, AdapterSettings(rank=8), seed=1)
     losses = {"sigmoid": 1.0}
     objective = objective_of(losses, model, PreferenceNumbers(), beside="adapter off")
     return Case(model, objective, in_order(feed_of(pairs(), losses)), 0.01, "adamw")
 
 
-def _reward() -> Case:
-    model, _ = model_and_reference()
+def _reward(device: str) -> Case:
+    model, _ = _judged(device)
     model = without_language_head(model)
-    objective = BradleyTerry(ScalarHead(model.config.width, seed=0), centring=0.01)
+    objective = BradleyTerry(ScalarHead(model.config.width, seed=0).to(device), centring=0.01)
     return Case(model, objective, in_order(feed_of(pairs(), {"sigmoid": 1.0})), 0.003, "adamw")
 
 
@@ -149,43 +155,40 @@ def answers(vocabulary: int, *, share: bool = True) -> list[Row]:
     return [row_of_documents(documents, learned=learned, columns=columns, facts=facts)]
 
 
-def _policy(name: str, **settings: Any) -> Case:
-    model = small_model()
+def _policy(device: str, name: str, **settings: Any) -> Case:
+    model = small_model().to(device)
     objective = PolicyGradient(ALGORITHMS[name], ALGORITHMS[name].numbers, **settings)
     return Case(model, objective, answers(model.config.vocabulary), 0.0005, "adamw")
 
 
-def _ppo(critic: bool) -> Case:
-    model = small_model()
-    head = ScalarHead(model.config.width, seed=1) if critic else None
+def _ppo(device: str, critic: bool) -> Case:
+    model = small_model().to(device)
+    head = ScalarHead(model.config.width, seed=1).to(device) if critic else None
     objective = ProximalPolicy(head, value_coefficient=1.0, entropy_bonus=0.001)
     return Case(model, objective, answers(model.config.vocabulary, share=False), 0.002, "adamw")
 
 
-CASES: dict[str, Callable[[], Case]] = {
+CASES: dict[str, Callable[[str], Case]] = {
     "next-token": _next_token,
-    "next-token-smoothed": lambda: _next_token(z_loss=1e-3, label_smoothing=0.1, noise=0.1),
+    "next-token-smoothed": partial(_next_token, z_loss=1e-3, label_smoothing=0.1, noise=0.1),
     "next-token-experts": _experts,
     "next-token-adapter": _adapter,
     "near-weights": _near_weights,
     "near-predictions": _near_predictions,
-    "near-predictions-adapter-off": lambda: _adapter(NearPredictions(0.3)),
-    **{
-        f"preference-{name}": lambda name=name: _preference(name)
-        for name in [*PAIR_LOSSES, *sorted(UNPAIRED)]
-    },
+    "near-predictions-adapter-off": lambda device: _adapter(device, NearPredictions(0.3)),
+    **{f"preference-{name}": partial(_preference, loss=name) for name in [*PAIR_LOSSES, *sorted(UNPAIRED)]},
     "preference-adapter-off": _adapter_off,
     "reward": _reward,
-    **{f"policy-{name}": lambda name=name: _policy(name) for name in ALGORITHMS},
-    "policy-kl": lambda: _policy("grpo", kl=0.1, entropy_bonus=0.01),
-    "ppo": lambda: _ppo(False),
-    "ppo-critic": lambda: _ppo(True),
+    **{f"policy-{name}": partial(_policy, name=name) for name in ALGORITHMS},
+    "policy-kl": partial(_policy, name="grpo", kl=0.1, entropy_bonus=0.01),
+    "ppo": partial(_ppo, critic=False),
+    "ppo-critic": partial(_ppo, critic=True),
 }
-"""Every loss there is; a test holds the names against the objectives of the package."""
+"""Every loss there is, on a device; a test holds the names against the objectives of the package."""
 FAMILIES = (
     "next-token", "near-predictions", "near-predictions-adapter-off", "preference-sigmoid",
     "preference-kto", "preference-adapter-off", "reward", "policy-grpo", "ppo-critic",
 )  # fmt: skip
 """One of each way of computing."""
-COMPILED = ("next-token", "preference-adapter-off", "ppo-critic")
-"""What a compiler sees in different forms: all hidden states, some of them, and several passes in a step."""
+COMPILED = ("next-token", "ppo-critic")
+"""What a compiler sees in different forms: all hidden states, or some of them."""
