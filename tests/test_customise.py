@@ -13,6 +13,7 @@ import trivium
 from trivium.evals.chain import as_lines, chain_table
 from trivium.evals.results import Record, Results, TaskResult
 from trivium.grade.scorer import scorer
+from trivium.grade.sql import open_read_only
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.stages.text_to_sql import schema_of
@@ -182,3 +183,14 @@ def test_a_skill_asked_only_lately_has_no_past():
     craft = later[2]
     assert craft[:4] == ["craft: accuracy", "", "0.09", "0.05"]
     assert craft[6:] == ["", ""]
+
+
+def test_a_script_of_sql_makes_the_data_base_and_anything_else_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "create").mkdir()
+    script = tmp_path / "create" / "shop.sql"
+    script.write_text("CREATE TABLE goods (name TEXT); INSERT INTO goods VALUES ('nail');")
+    assert open_read_only(str(script)).execute("SELECT name FROM goods").fetchall() == [("nail",)]
+    for content in (b"a letter", b"\xff\xfe\x00"):
+        (tmp_path / "shop.txt").write_bytes(content)
+        with pytest.raises(TriviumError, match=r"shop\.txt is neither a SQLite data base nor a script"):
+            open_read_only(str(tmp_path / "shop.txt"))

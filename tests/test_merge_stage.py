@@ -267,6 +267,7 @@ def test_anneals_that_are_cut_off_end_as_those_that_are_not(tmp_path, monkeypatc
         with pytest.raises(RuntimeError, match="lights"):
             trivium.run(path, runs=tmp_path / "cut")
         monkeypatch.undo()
+    assert not list((tmp_path / "whole").rglob("checkpoints")), "states of a finished training are left"
     read = read_metrics(tmp_path / "cut" / "tiny" / "mixes" / "candidates" / "other" / "metrics.jsonl")
     assert max(row.get("step", 0) for row in read) == 4
     cut = trivium.run(path, runs=tmp_path / "cut")

@@ -116,6 +116,11 @@ def _found(source: Source) -> Iterator[tuple[str, dict[str, Any]] | BadLine]:
     if listed is None:
         yield from _hub(source)
         return
+    if source.subset is not None:
+        raise TriviumError(
+            f"`subset: {source.subset}` names a part of a data set on the hub, and {source.path} lies here; "
+            "leave it out, or name the part's own folder."
+        )
     for name, path in listed:
         yield from entries(name, path, source.separator)
 

@@ -36,6 +36,8 @@ _PRAGMAS = (
     "user_version", "application_id", "legacy_alter_table", "case_sensitive_like", "recursive_triggers",
 )  # fmt: skip
 _SCRIPT_SECONDS = 10.0
+_MAKES = re.compile(r"\b(?:create|insert)\b", re.I)
+_HEADER = b"SQLite format 3\0"
 _LONGEST_VALUE = 1 << 20
 _MOST_TEXT = 16 << 20
 _MOST_MEMORY = 256 << 20
@@ -134,15 +136,39 @@ def ledger_of(place: str) -> tuple[int, int]:
     return own.country, own.people
 
 
+def _is_file(place: str) -> bool:
+    try:
+        return Path(place).is_file()
+    except OSError:
+        # A script is longer than any path may be.
+        return False
+
+
+def _script_in(file: Path) -> str | None:
+    """The SQL in a file that is no data base itself; None for a data base."""
+    content = file.read_bytes()[: len(_HEADER)]
+    if content in (b"", _HEADER):
+        return None
+    try:
+        script = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        script = ""
+    if not _MAKES.search(script):
+        raise TriviumError(f"{file} is neither a SQLite data base nor a script of SQL that makes one.")
+    return script
+
+
 def open_read_only(place: str) -> sqlite3.Connection:
     """A data base that no query can change: a file, a script of SQL, or the country's ledgers."""
     if place.startswith("world:"):
         connection = country_ledgers(*ledger_of(place))
-    elif re.search(r"\b(?:create|insert)\b", place, re.I):
-        connection = _made_by(place)
-    else:
-        if not Path(place).is_file():
+    elif not _is_file(place):
+        if not _MAKES.search(place):
             raise TriviumError(f"The data base {place} does not exist.")
+        connection = _made_by(place)
+    elif (script := _script_in(Path(place))) is not None:
+        connection = _made_by(script)
+    else:
         # Immutable, so that no journal or lock file is ever written beside it.
         connection = sqlite3.connect(
             f"file:{quote(str(Path(place).absolute()))}?mode=ro&immutable=1", uri=True

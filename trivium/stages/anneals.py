@@ -15,12 +15,14 @@ from trivium.kit import machine
 from trivium.kit.files import read_json, whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.processes import barrier, world
+from trivium.learn.checkpoints import Checkpoints
 from trivium.learn.settings import Training
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.stages.midtrain import Midtrain, Replayed
 from trivium.stages.parts.inheritance import trained_on
 from trivium.stages.parts.mixtures import (
+    MEASURED,
     Mixture,
     Portion,
     Spelt,
@@ -48,11 +50,15 @@ class Anneals(TrainingStage):
     replay: Replayed | None = None
     """As in `midtrain`, the same beside every candidate."""
 
+    def counted(self) -> dict[str, Any]:
+        """How much is measured counts as well: here the measurement is the result."""
+        return {**super().counted(), "measured_tokens": self.validation.tokens}
+
     def references(self) -> list[Reference]:
         """The model, every candidate's sources, and what is measured."""
         found = [
             Reference("from", self.start, ("model",)),
-            *mixture_references(self.measure, "measure", by_length=True),
+            *mixture_references(self.measure, "measure", by_length=True, without=MEASURED),
         ]
         for name, mixture in self.candidates.items():
             found += mixture_references(mixture, f"candidates.{name}", by_length=True)
@@ -91,6 +97,8 @@ class Anneals(TrainingStage):
                 summary = self._candidate(mixture).run(own)
                 if world().leads:
                     write_json(summary_path, {"tokens": summary["tokens"]})
+                    # Saved states of the stage itself are cleared by who runs it, but these are its own.
+                    Checkpoints(own.folder / "checkpoints", 1, work.say).clear()
                 barrier()
             found[name] = int(read_json(summary_path)["tokens"]), _spent(own.output("model"), unseen)
         table = ranked(before, found)

@@ -26,7 +26,7 @@ from trivium.model.folder import load_model
 from trivium.model.hub import resolve
 from trivium.stages.parts.gauges import drift_from
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.parts.mixtures import Mixture, mixture_references
+from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
 from trivium.stages.parts.prompts import Problem, read_problems
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class Compare(Stage):
     def references(self) -> list[Reference]:
         """Both models, the prompts, and reward models among the judges."""
         found = [Reference("from", self.start, ("model",)), Reference("against", self.against, ("model",))]
-        found += [*mixture_references(self.data), *model_references(self.judge, "judge")]
+        found += [*mixture_references(self.data, without=PROMPTS), *model_references(self.judge, "judge")]
         chosen_by = [] if self.best_of is None else self.best_of.by
         found += model_references(chosen_by, "best_of.by")
         return found + file_references([*self.judge, *chosen_by])

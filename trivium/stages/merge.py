@@ -23,7 +23,7 @@ from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.inheritance import held_out_by, trained_on
-from trivium.stages.parts.mixtures import Mixture, mixture_references, unseen_rows
+from trivium.stages.parts.mixtures import MEASURED, Mixture, mixture_references, unseen_rows
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -89,7 +89,9 @@ class Merge(Stage):
         found = [Reference("of", name, ("model",)) for name in self.of]
         if self.base is not None:
             found.append(Reference("base", self.base, ("model",)))
-        return found + (mixture_references(self.data, by_length=True) if self.data is not None else [])
+        if self.data is not None:
+            found += mixture_references(self.data, by_length=True, without=MEASURED)
+        return found
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """The size of the first ingredient."""

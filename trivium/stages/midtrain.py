@@ -34,6 +34,7 @@ from trivium.stages.parts.documents import Sources, documents, source_references
 from trivium.stages.parts.inheritance import consumed_by, held_out_by, learnt_by, trained_on
 from trivium.stages.parts.longer import Reach
 from trivium.stages.parts.mixtures import (
+    MEASURED,
     Mixture,
     Portion,
     Spelt,
@@ -110,7 +111,7 @@ class Midtrain(FedStage):
         if self.replay is not None and self.replay.data is not None:
             found += mixture_references(self.replay.data, "replay.data", by_length=True)
         if self.watch is not None:
-            found += mixture_references(self.watch, "watch", by_length=True)
+            found += mixture_references(self.watch, "watch", by_length=True, without=MEASURED)
         if self.vocabulary is not None:
             found += source_references("vocabulary.data", self.vocabulary.data)
         return found

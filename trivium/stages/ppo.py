@@ -30,11 +30,11 @@ from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.gauges import sycophancy_of
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.parts.mixtures import Mixture, mixture_references
+from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
 from trivium.stages.parts.parents import gentle_rates_after, moments_after
 from trivium.stages.parts.playing import Engined, Group
 from trivium.stages.parts.prompts import Problem, read_problems
-from trivium.stages.parts.rollouts import Plan
+from trivium.stages.parts.rollouts import UNUSED_WITH_ROLLOUTS, Plan
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import TrainingStage, adapt, train
 from trivium.stages.parts.valued import BY_TOKENS, ValuedRollouts, Worth
@@ -67,6 +67,7 @@ class Ppo(TrainingStage):
     kind: Literal["ppo"]
     formerly: ClassVar[Mapping[str, str]] = {"flattery": "sycophancy"}
     version: ClassVar[int] = 2
+    unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_ROLLOUTS
 
     start: str = Field(alias="from")
     """The policy to begin with, which is also the reference."""
@@ -118,8 +119,6 @@ class Ppo(TrainingStage):
         """RLOO needs something to compare; how long to train is said in one way."""
         if self.estimator == "rloo" and self.group < 2:
             raise ValueError("`estimator: rloo` compares the answers to a prompt: say `group: 2` or more")
-        if self.tokens is not None:
-            raise ValueError("how many tokens it takes is not known before; say `steps` or `epochs`")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("say how long to train with one of `steps` and `epochs`")
         return self
@@ -128,7 +127,7 @@ class Ppo(TrainingStage):
         """`from` names the policy; `data` the prompts; rewards may be reward stages or lie in files."""
         return [
             Reference("from", self.start, ("model",)),
-            *mixture_references(self.data),
+            *mixture_references(self.data, without=PROMPTS),
             *model_references(self.reward),
             *file_references(self.reward),
         ]

@@ -43,8 +43,8 @@ from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.gauges import drift_from, sycophancy_of
-from trivium.stages.parts.judged import Judged, prompts_of, read_judgements
-from trivium.stages.parts.mixtures import Mixture, Weight, mixture_references
+from trivium.stages.parts.judged import UNUSED_WITH_PAIRS, Judged, prompts_of, read_judgements
+from trivium.stages.parts.mixtures import JUDGED, Mixture, Weight, mixture_references
 from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.parts.references import clear_references, store_references
 from trivium.stages.parts.stage import Reference, Work
@@ -93,6 +93,7 @@ class PreferenceStage(FedStage):
     kind: Literal["preference"]
     formerly: ClassVar[Mapping[str, str]] = {"flattery": "sycophancy"}
     version: ClassVar[int] = 1
+    unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_PAIRS
 
     start: str = Field(alias="from")
     data: Mixture
@@ -146,17 +147,13 @@ class PreferenceStage(FedStage):
             raise ValueError("`bend: 1` is the reverse KL; say `divergence: reverse_kl`")
         if self.reference == "adapter off" and (self.adapter is None or self.adapter.train):
             raise ValueError("`reference: adapter off` needs an `adapter`, with no part trained whole")
-        if self.batch is not None:
-            raise ValueError("a batch is counted in `pairs` here, not in tokens")
-        if self.tokens is not None:
-            raise ValueError("say how long to train in `steps` or `epochs`, not in tokens")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("say how long to train with one of `steps` and `epochs`")
         return self
 
     def references(self) -> list[Reference]:
         """`from` names the model to go on from, which is also the reference; `data` its preferences."""
-        return [Reference("from", self.start, ("model",)), *mixture_references(self.data)]
+        return [Reference("from", self.start, ("model",)), *mixture_references(self.data, without=JUDGED)]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What can be said before the preferences are read."""

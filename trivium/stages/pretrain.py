@@ -53,6 +53,10 @@ class Pretrain(TrainingStage):
 
     kind: Literal["pretrain"]
     version: ClassVar[int] = 1
+    unused: ClassVar[Mapping[str, str]] = {
+        "adapter": "a new model has nothing to lay an adapter on; train all of its weights",
+        "optimiser_state": "a new model has no parent whose moments it could keep; leave it out",
+    }
 
     data: Mixture
     tokenizer: str | None = None

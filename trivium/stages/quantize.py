@@ -22,7 +22,7 @@ from trivium.model.hub import resolve
 from trivium.model.lora import adaptable
 from trivium.model.quantize import Scheme, bytes_in_file, quantise
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.mixtures import Mixture, mixture_references, unseen_rows
+from trivium.stages.parts.mixtures import MEASURED, Mixture, mixture_references, unseen_rows
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -33,6 +33,7 @@ class Quantize(Stage):
     kind: Literal["quantize"]
     version: ClassVar[int] = 2
     produces: ClassVar[Product] = "model"
+    unaffecting: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     start: str = Field(alias="from")
     scheme: Scheme = "int8"
@@ -44,7 +45,10 @@ class Quantize(Stage):
 
     def references(self) -> list[Reference]:
         """`from` names the model; `data` names what it is measured on."""
-        return [Reference("from", self.start, ("model",)), *mixture_references(self.data, by_length=True)]
+        return [
+            Reference("from", self.start, ("model",)),
+            *mixture_references(self.data, by_length=True, without=MEASURED),
+        ]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """The model's size, which stays."""

@@ -37,8 +37,8 @@ from trivium.model.scalar_head import (
     without_language_head,
 )
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.judged import Judged, read_judgements
-from trivium.stages.parts.mixtures import Mixture, mixture_references
+from trivium.stages.parts.judged import UNUSED_WITH_PAIRS, Judged, read_judgements
+from trivium.stages.parts.mixtures import JUDGED, PROMPTS, Mixture, mixture_references
 from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.parts.stage import Product, Reference, Work
 from trivium.stages.parts.training import FedStage, train
@@ -56,6 +56,10 @@ class Reward(FedStage):
     kind: Literal["reward"]
     version: ClassVar[int] = 1
     produces: ClassVar[Product] = "reward"
+    unused: ClassVar[Mapping[str, str]] = {
+        **UNUSED_WITH_PAIRS,
+        "samples": "a reward model scores texts and writes none; leave `samples` out",
+    }
 
     start: str = Field(alias="from")
     """A model, whose words are replaced by a score, or a reward model to go on from."""
@@ -76,10 +80,6 @@ class Reward(FedStage):
     @model_validator(mode="after")
     def length_is_said_in_pairs(self) -> Reward:
         """Pairs differ in length: steps count them, not tokens."""
-        if self.batch is not None:
-            raise ValueError("a batch is counted in `pairs` here, not in tokens")
-        if self.tokens is not None:
-            raise ValueError("say how long to train in `steps` or `epochs`, not in tokens")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("say how long to train with one of `steps` and `epochs`")
         if self.adapter is not None and self.adapter.save != "merged":
@@ -88,8 +88,11 @@ class Reward(FedStage):
 
     def references(self) -> list[Reference]:
         """`from` names the model to go on from; `data` and `test` its preferences."""
-        found = [Reference("from", self.start, ("model", "reward")), *mixture_references(self.data)]
-        return found + (mixture_references(self.test, "test") if self.test is not None else [])
+        found = [Reference("from", self.start, ("model", "reward"))]
+        found += mixture_references(self.data, without=JUDGED)
+        if self.test is not None:
+            found += mixture_references(self.test, "test", without=(*JUDGED, *PROMPTS))
+        return found
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What can be said before the preferences are read."""

@@ -29,11 +29,11 @@ from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.stages.parts.environments import InTurns, Maker, described, with_tools
 from trivium.stages.parts.judges import Named, judges_of, model_references, reward_files
-from trivium.stages.parts.mixtures import Mixture, mixture_references
+from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
 from trivium.stages.parts.parents import gentle_rates_after, moments_after
 from trivium.stages.parts.playing import Engined, Group, Player
 from trivium.stages.parts.prompts import Curriculum, Problem, read_problems
-from trivium.stages.parts.rollouts import Plan, Rollouts
+from trivium.stages.parts.rollouts import UNUSED_WITH_ROLLOUTS, Plan, Rollouts
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import TrainingStage, adapt, train
 from trivium.tokens.tokenizer import Tokenizer
@@ -78,6 +78,7 @@ class Rlvr(TrainingStage):
 
     kind: Literal["rlvr"]
     version: ClassVar[int] = 2
+    unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_ROLLOUTS
 
     start: str = Field(alias="from")
     data: Mixture
@@ -143,7 +144,8 @@ class Rlvr(TrainingStage):
         """`from` names the model to go on from; `data` its problems; a reward may lie in a file."""
         files = [Reference("reward_files", file, ("source",)) for file in self._reward_files()]
         models = model_references(self._scorers())
-        return [Reference("from", self.start, ("model",)), *mixture_references(self.data), *models, *files]
+        problems = mixture_references(self.data, without=PROMPTS)
+        return [Reference("from", self.start, ("model",)), *problems, *models, *files]
 
     def counted(self) -> dict[str, Any]:
         """The text of the files that hold rewards counts as well."""
@@ -262,8 +264,6 @@ class Rlvr(TrainingStage):
         )  # fmt: skip
 
     def _steps(self, problems: int) -> int:
-        if self.tokens is not None:
-            raise TriviumError("rlvr: how many tokens it takes is not known before; say `steps` or `epochs`.")
         if self.epochs is None:
             return self.steps or DEFAULT_STEPS
         if self.steps is not None:

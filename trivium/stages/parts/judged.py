@@ -17,6 +17,15 @@ from trivium.stages.parts.mixtures import Portion, all_weighted_or_none
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
+UNUSED_WITH_PAIRS = {
+    "batch": "a batch is counted in `pairs` here, not in tokens",
+    "tokens": "say how long to train in `steps` or `epochs`, not in tokens",
+    "z_loss": "`z_loss` belongs to next-token prediction; leave it out",
+    "validation": "what a source holds out is measured once, at the end: leave `validation` out, and say the "
+    "share in `data`",
+}
+"""Settings of other trainings that stages of judgements have no use for."""
+
 
 @dataclass(frozen=True)
 class Judged:

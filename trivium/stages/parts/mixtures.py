@@ -86,11 +86,31 @@ Mixture = Annotated[
 NEEDS: tuple[Product, ...] = ("shards", "data", "source")
 
 
+MEASURED = ("weight", "max_repeats", "easy_first")
+"""What a portion cannot say where its documents are measured and not trained on."""
+PROMPTS = (*MEASURED, "validation")
+"""What it cannot say where its documents are prompts: all are posed, in an order of their own."""
+JUDGED = ("easy_first", "separator")
+"""What it cannot say where its rows are judgements of answers."""
+
+
 def mixture_references(
-    mixture: Mapping[str, Portion], setting: str = "data", *, by_length: bool = False
+    mixture: Mapping[str, Portion],
+    setting: str = "data",
+    *,
+    by_length: bool = False,
+    without: Collection[str] = (),
 ) -> list[Reference]:
-    """The references that a mixture makes; a stage that can choose documents by their length says so."""
+    """The references that a mixture makes; a stage that can choose documents by their length says so.
+
+    What a portion says of `without` is refused, as it would change nothing.
+    """
     for name, portion in mixture.items():
+        for field in without:
+            if getattr(portion, field) != Portion.model_fields[field].default:
+                raise TriviumError(
+                    f"{setting}: `{name}` has a `{field}`, which changes nothing here; leave it out."
+                )
         if not by_length and (portion.of is not None or portion.within != (0, None)):
             raise TriviumError(
                 f"{setting}: `{name}` is chosen by length or stands under another name, which only a stage "
@@ -180,6 +200,12 @@ def tokenised(
     path = work.path(name)
     number = list(work.inputs).index(name)
     if (path / "manifest.json").is_file():
+        wishes = portion.model_dump(include={*Source.model_fields, "validation"}, exclude_defaults=True)
+        if wishes:
+            raise TriviumError(
+                f"{work.stage}: `{name}` is tokenised already, so `{next(iter(wishes))}` changes nothing "
+                "here; say it where the corpus is made."
+            )
         if _spells_alike(path, tokenizer):
             return path
         return _respelt(work, name, path, work.folder / "respelt" / str(number), tokenizer)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
+
+from pydantic import model_validator
 
 from trivium.data.rows import Row
 from trivium.generate.engine import Engine
@@ -48,6 +50,18 @@ class TrainingStage(Training, Stage):
     produces: ClassVar[Product] = "model"
     parallel: ClassVar[bool] = True
     unaffecting: ClassVar[frozenset[str]] = UNAFFECTING
+    # Settings of every training that this kind has no use for, each with what to do instead.
+    unused: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="after")
+    def every_setting_is_used(self) -> Self:
+        """Refuse settings that would change nothing in this kind of training."""
+        for name, instead in self.unused.items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(instead)
+        if "batch" in self.unused and isinstance(self.learning_rate.warmup, str):
+            raise ValueError("steps differ in their tokens here: say the warm-up in steps")
+        return self
 
     def counted(self) -> dict[str, Any]:
         """Kept checkpoints count, as others start from them, and `precision` as what it resolves to."""
@@ -213,7 +227,6 @@ def adapt(work: Work, settings: Training, model: Transformer) -> None:
         prepare_for(model, settings.qat)
     if settings.adapter is None or adapter_names(model):
         return
-    _start(settings)
     if settings.adapter.base != "float":
         quantise(model, settings.adapter.base)
     add_adapter(model, settings.adapter, seed=work.seed)
@@ -248,8 +261,7 @@ def _base(place: Path) -> str:
 def _start(settings: Training) -> str:
     """The model an adapter lies on."""
     start = getattr(settings, "start", None)
-    if start is None:
-        raise TriviumError("adapter: a new model has nothing to lay one on; train all of its weights.")
+    assert isinstance(start, str), "a new model is refused an adapter before it is made"
     return start
 
 

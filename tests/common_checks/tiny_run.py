@@ -1,0 +1,369 @@
+"""Runs of single stages over inputs small enough for hundreds of them, and what can be observed of each."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import trivium
+from trivium.data.rows import Row, collate
+from trivium.kit.files import load_tensors, read_json
+from trivium.kit.metrics import MetricsLog, read_metrics
+from trivium.kit.progress import Progress
+from trivium.learn.checkpoints import Checkpoints
+from trivium.learn.trainer import Trainer
+from trivium.model.attention import Documents
+from trivium.stages import kinds
+from trivium.stages.parts.stage import Stage, Work
+
+RECIPE = """\
+name: tiny
+stages:
+  words: {kind: tokenizer, data: ./texts.jsonl, vocabulary: 272}
+  bigger: {kind: tokenizer, data: ./others.jsonl, vocabulary: 280}
+  corpus: {kind: corpus, data: ./texts.jsonl, tokenizer: words, validation: 0.2, columns: [ease]}
+  others: {kind: corpus, data: ./others.jsonl, tokenizer: words, validation: 0.2}
+  base: {kind: pretrain, data: corpus, model: {SHAPE}, context: 64, batch: 128, steps: 4,
+         learning_rate: {to: 0.5}}
+  second: {kind: pretrain, data: corpus, model: {SHAPE}, context: 64, batch: 128, steps: 4, seed: 2}
+  llama: {kind: pretrain, data: corpus, model: {family: llama, SHAPE}, context: 64, batch: 128, steps: 1}
+  forked: {kind: midtrain, from: base, data: others, batch: 128, steps: 2, learning_rate: 0.03}
+  judge: {kind: reward, from: base, data: ./pairs.jsonl, steps: 2, pairs: 4, context: 64}
+  before: {kind: evaluate, from: base, on: [instructions], asking: {limit: 2, max_new_tokens: 2}}
+""".replace("SHAPE", "depth: 1, width: 32, head_width: 16, heads: 2, inner_width: 32")
+
+TEXTS = [f"{one} and {other} make {one + other}." for one in range(12) for other in range(5)]
+NOUNS = ("river", "miller", "bell", "tower")
+OTHERS = [f"the {noun} of {number} rises" for number in range(9) for noun in NOUNS]
+
+
+PAIRS = [
+    {"prompt": f"{n} and {n} make", "chosen": f" {2 * n}", "rejected": " the river rises" * (1 + n % 3)}
+    for n in range(20)
+]
+QUESTIONS = [
+    {"question": f"What costs {price}?", "sql": f"SELECT name FROM goods WHERE price = {price}"}
+    for price in range(12)
+]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "texts": [{"text": text, "ease": n % 7, "other": f"zz {text}"} for n, text in enumerate(TEXTS)],
+    "others": [{"text": text, "other": f"zz {text}"} for text in OTHERS],
+    "pairs": [{**one, "other": f" zz {n}"} for n, one in enumerate(PAIRS)],
+    "answers": [
+        {"prompt": f"{n} and {n} make", "completion": f" {2 * n}", "ease": n % 7, "other": f" zz {n}"}
+        for n in range(80)
+    ],
+    "problems": [
+        {"prompt": one["prompt"], "answer": str(2 * n), "other": f"zz {n}"}
+        for n, one in enumerate(PAIRS[:12])
+    ],
+    "questions": [{**one, "other": f"zz {one['question']}"} for one in QUESTIONS],
+}
+"""The rows of every file; what is in the column `other` can be told by its letters."""
+
+
+def write_inputs(folder: Path) -> Path:
+    """The files that the stages read, and the recipe that makes the models they start from."""
+
+    def write(name: str, rows: list[Any], damage: str = "") -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(one) + "\n" for one in rows) + damage)
+
+    for name, rows in ROWS.items():
+        write(f"{name}.jsonl", rows)
+        write(f"more-{name}.jsonl", rows)
+        write(f"damaged-{name}.jsonl", rows, "{not json\n")
+        write(f"halves-{name}/train.jsonl", rows[::2])
+        write(f"halves-{name}/test.jsonl", rows[1::2])
+    (folder / "notes.txt").write_text("\n\n".join(f"{one} | {other}" for one, other in pairwise(TEXTS)))
+    (folder / "shop.sql").write_text(
+        "CREATE TABLE goods (name TEXT, price INTEGER);\n"
+        + "".join(f"INSERT INTO goods VALUES ('thing {price}', {price});\n" for price in range(12))
+    )
+    (folder / "mine.py").write_text(
+        "def spread(prompts, completions, **columns):\n"
+        "    return [float(sum(one.encode()) % 7) for one in completions]\n"
+    )
+    (folder / "tiny.yaml").write_text(RECIPE)
+    return folder / "tiny.yaml"
+
+
+@dataclass
+class Inputs:
+    """The inputs on disk, and where everything that a stage may name lies."""
+
+    folder: Path
+    places: dict[str, Path]
+    count: int = 0
+
+    def path(self, name: str) -> Path:
+        """The place of a product of the recipe, of a file, or of what lies elsewhere."""
+        if name in self.places:
+            return self.places[name]
+        return Path(name) if name.startswith("world:") else self.folder / name
+
+    def new_folder(self) -> Path:
+        """An empty folder for one more run."""
+        self.count += 1
+        place = self.folder / "observed" / f"{self.count:05d}"
+        place.mkdir(parents=True)
+        return place
+
+
+def make_inputs(folder: Path) -> Inputs:
+    """Write the files, run the recipe, and say where its products lie."""
+    run = trivium.run(write_inputs(folder), runs=folder / "runs")
+    products = {
+        "words": "tokenizer",
+        "bigger": "tokenizer",
+        "corpus": "data",
+        "others": "data",
+        "before": "report",
+    }
+    return Inputs(folder, {name: run[name].folder / products.get(name, "model") for name in run})
+
+
+@dataclass(repr=False)
+class Seen:
+    """What a run of one stage left to be looked at."""
+
+    stage: Stage
+    folder: Path
+    inputs: dict[str, Path]
+    said: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+    trainers: list[Trainer] = field(default_factory=list)
+    batches: list[list[Row]] = field(default_factory=list)
+    passes: int = 0
+    """Forward passes with a loss."""
+    saved: list[int] = field(default_factory=list)
+    """The steps after which a state was saved."""
+    cleared: list[str] = field(default_factory=list)
+    """The states that were cleared away as the training ended."""
+    forwards: list[Any] = field(default_factory=list)
+    """What computed each pass: the model, or what it was compiled to."""
+    multiplied: set[torch.dtype] = field(default_factory=set)
+    """The types in which matrices were multiplied, but for that of the weights."""
+    begun: dict[str, Tensor] = field(default_factory=dict)
+    """What was trained, before the first step."""
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """The log's lines of optimiser steps."""
+        return [row for row in self._lines if "step" in row]
+
+    @cached_property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """What the stage said it takes over and changes."""
+        return {row["change"]: (row["before"], row["after"]) for row in self._lines if "change" in row}
+
+    @cached_property
+    def place(self) -> Path:
+        """The folder of the training itself; of several, the first."""
+        return next(iter(sorted(self.folder.glob("candidates/*/"))), self.folder)
+
+    @property
+    def left(self) -> list[str]:
+        """The states that were on disk when the training ended; who runs the stage clears them away."""
+        return self.cleared or [path.name for path in sorted((self.place / "checkpoints").glob("step-*"))]
+
+    @cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_metrics(self.place / "metrics.jsonl")
+
+    def column(self, name: str) -> list[float]:
+        """One measure over all steps."""
+        return [row[name] for row in self.log if name in row]
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of every step."""
+        return self.column("learning_rate")
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step."""
+        return self.column("loss")
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer of a stage that trains once, or the first."""
+        return self.trainers[0]
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The model that the stage left."""
+        files = sorted((self.place / "model").glob("*.safetensors"))
+        return {name: one for file in files for name, one in load_tensors(file).items()}
+
+    @cached_property
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state that it left."""
+        return load_tensors(self.place / "moments.safetensors")
+
+    @cached_property
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter's weights, if it left one apart."""
+        return load_tensors(self.place / "model" / "adapter" / "adapter_model.safetensors")
+
+    @property
+    def adapter_config(self) -> dict[str, Any]:
+        """How PEFT is told of the adapter."""
+        return dict(read_json(self.place / "model" / "adapter" / "adapter_config.json"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the model that was left."""
+        return dict(read_json(self.place / "model" / "config.json"))
+
+    @property
+    def files(self) -> set[str]:
+        """Every file in the run's folder."""
+        return {str(one.relative_to(self.place)) for one in self.place.rglob("*") if one.is_file()}
+
+    @property
+    def ids(self) -> list[list[str]]:
+        """The documents of every step."""
+        return [[name for row in rows for name in row.ids] for rows in self.batches]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All tokens of the first step."""
+        return np.concatenate([row.tokens for row in self.batches[0]])
+
+
+def stage_of(kind: str, settings: Mapping[str, Any]) -> Stage:
+    """The stage with these settings, as a recipe would make it."""
+    return kinds()[kind].model_validate({"kind": kind, "seed": 1, **settings})
+
+
+class NotTrained(Exception):
+    """Raised in place of a training that nobody needs."""
+
+
+def run_stage(
+    inputs: Inputs,
+    kind: str,
+    settings: Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    fault: str | None = None,
+    trained: bool = True,
+) -> Seen:
+    """Run one stage of a kind by itself and record what happened."""
+    stage = stage_of(kind, settings)
+    places = {one.name: inputs.path(one.name) for one in stage.references()}
+    seen = Seen(stage, folder or inputs.new_folder(), places)
+    said = io.StringIO()
+    work = Work(
+        kind, seen.folder, places, stage.seed or 0, MetricsLog(seen.folder / "metrics.jsonl"),
+        Progress(kind, said), inputs.folder, resume,
+    )  # fmt: skip
+    try:
+        with watched(seen, fault, trained):
+            seen.summary = stage.run(work)
+    except NotTrained:
+        pass
+    finally:
+        seen.said = said.getvalue()
+    return seen
+
+
+@contextmanager
+def watched(seen: Seen, fault: str | None = None, trained: bool = True) -> Iterator[None]:
+    """Note the trainers that run, their batches, passes and saved states, without changing any of them."""
+    run, gradient = Trainer.run, Trainer._gradient
+    save, clear = Checkpoints.save, Checkpoints.clear
+
+    def noting_run(self: Trainer) -> dict[str, Any]:
+        seen.trainers.append(self)
+        seen.begun = seen.begun or {name: one.detach().clone() for name, one in self.named.items()}
+        if not trained:
+            self.make_ready()
+            raise NotTrained
+        rows, loss = self.feed.rows, self.objective.loss
+
+        def noting_rows(step: int) -> list[Row]:
+            found = rows(step)
+            if len(seen.trainers) == 1:
+                seen.batches.append(found)
+            return found
+
+        def noting_loss(model: Any, batch: Any) -> Any:
+            seen.passes += 1
+            seen.forwards.append(model)
+            if torch.is_autocast_enabled(self.model.device.type):
+                seen.multiplied.add(torch.get_autocast_dtype(self.model.device.type))
+            return loss(model, batch)
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(self.feed, "rows", noting_rows)
+            inner.setattr(self.objective, "loss", noting_loss)
+            return run(self)
+
+    def noting_save(self: Checkpoints, step: int, *facts: Any, wait: bool) -> None:
+        seen.saved.append(step)
+        save(self, step, *facts, wait=wait)
+
+    def noting_clear(self: Checkpoints) -> None:
+        seen.cleared += [path.name for path in sorted(self.folder.glob("step-*"))]
+        clear(self)
+
+    def failing_gradient(self: Trainer, rows: Any) -> Any:
+        return gradient(self, rows)[0], float("nan")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if fault == "gradient":
+            patch.setattr(Trainer, "_gradient", failing_gradient)
+        patch.setattr(Trainer, "run", noting_run)
+        patch.setattr(Checkpoints, "save", noting_save)
+        patch.setattr(Checkpoints, "clear", noting_clear)
+        yield
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both hold the same tensors, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def first_loss(seen: Seen) -> float:
+    """The loss of the first step, all of its terms, computed once more from where training began."""
+    trainer = seen.trainer
+    weight = trainer.objective.weight(seen.batches[0])
+    with begun_again(seen):
+        batch = collate(seen.batches[0], trainer.model.device)
+        return float(trainer.objective.loss(trainer.model, batch).sum.detach()) / weight
+
+
+def mean_over_learned(seen: Seen, measure: Callable[[Tensor], Tensor]) -> float:
+    """The weighted mean over the first step's tokens of a measure of the logits [tokens, vocabulary]."""
+    model = seen.trainer.model
+    with begun_again(seen), torch.no_grad():
+        batch = collate(seen.batches[0], model.device)
+        logits = model.logits(model(batch.tokens, Documents(batch.lengths, batch.tokens.device)))
+        return float((measure(logits) * batch.weights).sum() / batch.weights.sum())
+
+
+@contextmanager
+def begun_again(seen: Seen) -> Iterator[None]:
+    """Inside the block, the model is as it was before the first step."""
+    ended = {name: one.detach().clone() for name, one in seen.trainer.named.items()}
+    for weights in (seen.begun, ended):
+        with torch.no_grad():
+            for name, one in seen.trainer.named.items():
+                one.copy_(weights[name])
+        if weights is seen.begun:
+            yield
