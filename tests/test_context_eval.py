@@ -20,9 +20,9 @@ from trivium.evals.settings import Settings
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.model.attention import Documents
+from trivium.model.context_extension import extend_context
 from trivium.model.initialise import new_model
 from trivium.model.preset import preset
-from trivium.model.stretch import stretch
 from trivium.stages.parts.ramps import part_of
 
 
@@ -123,7 +123,7 @@ def test_rows_grow_within_a_stage_while_the_mixture_moves_on(tmp_path):
 
 def test_a_dynamic_model_is_asked_as_far_as_it_was_stretched(subject):
     model = small_model(subject.tokenizer, context=64)
-    stretch(model, 256, "dynamic")
+    extend_context(model, 256, "dynamic")
     assert Subject(model, subject.tokenizer).window == 256
     found = run_positions(Subject(model, subject.tokenizer), Settings(limit=2)).records
     assert [record.groups["position"] for record in found[:3]] == ["64", "128", "256"]

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 from trivium.model.config import ModelConfig
+from trivium.model.context_extension import METHODS, extend_context
 from trivium.model.folder import load_model, save_model
-from trivium.model.stretch import METHODS, stretch
 from trivium.model.transformer import Transformer
 
 LENGTH, LONGER = 64, 256
@@ -51,7 +51,7 @@ def test_a_stretched_model_is_read_alike(method: str, family: str, length: int, 
     if method == "nope" and family != "llama":
         pytest.skip("only llama and smollm3 can write layers without positions")
     model = small_model(family)
-    stretch(model, LONGER, method, **OPTIONS.get(method, {}))
+    extend_context(model, LONGER, method, **OPTIONS.get(method, {}))
     save_model(model, tmp_path / "model")
     ours, theirs = logits_of(tmp_path / "model", length)
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
@@ -65,7 +65,7 @@ def test_a_stretched_model_is_read_alike(method: str, family: str, length: int, 
 def test_the_ramp_of_yarn_in_the_saved_model_is_the_papers(tmp_path) -> None:
     """Pairs that turn often keep their speed, pairs that turn less than once slow by the factor."""
     model = small_model("llama")
-    stretch(model, LONGER, "yarn", beta_fast=8.0, beta_slow=1.0)
+    extend_context(model, LONGER, "yarn", beta_fast=8.0, beta_slow=1.0)
     save_model(model, tmp_path / "model")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     width, base, factor = 32, 10000.0, LONGER / LENGTH
@@ -95,7 +95,7 @@ def test_a_stretched_table_is_read_alike(method: str, tmp_path) -> None:
         "gpt2", positions="learned", norm="layer", tied=True, gated=False, activation="gelu_tanh",
         query_key_value_bias=True, attention_output_bias=True, inner_bias=True, norm_epsilon=1e-5,
     )  # fmt: skip
-    stretch(model, LONGER, method)
+    extend_context(model, LONGER, method)
     save_model(model, tmp_path / "model")
     ours, theirs = logits_of(tmp_path / "model", LONGER)
     torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)
@@ -134,8 +134,8 @@ TWICE = {
 @pytest.mark.parametrize("methods", TWICE, ids="-then-".join)
 def test_a_second_stretch_counts_from_the_unstretched_positions(methods: tuple[str, str], tmp_path) -> None:
     model = small_model("llama")
-    stretch(model, LONGER, methods[0])
-    stretch(model, 4 * LONGER, methods[1])
+    extend_context(model, LONGER, methods[0])
+    extend_context(model, 4 * LONGER, methods[1])
     save_model(model, tmp_path / "model")
     again = load_model(tmp_path / "model")
     frequencies = again.rotary.angles(torch.tensor([1.0]), 4 * LONGER)[0].double()
@@ -148,10 +148,10 @@ def test_a_second_stretch_counts_from_the_unstretched_positions(methods: tuple[s
 @pytest.mark.parametrize("method", ["longrope", "llama3", "yarn", "interpolate"])
 def test_extrapolation_leaves_the_parents_positions_as_they_were(method: str, tmp_path) -> None:
     model = small_model("llama")
-    stretch(model, LONGER, method)
+    extend_context(model, LONGER, method)
     ids = torch.arange(LONGER) % 50
     before = model(ids, Documents([LONGER]))
-    stretch(model, 4 * LONGER, "extrapolate")
+    extend_context(model, 4 * LONGER, "extrapolate")
     save_model(model, tmp_path / "model")
     torch.testing.assert_close(load_model(tmp_path / "model")(ids, Documents([LONGER])), before)
     ours, theirs = logits_of(tmp_path / "model", 2 * LONGER)
@@ -161,6 +161,6 @@ def test_extrapolation_leaves_the_parents_positions_as_they_were(method: str, tm
 @pytest.mark.parametrize("method", ["extrapolate", "nope", "base"])
 def test_dynamic_scaling_has_no_more_reach_than_its_factor(method: str) -> None:
     model = small_model("llama")
-    stretch(model, LONGER, "dynamic")
+    extend_context(model, LONGER, "dynamic")
     with pytest.raises(TriviumError, match="dynamic scaling reaches 256 tokens"):
-        stretch(model, 4 * LONGER, method, **OPTIONS.get(method, {}))
+        extend_context(model, 4 * LONGER, method, **OPTIONS.get(method, {}))

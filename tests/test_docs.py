@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from trivium.recipe.read import _load
+from trivium.recipe.reference import reference
 from trivium.stages import kinds
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -52,3 +53,8 @@ def test_the_pages_that_are_linked_exist():
     for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_of_settings_is_what_the_fields_say():
+    """`trivium schema --markdown --to docs/settings.md` writes it; a setting without a description fails."""
+    assert (DOCS / "settings.md").read_text(encoding="utf-8") == reference()

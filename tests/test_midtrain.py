@@ -248,7 +248,7 @@ def test_new_tokens_are_learnt_from_so_many_letters_and_not_from_what_is_held_ou
     kind: midtrain
     from: base
     data: {./other: {validation: 0.3}, ./texts: {validation: 0.05}}
-    vocabulary: {data: ./other, added: 4, letters: 1000}
+    vocabulary: {data: ./other, added: 4, characters: 1000}
     batch: 256
     steps: 1
 """

@@ -148,13 +148,15 @@ def gc(runs: str, yes: bool) -> None:
 
 @cli.command()
 @click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
-def schema(to: Path | None) -> None:
+@click.option("--markdown", is_flag=True, help="Tables of all settings instead, as in docs/settings.md.")
+def schema(to: Path | None, markdown: bool) -> None:
     """Write the JSON schema of recipes, from which editors complete and check."""
     import json
 
+    from trivium.recipe.reference import reference
     from trivium.recipe.schema import json_schema
 
-    _write(json.dumps(json_schema(), indent=2) + "\n", to)
+    _write(reference() if markdown else json.dumps(json_schema(), indent=2) + "\n", to)
 
 
 @cli.command()

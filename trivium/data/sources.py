@@ -35,6 +35,7 @@ class Source(Settings):
         default=None, min_length=1, description="divides a text file into documents"
     )
     on_bad: Literal["stop", "skip"] = "stop"
+    """Whether a line that cannot be read stops the stage or is skipped and counted."""
 
 
 @dataclass(frozen=True)

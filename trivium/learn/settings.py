@@ -24,6 +24,7 @@ class LearningRate(Settings):
     warmup: Annotated[Number, Field(ge=0)] | Annotated[str, Field(pattern=r"^tokens=")] = 0.0
     """Steps from zero to the full rate, or `tokens=1M`; a number below one is a share of the stage."""
     decay: Decay | Literal["wsd"] = "linear"
+    """The shape of the decay; `wsd` is constant, then linear over the last fifth."""
     decay_share: float = Field(default=1.0, gt=0, le=1)
     """The last part of the stage in which the rate decays; before it the rate is constant."""
     to: float = Field(default=0.0, ge=0)
@@ -60,8 +61,11 @@ class Checkpointing(Settings):
     """When the state is saved, and which saved states stay."""
 
     every_seconds: float = Field(default=120.0, gt=0)
+    """Save the state for resuming after so many seconds."""
     every_steps: Count | None = Field(default=None, ge=1)
+    """Save the state for resuming after so many steps, instead of seconds."""
     keep: int = Field(default=2, ge=1)
+    """How many of the last states to keep."""
     at: list[str | Count] = []
     """Places whose model is kept for good, in steps or as `tokens=2M`, for `from: base@tokens=2M`."""
 
@@ -70,43 +74,61 @@ class Validating(Settings):
     """How often, and on how much, the loss on unseen text is measured."""
 
     times: int = Field(default=5, ge=0)
+    """How often the validation loss is measured, evenly over the stage."""
     tokens: Count = Field(default=32768, ge=1)
+    """On how many tokens it is measured."""
 
 
 class Sampling(Settings):
     """Texts the model continues while it learns, for a person to read."""
 
     prompts: list[str] = []
+    """The beginnings of the texts."""
     times: int = Field(default=3, ge=1)
+    """How often they are continued, evenly over the stage."""
     max_new_tokens: int = Field(default=32, ge=1)
+    """How many tokens each continuation has at most."""
 
 
 class Training(Settings):
     """The settings every training stage has."""
 
     tokens: Count | None = Field(default=None, ge=1)
+    """How many tokens to train on; one of `tokens`, `steps` and `epochs` says how long the stage lasts."""
     steps: Count | None = Field(default=None, ge=1)
+    """How many optimiser steps to train for."""
     epochs: Number | None = Field(default=None, gt=0)
+    """How often to go through the data."""
     batch: Count | None = Field(default=None, ge=1)
     """Tokens per optimiser step."""
     micro_batch: Annotated[Count, Field(ge=1)] | Literal["auto"] = "auto"
     """Tokens per forward pass; it never changes the result beyond rounding."""
     learning_rate: LearningRate = LearningRate()
+    """The learning rate: a number, `parent`, or a schedule."""
     optimiser: Literal["muon", "adamw"] = "muon"
+    """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
     optimiser_state: Literal["keep", "reset"] = "reset"
     """Whether the parent's moments are taken over."""
     weight_decay: float | None = Field(default=None, ge=0)
+    """Decoupled weight decay; the preset's or the parent's where it is left out."""
     clip: float = Field(default=1.0, gt=0)
+    """The largest norm of the gradient; a larger one is scaled down to it."""
     z_loss: float = Field(default=0.0, ge=0)
+    """Weight of the squared log-partition function in the loss (PaLM), which keeps logits small."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a running mean of the weights, which becomes the stage's model."""
     precision: Precision = "auto"
     """The type matrices are multiplied in; the weights themselves stay float32."""
     compile: Literal["auto", "on", "off"] = "auto"
+    """Whether to compile the model; `auto` does it where the stage is long enough to repay it."""
     max_bad_steps: int = Field(default=5, ge=1)
+    """After so many steps in a row with a loss or gradient that is not finite, the stage stops."""
     checkpoint: Checkpointing = Checkpointing()
+    """When the training state is saved."""
     validation: Validating = Validating()
+    """How the validation loss is measured."""
     samples: Sampling = Sampling()
+    """Texts the model continues during training."""
     adapter: AdapterSettings | None = None
     """Train small matrices beside the frozen ones."""
     qat: Literal["int8", "int4"] | None = None

@@ -30,13 +30,17 @@ class AdapterSettings(Settings):
     """What a person may set about an adapter."""
 
     kind: Kind = "lora"
+    """The adapter's method."""
     rank: int = Field(default=16, ge=1)
+    """The rank of the update."""
     alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank."""
     targets: list[str] = []
     """Patterns such as `query`, `mlp.*`, `layers.0.*`; empty is every linear layer but routers and head."""
     ranks: dict[str, int] = {}
     """Another rank for the layers a pattern names; the last that fits counts."""
     alphas: dict[str, float] = {}
+    """Another alpha for the layers a pattern names."""
     train: list[Literal["embedding", "head", "norms"]] = []
     """Parts trained whole, as new tokens need them."""
     base: Literal["float", "int8", "int4"] = "float"

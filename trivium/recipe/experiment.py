@@ -22,6 +22,7 @@ class Measure(Settings):
     """One number of every arm and seed."""
 
     stage: str
+    """The stage that holds the number."""
     take: str
     """Of an `evaluate` stage `task: measure`, or `task: measure, group=value`; else a column of its log."""
     since: str | None = None
@@ -32,12 +33,17 @@ class Claim(Settings):
     """What an arm is said to do, and the control that must not do it."""
 
     says: str
+    """The claim in words."""
     on: str
+    """The measure."""
     arm: str
+    """The arm the claim is about."""
     against: str | None = None
     """The arm it is compared with, seed by seed; without one the arm's own number is judged."""
     above: float | None = None
+    """The bound that the effect must lie above."""
     below: float | None = None
+    """The bound that the effect must lie below."""
     control: str
     """An arm without what is said to matter: where it does the same, the claim falls."""
 
@@ -68,10 +74,15 @@ class Experiment(Settings):
     """Arms are laid over the stages as a recipe over the one it extends; each runs with every seed."""
 
     question: str = ""
+    """What the experiment asks."""
     seeds: int | Annotated[list[int], Field(min_length=1)] = Field(default=3)
+    """The seeds, or how many."""
     arms: dict[Name, dict[str, Any] | None] = Field(min_length=2)
+    """Changes laid over the stages, by name."""
     measure: dict[str, Measure] = Field(min_length=1)
+    """The numbers taken of every arm and seed, by name."""
     claims: list[Claim] = Field(min_length=1)
+    """What is claimed, and the control that must fail."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Experiment:

@@ -41,8 +41,11 @@ class Report(Settings):
     """Whom the report asks and what: every model, and what fits their data, unless said otherwise."""
 
     compare: list[str] = []
+    """The stages whose models are compared; all that make a model where it is left out."""
     on: list[str | dict[str, Any]] = []
+    """The tasks; those that fit the training data where it is left out."""
     asking: Asking = Asking(limit=ASKED)
+    """How the tasks are asked."""
 
     @field_validator("on")
     @classmethod
@@ -62,9 +65,13 @@ def _listed(value: Any) -> Any:
 
 class _Recipe(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """The name, under which results are linked in the runs folder."""
     seed: int = Field(default=1, ge=0)
+    """The seed of every stage that has none of its own."""
     report: Report | None = None
+    """What the report asks."""
     experiment: Experiment | None = None
+    """Arms, seeds, measures and claims."""
     track: Annotated[
         list[Tracker], BeforeValidator(_listed, json_schema_input_type=Tracker | list[Tracker])
     ] = []

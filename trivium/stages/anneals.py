@@ -40,13 +40,18 @@ class Anneals(TrainingStage):
     """Train the model of `from` on every candidate alike and measure all of them on `measure`."""
 
     kind: Literal["anneals"]
+    """Rank candidate mixtures by short annealing runs."""
     version: ClassVar[int] = 3
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
+    """The model to start from."""
     candidates: dict[str, Mixture] = Field(min_length=1)
+    """The mixtures to compare, by name."""
     measure: Mixture
+    """What every candidate is measured on."""
     ramp: Literal["linear", "cosine"] = "linear"
+    """How the weights move from start to end."""
     replay: Replayed | None = None
     """As in `midtrain`, the same beside every candidate."""
 

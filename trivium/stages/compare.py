@@ -36,26 +36,36 @@ class BestOf(Settings):
     """The first model draws several answers to a prompt and hands in the one that these rewards like most."""
 
     n: Count = Field(ge=2)
+    """How many answers to choose from."""
     by: list[Named] = Field(min_length=1)
+    """The rewards that choose."""
 
 
 class Compare(Stage):
     """Let two models answer the same prompts and count who is judged better."""
 
     kind: Literal["compare"]
+    """Compare two models by win rate."""
     formerly_kind: ClassVar[tuple[str, ...]] = ("duel",)
     version: ClassVar[int] = 2
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
+    """The model."""
     against: str
+    """The model it is compared with."""
     data: Mixture
+    """The prompts."""
     judge: list[Named] = Field(min_length=1)
     """Who decides: scorers, functions or reward models, summed with their weights."""
     best_of: BestOf | None = None
+    """Choose the best of several answers by a reward, and measure the curve over n."""
     temperature: float = Field(default=1.0, ge=0)
+    """The sampling temperature; 0 is greedy."""
     max_new_tokens: Count = Field(default=64, ge=1)
+    """The longest answer in tokens."""
     wording: str | None = None
+    """The prompt template for a model without a chat template, such as `Question: {prompt}\\nAnswer:`."""
 
     def references(self) -> list[Reference]:
         """Both models, the prompts, and reward models among the judges."""

@@ -19,19 +19,27 @@ class Corpus(Stage):
     """Tokenise `data` with `tokenizer` and hold out a share of the documents for validation."""
 
     kind: Literal["corpus"]
+    """Tokenise documents into shards."""
     version: ClassVar[int] = 1
     produces: ClassVar[Product] = "shards"
     computes: ClassVar[bool] = False
     unaffecting: ClassVar[frozenset[str]] = frozenset({"seed", "workers"})
 
     data: Sources
+    """Where the documents are."""
     tokenizer: str
+    """The tokenizer."""
     validation: float = Field(default=0.01, ge=0, lt=1)
+    """The share of documents held out for validation."""
     unique: bool = True
+    """Leave out documents whose text has been seen."""
     columns: tuple[str, ...] = ()
+    """Numeric columns to keep with every document."""
     tokens_per_shard: Count = 1 << 28
+    """The size of a shard in tokens."""
     # One process already tokenises on all cores; more of them read and unpack in parallel, too.
     workers: int = Field(default=1, ge=1)
+    """How many processes tokenise."""
 
     def references(self) -> list[Reference]:
         """`tokenizer` names a tokenizer or a model with one; `data` documents."""

@@ -38,10 +38,12 @@ class Evaluate(Stage):
     """Ask the model of a stage the tasks listed in `on`, and compare it with the reports of others."""
 
     kind: Literal["evaluate"]
+    """Evaluate a model on tasks."""
     version: ClassVar[int] = 3
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
+    """The model."""
     on: list[str | dict[str, Any]] = Field(min_length=1)
     """The tasks: `facts`, `sums?steps_high=6&samples=8`, or `{task: own, data: mine.jsonl, scorer: math}`."""
     against: Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = Field(
@@ -49,6 +51,7 @@ class Evaluate(Stage):
     )
     """Earlier evaluate stages with the same tasks, the first of a chain first: answers compare one by one."""
     asking: Settings = Settings()
+    """How the tasks are asked, where they do not say so themselves."""
 
     @field_validator("on")
     @classmethod

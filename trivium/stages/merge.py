@@ -45,16 +45,20 @@ class Merge(Stage):
     """Merge the models in `of`; `base` is what task vectors are counted from, `data` what is measured."""
 
     kind: Literal["merge"]
+    """Merge models of one architecture."""
     version: ClassVar[int] = 4
     produces: ClassVar[Product] = "model"
 
     of: list[str] = Field(min_length=1)
+    """The models to merge."""
     method: Method = "mean"
+    """How they are merged."""
     weights: list[float] | None = None
     """Shares for `mean`, scales for `tasks` (below zero to forget)."""
     share: float | None = Field(default=None, ge=0, le=1)
     """How far `slerp` goes from the first model to the second; half way if not said."""
     base: str | None = None
+    """The model that task vectors are taken from."""
     density: float | None = Field(default=None, gt=0, le=1)
     """The share of a task vector's entries that `ties` and `dare` keep; half if not said."""
     scale: float | None = None
@@ -64,7 +68,9 @@ class Merge(Stage):
     data: Mixture | None = None
     """What is measured; the text that the ingredients held out, if not said."""
     tokens: Count = 32768
+    """On how many tokens the result is measured."""
     context: Count | None = None
+    """The length of the sequences it is measured on."""
 
     @model_validator(mode="after")
     def methods_take_their_own(self) -> Merge:

@@ -23,16 +23,16 @@ from trivium.kit.settings import Settings
 from trivium.learn.objective import Feed
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.config import ModelConfig
+from trivium.model.context_extension import describe_positions, extend_context
 from trivium.model.flops import flops_per_token, parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.preset import preset
-from trivium.model.stretch import describe_positions, stretch
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import Compression, Start, compression, grow_vocabulary
+from trivium.stages.parts.context_extension import ContextSetting
 from trivium.stages.parts.documents import Sources, documents, source_references
 from trivium.stages.parts.inheritance import consumed_by, held_out_by, learnt_by, trained_on
-from trivium.stages.parts.longer import Reach
 from trivium.stages.parts.mixtures import (
     MEASURED,
     Mixture,
@@ -59,7 +59,9 @@ class Replay(Settings):
     """What the parent learnt from, or `data` in its place, seen again at a share of every stretch."""
 
     data: Mixture | None = None
+    """What is replayed; the parent's own mixture where it is left out."""
     share: float = Field(gt=0, lt=1)
+    """The share of all tokens that is replayed."""
 
 
 def _share(value: Any) -> Any:
@@ -73,27 +75,39 @@ Replayed = Annotated[Replay, BeforeValidator(_share, json_schema_input_type=floa
 class Added(Settings):
     """Tokens learnt from the texts in `data`, and how their rows begin."""
 
+    formerly: ClassVar[Mapping[str, str]] = {"letters": "characters"}
+
     data: Sources
+    """Texts to learn the new tokens from."""
     added: Count = Field(gt=0)
+    """How many tokens to add."""
     start: Start = "mean"
-    letters: Count = 20_000_000
+    """How the new rows of the embedding begin."""
+    characters: Count = 20_000_000
+    """Read at most so many characters of text."""
 
 
 class Midtrain(FedStage):
     """Go on training a model: on better data, a new language or domain, or longer texts."""
 
     kind: Literal["midtrain"]
+    """Continue training on curated data."""
     version: ClassVar[int] = 4
 
     start: str = Field(alias="from")
+    """The model to start from."""
     data: Mixture
+    """The mixture to learn from."""
     ramp: Literal["linear", "cosine"] = "linear"
     """How weights move between the places that a list of them names."""
     replay: Replayed | None = None
+    """A share of what the parent learned from, or a mixture, seen again against forgetting."""
     watch: Mixture | None = None
     """Sources that are measured and not trained on, to see what is forgotten."""
     vocabulary: Added | None = None
-    context: Reach | None = None
+    """New tokens for the tokenizer."""
+    context: ContextSetting | None = None
+    """The length of the sequences, and how positions are extended to it."""
 
     @model_validator(mode="after")
     def what_is_watched_is_not_learnt(self) -> Midtrain:
@@ -147,7 +161,7 @@ class Midtrain(FedStage):
                 work.change(f"bytes per token of {name}", round(found.before, 3), round(found.after, 3))
             grow_vocabulary(model, before, going.tokenizer, start=self.vocabulary.start, seed=work.seed)
         if self.context is not None and self.context.method is not None:
-            changes = stretch(
+            changes = extend_context(
                 model, self.context.longest, self.context.method, seed=work.seed, **self.context.options
             )
             work.change("positions", *changes)
@@ -223,7 +237,7 @@ class Midtrain(FedStage):
         if method is None and context > config.reach:
             raise TriviumError(
                 f"{work.stage}: the model reads {config.reach} tokens at most and `context` is {context}; "
-                "add a `method` that stretches its positions, for instance yarn."
+                "add a `method` that scales its positions, for instance yarn."
             )
         if method not in (None, "base", "nope") and context <= config.reach:
             raise TriviumError(
@@ -261,12 +275,12 @@ class Midtrain(FedStage):
         # What `data` holds out tells how well the new tokens fit, so they are not learnt from it.
         share = max(held_out_share(work, name, portion) for name, portion in self.data.items())
         texts: list[str] = []
-        letters = 0
+        characters = 0
         for document in documents(work, self.vocabulary.data, Reading()):
             if document.text and not in_validation(text_hash(document), share):
                 texts.append(document.text)
-                letters += len(document.text)
-            if letters >= self.vocabulary.letters:
+                characters += len(document.text)
+            if characters >= self.vocabulary.characters:
                 break
         if not texts:
             raise TriviumError(f"{work.stage}: `vocabulary.data` has no text to learn tokens from.")

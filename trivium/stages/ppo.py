@@ -54,7 +54,9 @@ class Penalty(Settings):
     """How the model is held close to the one it started from: a price per token on the divergence."""
 
     coefficient: float = Field(default=0.05, ge=0)
+    """The weight of the KL penalty (beta)."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Schulman's estimator of the KL: k1, k2 or k3."""
     target: float | None = Field(default=None, gt=0)
     """The divergence per answer towards which the coefficient is steered; without one it stays."""
     horizon: float = Field(default=10_000, gt=0)
@@ -65,6 +67,7 @@ class Ppo(TrainingStage):
     """Let the model answer prompts and move it towards what a reward model scores higher."""
 
     kind: Literal["ppo"]
+    """Proximal policy optimisation with a learned reward."""
     formerly: ClassVar[Mapping[str, str]] = {"flattery": "sycophancy"}
     version: ClassVar[int] = 2
     unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_ROLLOUTS
@@ -76,6 +79,7 @@ class Ppo(TrainingStage):
     reward: list[Named] = Field(min_length=1)
     """`{model: rm}` for a reward stage, beside any scorer; {..., weight: 0} is watched and not learned."""
     estimator: Estimator = "gae"
+    """How advantages are estimated: GAE with a critic, leave-one-out, or REINFORCE++."""
     prompts: Count = Field(default=32, ge=1)
     """Prompts per rollout."""
     group: Count = Field(default=1, ge=1)
@@ -85,25 +89,37 @@ class Ppo(TrainingStage):
     parts: int = Field(default=1, ge=1)
     """Optimiser steps in one pass over a rollout."""
     max_new_tokens: Count = Field(default=64, ge=1)
+    """The longest answer in tokens."""
     temperature: float = Field(default=1.0, gt=0)
+    """The sampling temperature."""
     wording: str | None = None
     """How a model without a chat template is asked, such as `Question: {prompt}\\nAnswer:`."""
     stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
     kl: Penalty = Penalty()
+    """The penalty for moving away from the reference model."""
     clip_ratio: float = Field(default=0.2, gt=0)
+    """The ratio is clipped to 1 ± this."""
     clip_value: float | None = Field(default=0.2, gt=0)
+    """The value is clipped to its old value ± this."""
     value_coefficient: float = Field(default=0.1, ge=0)
+    """The weight of the value loss."""
     discount: float = Field(default=1.0, gt=0, le=1)
+    """The discount factor (gamma)."""
     decay: float = Field(default=0.95, ge=0, le=1)
     """How far GAE looks ahead before it trusts the critic: 0 one token, 1 to the end."""
     whiten_advantages: bool = True
+    """Standardise advantages over the rollout."""
     whiten_rewards: bool = False
+    """Standardise rewards over the rollout and keep their mean."""
     missing_eos_penalty: float | None = Field(default=None, ge=0)
     """What an answer loses that does not end by itself."""
     normalise: Literal["none", "batch", "running"] = "none"
     """Whether scores are brought to mean 0 and deviation 1, over a rollout or over all so far."""
     clip_score: float | None = Field(default=None, gt=0)
+    """Scores are clipped to ± this."""
     entropy_bonus: float = Field(default=0.0, ge=0)
+    """The weight of the entropy in the objective."""
     rows: Count = Field(default=64, ge=1)
     """How many answers are written at once."""
     share_prompts: bool = True
@@ -111,8 +127,11 @@ class Ppo(TrainingStage):
     sycophancy: Count = Field(default=60, ge=0)
     """How many questions the sycophancy evaluation asks at the end; 0 for none."""
     learning_rate: LearningRate = LearningRate(decay="constant")
+    """The learning rate: a number, `parent`, or a schedule."""
     optimiser: Literal["muon", "adamw"] = "adamw"
+    """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
     compile: Literal["auto", "on", "off"] = "off"
+    """Whether to compile the model."""
 
     @model_validator(mode="after")
     def fits_together(self) -> Ppo:

@@ -91,17 +91,21 @@ class PreferenceStage(FedStage):
     """Learn from pairs of answers, or from single ones that were liked or not."""
 
     kind: Literal["preference"]
+    """Learn from preferences without a reward model."""
     formerly: ClassVar[Mapping[str, str]] = {"flattery": "sycophancy"}
     version: ClassVar[int] = 1
     unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_PAIRS
 
     start: str = Field(alias="from")
+    """The model to start from."""
     data: Mixture
+    """Preference pairs, or answers with a label."""
     loss: Losses = Field(default_factory=lambda: {"sigmoid": 1.0})
     """A loss by TRL's name, or several with what each counts: {sigmoid: 1, sft: 0.1}."""
     beta: Weight | list[Weight | tuple[Number, Weight]] | None = None
     """How strongly the model is held to the reference; a list moves it over the stage, as weights do."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
+    """The probability that a label is wrong."""
     gamma: float | None = None
     """The margin that SimPO wants."""
     temperature: float = Field(default=0.05, gt=0)
@@ -115,7 +119,9 @@ class PreferenceStage(FedStage):
     bend: float = Field(default=0.5, ge=0)
     """The alpha of `divergence: alpha_divergence`; at 1 it would be the reverse KL."""
     desirable_weight: float = Field(default=1.0, ge=0)
+    """KTO: the weight of desirable answers."""
     undesirable_weight: float = Field(default=1.0, ge=0)
+    """KTO: the weight of undesirable answers."""
     imitate: Literal["answer", "everything"] = "answer"
     """What the `sft` share learns of the chosen text: TRL's ORPO learns the prompt as well."""
     reference: Literal["auto", "parent", "adapter off", "stored", "none"] = "auto"
@@ -123,13 +129,17 @@ class PreferenceStage(FedStage):
     pairs: Count = Field(default=32, ge=1)
     """Judgements per optimiser step."""
     context: Count | None = Field(default=None, ge=2)
+    """The longest prompt and answer in tokens."""
     share_prompts: bool = True
     """Whether a prompt is computed once for both of its answers."""
     sycophancy: Count = Field(default=60, ge=0)
     """How many questions the sycophancy evaluation asks at the end; 0 for none."""
     learning_rate: LearningRate = LearningRate()
+    """The learning rate: a number, `parent`, or a schedule."""
     optimiser: Literal["muon", "adamw"] = "adamw"
+    """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
     compile: Literal["auto", "on", "off"] = "off"
+    """Whether to compile the model."""
 
     @model_validator(mode="after")
     def losses_fit_together(self) -> PreferenceStage:

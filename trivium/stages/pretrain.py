@@ -38,20 +38,30 @@ class Architecture(Settings):
     family: Literal["qwen3", "llama", "gpt2"] = "qwen3"
     """Layers of llama's shape can do without positions; GPT-2's learns a table of them."""
     depth: int = Field(default=4, ge=1)
+    """The number of layers, which sets every other value."""
     layers: int | None = Field(default=None, ge=1)
+    """The number of layers, where it is not the depth."""
     width: Count | None = Field(default=None, ge=1)
+    """The width of the residual stream."""
     heads: int | None = Field(default=None, ge=1)
+    """The number of attention heads."""
     key_value_heads: int | None = Field(default=None, ge=1)
+    """The number of key-value heads (GQA)."""
     head_width: int | None = Field(default=None, ge=1)
+    """The width of a head."""
     inner_width: Count | None = Field(default=None, ge=1)
+    """The width of the feed-forward layer."""
     tied: bool | None = None
+    """Whether embedding and head share their weights."""
     rope_theta: Number | None = Field(default=None, gt=0)
+    """The RoPE base."""
 
 
 class Pretrain(TrainingStage):
     """Train a model from random weights on `data`."""
 
     kind: Literal["pretrain"]
+    """Train a model from random weights."""
     version: ClassVar[int] = 1
     unused: ClassVar[Mapping[str, str]] = {
         "adapter": "a new model has nothing to lay an adapter on; train all of its weights",
@@ -59,9 +69,13 @@ class Pretrain(TrainingStage):
     }
 
     data: Mixture
+    """The mixture to learn from."""
     tokenizer: str | None = None
+    """The tokenizer, where no corpus in `data` brings one."""
     model: Architecture = Architecture()
+    """The architecture."""
     context: Count = Field(default=512, ge=2)
+    """The length of the sequences in tokens."""
 
     def references(self) -> list[Reference]:
         """`data` names corpora or outside data; `tokenizer` is needed only where no corpus brings one."""

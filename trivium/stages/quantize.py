@@ -31,17 +31,21 @@ class Quantize(Stage):
     """Round a model's matrices and measure it before and after."""
 
     kind: Literal["quantize"]
+    """Quantise a model."""
     version: ClassVar[int] = 2
     produces: ClassVar[Product] = "model"
     unaffecting: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     start: str = Field(alias="from")
+    """The model."""
     scheme: Scheme = "int8"
     """`int8` and `int4` round weights alone, `int8-dynamic` activations as well."""
     data: Mixture
     """The loss is measured on the held-out part of these."""
     context: Count = Field(default=512, ge=2)
+    """The length of the sequences that the loss is measured on."""
     validation_tokens: Count = 32768
+    """On how many tokens it is measured."""
 
     def references(self) -> list[Reference]:
         """`from` names the model; `data` names what it is measured on."""

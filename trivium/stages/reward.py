@@ -54,6 +54,7 @@ class Reward(FedStage):
     """Learn which of two answers people prefer, as one number per answer (Bradley-Terry)."""
 
     kind: Literal["reward"]
+    """Train a reward model on preference pairs."""
     version: ClassVar[int] = 1
     produces: ClassVar[Product] = "reward"
     unused: ClassVar[Mapping[str, str]] = {
@@ -64,18 +65,23 @@ class Reward(FedStage):
     start: str = Field(alias="from")
     """A model, whose words are replaced by a score, or a reward model to go on from."""
     data: Mixture
+    """Preference pairs."""
     test: Mixture | None = None
     """Pairs to measure on at the end, beside those that `validation` holds back of every source."""
     pairs: Count = Field(default=32, ge=1)
     """Pairs per optimiser step."""
     context: Count | None = Field(default=None, ge=2)
+    """The longest prompt and answer in tokens."""
     centring: float = Field(default=0.0, ge=0)
     """How strongly rewards are drawn to a mean of zero; 0.01 is usual."""
     share_prompts: bool = True
     """Whether a prompt is computed once for both of its answers."""
     learning_rate: LearningRate = LearningRate()
+    """The learning rate: a number, `parent`, or a schedule."""
     optimiser: Literal["muon", "adamw"] = "adamw"
+    """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
     compile: Literal["auto", "on", "off"] = "off"
+    """Whether to compile the model."""
 
     @model_validator(mode="after")
     def length_is_said_in_pairs(self) -> Reward:

@@ -50,8 +50,11 @@ class Divergence(Settings):
     """How the model is held close to the one it started from."""
 
     coefficient: float = Field(default=0.0, ge=0)
+    """The weight of the KL penalty (beta)."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimator of the KL: k1, k2 or k3."""
     into: Literal["loss", "reward"] = "loss"
+    """Whether the penalty is part of the loss or of the reward."""
     unbiased: bool = True
     """Whether the ratio multiplies the estimate, so that its gradient is the reverse KL's, as in TRL."""
 
@@ -60,15 +63,20 @@ class Clip(Settings):
     """Where the ratio is cut; what is not said is as in the algorithm's paper."""
 
     low: float | None = Field(default=None, gt=0)
+    """The ratio is clipped below 1 - low."""
     high: float | None = Field(default=None, gt=0)
+    """The ratio is clipped above 1 + high."""
     dual: float | None = Field(default=None, gt=1)
+    """The largest ratio for negative advantages (dual clip)."""
 
 
 class PassRates(Settings):
     """Which problems are posed: those whose share of right answers lay between these bounds."""
 
     low: float = Field(default=0.0, ge=0, le=1)
+    """The smallest share of right answers."""
     high: float = Field(default=1.0, ge=0, le=1)
+    """The largest share of right answers."""
     rest: int = Field(default=2, ge=0)
     """For how many passes over the problems one outside the bounds is left alone."""
 
@@ -77,11 +85,14 @@ class Rlvr(TrainingStage):
     """Let the model answer problems and reinforce the answers that a program finds right."""
 
     kind: Literal["rlvr"]
+    """Reinforcement learning with verifiable rewards."""
     version: ClassVar[int] = 2
     unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_ROLLOUTS
 
     start: str = Field(alias="from")
+    """The model to start from."""
     data: Mixture
+    """Prompts with what the reward needs to judge an answer."""
     reward: list[Named] = Field(min_length=1)
     """Scorers by name, `file.py:function` with TRL's signature, or {model: rm} for a reward stage; {name,
     weight, ...} to weigh them."""
@@ -91,6 +102,7 @@ class Rlvr(TrainingStage):
         "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "vespo", "rloo",
         "reinforce", "expert_iteration",
     ] = "dapo"  # fmt: skip
+    """The policy-gradient method."""
     prompts: Count = Field(default=8, ge=1)
     """Problems per rollout."""
     group: Count = Field(default=8, ge=1)
@@ -100,18 +112,27 @@ class Rlvr(TrainingStage):
     parts: int = Field(default=1, ge=1)
     """Optimiser steps in one pass over a rollout."""
     max_new_tokens: Count = Field(default=256, ge=1)
+    """The longest answer in tokens."""
     temperature: float = Field(default=1.0, gt=0)
+    """The sampling temperature."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the most likely tokens that together reach this probability."""
     top_k: int = Field(default=0, ge=0)
+    """Sample from so many most likely tokens; 0 is all."""
     min_p: float = Field(default=0.0, ge=0, le=1)
+    """Sample from tokens at least this share as likely as the most likely one."""
     wording: str | None = None
     """How a model without a chat template is asked, such as `Question: {prompt}\\nAnswer:`."""
     next_words: Count | None = Field(default=None, ge=1)
     """Pose texts, cut at a drawn place: the column `continuation` holds so many of the words that follow."""
     stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
     kl: Divergence = Divergence()
+    """The penalty for moving away from the reference model."""
     clip_ratio: Clip = Clip()
+    """Where the ratio is clipped."""
     entropy_bonus: float = Field(default=0.0, ge=0)
+    """The weight of the entropy in the objective."""
     truncated: Literal["keep", "mask", "penalise"] = "keep"
     """Whether answers cut off at the limit are learned from, left out, or worth nothing."""
     overlong_buffer: Count = Field(default=0, ge=0)
@@ -119,6 +140,7 @@ class Rlvr(TrainingStage):
     refills: int = Field(default=0, ge=0)
     """How often groups that teach nothing are replaced by others (DAPO's dynamic sampling)."""
     pass_rates: PassRates = PassRates()
+    """Which prompts are used, by their share of right answers so far."""
     normalise: Literal["sum", "each"] = "sum"
     """Whether rewards are normalised after they are summed, or each by itself before (GDPO)."""
     threshold: float = 1.0
@@ -126,6 +148,7 @@ class Rlvr(TrainingStage):
     correction: Literal["none", "token", "sequence"] = "none"
     """Whether differences between the engine's numbers and the trainer's are weighed out, and per what."""
     correction_cap: float = Field(default=2.0, gt=0)
+    """The largest importance weight of the correction."""
     tools: tuple[Literal["calculator", "python", "sql"], ...] = ()
     """What the model may call before it answers; what a tool says is read and never learned."""
     environment: str | None = None
@@ -137,8 +160,11 @@ class Rlvr(TrainingStage):
     share_prompts: bool = True
     """Whether the training forward computes a group's prompt once."""
     learning_rate: LearningRate = LearningRate(decay="constant")
+    """The learning rate: a number, `parent`, or a schedule."""
     optimiser: Literal["muon", "adamw"] = "adamw"
+    """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
     compile: Literal["auto", "on", "off"] = "off"
+    """Whether to compile the model."""
 
     def references(self) -> list[Reference]:
         """`from` names the model to go on from; `data` its problems; a reward may lie in a file."""

@@ -59,21 +59,27 @@ class Sft(FedStage):
     """Fine-tune a model on prompts with completions, conversations or texts."""
 
     kind: Literal["sft"]
+    """Supervised fine-tuning."""
     version: ClassVar[int] = 2
 
     start: str = Field(alias="from")
+    """The model to start from."""
     data: Mixture
+    """Conversations, or prompts with completions, or texts."""
     replay: Replayed | None = None
     """What the parent learnt from, seen again at this share, so that it is not forgotten."""
     near_parent: NearParent | None = None
     """A pull towards the parent, in weights or in what is said."""
     context: Count | None = Field(default=None, ge=2)
+    """The length of the packed sequences; the model's, at most 1,024, where it is left out."""
     loss: Learned = "assistant"
     """What is learned: every turn of the assistant, the last only, or everything."""
     neftune: float = Field(default=0.0, ge=0)
     """Strength of the noise on the embeddings, usually 5 to 15."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """The share of the target probability spread over the vocabulary."""
     optimiser: Literal["muon", "adamw"] = "adamw"
+    """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
 
     def references(self) -> list[Reference]:
         """`from` names the model to go on from; `data` what to learn, `replay.data` what not to forget."""

@@ -39,6 +39,7 @@ class TextToSql(Stage):
     """Run every query once, tell each question of the tables, and hold a part of the queries out."""
 
     kind: Literal["text_to_sql"]
+    """Turn questions over a database into examples."""
     formerly_kind: ClassVar[tuple[str, ...]] = ("questions",)
     version: ClassVar[int] = 1
     computes: ClassVar[bool] = False

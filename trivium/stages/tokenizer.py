@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from trivium.data.sources import Reading
@@ -19,16 +19,22 @@ class TokenizerStage(Stage):
     """Learn a byte-level BPE vocabulary from `data`."""
 
     kind: Literal["tokenizer"]
+    """Train a tokenizer (byte-level BPE)."""
+    formerly: ClassVar[Mapping[str, str]] = {"letters": "characters"}
     version: ClassVar[int] = 1
     produces: ClassVar[Product] = "tokenizer"
     computes: ClassVar[bool] = False
     unaffecting: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     data: Sources
+    """Texts to train on."""
     vocabulary: Count = 4096
+    """The number of tokens."""
     digits: Digits = "single"
+    """How digits are split."""
     # Merges settle long before a large corpus ends.
-    letters: Count = 200_000_000
+    characters: Count = 200_000_000
+    """Read at most so many characters of text."""
 
     def references(self) -> list[Reference]:
         """`data` is outside data, or a stage that makes documents."""
@@ -39,9 +45,9 @@ class TokenizerStage(Stage):
         return {"vocabulary": self.vocabulary}
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Read at most `letters` of text and learn the merges."""
+        """Read at most `characters` of text and learn the merges."""
         reading = Reading()
-        seen = {"letters": 0, "bytes": 0}
+        seen = {"characters": 0, "bytes": 0}
         tokenizer = train_tokenizer(self._texts(work, reading, seen), self.vocabulary, digits=self.digits)
         if not reading.documents:
             raise TriviumError(f"{work.stage}: `data` has no text to learn a vocabulary from; give it some.")
@@ -54,11 +60,11 @@ class TokenizerStage(Stage):
     def _texts(self, work: Work, reading: Reading, seen: dict[str, int]) -> Iterator[str]:
         for document in documents(work, self.data, reading):
             text = document.text if document.text is not None else _spoken(document.fields)
-            seen["letters"] += len(text)
+            seen["characters"] += len(text)
             seen["bytes"] += len(text.encode())
-            work.progress.update(seen["letters"], None, "letters")
+            work.progress.update(seen["characters"], None, "characters")
             yield text
-            if seen["letters"] >= self.letters:
+            if seen["characters"] >= self.characters:
                 return
 
     def _compression(self, work: Work, tokenizer: Tokenizer) -> dict[str, float]:

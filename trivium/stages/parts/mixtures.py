@@ -34,20 +34,31 @@ class Portion(Settings):
     """One source's part in a mixture; how it is read matters only where it is not a corpus yet."""
 
     weight: Weight | list[Weight | tuple[Number, Weight]] | None = None
+    """Share of the tokens: a number, `[start, end]`, or points `[[progress, weight], ...]`."""
     max_repeats: float | None = Field(default=None, gt=0)
+    """How often the source may be repeated before the stage is refused."""
     easy_first: str | None = None
+    """Sample rows at random, then sort them by the mean of this column, lowest first, in every epoch."""
     of: str | None = None
     """The source, where a mixture names one twice; else it is the name the portion goes by."""
     min_tokens: Count | None = None
     """Only documents of at least so many tokens take part, and with `max_tokens` of at most so many."""
     max_tokens: Count | None = None
+    """Only documents of at most so many tokens take part."""
     validation: float = Field(default=0.01, ge=0, lt=1)
+    """The share of documents held out for validation."""
     columns: dict[str, str] = {}
+    """Which column of the data holds what: `{text: body}`."""
     split: str | None = None
+    """The split of a data set from the hub, or of a source of the world."""
     subset: str | None = None
+    """The configuration of a data set from the hub."""
     limit: Count | None = Field(default=None, ge=0)
+    """Read at most so many documents."""
     separator: str | None = None
+    """What separates documents in a plain text file."""
     on_bad: Literal["stop", "skip"] = "stop"
+    """Whether a line that cannot be read stops the stage or is skipped and counted."""
 
     @property
     def within(self) -> Lengths:

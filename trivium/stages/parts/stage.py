@@ -96,7 +96,9 @@ class Stage(Settings):
     formerly_kinds: ClassVar[dict[str, str]] = {}
 
     kind: str
+    """The kind of stage."""
     seed: int | None = Field(default=None, ge=0)
+    """Seeds everything random in the stage; the recipe's `seed` where it is left out."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

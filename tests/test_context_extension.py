@@ -1,4 +1,4 @@
-"""Longer context: each method puts positions where its paper puts them, and says what it changed."""
+"""Longer contexts: each method puts positions where its paper puts them, and says what it changed."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 from trivium.model.config import ModelConfig
-from trivium.model.stretch import METHODS, interpolated_table, longrope_factors, stretch
+from trivium.model.context_extension import METHODS, extend_context, interpolated_table, longrope_factors
 from trivium.model.transformer import Transformer
 
 LENGTH, LONGER = 64, 256
@@ -30,7 +30,7 @@ def angles(model: Transformer, positions: list[float], length: int = LONGER) -> 
 def test_interpolation_puts_every_position_where_the_formula_puts_it() -> None:
     model = small_model()
     before = angles(model, [0.0, 1.0, LENGTH - 1.0, LENGTH / 2])
-    stretch(model, LONGER, "interpolate")
+    extend_context(model, LONGER, "interpolate")
     after = angles(model, [0.0, 4.0, 4 * (LENGTH - 1.0), 4 * LENGTH / 2])
     torch.testing.assert_close(after, before)
 
@@ -38,7 +38,7 @@ def test_interpolation_puts_every_position_where_the_formula_puts_it() -> None:
 def test_ntk_slows_the_slowest_pair_by_the_factor_and_the_fastest_not_at_all() -> None:
     model = small_model()
     before = angles(model, [1.0])[0]
-    stretch(model, LONGER, "ntk")
+    extend_context(model, LONGER, "ntk")
     after = angles(model, [1.0])[0]
     assert float(after[0]) == pytest.approx(float(before[0]))
     assert float(after[-1]) == pytest.approx(float(before[-1]) / 4, rel=1e-5)
@@ -48,7 +48,7 @@ def test_the_ntk_base_is_the_published_one() -> None:
     """The base for a head of 128 and factors 4 and 8: 40,889.94 and 82,684.62."""
     for factor, base in [(4, 40889.94), (8, 82684.62)]:
         model = small_model(width=256, heads=2, head_width=128, context=64)
-        stretch(model, 64 * factor, "ntk")
+        extend_context(model, 64 * factor, "ntk")
         assert model.config.rope["rope_theta"] == pytest.approx(base, abs=0.01)
 
 
@@ -56,7 +56,7 @@ def test_yarn_blends_along_the_ramp_of_pair_indices() -> None:
     """Recomputed here from the definition: untouched below the ramp, divided by the factor above it."""
     model = small_model(width=128, heads=2, head_width=64, context=2048)
     plain = angles(model, [1.0])[0].double()
-    stretch(model, 4 * 2048, "yarn", beta_fast=32.0, beta_slow=1.0)
+    extend_context(model, 4 * 2048, "yarn", beta_fast=32.0, beta_slow=1.0)
     stretched = angles(model, [1.0], 4 * 2048)[0].double()
 
     def pair(turns: float) -> float:
@@ -75,7 +75,7 @@ def test_yarn_blends_along_the_ramp_of_pair_indices() -> None:
 def test_dynamic_scaling_leaves_short_text_alone_and_matches_its_formula_beyond() -> None:
     model = small_model()
     short = angles(model, [3.0], LENGTH)
-    stretch(model, LONGER, "dynamic")
+    extend_context(model, LONGER, "dynamic")
     torch.testing.assert_close(angles(model, [3.0], LENGTH), short)
     base = 10000 * (4 * LONGER / LENGTH - 3) ** (16 / 14)
     exponents = torch.arange(0, 16, 2).double() / 16
@@ -97,7 +97,7 @@ def test_a_learned_table_is_interpolated_between_its_ends() -> None:
 def test_an_extrapolated_table_keeps_the_trained_rows() -> None:
     model = small_model(positions="learned", family="gpt2")
     old = model.position_embedding.weight.detach().clone()
-    stretch(model, LONGER, "extrapolate")
+    extend_context(model, LONGER, "extrapolate")
     table = model.position_embedding.weight
     assert table.shape[0] == LONGER
     torch.testing.assert_close(table[:LENGTH], old)
@@ -108,7 +108,7 @@ def test_an_extrapolated_table_keeps_the_trained_rows() -> None:
 def test_every_method_reads_a_text_of_the_new_length(method: str) -> None:
     model = small_model(family="llama")
     options = {"base": 500000.0} if method == "base" else {"every": 4} if method == "nope" else {}
-    before, after = stretch(model, LONGER, method, **options)
+    before, after = extend_context(model, LONGER, method, **options)
     hidden = model(torch.arange(LONGER) % 50, Documents([LONGER]))
     assert torch.isfinite(hidden).all()
     assert method == "extrapolate" or before.rsplit(",", 1)[0] != after.rsplit(",", 1)[0]
@@ -123,29 +123,29 @@ def test_short_trained_lengths_leave_some_pairs_alone(method: str) -> None:
     assert factors == sorted(factors)
     model = small_model(width=64, heads=2)
     plain = angles(model, [1.0])[0]
-    stretch(model, LONGER, method)
+    extend_context(model, LONGER, method)
     assert float(angles(model, [1.0])[0][0]) == pytest.approx(float(plain[0]), rel=1e-4)
 
 
 def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(TriviumError, match="learned a table of positions"):
-        stretch(small_model(positions="learned"), LONGER, "yarn")
+        extend_context(small_model(positions="learned"), LONGER, "yarn")
     with pytest.raises(TriviumError, match="no way to write layers without positions"):
-        stretch(small_model(), LONGER, "nope")
+        extend_context(small_model(), LONGER, "nope")
     with pytest.raises(TriviumError, match="needs the new base frequency"):
-        stretch(small_model(), LONGER, "base")
+        extend_context(small_model(), LONGER, "base")
     with pytest.raises(TriviumError, match="there is no method 'alibi'"):
-        stretch(small_model(), LONGER, "alibi")
+        extend_context(small_model(), LONGER, "alibi")
 
 
 @pytest.mark.parametrize(("method", "options"), [("base", {"base": 5e5}), ("nope", {"every": 2})])
 def test_training_on_shorter_texts_takes_no_reach_away(method: str, options: dict[str, float]) -> None:
     model = small_model(family="llama")
     reach = model.config.reach
-    stretch(model, reach // 2, method, **options)
+    extend_context(model, reach // 2, method, **options)
     assert model.config.reach == reach
 
 
 def test_a_ramp_of_yarn_that_runs_backwards_is_refused() -> None:
     with pytest.raises(TriviumError, match="`beta_slow` 40 has to lie below `beta_fast`"):
-        stretch(small_model(), LONGER, "yarn", beta_slow=40.0)
+        extend_context(small_model(), LONGER, "yarn", beta_slow=40.0)

@@ -1,4 +1,4 @@
-"""Longer context: every way to make a model's positions reach further than it was trained for."""
+"""ContextExtension context: every way to make a model's positions reach further than it was trained for."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def original_context(config: ModelConfig) -> int:
     return int(config.rope.get("original_max_position_embeddings", config.context))
 
 
-def stretched_rope(
+def extended_rope(
     config: ModelConfig, length: int, method: Method, options: dict[str, Any]
 ) -> dict[str, Any]:
     """The rope parameters, in Hugging Face's form, that reach `length` by this method."""
@@ -122,7 +122,7 @@ def describe_positions(config: ModelConfig) -> str:
     return f"rope {config.rope['rope_type']} ({facts}){silent}, {config.context} tokens"
 
 
-def stretch(
+def extend_context(
     model: Transformer, length: int, method: Method, *, seed: int = 0, **options: Any
 ) -> tuple[str, str]:
     """Make the model's positions reach `length` tokens; returns what they were and what they are."""
@@ -131,15 +131,15 @@ def stretch(
     if method not in METHODS:
         raise TriviumError(f"context: there is no method '{method}'; choose one of {', '.join(METHODS)}")
     if config.positions == "learned":
-        stretch_table(model, length, method, seed)
+        extend_table(model, length, method, seed)
     elif config.positions == "rope":
-        stretch_rope(model, length, method, options)
+        extend_rope(model, length, method, options)
     else:
         model.config = config.changed(context=length)
     return before, describe_positions(model.config)
 
 
-def stretch_table(model: Transformer, length: int, method: Method, seed: int) -> None:
+def extend_table(model: Transformer, length: int, method: Method, seed: int) -> None:
     """Lengthen a learned table; only interpolation and extrapolation have a meaning there."""
     assert model.position_embedding is not None
     table = model.position_embedding.weight
@@ -156,7 +156,7 @@ def stretch_table(model: Transformer, length: int, method: Method, seed: int) ->
     model.config = model.config.changed(context=length)
 
 
-def stretch_rope(model: Transformer, length: int, method: Method, options: dict[str, Any]) -> None:
+def extend_rope(model: Transformer, length: int, method: Method, options: dict[str, Any]) -> None:
     """Change the rotary positions of every layer that sees the whole context."""
     config = model.config
     # Shorter texts with another base or without positions take no reach away.
@@ -182,7 +182,7 @@ def stretch_rope(model: Transformer, length: int, method: Method, options: dict[
             assert isinstance(layer, Layer)
             layer.attention.rotates = turns
         return
-    rope = stretched_rope(config, length, method, options)
+    rope = extended_rope(config, length, method, options)
     # Dynamic scaling reads the trained length from the model's own context, so that must stay what it was.
     context = original_context(config) if rope["rope_type"] == "dynamic" else length
     model.config = config.changed(context=context, rope=rope)

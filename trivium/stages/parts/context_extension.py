@@ -1,4 +1,4 @@
-"""How long the rows of mid-training are, and what every way to stretch positions is told by."""
+"""How long the rows of mid-training are, and what every method is configured by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings
-from trivium.model.stretch import Method
+from trivium.model.context_extension import Method
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "extrapolate": (),
@@ -21,7 +21,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "base": ("base",),
     "nope": ("every",),
 }
-"""What each way to stretch positions is told by."""
+"""What each method is configured by."""
 Length = Annotated[Count, Field(ge=2)]
 Lengths = int | str | list[int | str]
 
@@ -31,7 +31,7 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class Longer(Settings):
+class ContextExtension(Settings):
     """How long the rows are, and how the positions are made to reach so far."""
 
     length: Annotated[
@@ -39,22 +39,32 @@ class Longer(Settings):
     ]
     """One length, or several through which the rows grow in equal parts of the stage."""
     method: Method | None = None
+    """How the positions are scaled."""
     base: Number | None = None
+    """The RoPE base (theta), where the method takes one."""
     factor: float | None = Field(default=None, ge=1)
+    """By how much positions are scaled; the ratio of the lengths where it is left out."""
     beta_fast: float | None = Field(default=None, gt=0)
+    """YaRN: rotations within the original context above which a pair is not scaled."""
     beta_slow: float | None = Field(default=None, gt=0)
+    """YaRN: rotations below which a pair is scaled in full."""
     low_freq_factor: float | None = Field(default=None, gt=0)
+    """Llama 3: wavelengths longer than the original context over this are scaled in full."""
     high_freq_factor: float | None = Field(default=None, gt=0)
+    """Llama 3: wavelengths shorter than the original context over this are not scaled."""
     short_factor: list[float] | None = None
+    """LongRoPE: a factor per pair for sequences within the original context."""
     long_factor: list[float] | None = None
+    """LongRoPE: a factor per pair beyond the original context."""
     every: int | None = Field(default=None, ge=1)
+    """`nope`: every n-th layer loses its rotary positions."""
 
     @model_validator(mode="after")
-    def methods_take_their_own(self) -> Longer:
+    def methods_take_their_own(self) -> ContextExtension:
         """Refuse what the method would not use, or could not."""
         for name in self.options:
             if self.method is None:
-                raise ValueError(f"`{name}` is part of a `method` that stretches positions; name one")
+                raise ValueError(f"`{name}` is part of a `method` that scales positions; name one")
             if name not in OPTIONS[self.method]:
                 raise ValueError(f"`{self.method}` takes no `{name}`; leave it out")
         low, high = self.low_freq_factor or 1.0, self.high_freq_factor or 4.0
@@ -82,4 +92,6 @@ def _length(value: Any) -> Any:
     return {"length": value} if isinstance(value, (int, str, list)) else value
 
 
-Reach = Annotated[Longer, BeforeValidator(_length, json_schema_input_type=Lengths | Longer)]
+ContextSetting = Annotated[
+    ContextExtension, BeforeValidator(_length, json_schema_input_type=Lengths | ContextExtension)
+]
