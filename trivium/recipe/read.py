@@ -9,10 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import expanded
+from trivium.kit.files import expanded, readable
+from trivium.recipe.yaml_text import parse
 
 LIBRARY = Path(__file__).parent / "library"
 RENAMED = {"experiments/flattery": "experiments/sycophancy"}
@@ -126,8 +125,8 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _parse(value: str, key: str) -> Any:
     try:
-        return yaml.load(value, _Loader)
-    except yaml.YAMLError:
+        return parse(value, "")[0]
+    except TriviumError:
         raise TriviumError(f"--set {key}={value} is not valid YAML; quote the value.") from None
 
 
@@ -137,10 +136,12 @@ def _override(content: dict[str, Any], key: str, value: Any) -> None:
     stages = content.get("stages") or {}
     if len(keys) > 1 and keys[0] not in ("stages", "report", "experiment"):
         keys = ["stages", *keys]
+    if not isinstance(stages, dict):
+        raise TriviumError(f"--set {key}: `stages` is {stages!r}, not a mapping; mend the recipe first.")
     if keys[0] == "stages" and len(keys) > 1 and keys[1] not in stages:
         raise TriviumError(
             f"--set {key}: the recipe has no stage `{keys[1]}`{nearest(keys[1], stages)}"
-            f" (its stages are {', '.join(stages)})."
+            f" (its stages are {', '.join(map(str, stages))})."
         )
     inside: Any = content
     for step, part in enumerate(keys, start=1):
@@ -149,7 +150,7 @@ def _override(content: dict[str, Any], key: str, value: Any) -> None:
             raise TriviumError(f"--set {key}: `{above}` is {inside!r}, not a mapping; set it as a whole.")
         place: Any = part
         if isinstance(inside, list):
-            if not part.isdigit() or int(part) >= len(inside):
+            if not part.isdecimal() or int(part) >= len(inside):
                 raise TriviumError(f"--set {key}: a list of {len(inside)} has no place `{part}`.")
             place = int(part)
         if step == len(keys):
@@ -161,67 +162,14 @@ def _override(content: dict[str, Any], key: str, value: Any) -> None:
             inside = inside[place]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (`on` is a word, 1e-3 a number), and a key written twice is an error."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key}` is written twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _resolvers() -> None:
-    import re
-
-    _Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-    )
-    _Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-
-
-_resolvers()
-
-
 def _load(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     """A YAML file's mapping, and the line of every key in it."""
-    try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        content = loader.construct_document(node) if node is not None else {}
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise TriviumError(f"{path}{line} is not valid YAML: {error.problem}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TriviumError(f"{path} is not valid YAML: {error}.") from None
-    if node is None or not isinstance(content, dict):
+    with readable(path):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TriviumError(f"{path} is not valid YAML: {error}.") from None
+    content, lines = parse(text, str(path))
+    if not isinstance(content, dict):
         raise TriviumError(f"{path} is not a recipe: it needs `stages:` with a mapping of names to stages.")
-    lines: dict[tuple[str, ...], int] = {}
-    try:
-        _note_lines(node, (), lines)
-    except RecursionError:
-        raise TriviumError(f"{path}: an anchor (`&`) stands for something that holds itself.") from None
     return content, lines
-
-
-def _note_lines(node: yaml.Node, keys: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*keys, str(key.value))
-            lines[inner] = key.start_mark.line + 1
-            _note_lines(value, inner, lines)
