@@ -202,9 +202,11 @@ def main() -> None:
             if reason:
                 verdict, detail = "equivalent", reason
             elif not asked.list:
-                (Path(scratch) / mutant.path).write_text(mutant.text)
+                file = Path(scratch) / mutant.path
+                original = file.read_text()
+                file.write_text(mutant.text)
                 test = failing(scratch, tests)
-                shutil.copy2(ROOT / mutant.path, Path(scratch) / mutant.path)
+                file.write_text(original)
                 verdict, detail = ("killed", test) if test else ("survived", detail)
                 if test and test not in sound and failing(scratch, [test]):
                     sys.exit(f"{test} fails without a mutant too; repair it first")
