@@ -74,6 +74,12 @@ def _add(one: Attack) -> None:
     _attacks[key] = one
 
 
+def sections(file: str) -> dict[str, str]:
+    """The parts of a file among the tests, each under a line `### name`."""
+    parts = ("\n" + (TESTS / file).read_text()).split("\n### ")[1:]
+    return {name.strip(): source for name, _, source in (part.partition("\n") for part in parts)}
+
+
 def modules() -> list[str]:
     """The modules of this package that register attacks."""
     package = Path(__file__).parent

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from attack.frame import TESTS, attack
+from attack.frame import TESTS, attack, sections
 from trivium.grade.code import CodeScorer, Exam
 
 _TESTS = Exam(
@@ -18,12 +18,7 @@ _TESTS = Exam(
 )
 
 
-def _programs() -> dict[str, str]:
-    parts = (TESTS / "grade" / "hostile" / "programs.py.txt").read_text().split("### ")[1:]
-    return {name.strip(): source for name, _, source in (part.partition("\n") for part in parts)}
-
-
-@attack("sandbox", "hostile program", cases=_programs())
+@attack("sandbox", "hostile program", cases=sections("grade/hostile/programs.py.txt"))
 def hostile_program(scratch: Path, source: str) -> None:
     """No program that only attacks gets a point, and none touches a file beside its scratch folder."""
     secret = scratch / "secret.txt"

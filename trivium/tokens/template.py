@@ -1,4 +1,4 @@
-"""Chat templates: jinja in a sandbox, with the meaning transformers gives it."""
+"""Chat templates: jinja in a sandbox and on a budget, with the meaning transformers gives it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from trivium.kit.errors import TriviumError
+from trivium.tokens.budget import BudgetedEnvironment, within_budget
 from trivium.tokens.control import CLOSE, OPEN
 from trivium.tokens.roles import NAMED
 
@@ -68,15 +68,20 @@ def _to_json(
     )
 
 
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(str(form)[:200])
+
+
 @cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BudgetedEnvironment:
+    environment = BudgetedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _strftime_now
     environment.globals["namespace"] = _Namespace
+    environment.meter_filters()
     return environment
 
 
@@ -87,6 +92,10 @@ def _compiled(source: str) -> jinja2.Template:
     except jinja2.TemplateSyntaxError as error:
         raise TriviumError(
             f"The chat template is not valid jinja, line {error.lineno}: {error.message}; mend the template."
+        ) from error
+    except (RecursionError, MemoryError, ValueError, SyntaxError, OverflowError) as error:
+        raise TriviumError(
+            f"The chat template is not valid jinja: {error or type(error).__name__}; mend the template."
         ) from error
 
 
@@ -147,12 +156,11 @@ def render(
     variables: Mapping[str, Any],
 ) -> str:
     """The conversation as the template writes it; may still hold the marks of `{% generation %}`."""
-    return _compiled(source).render(
-        **{
-            "documents": None,
-            **variables,
-            "messages": list(messages),
-            "tools": list(tools) if tools is not None else None,
-            "add_generation_prompt": add_generation_prompt,
-        }
-    )
+    values = {
+        "documents": None,
+        **variables,
+        "messages": list(messages),
+        "tools": list(tools) if tools is not None else None,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    return within_budget(_compiled(source).render, values)
