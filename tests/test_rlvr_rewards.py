@@ -26,7 +26,7 @@ def exactly(completions, answer, **columns):
 
 
 @pytest.mark.slow
-def test_a_planted_loophole_is_exploited_and_the_true_score_beside_the_reward_shows_it(tmp_path):
+def test_a_planted_loophole_is_exploited_and_the_held_out_reward_shows_it(tmp_path):
     """The model learns to name many numbers: the reward soars, the truth stays where it was."""
     save(tmp_path / "base", small_model(own()), own())
     (tmp_path / "mine.py").write_text(SCORERS)
@@ -39,12 +39,12 @@ def test_a_planted_loophole_is_exploited_and_the_true_score_beside_the_reward_sh
     )
     run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
     summary = run["rl"].summary
-    reward, truth = summary["reward"], summary["true_score"]
+    reward, truth = summary["reward"], summary["held_out_reward"]
     assert reward[0] < 0.4
     assert reward[1] > reward[0] + 0.4
     assert truth[1] < 0.1
     rows = [row for row in run["rl"].metrics if "step" in row]
-    assert rows[-1]["pass@1"] == pytest.approx(rows[-1]["true_score"])
+    assert rows[-1]["pass@1"] == pytest.approx(rows[-1]["held_out_reward"])
     assert rows[-1]["rewards/anywhere/mean"] == pytest.approx(rows[-1]["reward"])
 
 
@@ -61,7 +61,7 @@ def test_pass_rates_go_by_the_truth():
         0, answers, parts=[[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]], rewards=[1.0, 1.0, 1.0, 0.0]
     )
     tricked = measures_of([group], ["loose", "strict"], 1.0, truth=1)
-    assert (tricked["reward"], tricked["true_score"], tricked["pass@1"], tricked["pass@4"]) == (
+    assert (tricked["reward"], tricked["held_out_reward"], tricked["pass@1"], tricked["pass@4"]) == (
         0.75,
         0.25,
         0.25,

@@ -27,7 +27,8 @@ BASES: dict[str, dict[str, Any]] = {
     "merge": {"of": ["base", "forked"], "data": {"texts.jsonl": {"validation": 0.3}}},
     "midtrain": {"from": "base", "data": "corpus", "batch": 128, "steps": 2},
     "ppo": {
-        "from": "base", "data": "problems.jsonl", "reward": ["mine.py:spread"], "prompts": 4, "passes": 1,
+        "from": "base", "data": "problems.jsonl", "reward": ["mine.py:spread"],
+        "prompts_per_step": 4, "epochs_per_rollout": 1,
         "steps": 2, "max_new_tokens": 6, "sycophancy": 0,
     },
     "preference": {
@@ -37,7 +38,8 @@ BASES: dict[str, dict[str, Any]] = {
     "quantize": {"from": "base", "data": {"texts.jsonl": {"validation": 0.3}}, "context": 64},
     "reward": {"from": "base", "data": "pairs.jsonl", "pairs": 4, "steps": 2, "context": 64},
     "rlvr": {
-        "from": "base", "data": "problems.jsonl", "reward": ["mine.py:spread"], "prompts": 2, "group": 3,
+        "from": "base", "data": "problems.jsonl", "reward": ["mine.py:spread"],
+        "prompts_per_step": 2, "num_generations": 3,
         "steps": 2, "max_new_tokens": 6,
     },
     "sft": {"from": "base", "data": "answers.jsonl", "batch": 128, "steps": 2, "context": 64},

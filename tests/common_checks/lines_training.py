@@ -59,7 +59,7 @@ def epochs_of_pairs(before: Seen, after: Seen) -> None:
 
 @moves("epochs", 2, kinds=ROLLOUTS, beside={"steps": None})
 def epochs_of_prompts(before: Seen, after: Seen) -> None:
-    prompts = after.stage.prompts  # type: ignore[attr-defined]
+    prompts = after.stage.prompts_per_step  # type: ignore[attr-defined]
     assert len(after.log) == math.ceil(2 * 12 / prompts)
 
 
@@ -69,7 +69,7 @@ def batch(before: Seen, after: Seen) -> None:
 
 
 refuses("batch", 192, "a batch is counted in `pairs`", kinds=PAIRS)
-refuses("batch", 192, "a batch is counted in `prompts`", kinds=ROLLOUTS)
+refuses("batch", 192, "a batch is counted in `prompts_per_step`", kinds=ROLLOUTS)
 
 
 @moves("micro_batch", 1, kinds=TRAINS)

@@ -46,6 +46,7 @@ class Compare(Stage):
 
     kind: Literal["compare"]
     """Compare two models by win rate."""
+    formerly: ClassVar[Mapping[str, str]] = {"wording": "prompt_template"}
     formerly_kind: ClassVar[tuple[str, ...]] = ("duel",)
     version: ClassVar[int] = 2
     produces: ClassVar[Product] = "report"
@@ -64,7 +65,7 @@ class Compare(Stage):
     """The sampling temperature; 0 is greedy."""
     max_new_tokens: Count = Field(default=64, ge=1)
     """The longest answer in tokens."""
-    wording: str | None = None
+    prompt_template: str | None = None
     """The prompt template for a model without a chat template, such as `Question: {prompt}\\nAnswer:`."""
 
     def references(self) -> list[Reference]:
@@ -90,7 +91,7 @@ class Compare(Stage):
         folders = [resolve(str(work.path(name))) for name in (self.start, self.against)]
         tokenizer = Tokenizer.load(folders[0])
         room = min(load_model(folder).config.context for folder in folders) - self.max_new_tokens
-        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.wording)
+        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.prompt_template)
         if len({Tokenizer.load(folder).fingerprint for folder in folders}) > 1:
             raise TriviumError(
                 f"{work.stage}: {self.start} and {self.against} have different tokenizers, so their answers "

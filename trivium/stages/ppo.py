@@ -68,7 +68,15 @@ class Ppo(TrainingStage):
 
     kind: Literal["ppo"]
     """Proximal policy optimisation with a learned reward."""
-    formerly: ClassVar[Mapping[str, str]] = {"flattery": "sycophancy"}
+    formerly: ClassVar[Mapping[str, str]] = {
+        "flattery": "sycophancy",
+        "prompts": "prompts_per_step",
+        "group": "num_generations",
+        "passes": "epochs_per_rollout",
+        "parts": "minibatches",
+        "wording": "prompt_template",
+        "rows": "max_rows",
+    }
     version: ClassVar[int] = 2
     unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_ROLLOUTS
 
@@ -80,19 +88,19 @@ class Ppo(TrainingStage):
     """`{model: rm}` for a reward stage, beside any scorer; {..., weight: 0} is watched and not learned."""
     estimator: Estimator = "gae"
     """How advantages are estimated: GAE with a critic, leave-one-out, or REINFORCE++."""
-    prompts: Count = Field(default=32, ge=1)
+    prompts_per_step: Count = Field(default=32, ge=1)
     """Prompts per rollout."""
-    group: Count = Field(default=1, ge=1)
+    num_generations: Count = Field(default=1, ge=1)
     """Answers per prompt; `rloo` compares them."""
-    passes: int = Field(default=4, ge=1)
+    epochs_per_rollout: int = Field(default=4, ge=1)
     """How often a rollout is learned from."""
-    parts: int = Field(default=1, ge=1)
+    minibatches: int = Field(default=1, ge=1)
     """Optimiser steps in one pass over a rollout."""
     max_new_tokens: Count = Field(default=64, ge=1)
     """The longest answer in tokens."""
     temperature: float = Field(default=1.0, gt=0)
     """The sampling temperature."""
-    wording: str | None = None
+    prompt_template: str | None = None
     """How a model without a chat template is asked, such as `Question: {prompt}\\nAnswer:`."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
@@ -120,7 +128,7 @@ class Ppo(TrainingStage):
     """Scores are clipped to ± this."""
     entropy_bonus: float = Field(default=0.0, ge=0)
     """The weight of the entropy in the objective."""
-    rows: Count = Field(default=64, ge=1)
+    max_rows: Count = Field(default=64, ge=1)
     """How many answers are written at once."""
     share_prompts: bool = True
     """Whether the training forward computes a group's prompt once."""
@@ -136,7 +144,7 @@ class Ppo(TrainingStage):
     @model_validator(mode="after")
     def fits_together(self) -> Ppo:
         """RLOO needs something to compare; how long to train is said in one way."""
-        if self.estimator == "rloo" and self.group < 2:
+        if self.estimator == "rloo" and self.num_generations < 2:
             raise ValueError("`estimator: rloo` compares the answers to a prompt: say `group: 2` or more")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("say how long to train with one of `steps` and `epochs`")
@@ -176,11 +184,13 @@ class Ppo(TrainingStage):
                 f"{work.stage}: the model reads {model.config.context} tokens, which `max_new_tokens: "
                 f"{self.max_new_tokens}` fills; lower it."
             )
-        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.wording)
+        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.prompt_template)
         adapt(work, self, model)
         # Only now, so that it is what the model is at the start: rounded, where that is.
         anchor = None if self._beside_itself() else copy.deepcopy(model).requires_grad_(False)
-        engine = Engine(model, tokenizer, max_rows=min(self.rows, self.prompts * self.group))
+        engine = Engine(
+            model, tokenizer, max_rows=min(self.max_rows, self.prompts_per_step * self.num_generations)
+        )
         critic = ScalarHead(model.config.width).to(model.device) if self.estimator == "gae" else None
         feed = self.rollouts(
             work,
@@ -227,8 +237,9 @@ class Ppo(TrainingStage):
     ) -> ValuedRollouts:  # fmt: skip
         """The feed: prompts in, scored and valued answers out."""
         plan = Plan(
-            steps=self._steps(len(problems)), prompts=self.prompts, group=self.group, passes=self.passes,
-            parts=self.parts, threshold=math.inf,
+            steps=self._steps(len(problems)), prompts=self.prompts_per_step,
+            group=self.num_generations, passes=self.epochs_per_rollout,
+            parts=self.minibatches, threshold=math.inf,
             share=self.share_prompts and prompts_can_be_shared(model.config),
         )  # fmt: skip
         worth = Worth(
@@ -248,7 +259,11 @@ class Ppo(TrainingStage):
     def _steps(self, prompts: int) -> int:
         if self.epochs is None:
             return self.steps or DEFAULT_STEPS
-        return max(1, math.ceil(self.epochs * prompts / self.prompts)) * self.passes * self.parts
+        return (
+            max(1, math.ceil(self.epochs * prompts / self.prompts_per_step))
+            * self.epochs_per_rollout
+            * self.minibatches
+        )
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
         return gentle_rates_after(

@@ -86,6 +86,16 @@ class Rlvr(TrainingStage):
 
     kind: Literal["rlvr"]
     """Reinforcement learning with verifiable rewards."""
+    formerly: ClassVar[Mapping[str, str]] = {
+        "prompts": "prompts_per_step",
+        "group": "num_generations",
+        "passes": "epochs_per_rollout",
+        "parts": "minibatches",
+        "refills": "dynamic_sampling_retries",
+        "truth": "held_out_reward",
+        "wording": "prompt_template",
+        "rows": "max_rows",
+    }
     version: ClassVar[int] = 2
     unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_ROLLOUTS
 
@@ -96,20 +106,20 @@ class Rlvr(TrainingStage):
     reward: list[Named] = Field(min_length=1)
     """Scorers by name, `file.py:function` with TRL's signature, or {model: rm} for a reward stage; {name,
     weight, ...} to weigh them."""
-    truth: Named | None = None
-    """A scorer that is only looked at: `true_score` in the log, beside a reward that may be tricked."""
+    held_out_reward: Named | None = None
+    """A scorer that is only looked at: `held_out_reward` in the log, beside a reward that may be tricked."""
     algorithm: Literal[
         "grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "vespo", "rloo",
         "reinforce", "expert_iteration",
     ] = "dapo"  # fmt: skip
     """The policy-gradient method."""
-    prompts: Count = Field(default=8, ge=1)
+    prompts_per_step: Count = Field(default=8, ge=1)
     """Problems per rollout."""
-    group: Count = Field(default=8, ge=1)
+    num_generations: Count = Field(default=8, ge=1)
     """Answers per problem."""
-    passes: int = Field(default=1, ge=1)
+    epochs_per_rollout: int = Field(default=1, ge=1)
     """How often a rollout is learned from."""
-    parts: int = Field(default=1, ge=1)
+    minibatches: int = Field(default=1, ge=1)
     """Optimiser steps in one pass over a rollout."""
     max_new_tokens: Count = Field(default=256, ge=1)
     """The longest answer in tokens."""
@@ -121,7 +131,7 @@ class Rlvr(TrainingStage):
     """Sample from so many most likely tokens; 0 is all."""
     min_p: float = Field(default=0.0, ge=0, le=1)
     """Sample from tokens at least this share as likely as the most likely one."""
-    wording: str | None = None
+    prompt_template: str | None = None
     """How a model without a chat template is asked, such as `Question: {prompt}\\nAnswer:`."""
     next_words: Count | None = Field(default=None, ge=1)
     """Pose texts, cut at a drawn place: the column `continuation` holds so many of the words that follow."""
@@ -137,7 +147,7 @@ class Rlvr(TrainingStage):
     """Whether answers cut off at the limit are learned from, left out, or worth nothing."""
     overlong_buffer: Count = Field(default=0, ge=0)
     """The last tokens before the limit, over which a penalty rises to 1 (DAPO)."""
-    refills: int = Field(default=0, ge=0)
+    dynamic_sampling_retries: int = Field(default=0, ge=0)
     """How often groups that teach nothing are replaced by others (DAPO's dynamic sampling)."""
     pass_rates: PassRates = PassRates()
     """Which prompts are used, by their share of right answers so far."""
@@ -155,7 +165,7 @@ class Rlvr(TrainingStage):
     """`file.py:Class`, made from the columns of a problem: `step(action) -> observation, reward, done`."""
     turns: Count = Field(default=4, ge=1)
     """How often the model may act in one answer, where there are tools or an environment."""
-    rows: Count = Field(default=64, ge=1)
+    max_rows: Count = Field(default=64, ge=1)
     """How many answers are written at once."""
     share_prompts: bool = True
     """Whether the training forward computes a group's prompt once."""
@@ -206,10 +216,12 @@ class Rlvr(TrainingStage):
                 f"{self.max_new_tokens}` fills; lower it."
             )
         problems = read_problems(
-            work, self.data, tokenizer, room=room, wording=self.wording,
+            work, self.data, tokenizer, room=room, wording=self.prompt_template,
             tools=described(self.tools) if self.tools else None, next_words=self.next_words,
         )  # fmt: skip
-        engine = Engine(model, tokenizer, max_rows=min(self.rows, self.prompts * self.group))
+        engine = Engine(
+            model, tokenizer, max_rows=min(self.max_rows, self.prompts_per_step * self.num_generations)
+        )
         feed = self.rollouts(work, model, self._player(work, engine, tokenizer), problems, reward)
         summary = train(
             work, self, model, tokenizer, self.objective(feed), feed, self._rates(work, folder, model.config),
@@ -217,16 +229,18 @@ class Rlvr(TrainingStage):
         )  # fmt: skip
         return {
             **summary,
-            **_from_to(work, ("reward", "true_score", "pass@1")),
+            **_from_to(work, ("reward", "held_out_reward", "pass@1")),
             "problems": len(problems),
             "rollouts": -(-feed.steps // feed.plan.steps_per_rollout),
         }
 
     def _scorers(self) -> list[Named]:
         """The rewards, and last the truth, which weighs nothing."""
-        if self.truth is None:
+        if self.held_out_reward is None:
             return self.reward
-        truth = {"name": self.truth} if isinstance(self.truth, str) else self.truth
+        truth = (
+            {"name": self.held_out_reward} if isinstance(self.held_out_reward, str) else self.held_out_reward
+        )
         return [*self.reward, {**truth, "weight": 0}]
 
     def _player(self, work: Work, engine: Engine, tokenizer: Tokenizer) -> Player:
@@ -272,10 +286,12 @@ class Rlvr(TrainingStage):
         """The feed: problems in, graded answers out."""
         rates = self.pass_rates
         plan = Plan(
-            steps=self._steps(len(problems)), prompts=self.prompts, group=self.group, passes=self.passes,
-            parts=self.parts, refills=self.refills, truncated=self.truncated, buffer=self.overlong_buffer,
+            steps=self._steps(len(problems)), prompts=self.prompts_per_step,
+            group=self.num_generations, passes=self.epochs_per_rollout,
+            parts=self.minibatches, refills=self.dynamic_sampling_retries,
+            truncated=self.truncated, buffer=self.overlong_buffer,
             normalise_first=self.normalise == "each", threshold=self.threshold,
-            truth=None if self.truth is None else len(self.reward), kl=self.kl.coefficient,
+            truth=None if self.held_out_reward is None else len(self.reward), kl=self.kl.coefficient,
             kl_in_reward=self.kl.into == "reward", estimator=self.kl.estimator, correction=self.correction,
             correction_cap=self.correction_cap, entropy_bonus=self.entropy_bonus,
             share=self.share_prompts and prompts_can_be_shared(model.config),
@@ -294,7 +310,11 @@ class Rlvr(TrainingStage):
             return self.steps or DEFAULT_STEPS
         if self.steps is not None:
             raise TriviumError("rlvr: say how long to train with one of `steps` and `epochs`.")
-        return max(1, math.ceil(self.epochs * problems / self.prompts)) * self.passes * self.parts
+        return (
+            max(1, math.ceil(self.epochs * problems / self.prompts_per_step))
+            * self.epochs_per_rollout
+            * self.minibatches
+        )
 
     def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
         return gentle_rates_after(

@@ -42,7 +42,7 @@ def measures_of(
         found[f"rewards/{name}/mean"] = _mean(values)
         found[f"rewards/{name}/std"] = _spread(values)
     if truth is not None:
-        found["true_score"] = found[f"rewards/{names[truth]}/mean"]
+        found["held_out_reward"] = found[f"rewards/{names[truth]}/mean"]
     found |= _passes(groups, threshold, truth or 0)
     return {name: value for name, value in found.items() if not math.isnan(value)}
 

@@ -28,7 +28,7 @@ from trivium.stages.parts.playing import Answer, Group, Player, under_filters
 from trivium.stages.parts.prompts import Curriculum, Problem, identity
 
 UNUSED_WITH_ROLLOUTS = {
-    "batch": "a batch is counted in `prompts` and `group` here, not in tokens",
+    "batch": "a batch is counted in `prompts_per_step` and `num_generations` here, not in tokens",
     "tokens": "how many tokens it takes is not known before; say `steps` or `epochs`",
     "z_loss": "`z_loss` belongs to next-token prediction; leave it out",
     "validation": "rollouts are measured as they are made: leave `validation` out, and ask other prompts in "
