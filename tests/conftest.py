@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# what a probe found is not taken over from a run of other code
+os.environ["TRIVIUM_CACHE"] = ""
 
 # Every file is synced to the disk before it takes its name, which is half the time of a small training.
 # In memory that costs nothing, and what a killed process leaves is the same.

@@ -2,9 +2,12 @@
 
 from functools import cache
 
+import pytest
 import torch
 
 from trivium.generate.engine import Engine
+from trivium.generate.exactness import BIT_EXACT
+from trivium.generate.requests import Completion
 from trivium.model.attention import Documents
 from trivium.model.config import ModelConfig
 from trivium.model.transformer import Transformer
@@ -50,6 +53,23 @@ def prompt(length, seed=0, vocabulary=None):
     return torch.randint(
         10, vocabulary or tokenizer().vocabulary_size, (length,), generator=generator
     ).tolist()
+
+
+def assert_as_promised(engine, found, expected):
+    """Completions, or lists of log-probabilities, agree as closely as the engine promises."""
+    if engine.exactness.promise == BIT_EXACT:
+        assert found == expected
+    else:
+        assert_close_enough(found, expected)
+
+
+def assert_close_enough(found, expected):
+    """The same tokens, and log-probabilities within 1e-5."""
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(one, Completion):
+            assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
+            one, other = one.logprobs, other.logprobs
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 @torch.no_grad()

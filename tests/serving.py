@@ -13,6 +13,7 @@ import httpx
 from generating import tokenizer
 from openai import OpenAI
 
+from trivium.generate.exactness import Exactness
 from trivium.generate.requests import Completion, Event, Generation
 from trivium.generate.sampling import Sampling
 from trivium.generate.streaming import TextStream
@@ -30,7 +31,7 @@ class ScriptedEngine:
     """Has the engine's face and says the same text to everyone, a token each step."""
 
     def __init__(self, text, *, rows=8, delay=0.0, context=2048):
-        self.tokenizer, self.max_rows = tokenizer(), rows
+        self.tokenizer, self.max_rows, self.exactness = tokenizer(), rows, Exactness()
         self.model = SimpleNamespace(config=SimpleNamespace(context=context, width=64), parameters=lambda: [])
         self.script, self.delay = self.tokenizer.encode(text), delay
         self.rows, self.prompts, self.samplings, self.broken = [], [], [], False

@@ -15,8 +15,10 @@ import torch
 from toys import RECIPE, ToyTrain, write_recipe
 
 from trivium.cli import main
+from trivium.generate.exactness import BIT_EXACT, CLOSE
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
+from trivium.kit.kernels import kernels
 from trivium.model.arithmetic import note_product
 from trivium.pipeline import show
 from trivium.pipeline.checkpoints import product
@@ -57,6 +59,7 @@ def test_layout_reuse_and_links(tmp_path):
     assert record["summary"] == {"tokens": 2000, "loss": 0.5}
     assert record["seed"] == 7
     assert record["machine"]["cores"] >= 1
+    assert record["moved"] == []
     assert read_json(runs / "toy" / "base" / "model" / "model.json")["seed"] == 7
     again = run(tmp_path / "toy.yaml", runs)
     assert set(again.became.values()) == {"reused"}
@@ -81,6 +84,23 @@ def test_a_killed_stage_goes_on_where_it_was_cut_off(tmp_path):
     assert going.became["base"] == "resumed"
     assert [row["step"] for row in entry.metrics] == [1, 2, 3, 4]
     assert entry.state == "done"
+
+
+def test_resuming_with_other_kernels_is_said_in_the_log_and_in_the_record(tmp_path, capsys):
+    path, runs = write_recipe(tmp_path), tmp_path / "runs"
+    trivium("run", path, "--runs", runs, "--set", "base.die_at=2")
+    entry = Store(runs).recipes()["toy"]["base"]
+    record = entry.record
+    assert record["machine"]["generation"] in (BIT_EXACT, CLOSE)
+    here = record["machine"]["kernels"]
+    assert here == str(kernels())
+    record["machine"]["kernels"] = "AuthenticAMD family 25 model 17, AVX512, 1 thread, torch 2.13.0"
+    entry.note(record)
+    run(path, runs, only=["base"])
+    (sentence,) = entry.record["moved"]
+    assert f"(AuthenticAMD family 25 model 17, AVX512, 1 thread, torch 2.13.0 -> {here})" in sentence
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert entry.record["machine"]["kernels"] == here
 
 
 def test_a_second_process_waits_and_then_reuses(tmp_path):

@@ -118,6 +118,8 @@ def test_metrics_count_what_happened():
         assert 'trivium_requests_total{route="/v1/chat/completions",status="200"} 1' in text
         assert 'trivium_requests_total{route="/v1/chat/completions",status="400"} 1' in text
         assert 'trivium_rows{model="one"} 4' in text
+        promise = tiny_engine(rows=4).exactness.promise
+        assert f'trivium_promise{{model="one",promise="{promise}"}} 1' in text
         assert 'trivium_first_token_seconds_count{model="one"} 1' in text
         assert 'trivium_first_token_seconds_bucket{model="one",le="+Inf"} 1' in text
 

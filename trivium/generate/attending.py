@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trivium.generate.cache import WHOLE_BLOCKS, Pool, Tenant, reach_for
+from trivium.generate.cache import BLOCK, WHOLE_BLOCKS, Pool, Tenant, in_blocks, reach_for
 
 NEVER = float("-inf")
 
 
-def _mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
+def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
     """Attention of queries [M, K, Q, D] over cached keys and values [M, K, L, D] under an additive mask."""
     if cap is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
@@ -93,9 +93,16 @@ class Run:
 class PromptContext(CacheContext):
     """A chunk of prompts: each piece sees its own row's cache and itself."""
 
-    def __init__(self, pieces: Sequence[Piece], reserved: Tensor | int, last_position: int) -> None:
-        """Pieces in batch order; positions past a learned table (padding only) are held at its end."""
+    def __init__(
+        self, pieces: Sequence[Piece], reserved: Tensor | int, last_position: int, *, together: bool = True
+    ) -> None:
+        """Pieces in batch order; positions past a learned table (padding only) are held at its end.
+
+        Unless `together`, each block of each row is attended to in a call of its own, whose shape depends on
+        where the block lies in its text and on nothing else.
+        """
         self.runs: list[Run] = []
+        self._together = together
         offset, places = 0, []
         for piece in pieces:
             pool = piece.row.pool
@@ -116,19 +123,21 @@ class PromptContext(CacheContext):
         self.longest, self.tokens = reserved, offset
         self.furthest = max(run.start + run.count for run in self.runs)
         self._masks: dict[tuple[int, int, int, int | None], Tensor] = {}
+        self._calls = self.runs if together else [block for run in self.runs for block in _blocks(run)]
+
+    def _reach(self, run: Run) -> int:
+        end = run.start + run.count
+        return min(reach_for(end) if self._together else in_blocks(end), run.pool.capacity)
 
     @property
     def pairs(self) -> int:
-        return sum(
-            run.rows * run.count * min(reach_for(run.start + run.count), run.pool.capacity)
-            for run in self.runs
-        )
+        return sum(run.rows * run.count * self._reach(run) for run in self._calls)
 
     def _mask(self, run: Run, group: int, window: int | None) -> Tensor:
         key = (run.start, run.count, group, window)
         if key not in self._masks:
             end = run.start + run.count
-            reach = min(reach_for(end), run.pool.capacity)
+            reach = self._reach(run)
             distance = torch.arange(run.start, end)[:, None] - torch.arange(reach)[None, :]
             hidden = distance < 0
             if window is not None:
@@ -149,7 +158,7 @@ class PromptContext(CacheContext):
     ) -> Tensor:
         _, heads, group, width = query.shape
         outputs = []
-        for run in self.runs:
+        for run in self._calls:
             mask = self._mask(run, group, window)
             cached = run.pool.storage[layer, run.slot : run.slot + run.rows, : mask.shape[1]]
             keys, values = (part.transpose(1, 2) for part in cached.unbind(2))
@@ -157,10 +166,19 @@ class PromptContext(CacheContext):
             part = part.view(run.rows, run.count, heads, group, width)
             # the query heads that share a key head lie along the query dimension
             part = part.permute(0, 2, 3, 1, 4).reshape(run.rows, heads, group * run.count, width)
-            out = _mix(part, keys, values, mask, scale, soft_cap)
+            out = mix(part, keys, values, mask, scale, soft_cap)
             out = out.reshape(run.rows, heads, group, run.count, width).permute(0, 3, 1, 2, 4)
             outputs.append(out.reshape(run.rows * run.count, heads * group * width))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _blocks(run: Run) -> list[Run]:
+    """The blocks of a run's rows, one by one."""
+    return [
+        Run(run.pool, run.slot + row, 1, run.start + start, BLOCK, run.offset + row * run.count + start)
+        for row in range(run.rows)
+        for start in range(0, run.count, BLOCK)
+    ]
 
 
 @dataclass
@@ -170,6 +188,8 @@ class Slice:
     pool: Pool
     start: int
     end: int
+    lengths: list[int]
+    """How long each row was when the context was made."""
     longest: int
     reach: int
     cached: list[tuple[Tensor, Tensor]]
@@ -189,12 +209,17 @@ class StepContext(CacheContext):
         reserved: Tensor | int,
         *,
         lone: bool,
+        together: bool = True,
     ) -> None:
-        """`lone` says that each head of the cache has one query and not several."""
+        """`lone` says that each head of the cache has one query and not several.
+
+        Unless `together`, each row is attended to in a call of its own, as far as it is long.
+        """
         pools = [pool for pool in pools if pool.ready]
         device = pools[0].shape.device
         lengths = [tenant.length for pool in pools for tenant in pool.tenants[: pool.ready]]
         self.tokens, self.longest, self._lone = len(lengths), reserved, lone
+        self._together, self._steps = together, 0
         self._windows = list(dict.fromkeys(windows))
         # what grows by one with every token lies in one tensor: positions, places, a mark for each window
         self._growing = torch.zeros(2 + len(self._windows), self.tokens, dtype=torch.long, device=device)
@@ -206,7 +231,7 @@ class StepContext(CacheContext):
         start = 0
         for pool in pools:
             part = lengths[start : start + pool.ready]
-            self._slices.append(Slice(pool, start, start + len(part), max(part) + 1, 0, [], {}, {}))
+            self._slices.append(Slice(pool, start, start + len(part), part, max(part) + 1, 0, [], {}, {}))
             start += len(part)
         for one in self._slices:
             self._mark(one)
@@ -245,6 +270,7 @@ class StepContext(CacheContext):
     def advance(self) -> None:
         """Move to the next token; every row's length has grown by one."""
         self._growing += 1
+        self._steps += 1
         self.furthest += 1
         for one in self._slices:
             one.longest += 1
@@ -282,6 +308,13 @@ class StepContext(CacheContext):
         for one in self._slices:
             keys, values = one.cached[layer]
             part = query if query.shape[0] == one.end - one.start else query[one.start : one.end]
-            out = _mix(part, keys, values, one.seen[window], scale, soft_cap)
-            outputs.append(out.reshape(one.end - one.start, -1))
+            mask = one.seen[window]
+            if self._together:
+                out = mix(part, keys, values, mask, scale, soft_cap)
+                outputs.append(out.reshape(one.end - one.start, -1))
+                continue
+            for row, length in enumerate(one.lengths):
+                here, reach = slice(row, row + 1), min(in_blocks(length + self._steps + 1), one.reach)
+                texts = (keys[here, :, :reach], values[here, :, :reach], mask[here, ..., :reach])
+                outputs.append(mix(part[here], *texts, scale, soft_cap).reshape(1, -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

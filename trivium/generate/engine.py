@@ -16,6 +16,7 @@ from torch import Tensor
 from trivium.generate.attending import StepContext
 from trivium.generate.cache import BLOCK, Cache, Pool, Shape, in_blocks
 from trivium.generate.constraints import Grammars
+from trivium.generate.exactness import Exactness
 from trivium.generate.keeping import Kept
 from trivium.generate.passes import Modules, passes_of
 from trivium.generate.reading import Reader, forget_oldest
@@ -203,6 +204,11 @@ class Engine:
     def cancel(self, generation: Generation) -> None:
         """End a request at the next step; its rows are freed and what it has drawn is kept."""
         self._cancelled.append(generation)
+
+    @property
+    def exactness(self) -> Exactness:
+        """What this machine's kernels were found to do with the model's shapes, and so what is promised."""
+        return self._passes.exactness
 
     @property
     def busy(self) -> bool:
@@ -467,7 +473,9 @@ class Engine:
         reserved: Tensor | int = 0
         if self._reader.stretches:
             reserved = torch.tensor([row.reserved for row in rows], device=self.model.device)
-        return StepContext(pools, list(self._windows), reserved, lone=self._lone)
+        return StepContext(
+            pools, list(self._windows), reserved, lone=self._lone, together=self.exactness.steps
+        )
 
     def _unsettle(self) -> None:
         """Write lengths back before rows move."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from trivium.generate.exactness import Product
 from trivium.model.layers import Inner, RMSNorm
 from trivium.model.lora import AdaptedLinear, selection_of, whole
 from trivium.model.positions import Rotary
@@ -58,6 +59,19 @@ def matrix_of(linear: nn.Linear) -> Tensor:
     return whole(linear.weight)
 
 
+def multiply(
+    rows: Tensor, weight: Tensor, out: Tensor, cuts: Sequence[slice], added: Tensor | None = None
+) -> Tensor:
+    """Write rows [N, in] times weight [in, out], plus what is added, to `out`, some rows at a time."""
+    for cut in cuts:
+        mine, here = (rows, out) if len(cuts) == 1 else (rows[cut], out[cut])
+        if added is None:
+            torch.mm(mine, weight, out=here)
+        else:
+            torch.addmm(added if added.dim() == 1 or len(cuts) == 1 else added[cut], mine, weight, out=here)
+    return out
+
+
 class Blocks:
     """A matrix [in, out] and its bias in blocks of columns.
 
@@ -72,20 +86,25 @@ class Blocks:
         self.columns = -(-weight.shape[1] // (16 * count)) * 16
         self.width = weight.shape[1]
         self.weights = [block.contiguous() for block in weight.split(self.columns, 1)]
-        self.biases = [] if not biases else list(torch.cat(list(biases)).split(self.columns))
+        self.biases: list[Tensor] = []
+        if biases:
+            self.biases = list(torch.cat(list(biases)).split(self.columns))
 
     def split(self, out: Tensor) -> tuple[Tensor, ...]:
         """Where each block's products go in `out`, [N, out]."""
         return out.split(self.columns, 1)
 
-    def multiply(self, rows: Tensor, parts: Sequence[Tensor]) -> None:
-        """Write the products of rows [N, in] into the parts of an output."""
-        if self.biases:
-            for bias, weight, part in zip(self.biases, self.weights, parts, strict=True):
-                torch.addmm(bias, rows, weight, out=part)
-            return
-        for weight, part in zip(self.weights, parts, strict=True):
-            torch.mm(rows, weight, out=part)
+    def multiply(self, rows: Tensor, parts: Sequence[Tensor], cuts: Sequence[slice]) -> None:
+        """Write the products of rows [N, in], cut into some at a time, into the parts of an output."""
+        biases: Sequence[Tensor | None] = self.biases or [None] * len(self.weights)
+        for bias, weight, part in zip(biases, self.weights, parts, strict=True):
+            multiply(rows, weight, part, cuts, bias)
+
+    @property
+    def products(self) -> list[Product]:
+        """What `multiply` computes."""
+        form = "bias" if self.biases else "mm"
+        return [Product(len(weight), weight.shape[1], form) for weight in self.weights]
 
 
 class Scale:
@@ -188,3 +207,12 @@ class LayerPlan:
         self.exit = matrix_of(inner.down).t().contiguous()
         self.exit_bias = _bias(inner.down)
         self.gated, self.activation = inner.gate is not None, inner.activation
+
+    @property
+    def products(self) -> list[Product]:
+        """The products of rows with matrices that the layer takes."""
+        last = [(self.output, self.after), (self.exit, self.inner_after)]
+        added = [
+            Product(len(weight), weight.shape[1], "addmm" if norm is None else "mm") for weight, norm in last
+        ]
+        return [*self.projection.products, *self.entry.products, *added]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from trivium.generate.attending import CacheContext
+from trivium.generate.exactness import BIT_EXACT, CLOSE, Exactness, of_model, of_modules
 from trivium.generate.matrices import covers
-from trivium.generate.plan import LEAST_ROWS, Plan
+from trivium.generate.plan import Plan
+from trivium.generate.rows_at_once import InVerifiedSizes
 from trivium.kit.errors import TriviumError
+from trivium.model.quantize import rounds_rows
 from trivium.model.transformer import Transformer
 
 
 class Passes(Protocol):
     """What the engine needs of a model."""
+
+    exactness: Exactness
+    """What was found of the numbers that these passes compute on this machine."""
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Hidden states after the last norm, [N, width]."""
@@ -50,18 +58,29 @@ class Modules:
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
+        self.exactness = of_model(model, of_modules(model))
+        rounds = any(isinstance(one, nn.Linear) and rounds_rows(one.weight) for one in model.modules())
+        if self.exactness.promise == BIT_EXACT and (model.config.experts is not None or rounds):
+            # the sum over a token's experts, and products of rows in whole numbers, are not probed
+            self.exactness = replace(self.exactness, promise=CLOSE)
+
+    def _in_sizes(self) -> AbstractContextManager:
+        rows = self.exactness.rows
+        return InVerifiedSizes(rows) if rows.sizes else nullcontext()
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
-        return self.model(tokens, context)
+        with self._in_sizes():
+            return self.model(tokens, context)
 
     def fill(self, tokens: Tensor, context: CacheContext) -> None:
-        self.model(tokens, context)
+        self.forward(tokens, context)
 
     def step(self, tokens: Tensor, context: CacheContext) -> Tensor:
-        return self.model.logits(self.model(tokens, context))
+        return self.logits(self.forward(tokens, context))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.logits(hidden)
+        with self._in_sizes():
+            return self.model.logits(hidden)
 
     def turn_keys(self, keys: Tensor, layer: int, places: int) -> Tensor:
         raise TriviumError("this model's positions cannot slide: choose another way to fit the conversation.")
@@ -75,4 +94,4 @@ class Modules:
 
 def passes_of(model: Transformer, rows: int) -> Passes:
     """The fastest way to run this model that computes the same for up to this many rows at once."""
-    return Plan(model, least_rows=min(rows, LEAST_ROWS)) if covers(model) else Modules(model)
+    return Plan(model, alone=rows == 1) if covers(model) else Modules(model)

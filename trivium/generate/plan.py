@@ -3,9 +3,9 @@
 `Plan` computes what `Transformer.forward` computes (a test holds the two together) for float32 on a CPU,
 where much of a step of one row is spent on dispatching small operations. It differs in form only:
 
-- the projections of one input are one matrix, stored transposed: the CPU kernel for that layout adds every
-  row's products in the same order for any number of rows above one, so a row's numbers do not depend on
-  the other rows, and a lone row is computed as two, unless the engine has only one row;
+- the projections of one input are one matrix, stored transposed; products are computed for numbers of rows
+  that were found to give every row the same bits (`exactness`), so a row's numbers do not depend on the
+  other rows. A pass of fewer rows is padded, unless the engine has only one;
 - a norm's scale is multiplied into the matrix that follows it;
 - heads are stored with their two halves interleaved, so that turning them is one complex multiplication.
 
@@ -24,14 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.generate.attending import CacheContext
-from trivium.generate.matrices import WIDEST, Blocks, LayerPlan, Scale, covers
+from trivium.generate.exactness import of_model
+from trivium.generate.matrices import WIDEST, Blocks, LayerPlan, Scale, covers, multiply
 from trivium.generate.weights import versions
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
 from trivium.model.positions import Rotary
 from trivium.model.transformer import Layer, Transformer
-
-LEAST_ROWS = 2
 
 
 @dataclass
@@ -60,6 +59,8 @@ class Buffers:
     tokens: Tensor
     positions: Tensor
     turns: Tensor
+    cuts: list[slice]
+    """The rows of each product."""
     logits: Tensor | None = None
     logits_parts: tuple[Tensor, ...] = ()
 
@@ -67,10 +68,10 @@ class Buffers:
 class Plan:
     """A model's forward pass for generation."""
 
-    def __init__(self, model: Transformer, *, least_rows: int = LEAST_ROWS) -> None:
-        """With `least_rows` of 1 a lone row is computed as one: faster, not bit for bit as among others."""
+    def __init__(self, model: Transformer, *, alone: bool = False) -> None:
+        """With `alone` a single row is computed as one: faster, not bit for bit as among others."""
         assert covers(model)
-        self.model, self.least_rows = model, least_rows
+        self.model, self.alone = model, alone
         self._selection = selection_of(model)
         self._rows = 0
         self._turn: dict[int, Tensor | None] = {id(None): None}
@@ -78,6 +79,8 @@ class Plan:
         self._buffers: dict[int, Buffers] = {}
         self._tables: dict[int, Tensor] = {}
         self.refresh()
+        products = [product for layer in self.layers for product in layer.products]
+        self.exactness = of_model(model, [*products, *self.head.products])
 
     def refresh(self) -> None:
         """Take over the weights as they are now."""
@@ -85,7 +88,7 @@ class Plan:
             self._seen = versions(self.model)
             self._tables.clear()
             # one row reads each matrix once, in order, however wide it is
-            widest = sys.maxsize if self.least_rows == 1 else WIDEST
+            widest = sys.maxsize if self.alone else WIDEST
             self.layers = [
                 LayerPlan(layer, self.model, widest)
                 for layer in self.model.layers
@@ -99,7 +102,7 @@ class Plan:
             ]
             leasts = {float(one.least) if one.rms else None for one in norms if one is not None}
             # rows that do not lie end to end are divided more slowly, unless there is only one
-            self.least = leasts.pop() if self.least_rows == 1 and len(leasts) == 1 else None
+            self.least = leasts.pop() if self.alone and len(leasts) == 1 else None
             self.head = Blocks([self.model.head_weight.detach()], widest=widest)
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
 
@@ -159,6 +162,7 @@ class Plan:
             tokens=torch.zeros(count, dtype=torch.long),
             positions=torch.zeros(count, dtype=torch.long),
             turns=self._space("turns", count, head_width // 2, torch.complex64),
+            cuts=self.exactness.rows.cuts(count),
         )
 
     def _turns(self, rotary: Rotary, context: CacheContext, positions: Tensor, out: Tensor | None) -> Tensor:
@@ -198,15 +202,16 @@ class Plan:
         if room.logits is None:
             room.logits = torch.zeros(len(hidden), self.head.width)
             room.logits_parts = self.head.split(room.logits)
-        self.head.multiply(hidden, room.logits_parts)
+        self.head.multiply(hidden, room.logits_parts, room.cuts)
         scores = self._capped(room.logits)
         count = tokens.shape[0]
         return scores if scores.shape[0] == count else scores[:count]
 
     def _forward(self, tokens: Tensor, context: CacheContext, layers: Sequence[LayerPlan]) -> Buffers:
         count, model, positions = tokens.shape[0], self.model, context.positions
-        room = self._room(max(count, self.least_rows))
-        if count < self.least_rows:
+        padded = count if self.alone and count == 1 else self.exactness.rows.padded(count)
+        room = self._room(padded)
+        if count < padded:
             room.tokens[:count].copy_(tokens)
             room.positions[:count].copy_(positions)
             tokens, positions = room.tokens, room.positions
@@ -228,7 +233,7 @@ class Plan:
         stream = room.stream
         before = layer.before
         rows = stream if before is None else before.divide(stream, room.rows, room.lengths, room.long)
-        layer.projection.multiply(rows, room.projected_parts)
+        layer.projection.multiply(rows, room.projected_parts, room.cuts)
         if layer.norms == "head":
             layer.head_scales[0].divide(room.queries_keys, room.queries_keys, room.head_lengths)
         elif layer.norms == "full":
@@ -252,7 +257,7 @@ class Plan:
         stream = room.stream
         before = layer.inner_before
         rows = stream if before is None else before.divide(stream, room.rows, room.lengths, room.long)
-        layer.entry.multiply(rows, room.entered_parts)
+        layer.entry.multiply(rows, room.entered_parts, room.cuts)
         gate = room.gate
         if layer.activation == "silu":
             active = F.silu(gate, inplace=True)
@@ -273,11 +278,11 @@ class Plan:
     ) -> None:
         """Add a sub-layer's result to the stream."""
         if norm is None:
-            torch.addmm(stream, rows, weight, out=stream)
+            multiply(rows, weight, stream, room.cuts, stream)
             if bias is not None:
                 stream.add_(bias)
             return
-        result = torch.mm(rows, weight, out=room.rows)
+        result = multiply(rows, weight, room.rows, room.cuts)
         if bias is not None:
             result.add_(bias)
         stream.add_(norm.whole(result, room.rows, room.lengths))
@@ -286,10 +291,11 @@ class Plan:
         """Scores over the vocabulary."""
         count = len(hidden)
         note_product(count, self.model.head_weight)
-        if count < self.least_rows:
-            hidden = F.pad(hidden, (0, 0, 0, self.least_rows - count))
-        scores = hidden.new_empty(len(hidden), self.head.width)
-        self.head.multiply(hidden, self.head.split(scores))
+        padded = self.exactness.rows.padded(count)
+        if count < padded:
+            hidden = F.pad(hidden, (0, 0, 0, padded - count))
+        scores = hidden.new_empty(padded, self.head.width)
+        self.head.multiply(hidden, self.head.split(scores), self.exactness.rows.cuts(padded))
         return self._capped(scores)[:count]
 
     def _capped(self, scores: Tensor) -> Tensor:

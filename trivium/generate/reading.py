@@ -59,7 +59,9 @@ class Reader:
                 sizes = torch.tensor([piece.count for piece in pieces])
                 lengths = torch.tensor([row.reserved for row, _ in reading])
                 reserved = lengths.repeat_interleave(sizes).to(self._device)
-            context = PromptContext(pieces, reserved, self._last_position)
+            context = PromptContext(
+                pieces, reserved, self._last_position, together=self._passes.exactness.prompts
+            )
             batch = torch.tensor(tokens, device=self._device)
             adapters = [row.adapter for row, _ in reading]
             with mixing(self._selection, adapters, [piece.count for piece in pieces]):

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from trivium import __version__
+from trivium.generate.exactness import typical
 from trivium.grade.sandbox.client import announced, permitting_unsafe
 from trivium.kit import processes
 from trivium.kit.errors import DamagedError
 from trivium.kit.files import remove_parts
+from trivium.kit.kernels import kernels
 from trivium.kit.machine import describe
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import short
@@ -148,8 +150,12 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
     record = _record(going, node)
     record["started"] = before.get("started", record["started"])
     record["seconds"], record["flops"] = before.get("seconds", 0.0), before.get("flops", 0.0)
+    moved = _moved(before.get("machine") or {}, record["machine"])
+    record["moved"] = [*before.get("moved", []), *moved]
     entry.note(record)
     going.store.link(going.recipe.name, node.name, entry)
+    for sentence in moved:
+        progress.say(sentence)
     progress.say(f"{node.name}: {'going on where it was cut off' if resume else node.stage.kind}")
     work = _work(going, node, entry, progress, resume)
     if node.stage.parallel:
@@ -171,6 +177,23 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
     if node.stage.parallel:
         processes.barrier()
     return "resumed" if resume else "ran"
+
+
+def _moved(before: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """A sentence where work that was cut off goes on with kernels that may round otherwise."""
+    if "kernels" not in before or _rounding(before) == _rounding(here):
+        return []
+    return [
+        f"Resumed with other kernels ({_rounding(before)} -> {_rounding(here)}): the rest agrees with an "
+        "uninterrupted run up to rounding, not bit for bit."
+    ]
+
+
+def _rounding(machine: Mapping[str, Any]) -> str:
+    """What decides the last bits on the device that a record names."""
+    if machine["device"] == "cpu":
+        return str(machine["kernels"])
+    return f"{machine['device_name']}, torch {machine['torch']}"
 
 
 def _follow(going: Run, name: str) -> None:
@@ -221,7 +244,7 @@ def _record(going: Run, node: Node) -> dict[str, Any]:
         "outside": {name: recorded for name, _, recorded in inputs if name in node.outside},
         "data": dict(node.outside),
         "versions": {"trivium": __version__, "stage": node.stage.version},
-        "machine": asdict(describe()),
+        "machine": {**asdict(describe()), "kernels": str(kernels()), "generation": typical().promise},
         "processes": processes.world().size,
         "started": now(),
     }

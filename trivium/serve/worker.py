@@ -120,6 +120,8 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         measures.watch("trivium_samples_inside", "gauge", lambda: self._inside, model=name)
         measures.watch("trivium_rows", "gauge", lambda: engine.max_rows, model=name)
+        promise = engine.exactness.promise
+        measures.watch("trivium_promise", "gauge", lambda: 1, model=name, promise=promise)
         written, reused = (
             partial(engine.counts.__getitem__, f"{one}_tokens") for one in ("generated", "borrowed")
         )
