@@ -226,6 +226,11 @@ def compile_(before: Seen, after: Seen, value: str) -> None:
     assert isinstance(compiled.trainer.forward, torch._dynamo.OptimizedModule)
 
 
+@moves("deterministic", True, kinds=TRAINS)
+def deterministic(before: Seen, after: Seen) -> None:
+    assert (before.fixed, after.fixed) == ({False}, {True})
+
+
 refuses(
     "max_bad_steps", 2, "2 steps in a row", kinds=TRAINS, fault="gradient", both={"steps": 6},
 )  # fmt: skip

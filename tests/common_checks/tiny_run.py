@@ -156,6 +156,8 @@ class Seen:
     """What computed each pass: the model, or what it was compiled to."""
     multiplied: set[torch.dtype] = field(default_factory=set)
     """The types in which matrices were multiplied, but for that of the weights."""
+    fixed: set[bool] = field(default_factory=set)
+    """Whether torch was held to kernels that add in a fixed order."""
     begun: dict[str, Tensor] = field(default_factory=dict)
     """What was trained, before the first step."""
 
@@ -305,6 +307,7 @@ def watched(seen: Seen, fault: str | None = None, trained: bool = True) -> Itera
         def noting_loss(model: Any, batch: Any) -> Any:
             seen.passes += 1
             seen.forwards.append(model)
+            seen.fixed.add(torch.are_deterministic_algorithms_enabled())
             if torch.is_autocast_enabled(self.model.device.type):
                 seen.multiplied.add(torch.get_autocast_dtype(self.model.device.type))
             return loss(model, batch)

@@ -121,6 +121,8 @@ class Training(Settings):
     """The type matrices are multiplied in; the weights themselves stay float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether to compile the model; `auto` does it where the stage is long enough to repay it."""
+    deterministic: bool = False
+    """Use only kernels that add in a fixed order, so that a resumed run is bit-identical on a GPU too."""
     max_bad_steps: int = Field(default=5, ge=1)
     """After so many steps in a row with a loss or gradient that is not finite, the stage stops."""
     checkpoint: Checkpointing = Checkpointing()
@@ -149,4 +151,6 @@ class Training(Settings):
 
 
 # What cannot change the result, and so does not count in a stage's fingerprint.
-UNAFFECTING = frozenset({"micro_batch", "checkpoint", "validation", "samples", "compile", "max_bad_steps"})
+UNAFFECTING = frozenset(
+    {"micro_batch", "checkpoint", "validation", "samples", "compile", "deterministic", "max_bad_steps"}
+)

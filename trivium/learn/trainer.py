@@ -23,6 +23,7 @@ from trivium.kit.processes import all_reduce_sum, barrier, broadcast, world
 from trivium.kit.progress import Progress
 from trivium.learn import schedules
 from trivium.learn.checkpoints import Checkpoints, State, kept_place, read_state
+from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, how_it_resumes, refused
 from trivium.learn.objective import Feed, Measure, Objective, take_in
 from trivium.learn.optimisers import Inherited, Optimiser, Rates
 from trivium.learn.parallel import clip, gradient_norm, measures_of_all, sum_gradients
@@ -113,7 +114,8 @@ class Trainer:
         self.make_ready()
         saved = time.monotonic()
         last: dict[str, Any] = {}
-        with self._signals():
+        with self._signals(), deterministic_kernels(self.settings.deterministic):
+            resumes = how_it_resumes(self.model.device)
             while self.step < self.feed.steps:
                 before = self.tokens
                 last = self._one_step()
@@ -138,6 +140,7 @@ class Trainer:
             "loss": last.get("loss", self._last_loss()),
             "skipped_steps": self.skipped,
             "train_seconds": round(self.seconds, 2),
+            "resumes": resumes,
             **{key: value for key, value in last.items() if key.startswith(("bits_per_byte", "validation"))},
         }
 
@@ -195,6 +198,11 @@ class Trainer:
         try:
             return self._accumulate(mine, weight)
         except (RuntimeError, MemoryError) as error:
+            if self.settings.deterministic and refused(error):
+                raise TriviumError(
+                    f"`deterministic` cannot be had here: {str(error).splitlines()[0]} Leave it out; "
+                    "a resumed run then ends within rounding of one that was never stopped."
+                ) from error
             if not is_out_of_memory(error):
                 raise
             return None
@@ -331,7 +339,9 @@ class Trainer:
         self._restore(state)
         if world().leads:
             self.log.rewind(self.step)
-        self.progress.say(f"Going on after step {self.step} of {self.feed.steps}.")
+        exact = self.settings.deterministic or how_it_resumes(self.model.device) != WITHIN_ROUNDING
+        near = "" if exact else ", within rounding: this GPU's kernels add in any order"
+        self.progress.say(f"Going on after step {self.step} of {self.feed.steps}{near}.")
 
     @torch.no_grad()
     def _restore(self, state: State) -> None:
