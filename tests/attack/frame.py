@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trivium.kit.errors import TriviumError
+
 TESTS = Path(__file__).parents[1]
 _START_SECONDS = 120.0
 
@@ -72,6 +74,18 @@ def _add(one: Attack) -> None:
     key = (one.group, one.name)
     assert key not in _attacks, f"two attacks are called {key}"
     _attacks[key] = one
+
+
+@contextlib.contextmanager
+def refusal(words: str = "") -> Iterator[None]:
+    """What must end in a TriviumError that says this."""
+    try:
+        yield
+    except TriviumError as error:
+        if words not in str(error):
+            raise AssertionError(f"the refusal does not say {words!r}: {error}") from None
+        return
+    raise AssertionError("it was not refused")
 
 
 def sections(file: str) -> dict[str, str]:

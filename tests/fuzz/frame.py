@@ -6,6 +6,7 @@ import json
 import os
 import pkgutil
 import random
+import re
 import resource
 import selectors
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
-from hypothesis.strategies import SearchStrategy
+from hypothesis.strategies import SearchStrategy, sampled_from
 
 from trivium.kit.errors import TriviumError
 
@@ -68,6 +69,11 @@ def fuzz(
         return function
 
     return register
+
+
+def words(text: str) -> SearchStrategy[str]:
+    """One of the words of a text."""
+    return sampled_from(text.split())
 
 
 def load() -> list[Target]:
@@ -216,7 +222,7 @@ def _named(function: Callable[[Any], None], name: str) -> Callable[[Any], None]:
     def attempt(example: Any) -> None:
         function(example)
 
-    attempt.__name__ = attempt.__qualname__ = name.replace(" ", "_")
+    attempt.__name__ = attempt.__qualname__ = re.sub(r"\W+", "_", name)
     return attempt
 
 
