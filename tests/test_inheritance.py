@@ -100,7 +100,7 @@ def test_a_corpus_that_was_spelt_anew_counts_as_it_was_spelt(tmp_path):
     learnt = trained_on([made["tongue"].folder / "model"])
     assert {one.shards.folder.parent.name for one in learnt} == {
         "tokenised",
-        "respelt",
+        "retokenised",
         made["corpus"].folder.name,
     }
 
@@ -223,7 +223,7 @@ def test_a_corpus_that_is_spelt_anew_keeps_its_numbers(tmp_path):
     steps: 2
 """
     made = run(tmp_path, text)
-    (folder,) = (made["mid"].folder / "respelt").iterdir()
+    (folder,) = (made["mid"].folder / "retokenised").iterdir()
     before, after = Shards(made["marked"].folder / "data"), Shards(folder)
     assert len(set(before.column("hard").tolist())) > 5
     assert np.array_equal(before.column("hard"), after.column("hard"))

@@ -72,7 +72,7 @@ def test_the_mean_is_the_mean_and_is_shown_beside_its_ingredients(made):
     for key, tensor in soup.items():
         assert torch.allclose(tensor, (left[key] + right[key]) / 2, atol=1e-6)
     assert any(not torch.equal(left[key], right[key]) for key in left)
-    assert list(made["mean"].summary["bits_per_byte"]) == ["left", "right", "the soup"]
+    assert list(made["mean"].summary["bits_per_byte"]) == ["left", "right", "the merge"]
     ids = torch.tensor([made["mean"].model().tokenizer.encode("3 and 4 make 7.")])
     theirs = AutoModelForCausalLM.from_pretrained(made["mean"].folder / "model")
     assert torch.allclose(theirs(ids).logits[0], made["mean"].model().logits(ids[0].tolist()), atol=5e-5)
@@ -126,7 +126,7 @@ def test_a_greedy_soup_is_reported_on_documents_that_did_not_choose_it(made):
         losses = torch.log_softmax(torch.as_tensor(model.logits(ids[:-1].tolist())).double(), -1)
         bits -= float(losses[range(len(ids) - 1), ids[1:]].sum()) / math.log(2)
         size += int(tokenizer.byte_lengths()[ids[1:]].sum())
-    assert summary["bits_per_byte"]["the soup"]["corpus"] == pytest.approx(bits / size, abs=1e-5)
+    assert summary["bits_per_byte"]["the merge"]["corpus"] == pytest.approx(bits / size, abs=1e-5)
     assert all(one["documents"] == len(names) // 2 for one in summary["against"].values())
 
 
@@ -138,16 +138,16 @@ def packed_in_order(held):
 def test_the_soup_stands_beside_its_ingredients_with_intervals_without_being_asked(made):
     for name, parts in (("same", ["left", "left"]), ("ties", ["left", "right"])):
         summary = made[name].summary
-        assert list(summary["bits_per_byte"]) == [*dict.fromkeys(parts), "the soup"]
-        assert list(summary["bits_per_byte"]["the soup"]) == ["corpus"]
+        assert list(summary["bits_per_byte"]) == [*dict.fromkeys(parts), "the merge"]
+        assert list(summary["bits_per_byte"]["the merge"]) == ["corpus"]
         for part in parts:
             table, beside = summary["bits_per_byte"], summary["against"][part]
-            difference = table["the soup"]["corpus"] - table[part]["corpus"]
+            difference = table["the merge"]["corpus"] - table[part]["corpus"]
             assert beside["value"] == pytest.approx(difference)
             assert beside["low"] <= beside["value"] <= beside["high"]
     assert not made["same"].summary["against"]["left"]["shown"]
     table = {name: one["corpus"] for name, one in made["ties"].summary["bits_per_byte"].items()}
-    below = (table["left"] + table["right"]) / 2 - table["the soup"]
+    below = (table["left"] + table["right"]) / 2 - table["the merge"]
     assert made["ties"].summary["below_mean"] == pytest.approx(below)
 
 

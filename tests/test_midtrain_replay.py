@@ -66,7 +66,7 @@ def test_a_bare_share_replays_what_the_parent_learnt_from(made):
 
 
 def test_a_corpus_is_spelt_anew_with_the_grown_vocabulary_and_holds_out_the_same(made):
-    (folder,) = (made["again"].folder / "respelt").iterdir()
+    (folder,) = (made["again"].folder / "retokenised").iterdir()
     corpus = made["corpus"].folder / "data"
     before, after = Tokenizer.load(corpus / "tokenizer"), Tokenizer.load(made["again"].folder / "model")
     for split in ("train", "validation"):

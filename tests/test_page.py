@@ -148,8 +148,8 @@ def test_settings_reach_the_engine_and_are_remembered(browser, engines):
     browser.click("#settings-button")
     browser.press("#system", "be brief")
     browser.run(
-        "const dial = document.getElementById('dial-max_tokens'); dial.value = 16;"
-        "dial.dispatchEvent(new Event('input'))"
+        "const slider = document.getElementById('slider-max_tokens'); slider.value = 16;"
+        "slider.dispatchEvent(new Event('input'))"
     )
     browser.press("#prompt", "hello" + ENTER)
     browser.until(ANSWERED)

@@ -34,8 +34,8 @@ def browser(window):
     window.click("#settings-button")
     # half of the context is for the answer, half for the conversation
     window.run(
-        "const dial = document.getElementById('dial-max_tokens'); dial.value = 304;"
-        "dial.dispatchEvent(new Event('input'))"
+        "const slider = document.getElementById('slider-max_tokens'); slider.value = 304;"
+        "slider.dispatchEvent(new Event('input'))"
     )
     return window
 

@@ -42,7 +42,7 @@ def test_the_refusal_is_one_sentence_wherever_it_is_rendered(monkeypatch: pytest
         thread.start()
     for thread in threads:
         thread.join()
-    assert said == ["The chat template takes more than 0.2 seconds for one conversation; mend its loops."] * 3
+    assert said == ["The chat template takes more than 0.2 seconds for one conversation; fix its loops."] * 3
 
 
 LEGITIMATE = sections("golden/templates.jinja.txt")

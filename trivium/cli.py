@@ -26,7 +26,7 @@ _unsafe = click.option(
     help="Run programs that a model wrote even where the kernel cannot isolate them.",
 )
 _AT_LEAST_ONE = click.IntRange(min=1)
-_only = click.option("--only", multiple=True, metavar="STAGE", help="This stage and what it stands on.")
+_only = click.option("--only", multiple=True, metavar="STAGE", help="This stage and the stages it needs.")
 
 
 @click.group(context_settings=_HELP)
@@ -321,7 +321,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command `trivium`: what a person can mend ends in one sentence and exit status 2."""
+    """The command `trivium`: what a person can fix ends in one sentence and exit status 2."""
     try:
         cli.main(arguments, prog_name="trivium", standalone_mode=False)
     except TriviumError as error:
@@ -337,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno not in BARRED or error.filename is None:
             raise
         click.echo(
-            f"trivium: {error.filename} cannot be opened: {error.strerror}; mend that or name another.",
+            f"trivium: {error.filename} cannot be opened: {error.strerror}; fix that or name another.",
             err=True,
         )
         sys.exit(2)

@@ -202,7 +202,7 @@ class PackedFeed:
         if json.get("plan") != self.plan.hash:
             raise TriviumError(
                 "The data, the mixture or the seed has changed since this run began, so it cannot go on; "
-                "undo the change or start the stage anew."
+                "undo the change or start the stage again."
             )
 
     def consumed(self, step: int) -> dict[str, float]:

@@ -76,7 +76,7 @@ class Judgements:
                 label, margin, weight = _numbers(document.fields, self.shape)
             except TriviumError as error:
                 if not skip:
-                    raise TriviumError(f"{document.id} {error}; mend it or set `on_bad: skip`.") from None
+                    raise TriviumError(f"{document.id} {error}; fix it or set `on_bad: skip`.") from None
                 self.tally.unfit += 1
                 self.tally.name(document, str(error))
                 continue
@@ -308,7 +308,7 @@ class PreferenceFeed:
         if json.get("plan") != self.plan.hash:
             raise TriviumError(
                 "The preferences, their weights or the seed have changed since this run began, so it cannot "
-                "go on; undo the change or start the stage anew."
+                "go on; undo the change or start the stage again."
             )
         self.memory.clear()
         self.memory.update(json["memory"])

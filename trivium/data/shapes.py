@@ -137,7 +137,10 @@ def _sharegpt(message: Message, number: int, column: str) -> Message:
         function = {"name": call.get("name"), "arguments": call.get("arguments", {})}
         return {**rest, "role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
     if speaker not in _SPEAKERS:
-        raise TriviumError(f"has in `{column}` a message {number} from {speaker!r}, which is nobody known")
+        raise TriviumError(
+            f"has in `{column}` a message {number} from {speaker!r}, whose role is not known; "
+            "write system, user, assistant or tool"
+        )
     return {**rest, "role": _SPEAKERS[speaker], "content": value}
 
 

@@ -73,14 +73,14 @@ def read_documents(source: Source | str, reading: Reading | None = None) -> Iter
     for found in _found(source):
         if isinstance(found, BadLine):
             if source.on_bad == "stop":
-                raise TriviumError(f"{found.where}: {found.why}; mend it or set `on_bad: skip`.")
+                raise TriviumError(f"{found.where}: {found.why}; fix it or set `on_bad: skip`.")
             reading.add_bad(found)
             continue
         identity, fields = found
         document = _document(source, identity, fields)
         if isinstance(document, BadLine):
             if source.on_bad == "stop":
-                raise TriviumError(f"{document.where}: {document.why}; mend it or set `on_bad: skip`.")
+                raise TriviumError(f"{document.where}: {document.why}; fix it or set `on_bad: skip`.")
             reading.add_bad(document)
         elif document.text == "":
             reading.empty += 1

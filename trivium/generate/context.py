@@ -205,7 +205,7 @@ class Summariser:
             size, tokens = self._part(summary, rest, most)
             if not summary and len(rest) > PARTS * size:
                 raise Unfit(
-                    f"the earlier turns have {len(rest)} letters, more than the model can read in {PARTS} "
+                    f"the earlier turns have {len(rest)} characters, more than the model can read in {PARTS} "
                     "parts to summarise them: choose overflow drop or slide."
                 )
             sampling = Sampling(temperature=0, max_new_tokens=most)

@@ -52,7 +52,7 @@ class Engine:
         `dtype` is what it computes and caches in; without one it is what `weights.engine_dtype` says.
         """
         if max_rows < 1:
-            raise TriviumError(f"max_rows: an engine of {max_rows} rows answers nobody; give it at least 1.")
+            raise TriviumError(f"max_rows must be at least 1, not {max_rows}.")
         self._followed = Followed(model, dtype)
         self.source, self.model = model, self._followed.model
         self.tokenizer, self.max_rows = tokenizer, max_rows

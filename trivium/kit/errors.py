@@ -2,7 +2,7 @@
 
 
 class TriviumError(Exception):
-    """One sentence for a person: what is wrong, where, and how to mend it."""
+    """One sentence for a person: what is wrong, where, and how to fix it."""
 
 
 class DamagedError(TriviumError):

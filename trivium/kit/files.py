@@ -90,7 +90,9 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def bare_name(path: Path | str, name: Any) -> str:
     """The name of a file that `path` says lies beside it: a bare name, which leads to no other folder."""
     if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\\", "\0"} & set(name):
-        raise DamagedError(f"{path} names {name!r}, which is no file beside it; make or download it again.")
+        raise DamagedError(
+            f"{path} names {name!r}, which is no file in its folder; make or download it again."
+        )
     return name
 
 
@@ -284,7 +286,7 @@ def _told_of_the_disk(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in BARRED:
             raise TriviumError(
-                f"{path} cannot be written: {error.strerror}; mend that or name another place."
+                f"{path} cannot be written: {error.strerror}; fix that or name another place."
             ) from error
         if error.errno in FAILING:
             raise TriviumError(

@@ -50,13 +50,13 @@ def read_seal(folder: Path) -> dict[str, Any]:
     if content.keys() == {"files"} and isinstance(content["files"], dict):
         # Written by a version that covered the product alone and kept neither sizes nor a seal.
         return {"files": content["files"], "sizes": {}}
-    return read_sealed(folder / COMPLETE, f"delete {folder} and run again to make it anew.")
+    return read_sealed(folder / COMPLETE, f"delete {folder} and run again to make it again.")
 
 
 def compare(folder: Path, seal: dict[str, Any], name: str) -> None:
     """Name a file of a finished folder that is not what was written; it is read once in a process."""
     path, expected = folder / name, seal["files"][name]
-    remedy = f"delete {folder} and run again to make it anew."
+    remedy = f"delete {folder} and run again to make it again."
     with readable(path):
         if not path.is_file():
             raise DamagedError(f"{path} is missing; {remedy}")

@@ -349,7 +349,7 @@ class Trainer:
         if facts["feed_fingerprint"] != self.feed.fingerprint:
             raise TriviumError(
                 f"{self.checkpoints.folder} was written by a run on other data or another order; undo that, "
-                "or remove the folder to start the stage anew"
+                "or remove the folder to start the stage again"
             )
         for name, parameter in self.named.items():
             parameter.copy_(tensors[f"weights.{name}"])

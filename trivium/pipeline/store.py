@@ -146,7 +146,7 @@ class Store:
         place = self.runs / recipe / stage
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and not place.is_symlink():
-            raise TriviumError(f"{place} is a folder of somebody's, not a link; move it away.")
+            raise TriviumError(f"{place} is a folder, not a link; move it away.")
         beside = place.with_name(f".{stage}.{uuid.uuid4().hex[:8]}")
         os.symlink(Path("..") / "store" / entry.folder.name, beside)
         os.replace(beside, place)

@@ -1,4 +1,4 @@
-"""What pydantic complains about, in one sentence: file, line, key, what is wrong and how to mend it."""
+"""What pydantic complains about, in one sentence: file, line, key, what is wrong and how to fix it."""
 
 from __future__ import annotations
 

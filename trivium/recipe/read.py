@@ -137,7 +137,7 @@ def _override(content: dict[str, Any], key: str, value: Any) -> None:
     if len(keys) > 1 and keys[0] not in ("stages", "report", "experiment"):
         keys = ["stages", *keys]
     if not isinstance(stages, dict):
-        raise TriviumError(f"--set {key}: `stages` is {stages!r}, not a mapping; mend the recipe first.")
+        raise TriviumError(f"--set {key}: `stages` is {stages!r}, not a mapping; fix the recipe first.")
     if keys[0] == "stages" and len(keys) > 1 and keys[1] not in stages:
         raise TriviumError(
             f"--set {key}: the recipe has no stage `{keys[1]}`{nearest(keys[1], stages)}"

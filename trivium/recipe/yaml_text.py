@@ -61,7 +61,7 @@ _Loader.add_implicit_resolver(
 def parse(text: str, where: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     """What a YAML text says, and the line of every key in its mappings; `where` names the text in errors."""
     if len(text) > MOST_LETTERS:
-        raise TriviumError(f"{where} is longer than {MOST_LETTERS:,} letters, as no recipe is.")
+        raise TriviumError(f"{where} is longer than {MOST_LETTERS:,} characters, as no recipe is.")
     lines: dict[tuple[str, ...], int] = {}
     try:
         loader = _Loader(text)

@@ -146,10 +146,12 @@ def within_reach(messages: Sequence[Mapping[str, Any]], letters: int) -> list[Ma
     return kept
 
 
-def refuse_beyond(letters: int, most: int, parameter: str) -> None:
+def refuse_beyond(characters: int, most: int, parameter: str) -> None:
     """Refuse a text that is too long whatever its tokens are."""
-    if letters > most:
-        problem = f"the text has {letters} letters, at most {most} can be of use to a model of this context"
+    if characters > most:
+        problem = (
+            f"the text has {characters} characters, at most {most} can be of use to a model of this context"
+        )
         raise RequestRefused(problem, parameter=parameter, code="context_length_exceeded")
 
 

@@ -139,16 +139,16 @@ class Merge(Stage):
             soup = soups.mean([ingredients[place] for place in kept])
         else:
             soup = self._merged(work, ingredients)
-        found["the soup"] = judged(soup)
+        found["the merge"] = judged(soup)
         if self.method == "greedy":
             found = {name: halves(one)[1] for name, one in found.items()}
         table = {name: bits_per_byte(one) for name, one in found.items()}
         for name, measured in table.items():
             for source, bits in measured.items():
                 work.say(f"{name}: {bits:.4f} bits per byte on {source}")
-        against = changes({name: (found[name], found["the soup"]) for name in self.of})
+        against = changes({name: (found[name], found["the merge"]) for name in self.of})
         for name, one in against.items():
-            work.say(f"the soup against {name}, in bits per byte: {told(one)}")
+            work.say(f"the merge against {name}, in bits per byte: {told(one)}")
         self._save(work, model, tokenizer)
         return {
             "method": self.method,
@@ -176,7 +176,7 @@ class Merge(Stage):
         for name, held in rows.items():
             if self.method == "greedy" and len(measured_documents(held)) < 4:
                 raise TriviumError(
-                    f"{work.stage}: a greedy soup is chosen on half of what is held out of `{name}` and "
+                    f"{work.stage}: a greedy merge is chosen on half of what is held out of `{name}` and "
                     "reported on the rest; with fewer than 4 documents raise its `validation`."
                 )
         return rows

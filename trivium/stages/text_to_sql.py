@@ -110,7 +110,7 @@ class TextToSql(Stage):
             if why is None:
                 found.append(one)
             elif self.on_bad == "stop":
-                raise TriviumError(f"{one.id}: {why}; mend it or set `on_bad: skip`.")
+                raise TriviumError(f"{one.id}: {why}; fix it or set `on_bad: skip`.")
             else:
                 bad.append(f"{one.id}: {why}")
         return found

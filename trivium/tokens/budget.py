@@ -54,7 +54,7 @@ class Meter:
         self.steps = 0
         if time.thread_time() > self.until:
             raise TriviumError(
-                f"The chat template takes more than {SECONDS:g} seconds for one conversation; mend its loops."
+                f"The chat template takes more than {SECONDS:g} seconds for one conversation; fix its loops."
             )
 
     def room(self, length: int) -> None:
@@ -96,7 +96,7 @@ class Meter:
 
 def too_large(size: int) -> TriviumError:
     """What is said of a template that makes too much."""
-    return TriviumError(f"The chat template makes a text or list of {size} or more; mend what it repeats.")
+    return TriviumError(f"The chat template makes a text or list of {size} or more; fix what it repeats.")
 
 
 class _Current(threading.local):
@@ -282,7 +282,7 @@ def within_budget(render: Callable[..., str], values: Mapping[str, Any]) -> str:
     try:
         return render(**values)
     except MemoryError as error:
-        raise TriviumError("The chat template uses up the memory; mend what it repeats.") from error
+        raise TriviumError("The chat template uses up the memory; fix what it repeats.") from error
     finally:
         _current.meter = before
 
@@ -300,7 +300,7 @@ def _refuse_power(left: Any, right: Any) -> None:
 
 def _refuse_wide(form: str) -> None:
     if _WIDE_FORMAT.search(form):
-        raise TriviumError("The chat template pads to thousands of places; mend its format.")
+        raise TriviumError("The chat template pads to thousands of places; fix its format.")
 
 
 Look = Callable[[Meter, Any, tuple[Any, ...], dict[str, Any]], None]

@@ -91,11 +91,11 @@ def _compiled(source: str) -> jinja2.Template:
         return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise TriviumError(
-            f"The chat template is not valid jinja, line {error.lineno}: {error.message}; mend the template."
+            f"The chat template is not valid jinja, line {error.lineno}: {error.message}; fix the template."
         ) from error
     except (RecursionError, MemoryError, ValueError, SyntaxError, OverflowError) as error:
         raise TriviumError(
-            f"The chat template is not valid jinja: {error or type(error).__name__}; mend the template."
+            f"The chat template is not valid jinja: {error or type(error).__name__}; fix the template."
         ) from error
 
 

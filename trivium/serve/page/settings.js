@@ -3,7 +3,7 @@
 import { $, make } from "./elements.js";
 
 const off = (value) => (Number(value) === 0 ? "off" : value);
-const DIALS = [
+const SLIDERS = [
   { key: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, value: 0.8, note: "0 always takes the likeliest word." },
   { key: "top_p", label: "Top-p", min: 0.05, max: 1, step: 0.05, value: 1, note: "Keeps the likeliest words up to this share." },
   { key: "top_k", label: "Top-k", min: 0, max: 200, step: 1, value: 0, show: off, note: "Keeps this many of the likeliest words." },
@@ -30,7 +30,7 @@ export function keep() {
 }
 function defaults() {
   const settings = { system: "", format: "chat", overflow: "drop", reasoning: "off", seed: "", tint: false, theme: "", chosen: null };
-  for (const dial of DIALS) settings[dial.key] = dial.value;
+  for (const slider of SLIDERS) settings[slider.key] = slider.value;
   return settings;
 }
 export function recall() {
@@ -45,34 +45,34 @@ export function recall() {
 // ---- Settings ----------------------------------------------------------------------------------------------------
 
 export function buildDials() {
-  for (const dial of DIALS) {
+  for (const slider of SLIDERS) {
     const row = make("div", "setting");
-    const head = make("div", "dial-head");
-    const label = make("label", "", dial.label);
+    const head = make("div", "slider-head");
+    const label = make("label", "", slider.label);
     const value = make("output");
     const range = make("input");
-    Object.assign(range, { type: "range", min: dial.min, max: dial.max, step: dial.step, id: `dial-${dial.key}` });
+    Object.assign(range, { type: "range", min: slider.min, max: slider.max, step: slider.step, id: `slider-${slider.key}` });
     label.htmlFor = value.htmlFor = range.id;
     head.append(label, value);
     row.append(head, range);
-    if (dial.note) {
-      const note = make("p", "note", dial.note);
+    if (slider.note) {
+      const note = make("p", "note", slider.note);
       note.id = `${range.id}-note`;
       range.setAttribute("aria-describedby", note.id);
       row.append(note);
     }
     const show = () => {
-      const text = dial.show ? dial.show(range.value) : range.value;
+      const text = slider.show ? slider.show(range.value) : range.value;
       value.textContent = text;
       range.setAttribute("aria-valuetext", text);
     };
-    range.addEventListener("input", () => { state.settings[dial.key] = Number(range.value); show(); keep(); });
-    dial.refresh = () => { range.value = state.settings[dial.key]; show(); };
-    $("dials").append(row);
+    range.addEventListener("input", () => { state.settings[slider.key] = Number(range.value); show(); keep(); });
+    slider.refresh = () => { range.value = state.settings[slider.key]; show(); };
+    $("sliders").append(row);
   }
 }
 export function showSettings() {
-  for (const dial of DIALS) dial.refresh();
+  for (const slider of SLIDERS) slider.refresh();
   for (const key of WORDS) $(key).value = state.settings[key];
   $("tint").checked = state.settings.tint;
   applyLook();

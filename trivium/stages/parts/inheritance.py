@@ -175,7 +175,7 @@ def _trained_on(model: Path) -> list[Spelt]:
     for name in named:
         number = str(order.index(name))
         # As this stage spelt it, which is as it was written unless a vocabulary came between.
-        own = [home / made / number for made in ("tokenised", "respelt")]
+        own = [home / made / number for made in ("tokenised", "retokenised")]
         place = next((folder for folder in own if folder.is_dir()), _product(home, record, name))
         if (place / "manifest.json").is_file():
             # They are compared with and not learnt from, so a damaged one does no harm.

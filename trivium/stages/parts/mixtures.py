@@ -219,7 +219,7 @@ def tokenised(
             )
         if _spells_alike(path, tokenizer):
             return path
-        return _respelt(work, name, path, work.folder / "respelt" / str(number), tokenizer)
+        return _retokenised(work, name, path, work.folder / "retokenised" / str(number), tokenizer)
     folder = work.folder / "tokenised" / str(number)
     if not folder.exists() and world().leads:
         work.say(f"tokenising {name}")
@@ -243,10 +243,10 @@ def _spells_alike(corpus: Path, tokenizer: Tokenizer) -> bool:
     return not brought or read_json(corpus / "manifest.json")["tokenizer"] == tokenizer.fingerprint
 
 
-def _respelt(work: Work, name: str, corpus: Path, folder: Path, tokenizer: Tokenizer) -> Path:
+def _retokenised(work: Work, name: str, corpus: Path, folder: Path, tokenizer: Tokenizer) -> Path:
     """A corpus made with another vocabulary, its texts spelt anew: what was held out stays held out."""
     if not folder.exists() and world().leads:
-        work.say(f"{name} was tokenised with another vocabulary: spelling it anew")
+        work.say(f"{name} was tokenised with another vocabulary: tokenising it again")
         before = Tokenizer.load(corpus / "tokenizer")
         columns = tuple(read_json(corpus / "manifest.json")["columns"])
 

@@ -94,7 +94,7 @@ class RampedFeed:
         if json != self.state()[0]:
             raise TriviumError(
                 "The data, the mixture or the seed has changed since this run began, so it cannot go on; "
-                "undo the change or start the stage anew."
+                "undo the change or start the stage again."
             )
 
     def consumed(self, step: int) -> dict[str, float]:
