@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import heapq
 import re
 from pathlib import Path
 
@@ -35,15 +36,16 @@ class Imports:
                 names |= (inside & self.files.keys()) or {node.module}
         return {name if name in self.files else f"tests.{name}" for name in names} & self.files.keys()
 
-    def distances(self, test: str) -> dict[str, int]:
-        """How many imports lead from a test to every module; those inside `tests` cost none."""
-        found, waiting = {test: 0}, [test]
+    def distances(self, test: str) -> dict[str, float]:
+        """How many imports lead from a test to every module; one inside `tests` counts half."""
+        found: dict[str, float] = {}
+        waiting = [(0.0, test)]
         while waiting:
-            importer = waiting.pop(0)
-            for name in self.edges[importer] - found.keys():
-                inside = name.startswith("tests.")
-                found[name] = found[importer] + (not inside)
-                waiting.insert(0 if inside else len(waiting), name)
+            distance, name = heapq.heappop(waiting)
+            if name not in found:
+                found[name] = distance
+                for near in self.edges[name] - found.keys():
+                    heapq.heappush(waiting, (distance + (0.5 if near.startswith("tests.") else 1.0), near))
         return found
 
     def tests_of(self, path: str, least: int, most: int) -> list[str]:
@@ -54,9 +56,9 @@ class Imports:
             found = self.distances(test)
             shared = len(words & set(re.split(r"[._]", test)))
             if module in found:
-                wide = sum(distance == 1 for distance in found.values())
+                wide = sum(distance <= 1 for distance in found.values())
                 ranked.append((found[module], -shared, wide, str(self.files[test].relative_to(ROOT))))
-        direct = sum(distance == 1 for distance, *_ in ranked)
+        direct = sum(distance < 2 for distance, *_ in ranked)
         return [file for *_, file in sorted(ranked)[: min(max(direct, least), most)]]
 
 

@@ -98,6 +98,10 @@ def test_durations_in_tokens_steps_and_epochs(shards: Shards) -> None:
     by_tokens = feed(shards, epochs=None, tokens=10_000)
     trained = sum(len(row) for step in range(by_tokens.steps) for row in by_tokens.rows(step))
     assert abs(trained - 10_000) < 512
+    by_epochs = feed(shards, epochs=3.5)
+    rows = len(by_epochs.packed[0])
+    assert by_epochs.steps == round(3.5 * rows / 8)
+    assert by_epochs.report()["texts"]["passes"] == pytest.approx(by_epochs.steps * 8 / rows)
     with pytest.raises(TriviumError, match="exactly one of"):
         feed(shards, tokens=10, steps=1)
 
