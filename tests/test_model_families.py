@@ -313,3 +313,18 @@ def test_token_ids_survive(saved, tmp_path):
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "ours")
     assert generation.eos_token_id == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("_model_name_or_path", "someone/model"), ("base_model_name_or_path", "a/b"), ("axolotl_version", "0.9"),
+     ("_attn_implementation", "eager")],
+)  # fmt: skip
+def test_names_paths_and_versions_are_kept_and_change_nothing(key, value, saved, tmp_path):
+    before = load_model(saved).state_dict()
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    model = load_model(saved)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    save_model(model, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())[key] == value

@@ -29,6 +29,11 @@ INERT: Json = {
 NOT_SAVED = ("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path")
 
 
+def is_bookkeeping(key: str) -> bool:
+    """Whether a key is a name, a path or a version: transformers writes its own with a leading underscore."""
+    return key.startswith("_") or key.endswith(("_name_or_path", "_version"))
+
+
 class Keys:
     """A config.json being read: whoever takes a key has understood it; what is left over is refused."""
 
@@ -58,7 +63,7 @@ class Keys:
         for key, value in self.content.items():
             if key in self.taken:
                 continue
-            if key in HARMLESS:
+            if key in HARMLESS or is_bookkeeping(key):
                 if key not in NOT_SAVED:
                     kept[key] = value
             elif not (value in (None, False, {}, []) or (key in INERT and value == INERT[key])):
