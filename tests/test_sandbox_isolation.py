@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from trivium.grade.code import CodeScorer, read_tests
-from trivium.grade.sandbox import client, probe
+from trivium.grade.sandbox import client, filesystem, imports, probe
 from trivium.grade.sandbox.client import Limits, Sandbox, announced, sandbox
 from trivium.grade.sandbox.layers import LAYERS
 from trivium.grade.sandbox.script import run_script
@@ -120,6 +120,14 @@ def test_honest_programs_have_the_standard_library(box: Sandbox) -> None:
     assert said(box, f"{imports}\nprint(json.dumps(statistics.mean([1, 2, 3])))") == "2"
     threads = "import threading\nt = threading.Thread(target=lambda: print('thread'))\nt.start()\nt.join()"
     assert said(box, threads) == "thread"
+
+
+def test_a_module_whose_file_is_missing_stops_nothing(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "linked.py").symlink_to(tmp_path / "nowhere.py")
+    (tmp_path / "there.py").write_text("value = 7\n")
+    listed = [(name, str(tmp_path / f"{name}.py"), False) for name in ("linked", "there")]
+    monkeypatch.setattr(filesystem, "modules", lambda: iter(listed))
+    assert list(imports._Finder().known) == ["there"]
 
 
 def test_threads_have_a_limit(box: Sandbox) -> None:

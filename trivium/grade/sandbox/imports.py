@@ -50,7 +50,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self) -> None:
         self.known: dict[str, tuple[str, bool, bytes]] = {}
         for name, file, package in filesystem.modules():
-            with open(file, "rb") as opened:
+            # Distributions link to files that need not be there.
+            with contextlib.suppress(OSError), open(file, "rb") as opened:
                 self.known[name] = (file, package, opened.read())
 
     def find_spec(
