@@ -12,6 +12,7 @@ import click
 from trivium import __version__
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import BARRED
+from trivium.kit.table import print_table
 from trivium.serve.command import chat, serve
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -58,19 +59,19 @@ def run(
 
     going = run(recipe, runs, overrides, only, wait, unsafe_sandbox)
     if going.became:
-        _print_table(table(going))
+        print_table(table(going))
     if going.concluded:
         from trivium.lab.experiments import tables
 
         for rows in tables(going.concluded):
             click.echo()
-            _print_table(rows)
+            print_table(rows)
         click.echo(f"\nThe page: {Path(runs) / going.recipe.name / 'experiment.html'}")
     if going.reported:
         page, rows = going.reported
         if rows:
             click.echo()
-            _print_table(rows)
+            print_table(rows)
         click.echo(f"\nThe page: {page}")
 
 
@@ -83,7 +84,7 @@ def plan(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ..
     """Say what a run would do and roughly what it would cost."""
     from trivium.pipeline.plan import plan
 
-    _print_table(plan(recipe, runs, overrides, only))
+    print_table(plan(recipe, runs, overrides, only))
 
 
 @cli.command()
@@ -93,7 +94,7 @@ def status(recipe: str | None, runs: str) -> None:
     """Show how far every stage is."""
     from trivium.pipeline.status import rows
 
-    _print_table(rows(runs, recipe))
+    print_table(rows(runs, recipe))
 
 
 @cli.command()
@@ -238,12 +239,12 @@ def eval_(
     say = lambda line: click.echo(line, err=True)
     with announced(say), permitting_unsafe(unsafe_sandbox):
         results = command.evaluate_folder(folder, tasks.split(","), settings, name=model, say=say)
-    _print_table(results.table())
+    print_table(results.table())
     if to is not None:
         results.save(to)
         click.echo(f"Wrote {to} and every answer beside it.")
     if before is not None:
-        _print_table(command.against(results, before))
+        print_table(command.against(results, before))
 
 
 @cli.command()
@@ -271,7 +272,7 @@ def compare(
     place = to or Path(runs) / "compare.html"
     say = lambda line: click.echo(line, err=True)
     on = tasks.split(",") if tasks else []
-    _print_table(summary_table(compare(models, runs=Path(runs), to=place, on=on, settings=settings, say=say)))
+    print_table(summary_table(compare(models, runs=Path(runs), to=place, on=on, settings=settings, say=say)))
     click.echo(f"Wrote {place}, and {place.with_suffix('.json')} with everything it shows.")
 
 
@@ -290,7 +291,7 @@ def distance(
     """How far models' next-token distributions lie from the first one's, in nats per token."""
     from trivium.lab.distance import distance
 
-    _print_table(distance(models, runs=Path(runs), prompts=prompts, count=count, seed=seed, to=to))
+    print_table(distance(models, runs=Path(runs), prompts=prompts, count=count, seed=seed, to=to))
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -310,14 +311,6 @@ def _write(text: str, path: Path | None) -> None:
     else:
         write_text(path, text)
         click.echo(f"Wrote {path}.")
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as what is in them; the first row is the heading."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
-    for number, row in enumerate(rows):
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip()
-        click.echo(click.style(line, bold=True) if number == 0 else line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,41 @@
+"""Tables of the terminal: nothing is cut, no line is too long, and a pipe gets whole lines."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from trivium.kit import table as tables
+from trivium.kit.table import table
+
+MODELS = ["base", "mid", "forgetful", "stretched", "long", "sft", "dpo", "rl"]
+WIDE = [["task", *MODELS, "n"]] + [
+    [f"task {number}: accuracy", *(f"{number}{place} % (10–{place}0) +" for place in range(8)), "100"]
+    for number in range(4)
+]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_wide_table_is_shown_in_pages_that_fit(width):
+    text = table(WIDE, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert all(any(name in line for line in text.splitlines()) for name in MODELS)
+    assert all(cell in text for row in WIDE[1:] for cell in row)
+    assert text.count("task 0: accuracy") == text.count("task 3: accuracy") > 1
+
+
+def test_a_long_cell_is_wrapped_and_not_cut():
+    words = "layers 4, width 128, heads 4, parameters 1.05M, batch 4k, tokens 1.2M, steps 300, flops 8.1e12"
+    text = table([["stage", "kind", "derived"], ["base", "pretrain", words]], 60)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines[1:]).split()) == f"base pretrain {words}"
+
+
+def test_what_fits_and_what_goes_into_a_pipe_is_one_line_a_row(monkeypatch):
+    narrow = [["stage", "tokens"], ["base", "1.2M"]]
+    assert table(narrow, 80) == "stage  tokens\nbase   1.2M\n"
+    monkeypatch.setattr(tables.sys, "stdout", out := io.StringIO())
+    tables.print_table(WIDE)
+    assert len(out.getvalue().splitlines()) == len(WIDE)
