@@ -176,6 +176,30 @@ def test_progress_is_plain_lines_when_piped(monkeypatch):
     assert len(lines) == 4
 
 
+def test_progress_on_a_terminal_is_a_bar_of_twenty_places(monkeypatch):
+    clock, shown = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    progress = Progress("base", stream)
+    monkeypatch.setattr(progress, "_show", shown.append)
+    for clock[0], done in ((0.0, 0), (10.0, 25), (20.0, 50), (30.0, 30), (40.0, 60), (45.0, 120)):
+        progress.update(done, 100)
+    bars = [line.split("  ")[1] for line in shown]
+    assert bars == ["━" * filled + "╌" * (20 - filled) for filled in (0, 5, 10, 6, 12, 20)]
+    assert [line.split("  ", 2)[2].strip() for line in shown] == [
+        "0%  0/100 tokens",
+        "25%  25/100 tokens  2.5 tokens/s  30 s left",
+        "50%  50/100 tokens  2.5 tokens/s  20 s left",
+        # Where it begins again, so does the measurement of its speed.
+        "30%  30/100 tokens",
+        "60%  60/100 tokens  3 tokens/s  13 s left",
+        "100%  120/100 tokens  6 tokens/s",
+    ]
+    progress.update(7, None, "documents")
+    assert shown[-1] == "base  7 documents"
+
+
 def test_peaks_are_the_work_over_the_best_time(monkeypatch):
     """A product of two square matrices is 2 n^3 operations; a copy reads and writes four bytes a number."""
     timed = []

@@ -71,6 +71,8 @@ def test_layout_reuse_and_links(tmp_path):
 def test_only_runs_what_the_stage_stands_on(tmp_path):
     going = run(write_recipe(tmp_path), tmp_path / "runs", only=["base"])
     assert going.became == {"words": "ran", "base": "ran"}
+    with pytest.raises(TriviumError, match=r"no stage `zzz`; it has words, base, left, right\."):
+        run(tmp_path / "toy.yaml", tmp_path / "runs", only=["zzz"])
 
 
 def test_a_killed_stage_goes_on_where_it_was_cut_off(tmp_path):

@@ -121,6 +121,11 @@ def test_a_wrong_key_or_value_is_one_sentence(tmp_path, old, new, words):
             "right: {kind: toy_train, from: words",
             ["stages.right.from needs a model", "`words` is a toy_words stage and makes a tokenizer"],
         ),
+        (
+            "left:  {kind: toy_train, from: base",
+            "left:  {kind: toy_train, from: nothingalike",
+            ["stages.left.from", "its stages are words, base, left, right."],
+        ),
         ("words: words", "from: left", ["circle", "base", "left"]),
         ("words: words", "from: base", ["circle"]),
         ("data: ./texts", "data: ./nowhere", ["stages.words.data", "./nowhere", "path that exists"]),
