@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trivium
 from tests.test_pretrain import write
 from tests.tuning import cut_off
-from trivium.data.mixture import Plan, PlannedSource
+from trivium.data.mixture import Plan, PlannedSource, weight_at
 from trivium.data.packed import Ingredient
 from trivium.data.shards import Shards, in_validation, text_hash
 from trivium.data.sources import read_documents
@@ -169,6 +169,24 @@ def test_a_replay_keeps_its_share_while_the_new_weights_move():
     places = np.linspace(0, 1, 100_001)
     share = 0.8 * np.trapezoid(places / (places + 3 * (1 - places)), places)
     assert drawn["good"] == pytest.approx(500 * share, rel=0.01)
+
+
+def test_with_a_replay_weights_jump_and_bend_where_the_recipe_says():
+    """Where the sum stays the same, dividing by it changes no curve: each is its own, times its share."""
+    first = ((0.0, 1.0), (0.3, 1.0), (0.3, 0.0), (1.0, 0.0))
+    second = ((0.0, 0.0), (0.3, 0.0), (0.3, 1.0), (0.77, 0.2), (1.0, 0.6))
+    third = ((0.0, 0.0), (0.3, 0.0), (0.77, 0.8), (1.0, 0.4))
+    new = [Ingredient(f"{place}", Rows(), weights=one) for place, one in enumerate((first, second, third))]
+    old = [
+        Ingredient("old", Rows(), weights=((0.0, 2.0),)),
+        Ingredient("older", Rows(), weights=((0.0, 6.0),)),
+    ]
+    mixed = with_replay(new, old, 0.2)
+    for place in np.linspace(0, 1, 1001):
+        for after in (False, True):
+            found = [weight_at(one.weights, place, after=after) for one in mixed]
+            wanted = [0.8 * weight_at(one, place, after=after) for one in (first, second, third)]
+            assert found == pytest.approx([*wanted, 0.05, 0.15], abs=1e-9)
 
 
 def test_a_cosine_ramp_is_slow_at_its_ends_and_half_way_in_the_middle():
