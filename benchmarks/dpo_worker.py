@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_worker import shared_model
-from trl_worker import ALPHA, RANK, loaded, timed, work
+from trl_worker import ALPHA, RANK, device_of, loaded, places, timed, work
 
 LEARNING_RATE = 1e-5
 Timed = Callable[[int], tuple[float, int]]
@@ -60,7 +60,7 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     documents = [Document(None, row, f"row:{n}") for n, row in enumerate(shared_pairs(arguments["pairs"]))]
     judged = list(Judgements(Tokenizer.load(folder), 1024).read(documents))
     feed = PreferenceFeed([JudgedSource("pairs", judged)], batch=arguments["batch"], seed=0, steps=100_000)
-    model = load_model(folder)
+    model = load_model(folder, device=device_of(arguments))
     log = MetricsLog(folder / "metrics.jsonl")
     beside: Beside = "parent"
     if arguments["adapter"]:
@@ -100,8 +100,9 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     def train(pairs: int) -> tuple[float, int]:
         steps = max(1, pairs // arguments["batch"])
         settings = DPOConfig(
-            output_dir=str(folder / "trl"), max_steps=steps + 1, learning_rate=LEARNING_RATE, use_cpu=True,
-            per_device_train_batch_size=arguments["batch"], bf16=False, gradient_checkpointing=False,
+            output_dir=str(folder / "trl"), max_steps=steps + 1, learning_rate=LEARNING_RATE,
+            **places(arguments),
+            per_device_train_batch_size=arguments["batch"], gradient_checkpointing=False,
             report_to=[], logging_strategy="no", save_strategy="no", disable_tqdm=True, max_length=1024,
             precompute_ref_log_probs=arguments["stored"],
         )  # fmt: skip

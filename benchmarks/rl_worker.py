@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from sft_worker import shared_model, shared_rows
-from trl_worker import loaded, timed, work
+from trl_worker import device_of, loaded, places, timed, work
 
 LEARNING_RATE = 1e-5
 END_BIAS = 3.2
@@ -46,7 +46,10 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     from trivium.stages.parts.rollouts import Plan, Rollouts
     from trivium.tokens.tokenizer import Tokenizer
 
-    tokenizer, model = Tokenizer.load(folder), load_model(folder, dtype=torch.float32)
+    tokenizer, model = (
+        Tokenizer.load(folder),
+        load_model(folder, dtype=torch.float32, device=device_of(arguments)),
+    )
     early = dict.fromkeys(tokenizer.stop_ids, END_BIAS) if arguments["early"] else {}
     longest = arguments["longest"]
     sampling = Sampling(
@@ -100,10 +103,11 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
             return reward(completions)
 
         settings = GRPOConfig(
-            output_dir=str(folder / "trl"), max_steps=steps + 1, learning_rate=LEARNING_RATE, use_cpu=True,
+            output_dir=str(folder / "trl"), max_steps=steps + 1, learning_rate=LEARNING_RATE,
+            **places(arguments),
             per_device_train_batch_size=arguments["batch"],
             gradient_accumulation_steps=answers // arguments["batch"], num_generations=arguments["group"],
-            max_completion_length=longest, bf16=False, gradient_checkpointing=False, report_to=[],
+            max_completion_length=longest, gradient_checkpointing=False, report_to=[],
             logging_strategy="no", save_strategy="no", disable_tqdm=True, generation_kwargs=generation,
         )  # fmt: skip
         trainer = GRPOTrainer(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trl_worker import ALPHA, RANK, loaded, timed, work
+from trl_worker import ALPHA, RANK, device_of, loaded, places, timed, work
 
 LEARNING_RATE = 1e-4
 Timed = Callable[[int], tuple[float, int]]
@@ -78,7 +78,7 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     context = min(arguments["longest"], tokens)
     ingredients = [Ingredient("rows", shards)]
     feed = PackedFeed(ingredients, context=context, batch_tokens=tokens, seed=0, steps=100_000)
-    model = load_model(folder)
+    model = load_model(folder, device=device_of(arguments))
     if arguments["adapter"]:
         add_adapter(model, AdapterSettings(rank=RANK, alpha=ALPHA))
     trainer = Trainer(
@@ -111,8 +111,9 @@ def trl_training(folder: Path, arguments: dict[str, Any]) -> Timed:
 
     def train(steps: int) -> tuple[float, int]:
         settings = SFTConfig(
-            output_dir=str(folder / "trl"), max_steps=steps + 1, learning_rate=LEARNING_RATE, use_cpu=True,
-            per_device_train_batch_size=arguments["batch"], bf16=False, gradient_checkpointing=False,
+            output_dir=str(folder / "trl"), max_steps=steps + 1, learning_rate=LEARNING_RATE,
+            **places(arguments),
+            per_device_train_batch_size=arguments["batch"], gradient_checkpointing=False,
             report_to=[], logging_strategy="no", save_strategy="no", disable_tqdm=True, packing=packing,
             max_length=arguments["longest"],
         )  # fmt: skip

@@ -18,6 +18,17 @@ Making = Callable[[Path, dict[str, Any]], Callable[[int], Any]]
 """A folder with the shared model and the arguments -> a function that trains so far and says what it did."""
 
 
+def device_of(arguments: dict[str, Any]) -> str:
+    """Where a contestant computes: on the CPU unless it was told."""
+    return str(arguments.get("device", "cpu"))
+
+
+def places(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same for the settings of TRL's trainers, with bfloat16 products on a GPU."""
+    cpu = device_of(arguments) == "cpu"
+    return {"use_cpu": cpu, "bf16": not cpu}
+
+
 def loaded(folder: Path, *, adapter: bool = False) -> Any:
     """The shared model as TRL takes it, with PEFT's LoRA where asked for."""
     from transformers import AutoModelForCausalLM
@@ -72,5 +83,7 @@ def work(
         for line in sys.stdin:
             (amount,) = json.loads(line).values()
             found = answer(train(amount))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print("ANSWER " + json.dumps({**found, "peak_mib": peak}), flush=True)
+            found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            if device_of(arguments) == "cuda":
+                found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            print("ANSWER " + json.dumps(found), flush=True)
