@@ -194,7 +194,10 @@ def test_numbers_are_kept_per_document(tmp_path: Path) -> None:
     write_shards(texts, tokenizer(), tmp_path / "s", columns=("score",))
     kept = Shards(tmp_path / "s").column("score")
     assert kept.tolist() == [document.fields["score"] for document in texts]
-    with pytest.raises(TriviumError, match="keeps no column 'grade'"):
+    write_shards(texts, tokenizer(), tmp_path / "none")
+    with pytest.raises(TriviumError, match=r"keeps no column 'score' \(it keeps: none\)"):
+        Shards(tmp_path / "none").column("score")
+    with pytest.raises(TriviumError, match=r"keeps no column 'grade' \(it keeps: score\)"):
         Shards(tmp_path / "s").column("grade")
     with pytest.raises(TriviumError, match=r"c:9: `score`"):
         write_shards(documents(40), tokenizer(), tmp_path / "t", columns=("score",))
