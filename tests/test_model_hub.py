@@ -25,7 +25,8 @@ def test_the_folder_of_a_stage_is_the_model_it_made(tmp_path):
 def test_an_id_is_fetched_with_its_revision(tmp_path, monkeypatch):
     asked = {}
 
-    def fetch(repository, revision, allow_patterns):
+    def fetch(repository, revision, allow_patterns, local_files_only):
+        assert not local_files_only
         asked.update(repository=repository, revision=revision, patterns=allow_patterns)
         return str(tmp_path)
 

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
+from trivium.kit.files import load_tensors, read_object, save_tensors, write_json
 from trivium.model.lora import ONLY, AdaptedLinear, Shape, adaptable, adapted_layers, make_room, note
 from trivium.model.transformer import Transformer
 from trivium.model.weights import matrices, stored_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+GROWN = ("embedding.weight", "head.weight", "position_embedding.weight")
+"""The tables that may have more rows than the base's."""
 # Settings of PEFT under which an adapter computes what ours do.
 INERT: dict[str, Any] = {
     "bias": "none", "lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None,
@@ -117,7 +119,9 @@ def load_adapter(model: Transformer, folder: Path | str, *, name: str = ONLY) ->
         stored = by_module.get(module)
         if stored is None:
             raise TriviumError(f"{folder / WEIGHTS}: the model has no layer {module} for this adapter.")
-        down, up = tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"]
+        down, up = (tensors.get(f"{module}.lora_{side}.weight") for side in "AB")
+        if down is None or up is None or down.dim() != 2 or up.dim() != 2 or not len(down):
+            raise TriviumError(f"{folder / WEIGHTS}: {module} lacks one of its two matrices: fetch it again.")
         magnitude = tensors.get(f"{module}.lora_magnitude_vector")
         parts = [part.removesuffix(".weight") for part in stored.parts]
         _lay(model, folder, name, parts, down, up, magnitude, settings, module)
@@ -131,14 +135,37 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise TriviumError(
                 f"{folder} has no {needed}: name a folder that holds an adapter in PEFT's form."
             )
-    settings = read_json(folder / CONFIG)
+    settings = read_object(folder / CONFIG)
     if settings.get("peft_type") != "LORA":
         raise TriviumError(f"{folder}: adapters of type {settings.get('peft_type')} are not read; LORA is.")
     for key, inert in INERT.items():
         if settings.get(key, inert) not in (inert, [], {}):
             raise TriviumError(f"{folder / CONFIG}: {key} = {settings[key]!r} is not supported.")
+    _refuse_odd_settings(settings, folder / CONFIG)
     tensors = load_tensors(folder / WEIGHTS)
     return settings, {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+
+
+def _refuse_odd_settings(settings: Mapping[str, Any], where: Path) -> None:
+    """Name a scale that is no number, and a pattern that could take for ever to compare."""
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise TriviumError(f"{where}: alpha_pattern is no object of patterns and numbers: fetch it again.")
+    for key, value in [("lora_alpha", settings.get("lora_alpha")), *patterns.items()]:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise TriviumError(f"{where}: the scale of {key} is {value!r}, no number: fetch it again.")
+    for pattern in patterns:
+        # A repeated group, or many stars, can be compared in more ways than there is time for.
+        if (
+            len(pattern) > 200
+            or re.search(r"\)[*+?{]|\(\?", pattern)
+            or len(re.findall("[*+{]", pattern)) > 3
+        ):
+            raise TriviumError(f"{where}: the pattern {pattern[:60]!r} is not simple enough to be read.")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise TriviumError(f"{where}: the pattern {pattern[:60]!r} is none ({error}).") from None
 
 
 def _lay(
@@ -153,7 +180,8 @@ def _lay(
     known = adaptable(model)
     sizes = [known[part].out_features for part in parts]
     wanted = (sum(sizes), known[parts[0]].in_features)
-    if (len(up), down.shape[1]) != wanted or up.shape[1] != rank:
+    other = magnitude is not None and magnitude.numel() != wanted[0]
+    if (len(up), down.shape[1]) != wanted or up.shape[1] != rank or other:
         shape = (len(up), down.shape[1])
         raise TriviumError(f"{folder}: {module}'s adapter is for {shape}, the model's layer is {wanted}.")
     magnitudes = [None] * len(parts) if magnitude is None else list(magnitude.flatten().split(sizes))
@@ -184,10 +212,11 @@ def _replace(model: Transformer, folder: Path, wholes: Mapping[str, Tensor]) -> 
         (part,) = places[key]
         owner = model.get_submodule(part.rsplit(".", 1)[0])
         weight = owner.get_parameter(part.rsplit(".", 1)[1])
-        if tensor.shape[1:] != weight.shape[1:]:
+        grows = isinstance(owner, (nn.Embedding, nn.Linear)) and part in GROWN
+        if tensor.shape[1:] != weight.shape[1:] or not (len(tensor) == len(weight) or grows):
             raise TriviumError(f"{folder / WEIGHTS}: {key} is {tuple(tensor.shape)}, the model's differs.")
         value = tensor.to(device=weight.device, dtype=weight.dtype, copy=True)
-        owner.weight = nn.Parameter(value, requires_grad=weight.requires_grad)
+        setattr(owner, part.rsplit(".", 1)[1], nn.Parameter(value, requires_grad=weight.requires_grad))
         if len(tensor) != len(weight):
             field = "context" if part.startswith("position_") else "vocabulary"
             model.config = model.config.changed(**{field: len(tensor)})

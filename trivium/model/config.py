@@ -23,6 +23,15 @@ class ExpertsConfig:
     """Which layers are mixtures; empty means all of them."""
 
 
+LARGEST = {
+    "vocabulary": 2**24, "width": 2**20, "layers": 1000, "heads": 2**16, "key_value_heads": 2**16,
+    "head_width": 2**16, "inner_width": 2**24, "context": 2**30,
+}  # fmt: skip
+"""More than any model has: refused before anything of that size is made."""
+MOST_EXPERTS = 100_000
+"""In all layers together."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Every choice that distinguishes one decoder from another."""
@@ -76,10 +85,25 @@ class ModelConfig:
         if not self.key_value_heads:
             object.__setattr__(self, "key_value_heads", self.heads)
         if not self.head_width:
-            object.__setattr__(self, "head_width", self.width // self.heads)
-        for name in ("vocabulary", "width", "layers", "heads", "inner_width", "context", "head_width"):
-            if getattr(self, name) < 1:
-                raise TriviumError(f"The model's {name} is {getattr(self, name)}: make it at least 1.")
+            object.__setattr__(self, "head_width", self.width // max(self.heads, 1))
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if value < 1:
+                raise TriviumError(f"The model's {name} is {value}: make it at least 1.")
+            if value > largest:
+                raise TriviumError(f"The model's {name} is {value:,}: no model has more than {largest:,}.")
+        if self.experts is not None:
+            experts = self.experts
+            if not 1 <= experts.per_token <= experts.count or experts.inner_width < 1:
+                raise TriviumError(
+                    f"A token cannot go to {experts.per_token} of {experts.count} experts of width "
+                    f"{experts.inner_width}: choose from 1 to all of them, each at least 1 wide."
+                )
+            if experts.count * self.layers > MOST_EXPERTS:
+                raise TriviumError(
+                    f"{experts.count:,} experts in each of {self.layers} layers: no model has more than "
+                    f"{MOST_EXPERTS:,} in all."
+                )
         if self.heads % self.key_value_heads:
             raise TriviumError(
                 f"{self.heads} heads cannot share {self.key_value_heads} key-value heads evenly: "

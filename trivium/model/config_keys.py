@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trivium.kit.errors import TriviumError
+from trivium.model.config import LARGEST
 
 Json = dict[str, Any]
 
@@ -26,6 +27,25 @@ INERT: Json = {
     "partial_rotary_factor": 1.0, "logit_scale": 1.0, "attention_multiplier": 1.0, "residual_multiplier": 1.0,
     "embedding_multiplier": 1.0, "logits_scaling": 1.0, "scale_attn_weights": True, "rope_interleaved": False,
 }  # fmt: skip
+WHOLE = frozenset({
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "intermediate_size", "max_position_embeddings", "original_max_position_embeddings",
+    "sliding_window", "max_window_layers", "no_rope_layer_interval", "sliding_window_pattern",
+    "num_local_experts", "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "decoder_sparse_step", "n_embd", "n_layer", "n_head", "n_inner", "n_positions",
+})  # fmt: skip
+NUMBERS = frozenset({
+    "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping",
+    "final_logit_softcapping", "router_aux_loss_coef", "layer_norm_epsilon",
+})  # fmt: skip
+TRUTHS = frozenset({
+    "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob",
+})  # fmt: skip
+TEXTS = frozenset({"model_type", "hidden_act", "hidden_activation", "activation_function"})
+LISTS = {"layer_types": str, "no_rope_layers": int, "mlp_only_layers": int}
+OBJECTS = frozenset({"rope_parameters", "rope_scaling"})
+MAY_BE_NOTHING = frozenset({"max_window_layers", "router_aux_loss_coef"})
+MOST = 2**30
 NOT_SAVED = ("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path")
 
 
@@ -45,7 +65,7 @@ class Keys:
     def take(self, key: str, *default: Any) -> Any:
         """The value of a key, its default where the file has none or null."""
         self.taken.add(key)
-        value = self.content.get(key)
+        value = self.checked(key)
         if value is not None:
             return value
         if default:
@@ -55,7 +75,36 @@ class Keys:
     def take_or_null(self, key: str, missing: Any) -> Any:
         """The value of a key whose null means "none", and its default where the file does not have it."""
         self.taken.add(key)
-        return self.content.get(key, missing)
+        return self.checked(key) if key in self.content else missing
+
+    def checked(self, key: str) -> Any:
+        """The value of a key, None where there is none; refused where it is not of the kind it has to be."""
+        value = self.content.get(key)
+        if value is None:
+            return None
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_above = is_number and 0 <= value < 1e30 and (value > 0 or key in MAY_BE_NOTHING)
+        # As many layers as a number says are listed one by one before the model's config is checked.
+        most = LARGEST["layers"] if key in ("num_hidden_layers", "n_layer") else MOST
+        kinds = {
+            f"a whole number from 1 to {most:,}": (
+                WHOLE,
+                is_above and isinstance(value, int) and value <= most,
+            ),
+            "a number above 0": (NUMBERS, is_above),
+            "true or false": (TRUTHS, isinstance(value, bool)),
+            "a text": (TEXTS, isinstance(value, str)),
+            "an object": (OBJECTS, isinstance(value, dict)),
+            "a list of such": (
+                LISTS,
+                isinstance(value, list) and all(isinstance(one, LISTS.get(key, object)) for one in value),
+            ),
+        }
+        for kind, (keys, is_so) in kinds.items():
+            if key in keys and not is_so:
+                shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+                raise TriviumError(f"{self.where}: {key} is {shown}, but has to be {kind}.")
+        return value
 
     def harmless(self) -> Json:
         """What nobody took, if it changes nothing; otherwise the sentence that names it."""

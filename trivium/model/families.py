@@ -52,8 +52,7 @@ def read_rope(keys: Keys, found: Json, theta: float) -> Json:
 def read_common(keys: Keys, family: Family) -> Json:
     """The keys that every family but GPT-2 shares."""
     heads, width = keys.take("num_attention_heads"), keys.take("hidden_size")
-    activation = keys.take("hidden_act", keys.content.get("hidden_activation") or "silu")
-    keys.taken.add("hidden_activation")
+    activation = keys.take("hidden_act", keys.take("hidden_activation", "silu"))
     if activation not in ACTIVATIONS:
         raise TriviumError(f"{keys.where}: hidden_act {activation!r} is not one of {', '.join(ACTIVATIONS)}.")
     found: Json = {
@@ -211,7 +210,7 @@ def _write_gemma(config: ModelConfig) -> Json:
 def _read_mixtral(keys: Keys, found: Json) -> None:
     _read_one_window(keys, found)
     found["experts"] = ExpertsConfig(
-        count=keys.take("num_local_experts", keys.content.get("num_experts") or 8),
+        count=keys.take("num_local_experts", keys.checked("num_experts") or 8),
         per_token=keys.take("num_experts_per_tok", 2),
         inner_width=found["inner_width"],
         balance=keys.take("router_aux_loss_coef", 0.001),
@@ -221,7 +220,7 @@ def _read_mixtral(keys: Keys, found: Json) -> None:
 def _read_picked_experts(keys: Keys, found: Json) -> None:
     """What OLMoE and Qwen3-MoE say about their experts alike."""
     found["experts"] = ExpertsConfig(
-        count=keys.take("num_experts", keys.content.get("num_local_experts") or 64),
+        count=keys.take("num_experts", keys.checked("num_local_experts") or 64),
         per_token=keys.take("num_experts_per_tok", 8),
         inner_width=keys.take("moe_intermediate_size", found["inner_width"]),
         normalise=keys.take("norm_topk_prob", False),
@@ -320,8 +319,11 @@ def read_local_rope(keys: Keys, found: Json) -> None:
     nested = keys.take("rope_parameters", {})
     scaling, theta = keys.take("rope_scaling", {}), keys.take("rope_theta", 1e6)
     local_theta = keys.take("rope_local_base_freq", 10000.0)
-    full = {"rope_theta": theta} | (nested.get("full_attention") or {}) | scaling
-    local = {"rope_theta": local_theta} | (nested.get("sliding_attention") or {})
+    inside = {name: nested.get(name) or {} for name in ("full_attention", "sliding_attention")}
+    if not all(isinstance(one, dict) for one in inside.values()):
+        raise TriviumError(f"{keys.where}: rope_parameters has to hold an object for each kind of layer.")
+    full = {"rope_theta": theta} | inside["full_attention"] | scaling
+    local = {"rope_theta": local_theta} | inside["sliding_attention"]
     found["rope"] = checked_rope(full, found["context"], found["head_width"], keys.where)
     found["local_rope"] = checked_rope(local, found["context"], found["head_width"], keys.where)
 

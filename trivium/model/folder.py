@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import CHECKSUM, read_json, save_tensors, tensors_checksum, write_json
+from trivium.kit.files import CHECKSUM, bare_name, read_object, save_tensors, tensors_checksum, write_json
 from trivium.model.adapters import CONFIG as ADAPTER
 from trivium.model.adapters import load_adapter
 from trivium.model.config import ModelConfig
@@ -21,6 +21,7 @@ from trivium.model.initialise import build
 from trivium.model.lora import bake
 from trivium.model.quantize import KEY as QUANTISED
 from trivium.model.quantize import (
+    Scheme,
     bytes_in_file,
     fill_matrix,
     is_quantised,
@@ -30,6 +31,7 @@ from trivium.model.quantize import (
     record,
     scheme_of,
     stored_names,
+    stored_shape,
 )
 from trivium.model.transformer import Transformer
 from trivium.model.weights import Stored, matrices, stored_tensors
@@ -49,16 +51,9 @@ def load_config(folder: Path | str) -> ModelConfig:
                 "it beside its base, as BASE:NAME=FOLDER."
             )
         raise TriviumError(f"{folder} has no config.json: name a folder in Hugging Face's form.")
-    content = _read_content(path)
+    content = read_object(path)
     scheme_of(content, str(path))
     return read_config({key: value for key, value in content.items() if key != QUANTISED}, str(path))
-
-
-def _read_content(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise TriviumError(f"{path} is not valid JSON ({error}): restore it.") from error
 
 
 class StoredWeights:
@@ -76,8 +71,7 @@ class StoredWeights:
         """The files that hold tensors."""
         index, single = self.folder / INDEX_FILE, self.folder / SINGLE_FILE
         if index.is_file():
-            names = sorted(set(read_json(index)["weight_map"].values()))
-            return [self.folder / name for name in names]
+            return [self.folder / name for name in _files_in_index(index)]
         if single.is_file():
             return [single]
         raise TriviumError(
@@ -110,8 +104,26 @@ class StoredWeights:
             return bare
         raise TriviumError(f"{self.folder}: the weights have no tensor {name!r}: the folder is incomplete.")
 
+    def header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """A tensor's type and shape as the file's header says them; nothing of the tensor is read."""
+        part = self.open(self.files[name]).get_slice(name)
+        return part.get_dtype(), tuple(part.get_shape())
+
     def tensor(self, name: str) -> Tensor:
+        """A tensor by the name it is stored under."""
         return self.open(self.files[name]).get_tensor(name)
+
+
+def _files_in_index(path: Path) -> list[str]:
+    """The files that an index names, which are safetensors files beside it and nothing elsewhere."""
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise TriviumError(f"{path} has no `weight_map` of the tensors and their files: fetch it again.")
+    names = {bare_name(path, name) for name in weight_map.values()}
+    for name in names:
+        if not name.endswith(".safetensors"):
+            raise TriviumError(f"{path} names {name}: only safetensors weights are read.")
+    return sorted(names)
 
 
 def load_model(
@@ -122,7 +134,7 @@ def load_model(
     config = load_config(folder)
     if not list(folder.glob("*.safetensors")) and (folder / "adapter" / ADAPTER).is_file():
         return _on_its_base(folder / "adapter", config, dtype, device)
-    scheme = scheme_of(_read_content(folder / "config.json"), str(folder / "config.json"))
+    scheme = scheme_of(read_object(folder / "config.json"), str(folder / "config.json"))
     weights = StoredWeights(folder)
     held: dict[Stored, list[str]] = {}
     if scheme is not None:
@@ -130,14 +142,14 @@ def load_model(
             held[stored] = [weights.find(name) for name in stored_names(stored.name, scheme)]
     layout = [(stored, weights.find(stored.name)) for stored in stored_tensors(config) if stored not in held]
     refuse_unexpected(config, weights, {name for _, name in layout}.union(*held.values()))
+    refuse_other_shapes(config, weights, layout)
+    refuse_other_shapes(config, weights, [(stored, names[0]) for stored, names in held.items()], scheme)
     stored_dtype = weights.tensor(layout[0][1]).dtype
-    if not stored_dtype.is_floating_point or stored_dtype.itemsize < 2:
-        raise TriviumError(f"{folder}: weights of type {stored_dtype} are not read; use unquantised ones.")
     model = build(config, dtype=dtype or stored_dtype, device=str(device))
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     with torch.no_grad():
         for stored, name in layout:
-            fill(stored, weights.tensor(name), parameters, weights.files[name])
+            fill(stored, weights.tensor(name), parameters)
     if scheme is not None:
         rounded = {part: parameters.pop(part) for stored in held for part in stored.parts}
         with torch.no_grad():
@@ -156,12 +168,16 @@ def _on_its_base(
     folder: Path, config: ModelConfig, dtype: torch.dtype | None, device: str | torch.device
 ) -> Transformer:
     """The model of a folder that holds an adapter alone: its base with the adapter in the weights."""
-    name = read_json(folder / ADAPTER)["base_model_name_or_path"]
+    name = read_object(folder / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise TriviumError(f"{folder / ADAPTER} names no base model: restore it.")
     try:
-        base = resolve(name)
+        # A folder may name any repository of the hub, and opening it is no consent to fetch that.
+        base = resolve(name, fetch=False)
     except TriviumError as error:
         raise TriviumError(
-            f"{folder} is an adapter to {name}, which is not there: restore it ({error})"
+            f"{folder} is an adapter to {name}, which is not on this machine: restore it, or fetch it if you"
+            f" trust it ({error})"
         ) from error
     model = load_model(base, dtype=dtype, device=device)
     load_adapter(model, folder)
@@ -169,22 +185,51 @@ def _on_its_base(
     # What the training changed besides weights, such as the positions, stands in the folder's own config.
     with torch.device("meta"):
         configured = Transformer(config)
-    configured.load_state_dict(model.state_dict(), assign=True)
+    try:
+        configured.load_state_dict(model.state_dict(), assign=True)
+    except RuntimeError:
+        raise TriviumError(
+            f"{folder.parent}: config.json is of another model than {name}: restore it."
+        ) from None
     return configured
 
 
-def fill(stored: Stored, tensor: Tensor, parameters: dict[str, Tensor], path: Path) -> None:
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def refuse_other_shapes(
+    config: ModelConfig,
+    weights: StoredWeights,
+    layout: Iterable[tuple[Stored, str]],
+    scheme: Scheme | None = None,
+) -> None:
+    """Compare the files' headers with what config.json asks for, before room is made for any weight."""
+    with torch.device("meta"):
+        parameters = dict(Transformer(config).named_parameters())
+    for stored, name in layout:
+        targets = [parameters[part] for part in stored.parts]
+        wanted = (sum(len(target) for target in targets), *targets[0].shape[1:])
+        if scheme is not None:
+            wanted = stored_shape(scheme, *wanted)
+        elif stored.turned:
+            wanted = wanted[::-1]
+        kind, found = weights.header(name)
+        if found != wanted:
+            raise TriviumError(
+                f"{weights.files[name]}: {name} has the shape {found}, but config.json asks for {wanted}: the"
+                " two do not belong together."
+            )
+        if scheme is None and kind not in FLOATS:
+            raise TriviumError(
+                f"{weights.files[name]}: weights of type {kind} are not read; use unquantised ones."
+            )
+
+
+def fill(stored: Stored, tensor: Tensor, parameters: dict[str, Tensor]) -> None:
     """Copy one stored tensor into the weights it holds, and strike them off the list."""
     targets = [parameters.pop(part) for part in stored.parts]
-    if stored.turned:
-        tensor = tensor.T
-    rows = sum(len(target) for target in targets)
-    if tuple(tensor.shape) != (rows, *targets[0].shape[1:]):
-        raise TriviumError(
-            f"{path}: {stored.name} has the shape {tuple(tensor.shape)}, but config.json asks for "
-            f"{(rows, *targets[0].shape[1:])}: the two do not belong together."
-        )
-    for target, piece in zip(targets, tensor.split([len(target) for target in targets]), strict=True):
+    pieces = (tensor.T if stored.turned else tensor).split([len(target) for target in targets])
+    for target, piece in zip(targets, pieces, strict=True):
         target.copy_(piece)
 
 

@@ -12,8 +12,11 @@ WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
-def resolve(name: str | Path) -> Path:
-    """A folder, or the model that a stage made in it; else `owner/name[@revision]`, fetched once."""
+def resolve(name: str | Path, fetch: bool = True) -> Path:
+    """A folder, or the model that a stage made in it; else `owner/name[@revision]`, fetched once.
+
+    Without `fetch`, what is of the hub has to be on this machine already.
+    """
     path = expanded(name)
     if path.is_dir():
         made = path / "model"
@@ -29,14 +32,14 @@ def resolve(name: str | Path) -> Path:
     repository, _, revision = str(name).partition("@")
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, revision=revision or None, allow_patterns=WANTED
+            repository, revision=revision or None, allow_patterns=WANTED, local_files_only=not fetch
         )
     except RepositoryNotFoundError as error:
         raise TriviumError(
             f"{name} is neither a folder here nor a repository of the hub that you may read: "
             "check its name, or log in with `hf auth login`."
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TriviumError(
             f"{name} is no folder here and could not be fetched from the hub: {reason}"

@@ -35,7 +35,7 @@ def checked_rope(rope: dict[str, Any], context: int, head_width: int, where: str
     rope = dict(rope)
     kind = rope.pop("type", None)
     kind = rope.setdefault("rope_type", kind or "default")
-    if kind not in REQUIRED:
+    if not isinstance(kind, str) or kind not in REQUIRED:
         raise TriviumError(f"{where}: rope_type {kind!r} is not one of {', '.join(REQUIRED)}.")
     rope.setdefault("rope_theta", 10000.0)
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -51,10 +51,32 @@ def checked_rope(rope: dict[str, Any], context: int, head_width: int, where: str
         raise TriviumError(f"{where}: rope_type {kind!r} has no parameter {unknown[0]!r}: remove it.")
     if kind in ("yarn", "longrope", "llama3"):
         rope.setdefault("original_max_position_embeddings", context)
-    for key in ("short_factor", "long_factor"):
-        if key in rope and len(rope[key]) != head_width // 2:
-            raise TriviumError(f"{where}: {key} has {len(rope[key])} numbers; {head_width // 2} are needed.")
+    _refuse_odd_values(rope, head_width, where)
     return rope
+
+
+def _refuse_odd_values(rope: dict[str, Any], head_width: int, where: str) -> None:
+    """Name a parameter under which no angle can be computed."""
+    for key, value in rope.items():
+        if key in ("rope_type", "truncate") or (value is None and key in OPTIONAL[rope["rope_type"]]):
+            continue
+        if key in ("short_factor", "long_factor"):
+            if not isinstance(value, list) or not all(map(_is_positive, value)):
+                raise TriviumError(f"{where}: {key} is no list of numbers above 0.")
+            if len(value) != head_width // 2:
+                raise TriviumError(f"{where}: {key} has {len(value)} numbers; {head_width // 2} are needed.")
+            continue
+        least = {"rope_theta": 1, "original_max_position_embeddings": 1}.get(key, 0)
+        if not _is_positive(value) or value <= least:
+            raise TriviumError(f"{where}: {key} is {value!r}; it has to be a number above {least}.")
+    if rope["rope_type"] == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        raise TriviumError(f"{where}: high_freq_factor has to be above low_freq_factor.")
+    if rope["rope_type"] == "dynamic" and head_width < 4:
+        raise TriviumError(f"{where}: rope_type 'dynamic' needs heads at least 4 wide, not {head_width}.")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
 
 
 def ntk_base(base: float, factor: float, head_width: int) -> float:

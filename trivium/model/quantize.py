@@ -187,7 +187,7 @@ def scheme_of(content: Mapping[str, Any], where: str) -> Scheme | None:
     found = content.get(KEY)
     if not found:
         return None
-    if found.get("quant_method") == "trivium":
+    if isinstance(found, dict) and found.get("quant_method") == "trivium":
         raise TriviumError(f"{where}: an earlier Trivium rounded this model; quantise its parent again.")
     for scheme in get_args(Scheme):
         if found == record(scheme, content.get("model_type", "")):
@@ -200,6 +200,11 @@ def stored_names(name: str, scheme: Scheme) -> list[str]:
     return [name, f"{name}_scale"] if scheme == "int8-dynamic" else [
         f"{name}_packed", f"{name}_scale", f"{name}_shape",
     ]  # fmt: skip
+
+
+def stored_shape(scheme: Scheme, rows: int, width: int) -> tuple[int, int]:
+    """The shape of the first of `stored_names`, which holds a matrix of [rows, width]."""
+    return (rows, width) if scheme == "int8-dynamic" else (rows, -(-width * BITS[scheme] // 32))
 
 
 def fill_matrix(weights: Sequence[Any], tensors: Sequence[Tensor], scheme: Scheme, where: str) -> None:

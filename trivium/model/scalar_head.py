@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json, save_tensors, write_json
+from trivium.kit.files import read_json, read_object, save_tensors, write_json
 from trivium.model.attention import Documents
 from trivium.model.branches import Branches
 from trivium.model.families import FAMILIES, read_config
@@ -19,6 +19,7 @@ from trivium.model.folder import (
     SINGLE_FILE,
     StoredWeights,
     fill,
+    refuse_other_shapes,
     refuse_unexpected,
     save_model,
 )
@@ -120,7 +121,9 @@ def save_reward_model(
 
 def is_reward_model(content: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a model with a score in place of words."""
-    return any(name.endswith("ForSequenceClassification") for name in content.get("architectures") or ())
+    names = content.get("architectures")
+    listed = names if isinstance(names, list) else []
+    return any(str(name).endswith("ForSequenceClassification") for name in listed)
 
 
 def load_reward_model(
@@ -130,7 +133,7 @@ def load_reward_model(
     path = folder / "config.json"
     if not path.is_file():
         raise TriviumError(f"{folder} has no config.json: name a folder in Hugging Face's form.")
-    content = read_json(path)
+    content = read_object(path)
     if not is_reward_model(content):
         raise TriviumError(
             f"{folder} is no reward model (its architecture is {content.get('architectures')}); name the "
@@ -138,16 +141,17 @@ def load_reward_model(
         )
     config = read_config({**content, "tie_word_embeddings": True}, str(path))
     weights = StoredWeights(folder)
-    if SCORE not in weights.files or weights.tensor(SCORE).shape != (1, config.width):
+    if SCORE not in weights.files or weights.header(SCORE)[1] != (1, config.width):
         raise TriviumError(f"{folder}: {SCORE} is not one row of {config.width}; it has to give one number.")
     layout = [(stored, weights.find(stored.name)) for stored in stored_tensors(config)]
     refuse_unexpected(config, weights, {name for _, name in layout} | {SCORE})
+    refuse_other_shapes(config, weights, layout)
     kind = dtype or weights.tensor(layout[0][1]).dtype
     model = build(config, dtype=kind, device=str(device))
     head = ScalarHead(config.width)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     with torch.no_grad():
         for stored, name in layout:
-            fill(stored, weights.tensor(name), parameters, weights.files[name])
+            fill(stored, weights.tensor(name), parameters)
         head.score.weight.copy_(weights.tensor(SCORE))
     return model, head.to(device=device, dtype=kind)

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json, write_json, write_text
+from trivium.kit.files import read_object, write_json, write_text
 from trivium.kit.fingerprint import fingerprint
 from trivium.tokens import roles, template
 from trivium.tokens.chat import (
@@ -25,6 +25,8 @@ from trivium.tokens.chat import (
 )
 from trivium.tokens.control import CLOSE, OPEN, ControlStrings, Disguise, alias, without_control
 from trivium.tokens.lengths import byte_lengths
+
+MOST_TOKENS = 2**24
 
 
 class Tokenizer:
@@ -44,6 +46,8 @@ class Tokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
         self._ids: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
+        if not self._ids or max(self._ids.values()) >= MOST_TOKENS:
+            raise TriviumError(f"A tokenizer has from 1 to {MOST_TOKENS:,} tokens, and ids below that.")
         self._control = self._find_control()
         self._control_strings = ControlStrings(self._control)
         self.control_ids: frozenset[int] = frozenset(self._control.values()) - self._written_for_unknown()
@@ -81,40 +85,14 @@ class Tokenizer:
             raise TriviumError(
                 f"{folder} holds no tokenizer.json; give a folder saved by Trivium or transformers."
             )
-        settings = (
-            read_json(folder / "tokenizer_config.json") if _has(folder, "tokenizer_config.json") else {}
-        )
-        if _has(folder, "special_tokens_map.json"):
-            settings = {**read_json(folder / "special_tokens_map.json"), **settings}
-        templates: dict[str, str] = {}
-        inside = settings.get("chat_template")
-        if isinstance(inside, str):
-            templates["default"] = inside
-        elif isinstance(inside, list):
-            templates = {entry["name"]: entry["template"] for entry in inside}
-        if _has(folder, "chat_template.json"):
-            templates["default"] = read_json(folder / "chat_template.json")["chat_template"]
-        if _has(folder, "chat_template.jinja"):
-            templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-            templates[extra.stem] = extra.read_text(encoding="utf-8")
-        stops: Any = []
-        if _has(folder, "generation_config.json"):
-            stops = read_json(folder / "generation_config.json").get("eos_token_id")
-            stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
         try:
-            tokenizer = cls(read_json(path), settings, templates)
-            for stop in stops:
-                if type(stop) is not int or not 0 <= stop < tokenizer.vocabulary_size:
-                    raise TriviumError(
-                        f"{folder / 'generation_config.json'}: eos_token_id names {stop!r}, and the ids of "
-                        f"the tokenizer go from 0 to {tokenizer.vocabulary_size - 1}; correct it."
-                    )
-            tokenizer._extra_stops = tuple(stops)
-            return tokenizer
+            return cls(read_object(path), *_settings_in(folder))
         except TriviumError:
             raise
-        except Exception as error:  # the library raises nothing narrower
+        except BaseException as error:
+            # The library raises nothing narrower, and where its own code fails not even an Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise TriviumError(f"{path} is not a tokenizer that can be read: {error}.") from error
 
     def save(self, folder: Path | str) -> None:
@@ -402,6 +380,36 @@ class Tokenizer:
                 ids.append(identity)
                 turns.append(turn if inside or len(ids) - 1 == stop_at else -1)
         return ChatTokens(ids, [turn >= 0 for turn in turns], turns)
+
+
+def _settings_in(folder: Path) -> tuple[dict[str, Any], dict[str, str], list[int]]:
+    """What lies beside `tokenizer.json`: settings, chat templates by name, and tokens that end a reply."""
+    settings = read_object(folder / "tokenizer_config.json") if _has(folder, "tokenizer_config.json") else {}
+    if _has(folder, "special_tokens_map.json"):
+        settings = {**read_object(folder / "special_tokens_map.json"), **settings}
+    templates: dict[str, str] = {}
+    inside = settings.get("chat_template")
+    if isinstance(inside, str):
+        templates["default"] = inside
+    elif isinstance(inside, list):
+        templates = {entry["name"]: entry["template"] for entry in inside}
+    if _has(folder, "chat_template.json"):
+        templates["default"] = read_object(folder / "chat_template.json")["chat_template"]
+    if _has(folder, "chat_template.jinja"):
+        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[extra.stem] = extra.read_text(encoding="utf-8")
+    if not all(isinstance(text, str) for pair in templates.items() for text in pair):
+        raise TriviumError(f"{folder} has a chat template that is no text; restore it.")
+    stops: Any = []
+    if _has(folder, "generation_config.json"):
+        stops = read_object(folder / "generation_config.json").get("eos_token_id") or []
+    stops = stops if isinstance(stops, list) else [stops]
+    if not all(isinstance(stop, int) and not isinstance(stop, bool) for stop in stops):
+        raise TriviumError(
+            f"{folder / 'generation_config.json'}: eos_token_id {stops!r} is no id; restore it."
+        )
+    return settings, templates, stops
 
 
 def _has(folder: Path, name: str) -> bool:
