@@ -193,7 +193,7 @@ def test_a_reward_is_learned_measured_stored_and_used_from_a_recipe(tmp_path):
     (value,) = LearnedScorer(folder).many(
         [[{"role": "user", "content": PAIRS[0]["prompt"]}]], [one["answers"][0]["answer"]]
     )
-    assert one["scores"]["right"] == pytest.approx(value.value, abs=1e-5)
+    assert one["scores"]["accuracy"] == pytest.approx(value.value, abs=1e-5)
 
 
 def test_a_scorer_reads_conversations_and_names_what_is_too_long(tmp_path):
