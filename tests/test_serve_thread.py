@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import openai
 import pytest
@@ -26,6 +27,26 @@ def test_what_raises_on_the_thread_stops_nothing():
         thread.do(lambda: 1 // 0)
     thread.stop()
     assert not thread.alive
+
+
+def test_commands_that_take_long_leave_the_engines_a_turn_between_them():
+    thread, turns, seen, done = EngineThread(), [], [], threading.Event()
+    thread.take_turns(lambda: turns.append(1) or True)
+    until(lambda: turns)
+
+    def slow():
+        seen.append(len(turns))
+        time.sleep(0.02)
+
+    def ask():
+        for _ in range(6):
+            thread.tell(slow)
+        thread.tell(done.set)
+
+    thread.tell(ask)
+    assert done.wait(10)
+    thread.stop()
+    assert all(later > earlier for earlier, later in pairwise(seen)), seen
 
 
 def test_a_model_that_cannot_let_go_takes_no_other_with_it():

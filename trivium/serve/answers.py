@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from trivium.kit.errors import TriviumError
@@ -120,7 +121,7 @@ class CompletionSample:
 
 
 Sample = ChatSample | CompletionSample
-Pieces = AsyncIterator[list[Piece]]
+Pieces = AsyncGenerator[list[Piece]]
 
 
 class Answer:
@@ -145,7 +146,7 @@ class Answer:
         choices = [sample.whole() for sample in self._samples]
         return {**self._head, **self._rest, "choices": choices, "usage": self._usage.json(), **self._note}
 
-    async def events(self, pieces: Pieces, *, include_usage: bool) -> AsyncIterator[bytes]:
+    async def events(self, pieces: Pieces, *, include_usage: bool) -> AsyncGenerator[bytes]:
         """The answer as server-sent events; pieces that arrived together travel together."""
         head = dict(self._head)
         if head["object"] == "chat.completion":
@@ -154,16 +155,17 @@ class Answer:
         no_usage: Json = {"usage": None} if include_usage else {}
         note = self._note
         try:
-            async for batch in pieces:
-                events = []
-                for piece in joined(batch):
-                    self._usage.completion_tokens += piece.tokens
-                    choice = self._samples[piece.sample].take(piece)
-                    if _tells(choice):
-                        events.append(event({**head, "choices": [choice], **no_usage, **note}))
-                        note = {}
-                if events:
-                    yield b"".join(events)
+            async with aclosing(pieces):
+                async for batch in pieces:
+                    events = []
+                    for piece in joined(batch):
+                        self._usage.completion_tokens += piece.tokens
+                        choice = self._samples[piece.sample].take(piece)
+                        if _tells(choice):
+                            events.append(event({**head, "choices": [choice], **no_usage, **note}))
+                            note = {}
+                    if events:
+                        yield b"".join(events)
         except RequestRefused as refusal:
             yield event(refusal.body)
             return

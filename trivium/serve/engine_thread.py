@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -11,9 +13,12 @@ from typing import TypeVar
 Result = TypeVar("Result")
 log = logging.getLogger("trivium.serve")
 
+# After so much time spent on commands the engines get their turn, and the other commands wait for the next.
+SECONDS_BETWEEN_TURNS = 0.005
+
 
 class EngineThread:
-    """Does what other threads ask for, in order, and between two requests gives every engine one turn.
+    """Does what other threads ask for, in order; the engines take turns between short commands and long ones.
 
     OpenMP keeps helpers for each thread that ever computed. Once they outnumber the cores it lets all of them
     sleep between two products, and waking them takes longer than most products: so only one thread computes.
@@ -21,7 +26,7 @@ class EngineThread:
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._commands: list[Callable[[], None]] = []
+        self._commands: deque[Callable[[], None]] = deque()
         self._turns: list[Callable[[], bool]] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engines", daemon=True)
@@ -40,7 +45,7 @@ class EngineThread:
         return self._thread.is_alive()
 
     def tell(self, command: Callable[[], None]) -> None:
-        """Have a command run before the next turns; after `stop` there are none."""
+        """Have a command run, between two turns of the engines; after `stop` there are none."""
         with self._condition:
             self._commands.append(command)
             self._condition.notify()
@@ -75,11 +80,11 @@ class EngineThread:
             with self._condition:
                 while not (self._commands or busy or self._stopping):
                     self._condition.wait()
-                commands, self._commands = self._commands, []
-                if self._stopping and not commands:
+                if self._stopping and not self._commands:
                     return
-            for command in commands:
-                _alone(command)
+            began = time.perf_counter()
+            while self._commands and time.perf_counter() - began < SECONDS_BETWEEN_TURNS:
+                _alone(self._commands.popleft())
             # every engine gets its turn, whatever the first one says
             moved = [_alone(turn) for turn in self._turns]
             busy = any(moved)

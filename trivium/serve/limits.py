@@ -28,6 +28,11 @@ class Limits:
     queued: int = _limit(64, "Answers that may wait beyond those being written; more get 429.", least=0)
     request_seconds: float = _limit(600.0, "Seconds an answer may take.", least=0)
     body_seconds: float = _limit(30.0, "Seconds a request may take to arrive.", least=0)
+    head_seconds: float = _limit(10.0, "Seconds the head of a request may take to arrive.", least=0)
+    idle_seconds: float = _limit(15.0, "Seconds a connection may wait for its next request.", least=0)
+    stalled_seconds: float = _limit(30.0, "Seconds a client may read nothing of its answer.", least=0)
+    connections: int = _limit(512, "Connections at the same time.")
+    connections_per_address: int = _limit(256, "Connections from one address at the same time.")
     drain_seconds: float = _limit(30.0, "Seconds running answers get when the server is stopped.", least=0)
 
     def __post_init__(self) -> None:

@@ -20,6 +20,9 @@ HELP = {
     "trivium_samples_inside": "Samples that hold or wait for a row of the engine.",
     "trivium_rows": "Rows the engine can hold.",
     "trivium_promise": "1 for what holds of a seeded answer whatever else is in the batch.",
+    "trivium_connections": "Connections that are open.",
+    "trivium_connections_refused_total": "Connections that were refused, for all others were being answered.",
+    "trivium_connections_dropped_total": "Connections without a complete request that had to make room.",
 }
 
 Labels = tuple[tuple[str, str], ...]

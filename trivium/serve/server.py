@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from trivium.kit.errors import TriviumError
 from trivium.model.hub import resolve
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
+from trivium.serve.logs import Sparing
 from trivium.serve.models import open_engine, short_names, with_adapters
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ def serve(
     memory_budget: int | None = None,
 ) -> None:
     """Serve models until SIGTERM or Ctrl-C, then let running answers finish."""
+    limits = limits or Limits()
     names = short_names(models)
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bound(host, port)
+    allow_descriptors(limits.connections)
     adapters = with_adapters(names)
     with EngineThread() as thread:
         engines = {}
@@ -60,12 +63,14 @@ def serve(
             host=host,
             api_key=key,
             allow_origins=allow_origins,
-            limits=limits or Limits(),
+            limits=limits,
             adapters=adapters,
         )
         listener.listen()  # who comes before the first answer can be given waits for it
         _announce(names, host, listener.getsockname()[1], guarded=key is not None)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(Sparing())
         with _signals_end_quietly():
             server.run(sockets=[listener])
 
@@ -96,6 +101,7 @@ def build_server(
     except ImportError:
         raise TriviumError("serving needs fastapi and uvicorn; install Trivium's extra 'serve'.") from None
     from trivium.serve.application import build
+    from trivium.serve.connections import Connections
     from trivium.serve.measures import Measures
     from trivium.serve.worker import Adapted, Worker
 
@@ -116,7 +122,22 @@ def build_server(
     settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
     # uvicorn declares whole seconds and only hands them on to asyncio, which takes fractions
     settings["timeout_graceful_shutdown"] = limits.drain_seconds
+    settings["timeout_keep_alive"] = limits.idle_seconds
+    connections = Connections(limits, measures)
+    settings["http"], settings["backlog"] = connections.protocol, connections.backlog
     return uvicorn.Server(uvicorn.Config(application, lifespan="on", ws="none", **settings))
+
+
+def allow_descriptors(connections: int) -> None:
+    """Ask for as many file descriptors as the connections take, as far as this process may have them."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = connections + 512
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def bound(host: str, port: int) -> socket.socket:
