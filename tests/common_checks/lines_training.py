@@ -226,6 +226,14 @@ def compile_(before: Seen, after: Seen, value: str) -> None:
     assert isinstance(compiled.trainer.forward, torch._dynamo.OptimizedModule)
 
 
+@moves("recompute", "full", kinds=TRAINS)
+@moves("recompute", "selective", kinds=["pretrain"])
+def recompute(before: Seen, after: Seen, value: str) -> None:
+    assert before.trainer.model.recompute == "none"
+    assert after.trainer.model.recompute == value
+    assert after.losses == pytest.approx(before.losses, abs=1e-6)
+
+
 @moves("deterministic", True, kinds=TRAINS)
 def deterministic(before: Seen, after: Seen) -> None:
     assert (before.fixed, after.fixed) == ({False}, {True})

@@ -10,6 +10,7 @@ from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings
 from trivium.learn.precision import Precision
 from trivium.model.lora import AdapterSettings
+from trivium.model.recompute import Recompute
 
 Decay = Literal["constant", "cosine", "linear", "sqrt", "1-sqrt", "inverse-sqrt"]
 
@@ -121,6 +122,8 @@ class Training(Settings):
     """The type matrices are multiplied in; the weights themselves stay float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether to compile the model; `auto` does it where the stage is long enough to repay it."""
+    recompute: Recompute = "none"
+    """What is computed again in the backward pass to save memory: nothing, what is cheap, or whole layers."""
     deterministic: bool = False
     """Use only kernels that add in a fixed order, so that a resumed run is bit-identical on a GPU too."""
     max_bad_steps: int = Field(default=5, ge=1)
@@ -152,5 +155,14 @@ class Training(Settings):
 
 # What cannot change the result, and so does not count in a stage's fingerprint.
 UNAFFECTING = frozenset(
-    {"micro_batch", "checkpoint", "validation", "samples", "compile", "deterministic", "max_bad_steps"}
+    {
+        "micro_batch",
+        "checkpoint",
+        "validation",
+        "samples",
+        "compile",
+        "recompute",
+        "deterministic",
+        "max_bad_steps",
+    }
 )

@@ -94,6 +94,7 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", self.settings.checkpoint.keep, self.progress.say
         )
+        self.model.recompute = self.settings.recompute
         self.step = self.tokens = self.bad_steps = self.skipped = 0
         self.budget = self._first_budget()
         self.forward: Any = self.model

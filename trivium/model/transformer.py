@@ -12,6 +12,7 @@ from trivium.model.experts import Mixture, Routing
 from trivium.model.layers import Inner, make_norm
 from trivium.model.operations import project, rotate
 from trivium.model.positions import Rotary
+from trivium.model.recompute import Recompute, run
 
 Angles = tuple[Tensor, Tensor]
 
@@ -95,6 +96,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute: Recompute = "none"
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.position_embedding = (
             nn.Embedding(config.context, config.width) if config.positions == "learned" else None
@@ -137,9 +139,10 @@ class Transformer(nn.Module):
             assert isinstance(layer, Layer)
             local = layer.attention.window is not None
             last = layer.attention.layer == len(self.layers) - 1
-            stream = layer(
-                stream, context, local_angles if local else angles, routing, wanted if last else None
-            )
+            stream = run(
+                layer, self.recompute,
+                stream, context, local_angles if local else angles, routing, wanted if last else None,
+            )  # fmt: skip
         return self.norm(stream)
 
     def logits(self, hidden: Tensor) -> Tensor:
