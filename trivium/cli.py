@@ -11,7 +11,7 @@ import click
 
 from trivium import __version__
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import BARRED
+from trivium.kit.files import BARRED, FAILING
 from trivium.kit.table import print_table
 from trivium.serve.command import chat, serve
 
@@ -327,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("trivium: stopped; the same command goes on from here.", err=True)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in BARRED or error.filename is None:
+        if error.errno not in BARRED | FAILING or error.filename is None:
             raise
         click.echo(
             f"trivium: {error.filename} cannot be opened: {error.strerror}; fix that or name another.",

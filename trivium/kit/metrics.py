@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import write_text
+from trivium.kit.files import sync, write_text
 
 
 class MetricsLog:
@@ -28,6 +28,11 @@ class MetricsLog:
         line = json.dumps({key: _plain(value) for key, value in row.items()}, ensure_ascii=False)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk itself."""
+        if self.path.exists():
+            sync(self.path)
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`, because the run goes on from there."""

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from trivium.kit.errors import DamagedError
-from trivium.kit.files import checksum, read_object, readable, write_json
+from trivium.kit.files import checksum, read_object, readable, sync, write_json
 from trivium.kit.fingerprint import fingerprint, seal_of
 
 COMPLETE, RECORD = "COMPLETE", "stage.yaml"
@@ -37,6 +37,10 @@ def seal_folder(folder: Path, files: Iterable[Path], result: Iterable[Path]) -> 
     """Write COMPLETE last: the size and checksum of every file, and one checksum of the files in `result`."""
     paths = sorted(files)
     names = [path.relative_to(folder).as_posix() for path in paths]
+    # Logs grow row by row: only now do they have to outlive a power cut.
+    folders = {above for path in paths for above in path.parents if folder in (above, *above.parents)}
+    for place in (*paths, *sorted(folders)):
+        sync(place)
     with ThreadPoolExecutor(_THREADS) as threads:
         sums = dict(zip(names, threads.map(checksum, paths), strict=True))
     sizes = {name: path.stat().st_size for name, path in zip(names, paths, strict=True)}

@@ -322,6 +322,8 @@ class Trainer:
 
     def _save(self, wait: bool) -> None:
         if world().leads:
+            # A state must not outlive a power cut that the rows before it do not.
+            self.log.sync()
             self.checkpoints.save(self.step, *self._facts(), wait=wait)
         if wait:
             barrier()

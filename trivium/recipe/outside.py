@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trivium.data.sources import Source, read_documents
-from trivium.kit.errors import TriviumError
-from trivium.kit.files import checksum, expanded, read_json, write_json
+from trivium.kit.errors import DamagedError, TriviumError
+from trivium.kit.files import checksum, expanded
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.listing import files_below, is_pattern, matching
+from trivium.kit.seals import read_sealed, write_sealed
 
 _SAMPLED = 8
 
 
 class Checksums:
-    """Checksums of outside files, remembered by size and time of change so that a plan stays quick."""
+    """Checksums of outside files, remembered by size and times of change so that a plan stays quick."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._known: dict[str, Any] = read_json(path) if path and path.is_file() else {}
+        self._known: dict[str, Any] = {}
         self._changed = False
+        if path and path.is_file():
+            # What is damaged is no loss: it is found out again.
+            with suppress(DamagedError):
+                self._known = read_sealed(path)
 
     def of(self, file: Path) -> str:
         """The checksum of a file, read only if the file changed since the last time."""
         facts = file.stat()
-        key = [facts.st_size, facts.st_mtime_ns]
+        # A copy may bring an old time of change with it; the time at which it took its place is its own.
+        key = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
         known = self._known.get(str(file))
-        if known is None or known[:2] != key:
+        if known is None or known[:-1] != key:
             known = [*key, checksum(file)]
             self._known[str(file)] = known
             self._changed = True
-        return known[2]
+        return known[-1]
 
     def keep(self) -> None:
         """Remember for the next process."""
         if self._path and self._changed:
-            write_json(self._path, self._known)
+            write_sealed(self._path, self._known)
 
 
 def locate(name: str, base: Path) -> Path | None:
