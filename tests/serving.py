@@ -13,6 +13,7 @@ import httpx
 from generating import tokenizer
 from openai import OpenAI
 
+from trivium.generate.constraints import Grammars
 from trivium.generate.exactness import Exactness
 from trivium.generate.requests import Completion, Event, Generation
 from trivium.generate.sampling import Sampling
@@ -36,6 +37,7 @@ class ScriptedEngine:
         self.script, self.delay = self.tokenizer.encode(text), delay
         self.rows, self.prompts, self.samplings, self.broken = [], [], [], False
         self.counts = {"generated_tokens": 0, "borrowed_tokens": 0}
+        self.grammars = Grammars(self.tokenizer, self.tokenizer.vocabulary_size)
 
     @property
     def rows_in_use(self):

@@ -180,7 +180,7 @@ class Engine:
         # those of the tokenizer among them count, for a request may repeat them: what they lack ends nothing
         own = self.tokenizer.stop_ids
         self._check_ids("stop_ids", [one for one in sampling.stop_ids or () if one not in own])
-        constraint = self.grammars.constraint(sampling)
+        constraint = request.constraint or self.grammars.constraint(sampling)
         generation = Generation(request, on_token)
         ends = sampling.stop_ids if sampling.stop_ids is not None else tuple(sorted(self.tokenizer.stop_ids))
         self._under_way.add(generation)

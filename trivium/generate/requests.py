@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from trivium.generate.cache import BLOCK
 from trivium.generate.sampling import Sampling
+
+if TYPE_CHECKING:
+    from trivium.generate.constraints import Constraint
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -47,6 +50,8 @@ class Request:
     n: int = 1
     adapter: str | None = None
     slide: Slide | None = None
+    constraint: Constraint | None = None
+    """The form that `sampling` asks for, if it was compiled beforehand."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from trivium.generate.constraints import Constraint
 from trivium.generate.context import Summariser
+from trivium.generate.grammars import form_of
 from trivium.generate.requests import Request as Wanted
+from trivium.generate.sampling import Sampling
 from trivium.serve import failures
 from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage, event
 from trivium.serve.background import Background
@@ -27,6 +30,7 @@ from trivium.serve.calls import call_form, forces_call, form_of_calls
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
 from trivium.serve.failures import RequestRefused, error_body
 from trivium.serve.fitting import Asking, told
+from trivium.serve.forms import Forms
 from trivium.serve.guard import PAGE, Guard
 from trivium.serve.limits import Limits
 from trivium.serve.measures import Measures
@@ -56,6 +60,7 @@ class Served:
         assert len(self.workers) == len(workers), "two models of one name"
         self.limits = limits
         self.background = Background()
+        self.forms = Forms(limits.grammar_seconds)
         self.started = int(time.time())
         self.longest = {worker.name: longest_prompt(worker.tokenizer, worker.context) for worker in workers}
         self.names = {worker.name: TokenNames(worker.tokenizer) for worker in workers}
@@ -132,7 +137,9 @@ class Served:
             )
             for index in range(body.n or 1)
         ]
-        generation = await worker.submit([Wanted(prompt, chosen, n=body.n or 1, slide=fitted.slide)])
+        constraint = await self._form(request, worker, chosen)
+        wanted = Wanted(prompt, chosen, n=body.n or 1, slide=fitted.slide, constraint=constraint)
+        generation = await worker.submit([wanted])
         headers, note = told(fitted, worker.context, summariser)
         answer = Answer("chat.completion", worker.name, samples, Usage(len(prompt)), note)
         response = await self._respond(request, body, answer, generation)
@@ -156,7 +163,8 @@ class Served:
                 room = min(room, 16)  # what OpenAI's reference gives this route when nothing is asked for
             chosen = sampling(body, worker.tokenizer, self.limits, room)
             self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
-            wanted.append(Wanted(prompt, chosen, n=body.n or 1))
+            constraint = await self._form(request, worker, chosen)
+            wanted.append(Wanted(prompt, chosen, n=body.n or 1, constraint=constraint))
         echoed: list[tuple[Scored, ...]] = [()] * len(prompts)
         if body.echo and body.logprobs is not None:
             echoed = await self._in_time(request, worker.weigh(prompts, body.logprobs), "log-probabilities")
@@ -169,6 +177,15 @@ class Served:
         usage = Usage(sum(len(prompt) for prompt in prompts))
         answer = Answer("text_completion", worker.name, samples, usage)
         return await self._respond(request, body, answer, generation)
+
+    async def _form(self, request: Request, worker: Worker | Adapted, chosen: Sampling) -> Constraint | None:
+        """The form that the answer must have, compiled; None where it is free."""
+        form = form_of(chosen.json_schema, chosen.regex)
+        if form is None:
+            return None
+        return await self._in_time(
+            request, self.forms.constraint(worker.name, worker.grammars, form), "form of the answer"
+        )
 
     async def _respond(
         self, request: Request, body: ChatBody | CompletionBody, answer: Answer, generation: Generation
@@ -269,6 +286,7 @@ def build(
             worker.start(asyncio.get_running_loop())
         yield
         served.background.stop()
+        await asyncio.to_thread(served.forms.stop)
         for worker in workers:
             await asyncio.to_thread(worker.stop)
 

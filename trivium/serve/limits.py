@@ -9,7 +9,7 @@ from typing import Any
 from trivium.kit.errors import TriviumError
 
 
-def _limit(default: Any, told: str, least: int = 1) -> Any:
+def _limit(default: Any, told: str, least: float = 1) -> Any:
     return field(default=default, metadata={"told": told, "least": least})
 
 
@@ -27,6 +27,7 @@ class Limits:
     embedding_inputs: int = _limit(256, "Texts of one embedding request.")
     queued: int = _limit(64, "Answers that may wait beyond those being written; more get 429.", least=0)
     request_seconds: float = _limit(600.0, "Seconds an answer may take.", least=0)
+    grammar_seconds: float = _limit(2.0, "Seconds of computing a schema or regex may take.", least=0.01)
     body_seconds: float = _limit(30.0, "Seconds a request may take to arrive.", least=0)
     head_seconds: float = _limit(10.0, "Seconds the head of a request may take to arrive.", least=0)
     idle_seconds: float = _limit(15.0, "Seconds a connection may wait for its next request.", least=0)

@@ -57,6 +57,8 @@ def serve(
                 adapters=beside, sharing=len(adapters), keep_prompts=keep_prompts,
             )  # fmt: skip
             engines[name] = thread.do(opening)
+            with suppress(TriviumError):  # without its package forms are refused when one is asked for
+                engines[name].grammars.prepare()
         server = build_server(
             engines,
             thread,

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from trivium.generate.constraints import Grammars
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Event, Listener, Request
 from trivium.generate.requests import Generation as Handle
@@ -107,6 +108,7 @@ class Worker:
     ) -> None:
         self.name, self.tokenizer = name, engine.tokenizer
         self.context, self.width = engine.model.config.context, engine.model.config.width
+        self.grammars: Grammars = engine.grammars
         self.parameters = sum(parameter.numel() for parameter in engine.model.parameters())
         self._engine, self._thread, self._measures = engine, thread, measures
         self._most = engine.max_rows + queued
