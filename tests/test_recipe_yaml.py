@@ -51,7 +51,7 @@ FAULTS = {
         "? {a: b}\n: c\n",
         "r.yaml:1 is not valid YAML: a key has to be a word or a number",
     ),
-    "more than a recipe": ("# " + "a" * 200_000, "longer than 131,072 letters"),
+    "more than a recipe": ("# " + "a" * 200_000, "longer than 131,072 characters"),
     "an object of Python": ("a: !!python/object/apply:os.system [true]\n", "r.yaml:1 is not valid YAML"),
     "no YAML": ("a: \0", "r.yaml is not valid YAML"),
 }
