@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SECONDS ?= 120
 ONLY ?=
 
-.PHONY: demo test quick mutate lint attack fuzz
+.PHONY: demo test quick mutate lint attack fuzz test-matrix
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,11 @@ test: $(VENV)/.installed-dev
 
 quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -x
+
+# The quick tests under other kernels, threads and versions of torch: all cells, or
+# for instance make test-matrix CELLS="mkl-avx2 threads-2" MATRIX=--kernels
+test-matrix: $(VENV)/.installed-dev
+	$(BIN)/python tests/matrix.py $(MATRIX) $(CELLS)
 
 # For instance: make mutate PACKAGE="trivium/learn trivium/data" N=20 SEED=1
 PACKAGE ?= trivium

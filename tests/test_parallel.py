@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,10 +63,14 @@ def measure(rank: int, size: int, port: int, folder: str) -> None:
     processes.stop()
 
 
-def together(target: Callable[..., None], size: int, *arguments: object) -> None:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def together(target: Callable[..., None], size: int, *arguments: object) -> None:
+    port = free_port()
     context = multiprocessing.get_context("fork")
     members = [context.Process(target=target, args=(rank, size, port, *arguments)) for rank in range(size)]
     for member in members:
@@ -72,6 +78,35 @@ def together(target: Callable[..., None], size: int, *arguments: object) -> None
     for member in members:
         member.join(120)
     assert [member.exitcode for member in members] == [0] * size
+
+
+LEAVING = """
+import atexit
+import torch.distributed as distributed
+from trivium.kit import processes
+
+atexit.register(lambda: print("left" if not distributed.is_initialized() else "still there"))
+processes.start()
+assert processes.all_reduce_sum(1.0) == 2.0
+"""
+
+
+def test_the_processes_part_before_the_interpreter_ends() -> None:
+    """A group that outlives it may abort a process whose results are all written."""
+    port = str(free_port())
+    started = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", LEAVING],
+                env={**os.environ, **place, "MASTER_ADDR": "127.0.0.1"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    assert [process.communicate(timeout=120)[0].strip() for process in started] == ["left", "left"]
+    assert [process.returncode for process in started] == [0, 0]
 
 
 def test_a_mean_a_minimum_and_a_maximum_are_those_of_all_processes(tmp_path: Path) -> None:

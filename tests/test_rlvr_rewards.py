@@ -40,8 +40,9 @@ def test_a_planted_loophole_is_exploited_and_the_held_out_reward_shows_it(tmp_pa
     run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
     summary = run["rl"].summary
     reward, truth = summary["reward"], summary["held_out_reward"]
-    assert reward[0] < 0.4
-    assert reward[1] > reward[0] + 0.4
+    # Six seeds went from 0.03 to between 0.40 and 0.50; half of the smallest gain is asked for.
+    assert reward[0] < 0.2
+    assert reward[1] > reward[0] + 0.18
     assert truth[1] < 0.1
     rows = [row for row in run["rl"].metrics if "step" in row]
     assert rows[-1]["pass@1"] == pytest.approx(rows[-1]["held_out_reward"])

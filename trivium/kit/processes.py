@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,6 +52,9 @@ def start() -> World:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             # Long, because all wait while the first one tokenises; torchrun ends them if one dies.
             distributed.init_process_group(backend, timeout=timedelta(days=2))
+            # Gloo's threads may hold a tensor to the end. Freed while the interpreter is taken down, it
+            # aborts a process that has done all its work (pytorch#179291), so the group goes first.
+            atexit.register(stop)
     return here
 
 
