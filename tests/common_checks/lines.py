@@ -153,6 +153,18 @@ WHOLE = ("data", "candidates", "measure", "watch", "test")
 """Settings whose mappings name sources, and so take the place of what stood there."""
 
 
+def repeated() -> set[int]:
+    """The places of lines that move a shared setting as a line of another kind does before."""
+    owners = {(one.kind, one.path): one.owner for one in every_setting()}
+    seen: set[tuple[str, str, str, str | None]] = set()
+    found = set()
+    for place, line in enumerate(LINES):
+        mark = owners.get((line.kind, line.path), ""), line.path, str(line.value), line.refused
+        found |= {place} if mark in seen else set()
+        seen.add(mark)
+    return found
+
+
 def without_a_line() -> list[Setting]:
     """The settings of Trivium's kinds that no line moves."""
     moved = {(line.kind, line.path) for line in LINES}
@@ -173,11 +185,11 @@ def choices_never_made() -> dict[str, set[Any]]:
     for one in owners.values():
         if one.choices:
             offered.setdefault(one.owner, set()).update(one.choices)
-            made.setdefault(one.owner, set()).add(one.default)
+            made.setdefault(one.owner, set()).update([] if isinstance(one.default, list) else [one.default])
     for line in LINES:
         owner = owners.get((line.kind, line.path))
         if owner is not None and owner.choices:
-            given = line.value if isinstance(line.value, list) else [line.value]
+            given = line.value if isinstance(line.value, (list, tuple)) else [line.value]
             made[owner.owner].update(given)
     return {owner: offered[owner] - made[owner] for owner in offered if offered[owner] - made[owner]}
 

@@ -162,7 +162,7 @@ def text_of(tokens: list[str]) -> str:
 
 
 @moves(
-    "vocabulary.letters", 45, kinds=["midtrain"], both={"vocabulary": {**ADDED["vocabulary"], "added": 20}}
+    "vocabulary.characters", 45, kinds=["midtrain"], both={"vocabulary": {**ADDED["vocabulary"], "added": 20}}
 )
 def letters(before: Seen, after: Seen) -> None:
     """Two texts are read and no others, so only what stands in them becomes a token."""
@@ -174,7 +174,7 @@ def reading_new_tokens(name: str, value: Any, before: Any, after: Any, check: An
     """How the texts are read from which tokens are learnt."""
 
     def naming(source: Any) -> dict[str, Any]:
-        return {"vocabulary": {"data": [source], "added": 20, "letters": 200}}
+        return {"vocabulary": {"data": [source], "added": 20, "characters": 200}}
 
     moves(f"vocabulary.data.{name}", value, kinds=["midtrain"], both=naming(before),
           beside=naming(after), moved=False, **more)(check)  # fmt: skip
@@ -200,7 +200,7 @@ reading_new_tokens(
     "subset", "en", OTHER, {**OTHER, "subset": "en"}, None, refused="names a part of a data set on the hub"
 )
 DAMAGED = {"path": "damaged-others.jsonl", "on_bad": "skip"}
-WHOLE = {"letters": 10**6}
+WHOLE = {"characters": 10**6}
 moves("vocabulary.data.on_bad", "skip", kinds=["midtrain"], both={"vocabulary": {**ADDED["vocabulary"]}},
       beside={"vocabulary.data": [DAMAGED]}, moved=False)(lambda before, after: None)  # fmt: skip
 refuses("vocabulary.data.on_bad", "stop", "damaged-others.jsonl:", kinds=["midtrain"],

@@ -219,7 +219,7 @@ def plain_precision(before: Seen, after: Seen) -> None:
 
 @moves("compile", "on", kinds=TRAINS, trained=False)
 @moves("compile", "off", kinds=["pretrain"], both={"compile": "on"}, trained=False)
-@moves("compile", "auto", kinds=["sft"], both={"compile": "on"}, trained=False)
+@moves("compile", "auto", kinds=["sft", *PAIRS, *ROLLOUTS], both={"compile": "on"}, trained=False)
 def compile_(before: Seen, after: Seen, value: str) -> None:
     plain, compiled = (before, after) if value == "on" else (after, before)
     assert plain.trainer.forward is plain.trainer.model

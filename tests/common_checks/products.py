@@ -19,8 +19,9 @@ def product(seen: Seen) -> dict[str, Path]:
     return {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def differences(one: Seen, other: Seen) -> list[str]:
-    """The files of the product in which two runs differ, tensors by more than rounding."""
+def differences(one: Seen, other: Seen, *, exact: bool = False) -> list[str]:
+    """The files of the product in which two runs differ, tensors by more than rounding unless `exact`."""
+    beyond = 0.0 if exact else BEYOND_ROUNDING
     left, right = product(one), product(other)
     assert left, "the run left nothing"
     found = sorted(left.keys() ^ right.keys())
@@ -28,7 +29,7 @@ def differences(one: Seen, other: Seen) -> list[str]:
         if name.endswith(".safetensors"):
             tensors, others = load_tensors(left[name]), load_tensors(right[name])
             alike = tensors.keys() == others.keys() and all(
-                torch.allclose(tensor.float(), others[key].float(), rtol=0, atol=BEYOND_ROUNDING)
+                torch.allclose(tensor.float(), others[key].float(), rtol=0, atol=beyond)
                 for key, tensor in tensors.items()
             )
         elif name.endswith(".json"):
@@ -40,9 +41,9 @@ def differences(one: Seen, other: Seen) -> list[str]:
 
 
 def approximate(content: Any) -> Any:
-    """The same, with numbers to four digits."""
+    """The same, with numbers to four digits and without what tells the time."""
     if isinstance(content, float):
         return float(f"{content:.4g}")
     if isinstance(content, dict):
-        return {key: approximate(value) for key, value in content.items()}
+        return {key: approximate(value) for key, value in content.items() if key != "seconds"}
     return [approximate(value) for value in content] if isinstance(content, list) else content

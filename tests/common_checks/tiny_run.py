@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -19,10 +20,13 @@ from torch import Tensor
 
 import trivium
 from trivium.data.rows import Row, collate
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Request
 from trivium.kit.files import load_tensors, read_json
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.progress import Progress
 from trivium.learn.checkpoints import Checkpoints
+from trivium.learn.objective import Objective
 from trivium.learn.trainer import Trainer
 from trivium.model.attention import Documents
 from trivium.stages import kinds
@@ -39,6 +43,7 @@ stages:
          learning_rate: {to: 0.5}}
   second: {kind: pretrain, data: corpus, model: {SHAPE}, context: 64, batch: 128, steps: 4, seed: 2}
   llama: {kind: pretrain, data: corpus, model: {family: llama, SHAPE}, context: 64, batch: 128, steps: 1}
+  wide: {kind: pretrain, data: corpus, model: {SHAPE}, context: 1024, batch: 1024, steps: 8}
   forked: {kind: midtrain, from: base, data: others, batch: 128, steps: 2, learning_rate: 0.03}
   judge: {kind: reward, from: base, data: ./pairs.jsonl, steps: 2, pairs: 4, context: 64}
   before: {kind: evaluate, from: base, on: [instructions], asking: {limit: 2, max_new_tokens: 2}}
@@ -65,11 +70,24 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"prompt": f"{n} and {n} make", "completion": f" {2 * n}", "ease": n % 7, "other": f" zz {n}"}
         for n in range(80)
     ],
+    "turns": [
+        {
+            "messages": [
+                {"role": role, "content": f"{one} {n}"}
+                for one in ("so", "and")
+                for role in ("user", "assistant")
+            ]
+        }
+        for n in range(20)
+    ],
     "problems": [
         {"prompt": one["prompt"], "answer": str(2 * n), "other": f"zz {n}"}
         for n, one in enumerate(PAIRS[:12])
     ],
+    "passages": [{"prompt": "Say it.", "text": " ".join([text] * 3)} for text in OTHERS[:12]],
     "questions": [{**one, "other": f"zz {one['question']}"} for one in QUESTIONS],
+    "few-questions": [{**one, "other": f"zz {one['question']}"} for one in QUESTIONS[:6]],
+    "numbers": [{"text": f"{price} 123456"} for price in range(12)],
 }
 """The rows of every file; what is in the column `other` can be told by its letters."""
 
@@ -84,17 +102,29 @@ def write_inputs(folder: Path) -> Path:
     for name, rows in ROWS.items():
         write(f"{name}.jsonl", rows)
         write(f"more-{name}.jsonl", rows)
+        write(f"none-{name}.jsonl", [])
+        write(f"one-{name}.jsonl", rows[:1])
         write(f"damaged-{name}.jsonl", rows, "{not json\n")
         write(f"halves-{name}/train.jsonl", rows[::2])
         write(f"halves-{name}/test.jsonl", rows[1::2])
     (folder / "notes.txt").write_text("\n\n".join(f"{one} | {other}" for one, other in pairwise(TEXTS)))
-    (folder / "shop.sql").write_text(
-        "CREATE TABLE goods (name TEXT, price INTEGER);\n"
-        + "".join(f"INSERT INTO goods VALUES ('thing {price}', {price});\n" for price in range(12))
-    )
+    write("bad-questions.jsonl", [*ROWS["questions"], {"question": "Who?", "sql": "SELECT nobody"}])
+    shop = "".join(f"INSERT INTO goods (name, price) VALUES ('thing {n}', {n});\n" for n in range(12))
+    (folder / "shop.sql").write_text(f"CREATE TABLE goods (name TEXT, price INTEGER);\n{shop}")
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection:
+        connection.executescript(f"CREATE TABLE goods (name TEXT, price INTEGER, weight REAL);\n{shop}")
     (folder / "mine.py").write_text(
         "def spread(prompts, completions, **columns):\n"
         "    return [float(sum(one.encode()) % 7) for one in completions]\n"
+        "def shortness(prompts, completions, **columns):\n"
+        "    return [-float(len(one.split())) - (sum(one.encode()) % 3) for one in completions]\n"
+        "def same(prompts, completions, **columns):\n"
+        "    return [0.5 for one in completions]\n"
+        "class Game:\n"
+        "    def __init__(self, **columns):\n"
+        "        pass\n"
+        "    def step(self, action):\n"
+        "        return '¶', 10.0, False\n"
     )
     (folder / "tiny.yaml").write_text(RECIPE)
     return folder / "tiny.yaml"
@@ -150,6 +180,8 @@ class Seen:
     """Forward passes with a loss."""
     saved: list[int] = field(default_factory=list)
     """The steps after which a state was saved."""
+    asked: list[list[int]] = field(default_factory=list)
+    """The prompts that any engine was given."""
     cleared: list[str] = field(default_factory=list)
     """The states that were cleared away as the training ended."""
     forwards: list[Any] = field(default_factory=list)
@@ -246,9 +278,12 @@ class Seen:
         return np.concatenate([row.tokens for row in self.batches[0]])
 
 
+KINDS = kinds()
+
+
 def stage_of(kind: str, settings: Mapping[str, Any]) -> Stage:
     """The stage with these settings, as a recipe would make it."""
-    return kinds()[kind].model_validate({"kind": kind, "seed": 1, **settings})
+    return KINDS[kind].model_validate({"kind": kind, "seed": 1, **settings})
 
 
 class NotTrained(Exception):
@@ -288,7 +323,7 @@ def run_stage(
 def watched(seen: Seen, fault: str | None = None, trained: bool = True) -> Iterator[None]:
     """Note the trainers that run, their batches, passes and saved states, without changing any of them."""
     run, gradient = Trainer.run, Trainer._gradient
-    save, clear = Checkpoints.save, Checkpoints.clear
+    save, clear, generate = Checkpoints.save, Checkpoints.clear, Engine.generate
 
     def noting_run(self: Trainer) -> dict[str, Any]:
         seen.trainers.append(self)
@@ -325,6 +360,10 @@ def watched(seen: Seen, fault: str | None = None, trained: bool = True) -> Itera
         seen.cleared += [path.name for path in sorted(self.folder.glob("step-*"))]
         clear(self)
 
+    def noting_generate(self: Engine, requests: Sequence[Request], *more: Any, **options: Any) -> Any:
+        seen.asked += [list(one.prompt) for one in requests]
+        return generate(self, requests, *more, **options)
+
     def failing_gradient(self: Trainer, rows: Any) -> Any:
         return gradient(self, rows)[0], float("nan")
 
@@ -332,6 +371,7 @@ def watched(seen: Seen, fault: str | None = None, trained: bool = True) -> Itera
         if fault == "gradient":
             patch.setattr(Trainer, "_gradient", failing_gradient)
         patch.setattr(Trainer, "run", noting_run)
+        patch.setattr(Engine, "generate", noting_generate)
         patch.setattr(Checkpoints, "save", noting_save)
         patch.setattr(Checkpoints, "clear", noting_clear)
         yield
@@ -342,31 +382,58 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def first_loss(seen: Seen) -> float:
-    """The loss of the first step, all of its terms, computed once more from where training began."""
+def first_loss(seen: Seen, *, ended: bool = False) -> float:
+    """The loss of the first step's batch, all of its terms, where training began or where it ended."""
+    if ended:
+        return loss_elsewhere(seen, seen.trainer.objective)
+    with placed(seen, seen.begun):
+        return _loss(seen, seen.trainer.objective, None)
+
+
+def loss_elsewhere(
+    seen: Seen, objective: Objective, *, noise: float | None = None, measure: str | None = None
+) -> float:
+    """What an objective makes of the first batch where training ended, or at some distance from its start."""
+    if noise is None:
+        return _loss(seen, objective, measure)
+    generator = torch.Generator().manual_seed(0)
+    moved = {
+        name: one
+        + noise * max(float(one.std(correction=0)), 0.02) * torch.randn(one.shape, generator=generator)
+        for name, one in seen.begun.items()
+    }
+    with placed(seen, moved):
+        return _loss(seen, objective, measure)
+
+
+def _loss(seen: Seen, objective: Objective, measure: str | None) -> float:
     trainer = seen.trainer
-    weight = trainer.objective.weight(seen.batches[0])
-    with begun_again(seen):
-        batch = collate(seen.batches[0], trainer.model.device)
-        return float(trainer.objective.loss(trainer.model, batch).sum.detach()) / weight
+    found = objective.loss(trainer.model, collate(seen.batches[0], trainer.model.device))
+    if measure is not None:
+        total, weight = found.metrics[measure]
+        return float(total) / float(weight)
+    return float(found.sum.detach()) / objective.weight(seen.batches[0])
 
 
 def mean_over_learned(seen: Seen, measure: Callable[[Tensor], Tensor]) -> float:
     """The weighted mean over the first step's tokens of a measure of the logits [tokens, vocabulary]."""
     model = seen.trainer.model
-    with begun_again(seen), torch.no_grad():
+    with placed(seen, seen.begun), torch.no_grad():
         batch = collate(seen.batches[0], model.device)
         logits = model.logits(model(batch.tokens, Documents(batch.lengths, batch.tokens.device)))
         return float((measure(logits) * batch.weights).sum() / batch.weights.sum())
 
 
 @contextmanager
-def begun_again(seen: Seen) -> Iterator[None]:
-    """Inside the block, the model is as it was before the first step."""
+def placed(seen: Seen, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block, what is trained has these weights."""
     ended = {name: one.detach().clone() for name, one in seen.trainer.named.items()}
-    for weights in (seen.begun, ended):
-        with torch.no_grad():
-            for name, one in seen.trainer.named.items():
-                one.copy_(weights[name])
-        if weights is seen.begun:
-            yield
+    _put(seen, weights)
+    yield
+    _put(seen, ended)
+
+
+@torch.no_grad()
+def _put(seen: Seen, weights: Mapping[str, Tensor]) -> None:
+    for name, one in seen.trainer.named.items():
+        one.copy_(weights[name])

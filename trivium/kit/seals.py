@@ -16,6 +16,8 @@ from trivium.kit.fingerprint import fingerprint, seal_of
 COMPLETE, RECORD = "COMPLETE", "stage.yaml"
 _DEEPEST = 4
 _THREADS = 4
+# The same safe reader in C, where PyYAML was built with it: ten times as fast.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # What this process compared already: hashing the weights of a large model takes minutes.
 _checked: set[tuple[str, str, int, int, int]] = set()
 
@@ -94,7 +96,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     with readable(path):
         try:
-            content = yaml.safe_load(compared(path).read_text(encoding="utf-8"))
+            content = yaml.load(compared(path).read_text(encoding="utf-8"), Loader=_LOADER)
         except (yaml.YAMLError, ValueError, RecursionError):
             content = None
     if not isinstance(content, dict):

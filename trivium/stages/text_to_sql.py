@@ -19,7 +19,7 @@ from trivium.grade.sql import Late, SqlScorer, ledger_of, open_read_only, orders
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_text
 from trivium.stages.evaluate import HELD_OUT
-from trivium.stages.parts.documents import Sources, documents, source_references
+from trivium.stages.parts.documents import Sources, documents, refuse_separator, source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
 Told = Literal["none", "short", "full"]
@@ -69,7 +69,10 @@ class TextToSql(Stage):
     def references(self) -> list[Reference]:
         """The data base, and the questions."""
         found = [Reference("database", self.database, ("source",)), *source_references("data", self.data)]
+        for source in self.data:
+            refuse_separator("data", source)
         if isinstance(self.held_out, Source):
+            refuse_separator("held_out", self.held_out)
             found.append(Reference("held_out.path", self.held_out.path, ("data", "source"), self.held_out))
         return found
 

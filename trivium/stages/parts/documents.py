@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from trivium.data.sources import Document, Reading, Source, read_documents
+from trivium.kit.errors import TriviumError
 from trivium.stages.parts.stage import Product, Reference, Work
 
 
@@ -32,6 +33,14 @@ def source_references(
         Reference(f"{setting}.{place}.path", source.path, needs, source)
         for place, source in enumerate(sources)
     ]
+
+
+def refuse_separator(setting: str, source: Source) -> None:
+    """Where documents have to have columns, no text file is read that could be divided."""
+    if source.separator is not None:
+        raise TriviumError(
+            f"{setting}: {source.path} needs columns, so `separator` changes nothing here; leave it out."
+        )
 
 
 def documents(work: Work, sources: list[Source], reading: Reading) -> Iterator[Document]:
