@@ -164,7 +164,7 @@ def text_of(tokens: list[str]) -> str:
 @moves(
     "vocabulary.characters", 45, kinds=["midtrain"], both={"vocabulary": {**ADDED["vocabulary"], "added": 20}}
 )
-def letters(before: Seen, after: Seen) -> None:
+def characters(before: Seen, after: Seen) -> None:
     """Two texts are read and no others, so only what stands in them becomes a token."""
     assert new_tokens(after) != new_tokens(before)
     assert all(any(token in text for text in OTHERS[:4]) for token in new_tokens(after))

@@ -182,21 +182,21 @@ class Plan:
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Hidden states after the last norm, [N, width]; the next call may overwrite them."""
-        note_pass(self.model, len(tokens), context)
+        note_pass(self.model, self._padded(len(tokens)), context)
         room = self._forward(tokens, context, self.layers)
         return self.last.whole(room.stream, room.rows, room.lengths, room.long)[: len(tokens)]
 
     def fill(self, tokens: Tensor, context: CacheContext) -> None:
         """Cache the tokens' keys and values; what the last layer would make of them nobody asks."""
-        note_pass(self.model, len(tokens), context, filling=True)
+        note_pass(self.model, self._padded(len(tokens)), context, filling=True)
         room = self._forward(tokens, context, self.layers[:-1])
         self._project(self.layers[-1], room, self._turn[id(self.layers[-1].rotary)])
         context.store(len(self.layers) - 1, room.key_value[: len(tokens)])
 
     def step(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Scores over the vocabulary after each token, [N, V]; the next call may overwrite them."""
-        note_pass(self.model, len(tokens), context)
-        note_product(len(tokens), self.model.head_weight)
+        note_pass(self.model, self._padded(len(tokens)), context)
+        note_product(self._padded(len(tokens)), self.model.head_weight)
         room = self._forward(tokens, context, self.layers)
         hidden = self.last.whole(room.stream, room.rows, room.lengths, room.long)
         if room.logits is None:
@@ -207,9 +207,13 @@ class Plan:
         count = tokens.shape[0]
         return scores if scores.shape[0] == count else scores[:count]
 
+    def _padded(self, count: int) -> int:
+        """How many rows are computed for so many tokens."""
+        return count if self.alone and count == 1 else self.exactness.rows.padded(count)
+
     def _forward(self, tokens: Tensor, context: CacheContext, layers: Sequence[LayerPlan]) -> Buffers:
         count, model, positions = tokens.shape[0], self.model, context.positions
-        padded = count if self.alone and count == 1 else self.exactness.rows.padded(count)
+        padded = self._padded(count)
         room = self._room(padded)
         if count < padded:
             room.tokens[:count].copy_(tokens)
@@ -290,8 +294,8 @@ class Plan:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary."""
         count = len(hidden)
-        note_product(count, self.model.head_weight)
         padded = self.exactness.rows.padded(count)
+        note_product(padded, self.model.head_weight)
         if count < padded:
             hidden = F.pad(hidden, (0, 0, 0, padded - count))
         scores = hidden.new_empty(padded, self.head.width)

@@ -86,7 +86,17 @@ class Tokenizer:
                 f"{folder} holds no tokenizer.json; give a folder saved by Trivium or transformers."
             )
         try:
-            return cls(read_object(path), *_settings_in(folder))
+            settings, templates, stops = _settings_in(folder)
+            tokenizer = cls(read_object(path), settings, templates)
+            place = folder / "generation_config.json"
+            for stop in stops:
+                if type(stop) is not int or not 0 <= stop < tokenizer.vocabulary_size:
+                    raise TriviumError(
+                        f"{place}: eos_token_id names {stop!r}, and the ids of the tokenizer go from 0 to "
+                        f"{tokenizer.vocabulary_size - 1}; correct it."
+                    )
+            tokenizer._extra_stops = tuple(stops)
+            return tokenizer
         except TriviumError:
             raise
         except BaseException as error:
@@ -382,7 +392,7 @@ class Tokenizer:
         return ChatTokens(ids, [turn >= 0 for turn in turns], turns)
 
 
-def _settings_in(folder: Path) -> tuple[dict[str, Any], dict[str, str], list[int]]:
+def _settings_in(folder: Path) -> tuple[dict[str, Any], dict[str, str], list[Any]]:
     """What lies beside `tokenizer.json`: settings, chat templates by name, and tokens that end a reply."""
     settings = read_object(folder / "tokenizer_config.json") if _has(folder, "tokenizer_config.json") else {}
     if _has(folder, "special_tokens_map.json"):
@@ -403,13 +413,8 @@ def _settings_in(folder: Path) -> tuple[dict[str, Any], dict[str, str], list[int
         raise TriviumError(f"{folder} has a chat template that is no text; restore it.")
     stops: Any = []
     if _has(folder, "generation_config.json"):
-        stops = read_object(folder / "generation_config.json").get("eos_token_id") or []
-    stops = stops if isinstance(stops, list) else [stops]
-    if not all(isinstance(stop, int) and not isinstance(stop, bool) for stop in stops):
-        raise TriviumError(
-            f"{folder / 'generation_config.json'}: eos_token_id {stops!r} is no id; restore it."
-        )
-    return settings, templates, stops
+        stops = read_object(folder / "generation_config.json").get("eos_token_id")
+    return settings, templates, [] if stops is None else stops if isinstance(stops, list) else [stops]
 
 
 def _has(folder: Path, name: str) -> bool:
