@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as arrow
@@ -197,3 +198,43 @@ def test_a_data_set_that_names_files_elsewhere_is_refused(name: str, content: st
 def test_a_separator_is_at_least_one_letter() -> None:
     with pytest.raises(ValueError, match="at least 1 character"):
         Source(path="a.txt", separator="")
+
+
+def test_an_arrow_file_with_wrong_offsets_is_named_and_not_followed(tmp_path: Path) -> None:
+    """One changed byte among the offsets ended the process."""
+    rows = [{"text": "one", "n": 1}, {"text": "two and three", "n": 2}] * 30
+    table, sink = arrow.Table.from_pylist(rows), io.BytesIO()
+    with arrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    content = sink.getvalue()
+    offsets = content.index(
+        (0).to_bytes(4, "little") + (3).to_bytes(4, "little") + (16).to_bytes(4, "little")
+    )
+    (tmp_path / "a.arrow").write_bytes(content[: offsets + 7] + b"\x04" + content[offsets + 8 :])
+
+    def read() -> int:
+        return len(list(read_documents(str(tmp_path))))
+
+    assert within(ROOM, read).startswith("TriviumError: ")
+    (tmp_path / "a.arrow").write_bytes(content)
+    assert read() == 60
+
+
+def test_a_parquet_file_with_wrong_statistics_ends_no_process(tmp_path: Path) -> None:
+    """Of a column that says too much of itself, the library asks to end the process when it is looked at."""
+    table = arrow.table({"text": ["a", "b"] * 50, "n": [1, None] * 50})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+
+    def read() -> str:
+        for place in range(footer, len(content) - 8, 3):
+            changed = bytearray(content)
+            changed[place] = 0
+            (tmp_path / "a.parquet").write_bytes(changed)
+            with suppress(TriviumError):
+                list(read_documents(Source(path=str(tmp_path / "a.parquet"), on_bad="skip")))
+        return "to the end"
+
+    assert within(ROOM, read) == "returned to the end"

@@ -53,6 +53,8 @@ FAULTS = {
     ),
     "more than a recipe": ("# " + "a" * 200_000, "longer than 131,072 characters"),
     "an object of Python": ("a: !!python/object/apply:os.system [true]\n", "r.yaml:1 is not valid YAML"),
+    "a tag that does not fit": ("a: !!timestamp x\n", "a value that YAML cannot read .* quote it"),
+    "another tag that does not fit": ("a: !!bool x\n", "a value that YAML cannot read .* quote it"),
     "no YAML": ("a: \0", "r.yaml is not valid YAML"),
 }
 

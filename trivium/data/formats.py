@@ -248,18 +248,18 @@ def _parquet(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry
             for row in batch.to_pylist():
                 number += 1
                 yield f"{name}:{number}", row
-    except (arrow.ArrowException, ValueError) as error:
+    except (arrow.ArrowException, ValueError, MemoryError) as error:
         raise TriviumError(f"{name} is not a whole parquet file ({error}); fetch it again.") from error
 
 
 def _refuse_expanding(name: str, metadata: parquet.FileMetaData, size: int) -> None:
-    """Name a file whose columns say that they expand as no ordinary data does."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    if sum(column.total_uncompressed_size for column in columns) > max(MOST_EXPANDED, MOST_PER_BYTE * size):
+    """Name a file whose row groups say that they expand as no ordinary data does."""
+    # Of the columns themselves nothing is asked: on statistics that are wrong, the library ends the process.
+    total = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if total > max(MOST_EXPANDED, MOST_PER_BYTE * size):
         raise TriviumError(
             f"{name} expands to more than {MOST_PER_BYTE} times its size, as no ordinary data does; write it "
-            "again without compression if you trust it."
+            "anew without compression if you trust it."
         )
 
 
@@ -267,10 +267,12 @@ def _arrow(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry |
     try:
         number = 0
         for batch in arrow.ipc.open_stream(file):
+            # Offsets that are wrong would be followed to wherever they lead.
+            batch.validate(full=True)
             for row in batch.to_pylist():
                 number += 1
                 yield f"{name}:{number}", row
-    except (arrow.ArrowException, ValueError) as error:
+    except (arrow.ArrowException, ValueError, MemoryError) as error:
         raise TriviumError(f"{name} is not a whole Arrow file ({error}); save the data set again.") from error
 
 

@@ -79,8 +79,8 @@ def parse(text: str, where: str) -> tuple[Any, dict[tuple[str, ...], int]]:
         raise TriviumError(f"{where} is not valid YAML: {error}.") from None
     except RecursionError:
         raise TriviumError(f"{where} is nested more than {DEEPEST} deep; write it flatter.") from None
-    except (ValueError, OverflowError) as error:
-        # A date of a thirteenth month, or a number of thousands of digits.
+    except (ValueError, OverflowError, AttributeError, LookupError, TypeError) as error:
+        # A date of a thirteenth month, a number of thousands of digits, a tag that the value does not fit.
         raise TriviumError(f"{where} has a value that YAML cannot read ({error}); quote it.") from None
     return content, lines
 
