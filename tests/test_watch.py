@@ -80,7 +80,7 @@ def test_a_stage_at_work_says_how_far_it_is(tmp_path):
     at_work.start()
     try:
         watched = Watched(runs)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         stages: dict = {}
         while stages.get("base", {}).get("state") != "running":
             assert time.monotonic() < deadline
