@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from trivium.model.arithmetic import note_product
+
 
 @dataclass(frozen=True)
 class RowsAtOnce:
@@ -81,5 +83,8 @@ class InVerifiedSizes(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _PRODUCTS and not kwargs and args[0].dim() == 2 and args[1].dim() == 2 and len(args[0]):
+            count = len(args[0])
+            # What the model notes itself are the rows it was given; these come on top.
+            note_product(self.rows.padded(count) - count, args[1])
             return self.rows.apply(args[0], lambda rows: func(rows, *args[1:]))
         return func(*args, **kwargs)
