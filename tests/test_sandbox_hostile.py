@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from attack.sandbox import TESTED
 
-from trivium.grade.code import CodeScorer, Exam
+from trivium.grade.code import CodeScorer
 from trivium.grade.sandbox.client import Limits, sandbox
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the isolation is Linux's")
@@ -18,16 +19,7 @@ FOLDER = Path(__file__).parent / "grade" / "hostile"
 CANARY = "trivium-canary-7c1"
 
 # Tests whose every assert a liar would like to satisfy without computing anything.
-TESTS = Exam(
-    sources=(
-        "def check(candidate):\n"
-        "    assert candidate(3) == 9\n"
-        "    assert candidate(7) == 49\n"
-        "    assert candidate(-12) == 144\n"
-        "    assert type(candidate(2)) is int\n",
-    ),
-    entry_point="f",
-)
+TESTS = TESTED
 SCORER = CodeScorer(seconds=1.0, memory=256 << 20)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.tree import below_the_deepest
 from trivium.lab.charts import render
 from trivium.lab.section_training import curve
 
@@ -126,24 +127,14 @@ def page(state: Mapping[str, Any]) -> str:
 
 def ordered(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """The stages with their depths, each below the deepest of those it needs."""
-    parents = {stage["name"]: stage["parents"] for stage in stages}
-    depths: dict[str, int] = {}
+    below = below_the_deepest({stage["name"]: stage["parents"] for stage in stages})
 
-    def depth(name: str) -> int:
-        if name not in depths:
-            depths[name] = 1 + max((depth(parent) for parent in parents[name]), default=-1)
-        return depths[name]
-
-    below: dict[str | None, list[str]] = {}
-    for name, above in parents.items():
-        below.setdefault(max(above, key=depth, default=None), []).append(name)
-
-    def walk(name: str) -> Iterator[tuple[str, int]]:
-        yield name, depth(name)
+    def walk(name: str, depth: int) -> Iterator[tuple[str, int]]:
+        yield name, depth
         for child in below.get(name, []):
-            yield from walk(child)
+            yield from walk(child, depth + 1)
 
-    return [row for root in below.get(None, []) for row in walk(root)]
+    return [row for root in below.get(None, []) for row in walk(root, 0)]
 
 
 def _rank(name: str) -> tuple[int, str]:

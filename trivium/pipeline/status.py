@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.tree import below_the_deepest
 from trivium.pipeline.run import Run, facts, prepare
 from trivium.pipeline.store import Entry, Store
 from trivium.recipe.read import nearest
@@ -61,21 +62,7 @@ def _parents_in(entry: Entry, entries: Mapping[str, Entry]) -> list[str]:
 
 def _tree(states: Mapping[str, list[str]], parents: Mapping[str, list[str]]) -> list[list[str]]:
     """Indented rows; a stage with several parents hangs below the deepest of them."""
-    depths: dict[str, int] = {}
-
-    def depth(name: str) -> int:
-        if name not in depths:
-            depths[name] = 1 + max((depth(parent) for parent in parents[name]), default=0)
-        return depths[name]
-
-    children: dict[str, list[str]] = {}
-    roots = []
-    for name in states:
-        above = max(parents[name], key=depth, default=None)
-        if above is None:
-            roots.append(name)
-        else:
-            children.setdefault(above, []).append(name)
+    children = below_the_deepest({name: parents[name] for name in states})
     table: list[list[str]] = []
 
     def add(name: str, lead: str, last: bool) -> None:
@@ -84,6 +71,7 @@ def _tree(states: Mapping[str, list[str]], parents: Mapping[str, list[str]]) -> 
         for child in below:
             add(child, lead + ("  " if last else "│ "), child == below[-1])
 
+    roots = children.get(None, [])
     for root in roots:
         add(root, "", root == roots[-1])
     return table

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from trivium.kit.settings import plain_types
 from trivium.recipe.read import Written, nearest
 from trivium.stages.parts.stage import Stage
 
@@ -58,7 +58,7 @@ def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list
         containers = [one for one in current if get_origin(one) in (dict, list, tuple, Mapping)]
         branch = [one for one in models if part == one.__name__ or part in _tags(one)]
         if part in fields and not (branch and len(models) > 1):
-            current, known = _options(fields[str(part)].annotation), list(fields)
+            current, known = plain_types(fields[str(part)].annotation), list(fields)
         elif branch:
             # Pydantic put the name of a union's branch here; it is no key that a person wrote.
             current = branch
@@ -66,7 +66,7 @@ def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list
         elif part == "[key]" or part in _BRANCHES or "[" in str(part):
             continue
         else:
-            current = [option for one in containers for option in _options(get_args(one)[-1])]
+            current = [option for one in containers for option in plain_types(get_args(one)[-1])]
             known = list(fields)
         keys.append(str(part))
     return keys, known
@@ -74,13 +74,3 @@ def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
     return get_args(model.model_fields["kind"].annotation) if issubclass(model, Stage) else ()
-
-
-def _options(annotation: Any) -> list[Any]:
-    """The plain types an annotation allows."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _options(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return [option for argument in get_args(annotation) for option in _options(argument)]
-    return [annotation]

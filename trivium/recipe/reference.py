@@ -13,7 +13,8 @@ from pydantic_core import PydanticUndefined
 from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings, plain_types
 from trivium.learn.settings import Training
-from trivium.recipe.schema import Report, kinds
+from trivium.recipe.schema import Report
+from trivium.stages import kinds
 from trivium.stages.parts.stage import Stage
 
 HEAD = """# Settings
