@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from trivium.grade import helper, patterns
+from trivium.grade import answering_process, patterns
+from trivium.grade.answering_process import Helper, Unusable
 from trivium.grade.code import program_of
 from trivium.grade.command import grade
-from trivium.grade.helper import Helper, Unusable
 from trivium.grade.instructions import checks_of, follows
 from trivium.grade.maths import symbolic
 from trivium.grade.maths.extract import marked_answers
@@ -249,8 +249,10 @@ def test_a_helper_that_dies_at_its_start_is_a_fault_said_once(tmp_path: Path, mo
     monkeypatch.setattr(symbolic, "_helper", broken)
     monkeypatch.setattr(symbolic, "_installed", lambda: True)
     starts: list[int] = []
-    popen = helper.subprocess.Popen
-    monkeypatch.setattr(helper.subprocess, "Popen", lambda *a, **k: starts.append(1) or popen(*a, **k))
+    popen = answering_process.subprocess.Popen
+    monkeypatch.setattr(
+        answering_process.subprocess, "Popen", lambda *a, **k: starts.append(1) or popen(*a, **k)
+    )
     for _ in range(3):
         score = scorer("math")("\\boxed{\\int_0^1 x dx}", gold="\\frac{1}{2}")
         assert (score.value, score.status) == (None, "fault")

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from trivium.evals.task import ready_for
+from trivium.grade.answering_process import Helper
 from trivium.grade.command import grade
-from trivium.grade.helper import Helper
 from trivium.grade.maths import symbolic
 from trivium.grade.maths.scorer import MathScorer
 from trivium.grade.rewards import combine, reward_from_file

@@ -6,7 +6,7 @@ matches one cannot be stopped.
 
 from pathlib import Path
 
-from trivium.grade.helper import Helper, Late, Unusable
+from trivium.grade.answering_process import Helper, Late, Unusable
 from trivium.kit.errors import TriviumError
 
 _SECONDS = 2.0

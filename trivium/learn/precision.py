@@ -26,7 +26,7 @@ def product_dtype(precision: Precision, device: torch.device | str) -> torch.dty
 def one_pass(precision: Precision, device: torch.device) -> torch.autocast:
     """A context for one forward pass, in which matrices are multiplied in this type.
 
-    It is entered anew for every pass and never spans an optimiser step. Autocast would otherwise keep the
+    It is entered again for every pass and never spans an optimiser step. Autocast would otherwise keep the
     bfloat16 copies of the weights that it made first, and an update in place does not tell it that they are
     out of date: the model would go on computing with its first weights. For the same reason the cache of
     copies is off. A weight is used once in a pass, so the cache saves nothing, and a copy that a pass

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.grade.helper import Unusable
+from trivium.grade.answering_process import Unusable
 from trivium.grade.maths.answers import Answer, Quantity, read_answer
 from trivium.grade.maths.compare import Undecided, same
 from trivium.grade.maths.expressions import number

@@ -4,7 +4,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from trivium.grade.helper import Helper, Late
+from trivium.grade.answering_process import Helper, Late
 
 _FORMULA = re.compile(r"[A-Za-z0-9\\{}()\[\]+\-*/^_=<>.,|!&\s']{1,600}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")

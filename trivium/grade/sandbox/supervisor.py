@@ -92,7 +92,7 @@ class Isolation:
         kernel.set_host_name(b"sandbox")
 
     def map_user(self, user: int, group: int) -> None:
-        """In a new user namespace, be the same user as before and nobody else."""
+        """In a new user namespace, be the same user as before and no other."""
         for name, content in (
             ("setgroups", "deny"),
             ("uid_map", f"{user} {user} 1"),

@@ -25,7 +25,7 @@ class Unusable(Exception):
 
 
 class Helper:
-    """One Python process that runs a script; started when first asked, and anew after it was late."""
+    """One Python process that runs a script; started when first asked, and again after it was late."""
 
     def __init__(self, script: Path) -> None:
         self.script = script
