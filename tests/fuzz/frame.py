@@ -1,6 +1,7 @@
 """The registry of fuzz targets, and the runner that watches over time and memory from another process."""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -171,6 +172,8 @@ class _Watched:
 
 def _be(target: Target, seconds: float, start: int, said: int, note: int) -> None:
     """In the child: try examples until the time is up or one fails."""
+    # Garbage that is freed later would be room on top of the limit.
+    gc.collect()
     now_used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = now_used + target.memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
