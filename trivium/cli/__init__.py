@@ -1,0 +1,57 @@
+"""The verbs; each parses its words and makes one call below."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from trivium import __version__
+from trivium.cli import models, runs, setup
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import BARRED, FAILING
+from trivium.serve.command import chat, serve
+
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_VERBS = (
+    *(runs.run, runs.plan, runs.status, runs.watch, runs.show, runs.gc),
+    *(setup.init, setup.schema, setup.launch, setup.doctor),
+    *(chat, serve, models.eval_, models.compare, models.distance, models.grade),
+)
+
+
+@click.group(context_settings=_HELP)
+@click.version_option(__version__, prog_name="trivium")
+def cli() -> None:
+    """A language model's whole education: pre-training, mid-training, post-training, and what each did.
+
+    RECIPE is a YAML file or the name of one that ships, such as `laptop`.
+    """
+
+
+for _verb in _VERBS:
+    cli.add_command(_verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `trivium`: what a person can fix ends in one sentence and exit status 2."""
+    try:
+        cli.main(arguments, prog_name="trivium", standalone_mode=False)
+    except TriviumError as error:
+        click.echo(f"trivium: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("trivium: stopped; the same command goes on from here.", err=True)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in BARRED | FAILING or error.filename is None:
+            raise
+        click.echo(
+            f"trivium: {error.filename} cannot be opened: {error.strerror}; fix that or name another.",
+            err=True,
+        )
+        sys.exit(2)

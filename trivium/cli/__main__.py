@@ -1,0 +1,5 @@
+"""`python -m trivium.cli`, as torchrun starts it."""
+
+from trivium.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""The verbs that ask models: eval, compare, distance, grade."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trivium.cli.options import runs_option, unsafe_option
+from trivium.kit.errors import TriviumError
+from trivium.kit.table import print_table
+
+
+@click.command("eval")
+@click.argument("model")
+@click.option("--tasks", required=True, help="Names with their options: facts,sums?steps_high=3&samples=8.")
+@click.option("--limit", default=200, show_default=True, help="Questions per task.")
+@click.option("--shots", default=0, show_default=True, help="Answered examples before each question.")
+@click.option("--samples", default=0, show_default=True, help="Answers drawn per question, for pass@k.")
+@click.option("--style", type=click.Choice(["auto", "continue", "chat"]), default="auto", show_default=True)
+@click.option("--chain-of-thought/--at-once", default=True, help="Whether sums may be worked out in writing.")
+@click.option(
+    "--reasoning",
+    type=click.Choice(["off", "ask", "open"]),
+    default="off",
+    show_default=True,
+    help="Whether sums ask for thoughts before the answer.",
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "to", type=click.Path(path_type=Path), help="Write the numbers here, answers beside.")
+@click.option("--against", type=click.Path(path_type=Path), help="Compare with what --json wrote before.")
+@unsafe_option
+def eval_(
+    model: str, tasks: str, to: Path | None, against: Path | None, unsafe_sandbox: bool, **asking: Any
+) -> None:
+    """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval."""
+    from trivium.api import model_folder
+    from trivium.evals import command
+    from trivium.evals.results import Results
+    from trivium.evals.settings import settings_of
+    from trivium.grade.sandbox.client import announced, permitting_unsafe
+    from trivium.model.hub import resolve
+
+    folder = model_folder(resolve(model))
+    settings = settings_of("trivium eval", asking)
+    before = None if against is None else Results.load(against)
+    if to is not None and to.is_dir():
+        raise TriviumError(f"{to} is a folder; name a file for the numbers.")
+    say = lambda line: click.echo(line, err=True)
+    with announced(say), permitting_unsafe(unsafe_sandbox):
+        results = command.evaluate_folder(folder, tasks.split(","), settings, name=model, say=say)
+    print_table(results.table())
+    if to is not None:
+        results.save(to)
+        click.echo(f"Wrote {to} and every answer beside it.")
+    if before is not None:
+        print_table(command.against(results, before))
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@runs_option
+@click.option(
+    "--on", "tasks", help="What to ask: sums?samples=8,instructions; else what fits the models' data."
+)
+@click.option("--limit", default=100, show_default=True, help="Questions per task.")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--html", "to", type=click.Path(path_type=Path), help="The page; else compare.html under --runs."
+)
+def compare(
+    models: tuple[str, ...], runs: str, tasks: str | None, limit: int, seed: int, to: Path | None
+) -> None:
+    """Ask models the same things and show side by side what each can do; writes one HTML page.
+
+    MODELS are stages (`sft`, `laptop/sft`), Hugging Face folders, or ids on the hub, in the order they grew.
+    """
+    from trivium.evals.settings import settings_of
+    from trivium.lab.compare import compare, summary_table
+
+    settings = settings_of("trivium compare", {"limit": limit, "seed": seed})
+    place = to or Path(runs) / "compare.html"
+    say = lambda line: click.echo(line, err=True)
+    on = tasks.split(",") if tasks else []
+    print_table(summary_table(compare(models, runs=Path(runs), to=place, on=on, settings=settings, say=say)))
+    click.echo(f"Wrote {place}, and {place.with_suffix('.json')} with everything it shows.")
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@runs_option
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), help="A line each; the first model goes on from them."
+)
+@click.option("--count", default=24, show_default=True, help="Texts of a kind, where no prompts are given.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "to", type=click.Path(path_type=Path), help="Write every token's divergence here.")
+def distance(
+    models: tuple[str, ...], runs: str, prompts: Path | None, count: int, seed: int, to: Path | None
+) -> None:
+    """How far models' next-token distributions lie from the first one's, in nats per token."""
+    from trivium.lab.distance import distance
+
+    print_table(distance(models, runs=Path(runs), prompts=prompts, count=count, seed=seed, to=to))
+
+
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def grade(words: tuple[str, ...]) -> None:
+    """Score a text: mathematics, steps, code, SQL, format, instructions."""
+    from trivium.grade.command import grade
+
+    grade.main(list(words), prog_name="trivium grade", standalone_mode=False)

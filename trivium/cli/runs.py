@@ -1,0 +1,120 @@
+"""The verbs about recipes and their results: run, plan, status, watch, show, gc."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from trivium.cli.options import only_option, recipe_argument, runs_option, set_option, unsafe_option
+from trivium.kit.errors import TriviumError
+from trivium.kit.table import print_table
+
+
+@click.command()
+@recipe_argument
+@runs_option
+@only_option
+@set_option
+@click.option("--wait/--no-wait", default=True, help="Wait for another process that makes the same stage.")
+@unsafe_option
+def run(
+    recipe: str,
+    runs: str,
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    wait: bool,
+    unsafe_sandbox: bool,
+) -> None:
+    """Run a recipe: reuse what is done, resume what was cut off, run the rest."""
+    from trivium.pipeline.run import run, table
+
+    going = run(recipe, runs, overrides, only, wait, unsafe_sandbox)
+    if going.became:
+        print_table(table(going))
+    if going.concluded:
+        from trivium.lab.experiments import tables
+
+        for rows in tables(going.concluded):
+            click.echo()
+            print_table(rows)
+        click.echo(f"\nThe page: {Path(runs) / going.recipe.name / 'experiment.html'}")
+    if going.reported:
+        page, rows = going.reported
+        if rows:
+            click.echo()
+            print_table(rows)
+        click.echo(f"\nThe page: {page}")
+
+
+@click.command()
+@recipe_argument
+@runs_option
+@only_option
+@set_option
+def plan(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Say what a run would do and roughly what it would cost."""
+    from trivium.pipeline.plan import plan
+
+    print_table(plan(recipe, runs, overrides, only))
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@runs_option
+def status(recipe: str | None, runs: str) -> None:
+    """Show how far every stage is."""
+    from trivium.pipeline.status import rows
+
+    print_table(rows(runs, recipe))
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@runs_option
+@click.option("--port", default=8321, show_default=True, type=click.IntRange(1, 65535))
+def watch(recipe: str | None, runs: str, port: int) -> None:
+    """Show a run while it goes on, on a page of this machine; without RECIPE the newest."""
+    from trivium.pipeline.watch import watch
+
+    watch(runs, recipe, port, say=click.echo)
+
+
+@click.command()
+@click.argument("stage")
+@runs_option
+@click.option("--step", type=int, help="Name the documents this optimiser step learnt from.")
+@click.option("--batch", is_flag=True, help="Print a packed batch (of --step, else the first), coloured.")
+def show(stage: str, runs: str, step: int | None, batch: bool) -> None:
+    """Show a stage's settings, summary and changes; STAGE is `base`, `laptop/base` or a folder."""
+    from trivium.pipeline import show
+
+    entry = show.find(runs, stage)
+    if batch:
+        click.echo(show.batch(entry, step or 1, colour=sys.stdout.isatty()))
+        return
+    click.echo(show.text(entry) if step is None else "\n".join(show.documents(entry, step)))
+
+
+@click.command()
+@runs_option
+@click.option("--yes", is_flag=True, help="Remove; without it, only say what would be removed.")
+def gc(runs: str, yes: bool) -> None:
+    """Remove results that no recipe reaches any more."""
+    from trivium.pipeline.store import Store, size
+
+    if not Path(runs).is_dir():
+        raise TriviumError(f"there is no folder {runs}; name the one that holds results with --runs.")
+    store = Store(Path(runs))
+    gone = store.unreached()
+    for entry in gone:
+        click.echo(
+            f"{'removed' if yes else 'would remove'} {entry.folder} ({size(entry.folder) / 2**20:.1f} MiB)"
+        )
+        if yes:
+            store.remove(entry)
+    if not gone:
+        click.echo("Every result is reached by a recipe; there is nothing to remove.")
+    elif not yes:
+        click.echo("Nothing was removed; say `trivium gc --yes` to do it.")

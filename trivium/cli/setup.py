@@ -1,0 +1,60 @@
+"""The verbs before a run: init, schema, launch, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trivium.cli.options import AT_LEAST_ONE, recipe_argument, runs_option, write
+from trivium.kit.errors import TriviumError
+
+
+@click.command()
+@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
+@click.option("--markdown", is_flag=True, help="Tables of all settings instead, as in docs/settings.md.")
+def schema(to: Path | None, markdown: bool) -> None:
+    """Write the JSON schema of recipes, from which editors complete and check."""
+    import json
+
+    from trivium.recipe.reference import reference
+    from trivium.recipe.schema import json_schema
+
+    write(reference() if markdown else json.dumps(json_schema(), indent=2) + "\n", to)
+
+
+@click.command()
+@click.argument("path", default="recipe.yaml", type=click.Path(dir_okay=False, path_type=Path))
+def init(path: Path) -> None:
+    """Write a starter recipe to PATH."""
+    if path.exists():
+        raise TriviumError(f"{path} is there already; name another file.")
+    starter = Path(__file__).parent.parent / "recipe" / "starter.yaml"
+    write(starter.read_text(encoding="utf-8"), path)
+    click.echo(f"Put texts into {path.parent / 'texts'}, then: trivium plan {path}; trivium run {path}")
+
+
+@click.command()
+@recipe_argument
+@runs_option
+@click.option("--on", "target", required=True, type=click.Choice(["torchrun", "slurm", "sky"]), help="Where.")
+@click.option("--nodes", default=1, show_default=True, type=AT_LEAST_ONE, help="Machines.")
+@click.option(
+    "--processes", default=8, show_default=True, type=AT_LEAST_ONE, help="Processes (GPUs) on each machine."
+)
+@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
+def launch(recipe: str, runs: str, target: str, nodes: int, processes: int, to: Path | None) -> None:
+    """Write the script that runs a recipe on other machines; submitting it is up to you."""
+    from trivium.pipeline.launch import script
+
+    write(script(recipe, target, runs, nodes, processes), to)
+
+
+@click.command()
+@runs_option
+def doctor(runs: str) -> None:
+    """Measure this machine and say what of it will be used."""
+    from trivium.pipeline.doctor import rows
+
+    for name, value in rows(runs):
+        click.echo(f"{name:<18}{value}")
