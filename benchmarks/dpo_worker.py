@@ -42,13 +42,13 @@ def shared_pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
-    """Trivium's feed, objective and trainer, as its preference stage puts them together."""
-    from trivium.data.preferences import JudgedSource, Judgements, PreferenceFeed
+    """Trivium's batch source, objective and trainer, as its preference stage puts them together."""
+    from trivium.data.preferences import PreferenceBatches, PreferenceData, PreferenceSource
     from trivium.data.sources import Document
     from trivium.kit.metrics import MetricsLog
     from trivium.kit.progress import Progress
     from trivium.learn.objectives.preference import Beside, Preference
-    from trivium.learn.optimisers import Rates
+    from trivium.learn.optimisers import LearningRates
     from trivium.learn.settings import Training
     from trivium.learn.trainer import Trainer
     from trivium.model.folder import load_model
@@ -58,8 +58,10 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     from trivium.tokens.tokenizer import Tokenizer
 
     documents = [Document(None, row, f"row:{n}") for n, row in enumerate(shared_pairs(arguments["pairs"]))]
-    judged = list(Judgements(Tokenizer.load(folder), 1024).read(documents))
-    feed = PreferenceFeed([JudgedSource("pairs", judged)], batch=arguments["batch"], seed=0, steps=100_000)
+    judged = list(PreferenceData(Tokenizer.load(folder), 1024).read(documents))
+    batches = PreferenceBatches(
+        [PreferenceSource("pairs", judged)], batch=arguments["batch"], seed=0, steps=100_000
+    )
     model = load_model(folder, device=device_of(arguments))
     log = MetricsLog(folder / "metrics.jsonl")
     beside: Beside = "parent"
@@ -69,12 +71,13 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     if arguments["stored"]:
         beside = "stored"
         work = Work("dpo", folder, {}, 0, log, Progress())
-        store_references(work, "train", model, feed, parent="shared")
+        store_references(work, "train", model, batches, parent="shared")
     reference = copy.deepcopy(model).requires_grad_(False) if beside == "parent" else None
     trainer = Trainer(
-        model=model, objective=Preference({"sigmoid": 1.0}, beside=beside, reference=reference), feed=feed,
+        model=model, objective=Preference({"sigmoid": 1.0}, beside=beside, reference=reference),
+        batches=batches,
         settings=Training(optimiser="adamw", compile="off"), folder=folder, log=log, progress=Progress(),
-        rates=Rates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
+        rates=LearningRates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
     )  # fmt: skip
 
     def train(pairs: int) -> tuple[float, int]:

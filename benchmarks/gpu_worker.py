@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from trivium.data.rows import Row, row_of_documents
+from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
 from trivium.learn.objectives.next_token import NextToken
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
 from trivium.learn.trainer import Trainer
 from trivium.model.config import ModelConfig
@@ -120,10 +120,10 @@ class Same:
     fingerprint = "same"
     steps = 10**6
 
-    def __init__(self, rows: list[Row]) -> None:
+    def __init__(self, rows: list[PackedSequence]) -> None:
         self.given = rows
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         return self.given
 
     def state(self) -> tuple[dict, dict]:
@@ -133,7 +133,7 @@ class Same:
         """A benchmark is never resumed."""
 
 
-def documents(shape: Shape, tokens: int, typical: int | None) -> list[Row]:
+def documents(shape: Shape, tokens: int, typical: int | None) -> list[PackedSequence]:
     """Rows as long as the context: one document each, or many of about `typical` tokens."""
     random = np.random.default_rng(0)
     rows = []
@@ -174,25 +174,25 @@ def train(asked: dict[str, Any]) -> None:
             del step
 
 
-def trivium_step(asked: dict[str, Any], how: list[str], rows: list[Row]) -> Callable[[], None]:
+def trivium_step(asked: dict[str, Any], how: list[str], rows: list[PackedSequence]) -> Callable[[], None]:
     """A step of the one loop that every recipe runs."""
     folder = Path(tempfile.mkdtemp())
     trainer = Trainer(
-        model=model_of(asked["shape"], asked["device"]), objective=NextToken(), feed=Same(rows),
+        model=model_of(asked["shape"], asked["device"]), objective=NextToken(), batches=Same(rows),
         settings=Training(
             steps=Same.steps, optimiser="muon" if "Muon" in how else "adamw",
             compile="on" if "compiled" in how else "off", micro_batch=asked["pass"],
             precision="bfloat16" if asked["device"] == "cuda" else "auto",
             learning_rate={"decay": "constant"},
         ),
-        rates=Rates(RATE, RATE, RATE, RATE), folder=folder, log=MetricsLog(folder / "metrics.jsonl"),
+        rates=LearningRates(RATE, RATE, RATE, RATE), folder=folder, log=MetricsLog(folder / "metrics.jsonl"),
         progress=Progress("", io.StringIO()),
     )  # fmt: skip
     trainer.make_ready()
     return lambda: trainer._after_step(trainer._one_step(), 0)
 
 
-def peer_step(asked: dict[str, Any], how: list[str], rows: list[Row]) -> Callable[[], None]:
+def peer_step(asked: dict[str, Any], how: list[str], rows: list[PackedSequence]) -> Callable[[], None]:
     """A step as a person writes it around transformers: autocast, accumulation, clipping, fused AdamW."""
     shape, device = asked["shape"], asked["device"]
     model = peer_of(shape, device)

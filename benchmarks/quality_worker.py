@@ -96,16 +96,16 @@ def trivium_contestant(texts: Texts, shape: dict, seconds: float, precision: str
     from trivium.model.preset import preset
 
     class Clocked(GivenRows):
-        """A feed that ends when the time does, so that the schedule follows the clock."""
+        """A batch source that ends when the time does, so that the schedule follows the clock."""
 
         @property
         def steps(self) -> int:  # type: ignore[override]
             return max(trainer.step + 1, round(trainer.step * seconds / spent)) if spent else 1_000_000
 
     spent = 0.0
-    feed = Clocked()
+    batches = Clocked()
     settings = Training(tokens=1, compile="off", precision=precision)  # type: ignore[arg-type]
-    trainer = trainer_of(shape, feed, settings)
+    trainer = trainer_of(shape, batches, settings)
     suggested = preset(
         shape["layers"], shape["vocabulary"], shape["context"], width=shape["width"],
         token_budget=int(shape["tokens_per_second"] * seconds),
@@ -113,7 +113,7 @@ def trivium_contestant(texts: Texts, shape: dict, seconds: float, precision: str
     rows_per_step = suggested.values["batch_tokens"] // shape["context"]
     with products(settings.precision, trainer.model.device):
         while spent < seconds:
-            feed.given = rows_of(texts.rows(rows_per_step))
+            batches.given = rows_of(texts.rows(rows_per_step))
             start = time.perf_counter()
             trainer._one_step()
             spent += time.perf_counter() - start

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sft_worker import shared_model
 
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
 from trivium.learn.objectives.policy import PolicyGradient
@@ -45,7 +45,9 @@ class Scripted:
         return Answer(tokens, [-1.0] * self.length, [True] * self.length, False, str(tokens[0]))
 
 
-def rows_of(model: Transformer, prompt: int, answer: int, *, share: bool, equal: float) -> list[Row]:
+def rows_of(
+    model: Transformer, prompt: int, answer: int, *, share: bool, equal: float
+) -> list[PackedSequence]:
     """One rollout's rows; in a share of all groups every answer is worth the same."""
     chance = np.random.default_rng(1)
     problems = [
@@ -64,7 +66,7 @@ def rows_of(model: Transformer, prompt: int, answer: int, *, share: bool, equal:
     return feed.rows(0)
 
 
-def seconds(model: Transformer, rows: Sequence[Row]) -> float:
+def seconds(model: Transformer, rows: Sequence[PackedSequence]) -> float:
     """Processor time of one training pass over the rows."""
     objective = PolicyGradient(ALGORITHMS["dapo"], ALGORITHMS["dapo"].numbers)
     start = time.process_time()

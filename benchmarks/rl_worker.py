@@ -37,7 +37,7 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     from trivium.kit.progress import Progress
     from trivium.learn.objectives.policy import PolicyGradient
     from trivium.learn.objectives.policy_losses import ALGORITHMS
-    from trivium.learn.optimisers import Rates
+    from trivium.learn.optimisers import LearningRates
     from trivium.learn.settings import Training
     from trivium.learn.trainer import Trainer
     from trivium.model.folder import load_model
@@ -66,7 +66,7 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     trainer = Trainer(
         model=model, objective=PolicyGradient(algorithm, algorithm.numbers), feed=feed,
         settings=Training(optimiser="adamw", compile="off"), folder=folder,
-        rates=Rates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
+        rates=LearningRates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
         log=MetricsLog(folder / "metrics.jsonl"), progress=Progress(),
     )  # fmt: skip
 

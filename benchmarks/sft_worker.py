@@ -52,15 +52,15 @@ def shared_model(folder: Path, shape: dict[str, int]) -> None:
 
 
 def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
-    """Trivium's feed, objective and trainer, as its sft stage puts them together."""
+    """Trivium's batch source, objective and trainer, as its sft stage puts them together."""
     from trivium.data.conversations import Encoder
-    from trivium.data.packed import Ingredient, PackedFeed
+    from trivium.data.packed import Ingredient, PackedBatches
     from trivium.data.shards import Shards, write_encoded
     from trivium.data.sources import Document
     from trivium.kit.metrics import MetricsLog
     from trivium.kit.progress import Progress
     from trivium.learn.objectives.next_token import NextToken
-    from trivium.learn.optimisers import Rates
+    from trivium.learn.optimisers import LearningRates
     from trivium.learn.settings import Training
     from trivium.learn.trainer import Trainer
     from trivium.model.folder import load_model
@@ -77,14 +77,14 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     tokens = round(arguments["batch"] * shards.tokens / len(shards))
     context = min(arguments["longest"], tokens)
     ingredients = [Ingredient("rows", shards)]
-    feed = PackedFeed(ingredients, context=context, batch_tokens=tokens, seed=0, steps=100_000)
+    batches = PackedBatches(ingredients, context=context, batch_tokens=tokens, seed=0, steps=100_000)
     model = load_model(folder, device=device_of(arguments))
     if arguments["adapter"]:
         add_adapter(model, AdapterSettings(rank=RANK, alpha=ALPHA))
     trainer = Trainer(
-        model=model, objective=NextToken(), feed=feed,
+        model=model, objective=NextToken(), batches=batches,
         settings=Training(optimiser="adamw", compile="off"), folder=folder,
-        rates=Rates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
+        rates=LearningRates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
         log=MetricsLog(folder / "metrics.jsonl"), progress=Progress(),
     )  # fmt: skip
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trivium.data.rows import Row, row_of_documents
+from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
 from trivium.learn.objectives.next_token import NextToken
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
 from trivium.learn.trainer import Trainer
 from trivium.model.initialise import new_model
@@ -23,15 +23,15 @@ from trivium.model.preset import preset
 
 
 class GivenRows:
-    """A feed whose every batch is set from outside."""
+    """A batch source whose every batch is set from outside."""
 
     fingerprint = "given"
     steps = 1_000_000
 
     def __init__(self) -> None:
-        self.given: list[Row] = []
+        self.given: list[PackedSequence] = []
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         """The rows that were set last."""
         return self.given
 
@@ -43,7 +43,7 @@ class GivenRows:
         """Nothing to take up again."""
 
 
-def rows_of(windows: np.ndarray, byte_lengths: np.ndarray | None = None) -> list[Row]:
+def rows_of(windows: np.ndarray, byte_lengths: np.ndarray | None = None) -> list[PackedSequence]:
     """Rows of windows whose last target lies outside them, as the peers predict it too."""
     rows = []
     for window in windows:
@@ -55,7 +55,11 @@ def rows_of(windows: np.ndarray, byte_lengths: np.ndarray | None = None) -> list
 
 
 def trainer_of(
-    shape: dict, feed: GivenRows, settings: Training, rates: Rates | None = None, family: str | None = None
+    shape: dict,
+    batches: GivenRows,
+    settings: Training,
+    rates: LearningRates | None = None,
+    family: str | None = None,
 ) -> Trainer:
     """A trainer over a new model of the shared shape, in the default family unless one is named."""
     derived = preset(
@@ -67,11 +71,11 @@ def trainer_of(
         config = replace(config, family="llama", query_key_norm="none")
     model = new_model(config, seed=0, device="cpu")
     folder = Path(tempfile.mkdtemp())
-    defaults = Rates(**derived.learning_rates, weight_decay=derived.values["weight_decay"])
+    defaults = LearningRates(**derived.learning_rates, weight_decay=derived.values["weight_decay"])
     return Trainer(
         model=model,
         objective=NextToken(),
-        feed=feed,
+        batches=batches,
         settings=settings,
         rates=rates or defaults,
         folder=folder,
@@ -89,18 +93,18 @@ def trainer_step(
     random_tokens: Callable[[dict, int, int], torch.Tensor],
 ) -> Callable[[int, int], None]:
     """One step of the trainer on the rows every contestant gets."""
-    feed = GivenRows()
+    batches = GivenRows()
     settings = Training(
-        steps=feed.steps, optimiser=optimiser, compile="on" if compiled else "off",
+        steps=batches.steps, optimiser=optimiser, compile="on" if compiled else "off",
         learning_rate={"decay": "constant"},
     )  # fmt: skip
-    rates = Rates(*[learning_rate] * 4, weight_decay=weight_decay) if optimiser == "adamw" else None
+    rates = LearningRates(*[learning_rate] * 4, weight_decay=weight_decay) if optimiser == "adamw" else None
     # The same work as the peers do is their Llama; the default adds norms of queries and keys.
-    trainer = trainer_of(shape, feed, settings, rates, family="llama" if optimiser == "adamw" else None)
+    trainer = trainer_of(shape, batches, settings, rates, family="llama" if optimiser == "adamw" else None)
     trainer.make_ready()
 
     def step(index: int, micro: int) -> None:
-        feed.given = rows_of(random_tokens(shape, shape["rows"], index).numpy())
+        batches.given = rows_of(random_tokens(shape, shape["rows"], index).numpy())
         trainer.budget = micro * shape["context"]
         trainer._after_step(trainer._one_step(), 0)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trivium.data.rows import Row, row_of_documents
+from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.model.attention import Documents
 from trivium.model.transformer import Transformer
 
@@ -44,7 +44,7 @@ class Answer:
         return self.scores(model, temperature).gather(1, self.drawn[:, None])[:, 0]
 
 
-def answers_of(row: Row) -> Iterator[Answer]:
+def answers_of(row: PackedSequence) -> Iterator[Answer]:
     """Every document of a row in which something was drawn."""
     starts = np.cumsum(row.lengths) - row.lengths
     shared = row.tokens[: row.lengths[0]] if row.facts["back"][-1] else row.tokens[:0]
@@ -61,7 +61,7 @@ def answers_of(row: Row) -> Iterator[Answer]:
 
 def rows_of_answers(
     vocabulary: int, groups: Sequence[Sequence[int]], *, share: bool, seed: int = 0
-) -> list[Row]:
+) -> list[PackedSequence]:
     """One row for each group of answers with these lengths, their columns drawn from the seed."""
     random = np.random.default_rng(seed)
     rows = []
@@ -88,7 +88,7 @@ def rows_of_answers(
     return rows
 
 
-def near(model: Transformer, rows: Sequence[Row], spread: float, temperature: float = 1.0) -> None:
+def near(model: Transformer, rows: Sequence[PackedSequence], spread: float, temperature: float = 1.0) -> None:
     """Put the columns' log-probabilities near the model's, so that some ratios are clipped, some not."""
     random = np.random.default_rng(7)
     for row in rows:

@@ -9,7 +9,7 @@ import torch
 from small import VOCABULARY
 from torch import Tensor, nn
 
-from trivium.data.rows import Batch, Row, row_of_documents
+from trivium.data.rows import Batch, PackedSequence, row_of_documents
 from trivium.learn.head_loss import token_log_probabilities
 from trivium.learn.objective import Loss
 from trivium.model.attention import Documents
@@ -47,7 +47,7 @@ class ToyRollouts:
         self.made += 1
         return {"tokens": tokens, "logprobs": torch.cat(logprobs, 1), "rewards": rewards}
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         if step % self.per_rollout == 0 or not self.rollout:
             self.rollout = self.sample(step)
         advantages = self.rollout["rewards"] - self.rollout["rewards"].mean()
@@ -78,7 +78,7 @@ class ToyPolicy:
     name = "toy_policy"
     extra = None
 
-    def weight(self, rows: list[Row]) -> float:
+    def weight(self, rows: list[PackedSequence]) -> float:
         return float(sum(row.weights.sum() for row in rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
@@ -97,7 +97,7 @@ class ToyPairs:
     fingerprint = "toy-pairs"
     steps = 8
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         random = np.random.default_rng(step)
         rows = []
         for pair in range(3):
@@ -122,7 +122,7 @@ class ToyPreference:
     name = "toy_preference"
     extra = None
 
-    def weight(self, rows: list[Row]) -> float:
+    def weight(self, rows: list[PackedSequence]) -> float:
         return float(len(rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
@@ -147,7 +147,7 @@ class ToyValue:
         torch.manual_seed(11)
         self.extra = nn.Linear(width, 1)
 
-    def weight(self, rows: list[Row]) -> float:
+    def weight(self, rows: list[PackedSequence]) -> float:
         return float(sum(len(row) for row in rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:

@@ -8,8 +8,14 @@ from typing import Any
 import torch
 from tuning import small_model, tokenizer_of
 
-from trivium.data.preferences import JudgedSource, Judgement, Judgements, PreferenceFeed, unpaired
-from trivium.data.rows import Row
+from trivium.data.preferences import (
+    PreferenceBatches,
+    PreferenceData,
+    PreferencePair,
+    PreferenceSource,
+    unpaired,
+)
+from trivium.data.rows import PackedSequence
 from trivium.data.sources import Document
 from trivium.learn.objectives.preference import NEEDS_ALL, UNPAIRED, Preference, needs_reference
 from trivium.learn.objectives.preference_losses import PreferenceNumbers
@@ -24,9 +30,9 @@ PAIRS = [
 ]
 
 
-def pairs(rows: list[dict] | None = None, context: int = 256) -> list[Judgement]:
+def pairs(rows: list[dict] | None = None, context: int = 256) -> list[PreferencePair]:
     documents = [Document(None, row, f"rows.jsonl:{n}") for n, row in enumerate(rows or PAIRS, 1)]
-    return list(Judgements(tokenizer_of("own"), context).read(documents))
+    return list(PreferenceData(tokenizer_of("own"), context).read(documents))
 
 
 def model_and_reference(**changes: Any) -> tuple[Transformer, Transformer]:
@@ -40,13 +46,13 @@ def model_and_reference(**changes: Any) -> tuple[Transformer, Transformer]:
     return model, reference.requires_grad_(False)
 
 
-def feed_of(
-    judgements: list[Judgement], losses: Mapping[str, float], *, batch: int | None = None, **options: Any
-) -> PreferenceFeed:
-    some = unpaired(judgements) if UNPAIRED & set(losses) else judgements
+def batches_of(
+    pairs: list[PreferencePair], losses: Mapping[str, float], *, batch: int | None = None, **options: Any
+) -> PreferenceBatches:
+    some = unpaired(pairs) if UNPAIRED & set(losses) else pairs
     settings = {"together": bool(NEEDS_ALL & set(losses)), "mismatched": "kto" in losses, "steps": 1}
-    return PreferenceFeed(
-        [JudgedSource("rows", some)], batch=batch or len(some), seed=0, **{**settings, **options}
+    return PreferenceBatches(
+        [PreferenceSource("rows", some)], batch=batch or len(some), seed=0, **{**settings, **options}
     )
 
 
@@ -59,8 +65,8 @@ def objective_of(
     )
 
 
-def in_order(feed: PreferenceFeed) -> list[Row]:
+def in_order(batches: PreferenceBatches) -> list[PackedSequence]:
     """The first batch, its judgements in the order of the data."""
-    places = sorted(feed.plan.rows(0))
-    feed.plan.__dict__["rows"] = lambda step: places
-    return feed.rows(0)
+    places = sorted(batches.plan.rows(0))
+    batches.plan.__dict__["rows"] = lambda step: places
+    return batches.rows(0)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from judging import feed_of, in_order, model_and_reference, objective_of, pairs
-from small import SmallFeed, small_model
+from judging import batches_of, in_order, model_and_reference, objective_of, pairs
+from small import SmallBatches, small_model
 from torch import Tensor
 
-from trivium.data.rows import Row, row_of_documents
+from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.learn.objectives.near_parent import NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.objectives.policy import PolicyGradient
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
     model: Transformer
     objective: Any
-    rows: list[Row]
+    rows: list[PackedSequence]
     rate: float = 0.01
     optimiser: str = "muon"
 
@@ -43,10 +43,10 @@ class OneBatch:
 
     fingerprint = "one-batch"
 
-    def __init__(self, rows: list[Row], steps: int) -> None:
+    def __init__(self, rows: list[PackedSequence], steps: int) -> None:
         self.batch, self.steps = rows, steps
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         return self.batch
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -61,29 +61,29 @@ def _frozen(model: Transformer) -> Transformer:
 
 
 def _next_token(device: str, **settings: Any) -> Case:
-    return Case(small_model().to(device), NextToken(**settings), SmallFeed().rows(0))
+    return Case(small_model().to(device), NextToken(**settings), SmallBatches().rows(0))
 
 
 def _experts(device: str) -> Case:
     experts = ExpertsConfig(count=4, per_token=2, inner_width=16, balance=0.01)
-    return Case(small_model(experts=experts).to(device), NextToken(), SmallFeed().rows(0))
+    return Case(small_model(experts=experts).to(device), NextToken(), SmallBatches().rows(0))
 
 
 def _near_weights(device: str) -> Case:
     model = small_model().to(device)
-    return Case(model, NextToken(guards=[NearWeights(model, 0.01)]), SmallFeed().rows(0))
+    return Case(model, NextToken(guards=[NearWeights(model, 0.01)]), SmallBatches().rows(0))
 
 
 def _near_predictions(device: str) -> Case:
     model = small_model().to(device)
     guard = NearPredictions(0.3, _frozen(model))
-    return Case(model, NextToken(guards=[guard]), SmallFeed().rows(0))
+    return Case(model, NextToken(guards=[guard]), SmallBatches().rows(0))
 
 
 def _adapter(device: str, *guards: Any) -> Case:
     model = small_model().to(device)
     add_adapter(model, AdapterSettings(rank=8), seed=1)
-    return Case(model, NextToken(guards=guards), SmallFeed().rows(0), 0.03, "adamw")
+    return Case(model, NextToken(guards=guards), SmallBatches().rows(0), 0.03, "adamw")
 
 
 def _judged(device: str) -> tuple[Transformer, Transformer]:
@@ -97,7 +97,7 @@ def _preference(device: str, loss: str) -> Case:
     # DiscoPOP's own temperature makes a step of its loss out of which any rounding leads another way.
     numbers = PreferenceNumbers(beta=0.1, label_smoothing=0.01, temperature=0.5)
     objective = objective_of(losses, reference, numbers)
-    return Case(model, objective, in_order(feed_of(pairs(), losses)), 0.001, "adamw")
+    return Case(model, objective, in_order(batches_of(pairs(), losses)), 0.001, "adamw")
 
 
 def _adapter_off(device: str) -> Case:
@@ -105,17 +105,17 @@ def _adapter_off(device: str) -> Case:
     add_adapter(model, AdapterSettings(rank=8), seed=1)
     losses = {"sigmoid": 1.0}
     objective = objective_of(losses, model, PreferenceNumbers(), beside="adapter off")
-    return Case(model, objective, in_order(feed_of(pairs(), losses)), 0.01, "adamw")
+    return Case(model, objective, in_order(batches_of(pairs(), losses)), 0.01, "adamw")
 
 
 def _reward(device: str) -> Case:
     model, _ = _judged(device)
     model = without_language_head(model)
     objective = BradleyTerry(ScalarHead(model.config.width, seed=0).to(device), centring=0.01)
-    return Case(model, objective, in_order(feed_of(pairs(), {"sigmoid": 1.0})), 0.003, "adamw")
+    return Case(model, objective, in_order(batches_of(pairs(), {"sigmoid": 1.0})), 0.003, "adamw")
 
 
-def answers(vocabulary: int, *, share: bool = True) -> list[Row]:
+def answers(vocabulary: int, *, share: bool = True) -> list[PackedSequence]:
     """Four sampled answers to a prompt of one row, with all that policies learn from."""
     random = np.random.default_rng(5)
     prompt = random.integers(0, vocabulary, 7)

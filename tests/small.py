@@ -1,4 +1,4 @@
-"""A model, a feed and a trainer small enough for a test."""
+"""A model, a batch source and a trainer small enough for a test."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from trivium.data.rows import Row, row_of_documents
+from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
 from trivium.learn.objectives.next_token import NextToken
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
 from trivium.learn.trainer import Hooks, Trainer
 from trivium.model.config import ModelConfig
 from trivium.model.transformer import Transformer
 
 VOCABULARY = 61
-RATES = Rates(matrices=0.02, embeddings=0.02, head=0.005, scalars=0.01, weight_decay=0.01)
+RATES = LearningRates(matrices=0.02, embeddings=0.02, head=0.005, scalars=0.01, weight_decay=0.01)
 
 
 def small_model(seed: int = 0, **changes: Any) -> Transformer:
@@ -38,7 +38,7 @@ def small_model(seed: int = 0, **changes: Any) -> Transformer:
     return model
 
 
-class SmallFeed:
+class SmallBatches:
     """Rows of uneven documents, each step's a pure function of the step."""
 
     def __init__(self, steps: int = 8, rows: int = 4, longest: int = 24) -> None:
@@ -47,7 +47,7 @@ class SmallFeed:
         self.longest = longest
         self.fingerprint = f"small-{rows}-{longest}"
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         random = np.random.default_rng(1000 + step)
         rows = []
         for row in range(self.rows_per_step):
@@ -70,18 +70,18 @@ def small_trainer(
     folder: Path,
     *,
     model: Transformer | None = None,
-    feed: Any = None,
+    batches: Any = None,
     objective: Any = None,
     hooks: Hooks | None = None,
     parent_moments: Any = None,
     seed: int = 0,
     **settings: Any,
 ) -> Trainer:
-    """A trainer over the small model and feed; keywords are training settings."""
+    """A trainer over the small model and batches; keywords are training settings."""
     return Trainer(
         model=model or small_model(),
         objective=objective or NextToken(),
-        feed=feed or SmallFeed(),
+        batches=batches or SmallBatches(),
         settings=Training(**settings),
         rates=RATES,
         folder=folder,

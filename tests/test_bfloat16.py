@@ -17,13 +17,13 @@ import pytest
 import torch
 from devices import DEVICES
 from objectives import CASES, COMPILED, FAMILIES, Case, OneBatch
-from small import SmallFeed, assert_identical, small_model, small_trainer, weights_of
+from small import SmallBatches, assert_identical, small_model, small_trainer, weights_of
 
 import trivium.learn.objectives
 from trivium.data.rows import collate
 from trivium.kit.metrics import read_metrics
 from trivium.learn.objectives.next_token import NextToken
-from trivium.learn.optimisers import Rates, orthogonalised
+from trivium.learn.optimisers import LearningRates, orthogonalised
 from trivium.learn.precision import one_pass, product_dtype, resolve_precision
 from trivium.learn.trainer import Hooks, Trainer
 from trivium.learn.validation import measure
@@ -36,11 +36,13 @@ BOUND = 0.1
 
 def trainer_of(case: Case, folder: Path, precision: str, steps: int, **settings: Any) -> Trainer:
     trainer = small_trainer(
-        folder, model=case.model, objective=case.objective, feed=OneBatch(case.rows, steps),
+        folder, model=case.model, objective=case.objective, batches=OneBatch(case.rows, steps),
         precision=precision, optimiser=case.optimiser,
         learning_rate={"from": 1.0, "decay": "constant"}, **settings,
     )  # fmt: skip
-    trainer.rates = trainer.optimiser.rates = Rates(case.rate, case.rate, case.rate / 2, case.rate / 2)
+    trainer.rates = trainer.optimiser.rates = LearningRates(
+        case.rate, case.rate, case.rate / 2, case.rate / 2
+    )
     return trainer
 
 
@@ -53,14 +55,14 @@ def curve(name: str, folder: Path, precision: str, device: str = "cpu", **settin
 
     def noted(*arguments: Any) -> Any:
         result = learn(*arguments)
-        seen.append(float(result.sum.detach()) / objective.weight(trainer.feed.batch))
+        seen.append(float(result.sum.detach()) / objective.weight(trainer.batches.batch))
         return result
 
     objective.loss = noted
     trainer.run()
     torch.manual_seed(0)
     with torch.no_grad(), one_pass(precision, model.device):
-        objective.loss(model, collate(trainer.feed.batch, model.device))
+        objective.loss(model, collate(trainer.batches.batch, model.device))
     return torch.tensor(seen)
 
 
@@ -129,13 +131,13 @@ def test_a_pass_uses_the_weights_the_optimiser_wrote_last(tmp_path: Path, name: 
     assert case.objective.checks == 3
 
 
-class Watched(SmallFeed):
+class Watched(SmallBatches):
     """A feed that computes with the model, as rollouts do."""
 
     model: Any = None
 
     def rows(self, step: int) -> Any:
-        assert not torch.is_autocast_enabled("cpu"), "a feed says itself in what it computes"
+        assert not torch.is_autocast_enabled("cpu"), "a batch source says itself in what it computes"
         rows = super().rows(step)
         if self.model is not None:
             with one_pass("bfloat16", self.model.device), torch.no_grad():
@@ -151,7 +153,8 @@ def test_between_passes_nothing_is_rounded_and_nothing_is_out_of_date(tmp_path: 
     """Validation, averages of the weights, samples and rollouts see the weights as they are now."""
     model, seen = small_model(), {"validate": 0, "sample": 0, "keep": 0}
     held_out = [
-        row.__class__(**{**vars(row), "columns": {"bytes": row.weights * 3}}) for row in SmallFeed().rows(77)
+        row.__class__(**{**vars(row), "columns": {"bytes": row.weights * 3}})
+        for row in SmallBatches().rows(77)
     ]
 
     def validate() -> dict[str, Any]:
@@ -169,12 +172,12 @@ def test_between_passes_nothing_is_rounded_and_nothing_is_out_of_date(tmp_path: 
 
         return note
 
-    feed = Watched(steps=6)
-    feed.model = model
+    batches = Watched(steps=6)
+    batches.model = model
     trainer = small_trainer(
-        tmp_path, model=model, feed=feed, objective=Rechecked(NextToken()), precision="bfloat16", ema=0.9,
-        hooks=Hooks(validate, noted("sample"), noted("keep")), validation={"times": 6}, micro_batch=30,
-        samples={"prompts": ["x"], "times": 3}, checkpoint={"at": ["4", "2"]},
+        tmp_path, model=model, batches=batches, objective=Rechecked(NextToken()), precision="bfloat16",
+        ema=0.9, hooks=Hooks(validate, noted("sample"), noted("keep")), validation={"times": 6},
+        micro_batch=30, samples={"prompts": ["x"], "times": 3}, checkpoint={"at": ["4", "2"]},
     )  # fmt: skip
     step = trainer.optimiser.step
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trivium.data.mixture import BLOCK, Plan, PlannedSource, weights_over
+from trivium.data.mixture import BLOCK, MixturePlan, PlannedSource, weights_over
 from trivium.kit.errors import TriviumError
 
 knots = st.lists(
@@ -21,21 +21,21 @@ knots = st.lists(
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn) -> MixturePlan:
     count = draw(st.integers(1, 9))
     sources = [
         PlannedSource(f"s{index}", draw(st.integers(1, 400)), draw(knots), start=draw(st.integers(0, 500)))
         for index in range(count)
     ]
     sources.append(PlannedSource("always", draw(st.integers(1, 400)), ((0.0, 0.05),)))
-    return Plan(
+    return MixturePlan(
         tuple(sources), draw(st.integers(1, 3 * BLOCK)), draw(st.integers(1, 40)), draw(st.integers(0, 9))
     )
 
 
 @settings(max_examples=80, deadline=None)
 @given(plan=plans())
-def test_every_source_is_within_one_row_of_its_share_at_every_moment(plan: Plan) -> None:
+def test_every_source_is_within_one_row_of_its_share_at_every_moment(plan: MixturePlan) -> None:
     sources, draws = plan.choices(0, plan.total)
     given_so_far = np.cumsum(np.eye(len(plan.sources))[sources], axis=0)
     ideal = plan.ideal(np.arange(1, plan.total + 1))
@@ -46,11 +46,11 @@ def test_every_source_is_within_one_row_of_its_share_at_every_moment(plan: Plan)
 
 @settings(max_examples=40, deadline=None)
 @given(plan=plans(), data=st.data())
-def test_any_stretch_of_the_plan_can_be_asked_for_alone(plan: Plan, data: st.DataObject) -> None:
+def test_any_stretch_of_the_plan_can_be_asked_for_alone(plan: MixturePlan, data: st.DataObject) -> None:
     whole = plan.take(0, plan.total)
     first = data.draw(st.integers(0, plan.total))
     count = data.draw(st.integers(0, plan.total - first))
-    fresh = Plan(plan.sources, plan.total, plan.batch, plan.seed)
+    fresh = MixturePlan(plan.sources, plan.total, plan.batch, plan.seed)
     assert fresh.take(first, count) == whole[first : first + count]
     drawn = Counter(source for source, _ in whole[:first])
     assert fresh.drawn(first) == [drawn[index] for index in range(len(plan.sources))]
@@ -58,7 +58,7 @@ def test_any_stretch_of_the_plan_can_be_asked_for_alone(plan: Plan, data: st.Dat
 
 @settings(max_examples=40, deadline=None)
 @given(plan=plans())
-def test_each_pass_takes_every_row_once_in_an_order_of_its_own(plan: Plan) -> None:
+def test_each_pass_takes_every_row_once_in_an_order_of_its_own(plan: MixturePlan) -> None:
     taken = plan.take(0, plan.total)
     for index, source in enumerate(plan.sources):
         rows = [row for which, row in taken if which == index]
@@ -70,8 +70,8 @@ def test_each_pass_takes_every_row_once_in_an_order_of_its_own(plan: Plan) -> No
             assert all(one != other for one, other in pairwise(whole))
 
 
-def mixture(total: int = 4000, batch: int = 16, seed: int = 3) -> Plan:
-    return Plan(
+def mixture(total: int = 4000, batch: int = 16, seed: int = 3) -> MixturePlan:
+    return MixturePlan(
         (
             PlannedSource("web", 900, weights_over([0.8, 0.3])),
             PlannedSource("books", 400, weights_over([[0, 0.2], [0.5, 0.2], [1, 0.7]])),
@@ -123,7 +123,7 @@ def test_weights_move_along_their_lines() -> None:
 
 def test_a_step_in_the_weights_is_a_step() -> None:
     stepped = weights_over([[0, 1], [0.5, 1], [0.5, 0], [1, 0]])
-    plan = Plan((PlannedSource("a", 10, stepped), PlannedSource("b", 10, ((0.0, 1.0),))), 2000, 1, 0)
+    plan = MixturePlan((PlannedSource("a", 10, stepped), PlannedSource("b", 10, ((0.0, 1.0),))), 2000, 1, 0)
     sources, _ = plan.choices(0, 2000)
     assert abs((sources[:1000] == 0).sum() - 500) <= 1
     assert (sources[1001:] == 0).sum() == 0
@@ -131,16 +131,16 @@ def test_a_step_in_the_weights_is_a_step() -> None:
 
 def test_too_many_passes_are_refused_with_the_numbers() -> None:
     source = PlannedSource("books", 100, start=50, max_repeats=4)
-    assert Plan((source,), 350, 10, 0).steps == 35
+    assert MixturePlan((source,), 350, 10, 0).steps == 35
     with pytest.raises(TriviumError, match=r"books has 100 rows .* draw 360 .* 50 already seen: 4\.1 passes"):
-        Plan((source,), 360, 10, 0)
+        MixturePlan((source,), 360, 10, 0)
 
 
 def test_a_stage_goes_on_where_its_parent_stopped() -> None:
-    whole = Plan((PlannedSource("a", 100),), 150, 10, 5)
-    first = Plan((PlannedSource("a", 100),), 60, 10, 5)
+    whole = MixturePlan((PlannedSource("a", 100),), 150, 10, 5)
+    first = MixturePlan((PlannedSource("a", 100),), 60, 10, 5)
     start = first.consumed(first.steps)["a"]
-    second = Plan((PlannedSource("a", 100, start=start),), 90, 10, 5)
+    second = MixturePlan((PlannedSource("a", 100, start=start),), 90, 10, 5)
     assert start == 60
     assert first.take(0, 60) + second.take(0, 90) == whole.take(0, 150)
     assert second.consumed(9)["a"] == 150
@@ -148,29 +148,29 @@ def test_a_stage_goes_on_where_its_parent_stopped() -> None:
 
 def test_a_curriculum_takes_rows_in_the_given_order() -> None:
     ranking = np.array([3, 1, 0, 2])
-    plan = Plan((PlannedSource("a", 4, ranking=ranking),), 8, 2, 0)
+    plan = MixturePlan((PlannedSource("a", 4, ranking=ranking),), 8, 2, 0)
     assert [row for _, row in plan.take(0, 8)] == [3, 1, 0, 2, 3, 1, 0, 2]
-    assert plan.hash != Plan((PlannedSource("a", 4, ranking=ranking[::-1]),), 8, 2, 0).hash
+    assert plan.hash != MixturePlan((PlannedSource("a", 4, ranking=ranking[::-1]),), 8, 2, 0).hash
 
 
 def test_a_curriculum_gets_hard_at_a_fraction_of_a_pass() -> None:
     difficulty = np.random.default_rng(0).permutation(1000)
     source = PlannedSource("a", 1000, ranking=np.argsort(difficulty))
-    plan = Plan((source,), 100, 10, 0)
+    plan = MixturePlan((source,), 100, 10, 0)
     met = [int(difficulty[row]) for _, row in plan.take(0, 100)]
     assert met == sorted(met)
     assert len(set(met)) == 100
     # A tenth drawn at random: quartiles near those of the whole (standard error about 43).
     assert np.abs(np.quantile(met, [0.25, 0.5, 0.75]) - [250, 500, 750]).max() < 130
     assert max(met) > 900
-    assert met != [int(difficulty[row]) for _, row in Plan((source,), 100, 10, 1).take(0, 100)]
+    assert met != [int(difficulty[row]) for _, row in MixturePlan((source,), 100, 10, 1).take(0, 100)]
 
 
 def test_a_curriculum_that_goes_on_draws_the_rest_of_the_pass() -> None:
     ranking = np.random.default_rng(1).permutation(50)
     place = {row: at for at, row in enumerate(ranking.tolist())}
-    first = [row for _, row in Plan((PlannedSource("a", 50, ranking=ranking),), 30, 10, 4).take(0, 30)]
-    rest = Plan((PlannedSource("a", 50, ranking=ranking, start=30),), 60, 10, 4)
+    first = [row for _, row in MixturePlan((PlannedSource("a", 50, ranking=ranking),), 30, 10, 4).take(0, 30)]
+    rest = MixturePlan((PlannedSource("a", 50, ranking=ranking, start=30),), 60, 10, 4)
     taken = [row for _, row in rest.take(0, 60)]
     assert sorted(first + taken[:20]) == list(range(50))
     for part in (first, taken[:20], taken[20:]):
@@ -185,18 +185,18 @@ def test_the_hash_changes_with_everything_that_moves_a_row() -> None:
     base = PlannedSource("a", 10, ((0.0, 1.0),), fingerprint="x")
     other = PlannedSource("b", 10)
     plans = [
-        Plan((base, other), 100, 10, 0),
-        Plan((base, other), 100, 10, 1),
-        Plan((base, other), 110, 10, 0),
-        Plan((other, base), 100, 10, 0),
-        Plan((base,), 100, 10, 0),
-        Plan((PlannedSource("a", 11, fingerprint="x"), other), 100, 10, 0),
-        Plan((PlannedSource("a", 10, ((0.0, 2.0),), fingerprint="x"), other), 100, 10, 0),
-        Plan((PlannedSource("a", 10, start=1, fingerprint="x"), other), 100, 10, 0),
-        Plan((PlannedSource("a", 10, fingerprint="y"), other), 100, 10, 0),
+        MixturePlan((base, other), 100, 10, 0),
+        MixturePlan((base, other), 100, 10, 1),
+        MixturePlan((base, other), 110, 10, 0),
+        MixturePlan((other, base), 100, 10, 0),
+        MixturePlan((base,), 100, 10, 0),
+        MixturePlan((PlannedSource("a", 11, fingerprint="x"), other), 100, 10, 0),
+        MixturePlan((PlannedSource("a", 10, ((0.0, 2.0),), fingerprint="x"), other), 100, 10, 0),
+        MixturePlan((PlannedSource("a", 10, start=1, fingerprint="x"), other), 100, 10, 0),
+        MixturePlan((PlannedSource("a", 10, fingerprint="y"), other), 100, 10, 0),
     ]
     assert len({plan.hash for plan in plans}) == len(plans)
-    assert Plan((base, other), 100, 10, 0).hash == plans[0].hash
+    assert MixturePlan((base, other), 100, 10, 0).hash == plans[0].hash
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_the_hash_changes_with_everything_that_moves_a_row() -> None:
 )
 def test_mixtures_that_cannot_be_are_refused(sources: tuple, message: str) -> None:
     with pytest.raises(TriviumError, match=message):
-        Plan(sources, 10, 1, 0)
+        MixturePlan(sources, 10, 1, 0)
 
 
 @pytest.mark.parametrize("weight", [[], [[0.5, 1], [0.2, 1]], [[0, 1], [2, 1]], [[0, 1, 2]]])

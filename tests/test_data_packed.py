@@ -1,4 +1,4 @@
-"""The packed feed: targets stay inside documents, rows name their documents, any process sees the same."""
+"""Packed batches: targets stay inside documents, rows name their documents, any process sees the same."""
 
 from functools import cache
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_data_shards import documents, tokenizer
 
-from trivium.data.packed import Ingredient, PackedFeed, PackedRows, validation_rows
-from trivium.data.rows import Row, collate, row_of_documents
+from trivium.data.packed import Ingredient, PackedBatches, PackedRows, validation_rows
+from trivium.data.rows import PackedSequence, collate, row_of_documents
 from trivium.data.shards import Shards, write_shards
 from trivium.kit.errors import TriviumError
 
@@ -25,9 +25,9 @@ def shards(tmp_path: Path) -> Shards:
     return Shards(tmp_path / "texts")
 
 
-def feed(shards: Shards, **settings) -> PackedFeed:
+def batches(shards: Shards, **settings) -> PackedBatches:
     options = {"context": 64, "batch_tokens": 512, "seed": 1, "epochs": 2.0, **settings}
-    return PackedFeed([Ingredient("texts", shards)], **options)
+    return PackedBatches([Ingredient("texts", shards)], **options)
 
 
 def test_targets_are_the_next_token_of_the_same_document(shards: Shards) -> None:
@@ -78,46 +78,46 @@ def test_conversations_learn_only_the_assistant(tmp_path: Path) -> None:
 
 
 def test_the_batch_of_a_step_is_the_same_whoever_asks(shards: Shards) -> None:
-    one, other = feed(shards), feed(shards)
+    one, other = batches(shards), batches(shards)
     assert one.fingerprint == other.fingerprint
-    batches = [[row.ids for row in one.rows(step)] for step in range(one.steps)]
+    steps = [[row.ids for row in one.rows(step)] for step in range(one.steps)]
     for step in reversed(range(one.steps)):
-        assert [row.ids for row in other.rows(step)] == batches[step]
-    assert all(len(batch) == 512 // 64 for batch in batches)
+        assert [row.ids for row in other.rows(step)] == steps[step]
+    assert all(len(batch) == 512 // 64 for batch in steps)
 
 
 def test_two_epochs_read_every_document_twice(shards: Shards) -> None:
-    source = feed(shards, batch_tokens=64)
+    source = batches(shards, batch_tokens=64)
     tokens = sum(len(row) for step in range(source.steps) for row in source.rows(step))
     assert tokens == 2 * source.packed[0].packing.tokens
     assert source.report()["texts"]["passes"] == 2
 
 
 def test_durations_in_tokens_steps_and_epochs(shards: Shards) -> None:
-    assert feed(shards, epochs=None, steps=7).steps == 7
-    by_tokens = feed(shards, epochs=None, tokens=10_000)
+    assert batches(shards, epochs=None, steps=7).steps == 7
+    by_tokens = batches(shards, epochs=None, tokens=10_000)
     trained = sum(len(row) for step in range(by_tokens.steps) for row in by_tokens.rows(step))
     assert abs(trained - 10_000) < 512
-    by_epochs = feed(shards, epochs=3.5)
+    by_epochs = batches(shards, epochs=3.5)
     rows = len(by_epochs.packed[0])
     assert by_epochs.steps == round(3.5 * rows / 8)
     assert by_epochs.report()["texts"]["passes"] == pytest.approx(by_epochs.steps * 8 / rows)
     with pytest.raises(TriviumError, match="exactly one of"):
-        feed(shards, tokens=10, steps=1)
+        batches(shards, tokens=10, steps=1)
 
 
 def test_a_changed_mixture_does_not_resume(shards: Shards) -> None:
-    json, tensors = feed(shards).state()
-    feed(shards).restore(json, tensors)
-    for changed in (feed(shards, seed=2), feed(shards, epochs=3.0), feed(shards, context=32)):
-        assert changed.fingerprint != feed(shards).fingerprint
+    json, tensors = batches(shards).state()
+    batches(shards).restore(json, tensors)
+    for changed in (batches(shards, seed=2), batches(shards, epochs=3.0), batches(shards, context=32)):
+        assert changed.fingerprint != batches(shards).fingerprint
         with pytest.raises(TriviumError, match="has changed since this run began"):
             changed.restore(json, tensors)
 
 
 def test_a_mixture_names_its_sources(shards: Shards, tmp_path: Path) -> None:
     write_shards(documents(100)[9::10], tokenizer(), tmp_path / "chats")
-    mixed = PackedFeed(
+    mixed = PackedBatches(
         [
             Ingredient("texts", shards, weights=((0.0, 0.75),)),
             Ingredient("chats", Shards(tmp_path / "chats"), weights=((0.0, 0.25),)),
@@ -136,7 +136,7 @@ def test_a_mixture_names_its_sources(shards: Shards, tmp_path: Path) -> None:
 
 
 def test_a_curriculum_goes_from_easy_to_hard(shards: Shards) -> None:
-    source = PackedFeed(
+    source = PackedBatches(
         [Ingredient("texts", shards, easy_first="score")], context=32, batch_tokens=32, seed=0, epochs=1.0
     )
     easier = {shards.id(index): score for index, score in enumerate(shards.column("score").tolist())}
@@ -161,7 +161,7 @@ def test_feeds_that_cannot_be_are_refused(change: str, shards: Shards, tmp_path:
         "empty": "two tokens",
     }
     with pytest.raises(TriviumError, match=message[change]):
-        PackedFeed(
+        PackedBatches(
             ingredients[change], context=64, batch_tokens=63 if change == "small" else 64, seed=0, steps=1
         )
 
@@ -181,7 +181,7 @@ def test_validation_rows_are_fixed_and_their_bytes_exact(shards: Shards) -> None
 
 
 def test_collate_lays_rows_end_to_end(shards: Shards) -> None:
-    rows = feed(shards).rows(0)
+    rows = batches(shards).rows(0)
     batch = collate(rows)
     assert batch.rows == len(rows)
     assert batch.tokens.dtype == batch.targets.dtype == torch.int64
@@ -207,4 +207,4 @@ def test_rows_made_by_hand_carry_masks_columns_and_facts() -> None:
     assert batch.columns["advantage"].tolist() == [0, 0.5, 1, 2, 3] * 2
     assert batch.facts["score"] == [1.0, 0.0, 1.0, 0.0]
     with pytest.raises(AssertionError):
-        Row(row.tokens, row.targets, row.weights, (4,), ids=("a",), sources=(0,))
+        PackedSequence(row.tokens, row.targets, row.weights, (4,), ids=("a",), sources=(0,))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SmallFeed, small_trainer
+from small import SmallBatches, small_trainer
 
 from trivium.kit.files import write_json
 from trivium.kit.kernels import kernels
@@ -31,7 +31,9 @@ def trained(folder: Path) -> list[float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        small_trainer(folder, feed=SmallFeed(STEPS), learning_rate={"warmup": 5, "decay": "cosine"}).run()
+        small_trainer(
+            folder, batches=SmallBatches(STEPS), learning_rate={"warmup": 5, "decay": "cosine"}
+        ).run()
     finally:
         torch.set_num_threads(threads)
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]

@@ -14,7 +14,7 @@ from trivium.data.sources import Document, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.stages.parts.inheritance import consumed_by, held_out_by, kept_model, learnt_by, trained_on
-from trivium.stages.parts.mixtures import Spelt, also_in
+from trivium.stages.parts.mixtures import TokenisedData, also_in
 from trivium.tokens.train import train_tokenizer
 
 BASE = RECIPE[: RECIPE.index("  fork:")]
@@ -156,9 +156,9 @@ def test_held_out_documents_are_found_in_any_spelling(tmp_path):
     write_shards(texts_of(range(150, 200)), other, tmp_path / "apart")
     held = Shards(tmp_path / "held", "validation")
     learnt = [
-        Spelt(Shards(tmp_path / "held")),
-        Spelt(Shards(tmp_path / "alike")),
-        Spelt(Shards(tmp_path / "apart"), tmp_path / "other"),
+        TokenisedData(Shards(tmp_path / "held")),
+        TokenisedData(Shards(tmp_path / "alike")),
+        TokenisedData(Shards(tmp_path / "apart"), tmp_path / "other"),
     ]
     found = also_in({"held": held}, learnt, words)["held"]
     assert found == {index for index in range(len(held)) if 100 <= int(held.id(index)) < 200}

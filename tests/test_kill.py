@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from designs import ToyPolicy, ToyRollouts
-from small import SmallFeed, assert_identical, small_model, small_trainer
+from small import SmallBatches, assert_identical, small_model, small_trainer
 
 from trivium.kit.files import load_tensors, save_tensors
 from trivium.kit.metrics import read_metrics
@@ -25,11 +25,16 @@ def train(design: str, folder: str, seed: int) -> None:
     """What the process that gets killed does; another seed shows that nothing of it survives a resume."""
     torch.set_num_threads(1)
     model = small_model(seed)
-    feed, objective = (
-        (SmallFeed(STEPS), None) if design == "text" else (ToyRollouts(model, STEPS), ToyPolicy())
+    batches, objective = (
+        (SmallBatches(STEPS), None) if design == "text" else (ToyRollouts(model, STEPS), ToyPolicy())
     )
     trainer = small_trainer(
-        Path(folder), model=model, feed=feed, objective=objective, ema=0.9, checkpoint={"every_steps": 1}
+        Path(folder),
+        model=model,
+        batches=batches,
+        objective=objective,
+        ema=0.9,
+        checkpoint={"every_steps": 1},
     )
     trainer.run()
     save_tensors(Path(folder) / "end.safetensors", dict(model.named_parameters()))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from trivium.learn.optimisers import Optimiser, Rates, group_of, orthogonalised
+from trivium.learn.optimisers import LearningRates, Optimiser, group_of, orthogonalised
 
-RATES = Rates(matrices=0.02, embeddings=0.03, head=0.004, scalars=0.01, weight_decay=0.1)
+RATES = LearningRates(matrices=0.02, embeddings=0.03, head=0.004, scalars=0.01, weight_decay=0.1)
 
 
 def parameters(seed: int = 0) -> dict[str, torch.nn.Parameter]:
@@ -40,7 +40,7 @@ def test_parameters_fall_into_groups_by_what_they_are() -> None:
 
 def test_adamw_equals_torch_over_twenty_steps() -> None:
     ours, theirs = parameters(), parameters()
-    rates = Rates(0.02, 0.02, 0.02, 0.02, weight_decay=0.0, epsilon=1e-8)
+    rates = LearningRates(0.02, 0.02, 0.02, 0.02, weight_decay=0.0, epsilon=1e-8)
     optimiser = Optimiser(ours, rates, muon=False)
     reference = torch.optim.AdamW(theirs.values(), lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     for step in range(20):
@@ -54,7 +54,7 @@ def test_adamw_equals_torch_over_twenty_steps() -> None:
 
 def test_decay_shrinks_matrices_and_head_as_torch_does_and_spares_the_rest() -> None:
     ours, theirs, untouched = parameters(), parameters(), parameters()
-    rates = Rates(0.02, 0.02, 0.02, 0.02, weight_decay=0.1, epsilon=1e-8)
+    rates = LearningRates(0.02, 0.02, 0.02, 0.02, weight_decay=0.1, epsilon=1e-8)
     optimiser = Optimiser(ours, rates, muon=False)
     decayed = torch.optim.AdamW(theirs.values(), lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     plain = torch.optim.AdamW(untouched.values(), lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
@@ -87,7 +87,7 @@ def test_muon_equals_torch_muon_computed_in_float32() -> None:
     ours = {name: parameter for name, parameter in parameters().items() if name in names}
     theirs = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in ours.items()}
     start = {name: parameter.detach().clone() for name, parameter in ours.items()}
-    optimiser = Optimiser(ours, Rates(0.02, 0.02, 0.02, 0.02), muon=True)
+    optimiser = Optimiser(ours, LearningRates(0.02, 0.02, 0.02, 0.02), muon=True)
     reference = torch.optim.Muon(theirs.values(), lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0)
     for step in range(3):
         give_gradients(ours, step)
@@ -137,7 +137,7 @@ def test_moments_of_another_shape_are_named_and_left_fresh() -> None:
     assert optimiser.restore(saved).fresh == ["head.weight"]
 
 
-ADAM = Rates(0.02, 0.02, 0.02, 0.02, weight_decay=0.0, epsilon=1e-8)
+ADAM = LearningRates(0.02, 0.02, 0.02, 0.02, weight_decay=0.0, epsilon=1e-8)
 
 
 def after_five_steps(named: dict[str, torch.nn.Parameter]) -> tuple[dict, torch.optim.Optimizer]:

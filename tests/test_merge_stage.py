@@ -302,7 +302,7 @@ def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(monke
     monkeypatch.setattr(anneals, "Tokenizer", SimpleNamespace(load=lambda folder: None))
     monkeypatch.setattr(anneals, "trained_on", lambda models: [])
     monkeypatch.setattr(anneals, "ingredients", read)
-    monkeypatch.setattr(anneals, "unseen_rows", stop)
+    monkeypatch.setattr(anneals, "validation_rows", stop)
     settings = {
         "kind": "anneals",
         "from": "base",

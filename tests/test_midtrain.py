@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trivium
 from tests.test_pretrain import write
 from tests.tuning import cut_off
-from trivium.data.mixture import Plan, PlannedSource, weight_at
+from trivium.data.mixture import MixturePlan, PlannedSource, weight_at
 from trivium.data.packed import Ingredient
 from trivium.data.shards import Shards, in_validation, text_hash
 from trivium.data.sources import read_documents
@@ -162,7 +162,9 @@ def test_a_replay_keeps_its_share_while_the_new_weights_move():
     ]
     old = [Ingredient("old", Rows(), weights=((0.0, 7.0),))]
     mixed = with_replay(new, old, 0.2)
-    plan = Plan(tuple(PlannedSource(one.name, 50, one.weights) for one in mixed), total=500, batch=5, seed=0)
+    plan = MixturePlan(
+        tuple(PlannedSource(one.name, 50, one.weights) for one in mixed), total=500, batch=5, seed=0
+    )
     for rows in range(0, 501, 50):
         drawn = dict(zip(("common", "good", "old"), plan.drawn(rows), strict=True))
         assert abs(drawn["old"] - 0.2 * rows) <= 1

@@ -7,7 +7,7 @@ import pytest
 
 import trivium
 from tests.test_midtrain import RECIPE
-from trivium.data.packed import Ingredient, PackedFeed, PackedRows
+from trivium.data.packed import Ingredient, PackedBatches, PackedRows
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.pipeline.run import prepare
@@ -97,7 +97,9 @@ def test_only_documents_that_fit_are_packed(made):
         assert packed.packing.tokens + packed.packing.dropped_tokens == sum(fits)
         assert len(set(packed.packing.documents.tolist())) == len(fits)
     plans = [
-        PackedFeed([Ingredient("a", shards, within=one)], context=32, batch_tokens=32, seed=0, steps=1).plan
+        PackedBatches(
+            [Ingredient("a", shards, within=one)], context=32, batch_tokens=32, seed=0, steps=1
+        ).plan
         for one in ((0, None), (0, 10_000))
     ]
     assert plans[0].hash != plans[1].hash

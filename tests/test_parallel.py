@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SmallFeed, small_model, small_trainer
+from small import SmallBatches, small_model, small_trainer
 
 from trivium.data.rows import collate
 from trivium.kit import processes
 from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.kit.metrics import read_metrics
-from trivium.learn.objective import Least, Measure, Most
+from trivium.learn.objective import Maximum, Measure, Minimum
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.parallel import measures_of_all
 
@@ -36,7 +36,11 @@ def work(rank: int, size: int, port: int, folder: str, steps: int, cut: int | No
     meet(rank, size, port)
     model = small_model()
     trainer = small_trainer(
-        Path(folder), model=model, feed=SmallFeed(steps), optimiser="adamw", checkpoint={"every_steps": 3}
+        Path(folder),
+        model=model,
+        batches=SmallBatches(steps),
+        optimiser="adamw",
+        checkpoint={"every_steps": 3},
     )
     if cut is not None:
         trainer.stop_signal = 15
@@ -54,11 +58,11 @@ def measure(rank: int, size: int, port: int, folder: str) -> None:
     meet(rank, size, port)
     mine: dict[str, Measure] = {
         "mean": (torch.tensor(1.0 + rank), 2.0),
-        "min": Least(torch.tensor(3.0 - rank)),
-        "max": Most(5 - rank),
+        "min": Minimum(torch.tensor(3.0 - rank)),
+        "max": Maximum(5 - rank),
     }
     if rank == 1:
-        mine["alone"] = Least(7.0)
+        mine["alone"] = Minimum(7.0)
     write_json(Path(folder) / f"{rank}.json", measures_of_all(mine))
     processes.stop()
 
@@ -120,7 +124,7 @@ def whole_gradient(rank: int, size: int, port: int, folder: str) -> None:
     meet(rank, size, port)
     torch.manual_seed(rank)
     trainer = small_trainer(Path(folder) / f"{size}-{rank}")
-    measures, norm = trainer._gradient(SmallFeed(rows=5).rows(0)[rank::size])
+    measures, norm = trainer._gradient(SmallBatches(rows=5).rows(0)[rank::size])
     gradients = {name: parameter.grad for name, parameter in trainer.named.items()}
     save_tensors(Path(folder) / f"{size}-{rank}.safetensors", gradients)
     write_json(Path(folder) / f"{size}-{rank}.json", {"measures": measures, "norm": norm})
@@ -131,8 +135,8 @@ def test_a_step_is_divided_by_the_weight_of_all_processes(tmp_path: Path) -> Non
     """L3: three rows here and two there give the sum over all valid tokens over their global weight."""
     together(whole_gradient, 2, str(tmp_path))
     model = small_model()
-    result = NextToken().loss(model, collate(SmallFeed(rows=5).rows(0)))
-    weight = sum(float(row.weights.sum()) for row in SmallFeed(rows=5).rows(0))
+    result = NextToken().loss(model, collate(SmallBatches(rows=5).rows(0)))
+    weight = sum(float(row.weights.sum()) for row in SmallBatches(rows=5).rows(0))
     (result.sum / weight).backward()
     norm = torch.linalg.vector_norm(torch.cat([one.grad.flatten() for one in model.parameters()]))
     for rank in range(2):

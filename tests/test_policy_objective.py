@@ -7,7 +7,7 @@ import torch
 from answers import answers_of, near, rows_of_answers
 from small import VOCABULARY, small_model
 
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.learn.objectives.policy import Estimator, PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.transformer import Transformer
@@ -17,7 +17,7 @@ TEMPERATURE, KL, BONUS = 0.7, 0.3, 0.4
 
 
 def by_hand(
-    model: Transformer, rows: list[Row], mean: str, estimator: Estimator, unbiased: bool
+    model: Transformer, rows: list[PackedSequence], mean: str, estimator: Estimator, unbiased: bool
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """GRPO's loss with a divergence and a bonus for entropy, answer by answer."""
     total, terms = torch.zeros(()), {"entropy": 0.0, "kl": 0.0}

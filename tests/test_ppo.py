@@ -10,11 +10,11 @@ import torch
 from answers import answers_of, near, rows_of_answers
 from tuning import own, small_model
 
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
-from trivium.learn.objective import take_in
+from trivium.learn.objective import accumulate
 from trivium.learn.objectives.ppo import (
     Controller,
     ProximalPolicy,
@@ -160,7 +160,7 @@ def test_whitening_scaling_comparing_and_steering():
     assert fixed.coefficient == 0.1
 
 
-def recomputed(feed: ValuedRollouts, row: Row) -> list[dict[str, Any]]:
+def recomputed(feed: ValuedRollouts, row: PackedSequence) -> list[dict[str, Any]]:
     """Every answer of a row by itself: its prompt and tokens as one document under both models."""
     found = []
     for answer in answers_of(row):
@@ -249,7 +249,7 @@ def test_the_first_update_has_a_ratio_of_one_and_the_engines_numbers():
 
 
 def loss_by_hand(
-    model: Any, critic: ScalarHead, rows: list[Row], value_clip: float | None, temperature: float
+    model: Any, critic: ScalarHead, rows: list[PackedSequence], value_clip: float | None, temperature: float
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Surrogate, value error and entropy of every token in plain torch, and their sums for the log."""
     total = torch.zeros(())
@@ -295,7 +295,7 @@ def test_pitfall_a_the_gradient_is_that_of_plain_torch_however_the_step_is_divid
         for some in division:
             loss = objective.loss(model, collate(some))
             (loss.sum / objective.weight(rows)).backward()
-            take_in(measures, {"total": (loss.sum.detach(), 1.0), **loss.metrics})
+            accumulate(measures, {"total": (loss.sum.detach(), 1.0), **loss.metrics})
         assert float(measures["total"][0]) == pytest.approx(expected.item(), rel=1e-5)
         for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3, msg=name)

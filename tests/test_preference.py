@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from judging import PAIRS, feed_of, in_order, model_and_reference, objective_of, pairs
+from judging import PAIRS, batches_of, in_order, model_and_reference, objective_of, pairs
 from small import assert_identical
 from tuning import save, small_model, tokenizer_of, write_rows
 
@@ -107,7 +107,7 @@ def test_every_loss_starts_and_moves_the_right_way(loss: str) -> None:
     model, reference = model_and_reference()
     numbers = PreferenceNumbers(beta=0.1, label_smoothing=0.01, gamma=0.5)
     objective = objective_of({loss: 1.0}, reference, numbers)
-    rows = in_order(feed_of(pairs(), {loss: 1.0}))
+    rows = in_order(batches_of(pairs(), {loss: 1.0}))
     before = objective.loss(model, collate(rows))
     (before.sum / objective.weight(rows)).backward()
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_a_prompt_shared_or_repeated_teaches_the_same() -> None:
     for share in (True, False):
         model, reference = model_and_reference()
         objective = objective_of({"sigmoid": 1.0, "sft": 0.5}, reference, PreferenceNumbers())
-        rows = in_order(feed_of(pairs(), objective.losses, share=share))
+        rows = in_order(batches_of(pairs(), objective.losses, share=share))
         loss = objective.loss(model, collate(rows))
         loss.sum.backward()
         found.append((loss.sum.item(), {name: one.grad for name, one in model.named_parameters()}))
@@ -144,10 +144,10 @@ def test_a_prompt_shared_or_repeated_teaches_the_same() -> None:
 def test_beta_moves_over_the_stage() -> None:
     model, reference = model_and_reference()
     losses = {"sigmoid": 1.0}
-    feed = feed_of(pairs(), losses, batch=2, steps=3)
+    batches = batches_of(pairs(), losses, batch=2, steps=3)
     moving = objective_of(losses, reference, PreferenceNumbers(), betas=((0.0, 0.1), (1.0, 0.5)))
     for step, beta in enumerate((0.1, 0.3, 0.5)):
-        batch = collate(feed.rows(step))
+        batch = collate(batches.rows(step))
         fixed = objective_of(losses, reference, PreferenceNumbers(beta=beta))
         assert moving.loss(model, batch).sum.item() == pytest.approx(fixed.loss(model, batch).sum.item())
 
@@ -160,7 +160,7 @@ def test_the_adapter_switched_off_is_the_reference() -> None:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    batch = collate(in_order(feed_of(pairs(), {"sigmoid": 1.0})))
+    batch = collate(in_order(batches_of(pairs(), {"sigmoid": 1.0})))
     off = Preference({"sigmoid": 1.0}, beside="adapter off").loss(model, batch)
     beside = Preference({"sigmoid": 1.0}, beside="parent", reference=alone).loss(model, batch)
     assert off.sum.item() == pytest.approx(beside.sum.item(), rel=1e-6)
@@ -218,8 +218,8 @@ def test_settings_that_make_no_sense_are_refused(settings: dict, complaint: str)
 
 
 def test_papers_numbers_are_the_defaults() -> None:
-    feed = feed_of(pairs(), {"simpo": 1.0})
-    simpo = stage_of(loss="simpo").objective("none", feed, None)
+    batches = batches_of(pairs(), {"simpo": 1.0})
+    simpo = stage_of(loss="simpo").objective("none", batches, None)
     assert (simpo.numbers.beta, simpo.numbers.gamma) == (2.5, 1.375)
     assert stage_of(loss="orpo").loss == {"orpo": 1.0, "sft": 1.0}
     assert stage_of(loss="dpo").loss == {"sigmoid": 1.0}

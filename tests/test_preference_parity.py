@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from judging import PAIRS, feed_of, in_order, model_and_reference, objective_of, pairs
+from judging import PAIRS, batches_of, in_order, model_and_reference, objective_of, pairs
 from tuning import save, tokenizer_of
 
 from trivium.data.preferences import unpaired
@@ -86,7 +86,7 @@ def gradients_agree(model, theirs) -> None:
 def ours(losses: dict[str, float], numbers: PreferenceNumbers, feed_options: Any = None, **options: Any):
     model, reference = model_and_reference()
     objective = objective_of(losses, reference, numbers, **options)
-    rows = in_order(feed_of(pairs(), losses, **(feed_options or {})))
+    rows = in_order(batches_of(pairs(), losses, **(feed_options or {})))
     found = objective.loss(model, collate(rows))
     (found.sum / objective.weight(rows)).backward()
     measures = {name: float(total) / float(weight) for name, (total, weight) in found.metrics.items()}
@@ -96,8 +96,8 @@ def ours(losses: dict[str, float], numbers: PreferenceNumbers, feed_options: Any
 def test_texts_become_the_tokens_that_trl_makes(dpo) -> None:
     for mine, theirs in zip(pairs(), dpo.train_dataset, strict=True):
         assert mine.prompt.tolist() == theirs["prompt_ids"]
-        assert mine.answers[0].tokens.tolist() == theirs["chosen_ids"]
-        assert mine.answers[1].tokens.tolist() == theirs["rejected_ids"]
+        assert mine.completions[0].tokens.tolist() == theirs["chosen_ids"]
+        assert mine.completions[1].tokens.tolist() == theirs["rejected_ids"]
 
 
 @pytest.mark.parametrize("name", [*DPO, "sigmoid + sft"])
@@ -167,17 +167,17 @@ def test_losses_of_the_kto_trainer(saved, name: str) -> None:
         train_dataset=datasets.Dataset.from_list(rows),
     )  # fmt: skip
     mine = unpaired(pairs())
-    feed = feed_of(pairs(), {name: 1.0})
+    batches = batches_of(pairs(), {name: 1.0})
     examples = []
     for number, one in enumerate(mine):
         example = {
             "prompt_ids": one.prompt.tolist(),
-            "completion_ids": one.answers[0].tokens.tolist(),
+            "completion_ids": one.completions[0].tokens.tolist(),
             "label": bool(one.label),
         }
         if name == "kto":
             # TRL takes the row before, which here answers the same prompt half of the time.
-            example["KL_completion_ids"] = mine[number - 1 - number % 2].answers[0].tokens.tolist()
+            example["KL_completion_ids"] = mine[number - 1 - number % 2].completions[0].tokens.tolist()
         examples.append(example)
     model.train()
     expected = trainer.compute_loss(model, trainer.data_collator(examples))
@@ -186,7 +186,7 @@ def test_losses_of_the_kto_trainer(saved, name: str) -> None:
     objective = objective_of(
         {name: 1.0}, reference_own, PreferenceNumbers(beta=BETA), desirable=1.2, undesirable=0.8
     )
-    batch = in_order(feed)
+    batch = in_order(batches)
     found = objective.loss(own, collate(batch))
     (found.sum / objective.weight(batch)).backward()
     assert found.sum.item() / objective.weight(batch) == pytest.approx(expected.item(), abs=1e-5)
@@ -203,7 +203,7 @@ def padded_sides(masked_prompt: bool = True) -> dict[str, torch.Tensor]:
     """Both answers of every pair as the CPO and ORPO trainers take them."""
     batch: dict[str, torch.Tensor] = {}
     for side, name in enumerate(("chosen", "rejected")):
-        wholes = [torch.tensor([*one.prompt, *one.answers[side].tokens]) for one in pairs()]
+        wholes = [torch.tensor([*one.prompt, *one.completions[side].tokens]) for one in pairs()]
         labels = [whole.clone() for whole in wholes]
         for label, one in zip(labels, pairs(), strict=True):
             label[: len(one.prompt)] = -100

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from judging import PAIRS, feed_of, in_order, model_and_reference, objective_of, pairs
+from judging import PAIRS, batches_of, in_order, model_and_reference, objective_of, pairs
 from test_sft_pitfalls import FAMILIES, Fixed
 from test_tokens_chat import STOPS
 from tuning import save, small_model, tokenizer_of
 
-from trivium.data.preferences import JudgedSource, Judgements, PreferenceFeed, row_of, unpaired
+from trivium.data.preferences import PreferenceBatches, PreferenceData, PreferenceSource, row_of, unpaired
 from trivium.data.rows import collate
 from trivium.data.sources import Document
 from trivium.generate.engine import Engine
@@ -23,14 +23,14 @@ from trivium.kit.progress import Progress
 from trivium.learn.objectives.policy_losses import divergence
 from trivium.learn.objectives.preference import UNPAIRED, Preference, answers_under
 from trivium.learn.objectives.preference_losses import PAIR_LOSSES, Pairs, PreferenceNumbers
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
 from trivium.learn.trainer import Trainer
 from trivium.model.attention import Documents
 from trivium.stages.parts.gauges import drift_from
 from trivium.tokens.tokenizer import Tokenizer
 
-RATES = Rates(3e-3, 3e-3, 3e-3, 3e-3)
+RATES = LearningRates(3e-3, 3e-3, 3e-3, 3e-3)
 ASKED = [{"role": "user", "content": "the river?"}]
 GOOD = [{"role": "assistant", "content": "rises in the hills"}]
 BAD = [{"role": "assistant", "content": "counts"}]
@@ -39,7 +39,7 @@ SYMMETRIC = ("sigmoid", "sigmoid_norm", "cpo")
 
 def trainer(folder, model, objective, rows, *, steps: int = 1, **options) -> Trainer:
     return Trainer(
-        model=model, objective=objective, feed=Fixed(rows, steps), folder=folder, rates=RATES,
+        model=model, objective=objective, batches=Fixed(rows, steps), folder=folder, rates=RATES,
         log=MetricsLog(folder / "metrics.jsonl"), progress=Progress("test"),
         settings=Training(optimiser="adamw", compile="off", **options),
     )  # fmt: skip
@@ -53,7 +53,7 @@ def test_pitfall_a_the_gradient_does_not_depend_on_how_a_batch_is_divided(tmp_pa
     for budget in (1, 60, 10_000):
         model, reference = model_and_reference()
         objective = objective_of(loss, reference, PreferenceNumbers(beta=0.3))
-        rows = in_order(feed_of(pairs(uneven), loss))
+        rows = in_order(batches_of(pairs(uneven), loss))
         going = trainer(tmp_path / str(budget), model, objective, rows, micro_batch=budget)
         measures, norm = going._gradient(rows)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -72,7 +72,7 @@ def test_pitfall_a_the_imitation_is_a_mean_over_tokens_and_not_of_means() -> Non
     """A: a long chosen answer counts in the sft share as much as its tokens are many."""
     model, reference = model_and_reference()
     objective = objective_of({"sft": 1.0}, reference, PreferenceNumbers())
-    rows = in_order(feed_of(pairs(), {"sft": 1.0}))
+    rows = in_order(batches_of(pairs(), {"sft": 1.0}))
     batch = collate(rows)
     found = answers_under(model, batch)
     chosen = [place for place, role in enumerate(batch.facts["role"]) if role == "chosen"]
@@ -86,8 +86,8 @@ def test_pitfall_b_both_answers_end_in_a_learned_stop(family: str) -> None:
     """B: the last learned token of either answer is the token that ends its turn."""
     tokenizer = tokenizer_of(family)
     rows = [{"prompt": ASKED, "chosen": GOOD, "rejected": BAD}]
-    (pair,) = Judgements(tokenizer, 256).read([Document(None, rows[0], "1")])
-    for answer in pair.answers:
+    (pair,) = PreferenceData(tokenizer, 256).read([Document(None, rows[0], "1")])
+    for answer in pair.completions:
         assert answer.tokens[answer.learned][-1] == tokenizer.token_id(STOPS[family])
 
 
@@ -96,8 +96,8 @@ def test_pitfall_b_a_stop_that_is_also_the_padding_is_learned() -> None:
     tokenizer = tokenizer_of("zephyr")
     same = Tokenizer(tokenizer._json, {**tokenizer.settings, "pad_token": "</s>"}, tokenizer.templates)
     row = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
-    (pair,) = Judgements(same, 256).read([Document(None, row, "1")])
-    for answer in pair.answers:
+    (pair,) = PreferenceData(same, 256).read([Document(None, row, "1")])
+    for answer in pair.completions:
         assert answer.tokens[answer.learned].tolist().count(same.pad_id) == 1
 
 
@@ -119,11 +119,13 @@ def test_pitfall_b_a_model_that_learned_preferences_halts(tmp_path) -> None:
         }
         for asked, answer in answers.items()
     ]
-    judged = list(Judgements(tokenizer, 256).read(Document(None, row, str(n)) for n, row in enumerate(rows)))
-    feed = PreferenceFeed([JudgedSource("rows", judged)], batch=4, seed=0, steps=1)
+    judged = list(
+        PreferenceData(tokenizer, 256).read(Document(None, row, str(n)) for n, row in enumerate(rows))
+    )
+    batches = PreferenceBatches([PreferenceSource("rows", judged)], batch=4, seed=0, steps=1)
     model = small_model(tokenizer)
     objective = Preference({"cpo": 1.0, "sft": 1.0}, beside="none")
-    trainer(tmp_path, model, objective, feed.rows(0), steps=120).run()
+    trainer(tmp_path, model, objective, batches.rows(0), steps=120).run()
     for asked, answer in answers.items():
         ids = tokenizer.encode_chat([{"role": "user", "content": asked}], add_generation_prompt=True).ids
         ((said,),) = Engine(model, tokenizer).generate(
@@ -143,7 +145,7 @@ def test_pitfall_j_company_moves_no_position(positions: str, share: bool) -> Non
     found = together.sums[[place for place, role in enumerate(roles) if role != "prompt"]].tolist()
     expected = []
     for one in judged:
-        for answer in one.answers:
+        for answer in one.completions:
             alone = row_of([type(one)(one.id, one.prompt, (answer,))], share=False)
             expected.append(answers_under(model, collate([alone])).sums.item())
     assert found == pytest.approx(expected, abs=1e-4)
@@ -158,7 +160,7 @@ def test_pitfall_j_padding_on_either_side_in_transformers_is_no_padding_here(tmp
     model = small_model(tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(save(tmp_path / "m", model, tokenizer), dtype=torch.float32)
     one = pairs()[0]
-    ids = torch.tensor([*one.prompt, *one.answers[0].tokens])
+    ids = torch.tensor([*one.prompt, *one.completions[0].tokens])
     mine = answers_under(model, collate([row_of([one], share=True)])).sums[1].item()
     for left, right in ((0, 0), (7, 0), (0, 7)):
         padded = torch.cat((torch.zeros(left, dtype=torch.long), ids, torch.zeros(right, dtype=torch.long)))
@@ -212,7 +214,7 @@ def test_pitfall_n_the_baseline_of_kto_has_no_gradient() -> None:
     for given in (False, True):
         model, reference = model_and_reference()
         objective = objective_of({"kto": 1.0}, reference, PreferenceNumbers(beta=0.3))
-        rows = in_order(feed_of(pairs(), {"kto": 1.0}))
+        rows = in_order(batches_of(pairs(), {"kto": 1.0}))
         batch = collate(rows)
         if given:
             drop = [role == "mismatched" for role in batch.facts["role"]]
@@ -248,7 +250,7 @@ def test_pitfall_r_at_the_start_the_loss_is_what_its_paper_says(loss: str) -> No
     same, _ = model_and_reference()
     numbers = PreferenceNumbers(beta=0.3, label_smoothing=0.1 if loss == "robust" else 0.0)
     objective = objective_of({loss: 1.0}, same, numbers)
-    rows = in_order(feed_of(pairs(), {loss: 1.0}))
+    rows = in_order(batches_of(pairs(), {loss: 1.0}))
     value = (objective.loss(model, collate(rows)).sum / objective.weight(rows)).item()
     expected = {
         "sigmoid": math.log(2), "hinge": 1.0, "ipo": (1 / 0.6) ** 2, "robust": math.log(2), "kto": 0.5,
@@ -266,7 +268,7 @@ def test_pitfall_r_swapped_answers_mirror_the_loss(loss: str) -> None:
     for rows in (PAIRS, swapped):
         model, reference = model_and_reference()
         objective = objective_of({loss: 1.0}, reference, PreferenceNumbers(beta=0.3))
-        batch = in_order(feed_of(pairs(rows), {loss: 1.0}))
+        batch = in_order(batches_of(pairs(rows), {loss: 1.0}))
         found = objective.loss(model, collate(batch))
         values.append(found.sum.item())
         rewards.append(float(found.metrics["rewards/margins"][0]))
@@ -278,12 +280,12 @@ def test_pitfall_r_swapped_answers_mirror_the_loss(loss: str) -> None:
 
 def test_pitfall_r_no_answer_is_ever_cut() -> None:
     """R: a pair with an answer that does not fit is left out and named, not learned by half."""
-    reader = Judgements(tokenizer_of("own"), 12)
+    reader = PreferenceData(tokenizer_of("own"), 12)
     rows = [*PAIRS, {"prompt": "the", "chosen": " river", "rejected": " hills " * 12}]
     kept = list(reader.read(Document(None, row, f"rows:{n}") for n, row in enumerate(rows)))
     end = tokenizer_of("own").end_of_reply_id
     assert 0 < len(kept) < len(rows)
-    assert all(answer.tokens[-1] == end for one in kept for answer in one.answers)
+    assert all(answer.tokens[-1] == end for one in kept for answer in one.completions)
     assert any("rows:5" in name for name in reader.tally.named)
 
 
@@ -307,7 +309,7 @@ def test_pitfall_s_a_vote_of_nine_in_ten_stays_one() -> None:
         for label in (0.0, 0.9, 1.0):
             rows = [{"prompt": one["prompt"], "completion": one["chosen"], "label": label} for one in PAIRS]
             objective = objective_of({loss: 1.0}, reference, PreferenceNumbers(beta=0.3))
-            batch = in_order(feed_of(pairs(rows), {loss: 1.0}))
+            batch = in_order(batches_of(pairs(rows), {loss: 1.0}))
             values[label] = objective.loss(model, collate(batch)).sum.item()
         assert values[0.9] == pytest.approx(0.9 * values[1.0] + 0.1 * values[0.0], rel=1e-5)
         assert values[0.9] != pytest.approx(values[0.0], rel=1e-3)
@@ -315,7 +317,7 @@ def test_pitfall_s_a_vote_of_nine_in_ten_stays_one() -> None:
 
 def test_pitfall_s_a_row_of_which_nothing_is_left_is_reported() -> None:
     """S: an answer without a token is counted and named; it does not silently teach nothing."""
-    reader = Judgements(tokenizer_of("own"), 8)
+    reader = PreferenceData(tokenizer_of("own"), 8)
     rows = [{"prompt": "the river rises in the hills and the river", "completion": " rises", "label": 0.9}]
     assert list(reader.read([Document(None, rows[0], "rows:1")])) == []
     assert (reader.tally.dropped, reader.tally.tokens_kept) == (1, 0)
@@ -328,7 +330,7 @@ def test_pitfall_v_logged_rewards_are_what_their_names_say(loss: str) -> None:
     model, reference = model_and_reference()
     numbers = PreferenceNumbers(beta=0.3)
     objective = objective_of({loss: 1.0}, reference, numbers)
-    found = objective.loss(model, collate(in_order(feed_of(pairs(), {loss: 1.0}))))
+    found = objective.loss(model, collate(in_order(batches_of(pairs(), {loss: 1.0}))))
     logged = {name: float(total) / float(weight) for name, (total, weight) in found.metrics.items()}
     judged = pairs() if loss != "kto" else unpaired(pairs())
     rewards: dict[str, list[float]] = {"chosen": [], "rejected": []}
@@ -340,7 +342,7 @@ def test_pitfall_v_logged_rewards_are_what_their_names_say(loss: str) -> None:
         names = ("chosen", "rejected") if loss != "kto" else ("chosen" if one.label else "rejected",)
         for place, name in enumerate(names):
             ratio = sums[0][place] - (0 if loss == "simpo" else sums[1][place])
-            count = int(one.answers[place].learned.sum()) if loss == "simpo" else 1
+            count = int(one.completions[place].learned.sum()) if loss == "simpo" else 1
             rewards[name].append(0.3 * ratio / count)
     for name, values in rewards.items():
         assert logged[f"rewards/{name}"] == pytest.approx(np.mean(values), abs=1e-4)

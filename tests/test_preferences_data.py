@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from tuning import tokenizer_of
 
-from trivium.data.preferences import JudgedSource, Judgement, Judgements, PreferenceFeed, row_of, unpaired
+from trivium.data.preferences import (
+    PreferenceBatches,
+    PreferenceData,
+    PreferencePair,
+    PreferenceSource,
+    row_of,
+    unpaired,
+)
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
 
@@ -29,8 +36,10 @@ CONVERSATIONS = {
 }
 
 
-def read(rows: list[dict], context: int = 256, **options: bool) -> tuple[list[Judgement], Judgements]:
-    reader = Judgements(tokenizer_of("own"), context)
+def read(
+    rows: list[dict], context: int = 256, **options: bool
+) -> tuple[list[PreferencePair], PreferenceData]:
+    reader = PreferenceData(tokenizer_of("own"), context)
     documents = [Document(None, row, f"rows.jsonl:{n}") for n, row in enumerate(rows, 1)]
     return list(reader.read(documents, **options)), reader
 
@@ -42,7 +51,7 @@ def test_every_form_of_a_conversation_reads_alike(form: str) -> None:
     tokenizer = tokenizer_of("own")
     asked = tokenizer.encode_chat(ASKED, add_generation_prompt=True).ids
     assert found.prompt.tolist() == expected.prompt.tolist() == asked
-    for mine, theirs, answer in zip(found.answers, expected.answers, (GOOD, BAD), strict=True):
+    for mine, theirs, answer in zip(found.completions, expected.completions, (GOOD, BAD), strict=True):
         assert mine.tokens.tolist() == theirs.tokens.tolist()
         whole = tokenizer.encode_chat(ASKED + answer)
         assert [*found.prompt, *mine.tokens] == whole.ids
@@ -56,7 +65,7 @@ def test_texts_explicit_and_implicit_read_alike() -> None:
     (other,), _ = read([implicit])
     assert one.prompt.tolist() == other.prompt.tolist()
     end = tokenizer_of("own").end_of_reply_id
-    for mine, theirs in zip(one.answers, other.answers, strict=True):
+    for mine, theirs in zip(one.completions, other.completions, strict=True):
         assert mine.tokens.tolist() == theirs.tokens.tolist()
         assert mine.tokens[-1] == end
         assert mine.learned.all()
@@ -89,7 +98,9 @@ def test_what_is_too_long_loses_its_oldest_turns_or_is_dropped_and_named() -> No
     tokenizer = tokenizer_of("own")
     assert tokenizer.decode(cut.prompt.tolist()).count("You count.") == 1
     assert "sacks" not in tokenizer.decode(cut.prompt.tolist())
-    assert [one.tokens.tolist() for one in cut.answers] == [one.tokens.tolist() for one in whole.answers]
+    assert [one.tokens.tolist() for one in cut.completions] == [
+        one.tokens.tolist() for one in whole.completions
+    ]
     assert reader.tally.cut == 1
     found, reader = read([CONVERSATIONS["explicit"]], context=8)
     assert not found
@@ -103,7 +114,7 @@ def test_what_is_too_long_loses_its_oldest_turns_or_is_dropped_and_named() -> No
 def test_a_row_predicts_the_answers_and_nothing_else(share: bool) -> None:
     pairs, _ = read([CONVERSATIONS["explicit"], {"prompt": ASKED, "chosen": BAD, "rejected": GOOD}])
     row = row_of(pairs, share=share, references=[(-1.0, -2.0), (-3.0, -4.0)])
-    expected = [answer.tokens[answer.learned] for pair in pairs for answer in pair.answers]
+    expected = [answer.tokens[answer.learned] for pair in pairs for answer in pair.completions]
     assert row.targets[row.weights > 0].tolist() == np.concatenate(expected).tolist()
     roles = ["prompt", "chosen", "rejected"] if share else ["chosen", "rejected"]
     assert row.facts["role"] == roles * 2
@@ -116,28 +127,32 @@ def test_pairs_become_single_answers_and_mismatched_prompts() -> None:
     pairs, _ = read([CONVERSATIONS["explicit"], {"prompt": other, "chosen": GOOD, "rejected": BAD}])
     single = unpaired(pairs)
     assert [one.label for one in single] == [1.0, 0.0, 1.0, 0.0]
-    feed = PreferenceFeed([JudgedSource("rows", single)], batch=4, seed=0, mismatched=True, together=True)
-    (row,) = feed.rows(0)
+    batches = PreferenceBatches(
+        [PreferenceSource("rows", single)], batch=4, seed=0, mismatched=True, together=True
+    )
+    (row,) = batches.rows(0)
     assert row.facts["role"] == ["prompt", "judged", "mismatched"] * 4
     starts = np.cumsum([0, *row.lengths])
-    for _, number in feed.plan.rows(0):
+    for _, number in batches.plan.rows(0):
         place = row.ids.index(single[number].id)
         mine = row.tokens[starts[place + 2] : starts[place + 3]]
         # The judgement before may be the other answer to the same prompt, which is no mismatch.
         partner = single[number - 1 - number % 2]
         assert partner.prompt.tolist() != single[number].prompt.tolist()
-        assert mine.tolist() == [single[number].prompt[-1], *partner.answers[0].tokens]
+        assert mine.tolist() == [single[number].prompt[-1], *partner.completions[0].tokens]
 
 
 def test_the_feed_is_a_pure_function_of_the_step() -> None:
     pairs, _ = read([CONVERSATIONS["explicit"]] * 7)
-    feeds = [PreferenceFeed([JudgedSource("rows", pairs)], batch=3, seed=5, epochs=2) for _ in range(2)]
-    assert feeds[0].steps == 5
-    assert [row.ids for row in feeds[0].rows(3)] == [row.ids for row in feeds[1].rows(3)]
-    seen = [row.ids[0] for step in range(2) for row in feeds[0].rows(step)]
+    sources = [
+        PreferenceBatches([PreferenceSource("rows", pairs)], batch=3, seed=5, epochs=2) for _ in range(2)
+    ]
+    assert sources[0].steps == 5
+    assert [row.ids for row in sources[0].rows(3)] == [row.ids for row in sources[1].rows(3)]
+    seen = [row.ids[0] for step in range(2) for row in sources[0].rows(step)]
     assert len(set(seen)) == 6
-    assert feeds[0].fingerprint == feeds[1].fingerprint
-    fewer = PreferenceFeed([JudgedSource("rows", pairs[1:])], batch=3, seed=5, epochs=2)
-    assert fewer.fingerprint != feeds[0].fingerprint
+    assert sources[0].fingerprint == sources[1].fingerprint
+    fewer = PreferenceBatches([PreferenceSource("rows", pairs[1:])], batch=3, seed=5, epochs=2)
+    assert fewer.fingerprint != sources[0].fingerprint
     with pytest.raises(TriviumError, match="have changed"):
-        fewer.restore(feeds[0].state()[0], {})
+        fewer.restore(sources[0].state()[0], {})

@@ -20,7 +20,7 @@ from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
 from trivium.pipeline import show
 from trivium.pipeline.plan import plan
-from trivium.stages.parts.mixtures import Portion, unseen_rows
+from trivium.stages.parts.mixtures import Portion, validation_rows
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -173,7 +173,7 @@ def test_bits_per_byte_rests_on_exact_bytes(made, tmp_path):
     corpus = run["corpus"].folder / "data"
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     work = Work("base", tmp_path, {"corpus": corpus}, 1, MetricsLog(tmp_path / "log"), Progress())
-    rows = unseen_rows(work, {"corpus": Portion()}, tokenizer, 32, 10_000)["corpus"]
+    rows = validation_rows(work, {"corpus": Portion()}, tokenizer, 32, 10_000)["corpus"]
     assert rows
     for row in rows:
         text = tokenizer.decode(row.targets[row.targets >= 0])

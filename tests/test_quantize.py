@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from small import SmallFeed, small_model, small_trainer
+from small import SmallBatches, small_model, small_trainer
 
 from trivium.data.rows import collate
 from trivium.kit.errors import TriviumError
@@ -192,11 +192,11 @@ def test_the_rounding_felt_in_training_is_the_rounding_done_after(scheme: str) -
 
 
 def loss_of(model, steps: range) -> float:
-    feed, objective = SmallFeed(steps=200), NextToken()
+    batches, objective = SmallBatches(steps=200), NextToken()
     total = weight = 0.0
     with torch.no_grad():
         for step in steps:
-            rows = feed.rows(step)
+            rows = batches.rows(step)
             total += float(objective.loss(model, collate(rows, "cpu")).sum)
             weight += objective.weight(rows)
     return total / weight
@@ -212,7 +212,7 @@ def test_trained_rounding_beats_rounding_afterwards(tmp_path: Path) -> None:
             if name == "during":
                 prepare_for(model, "int4")
             folder = tmp_path / f"{name}-{seed}"
-            small_trainer(folder, model=model, feed=SmallFeed(steps=100)).run()
+            small_trainer(folder, model=model, batches=SmallBatches(steps=100)).run()
             save_model(model, folder / "model")
             rounded = load_model(folder / "model")
             quantise(rounded, "int4")

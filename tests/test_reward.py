@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from judging import PAIRS, feed_of, pairs
+from judging import PAIRS, batches_of, pairs
 from test_model_families import FAMILIES
 from tuning import own, save, small_model, write_rows
 
 import trivium
-from trivium.data.preferences import JudgedSource, PreferenceFeed
+from trivium.data.preferences import PreferenceBatches, PreferenceSource
 from trivium.data.rows import collate
 from trivium.evals.pairwise import calibration, length_bias, pairwise
 from trivium.grade.learned import LearnedScorer
@@ -130,8 +130,8 @@ def test_the_loss_is_bradley_terrys():
 def gradients(rows_of, share: bool) -> dict[str, torch.Tensor]:
     model, head = reward_model()
     objective = BradleyTerry(head, centring=0.1)
-    feed = feed_of(pairs(), {"sigmoid": 1.0}, share=share)
-    rows = feed.rows(0)
+    batches = batches_of(pairs(), {"sigmoid": 1.0}, share=share)
+    rows = batches.rows(0)
     weight = objective.weight(rows)
     for some in rows_of(rows):
         (objective.loss(model, collate(some)).sum / weight).backward()
@@ -153,8 +153,10 @@ def test_a_shared_prompt_gives_the_same_rewards():
     model, head = reward_model()
     scores = []
     for share in (True, False):
-        feed = PreferenceFeed([JudgedSource("rows", pairs())], batch=5, seed=0, steps=1, share=share)
-        rows = [feed.row([(0, place)]) for place in range(5)]
+        batches = PreferenceBatches(
+            [PreferenceSource("rows", pairs())], batch=5, seed=0, steps=1, share=share
+        )
+        rows = [batches.row([(0, place)]) for place in range(5)]
         scores.append(torch.stack(pair_scores(model, head, collate(rows))))
     torch.testing.assert_close(*scores, atol=1e-6, rtol=1e-5)
 

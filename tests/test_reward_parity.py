@@ -8,7 +8,7 @@ import pytest
 import torch
 from tuning import CHAT, own, small_model
 
-from trivium.data.preferences import JudgedSource, Judgements, PreferenceFeed
+from trivium.data.preferences import PreferenceBatches, PreferenceData, PreferenceSource
 from trivium.data.rows import collate
 from trivium.data.sources import Document
 from trivium.learn.objectives.reward import BradleyTerry
@@ -70,14 +70,14 @@ def test_tokens_loss_and_gradient_are_those_of_trl(tmp_path, form, margins, cent
     loss.backward()
 
     documents = [Document(None, row, f"rows.jsonl:{n}") for n, row in enumerate(rows, 1)]
-    judgements = list(Judgements(tokenizer, 256).read(documents))
-    feed = PreferenceFeed([JudgedSource("rows", judgements)], batch=len(rows), seed=0, steps=1)
+    pairs = list(PreferenceData(tokenizer, 256).read(documents))
+    batches = PreferenceBatches([PreferenceSource("rows", pairs)], batch=len(rows), seed=0, steps=1)
     objective = BradleyTerry(head, centring)
-    mine = [feed.row([(0, place)]) for place in range(len(rows))]
+    mine = [batches.row([(0, place)]) for place in range(len(rows))]
     ids = [batch["input_ids"][place][batch["attention_mask"][place] > 0].tolist() for place in range(4)]
-    for place, one in enumerate(judgements):
+    for place, one in enumerate(pairs):
         for side in (0, 1):
-            assert [*one.prompt, *one.answers[side].tokens] == ids[place + side * len(rows)]
+            assert [*one.prompt, *one.completions[side].tokens] == ids[place + side * len(rows)]
     found = objective.loss(model, collate(mine))
     (found.sum / objective.weight(mine)).backward()
     torch.testing.assert_close(found.sum / len(rows), loss, atol=1e-5, rtol=1e-5)

@@ -20,7 +20,7 @@ from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
 from trivium.kit.files import save_tensors
 from trivium.kit.metrics import MetricsLog, read_metrics
-from trivium.learn.objective import take_in
+from trivium.learn.objective import accumulate
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.attention import Documents
@@ -140,7 +140,7 @@ def test_the_extremes_are_those_of_all_answers_however_a_step_is_divided(advanta
     objective = PolicyGradient(algorithm, algorithm.numbers)
     found: dict[str, Any] = {}
     for row in rows:
-        take_in(found, objective.loss(model, collate([row])).metrics)
+        accumulate(found, objective.loss(model, collate([row])).metrics)
     shares, apart = [], []
     for row in rows:
         batch = collate([row])

@@ -11,7 +11,7 @@ from test_tokens import own
 from tuning import CHAT, cut_off, one, packed, save, small_model, write_rows
 
 import trivium
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
 from trivium.learn.objectives.near_parent import NearPredictions, NearWeights, divergence
@@ -146,7 +146,7 @@ def test_only_the_tokens_of_the_named_sources_are_held():
     parent = copy.deepcopy(model).requires_grad_(False)
     moved(model)
     rows = [packed([one(row, tokenizer)]) for row in ({"text": "the river rises"}, {"messages": CHAT})]
-    marked = [Row(**{**vars(row), "sources": (place,)}) for place, row in enumerate(rows)]
+    marked = [PackedSequence(**{**vars(row), "sources": (place,)}) for place, row in enumerate(rows)]
 
     def apart(given, sources):
         return (

@@ -59,7 +59,7 @@ class Fixed:
 
 def trainer(folder, model, rows, *, steps=1, **options) -> Trainer:
     return Trainer(
-        model=model, objective=NextToken(), feed=Fixed(rows, steps), folder=folder, rates=RATES,
+        model=model, objective=NextToken(), batches=Fixed(rows, steps), folder=folder, rates=RATES,
         log=MetricsLog(folder / "metrics.jsonl"), progress=Progress("test"), settings=Training(**options),
     )  # fmt: skip
 

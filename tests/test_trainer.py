@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import RATES, SmallFeed, assert_identical, small_model, small_trainer, weights_of
+from small import RATES, SmallBatches, assert_identical, small_model, small_trainer, weights_of
 
 from trivium.data.rows import collate
 from trivium.kit.errors import TriviumError
@@ -17,7 +17,7 @@ from trivium.kit.metrics import read_metrics
 from trivium.learn.objective import Loss
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.trainer import Hooks
-from trivium.learn.validation import Unseen
+from trivium.learn.validation import ValidationLoss
 from trivium.model.attention import Documents
 
 
@@ -27,10 +27,10 @@ def losses(folder: Path) -> list[tuple[float, float]]:
 
 def test_the_loss_is_the_plain_mean_over_the_valid_tokens_of_the_step(tmp_path: Path) -> None:
     """Against torch's cross-entropy, document by document, over all learned tokens of the step."""
-    feed, model = SmallFeed(steps=1), small_model()
+    batches, model = SmallBatches(steps=1), small_model()
     total = weight = 0.0
     with torch.no_grad():
-        for row in feed.rows(0):
+        for row in batches.rows(0):
             start = 0
             for length in row.lengths:
                 tokens = torch.tensor(row.tokens[start : start + length])
@@ -39,7 +39,7 @@ def test_the_loss_is_the_plain_mean_over_the_valid_tokens_of_the_step(tmp_path: 
                 learned = torch.tensor(row.weights[start : start + length - 1])
                 total, weight = total + float((each * learned).sum()), weight + float(learned.sum())
                 start += length
-    small_trainer(tmp_path, model=model, feed=feed).run()
+    small_trainer(tmp_path, model=model, batches=batches).run()
     assert losses(tmp_path)[0][0] == pytest.approx(total / weight, abs=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_a_run_that_stops_and_goes_on_ends_as_one_that_did_not(tmp_path: Path, s
     straight, halved = small_model(), small_model()
     small_trainer(tmp_path / "straight", model=straight, **settings).run()
 
-    class Stops(SmallFeed):
+    class Stops(SmallBatches):
         def rows(self, step: int) -> list:
             if step == 5 and not stopped:
                 stopped.append(step)
@@ -71,9 +71,9 @@ def test_a_run_that_stops_and_goes_on_ends_as_one_that_did_not(tmp_path: Path, s
 
     stopped: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        small_trainer(tmp_path / "halved", model=halved, feed=Stops(), **settings).run()
+        small_trainer(tmp_path / "halved", model=halved, batches=Stops(), **settings).run()
     again = small_model(seed=5)
-    small_trainer(tmp_path / "halved", model=again, feed=Stops(), **settings).run()
+    small_trainer(tmp_path / "halved", model=again, batches=Stops(), **settings).run()
     assert stopped == [5]
     assert_identical(weights_of(straight), weights_of(again))
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("straight", "halved")]
@@ -109,13 +109,13 @@ def test_what_a_step_draws_follows_from_the_seed_and_the_step_alone(tmp_path: Pa
 def test_bad_steps_in_a_row_are_counted_over_a_stop(tmp_path: Path) -> None:
     """Two before the stop and one after it are three in a row."""
 
-    class Stops(SmallFeed):
+    class Stops(SmallBatches):
         def rows(self, step: int) -> list:
             if step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().rows(step)
 
-    options = {"feed": Stops(), "max_bad_steps": 3, "micro_batch": 10_000}
+    options = {"batches": Stops(), "max_bad_steps": 3, "micro_batch": 10_000}
     with pytest.raises(KeyboardInterrupt):
         small_trainer(tmp_path, objective=Poisoned({1, 2}, "loss"), **options).run()
     again = small_trainer(tmp_path, objective=Poisoned({0}, "loss"), **options)
@@ -155,7 +155,7 @@ def test_only_the_last_few_states_are_kept_and_a_part_left_by_a_crash_is_removed
 def test_a_run_on_other_data_does_not_go_on(tmp_path: Path) -> None:
     small_trainer(tmp_path, checkpoint={"every_steps": 2}).run()
     with pytest.raises(TriviumError, match="was written by a run on other data"):
-        small_trainer(tmp_path, feed=SmallFeed(rows=5)).run()
+        small_trainer(tmp_path, batches=SmallBatches(rows=5)).run()
 
 
 class Poisoned(NextToken):
@@ -181,12 +181,16 @@ def test_what_is_not_finite_never_reaches_the_weights(tmp_path: Path, kind: str)
     """L12: the step is skipped and counted, and the moments do not move either."""
     model = small_model()
     trainer = small_trainer(
-        tmp_path, model=model, objective=Poisoned({2}, kind), feed=SmallFeed(steps=3), micro_batch=10_000
+        tmp_path,
+        model=model,
+        objective=Poisoned({2}, kind),
+        batches=SmallBatches(steps=3),
+        micro_batch=10_000,
     )
     result = trainer.run()
     expected = small_model()
-    small_trainer(tmp_path / "two", model=expected, feed=SmallFeed(steps=3), micro_batch=10_000)
-    two = small_trainer(tmp_path / "two", model=expected, feed=SmallFeed(steps=3), micro_batch=10_000)
+    small_trainer(tmp_path / "two", model=expected, batches=SmallBatches(steps=3), micro_batch=10_000)
+    two = small_trainer(tmp_path / "two", model=expected, batches=SmallBatches(steps=3), micro_batch=10_000)
     for _ in range(2):
         two._one_step()
     assert result["skipped_steps"] == 1
@@ -236,8 +240,8 @@ def test_other_errors_are_not_taken_for_want_of_memory(tmp_path: Path) -> None:
 
 def test_the_average_of_the_weights_becomes_the_model(tmp_path: Path) -> None:
     plain, averaged = small_model(), small_model()
-    small_trainer(tmp_path / "plain", model=plain, feed=SmallFeed(steps=2)).run()
-    trainer = small_trainer(tmp_path / "averaged", model=averaged, feed=SmallFeed(steps=2), ema=0.75)
+    small_trainer(tmp_path / "plain", model=plain, batches=SmallBatches(steps=2)).run()
+    trainer = small_trainer(tmp_path / "averaged", model=averaged, batches=SmallBatches(steps=2), ema=0.75)
     first = weights_of(averaged)
     trainer._one_step()
     second = weights_of(averaged)
@@ -254,19 +258,21 @@ def test_what_is_measured_and_kept_is_the_average_that_is_saved(tmp_path: Path) 
     seen: dict[str, list] = {"validate": [], "keep": []}
     model = small_model()
 
-    def validate() -> dict[str, Unseen]:
+    def validate() -> dict[str, ValidationLoss]:
         seen["validate"].append(weights_of(model))
-        return {"": Unseen(2.0, 1.5, 10)}
+        return {"": ValidationLoss(2.0, 1.5, 10)}
 
     hooks = Hooks(validate, keep=lambda step, tokens: seen["keep"].append(weights_of(model)))
     options = {"ema": 0.75, "validation": {"times": 2}, "checkpoint": {"at": [2]}}
-    trainer = small_trainer(tmp_path / "one", model=model, hooks=hooks, feed=SmallFeed(steps=4), **options)
+    trainer = small_trainer(
+        tmp_path / "one", model=model, hooks=hooks, batches=SmallBatches(steps=4), **options
+    )
     trainer.run()
     assert_identical(seen["validate"][-1], weights_of(model))
     assert_identical(seen["keep"][0], seen["validate"][0])
     # Looking at the average half way changes nothing of what is learnt.
     blind = small_model()
-    small_trainer(tmp_path / "two", model=blind, feed=SmallFeed(steps=4), ema=0.75).run()
+    small_trainer(tmp_path / "two", model=blind, batches=SmallBatches(steps=4), ema=0.75).run()
     assert_identical(weights_of(blind), weights_of(model))
 
 
@@ -294,7 +300,7 @@ def test_moments_of_a_parent_are_taken_over(tmp_path: Path) -> None:
             "exp_avg": moments[f"first.{name}"].clone(),
             "exp_avg_sq": moments[f"second.{name}"].clone(),
         }
-    rows = SmallFeed().rows(0)
+    rows = SmallBatches().rows(0)
     result = NextToken().loss(theirs, collate(rows))
     (result.sum / sum(float(row.weights.sum()) for row in rows)).backward()
     torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
@@ -307,13 +313,13 @@ def test_moments_of_a_parent_are_taken_over(tmp_path: Path) -> None:
 def test_validation_samples_and_kept_places_come_when_they_are_due(tmp_path: Path) -> None:
     seen: dict[str, list] = {"validate": [], "sample": [], "keep": []}
 
-    def validate() -> dict[str, Unseen]:
+    def validate() -> dict[str, ValidationLoss]:
         seen["validate"].append(trainer.step)
-        return {"": Unseen(2.0, 1.5, 10), "facts": Unseen(3.0, 2.5, 10)}
+        return {"": ValidationLoss(2.0, 1.5, 10), "facts": ValidationLoss(3.0, 2.5, 10)}
 
     hooks = Hooks(validate, seen["sample"].append, lambda step, tokens: seen["keep"].append((step, tokens)))
     trainer = small_trainer(
-        tmp_path, hooks=hooks, feed=SmallFeed(steps=10), validation={"times": 4}, samples={"times": 2},
+        tmp_path, hooks=hooks, batches=SmallBatches(steps=10), validation={"times": 4}, samples={"times": 2},
         checkpoint={"at": [3, "tokens=300"]},
     )  # fmt: skip
     trainer.run()
@@ -327,7 +333,9 @@ def test_validation_samples_and_kept_places_come_when_they_are_due(tmp_path: Pat
 
 
 def test_a_place_in_tokens_that_a_step_reaches_exactly_is_kept_then_and_only_then(tmp_path: Path) -> None:
-    reached = [sum(len(row) for step in range(count) for row in SmallFeed().rows(step)) for count in range(9)]
+    reached = [
+        sum(len(row) for step in range(count) for row in SmallBatches().rows(step)) for count in range(9)
+    ]
     kept: list[tuple[int, int]] = []
     hooks = Hooks(keep=lambda step, tokens: kept.append((step, tokens)))
     places = [f"tokens={reached[3]}", f"tokens={reached[5] + 1}"]
@@ -343,16 +351,16 @@ def test_a_place_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_losses_by_source_add_up_to_the_whole(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    class TwoSources(SmallFeed):
+    class TwoSources(SmallBatches):
         def rows(self, step: int) -> list:
             rows = super().rows(step)
             return [replace(row, sources=(index % 2,) * len(row.lengths)) for index, row in enumerate(rows)]
 
     objective = NextToken(sources=("town", "river"))
-    feed = TwoSources(steps=1)
-    small_trainer(tmp_path, objective=objective, feed=feed, micro_batch=10_000).run()
+    batches = TwoSources(steps=1)
+    small_trainer(tmp_path, objective=objective, batches=batches, micro_batch=10_000).run()
     row = read_metrics(tmp_path / "metrics.jsonl")[0]
-    weights = [sum(float(r.weights.sum()) for r in feed.rows(0)[index::2]) for index in (0, 1)]
+    weights = [sum(float(r.weights.sum()) for r in batches.rows(0)[index::2]) for index in (0, 1)]
     mixed = (row["loss/town"] * weights[0] + row["loss/river"] * weights[1]) / sum(weights)
     assert row["loss"] == pytest.approx(mixed, abs=1e-5)
 
@@ -369,10 +377,10 @@ def test_training_in_a_thread_does_not_touch_signals(tmp_path: Path) -> None:
 
 def test_the_model_learns(tmp_path: Path) -> None:
     model = small_model()
-    small_trainer(tmp_path, model=model, feed=SmallFeed(steps=60)).run()
+    small_trainer(tmp_path, model=model, batches=SmallBatches(steps=60)).run()
     values = [loss for loss, _ in losses(tmp_path)]
     assert values[-1] < values[0] - 1.0
-    batch = collate(SmallFeed().rows(99))
+    batch = collate(SmallBatches().rows(99))
     result = NextToken().loss(model, batch)
     held_out = float(result.sum.detach() / batch.weights.sum())
     assert held_out < values[0] - 1.0
@@ -394,7 +402,7 @@ def test_autocast_as_on_a_gpu_gives_the_gradient_of_float32_but_for_rounding() -
 
     for autocast in (False, True):
         model = small_model()
-        batch = collate(SmallFeed().rows(0))
+        batch = collate(SmallBatches().rows(0))
         with Watch():
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 loss = NextToken().loss(model, batch).sum
@@ -415,7 +423,7 @@ def test_the_balance_of_experts_is_part_of_the_loss() -> None:
         experts = ExpertsConfig(count=4, per_token=2, inner_width=16, balance=balance)
         return NextToken().loss(small_model(experts=experts), batch)
 
-    batch = collate(SmallFeed().rows(0))
+    batch = collate(SmallBatches().rows(0))
     without, with_balance = loss_of(0.0), loss_of(0.1)
     auxiliary, weight = with_balance.metrics["aux_loss"]
     assert with_balance.sum.item() == pytest.approx(float(without.sum.detach() + 0.1 * auxiliary), rel=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from designs import ToyPairs, ToyPolicy, ToyPreference, ToyRollouts, ToyValue
-from small import SmallFeed, assert_identical, small_model, small_trainer, weights_of
+from small import SmallBatches, assert_identical, small_model, small_trainer, weights_of
 
 from trivium.kit.metrics import read_metrics
 from trivium.learn.trainer import Trainer
@@ -15,12 +15,12 @@ from trivium.learn.trainer import Trainer
 
 def build(design: str, folder: Path, seed: int = 0, **settings) -> Trainer:
     model = small_model(seed)
-    feed, objective = {
+    batches, objective = {
         "policy": lambda: (ToyRollouts(model), ToyPolicy()),
         "pairs": lambda: (ToyPairs(), ToyPreference()),
-        "value": lambda: (SmallFeed(), ToyValue(model.config.width)),
+        "value": lambda: (SmallBatches(), ToyValue(model.config.width)),
     }[design]()
-    return small_trainer(folder, model=model, feed=feed, objective=objective, **settings)
+    return small_trainer(folder, model=model, batches=batches, objective=objective, **settings)
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -42,7 +42,7 @@ def test_every_design_goes_on_bit_for_bit(tmp_path: Path, design: str, cut: int)
     again.run()
     assert_identical(everything(straight), everything(again))
     if design == "policy":
-        assert again.feed.made == straight.feed.made == 4, "no rollout was made twice"
+        assert again.batches.made == straight.batches.made == 4, "no rollout was made twice"
 
 
 @pytest.mark.parametrize("design", ["policy", "pairs", "value"])
@@ -58,10 +58,10 @@ def test_every_design_is_free_of_the_pass_size(tmp_path: Path, design: str) -> N
 
 def test_reward_rises_under_the_toy_policy(tmp_path: Path) -> None:
     model = small_model()
-    feed = ToyRollouts(model, steps=60, answers=16)
-    before = float(feed.sample(999)["rewards"].mean())
-    small_trainer(tmp_path, model=model, feed=feed, objective=ToyPolicy()).run()
-    assert float(feed.sample(999)["rewards"].mean()) > before + 0.2
+    batches = ToyRollouts(model, steps=60, answers=16)
+    before = float(batches.sample(999)["rewards"].mean())
+    small_trainer(tmp_path, model=model, batches=batches, objective=ToyPolicy()).run()
+    assert float(batches.sample(999)["rewards"].mean()) > before + 0.2
 
 
 def test_the_second_step_of_a_rollout_is_off_policy_and_the_first_is_not(tmp_path: Path) -> None:

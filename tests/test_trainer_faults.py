@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SmallFeed, assert_identical, small_model, small_trainer, weights_of
+from small import SmallBatches, assert_identical, small_model, small_trainer, weights_of
 
 from trivium.kit import files
 from trivium.kit.errors import TriviumError
@@ -29,14 +29,14 @@ def test_a_full_disk_stops_the_run_with_a_message_and_the_state_before_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path)
 
-    class Fills(SmallFeed):
+    class Fills(SmallBatches):
         def rows(self, step: int) -> list:
             if step == 4:
                 full.append(step)
             return super().rows(step)
 
     monkeypatch.setattr(files, "sync", sync)
-    cut = small_trainer(tmp_path / "cut", feed=Fills(), checkpoint={"every_steps": 1, "keep": 2})
+    cut = small_trainer(tmp_path / "cut", batches=Fills(), checkpoint={"every_steps": 1, "keep": 2})
     with pytest.raises(TriviumError, match="The disk is full"):
         cut.run()
     cut.checkpoints.finish()
@@ -105,7 +105,7 @@ def test_what_a_failed_pass_held_is_free_when_the_cache_is_emptied(
 
 def test_whether_to_compile_does_not_depend_on_where_the_run_goes_on(tmp_path: Path) -> None:
     """L1: compiled and plain passes round differently, so one run uses one of them throughout."""
-    long = small_trainer(tmp_path / "long", feed=SmallFeed(steps=10**9))
+    long = small_trainer(tmp_path / "long", batches=SmallBatches(steps=10**9))
     fresh = long._seconds_expected()
     long.step = 10**9 - 1
     assert long._seconds_expected() == fresh

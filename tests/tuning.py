@@ -16,7 +16,7 @@ from test_tokens_chat import with_template
 import trivium
 from trivium.data.conversations import Encoder
 from trivium.data.encoding import Encoded, Refused
-from trivium.data.rows import Row, row_of_documents
+from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.data.sources import Document
 from trivium.learn.trainer import Trainer
 from trivium.model.config import ModelConfig
@@ -81,7 +81,7 @@ def learned_text(found: Encoded, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(found.tokens[mask].tolist(), skip_control=False)
 
 
-def packed(found: Sequence[Encoded]) -> Row:
+def packed(found: Sequence[Encoded]) -> PackedSequence:
     return row_of_documents(
         [one.tokens for one in found],
         learned=[one.learned for one in found],

@@ -12,7 +12,7 @@ import torch
 from lines import moves
 from tiny_run import Seen, first_loss, loss_elsewhere, mean_over_learned
 
-from trivium.data.rows import Row
+from trivium.data.rows import PackedSequence
 from trivium.learn.objectives.preference import UNPAIRED
 from trivium.learn.objectives.preference_losses import PAIR_LOSSES, WHOLE_BATCH
 
@@ -224,7 +224,7 @@ def centring(before: Seen, after: Seen) -> None:
     assert away(after) - away(before) == pytest.approx(0.5 * float(np.mean(pulls)), rel=1e-3)
 
 
-def replace_batch(seen: Seen, rows: list[Row]) -> Seen:
+def replace_batch(seen: Seen, rows: list[PackedSequence]) -> Seen:
     """The same run as if its first batch had been these rows."""
     return replace(seen, batches=[rows])
 

@@ -87,17 +87,17 @@ FADING = {"corpus": {"weight": [1, 0]}, "others": {"weight": [0, 1]}}
 @moves("ramp", "cosine", kinds=["anneals"], both={"candidates": {"one": FADING}, "measure": MEASURED})
 def ramp(before: Seen, after: Seen) -> None:
     for seen, expected in ((before, 0.75), (after, (1 + math.cos(math.pi / 4)) / 2)):
-        weights = seen.trainer.feed.plan.sources[0].weights  # type: ignore[attr-defined]
+        weights = seen.trainer.batches.plan.sources[0].weights  # type: ignore[attr-defined]
         assert weight_at(weights, 0.25, after=True) == pytest.approx(expected)
 
 
 @moves("ramp", "linear", kinds=["midtrain"], both={"data": FADING, "ramp": "cosine"})
 def straight_ramp(before: Seen, after: Seen) -> None:
-    assert len(after.trainer.feed.plan.sources[0].weights) == 2  # type: ignore[attr-defined]
+    assert len(after.trainer.batches.plan.sources[0].weights) == 2  # type: ignore[attr-defined]
 
 
 def share(seen: Seen, name: str) -> float:
-    return seen.trainer.feed.report()[name]["share"]  # type: ignore[attr-defined]
+    return seen.trainer.batches.report()[name]["share"]  # type: ignore[attr-defined]
 
 
 @moves("replay.share", 0.25, kinds=["midtrain"], both={"data": "others", "replay.share": 0.5})

@@ -21,9 +21,9 @@ def written(seen: Seen) -> list[dict[str, Any]]:
     return read_metrics(seen.folder / "completions.jsonl")
 
 
-def feed(seen: Seen) -> Any:
+def batches(seen: Seen) -> Any:
     """The rollouts, whatever kind they are."""
-    return seen.trainer.feed
+    return seen.trainer.batches
 
 
 def column(seen: Seen, name: str, step: int = 0) -> np.ndarray:
@@ -127,7 +127,7 @@ def prompt_template(before: Seen, after: Seen) -> None:
 def next_words(before: Seen, after: Seen) -> None:
     """Texts are cut, and their next two words are a column."""
     assert {row["prompt"] for row in written(before)} == {"Say it."}
-    for problem in feed(after).problems:
+    for problem in batches(after).problems:
         text = problem.columns["text"]
         assert text.startswith(problem.prompt + " " + problem.columns["continuation"])
         assert len(problem.columns["continuation"].split()) == 2
@@ -142,8 +142,8 @@ def stop(before: Seen, after: Seen, value: tuple[str, ...]) -> None:
 
 @moves("max_rows", 1, kinds=ROLLOUTS)
 def max_rows(before: Seen, after: Seen) -> None:
-    assert feed(before).player.engine.max_rows > 1
-    assert feed(after).player.engine.max_rows == 1
+    assert batches(before).player.engine.max_rows > 1
+    assert batches(after).player.engine.max_rows == 1
     assert answers(before) == answers(after)
 
 
@@ -156,7 +156,7 @@ def share_prompts(before: Seen, after: Seen) -> None:
 
 @moves("tools", ("calculator",), ("python",), ("sql",), kinds=["rlvr"])
 def tools(before: Seen, after: Seen, value: tuple[str]) -> None:
-    player = feed(after).player
+    player = batches(after).player
     assert isinstance(player, InTurns)
     assert set(player.make().tools) == set(value)  # type: ignore[attr-defined]
 
@@ -169,7 +169,7 @@ GAME = {**TALKATIVE, "environment": "mine.py:Game"}
 @moves("environment", "mine.py:Game", kinds=["rlvr"], both=TALKATIVE)
 def environment(before: Seen, after: Seen) -> None:
     """It replies, and what it gives for an act, ten, is added to the reward."""
-    assert isinstance(feed(after).player, InTurns)
+    assert isinstance(batches(after).player, InTurns)
     earned = [row["reward"] - row["rewards"]["spread"] for row in written(after)]
     assert max(earned) > 0
     assert all(one % 10 == 0 for one in earned)
@@ -194,7 +194,7 @@ def turns(before: Seen, after: Seen) -> None:
 def algorithm(before: Seen, after: Seen, value: str) -> None:
     """The advantages and the loss are this algorithm's; the formulas have tests of their own."""
     objective: Any = after.trainer.objective
-    assert feed(after).algorithm is objective.algorithm is ALGORITHMS[value]
+    assert batches(after).algorithm is objective.algorithm is ALGORITHMS[value]
     same_answers = np.array_equal(column(before, "sampled_logprob"), column(after, "sampled_logprob"))
     same_loss = math.isclose(away(after), away(after, before.trainer.objective), rel_tol=1e-6)
     if same_answers and same_loss:
@@ -203,7 +203,7 @@ def algorithm(before: Seen, after: Seen, value: str) -> None:
 
 @moves("algorithm", "dapo", kinds=["rlvr"], both={"algorithm": "grpo"})
 def dapo(before: Seen, after: Seen) -> None:
-    assert feed(after).algorithm is ALGORITHMS["dapo"]
+    assert batches(after).algorithm is ALGORITHMS["dapo"]
 
 
 @moves("kl.coefficient", 0.5, kinds=["rlvr"], both={"steps": 1})
@@ -291,15 +291,15 @@ def dynamic_sampling_retries(before: Seen, after: Seen) -> None:
 @moves("pass_rates.high", 0.5, kinds=["rlvr"], both={"threshold": -100.0, "prompts_per_step": 12, "steps": 3})
 def pass_rates(before: Seen, after: Seen) -> None:
     """All problems lie outside after the first pass, so none is asked twice before all have been skipped."""
-    assert feed(before).curriculum.visited == 36
-    assert feed(after).curriculum.visited > 36
+    assert batches(before).curriculum.visited == 36
+    assert batches(after).curriculum.visited > 36
 
 
 @moves("pass_rates.rest", 0, kinds=["rlvr"], both={
     "pass_rates.high": 0.5, "threshold": -100.0, "prompts_per_step": 12, "steps": 3})  # fmt: skip
 def rest(before: Seen, after: Seen) -> None:
     """Who rests for fewer passes is passed over less often."""
-    assert feed(after).curriculum.visited < feed(before).curriculum.visited
+    assert batches(after).curriculum.visited < batches(before).curriculum.visited
 
 
 BOTH_REWARDS = {"reward": ["mine.py:spread", "mine.py:shortness"], "num_generations": 2}

@@ -45,7 +45,7 @@ refuses("tokens", 384, "say `steps` or `epochs`", kinds=ROLLOUTS, beside={"steps
 @moves("epochs", 2, kinds=DOCUMENTS, beside={"steps": None})
 def epochs(before: Seen, after: Seen) -> None:
     read = [name for names in after.ids for name in names]
-    rows = sum(map(len, after.trainer.feed.packed))  # type: ignore[attr-defined]
+    rows = sum(map(len, after.trainer.batches.packed))  # type: ignore[attr-defined]
     assert len(after.log) == round(2 * rows / 2)
     assert min(read.count(name) for name in set(read)) >= 1
     assert max(read.count(name) for name in set(read)) == 2

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import trivium
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.kit.files import load_tensors, read_json
@@ -175,7 +175,7 @@ class Seen:
     said: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
     trainers: list[Trainer] = field(default_factory=list)
-    batches: list[list[Row]] = field(default_factory=list)
+    batches: list[list[PackedSequence]] = field(default_factory=list)
     passes: int = 0
     """Forward passes with a loss."""
     saved: list[int] = field(default_factory=list)
@@ -331,9 +331,9 @@ def watched(seen: Seen, fault: str | None = None, trained: bool = True) -> Itera
         if not trained:
             self.make_ready()
             raise NotTrained
-        rows, loss = self.feed.rows, self.objective.loss
+        rows, loss = self.batches.rows, self.objective.loss
 
-        def noting_rows(step: int) -> list[Row]:
+        def noting_rows(step: int) -> list[PackedSequence]:
             found = rows(step)
             if len(seen.trainers) == 1:
                 seen.batches.append(found)
@@ -348,7 +348,7 @@ def watched(seen: Seen, fault: str | None = None, trained: bool = True) -> Itera
             return loss(model, batch)
 
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(self.feed, "rows", noting_rows)
+            inner.setattr(self.batches, "rows", noting_rows)
             inner.setattr(self.objective, "loss", noting_loss)
             return run(self)
 

@@ -57,7 +57,7 @@ def weights_over(
 
 
 @dataclass(frozen=True)
-class Plan:
+class MixturePlan:
     """The order of all rows of a stage: row n of the plan is a row of a source, for every n below `total`."""
 
     sources: tuple[PlannedSource, ...]
@@ -245,7 +245,7 @@ class _Blocks:
     one if there is one.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: MixturePlan) -> None:
         self._plan = plan
         self._starts = [np.zeros(len(plan.sources), dtype=np.int64)]
         self._recent: dict[int, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""The feed of every stage that trains on documents: packed rows of shards, in the order of a plan."""
+"""Batches of every stage that trains on documents: packed sequences of shards, in the order of a plan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trivium.data.mixture import Plan, PlannedSource
+from trivium.data.mixture import MixturePlan, PlannedSource
 from trivium.data.order import round_keys, shuffled
 from trivium.data.packing import Method, Packing, pack
-from trivium.data.rows import NOTHING, Row
+from trivium.data.rows import NOTHING, PackedSequence
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
@@ -75,7 +75,7 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self.packing)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> PackedSequence:
         """A row, targets inside each document; a piece of a cut document also predicts what follows it."""
         documents, starts, ends = (part.tolist() for part in self.packing.pieces(index))
         lengths = tuple(end - start for start, end in zip(starts, ends, strict=True))
@@ -98,7 +98,9 @@ class PackedRows:
                 weights[place : place + predicted] *= self._weights[document]
             place += length
         ids = tuple(self.shards.id(document) for document in documents)
-        return Row(tokens, targets, weights, lengths, ids=ids, sources=(self._source,) * len(lengths))
+        return PackedSequence(
+            tokens, targets, weights, lengths, ids=ids, sources=(self._source,) * len(lengths)
+        )
 
     def ranking(self, column: str) -> np.ndarray:
         """The rows from the lowest mean of a per-document number to the highest: a curriculum."""
@@ -109,7 +111,7 @@ class PackedRows:
         return np.argsort(means, kind="stable")
 
 
-class PackedFeed:
+class PackedBatches:
     """Global batches as a pure function of the step, for any number of processes, before and after a stop."""
 
     def __init__(
@@ -155,7 +157,7 @@ class PackedFeed:
             steps = round(tokens / self._tokens_per_row() / batch)
         elif epochs is not None:
             steps = round(epochs * available / batch)
-        self.plan = Plan(
+        self.plan = MixturePlan(
             sources=tuple(map(self._planned, ingredients, self.packed)),
             total=max(1, steps or 0) * batch,
             batch=batch,
@@ -189,7 +191,7 @@ class PackedFeed:
         layout = [[rows.packing.context, len(rows), rows.packing.tokens] for rows in self.packed]
         return fingerprint([self.plan.hash, self.plan.batch, layout])
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         """The global batch of optimiser step `step`."""
         return [self.packed[source].row(row) for source, row in self.plan.rows(step)]
 
@@ -238,20 +240,20 @@ class PackedFeed:
 
 def validation_rows(
     shards: Shards, context: int, byte_lengths: np.ndarray, *, tokens: int | None = None, source: int = 0
-) -> list[Row]:
+) -> list[PackedSequence]:
     """Fixed rows to measure on, of about `tokens` tokens; column `bytes` is how many each target stands for.
 
     Bits per byte is the summed loss of the targets over ln 2 times the sum of `bytes`.
     """
     packed = PackedRows(shards, context, learn="everything", source=source)
     order = shuffled(np.arange(len(packed)), max(1, len(packed)), round_keys("validation"))
-    rows: list[Row] = []
+    rows: list[PackedSequence] = []
     taken = 0
     for index in order.tolist():
         if tokens is not None and rows and taken + context > tokens:
             break
         row = packed.row(index)
         spelled = np.where(row.targets >= 0, byte_lengths[row.targets], 0).astype(np.float32)
-        rows.append(Row(**{**vars(row), "columns": {"bytes": spelled}}))
+        rows.append(PackedSequence(**{**vars(row), "columns": {"bytes": spelled}}))
         taken += len(row)
     return rows

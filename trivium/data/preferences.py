@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from trivium.data.conversations import Encoder, Piece, Tally
-from trivium.data.mixture import Plan, PlannedSource
+from trivium.data.mixture import MixturePlan, PlannedSource
 from trivium.data.preference_forms import Form, recognised_form, shared_length, with_arguments
-from trivium.data.rows import Row, row_of_documents
+from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.data.shapes import Example, Fields
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
@@ -24,7 +24,7 @@ PROMPT, CHOSEN, REJECTED, JUDGED, MISMATCHED = "prompt", "chosen", "rejected", "
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """The tokens behind a prompt with the one that ends them, and which of them are the assistant's."""
 
     tokens: np.ndarray
@@ -32,12 +32,12 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class PreferencePair:
     """A prompt with a chosen and a rejected answer, or with one answer and how much it was liked."""
 
     id: str
     prompt: np.ndarray
-    answers: tuple[Answer, ...]
+    completions: tuple[Completion, ...]
     label: float = 1.0
     """How much a single answer was liked, from 0 to 1; a vote of nine in ten stays 0.9."""
     margin: float = 0.0
@@ -48,13 +48,13 @@ class Judgement:
     @property
     def is_pair(self) -> bool:
         """Whether there are two answers to compare."""
-        return len(self.answers) == 2
+        return len(self.completions) == 2
 
     def __len__(self) -> int:
-        return len(self.prompt) + sum(len(answer.tokens) for answer in self.answers)
+        return len(self.prompt) + sum(len(answer.tokens) for answer in self.completions)
 
 
-class Judgements:
+class PreferenceData:
     """Reads the preferences of one source in the form its first row has; counts what became of each."""
 
     def __init__(self, tokenizer: Tokenizer, context: int) -> None:
@@ -63,8 +63,8 @@ class Judgements:
         self.shape: Form | None = None
         self.tally = Tally()
 
-    def read(self, documents: Iterable[Document], *, skip: bool = False) -> Iterator[Judgement]:
-        """Every judgement whose answers fit whole; a row that cannot be read stops it, or is counted."""
+    def read(self, documents: Iterable[Document], *, skip: bool = False) -> Iterator[PreferencePair]:
+        """Every pair whose completions fit whole; a row that cannot be read stops it, or is counted."""
         for document in documents:
             self.tally.rows += 1
             try:
@@ -83,7 +83,7 @@ class Judgements:
             kept = self._fitted(document, examples, pieces)
             if kept is not None:
                 prompt, answers = _divided(kept)
-                yield Judgement(document.id, prompt, answers, label, margin, weight, document.fields)
+                yield PreferencePair(document.id, prompt, answers, label, margin, weight, document.fields)
 
     def _examples(self, shape: Form, fields: Fields) -> tuple[Example, ...]:
         for column in shape.columns:
@@ -140,27 +140,27 @@ class Judgements:
         return None
 
 
-def unpaired(judgements: Iterable[Judgement]) -> list[Judgement]:
+def unpaired(pairs: Iterable[PreferencePair]) -> list[PreferencePair]:
     """Every pair as two single answers, the chosen one liked and the rejected one not."""
     found = []
-    for one in judgements:
+    for one in pairs:
         if not one.is_pair:
             found.append(one)
             continue
-        for name, label, answer in zip((CHOSEN, REJECTED), (1.0, 0.0), one.answers, strict=True):
+        for name, label, answer in zip((CHOSEN, REJECTED), (1.0, 0.0), one.completions, strict=True):
             identity = f"{one.id}/{name}"
-            found.append(replace(one, id=identity, answers=(answer,), label=label, margin=0.0))
+            found.append(replace(one, id=identity, completions=(answer,), label=label, margin=0.0))
     return found
 
 
 def row_of(
-    judgements: Sequence[Judgement],
+    pairs: Sequence[PreferencePair],
     *,
     share: bool = True,
-    mismatched: Sequence[Answer] | None = None,
+    mismatched: Sequence[Completion] | None = None,
     references: Sequence[Sequence[float]] | None = None,
     source: Sequence[int] | None = None,
-) -> Row:
+) -> PackedSequence:
     """One row of all answers; where `share`, a prompt is a document of its own that its answers go on from.
 
     `mismatched` gives every prompt an answer to another one as well, which KTO compares with.
@@ -172,18 +172,18 @@ def row_of(
     ids: list[str] = []
     sources: list[int] = []
     facts: dict[str, list] = {name: [] for name in ("back", "role", "label", "margin", "weight", "reference")}
-    for place, judgement in enumerate(judgements):
-        roles = (CHOSEN, REJECTED) if judgement.is_pair else (JUDGED,)
-        answers = list(zip(roles, judgement.answers, strict=True))
+    for place, pair in enumerate(pairs):
+        roles = (CHOSEN, REJECTED) if pair.is_pair else (JUDGED,)
+        answers = list(zip(roles, pair.completions, strict=True))
         if mismatched is not None:
             answers.append((MISMATCHED, mismatched[place]))
         known = [0.0] * len(answers) if references is None else list(references[place])
         # The last token of a prompt goes with every answer: its hidden state predicts the first token.
-        shares = share and len(answers) > 1 and len(judgement.prompt) > 1
-        beginning = judgement.prompt[-1:] if shares else judgement.prompt
+        shares = share and len(answers) > 1 and len(pair.prompt) > 1
+        beginning = pair.prompt[-1:] if shares else pair.prompt
         if shares:
-            documents.append(judgement.prompt[:-1])
-            learned.append(np.zeros(len(judgement.prompt) - 1, dtype=np.float32))
+            documents.append(pair.prompt[:-1])
+            learned.append(np.zeros(len(pair.prompt) - 1, dtype=np.float32))
         for _, answer in answers:
             documents.append(np.concatenate((beginning, answer.tokens)))
             learned.append(np.concatenate((np.zeros(len(beginning)), answer.learned)).astype(np.float32))
@@ -192,28 +192,28 @@ def row_of(
         facts["role"] += [PROMPT] * shares + [role for role, _ in answers]
         facts["reference"] += [0.0] * shares + known
         for name in ("label", "margin", "weight"):
-            facts[name] += [getattr(judgement, name)] * count
-        ids += [judgement.id] * count
+            facts[name] += [getattr(pair, name)] * count
+        ids += [pair.id] * count
         sources += [0 if source is None else source[place]] * count
     return row_of_documents(documents, learned=learned, facts=facts, ids=ids, sources=sources)
 
 
 @dataclass(frozen=True)
-class JudgedSource:
+class PreferenceSource:
     """One source of a mixture of preferences, and how it takes part."""
 
     name: str
-    judgements: Sequence[Judgement]
+    pairs: Sequence[PreferencePair]
     weights: tuple[tuple[float, float], ...] | None = None
     max_repeats: float | None = None
 
 
-class PreferenceFeed:
-    """Judgements as batches, each a pure function of the step: a row for each, or one for all of a step."""
+class PreferenceBatches:
+    """Preference pairs as batches, each a pure function of the step: a row for each, or one for all of a step."""
 
     def __init__(
         self,
-        sources: Sequence[JudgedSource],
+        sources: Sequence[PreferenceSource],
         *,
         batch: int,
         seed: int,
@@ -224,7 +224,7 @@ class PreferenceFeed:
         mismatched: bool = False,
         whole_chosen: bool = False,
     ) -> None:
-        available = sum(len(source.judgements) for source in sources)
+        available = sum(len(source.pairs) for source in sources)
         if steps is None:
             steps = max(1, round((1.0 if epochs is None else epochs) * available / batch))
         self.sources = sources
@@ -233,15 +233,15 @@ class PreferenceFeed:
         self.memory: dict[str, float] = {}
         """What an objective wants to find again after a stop."""
         self.references: Sequence[np.ndarray] | None = None
-        """For every source the log-probabilities [judgements, answers] under the reference, once computed."""
-        self.plan = Plan(
+        """For every source the log-probabilities [pairs, completions] under the reference, once computed."""
+        self.plan = MixturePlan(
             sources=tuple(
                 PlannedSource(
                     name=source.name,
-                    rows=len(source.judgements),
-                    weights=source.weights or ((0.0, float(len(source.judgements))),),
+                    rows=len(source.pairs),
+                    weights=source.weights or ((0.0, float(len(source.pairs))),),
                     max_repeats=source.max_repeats,
-                    fingerprint=fingerprint([one.id for one in source.judgements]),
+                    fingerprint=fingerprint([one.id for one in source.pairs]),
                 )
                 for source in sources
             ),
@@ -260,7 +260,7 @@ class PreferenceFeed:
         """Changes when any batch could change."""
         return fingerprint([self.plan.hash, self.plan.batch, self.together, self.mismatched])
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         """The global batch of an optimiser step."""
         places = self.plan.rows(step)
         groups = [places] if self.together else [[place] for place in places]
@@ -277,20 +277,20 @@ class PreferenceFeed:
         """The tokens of a first answer in the mean over a step: no part of the batch can know them."""
         tokens = weights = 0.0
         for source, number in places:
-            one = self.sources[source].judgements[number]
-            count = int(one.answers[0].learned.sum())
+            one = self.sources[source].pairs[number]
+            count = int(one.completions[0].learned.sum())
             if self.whole_chosen:
-                count = len(one.prompt) + len(one.answers[0].tokens) - 1
+                count = len(one.prompt) + len(one.completions[0].tokens) - 1
             tokens += one.weight * count
             weights += one.weight
         return tokens / max(weights, 1e-12)
 
-    def row(self, places: Sequence[tuple[int, int]]) -> Row:
-        """One row of the judgements at these places, each a source and a number in it."""
+    def row(self, places: Sequence[tuple[int, int]]) -> PackedSequence:
+        """One row of the pairs at these places, each a source and a number in it."""
         return row_of(
-            [self.sources[source].judgements[number] for source, number in places],
+            [self.sources[source].pairs[number] for source, number in places],
             share=self.share,
-            mismatched=[_mismatched(self.sources[source].judgements, number) for source, number in places]
+            mismatched=[_mismatched(self.sources[source].pairs, number) for source, number in places]
             if self.mismatched
             else None,
             references=None
@@ -314,24 +314,24 @@ class PreferenceFeed:
         self.memory.update(json["memory"])
 
 
-def _mismatched(judgements: Sequence[Judgement], number: int) -> Answer:
-    """The answer of the nearest judgement before this one that answers another prompt."""
-    mine = judgements[number].prompt
-    for back in range(1, len(judgements)):
-        other = judgements[number - back]
+def _mismatched(pairs: Sequence[PreferencePair], number: int) -> Completion:
+    """The answer of the nearest pair before this one that answers another prompt."""
+    mine = pairs[number].prompt
+    for back in range(1, len(pairs)):
+        other = pairs[number - back]
         if not np.array_equal(other.prompt, mine):
-            return other.answers[0]
-    return judgements[number - 1].answers[0]
+            return other.completions[0]
+    return pairs[number - 1].completions[0]
 
 
-def _divided(pieces: Sequence[Piece]) -> tuple[np.ndarray, tuple[Answer, ...]]:
+def _divided(pieces: Sequence[Piece]) -> tuple[np.ndarray, tuple[Completion, ...]]:
     """The prompt that all answers have in common, and each answer behind it."""
     masks = [piece.learned for piece in pieces if piece.learned is not None]
     assert len(masks) == len(pieces), "an answer is learned and its prompt is not"
     border = min(mask.index(True) for mask in masks)
     border = min(border, shared_length([piece.tokens for piece in pieces]))
     answers = tuple(
-        Answer(np.array(piece.tokens[border:], dtype=np.int64), np.array(mask[border:], dtype=bool))
+        Completion(np.array(piece.tokens[border:], dtype=np.int64), np.array(mask[border:], dtype=bool))
         for piece, mask in zip(pieces, masks, strict=True)
     )
     return np.array(pieces[0].tokens[:border], dtype=np.int64), answers

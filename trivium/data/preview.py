@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from trivium.data.rows import Row
+from trivium.data.rows import PackedSequence
 from trivium.tokens.tokenizer import Tokenizer
 
 LEARNED, BORDER, PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 OPENS, CLOSES = "⟦", "⟧"
 
 
-def previewed(row: Row, tokenizer: Tokenizer, *, colour: bool) -> str:
+def previewed(row: PackedSequence, tokenizer: Tokenizer, *, colour: bool) -> str:
     """Every document of a row, the learned tokens green and bold, or between ⟦ and ⟧ without colours."""
     opens, closes = (LEARNED, PLAIN) if colour else (OPENS, CLOSES)
     parts, start = [], 0

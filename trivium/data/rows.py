@@ -1,4 +1,4 @@
-"""Rows and batches: what every feed yields and every objective receives."""
+"""Packed sequences and batches: what every batch source yields and every objective receives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ NOTHING = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class PackedSequence:
     """An indivisible training row: one or more whole documents (or pieces of long ones), laid end to end."""
 
     tokens: np.ndarray
@@ -58,7 +58,7 @@ def row_of_documents(
     facts: Mapping[str, list] | None = None,
     ids: Sequence[str] | None = None,
     sources: Sequence[int] | None = None,
-) -> Row:
+) -> PackedSequence:
     """Lay documents end to end and set every target to the next token of its own document.
 
     `learned[i][t]` says whether (or how much) token t of document i is to be predicted; None learns all.
@@ -79,7 +79,7 @@ def row_of_documents(
         )
         weights[:-1] = per_token[1:]
     weights[last] = 0.0
-    return Row(
+    return PackedSequence(
         tokens=tokens,
         targets=targets,
         weights=weights,
@@ -94,7 +94,7 @@ def row_of_documents(
     )
 
 
-def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
+def collate(rows: Sequence[PackedSequence], device: torch.device | str = "cpu") -> Batch:
     """Join rows into one flat batch on the device; every row must carry the same columns and facts."""
     assert rows, "a batch has at least one row"
     names, facts = set(rows[0].columns), set(rows[0].facts)

@@ -1,1 +1,1 @@
-"""The one loop that trains: trainer, objectives, feeds, optimisers, schedules, checkpoints, processes."""
+"""The one loop that trains: trainer, objectives, batches, optimisers, schedules, checkpoints, processes."""

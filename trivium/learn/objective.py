@@ -1,4 +1,4 @@
-"""What a stage gives the loop: an objective and a feed."""
+"""What a stage gives the loop: an objective and a batch source."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from trivium.data.rows import Batch, Row
+from trivium.data.rows import Batch, PackedSequence
 
 Measure = tuple[Tensor | float, Tensor | float]
 """A sum and its weight, by which it is divided at the end."""
 
 
-class Least(NamedTuple):
+class Minimum(NamedTuple):
     """A measure of which the smallest of all parts is logged."""
 
     value: Tensor | float
     weight: float = 1.0
 
 
-class Most(NamedTuple):
+class Maximum(NamedTuple):
     """A measure of which the largest of all parts is logged."""
 
     value: Tensor | float
     weight: float = 1.0
 
 
-def take_in(known: dict[str, Measure], more: Mapping[str, Measure]) -> None:
+def accumulate(known: dict[str, Measure], more: Mapping[str, Measure]) -> None:
     """Add to what is known what another pass, or another process, has measured."""
     for name, measure in more.items():
         known[name] = _joined(known[name], measure) if name in known else measure
 
 
 def _joined(one: Measure, other: Measure) -> Measure:
-    if isinstance(one, Least):
-        return Least(min(one[0], other[0]))
-    if isinstance(one, Most):
-        return Most(max(one[0], other[0]))
+    if isinstance(one, Minimum):
+        return Minimum(min(one[0], other[0]))
+    if isinstance(one, Maximum):
+        return Maximum(max(one[0], other[0]))
     return one[0] + other[0], one[1] + other[1]
 
 
@@ -60,7 +60,7 @@ class Objective(Protocol):
         """Weights of its own that are trained and saved along, such as a value head."""
         ...
 
-    def weight(self, rows: Sequence[Row]) -> float:
+    def weight(self, rows: Sequence[PackedSequence]) -> float:
         """What these rows add to the divisor of the step's loss."""
         ...
 
@@ -69,7 +69,7 @@ class Objective(Protocol):
         ...
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """Where batches come from: shards, whose batches follow from the step alone, or rollouts."""
 
     @property
@@ -82,7 +82,7 @@ class Feed(Protocol):
         """Changes when any batch could change."""
         ...
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         """The global batch of an optimiser step."""
         ...
 

@@ -17,7 +17,7 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRates:
     """Each group's full learning rate, and the numbers the methods share."""
 
     matrices: float
@@ -78,7 +78,7 @@ class Optimiser:
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        rates: Rates,
+        rates: LearningRates,
         *,
         muon: bool,
         products: torch.dtype = torch.float32,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.kit.processes import world
-from trivium.learn.objective import Least, Measure, Most, take_in
+from trivium.learn.objective import Maximum, Measure, Minimum, accumulate
 
 BUCKET_ELEMENTS = 2**24
 
@@ -63,7 +63,7 @@ def measures_of_all(measures: Mapping[str, Measure]) -> dict[str, tuple[float, f
     device = max((part.device for part in parts), key=lambda device: device.type != "cpu", default="cpu")
     table = torch.stack([part.to(device) for part in parts]).cpu().view(-1, 2).tolist()
     known: dict[str, Measure] = {
-        name: measure._replace(value=value) if isinstance(measure, Least | Most) else (value, weight)
+        name: measure._replace(value=value) if isinstance(measure, Minimum | Maximum) else (value, weight)
         for (name, measure), (value, weight) in zip(measures.items(), table, strict=True)
     }
     if world().size > 1:
@@ -73,5 +73,5 @@ def measures_of_all(measures: Mapping[str, Measure]) -> dict[str, tuple[float, f
         distributed.all_gather_object(everyone, known)
         known = {}
         for theirs in everyone:
-            take_in(known, theirs)
+            accumulate(known, theirs)
     return {name: (float(known[name][0]), float(known[name][1])) for name in sorted(known)}

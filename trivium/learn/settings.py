@@ -72,7 +72,7 @@ class Checkpointing(Settings):
 
 
 class Validating(Settings):
-    """How often, and on how much, the loss on unseen text is measured."""
+    """How often, and on how much, the validation loss is measured."""
 
     times: int = Field(default=5, ge=0)
     """How often the validation loss is measured, evenly over the stage."""

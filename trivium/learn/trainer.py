@@ -1,4 +1,4 @@
-"""The one loop: rows from a feed, a loss from an objective, a step of the optimiser, again."""
+"""The one loop: rows from a batch source, a loss from an objective, a step of the optimiser, again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.kit.errors import TriviumError
 from trivium.kit.machine import keep_freed_memory
 from trivium.kit.metrics import MetricsLog, read_metrics
@@ -24,12 +24,12 @@ from trivium.kit.progress import Progress
 from trivium.learn import schedules
 from trivium.learn.checkpoints import Checkpoints, State, kept_place, read_state
 from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, how_it_resumes, refused
-from trivium.learn.objective import Feed, Measure, Objective, take_in
-from trivium.learn.optimisers import Inherited, Optimiser, Rates
+from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
+from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
 from trivium.learn.parallel import clip, gradient_norm, measures_of_all, sum_gradients
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.settings import Training
-from trivium.learn.validation import Unseen, groups_of
+from trivium.learn.validation import ValidationLoss, groups_of
 from trivium.model.transformer import Transformer
 
 CPU_TOKENS = 2048
@@ -47,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Hooks:
     """What a stage wants done along the way; the loop itself measures, samples and keeps nothing."""
 
-    validate: Callable[[], Mapping[str, Unseen]] | None = None
+    validate: Callable[[], Mapping[str, ValidationLoss]] | None = None
     sample: Callable[[int], None] | None = None
     keep: Callable[[int, int], None] | None = None
     """Called after a step at which the model shall be kept: with the step and the tokens so far."""
@@ -55,13 +55,13 @@ class Hooks:
 
 @dataclass
 class Trainer:
-    """Trains a model with an objective on a feed; stopped at any moment, it goes on bit for bit."""
+    """Trains a model with an objective on a batch source; stopped at any moment, it goes on bit for bit."""
 
     model: Transformer
     objective: Objective
-    feed: Feed
+    batches: BatchSource
     settings: Training
-    rates: Rates
+    rates: LearningRates
     folder: Path
     log: MetricsLog
     progress: Progress
@@ -110,14 +110,14 @@ class Trainer:
     # the loop
 
     def run(self) -> dict[str, Any]:
-        """Train to the end of the feed and return what a summary needs."""
+        """Train to the end of the batches and return what a summary needs."""
         self._resume()
         self.make_ready()
         saved = time.monotonic()
         last: dict[str, Any] = {}
         with self._signals(), deterministic_kernels(self.settings.deterministic):
             resumes = how_it_resumes(self.model.device)
-            while self.step < self.feed.steps:
+            while self.step < self.batches.steps:
                 before = self.tokens
                 last = self._one_step()
                 with self._averaged():
@@ -126,10 +126,10 @@ class Trainer:
                 every = self.settings.checkpoint.every_steps
                 if every is not None:
                     due = self.step % every == 0
-                if self._agreed(due) and self.step < self.feed.steps:
+                if self._agreed(due) and self.step < self.batches.steps:
                     self._save(wait=False)
                     saved = time.monotonic()
-                if self._agreed(self.stop_signal is not None) and self.step < self.feed.steps:
+                if self._agreed(self.stop_signal is not None) and self.step < self.batches.steps:
                     self._save(wait=True)
                     self.progress.say(f"Stopped after step {self.step}; the same command goes on from there.")
                     raise KeyboardInterrupt
@@ -150,10 +150,10 @@ class Trainer:
         start = time.perf_counter()
         # Whatever draws random numbers in a step draws the same after a resume.
         torch.manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
-        rows = self.feed.rows(self.step)
+        rows = self.batches.rows(self.step)
         here = world()
         measures, norm = self._gradient(rows[here.rank :: here.size])
-        factor = schedules.factor(self.settings.learning_rate, self.step, self.feed.steps)
+        factor = schedules.factor(self.settings.learning_rate, self.step, self.batches.steps)
         loss = measures["objective"][0]
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
@@ -184,7 +184,7 @@ class Trainer:
             **averages,
         }
 
-    def _gradient(self, mine: Sequence[Row]) -> tuple[dict[str, tuple[float, float]], float]:
+    def _gradient(self, mine: Sequence[PackedSequence]) -> tuple[dict[str, tuple[float, float]], float]:
         """Leave the gradient of the whole step in the parameters; returns the measures and its length."""
         weight = all_reduce_sum(self.objective.weight(mine))
         while (measures := self._accumulate_if_it_fits(mine, weight)) is None:
@@ -195,7 +195,9 @@ class Trainer:
         norm = float(gradient_norm(self.named.values()))
         return totals, norm
 
-    def _accumulate_if_it_fits(self, mine: Sequence[Row], weight: float) -> dict[str, Measure] | None:
+    def _accumulate_if_it_fits(
+        self, mine: Sequence[PackedSequence], weight: float
+    ) -> dict[str, Measure] | None:
         try:
             return self._accumulate(mine, weight)
         except (RuntimeError, MemoryError) as error:
@@ -208,7 +210,7 @@ class Trainer:
                 raise
             return None
 
-    def _accumulate(self, mine: Sequence[Row], weight: float) -> dict[str, Measure]:
+    def _accumulate(self, mine: Sequence[PackedSequence], weight: float) -> dict[str, Measure]:
         measures: dict[str, Measure] = {"objective": (0.0, 0.0)}
         for parameter in self.named.values():
             parameter.grad = None
@@ -219,10 +221,10 @@ class Trainer:
                 loss = result.sum / max(weight, 1e-12)
             if loss.requires_grad:
                 loss.backward()
-            take_in(measures, {"objective": (loss.detach(), 1.0), **result.metrics})
+            accumulate(measures, {"objective": (loss.detach(), 1.0), **result.metrics})
         return measures
 
-    def _halve(self, mine: Sequence[Row]) -> None:
+    def _halve(self, mine: Sequence[PackedSequence]) -> None:
         """Too much for the memory: go on with passes of half the size."""
         longest = max(len(row) for row in mine)
         largest = min(self.budget, sum(len(row) for row in mine))
@@ -233,7 +235,7 @@ class Trainer:
             torch.cuda.empty_cache()
         self.progress.say(f"Out of memory: going on with {self.budget} tokens per pass.")
 
-    def _skip(self, rows: Sequence[Row], loss: float, norm: float) -> None:
+    def _skip(self, rows: Sequence[PackedSequence], loss: float, norm: float) -> None:
         """A loss or gradient that is not finite never reaches the weights."""
         self.bad_steps += 1
         self.skipped += 1
@@ -253,10 +255,10 @@ class Trainer:
     def _after_step(self, row: dict[str, Any], before: int) -> None:
         """Measure, sample and keep where it is due, then log the step."""
         if self.hooks.validate is not None and self._due(self.settings.validation.times):
-            for name, unseen in self.hooks.validate().items():
+            for name, measured in self.hooks.validate().items():
                 suffix = f"/{name}" if name else ""
-                row[f"validation_loss{suffix}"] = unseen.loss
-                row[f"bits_per_byte{suffix}"] = unseen.bits_per_byte
+                row[f"validation_loss{suffix}"] = measured.loss
+                row[f"bits_per_byte{suffix}"] = measured.bits_per_byte
         if world().leads:
             self.log.write(row)
         if self.hooks.sample is not None and self._due(self.settings.samples.times):
@@ -264,13 +266,13 @@ class Trainer:
         if self.hooks.keep is not None and self._is_kept(before):
             self.hooks.keep(self.step, self.tokens)
         shown = {"loss": row["loss"]} | {key: row[key] for key in row if key == "bits_per_byte"}
-        self.progress.update(self.step, self.feed.steps, unit="steps", **shown)
+        self.progress.update(self.step, self.batches.steps, unit="steps", **shown)
 
     def _due(self, times: int) -> bool:
         """Whether one of `times` evenly spread moments, the last of them the end, falls on this step."""
         if times == 0:
             return False
-        return (self.step * times) // self.feed.steps > ((self.step - 1) * times) // self.feed.steps
+        return (self.step * times) // self.batches.steps > ((self.step - 1) * times) // self.batches.steps
 
     def _is_kept(self, before: int) -> bool:
         """Whether this step reached one of the places whose model is to be kept."""
@@ -303,7 +305,7 @@ class Trainer:
 
     def _facts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Everything needed to go on from here."""
-        feed_facts, feed_tensors = self.feed.state()
+        source_facts, source_tensors = self.batches.state()
         facts: dict[str, Any] = {
             "step": self.step,
             "tokens": self.tokens,
@@ -311,13 +313,13 @@ class Trainer:
             "skipped": self.skipped,
             "budget": self.budget,
             "seconds": self.seconds,
-            "feed": feed_facts,
-            "feed_fingerprint": self.feed.fingerprint,
+            "feed": source_facts,
+            "feed_fingerprint": self.batches.fingerprint,
         }
         tensors: dict[str, Tensor] = {f"weights.{name}": weight for name, weight in self.named.items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        tensors |= {f"feed.{name}": tensor for name, tensor in feed_tensors.items()}
+        tensors |= {f"feed.{name}": tensor for name, tensor in source_tensors.items()}
         return facts, tensors
 
     def _save(self, wait: bool) -> None:
@@ -344,12 +346,12 @@ class Trainer:
             self.log.rewind(self.step)
         exact = self.settings.deterministic or how_it_resumes(self.model.device) != WITHIN_ROUNDING
         near = "" if exact else ", within rounding: this GPU's kernels add in any order"
-        self.progress.say(f"Going on after step {self.step} of {self.feed.steps}{near}.")
+        self.progress.say(f"Going on after step {self.step} of {self.batches.steps}{near}.")
 
     @torch.no_grad()
     def _restore(self, state: State) -> None:
         facts, tensors = state.facts, state.tensors
-        if facts["feed_fingerprint"] != self.feed.fingerprint:
+        if facts["feed_fingerprint"] != self.batches.fingerprint:
             raise TriviumError(
                 f"{self.checkpoints.folder} was written by a run on other data or another order; undo that, "
                 "or remove the folder to start the stage again"
@@ -360,7 +362,7 @@ class Trainer:
         assert not missing, f"the state has no moments of {missing}"
         for name, average in self.average.items():
             average.copy_(tensors[f"average.{name}"])
-        self.feed.restore(facts["feed"], _part(tensors, "feed."))
+        self.batches.restore(facts["feed"], _part(tensors, "feed."))
         self.step, self.tokens = facts["step"], facts["tokens"]
         self.bad_steps, self.skipped = facts["bad_steps"], facts["skipped"]
         self.budget, self.seconds = facts["budget"], facts["seconds"]
@@ -402,7 +404,7 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.named.values())
         speed = 1e11 if self.model.device.type == "cpu" else 1e14
         per_step = 6 * parameters * (self.settings.batch or CPU_TOKENS) / speed
-        return per_step * self.feed.steps
+        return per_step * self.batches.steps
 
     def _last_loss(self) -> float | None:
         rows = [row for row in read_metrics(self.log.path) if "loss" in row]

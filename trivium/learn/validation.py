@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.kit.processes import all_reduce_sum, world
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.precision import Precision, one_pass
@@ -17,17 +17,17 @@ from trivium.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
-class Unseen:
-    """A loss on unseen text: nats per token, bits per byte, and how many tokens it rests on."""
+class ValidationLoss:
+    """The validation loss: nats per token, bits per byte, and how many tokens were predicted."""
 
     loss: float
     bits_per_byte: float
     tokens: int
 
 
-def groups_of(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+def groups_of(rows: Sequence[PackedSequence], budget: int) -> list[list[PackedSequence]]:
     """Rows in order, in groups of at most `budget` tokens; a longer row is a group of its own."""
-    groups: list[list[Row]] = []
+    groups: list[list[PackedSequence]] = []
     filled = 0
     for row in rows:
         if not groups or filled + len(row) > budget:
@@ -40,8 +40,12 @@ def groups_of(rows: Sequence[Row], budget: int) -> list[list[Row]]:
 
 @torch.no_grad()
 def measure(
-    model: Transformer, rows: Sequence[Row], budget: int = 4096, *, precision: Precision = "float32"
-) -> Unseen:
+    model: Transformer,
+    rows: Sequence[PackedSequence],
+    budget: int = 4096,
+    *,
+    precision: Precision = "float32",
+) -> ValidationLoss:
     """The mean loss of rows that carry a `bytes` column; every process takes its share of them."""
     here = world()
     total = spelled = tokens = 0.0
@@ -57,12 +61,12 @@ def measure(
         spelled += float(batch.columns["bytes"].double().sum())
         tokens += int((batch.targets >= 0).sum())
     total, spelled, tokens = all_reduce_sum(total), all_reduce_sum(spelled), all_reduce_sum(tokens)
-    return Unseen(total / max(tokens, 1), total / math.log(2) / max(spelled, 1), int(tokens))
+    return ValidationLoss(total / max(tokens, 1), total / math.log(2) / max(spelled, 1), int(tokens))
 
 
 @torch.no_grad()
 def by_document(
-    model: Transformer, rows: Sequence[Row], budget: int = 4096
+    model: Transformer, rows: Sequence[PackedSequence], budget: int = 4096
 ) -> dict[str, tuple[float, float]]:
     """The bits and the bytes of every document in rows that carry a `bytes` column, its pieces together."""
     found: dict[str, tuple[float, float]] = {}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from trivium.data.rows import Row
+from trivium.data.rows import PackedSequence
 from trivium.kit import machine
 from trivium.kit.files import read_json, whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
@@ -25,10 +25,10 @@ from trivium.stages.parts.mixtures import (
     MEASURED,
     Mixture,
     Portion,
-    Spelt,
+    TokenisedData,
     ingredients,
     mixture_references,
-    unseen_rows,
+    validation_rows,
 )
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, gained, spent, told
 from trivium.stages.parts.stage import Product, Reference, Work
@@ -88,12 +88,12 @@ class Anneals(TrainingStage):
         for name, mixture in self.candidates.items():
             own = self._own(work, name)
             new, old = ingredients(own, mixture, tokenizer, replayed), ingredients(own, replayed, tokenizer)
-            learnt += [Spelt(one.shards) for one in (*new, *old)]
-        unseen = unseen_rows(
+            learnt += [TokenisedData(one.shards) for one in (*new, *old)]
+        validation = validation_rows(
             work, self.measure, tokenizer, context, self.validation.tokens,
             learnt=learnt, required=list(self.measure),
         )  # fmt: skip
-        before = _spent(folder, unseen)
+        before = _spent(folder, validation)
         found: dict[str, tuple[int, Spent]] = {}
         for name, mixture in self.candidates.items():
             own = self._own(work, name)
@@ -105,7 +105,7 @@ class Anneals(TrainingStage):
                     # Saved states of the stage itself are cleared by who runs it, but these are its own.
                     Checkpoints(own.folder / "checkpoints", 1, work.say).clear()
                 barrier()
-            found[name] = int(read_json(summary_path)["tokens"]), _spent(own.output("model"), unseen)
+            found[name] = int(read_json(summary_path)["tokens"]), _spent(own.output("model"), validation)
         table = ranked(before, found)
         for line in lines(table):
             work.say(line)
@@ -163,6 +163,6 @@ def lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*text, "Intervals are over documents; how another seed would rank them they do not say."]
 
 
-def _spent(folder: Path, unseen: Mapping[str, Sequence[Row]]) -> Spent:
+def _spent(folder: Path, validation: Mapping[str, Sequence[PackedSequence]]) -> Spent:
     """What the model in a folder spends on every held-out document."""
-    return spent(load_model(folder, dtype=torch.float32, device=machine.device()), unseen)
+    return spent(load_model(folder, dtype=torch.float32, device=machine.device()), validation)

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from trivium.data.rows import Row
+from trivium.data.rows import PackedSequence
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
@@ -23,7 +23,7 @@ from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.inheritance import held_out_by, trained_on
-from trivium.stages.parts.mixtures import MEASURED, Mixture, mixture_references, unseen_rows
+from trivium.stages.parts.mixtures import MEASURED, Mixture, mixture_references, validation_rows
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -160,7 +160,7 @@ class Merge(Stage):
 
     def _rows(
         self, work: Work, folders: list[Path], tokenizer: Tokenizer, config: ModelConfig
-    ) -> dict[str, list[Row]]:
+    ) -> dict[str, list[PackedSequence]]:
         """The text on which the soup is shown beside its ingredients, none of which learnt it."""
         mixture = self.data
         if mixture is None:
@@ -168,7 +168,7 @@ class Merge(Stage):
             work = replace(work, inputs={**work.inputs, **places})
         learnt = trained_on(folders)
         context = self.context or min(512, config.reach)
-        rows = unseen_rows(
+        rows = validation_rows(
             work, mixture, tokenizer, context, self.tokens, learnt=learnt, required=list(self.data or ())
         )
         if not rows:

@@ -13,14 +13,14 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.mixture import weight_at, weights_over
-from trivium.data.packed import Ingredient, PackedFeed
+from trivium.data.packed import Ingredient, PackedBatches
 from trivium.data.shards import Shards, in_validation, text_hash
 from trivium.data.sources import Reading
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
-from trivium.learn.objective import Feed
+from trivium.learn.objective import BatchSource
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.config import ModelConfig
 from trivium.model.context_extension import describe_positions, extend_context
@@ -37,15 +37,15 @@ from trivium.stages.parts.mixtures import (
     MEASURED,
     Mixture,
     Portion,
-    Spelt,
+    TokenisedData,
     held_out_share,
     held_out_texts,
     ingredients,
     mixture_references,
-    unseen_rows,
+    validation_rows,
 )
 from trivium.stages.parts.parents import moments_after, rates_after
-from trivium.stages.parts.ramps import Knots, RampedFeed
+from trivium.stages.parts.ramps import Knots, RampedBatches
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import FedStage, train, with_new_rows
 from trivium.tokens.extend import extend_tokenizer
@@ -168,23 +168,23 @@ class Midtrain(FedStage):
         else:
             work.change("positions", *[describe_positions(model.config)] * 2)
         for name, passes in going.seen.items():
-            after = going.feed.report()[name]["passes"]
+            after = going.batches.report()[name]["passes"]
             work.change(f"passes over {name}", round(passes, 3), round(after, 3))
         adapter = self.adapter
         if adapter is not None and _tables(model) != tables:
             adapter = with_new_rows(adapter)
         rates = rates_after(work, self, self.start, going.folder, model.config)
         measured = self.data | going.replayed | (self.watch or {})
-        learnt = [*trained_on([going.folder]), *map(Spelt, going.shards)]
+        learnt = [*trained_on([going.folder]), *map(TokenisedData, going.shards)]
         summary = train(
             work,
             self.model_copy(update={"batch": going.batch, "adapter": adapter}),
             model,
             going.tokenizer,
-            NextToken(sources=tuple(going.feed.names), z_loss=self.z_loss),
-            going.feed,
+            NextToken(sources=tuple(going.batches.names), z_loss=self.z_loss),
+            going.batches,
             rates,
-            unseen=unseen_rows(
+            validation=validation_rows(
                 going.work,
                 measured,
                 going.tokenizer,
@@ -194,18 +194,18 @@ class Midtrain(FedStage):
                 required=list(self.watch or ()),
             ),
             parent_moments=moments_after(work, self, self.start, going.folder),
-            consumed=going.feed.consumed,
-            shares=going.feed.shares,
+            consumed=going.batches.consumed,
+            shares=going.batches.shares,
         )
-        return {**summary, "data": going.feed.report()}
+        return {**summary, "data": going.batches.report()}
 
-    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
-        """The feed and its tokenizer, the same whenever they are made."""
+    def fed(self, work: Work) -> tuple[BatchSource, Tokenizer]:
+        """The batch source and its tokenizer, the same whenever they are made."""
         going = self._prepared(work)
-        return going.feed, going.tokenizer
+        return going.batches, going.tokenizer
 
     def _prepared(self, work: Work) -> _Prepared:
-        """Tokenizer and feed, the same whenever they are made."""
+        """Tokenizer and batches, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         config = load_config(folder)
         tokenizer = self._tokenizer(work, folder)
@@ -221,15 +221,15 @@ class Midtrain(FedStage):
             for one in self._ingredients(work, tokenizer, replayed)
         ]
         lasting: dict[str, Any] = {"tokens": self.tokens, "steps": self.steps, "epochs": self.epochs}
-        feed: PackedFeed | RampedFeed
+        batches: PackedBatches | RampedBatches
         if len(contexts) == 1:
-            feed = PackedFeed(mixed, context=context, batch_tokens=batch, seed=work.seed, **lasting)
+            batches = PackedBatches(mixed, context=context, batch_tokens=batch, seed=work.seed, **lasting)
         else:
             weighed = _weighted(mixed)
-            feed = RampedFeed(weighed, contexts=contexts, batch_tokens=batch, seed=work.seed, **lasting)
+            batches = RampedBatches(weighed, contexts=contexts, batch_tokens=batch, seed=work.seed, **lasting)
         shards = [one.shards for one in mixed]
         seen = {one.name: one.seen for one in mixed}
-        return _Prepared(work, folder, tokenizer, feed, replayed, context, batch, shards, seen)
+        return _Prepared(work, folder, tokenizer, batches, replayed, context, batch, shards, seen)
 
     def _check_reach(self, work: Work, config: ModelConfig, context: int) -> None:
         """Refuse rows that the positions do not reach, and stretching what reaches far enough."""
@@ -377,7 +377,7 @@ class _Prepared:
     work: Work
     folder: Path
     tokenizer: Tokenizer
-    feed: PackedFeed | RampedFeed
+    batches: PackedBatches | RampedBatches
     replayed: dict[str, Portion]
     context: int
     batch: int

@@ -20,7 +20,7 @@ from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.numbers import Count
 from trivium.kit.processes import world
 from trivium.learn.objectives.ppo import Controller, Estimator, ProximalPolicy
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import LearningRate, Settings
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
@@ -265,7 +265,7 @@ class Ppo(TrainingStage):
             * self.minibatches
         )
 
-    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
+    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> LearningRates:
         return gentle_rates_after(
             work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
         )

@@ -12,14 +12,14 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.mixture import weights_over
-from trivium.data.preferences import JudgedSource, PreferenceFeed
+from trivium.data.preferences import PreferenceBatches, PreferenceSource
 from trivium.data.rows import collate
 from trivium.evals.results import as_json
 from trivium.evals.statistics import wilson
 from trivium.kit import machine
 from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import world
-from trivium.learn.objective import Feed
+from trivium.learn.objective import BatchSource
 from trivium.learn.objectives.preference import (
     NEEDS_ALL,
     UNPAIRED,
@@ -33,7 +33,7 @@ from trivium.learn.objectives.preference_losses import (
     Divergence,
     PreferenceNumbers,
 )
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.precision import Precision, one_pass
 from trivium.learn.settings import LearningRate
 from trivium.learn.validation import groups_of
@@ -43,7 +43,7 @@ from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.gauges import drift_from, sycophancy_of
-from trivium.stages.parts.judged import UNUSED_WITH_PAIRS, Judged, prompts_of, read_judgements
+from trivium.stages.parts.judged import UNUSED_WITH_PAIRS, Judged, prompts_of, read_preferences
 from trivium.stages.parts.mixtures import JUDGED, Mixture, Weight, mixture_references
 from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.parts.references import clear_references, store_references
@@ -127,7 +127,7 @@ class PreferenceStage(FedStage):
     reference: Literal["auto", "parent", "adapter off", "stored", "none"] = "auto"
     """A frozen copy, the model without its adapter, numbers computed once, or none at all."""
     pairs: Count = Field(default=32, ge=1)
-    """Judgements per optimiser step."""
+    """Preference pairs per optimiser step."""
     context: Count | None = Field(default=None, ge=2)
     """The longest prompt and answer in tokens."""
     share_prompts: bool = True
@@ -175,15 +175,15 @@ class PreferenceStage(FedStage):
         """Read, store what the reference says if that pays, learn, and look at what it did to the model."""
         folder = resolve(str(work.path(self.start)))
         tokenizer = Tokenizer.load(folder)
-        judged, feed = self._prepared(work, folder, tokenizer)
+        judged, batches = self._prepared(work, folder, tokenizer)
         model = load_model(folder, dtype=torch.float32, device=machine.device())
         adapt(work, self, model)
         beside = self._beside()
-        work.say(f"loss {self._told()}; reference: {beside}; {feed.steps} steps of {self.pairs}")
-        unseen = self._unseen(work, model.config, judged.held_out)
+        work.say(f"loss {self._told()}; reference: {beside}; {batches.steps} steps of {self.pairs}")
+        validation = self._validation(work, model.config, judged.held_out)
         stored = {
-            "train": feed if beside == "stored" else None,
-            "unseen": None if beside == "none" else unseen,
+            "train": batches if beside == "stored" else None,
+            "unseen": None if beside == "none" else validation,
         }
         for name, one in stored.items():
             if one is not None:
@@ -191,17 +191,17 @@ class PreferenceStage(FedStage):
                     work, name, model, one, parent=str(folder), tail=self.ld_alpha, precision=self.precision
                 )
         objective = self.objective(
-            beside, feed, copy.deepcopy(model).requires_grad_(False) if beside == "parent" else None
+            beside, batches, copy.deepcopy(model).requires_grad_(False) if beside == "parent" else None
         )
         summary = train(
-            work, self, model, tokenizer, objective, feed, self._rates(work, folder, model.config),
+            work, self, model, tokenizer, objective, batches, self._rates(work, folder, model.config),
             parent_moments=moments_after(work, self, self.start, folder),
         )  # fmt: skip
         looks: dict[str, Any] = {}
         if world().leads:
-            if unseen is not None:
+            if validation is not None:
                 settled = replace(objective, reference=None, beside="none" if beside == "none" else "stored")
-                looks["unseen"] = _measured(model, settled, unseen, self.precision)
+                looks["unseen"] = _measured(model, settled, validation, self.precision)
             looks |= self._gauged(work, folder, model, tokenizer, judged)
         clear_references(work.folder)
         return {**summary, "data": judged.facts, **looks}
@@ -222,7 +222,9 @@ class PreferenceStage(FedStage):
             looks["sycophancy"] = sycophancy_of(model, tokenizer, self.sycophancy)
         return looks
 
-    def objective(self, beside: Beside, feed: PreferenceFeed, reference: Transformer | None) -> Preference:
+    def objective(
+        self, beside: Beside, batches: PreferenceBatches, reference: Transformer | None
+    ) -> Preference:
         """The mix of losses with its numbers."""
         betas = weights_over(self._number("beta", 0.1))
         numbers = PreferenceNumbers(
@@ -232,7 +234,7 @@ class PreferenceStage(FedStage):
         return Preference(
             self.loss, numbers, betas=betas if len(betas) > 1 else None, beside=beside, reference=reference,
             desirable=self.desirable_weight, undesirable=self.undesirable_weight,
-            whole_chosen=self.imitate == "everything", ld_alpha=self.ld_alpha, memory=feed.memory,
+            whole_chosen=self.imitate == "everything", ld_alpha=self.ld_alpha, memory=batches.memory,
             divergence=self.divergence, bend=self.bend,
         )  # fmt: skip
 
@@ -251,55 +253,55 @@ class PreferenceStage(FedStage):
     def _told(self) -> str:
         return " + ".join(name if share == 1 else f"{share:g} {name}" for name, share in self.loss.items())
 
-    def _prepared(self, work: Work, folder: Path, tokenizer: Tokenizer) -> tuple[Judged, PreferenceFeed]:
-        """Judgements and feed, the same whenever they are made."""
+    def _prepared(self, work: Work, folder: Path, tokenizer: Tokenizer) -> tuple[Judged, PreferenceBatches]:
+        """Preference pairs and batches, the same whenever they are made."""
         config = load_config(folder)
         context = context_within(work, self.context, config)
         single = not UNPAIRED.isdisjoint(self.loss)
-        judged = read_judgements(work, self.data, tokenizer, context, single=single)
-        return judged, self._feed(work, config, judged.training, steps=self.steps)
+        judged = read_preferences(work, self.data, tokenizer, context, single=single)
+        return judged, self._batches(work, config, judged.training, steps=self.steps)
 
-    def _unseen(
-        self, work: Work, config: ModelConfig, held_out: Sequence[JudgedSource]
-    ) -> PreferenceFeed | None:
-        """All held-out judgements as one batch of many rows."""
-        count = sum(len(source.judgements) for source in held_out)
+    def _validation(
+        self, work: Work, config: ModelConfig, held_out: Sequence[PreferenceSource]
+    ) -> PreferenceBatches | None:
+        """All validation pairs as one batch of many rows."""
+        count = sum(len(source.pairs) for source in held_out)
         if not count:
             return None
-        feed = self._feed(work, config, held_out, steps=1)
-        return PreferenceFeed(feed.sources, batch=count, seed=work.seed, steps=1, share=feed.share)
+        batches = self._batches(work, config, held_out, steps=1)
+        return PreferenceBatches(batches.sources, batch=count, seed=work.seed, steps=1, share=batches.share)
 
-    def _feed(
-        self, work: Work, config: ModelConfig, sources: Sequence[JudgedSource], *, steps: int | None
-    ) -> PreferenceFeed:
-        some = [source for source in sources if len(source.judgements)]
+    def _batches(
+        self, work: Work, config: ModelConfig, sources: Sequence[PreferenceSource], *, steps: int | None
+    ) -> PreferenceBatches:
+        some = [source for source in sources if len(source.pairs)]
         whole = self.imitate == "everything"
-        return PreferenceFeed(
+        return PreferenceBatches(
             some, batch=self.pairs, seed=work.seed, steps=steps, epochs=self.epochs,
             share=self.share_prompts and prompts_can_be_shared(config) and not whole,
             together=not NEEDS_ALL.isdisjoint(self.loss), mismatched="kto" in self.loss, whole_chosen=whole,
         )  # fmt: skip
 
-    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
+    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> LearningRates:
         return gentle_rates_after(
             work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
         )
 
-    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
-        """The feed and its tokenizer, the same whenever they are made."""
+    def fed(self, work: Work) -> tuple[BatchSource, Tokenizer]:
+        """The batch source and its tokenizer, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         tokenizer = Tokenizer.load(folder)
-        _, feed = self._prepared(work, folder, tokenizer)
-        return feed, tokenizer
+        _, batches = self._prepared(work, folder, tokenizer)
+        return batches, tokenizer
 
 
 @torch.no_grad()
 def _measured(
-    model: Transformer, objective: Preference, feed: PreferenceFeed, precision: Precision
+    model: Transformer, objective: Preference, batches: PreferenceBatches, precision: Precision
 ) -> dict[str, Any]:
-    """Rewards on held-out judgements, and the share of pairs that the model ranks as people did."""
+    """Rewards on validation pairs, and the share of pairs that the model ranks as people did."""
     totals: dict[str, tuple[float, float]] = {}
-    for group in groups_of(feed.rows(0), PASS_TOKENS):
+    for group in groups_of(batches.rows(0), PASS_TOKENS):
         with one_pass(precision, model.device):
             rewards = objective.rewards(model, collate(group, model.device))
         for name, (total, weight) in rewards.items():

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trivium.data.packed import PackedFeed
+from trivium.data.packed import PackedBatches
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.next_token import NextToken
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.model.flops import flops_per_token
 from trivium.model.initialise import new_model
 from trivium.model.preset import Preset, preset
@@ -25,7 +25,7 @@ from trivium.stages.parts.mixtures import (
     mixture_references,
     planned_vocabulary,
     sources_of,
-    unseen_rows,
+    validation_rows,
 )
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import TrainingStage, documents_in, rows_of, train
@@ -110,39 +110,39 @@ class Pretrain(TrainingStage):
         extra = {"eos_token_id": going.tokenizer.end_of_text_id, "pad_token_id": going.tokenizer.pad_id}
         # The same weights on every machine: they are drawn on the processor from the seed alone.
         model = new_model(config.changed(extra=extra), seed=work.seed, device=machine.device())
-        unseen = unseen_rows(work, self.data, going.tokenizer, self.context, self.validation.tokens)
+        validation = validation_rows(work, self.data, going.tokenizer, self.context, self.validation.tokens)
         summary = train(
             work,
             self.model_copy(update={"batch": going.batch}),
             model,
             going.tokenizer,
             NextToken(sources=tuple(self.data), z_loss=self.z_loss),
-            going.feed,
+            going.batches,
             self._rates(going.derived),
-            unseen=unseen,
-            consumed=going.feed.consumed,
-            shares=going.feed.shares,
+            validation=validation,
+            consumed=going.batches.consumed,
+            shares=going.batches.shares,
         )
         return {
             "parameters": going.derived.values["parameters"],
             **summary,
-            "data": going.feed.report(),
+            "data": going.batches.report(),
         }
 
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The documents of an optimiser step, counted from 1 as in the log."""
-        feed = self._prepared(work).feed
-        return documents_in(rows_of(work, feed, step))
+        batches = self._prepared(work).batches
+        return documents_in(rows_of(work, batches, step))
 
     def _prepared(self, work: Work) -> _Prepared:
-        """Tokenizer, preset and feed, the same whenever they are made."""
+        """Tokenizer, preset and batches, the same whenever they are made."""
         tokenizer = Tokenizer.load(self._tokenizer_folder(work))
         derived = self._preset(tokenizer.vocabulary_size)
         batch = max(self.batch or derived.values["batch_tokens"], self.context)
         tokens = self.tokens
         if (self.tokens, self.steps, self.epochs) == (None, None, None):
             tokens = derived.values["token_budget"]
-        feed = PackedFeed(
+        batches = PackedBatches(
             ingredients(work, self.data, tokenizer),
             context=self.context,
             batch_tokens=batch,
@@ -151,7 +151,7 @@ class Pretrain(TrainingStage):
             steps=self.steps,
             epochs=self.epochs,
         )
-        return _Prepared(tokenizer, derived, feed, batch)
+        return _Prepared(tokenizer, derived, batches, batch)
 
     def _tokenizer_folder(self, work: Work) -> Path:
         if self.tokenizer is not None:
@@ -170,7 +170,7 @@ class Pretrain(TrainingStage):
         # How long the training is decides the batch that suits it.
         return preset(depth, vocabulary, self.context, token_budget=self.tokens, **settings)
 
-    def _rates(self, derived: Preset) -> Rates:
+    def _rates(self, derived: Preset) -> LearningRates:
         """The preset's rates, or the number a person gave for the matrices and the others in proportion."""
         start = self.learning_rate.start
         if start == "parent":
@@ -179,10 +179,10 @@ class Pretrain(TrainingStage):
         if self.optimiser == "adamw":
             # AdamW moves every weight by about its rate, so one rate fits all and shrinks with the width.
             rate = 1e-3 * (derived.config.width / 768) ** -0.5 if start == "preset" else float(start)
-            return Rates(rate, rate, rate, rate, decay)
+            return LearningRates(rate, rate, rate, rate, decay)
         rates = derived.learning_rates
         scale = 1.0 if start == "preset" else float(start) / rates["matrices"]
-        return Rates(**{name: rate * scale for name, rate in rates.items()}, weight_decay=decay)  # type: ignore[arg-type]
+        return LearningRates(**{name: rate * scale for name, rate in rates.items()}, weight_decay=decay)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -191,5 +191,5 @@ class _Prepared:
 
     tokenizer: Tokenizer
     derived: Preset
-    feed: PackedFeed
+    batches: PackedBatches
     batch: int

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
@@ -22,7 +22,7 @@ from trivium.model.hub import resolve
 from trivium.model.lora import adaptable
 from trivium.model.quantize import Scheme, bytes_in_file, quantise
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.mixtures import MEASURED, Mixture, mixture_references, unseen_rows
+from trivium.stages.parts.mixtures import MEASURED, Mixture, mixture_references, validation_rows
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -71,8 +71,8 @@ class Quantize(Stage):
         device = machine.device()
         model = load_model(folder, device=device)
         context = min(self.context, model.config.context)
-        unseen = unseen_rows(work, self.data, tokenizer, context, self.validation_tokens)
-        rows = [row for found in unseen.values() for row in found]
+        validation = validation_rows(work, self.data, tokenizer, context, self.validation_tokens)
+        rows = [row for found in validation.values() for row in found]
         if not rows:
             raise TriviumError(f"{work.stage}: `data` has no held-out part; give a source `validation: 0.1`.")
         before, size = measured(model, rows), stored_bytes(model)
@@ -98,7 +98,7 @@ class Quantize(Stage):
 
 
 @torch.no_grad()
-def measured(model: Transformer, rows: Sequence[Row]) -> dict[str, float]:
+def measured(model: Transformer, rows: Sequence[PackedSequence]) -> dict[str, float]:
     """Bits per byte, and how often the likeliest next token is the one that comes."""
     right = tokens = 0
     for group in groups_of(rows, 4096):

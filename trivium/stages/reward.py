@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from trivium.data.preferences import JudgedSource, PreferenceFeed
+from trivium.data.preferences import PreferenceBatches, PreferenceSource
 from trivium.data.rows import collate
 from trivium.evals.pairwise import pairwise
 from trivium.kit import machine
 from trivium.kit.files import read_json
 from trivium.kit.numbers import Count
 from trivium.kit.processes import world
-from trivium.learn.objective import Feed
+from trivium.learn.objective import BatchSource
 from trivium.learn.objectives.reward import BradleyTerry, pair_scores
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.precision import one_pass
 from trivium.learn.settings import LearningRate
 from trivium.learn.validation import groups_of
@@ -37,7 +37,7 @@ from trivium.model.scalar_head import (
     without_language_head,
 )
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.judged import UNUSED_WITH_PAIRS, Judged, read_judgements
+from trivium.stages.parts.judged import UNUSED_WITH_PAIRS, Judged, read_preferences
 from trivium.stages.parts.mixtures import JUDGED, PROMPTS, Mixture, mixture_references
 from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
 from trivium.stages.parts.stage import Product, Reference, Work
@@ -113,7 +113,7 @@ class Reward(FedStage):
         model, head = self._begun(work, folder)
         architecture_of(model.config.family)
         judged = self._read(work, self.data, tokenizer, model.config)
-        feed = self._feed(work, model.config, judged.training, steps=self.steps)
+        batches = self._batches(work, model.config, judged.training, steps=self.steps)
 
         def write(folder: Path) -> None:
             if self.adapter is None:
@@ -124,7 +124,7 @@ class Reward(FedStage):
             tokenizer.save(folder)
 
         summary = train(
-            work, self, model, tokenizer, BradleyTerry(head, self.centring), feed,
+            work, self, model, tokenizer, BradleyTerry(head, self.centring), batches,
             self._rates(work, folder, model.config),
             parent_moments=moments_after(work, self, self.start, folder), write=write,
         )  # fmt: skip
@@ -147,36 +147,36 @@ class Reward(FedStage):
 
     def _read(self, work: Work, mixture: Mixture, tokenizer: Tokenizer, config: ModelConfig) -> Judged:
         context = context_within(work, self.context, config)
-        return read_judgements(work, mixture, tokenizer, context)
+        return read_preferences(work, mixture, tokenizer, context)
 
-    def _feed(
-        self, work: Work, config: ModelConfig, sources: Sequence[JudgedSource], *, steps: int | None
-    ) -> PreferenceFeed:
-        some = [source for source in sources if len(source.judgements)]
+    def _batches(
+        self, work: Work, config: ModelConfig, sources: Sequence[PreferenceSource], *, steps: int | None
+    ) -> PreferenceBatches:
+        some = [source for source in sources if len(source.pairs)]
         share = self.share_prompts and prompts_can_be_shared(config)
-        return PreferenceFeed(
+        return PreferenceBatches(
             some, batch=self.pairs, seed=work.seed, steps=steps, epochs=self.epochs, share=share
         )
 
     @torch.no_grad()
     def _measured(
-        self, work: Work, model: Transformer, head: ScalarHead, held_out: Sequence[JudgedSource]
+        self, work: Work, model: Transformer, head: ScalarHead, held_out: Sequence[PreferenceSource]
     ) -> dict[str, Any]:
         """Accuracy, calibration and length bias on pairs that nothing was learned from, also by source."""
         found: dict[str, Any] = {}
         parts: list[np.ndarray] = []
         for source in held_out:
-            if not len(source.judgements):
+            if not len(source.pairs):
                 continue
-            feed = self._feed(work, model.config, [source], steps=1)
-            rows = [feed.row([(0, number)]) for number in range(len(source.judgements))]
+            batches = self._batches(work, model.config, [source], steps=1)
+            rows = [batches.row([(0, number)]) for number in range(len(source.pairs))]
             scores = []
             for some in groups_of(rows, PASS_TOKENS):
                 with one_pass(self.precision, model.device):
                     scores.append(pair_scores(model, head, collate(some, model.device)))
             chosen, rejected = (torch.cat([one[side] for one in scores]).cpu().numpy() for side in (0, 1))
             lengths = [
-                np.array([len(one.answers[side].tokens) for one in source.judgements]) for side in (0, 1)
+                np.array([len(one.completions[side].tokens) for one in source.pairs]) for side in (0, 1)
             ]
             parts.append(np.stack((chosen, rejected, *lengths)))
             found[source.name] = pairwise(*parts[-1])
@@ -185,15 +185,15 @@ class Reward(FedStage):
             return {**everything, "by_source": found} if parts else {}
         return next(iter(found.values()))
 
-    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
+    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> LearningRates:
         return gentle_rates_after(
             work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
         )
 
-    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
-        """The feed and its tokenizer, the same whenever they are made."""
+    def fed(self, work: Work) -> tuple[BatchSource, Tokenizer]:
+        """The batch source and its tokenizer, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         tokenizer = Tokenizer.load(folder)
         config = load_config(folder)
         judged = self._read(work, self.data, tokenizer, config)
-        return self._feed(work, config, judged.training, steps=self.steps), tokenizer
+        return self._batches(work, config, judged.training, steps=self.steps), tokenizer

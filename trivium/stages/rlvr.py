@@ -21,7 +21,7 @@ from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.numbers import Count
 from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS, PolicyNumbers
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import LearningRate, Settings
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
@@ -316,7 +316,7 @@ class Rlvr(TrainingStage):
             * self.minibatches
         )
 
-    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
+    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> LearningRates:
         return gentle_rates_after(
             work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
         )

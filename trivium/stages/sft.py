@@ -13,16 +13,16 @@ import torch
 from pydantic import Field
 
 from trivium.data.conversations import Learned
-from trivium.data.packed import PackedFeed
+from trivium.data.packed import PackedBatches
 from trivium.data.preview import previewed
-from trivium.data.rows import Row
+from trivium.data.rows import PackedSequence
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
-from trivium.learn.objective import Feed
+from trivium.learn.objective import BatchSource
 from trivium.learn.objectives.near_parent import Guard, NearParent, NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.model.config import ModelConfig
 from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model
@@ -37,7 +37,7 @@ from trivium.stages.parts.examples import (
     prepared,
     report,
     told,
-    unseen_rows,
+    validation_rows,
     with_examples_replayed,
 )
 from trivium.stages.parts.inheritance import DOCUMENTS, learnt_by
@@ -108,13 +108,13 @@ class Sft(FedStage):
     def run(self, work: Work) -> dict[str, Any]:
         """Report on the data, show an example, train, and leave a Hugging Face folder."""
         going = self._prepared(work)
-        found = report(going.examples, dict(zip(going.feed.names, going.feed.packed, strict=True)))
-        for name, planned in going.feed.report().items():
+        found = report(going.examples, dict(zip(going.batches.names, going.batches.packed, strict=True)))
+        for name, planned in going.batches.report().items():
             found[name]["share"] = planned["share"]
         for name, facts in found.items():
             for line in told(name, facts):
                 work.say(line)
-        example = going.feed.rows(0)[0]
+        example = going.batches.rows(0)[0]
         work.say("the first row of the first batch:\n" + shown(example, going.tokenizer))
         model = load_model(going.folder, dtype=torch.float32, device=machine.device())
         if going.tokenizer is not going.before:
@@ -135,10 +135,12 @@ class Sft(FedStage):
             model,
             going.tokenizer,
             objective,
-            going.feed,
+            going.batches,
             rates,
-            unseen=unseen_rows(going.examples, going.tokenizer, going.context, self.validation.tokens),
-            shares=going.feed.shares,
+            validation=validation_rows(
+                going.examples, going.tokenizer, going.context, self.validation.tokens
+            ),
+            shares=going.batches.shares,
             parent_moments=moments_after(work, self, self.start, going.folder),
         )
         return {**summary, "data": found}
@@ -167,13 +169,13 @@ class Sft(FedStage):
             guards.append(NearPredictions(self.near_parent.kl, parent, tuple(held)))
         return guards
 
-    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
-        """The feed and its tokenizer, the same whenever they are made."""
+    def fed(self, work: Work) -> tuple[BatchSource, Tokenizer]:
+        """The batch source and its tokenizer, the same whenever they are made."""
         going = self._prepared(work)
-        return going.feed, going.tokenizer
+        return going.batches, going.tokenizer
 
     def _prepared(self, work: Work) -> _Prepared:
-        """Tokenizer, examples and feed, the same whenever they are made."""
+        """Tokenizer, examples and batches, the same whenever they are made."""
         folder = resolve(str(work.path(self.start)))
         before = Tokenizer.load(folder)
         work, replayed = self._replayed(work, folder)
@@ -189,7 +191,7 @@ class Sft(FedStage):
         if self.replay is not None:
             old = ingredients(examples, replayed, work.stage)
             mixed = with_examples_replayed(mixed, old, self.replay.share)
-        feed = PackedFeed(
+        batches = PackedBatches(
             mixed,
             context=context,
             batch_tokens=batch,
@@ -198,7 +200,7 @@ class Sft(FedStage):
             steps=self.steps,
             epochs=1.0 if lasting == (None, None, None) else self.epochs,
         )
-        return _Prepared(folder, before, tokenizer, mixture, examples, feed, context, batch)
+        return _Prepared(folder, before, tokenizer, mixture, examples, batches, context, batch)
 
     def _replayed(self, work: Work, folder: Path) -> tuple[Work, dict[str, Portion]]:
         """What is seen again, and the work that knows where it lies."""
@@ -222,13 +224,13 @@ class Sft(FedStage):
             raise TriviumError(f"{work.stage}: `{both[0]}` is in `data` and in `replay`; leave it in one.")
         return work, replayed
 
-    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> Rates:
+    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> LearningRates:
         return gentle_rates_after(
             work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
         )
 
 
-def shown(row: Row, tokenizer: Tokenizer) -> str:
+def shown(row: PackedSequence, tokenizer: Tokenizer) -> str:
     """A row with its learned tokens marked, in colours where a terminal can show them."""
     return previewed(row, tokenizer, colour=sys.stderr.isatty())
 
@@ -242,6 +244,6 @@ class _Prepared:
     tokenizer: Tokenizer
     mixture: Mapping[str, Portion]
     examples: Examples
-    feed: PackedFeed
+    batches: PackedBatches
     context: int
     batch: int

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trivium.data.rows import Batch, Row
+from trivium.data.rows import Batch, PackedSequence
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.objective import Loss, Measure
 from trivium.learn.objectives.near_parent import Guard, Seen
@@ -56,7 +56,7 @@ class NextToken:
         self.noise = noise
         self.guards = tuple(guards)
 
-    def weight(self, rows: Sequence[Row]) -> float:
+    def weight(self, rows: Sequence[PackedSequence]) -> float:
         """The sum of the tokens' weights."""
         return float(sum(row.weights.sum(dtype="float64") for row in rows))
 

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trivium.data.rows import NOTHING, Batch, Row
+from trivium.data.rows import NOTHING, Batch, PackedSequence
 from trivium.learn.head_loss import token_log_probabilities
-from trivium.learn.objective import Least, Loss, Measure, Most
+from trivium.learn.objective import Loss, Maximum, Measure, Minimum
 from trivium.learn.objectives.policy_losses import (
     Algorithm,
     PolicyNumbers,
@@ -68,8 +68,8 @@ class PolicyGradient:
     name = "policy"
     extra = None
 
-    def weight(self, rows: Sequence[Row]) -> float:
-        """What the feed counted for these answers, and for those it left out as they teach nothing."""
+    def weight(self, rows: Sequence[PackedSequence]) -> float:
+        """What the rollouts counted for these answers, and for those it left out as they teach nothing."""
         return float(sum(sum(row.facts["divisor"]) for row in rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
@@ -150,7 +150,7 @@ def _extremes(sampled: Sampled, low: Tensor, high: Tensor) -> dict[str, Measure]
         return {}
     answered = sampled.lengths > 0
     low, high = (sampled.mean_per_answer(cut.to(sampled.mask))[answered] for cut in (low, high))
-    return {"clip_ratio/low_min": Least(low.min()), "clip_ratio/high_max": Most(high.max())}
+    return {"clip_ratio/low_min": Minimum(low.min()), "clip_ratio/high_max": Maximum(high.max())}
 
 
 def _beside_the_sampler(batch: Batch, logprobs: Tensor, learned: Tensor, total: Tensor) -> dict[str, Measure]:
@@ -161,8 +161,8 @@ def _beside_the_sampler(batch: Batch, logprobs: Tensor, learned: Tensor, total: 
     correction = batch.columns["correction"][learned]
     return {
         "sampling/sampling_logp_difference/mean": (difference.sum(), total),
-        "sampling/sampling_logp_difference/max": Most(difference.max()),
-        "sampling/importance_sampling_ratio/min": Least(correction.min()),
+        "sampling/sampling_logp_difference/max": Maximum(difference.max()),
+        "sampling/importance_sampling_ratio/min": Minimum(correction.min()),
         "sampling/importance_sampling_ratio/mean": (correction.sum(), total),
-        "sampling/importance_sampling_ratio/max": Most(correction.max()),
+        "sampling/importance_sampling_ratio/max": Maximum(correction.max()),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.data.rows import NOTHING, Batch, Row
+from trivium.data.rows import NOTHING, Batch, PackedSequence
 from trivium.learn.head_loss import token_log_probabilities
 from trivium.learn.objective import Loss, Measure
 from trivium.model.branches import Branches
@@ -156,7 +156,7 @@ class ProximalPolicy:
 
     name = "ppo"
 
-    def weight(self, rows: Sequence[Row]) -> float:
+    def weight(self, rows: Sequence[PackedSequence]) -> float:
         """The tokens of the answers, counted by the feed."""
         return float(sum(sum(row.facts["divisor"]) for row in rows))
 

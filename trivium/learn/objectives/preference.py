@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trivium.data.mixture import weight_at
 from trivium.data.preferences import CHOSEN, JUDGED, MISMATCHED, REJECTED
-from trivium.data.rows import NOTHING, Batch, Row
+from trivium.data.rows import NOTHING, Batch, PackedSequence
 from trivium.kit.errors import TriviumError
 from trivium.learn.head_loss import token_log_probabilities
 from trivium.learn.objective import Loss, Measure
@@ -33,7 +33,7 @@ from trivium.model.transformer import Transformer
 UNPAIRED = frozenset({"kto", "apo_zero_unpaired", "bco"})
 """Losses of single answers, each liked or not."""
 NEEDS_ALL = WHOLE_BATCH | {"kto", "bco"}
-"""Losses for which all judgements of a step have to be in one row."""
+"""Losses for which all pairs of a step have to be in one row."""
 PER_TOKEN = frozenset({"simpo", "orpo", "alphapo"})
 """Losses whose implicit reward is a mean over tokens."""
 SHIFT_MEMORY = 0.9
@@ -133,7 +133,7 @@ class Preference:
     divergence: Divergence = "reverse_kl"
     bend: float = 0.5
     memory: dict[str, float] = field(default_factory=dict)
-    """What lasts from step to step; the feed saves it."""
+    """What lasts from step to step; the batch source saves it."""
 
     name = "preference"
     extra = None
@@ -144,8 +144,8 @@ class Preference:
         self.single = kinds == {True}
         assert (self.beside == "parent") == (self.reference is not None)
 
-    def weight(self, rows: Sequence[Row]) -> float:
-        """The weights of the judgements."""
+    def weight(self, rows: Sequence[PackedSequence]) -> float:
+        """The weights of the pairs."""
         return float(
             sum(
                 weight
@@ -165,7 +165,7 @@ class Preference:
         return self._of_pairs(batch, found, beside, numbers)
 
     def rewards(self, model: Transformer, batch: Batch) -> dict[str, Measure]:
-        """The measures alone, for judgements that are not learned from."""
+        """The measures alone, for pairs that are not learned from."""
         found = answers_under(model, batch, tail=self.ld_alpha)
         beside = self._beside(model, batch, found)
         if self.single:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.data.preferences import CHOSEN, REJECTED
-from trivium.data.rows import Batch, Row
+from trivium.data.rows import Batch, PackedSequence
 from trivium.learn.objective import Loss, Measure
 from trivium.model.scalar_head import ScalarHead, scores_at_ends
 from trivium.model.transformer import Transformer
@@ -45,7 +45,7 @@ class BradleyTerry:
 
     name = "reward"
 
-    def weight(self, rows: Sequence[Row]) -> float:
+    def weight(self, rows: Sequence[PackedSequence]) -> float:
         """The weights of the pairs."""
         return float(
             sum(

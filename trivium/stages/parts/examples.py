@@ -12,7 +12,7 @@ import numpy as np
 from trivium.data.conversations import Encoder, Learned
 from trivium.data.mixture import weights_over
 from trivium.data.packed import Ingredient, PackedRows
-from trivium.data.rows import NOTHING, Row
+from trivium.data.rows import NOTHING, PackedSequence
 from trivium.data.shapes import recognised
 from trivium.data.shards import Shards, write_encoded
 from trivium.data.sources import Reading, read_documents
@@ -112,7 +112,7 @@ def _tokenised(
 
 
 def ingredients(examples: Examples, mixture: Mapping[str, Portion], stage: str) -> list[Ingredient]:
-    """The sources as the feed takes them."""
+    """The sources as the batch source takes them."""
     all_weighted_or_none(stage, mixture)
     return [
         Ingredient(
@@ -138,13 +138,15 @@ def with_examples_replayed(new: list[Ingredient], old: list[Ingredient], share: 
     return with_replay(weighed(new), weighed(old), share)
 
 
-def unseen_rows(examples: Examples, tokenizer: Tokenizer, context: int, tokens: int) -> dict[str, list[Row]]:
+def validation_rows(
+    examples: Examples, tokenizer: Tokenizer, context: int, tokens: int
+) -> dict[str, list[PackedSequence]]:
     """Held-out rows of every source, in which only what would be learned is predicted."""
     lengths = tokenizer.byte_lengths()
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[PackedSequence]] = {}
     for name, shards in examples.held_out.items():
         packed = PackedRows(shards, context)
-        rows: list[Row] = []
+        rows: list[PackedSequence] = []
         for index in range(len(packed)):
             if sum(map(len, rows)) < tokens / len(examples.held_out):
                 rows.append(_measured(packed.row(index), lengths))
@@ -153,10 +155,10 @@ def unseen_rows(examples: Examples, tokenizer: Tokenizer, context: int, tokens: 
     return found
 
 
-def _measured(row: Row, lengths: np.ndarray) -> Row:
+def _measured(row: PackedSequence, lengths: np.ndarray) -> PackedSequence:
     targets = np.where(row.weights > 0, row.targets, NOTHING)
     spelled = np.where(targets >= 0, lengths[targets], 0).astype(np.float32)
-    return Row(**{**vars(row), "targets": targets, "columns": {"bytes": spelled}})
+    return PackedSequence(**{**vars(row), "targets": targets, "columns": {"bytes": spelled}})
 
 
 def report(examples: Examples, packed: Mapping[str, PackedRows]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.kit.seals import compared, read_record
-from trivium.stages.parts.mixtures import Portion, Spelt
+from trivium.stages.parts.mixtures import Portion, TokenisedData
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,13 @@ def held_out_by(stage: str, models: Mapping[str, Path]) -> tuple[dict[str, Porti
     return mixture, places
 
 
-def trained_on(models: Sequence[Path]) -> list[Spelt]:
+def trained_on(models: Sequence[Path]) -> list[TokenisedData]:
     """What models and their ancestors learnt from as documents, as far as it is known."""
     found = {one.shards.folder: one for model in models for one in _trained_on(model)}
     return list(found.values())
 
 
-def _trained_on(model: Path) -> list[Spelt]:
+def _trained_on(model: Path) -> list[TokenisedData]:
     home = _made_in(model)
     if home is None:
         return []
@@ -174,12 +174,12 @@ def _trained_on(model: Path) -> list[Spelt]:
     found = []
     for name in named:
         number = str(order.index(name))
-        # As this stage spelt it, which is as it was written unless a vocabulary came between.
+        # As this stage tokenised it, which is as it was written unless a vocabulary came between.
         own = [home / made / number for made in ("tokenised", "retokenised")]
         place = next((folder for folder in own if folder.is_dir()), _product(home, record, name))
         if (place / "manifest.json").is_file():
             # They are compared with and not learnt from, so a damaged one does no harm.
-            found.append(Spelt(Shards(place, verify=False), home / "model"))
+            found.append(TokenisedData(Shards(place, verify=False), home / "model"))
     for start in _starts(settings):
         found += _trained_on(_product(home, record, start))
     return found

@@ -1,4 +1,4 @@
-"""What preference stages learn from: each source of judgements read, reported, and divided by prompt."""
+"""What preference stages learn from: each source of preference pairs read, reported, and divided by prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trivium.data.mixture import weights_over
-from trivium.data.preferences import JudgedSource, Judgement, Judgements, unpaired
+from trivium.data.preferences import PreferenceData, PreferencePair, PreferenceSource, unpaired
 from trivium.data.sources import Reading, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.stages.parts.mixtures import Portion, all_weighted_or_none
@@ -24,19 +24,19 @@ UNUSED_WITH_PAIRS = {
     "validation": "what a source holds out is measured once, at the end: leave `validation` out, and say the "
     "share in `data`",
 }
-"""Settings of other trainings that stages of judgements have no use for."""
+"""Settings of other trainings that preference stages have no use for."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The judgements of all sources: what is learned from, what is held out, and what became of each row."""
+    """The preference pairs of all sources: what is learned from, what is held out, and what became of each row."""
 
-    training: list[JudgedSource]
-    held_out: list[JudgedSource]
+    training: list[PreferenceSource]
+    held_out: list[PreferenceSource]
     facts: dict[str, dict[str, Any]]
 
 
-def read_judgements(
+def read_preferences(
     work: Work, mixture: Mapping[str, Portion], tokenizer: Tokenizer, context: int, *, single: bool = False
 ) -> Judged:
     """Read every source; where `single`, pairs count as two answers, else every row has to be a pair."""
@@ -44,7 +44,7 @@ def read_judgements(
     training, held_out, facts = [], [], {}
     for name, portion in mixture.items():
         reading = Reading()
-        reader = Judgements(tokenizer, context)
+        reader = PreferenceData(tokenizer, context)
         documents = read_documents(portion.source(str(work.path(name))), reading)
         found = list(reader.read(documents, skip=portion.on_bad == "skip"))
         tally = {**reader.tally.facts(), "bad": reading.bad, "empty": reading.empty}
@@ -58,12 +58,12 @@ def read_judgements(
                 "apo_zero_unpaired or bco, or give it `chosen` and `rejected`."
             )
         found = unpaired(found) if single else found
-        unseen = [one for one in found if _share(one.prompt) < portion.validation]
+        validation = [one for one in found if _share(one.prompt) < portion.validation]
         seen = [one for one in found if _share(one.prompt) >= portion.validation] or found
         weights = None if portion.weight is None else weights_over(portion.weight)
-        training.append(JudgedSource(name, seen, weights, portion.max_repeats))
-        held_out.append(JudgedSource(name, unseen))
-        tally |= {"learned_from": len(seen), "held_out": len(unseen)}
+        training.append(PreferenceSource(name, seen, weights, portion.max_repeats))
+        held_out.append(PreferenceSource(name, validation))
+        tally |= {"learned_from": len(seen), "held_out": len(validation)}
         for line in told(name, tally):
             work.say(line)
         facts[name] = tally
@@ -91,10 +91,10 @@ def _share(prompt: np.ndarray) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def prompts_of(held_out: list[JudgedSource], most: int) -> list[Judgement]:
-    """Up to `most` held-out judgements with different prompts, some of every source."""
-    found: dict[bytes, Judgement] = {}
-    queues = [list(source.judgements) for source in held_out]
+def prompts_of(held_out: list[PreferenceSource], most: int) -> list[PreferencePair]:
+    """Up to `most` validation pairs with different prompts, some of every source."""
+    found: dict[bytes, PreferencePair] = {}
+    queues = [list(source.pairs) for source in held_out]
     for place in range(max(map(len, queues), default=0)):
         for queue in queues:
             if place < len(queue) and len(found) < most:

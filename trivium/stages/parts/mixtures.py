@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from trivium.data.encoding import encode_text
 from trivium.data.mixture import weights_over
 from trivium.data.packed import Ingredient, Lengths, PackedRows
-from trivium.data.rows import NOTHING, Row
+from trivium.data.rows import NOTHING, PackedSequence
 from trivium.data.shards import Shards, marks, write_shards
 from trivium.data.sources import Document, Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
@@ -102,7 +102,7 @@ MEASURED = ("weight", "max_repeats", "easy_first")
 PROMPTS = (*MEASURED, "validation")
 """What it cannot say where its documents are prompts: all are posed, in an order of their own."""
 JUDGED = ("easy_first", "separator")
-"""What it cannot say where its rows are judgements of answers."""
+"""What it cannot say where its rows are preference pairs."""
 
 
 def mixture_references(
@@ -195,7 +195,7 @@ def ingredients(
 
 
 def _origin(path: Path, portion: Portion) -> str:
-    """What tells a source in every stage that reads it, however its texts are spelt there."""
+    """What tells a source in every stage that reads it, however its texts are tokenised there."""
     if (path / "manifest.json").is_file():
         read = str(read_json(path / "manifest.json")["seal"])
     else:
@@ -217,7 +217,7 @@ def tokenised(
                 f"{work.stage}: `{name}` is tokenised already, so `{next(iter(wishes))}` changes nothing "
                 "here; say it where the corpus is made."
             )
-        if _spells_alike(path, tokenizer):
+        if _same_vocabulary(path, tokenizer):
             return path
         return _retokenised(work, name, path, work.folder / "retokenised" / str(number), tokenizer)
     folder = work.folder / "tokenised" / str(number)
@@ -237,14 +237,14 @@ def tokenised(
     return folder
 
 
-def _spells_alike(corpus: Path, tokenizer: Tokenizer) -> bool:
+def _same_vocabulary(corpus: Path, tokenizer: Tokenizer) -> bool:
     """Whether a corpus can be read as it is; one that brings no tokenizer says itself why it cannot."""
     brought = (corpus / "tokenizer").is_dir()
     return not brought or read_json(corpus / "manifest.json")["tokenizer"] == tokenizer.fingerprint
 
 
 def _retokenised(work: Work, name: str, corpus: Path, folder: Path, tokenizer: Tokenizer) -> Path:
-    """A corpus made with another vocabulary, its texts spelt anew: what was held out stays held out."""
+    """A corpus made with another vocabulary, re-tokenised: what was held out stays held out."""
     if not folder.exists() and world().leads:
         work.say(f"{name} was tokenised with another vocabulary: tokenising it again")
         before = Tokenizer.load(corpus / "tokenizer")
@@ -269,23 +269,23 @@ def _retokenised(work: Work, name: str, corpus: Path, folder: Path, tokenizer: T
     return folder
 
 
-def unseen_rows(
+def validation_rows(
     work: Work,
     mixture: Mapping[str, Portion],
     tokenizer: Tokenizer,
     context: int,
     tokens: int,
     *,
-    learnt: Sequence[Spelt] = (),
+    learnt: Sequence[TokenisedData] = (),
     required: Collection[str] = (),
-) -> dict[str, list[Row]]:
+) -> dict[str, list[PackedSequence]]:
     """Held-out rows of every source, about `tokens` of them together, each token with its bytes of text.
 
     What is in the training split of `learnt`, under whatever name, is not measured; of a source in `required`
     something has to be left.
     """
     lengths = tokenizer.byte_lengths()
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[PackedSequence]] = {}
     held = {
         name: Shards(tokenised(work, name, portion, tokenizer), "validation", tokenizer=tokenizer)
         for name, portion in mixture.items()
@@ -295,7 +295,7 @@ def unseen_rows(
         shards, known = held[name], trained_on[name]
         if known:
             work.say(f"{name}: {len(known)} of {len(shards)} held-out documents are trained on; left out")
-        rows: list[Row] = []
+        rows: list[PackedSequence] = []
         if len(known) < len(shards):
             packed = PackedRows(shards, context, within=portion.within)
             taken = 0
@@ -338,14 +338,16 @@ def held_out_texts(work: Work, name: str, portion: Portion, tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
-class Spelt:
+class TokenisedData:
     """Documents that are learnt from, and the folder of their tokenizer where it may be another one."""
 
     shards: Shards
     tokenizer: Path | None = None
 
 
-def also_in(held: Mapping[str, Shards], learnt: Sequence[Spelt], tokenizer: Tokenizer) -> dict[str, set[int]]:
+def also_in(
+    held: Mapping[str, Shards], learnt: Sequence[TokenisedData], tokenizer: Tokenizer
+) -> dict[str, set[int]]:
     """Which documents of held-out splits stand, letter for letter, among those that are trained on."""
     found: dict[str, set[int]] = {name: set() for name in held}
     homes = {name: shards.folder.resolve() for name, shards in held.items()}
@@ -357,7 +359,7 @@ def also_in(held: Mapping[str, Shards], learnt: Sequence[Spelt], tokenizer: Toke
         spelling = one.shards.manifest["tokenizer"]
         if spelling not in spellings:
             other = None if spelling == tokenizer.fingerprint else one.tokenizer
-            spellings[spelling] = _spelt_alike(held, tokenizer, other)
+            spellings[spelling] = _marked_alike(held, tokenizer, other)
         places, held_marks = spellings[spelling]
         # One look at all tokens leaves few documents to be compared.
         for index in np.flatnonzero(np.isin(one.shards.marks, held_marks)).tolist():
@@ -371,10 +373,10 @@ Places = dict[bytes, list[tuple[str, int]]]
 """Where each text is held out, as a name and a number, by its tokens."""
 
 
-def _spelt_alike(
+def _marked_alike(
     held: Mapping[str, Shards], tokenizer: Tokenizer, other: Path | None
 ) -> tuple[Places, list[np.ndarray]]:
-    """Where each text is held out, and the marks of all, as another tokenizer spells them if one is given."""
+    """Where each text is held out, and the marks of all, as `other` encodes them if it is given."""
     places: Places = {}
     speller = None if other is None else Tokenizer.load(other)
     for name, shards in held.items():
@@ -387,7 +389,7 @@ def _spelt_alike(
     return places, [marks(np.frombuffer(tokens, dtype=np.int64), np.array([0])) for tokens in places]
 
 
-def _without(row: Row, documents: np.ndarray, known: Collection[int]) -> Row:
+def _without(row: PackedSequence, documents: np.ndarray, known: Collection[int]) -> PackedSequence:
     """The row, with nothing to predict in these documents."""
     if not known:
         return row
@@ -395,7 +397,7 @@ def _without(row: Row, documents: np.ndarray, known: Collection[int]) -> Row:
     return replace(row, targets=np.where(drop, NOTHING, row.targets))
 
 
-def _with_bytes(row: Row, lengths: np.ndarray) -> Row:
+def _with_bytes(row: PackedSequence, lengths: np.ndarray) -> PackedSequence:
     spelled = np.where(row.targets >= 0, lengths[row.targets], 0).astype(np.float32)
     return replace(row, columns={**row.columns, "bytes": spelled})
 

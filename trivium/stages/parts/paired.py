@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trivium.data.rows import Row
+from trivium.data.rows import PackedSequence
 from trivium.evals.statistics import Difference, holm, paired_difference
 from trivium.learn.validation import by_document
 from trivium.model.transformer import Transformer
@@ -17,9 +17,9 @@ Spent = dict[str, dict[str, tuple[float, float]]]
 """For every source and document the bits a model spent and the bytes they stand for."""
 
 
-def spent(model: Transformer, unseen: Mapping[str, Sequence[Row]]) -> Spent:
+def spent(model: Transformer, validation: Mapping[str, Sequence[PackedSequence]]) -> Spent:
     """What a model spends on every held-out document of every source."""
-    return {source: by_document(model, rows) for source, rows in unseen.items()}
+    return {source: by_document(model, rows) for source, rows in validation.items()}
 
 
 def bits_per_byte(found: Spent) -> dict[str, float]:
@@ -30,7 +30,7 @@ def bits_per_byte(found: Spent) -> dict[str, float]:
     }
 
 
-def measured_documents(rows: Sequence[Row]) -> set[str]:
+def measured_documents(rows: Sequence[PackedSequence]) -> set[str]:
     """The documents of which something is predicted; others only stand beside them."""
     found: set[str] = set()
     for row in rows:

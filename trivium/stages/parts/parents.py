@@ -8,7 +8,7 @@ from typing import Any
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
 from trivium.kit.seals import compared
-from trivium.learn.optimisers import Rates
+from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
 from trivium.model.config import ModelConfig
 from trivium.model.preset import preset
@@ -19,7 +19,9 @@ LONGEST = 1024
 """The default context of what is said and answered, as in TRL, where the model has as much."""
 
 
-def rates_after(work: Work, settings: Training, start: str, folder: Path, config: ModelConfig) -> Rates:
+def rates_after(
+    work: Work, settings: Training, start: str, folder: Path, config: ModelConfig
+) -> LearningRates:
     """The rate the parent ended with, its peak (`preset`), or a number for the matrices to scale all by."""
     parent, wish = handed_over(folder), settings.learning_rate.start
     optimiser = parent.get("optimiser") if parent else None
@@ -41,7 +43,7 @@ def rates_after(work: Work, settings: Training, start: str, folder: Path, config
     decay = settings.weight_decay
     if decay is None:
         decay = parent["weight_decay"] if parent else 0.0
-    return Rates(**rates, weight_decay=decay)
+    return LearningRates(**rates, weight_decay=decay)
 
 
 def _parents_rates(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def _parents_rates(work: Work, settings: Training, start: str, folder: Path) -> 
 def gentle_rates_after(
     work: Work, settings: Training, start: str, folder: Path, config: ModelConfig,
     *, adamw_at_4096: float, muon: float,
-) -> Rates:  # fmt: skip
+) -> LearningRates:  # fmt: skip
     """The rates a person gave, the parent's, or gentle ones that suit a model of this width."""
     settings = settings.model_copy(update={"weight_decay": settings.weight_decay or 0.0})
     if settings.learning_rate.start == "preset":

@@ -1,4 +1,4 @@
-"""Rows that grow longer within one stage: one packed feed after the other, each part of the same mixture."""
+"""Rows that grow longer within one stage: packed batches one part after the other, all of one mixture."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trivium.data.mixture import weight_at
-from trivium.data.packed import Ingredient, PackedFeed
-from trivium.data.rows import Row
+from trivium.data.packed import Ingredient, PackedBatches
+from trivium.data.rows import PackedSequence
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
 
@@ -25,7 +25,7 @@ def part_of(knots: Knots, first: float, last: float) -> Knots:
     return ((0.0, begin), *inside, (1.0, end))
 
 
-class RampedFeed:
+class RampedBatches:
     """Global batches as a pure function of the step, whose rows grow through the given lengths."""
 
     def __init__(
@@ -44,7 +44,7 @@ class RampedFeed:
             raise TriviumError(
                 f"context: {count} lengths need a step each, and the stage has {steps}; raise `steps`."
             )
-        self.parts: list[PackedFeed] = []
+        self.parts: list[PackedBatches] = []
         seen = [one.seen for one in ingredients]
         for number, context in enumerate(contexts):
             now = []
@@ -54,7 +54,7 @@ class RampedFeed:
                 # Every length packs other rows; the part of a pass that is done carries over.
                 now.append(replace(one, weights=knots, seen=passes))
             self.parts.append(
-                PackedFeed(
+                PackedBatches(
                     now,
                     context=context,
                     batch_tokens=batch_tokens,
@@ -77,7 +77,7 @@ class RampedFeed:
         """Changes when any batch could change."""
         return fingerprint([part.fingerprint for part in self.parts])
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         """The global batch of optimiser step `step`."""
         for part in self.parts:
             if step < part.steps:

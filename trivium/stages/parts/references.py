@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trivium.data.preferences import PROMPT, PreferenceFeed
-from trivium.data.rows import Row, collate
+from trivium.data.preferences import PROMPT, PreferenceBatches
+from trivium.data.rows import PackedSequence, collate
 from trivium.kit.files import load_tensors, save_tensors
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.processes import barrier, world
@@ -21,7 +21,7 @@ from trivium.model.transformer import Transformer
 from trivium.stages.parts.stage import Work
 
 PART = 1024
-"""How many judgements are written at once."""
+"""How many pairs are written at once."""
 PASS_TOKENS = 4096
 
 
@@ -29,39 +29,43 @@ def store_references(
     work: Work,
     name: str,
     model: Transformer,
-    feed: PreferenceFeed,
+    batches: PreferenceBatches,
     *,
     parent: str,
     tail: float = 1.0,
     precision: Precision = "float32",
 ) -> None:
-    """Give the feed the log-probability of every answer under the model; what is stored is not done again."""
+    """Give the batches every completion's log-probability under the model, stored as it is computed."""
     found = []
-    for number, source in enumerate(feed.sources):
-        places = [(number, index) for index in range(len(source.judgements))]
-        identity = fingerprint([parent, feed.share, feed.mismatched, tail, [_shape(feed, p) for p in places]])
+    for number, source in enumerate(batches.sources):
+        places = [(number, index) for index in range(len(source.pairs))]
+        identity = fingerprint(
+            [parent, batches.share, batches.mismatched, tail, [_shape(batches, p) for p in places]]
+        )
         folder = work.folder / "reference" / f"{name}-{number}-{identity}"
         parts = []
         for start in range(0, len(places), PART):
             path = folder / f"{start:09d}.safetensors"
             if not path.exists() and world().leads:
                 folder.mkdir(parents=True, exist_ok=True)
-                rows = [feed.row([place]) for place in places[start : start + PART]]
+                rows = [batches.row([place]) for place in places[start : start + PART]]
                 save_tensors(path, {"logprobs": torch.from_numpy(_measured(model, rows, tail, precision))})
             barrier()
             parts.append(load_tensors(path)["logprobs"].numpy())
         width = parts[0].shape[1] if parts else 1
         found.append(np.concatenate(parts) if parts else np.zeros((0, width), dtype=np.float32))
-    feed.references = found
+    batches.references = found
 
 
-def _shape(feed: PreferenceFeed, place: tuple[int, int]) -> tuple[str, int]:
-    one = feed.sources[place[0]].judgements[place[1]]
+def _shape(batches: PreferenceBatches, place: tuple[int, int]) -> tuple[str, int]:
+    one = batches.sources[place[0]].pairs[place[1]]
     return one.id, len(one)
 
 
 @torch.no_grad()
-def _measured(model: Transformer, rows: Sequence[Row], tail: float, precision: Precision) -> np.ndarray:
+def _measured(
+    model: Transformer, rows: Sequence[PackedSequence], tail: float, precision: Precision
+) -> np.ndarray:
     """The summed log-probabilities [rows, answers]."""
     found: list[list[float]] = []
     for group in groups_of(rows, PASS_TOKENS):

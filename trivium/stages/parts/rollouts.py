@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trivium.data.order import round_keys, shuffled
-from trivium.data.rows import Row, collate, row_of_documents
+from trivium.data.rows import PackedSequence, collate, row_of_documents
 from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.grade.rewards import Combined
 from trivium.kit.fingerprint import fingerprint
@@ -105,7 +105,7 @@ class Rollouts:
         self.longest = sampling.max_new_tokens
         self.filtered = under_filters(sampling)
         self.baseline = 0.0
-        self.held: tuple[int, list[Row], dict[str, float]] | None = None
+        self.held: tuple[int, list[PackedSequence], dict[str, float]] | None = None
 
     @property
     def steps(self) -> int:
@@ -117,7 +117,7 @@ class Rollouts:
         """Changes when any batch could change."""
         return fingerprint([identity(self.problems), repr(self.plan), repr(self.sampling), self.seed])
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[PackedSequence]:
         """The answers that an optimiser step learns from."""
         rollout, place = divmod(step, self.plan.steps_per_rollout)
         if self.held is None or self.held[0] != rollout:
@@ -158,7 +158,7 @@ class Rollouts:
             start = piece.stop
             columns = {name: flat[f"column.{name}"][piece] for name in json["columns"]}
             rows.append(
-                Row(
+                PackedSequence(
                     flat["tokens"][piece], flat["targets"][piece], flat["weights"][piece], tuple(lengths),
                     columns, facts, tuple(ids), (0,) * len(lengths),
                 )
@@ -167,7 +167,7 @@ class Rollouts:
 
     # one rollout
 
-    def roll_out(self, rollout: int) -> tuple[list[Row], dict[str, float]]:
+    def roll_out(self, rollout: int) -> tuple[list[PackedSequence], dict[str, float]]:
         """Answers to the next problems, graded, as rows; and the measures of the whole rollout."""
         start = time.perf_counter()
         groups: list[Group] = []
@@ -265,7 +265,7 @@ class Rollouts:
 
     # rows
 
-    def _rows(self, groups: Sequence[Group]) -> list[Row]:
+    def _rows(self, groups: Sequence[Group]) -> list[PackedSequence]:
         """Rows of all answers that can teach something; the others only count in the divisor."""
         rows, left_out = [], 0.0
         for group in groups:
@@ -304,7 +304,7 @@ class Rollouts:
         length = torch.tensor([self._learned_tokens(group.answers[index])])
         return weight_of(length, self.algorithm.aggregation, self.longest)
 
-    def _row(self, group: Group, some: Sequence[int]) -> Row:
+    def _row(self, group: Group, some: Sequence[int]) -> PackedSequence:
         """Some answers of a group behind their prompt, which is computed once where that pays."""
         problem = self.problems[group.problem]
         # The last token of the prompt goes with every answer: its hidden state predicts the first token.
@@ -340,7 +340,7 @@ class Rollouts:
         return row_of_documents(documents, learned=learned, columns=columns, facts=facts, ids=ids)
 
     @torch.no_grad()
-    def _measured(self, model: Transformer, rows: Sequence[Row]) -> list[np.ndarray]:
+    def _measured(self, model: Transformer, rows: Sequence[PackedSequence]) -> list[np.ndarray]:
         """The log-probabilities of every row's learned tokens under a model."""
         found: list[np.ndarray] = []
         for some in groups_of(rows, PASS_TOKENS):
@@ -353,7 +353,7 @@ class Rollouts:
             found += [part.float().cpu().numpy() for part in logprobs.split(sizes)]
         return found
 
-    def _corrected(self, rows: list[Row]) -> list[Row]:
+    def _corrected(self, rows: list[PackedSequence]) -> list[PackedSequence]:
         """The trainer's own numbers as the old ones; how far off the engine's were is a capped weight."""
         rows = _with_column(rows, "old_logprob", self._measured(self.model, rows))
         corrected = []
@@ -377,19 +377,21 @@ def _portions(group: Group, useful: Sequence[int], prompt: int) -> list[list[int
     return [list(useful[start : start + size]) for start in range(0, len(useful), size)]
 
 
-def _marked(row: Row, measures: dict[str, float], fresh: bool) -> Row:
+def _marked(row: PackedSequence, measures: dict[str, float], fresh: bool) -> PackedSequence:
     """The row with what the objective logs beside its own measures."""
     count = len(row.lengths)
     facts = {**row.facts, "measures": [measures, *({} for _ in range(count - 1))], "fresh": [fresh] * count}
     return replace(row, facts=facts)
 
 
-def _heavier(row: Row, divisor: float) -> Row:
+def _heavier(row: PackedSequence, divisor: float) -> PackedSequence:
     first, *others = row.facts["divisor"]
     return replace(row, facts={**row.facts, "divisor": [first + divisor, *others]})
 
 
-def _with_column(rows: Sequence[Row], name: str, values: Sequence[np.ndarray]) -> list[Row]:
+def _with_column(
+    rows: Sequence[PackedSequence], name: str, values: Sequence[np.ndarray]
+) -> list[PackedSequence]:
     """The rows with a column that has these values at the learned tokens."""
     changed = []
     for row, mine in zip(rows, values, strict=True):

@@ -18,7 +18,7 @@ from trivium.kit.progress import Progress
 from trivium.kit.settings import Settings
 
 if TYPE_CHECKING:
-    from trivium.data.rows import Row
+    from trivium.data.rows import PackedSequence
     from trivium.data.sources import Source
     from trivium.tokens.tokenizer import Tokenizer
 
@@ -139,6 +139,6 @@ class Stage(Settings):
         """The ids of the documents that optimiser step `step` learns from."""
         raise TriviumError(f"{work.stage} is a {self.kind} stage, which has no steps to show.")
 
-    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
+    def batch_of(self, work: Work, step: int) -> tuple[list[PackedSequence], Tokenizer]:
         """The packed rows that optimiser step `step` learns from, and the tokenizer that reads them."""
         raise TriviumError(f"{work.stage} is a {self.kind} stage, which has no packed batch to show.")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from trivium.data.rows import Row
+from trivium.data.rows import PackedSequence
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
@@ -22,12 +22,12 @@ from trivium.kit.processes import barrier, world
 from trivium.kit.seals import compared
 from trivium.learn import schedules
 from trivium.learn.checkpoints import kept_place
-from trivium.learn.objective import Feed, Objective
-from trivium.learn.optimisers import Inherited, Rates
+from trivium.learn.objective import BatchSource, Objective
+from trivium.learn.optimisers import Inherited, LearningRates
 from trivium.learn.precision import Precision, resolve_precision
 from trivium.learn.settings import UNAFFECTING, Training
 from trivium.learn.trainer import Hooks, Trainer
-from trivium.learn.validation import Unseen, measure
+from trivium.learn.validation import ValidationLoss, measure
 from trivium.model.adapters import save_adapter
 from trivium.model.folder import save_model
 from trivium.model.hub import resolve
@@ -75,14 +75,14 @@ class TrainingStage(Training, Stage):
 class FedStage(TrainingStage):
     """A training stage whose batches follow from the number of the step, so that any can be shown."""
 
-    def fed(self, work: Work) -> tuple[Feed, Tokenizer]:
-        """The feed as the training has it, and the tokenizer that reads its rows."""
+    def fed(self, work: Work) -> tuple[BatchSource, Tokenizer]:
+        """The batch source of the training, and the tokenizer that reads its rows."""
         raise NotImplementedError
 
-    def batch_of(self, work: Work, step: int) -> tuple[list[Row], Tokenizer]:
+    def batch_of(self, work: Work, step: int) -> tuple[list[PackedSequence], Tokenizer]:
         """The packed rows of an optimiser step, counted from 1 as in the log, and what reads them."""
-        feed, tokenizer = self.fed(work)
-        return rows_of(work, feed, step), tokenizer
+        batches, tokenizer = self.fed(work)
+        return rows_of(work, batches, step), tokenizer
 
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The documents an optimiser step learns from, counted from 1 as in the log."""
@@ -90,14 +90,14 @@ class FedStage(TrainingStage):
         return documents_in(rows)
 
 
-def rows_of(work: Work, feed: Feed, step: int) -> list[Row]:
+def rows_of(work: Work, batches: BatchSource, step: int) -> list[PackedSequence]:
     """The rows of an optimiser step, counted from 1 as in the log."""
-    if not 1 <= step <= feed.steps:
-        raise TriviumError(f"{work.stage} has the steps 1 to {feed.steps}; {step} is none of them.")
-    return feed.rows(step - 1)
+    if not 1 <= step <= batches.steps:
+        raise TriviumError(f"{work.stage} has the steps 1 to {batches.steps}; {step} is none of them.")
+    return batches.rows(step - 1)
 
 
-def documents_in(rows: Sequence[Row]) -> list[str]:
+def documents_in(rows: Sequence[PackedSequence]) -> list[str]:
     """The ids of the documents in these rows, each once."""
     return list(dict.fromkeys(identity for row in rows for identity in row.ids))
 
@@ -108,10 +108,10 @@ def train(
     model: Transformer,
     tokenizer: Tokenizer,
     objective: Objective,
-    feed: Feed,
-    rates: Rates,
+    batches: BatchSource,
+    rates: LearningRates,
     *,
-    unseen: Mapping[str, Sequence[Row]] | None = None,
+    validation: Mapping[str, Sequence[PackedSequence]] | None = None,
     parent_moments: Mapping[str, Any] | None = None,
     consumed: Callable[[int], Mapping[str, float]] | None = None,
     shares: Callable[[int], Mapping[str, float]] | None = None,
@@ -156,16 +156,16 @@ def train(
         matrices, scalars = ADAPTER_RATE * rates.matrices, ADAPTER_RATE * rates.scalars
         rates = replace(rates, matrices=matrices, scalars=scalars)
         work.change("learning rate of the adapter", "as for all weights", rates.matrices)
-    held_out = unseen or {}
+    validation = validation or {}
     hooks = Hooks(
-        validate=(lambda: _validated(model, held_out, settings.precision)) if held_out else None,
+        validate=(lambda: _validated(model, validation, settings.precision)) if validation else None,
         sample=sample if settings.samples.prompts else None,
         keep=keep,
     )
     trainer = Trainer(
         model=model,
         objective=objective,
-        feed=feed,
+        batches=batches,
         settings=settings,
         rates=rates,
         folder=work.folder,
@@ -267,7 +267,7 @@ def _start(settings: Training) -> str:
 
 def _handover(trainer: Trainer) -> dict[str, Any]:
     """What the next stage may take over: the rates it would go on with, and how far training came."""
-    settings, steps = trainer.settings.learning_rate, trainer.feed.steps
+    settings, steps = trainer.settings.learning_rate, trainer.batches.steps
     # Not the last step's: a schedule that falls to nothing takes its last step at a rate above it.
     last = schedules.factor(settings, trainer.step, steps)
     peak = {group: trainer.rates.of(group) for group in GROUPS}
@@ -282,16 +282,16 @@ def _handover(trainer: Trainer) -> dict[str, Any]:
 
 
 def _validated(
-    model: Transformer, unseen: Mapping[str, Sequence[Row]], precision: Precision
-) -> dict[str, Unseen]:
+    model: Transformer, validation: Mapping[str, Sequence[PackedSequence]], precision: Precision
+) -> dict[str, ValidationLoss]:
     """The loss on what is held out, of every source and of all together."""
-    found = {name: measure(model, rows, precision=precision) for name, rows in unseen.items()}
+    found = {name: measure(model, rows, precision=precision) for name, rows in validation.items()}
     if len(found) == 1:
         return {"": next(iter(found.values()))}
     tokens = sum(one.tokens for one in found.values())
     bits = sum(one.loss * one.tokens for one in found.values()) / math.log(2)
     size = sum(one.loss * one.tokens / math.log(2) / one.bits_per_byte for one in found.values())
-    return {"": Unseen(bits * math.log(2) / tokens, bits / size, tokens), **found}
+    return {"": ValidationLoss(bits * math.log(2) / tokens, bits / size, tokens), **found}
 
 
 def _sample(work: Work, settings: Training, model: Transformer, tokenizer: Tokenizer, step: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.data.rows import Row, collate
+from trivium.data.rows import PackedSequence, collate
 from trivium.kit.fingerprint import fingerprint
 from trivium.learn.objectives.policy_losses import Algorithm, clipped
 from trivium.learn.objectives.ppo import (
@@ -83,7 +83,7 @@ class ValuedRollouts(Rollouts):
         """Changes when any batch could change."""
         return fingerprint([super().fingerprint, repr(self.worth)])
 
-    def roll_out(self, rollout: int) -> tuple[list[Row], dict[str, float]]:
+    def roll_out(self, rollout: int) -> tuple[list[PackedSequence], dict[str, float]]:
         """Answers with the worth of their tokens as rows; and the measures under TRL's names."""
         rows, measures = super().roll_out(rollout)
         self.tokens = {}
@@ -216,7 +216,7 @@ class ValuedRollouts(Rollouts):
                     value.astype(np.float64), nothing, nothing,
                 )  # fmt: skip
 
-    def _under_reference(self, rows: Sequence[Row]) -> list[np.ndarray]:
+    def _under_reference(self, rows: Sequence[PackedSequence]) -> list[np.ndarray]:
         if self.anchor is not None:
             return self._measured(self.anchor, rows)
         with selected(self.model, None):
@@ -225,7 +225,7 @@ class ValuedRollouts(Rollouts):
     def _of(self, answer: Answer) -> Tokens:
         return self.tokens[id(answer)]
 
-    def _row(self, group: Group, some: Sequence[int]) -> Row:
+    def _row(self, group: Group, some: Sequence[int]) -> PackedSequence:
         """A row whose columns say for each learned token what it is worth."""
         row = super()._row(group, some)
         mine = [self._of(group.answers[index]) for index in some]
@@ -238,7 +238,7 @@ class ValuedRollouts(Rollouts):
         ):
             columns[name] = np.zeros(len(row), dtype=np.float32)
             columns[name][learned] = np.concatenate(parts)
-        return Row(**{**vars(row), "columns": columns})
+        return PackedSequence(**{**vars(row), "columns": columns})
 
 
 def _answers(judged: Sequence[tuple[Group, int, Answer]]) -> list[Answer]:
