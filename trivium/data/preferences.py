@@ -209,7 +209,7 @@ class PreferenceSource:
 
 
 class PreferenceBatches:
-    """Preference pairs as batches, each a pure function of the step: a row for each, or one for all of a step."""
+    """Preference pairs as batches, a pure function of the step: a row for each, or one for all of a step."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What preference stages learn from: each source of preference pairs read, reported, and divided by prompt."""
+"""What preference stages learn from: each source of pairs read, reported, and divided by prompt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNUSED_WITH_PAIRS = {
 
 @dataclass(frozen=True)
 class Judged:
-    """The preference pairs of all sources: what is learned from, what is held out, and what became of each row."""
+    """The pairs of all sources: what is learned from, what is held out, and what became of each row."""
 
     training: list[PreferenceSource]
     held_out: list[PreferenceSource]
