@@ -1,5 +1,6 @@
 """What clients do wrong or on purpose: answered 4xx in OpenAI's shape, rows freed, the server lives."""
 
+import contextlib
 import gc
 import json
 import random
@@ -12,8 +13,10 @@ import pytest
 from generating import tiny_engine, tokenizer
 from serving import CHAT, GOOD, HELLO, ScriptedEngine, assert_error, client, raw, running, until
 
+from trivium.serve import protocol
 from trivium.serve.guard import PAGE
 from trivium.serve.limits import Limits
+from trivium.tokens.tokenizer import Tokenizer
 
 
 def changed(**fields):
@@ -435,3 +438,92 @@ def test_200_clients_that_vanish_leave_no_row_and_no_memory():
         assert engine.rows_in_use == 0
         assert memory_again - memory < 20_000_000
         assert http.post(CHAT, content=changed()).status_code == 200
+
+
+def listed(item, head, tail, size=1_900_000):
+    """A body of about two million bytes with a list of the same item."""
+    return f"{head}{','.join([item] * (size // (len(item) + 1)))}{tail}".encode()
+
+
+def keyed(head, tail, count=100_000):
+    return (head + ",".join(f'"k{number}":1' for number in range(count)) + tail).encode()
+
+
+ASKS = '{"model":"one","messages":[{"role":"user","content":"a"}],'
+LARGE = {
+    "true as prompts": ("completions", listed("true", '{"model":"one","prompt":[', "]}")),
+    "fractions as prompts": ("completions", listed("1.5", '{"model":"one","prompt":[', "]}")),
+    "texts and numbers as prompts": ("completions", listed('1,"a"', '{"model":"one","prompt":[', "]}")),
+    "negative tokens": ("completions", listed("-1", '{"model":"one","prompt":[', "]}")),
+    "empty prompts": ("completions", listed("[]", '{"model":"one","prompt":[', "]}", 300_000)),
+    "a million empty prompts": ("completions", listed("[]", '{"model":"one","prompt":[', "]}")),
+    "prompts of true": ("completions", listed("[true]", '{"model":"one","prompt":[', "]}", 300_000)),
+    "many prompts": ("completions", listed('"a"', '{"model":"one","prompt":[', "]}")),
+    "objects as inputs": ("embeddings", listed("{}", '{"model":"one","input":[', "]}", 300_000)),
+    "many inputs": ("embeddings", listed('"a"', '{"model":"one","input":[', "]}")),
+    "numbers as messages": ("chat/completions", listed("1", '{"model":"one","messages":[', "]}")),
+    "numbers as parts": (
+        "chat/completions",
+        listed("1", '{"model":"one","messages":[{"role":"user","content":[', "]}]}"),
+    ),
+    "numbers as parts of many messages": (
+        "chat/completions",
+        listed(f'{{"role":"user","content":[{",".join("1" * 400)}]}}', '{"model":"one","messages":[', "]}"),
+    ),
+    "numbers as calls": (
+        "chat/completions",
+        listed("1", '{"model":"one","messages":[{"role":"assistant","tool_calls":[', "]}]}"),
+    ),
+    "numbers as stops": ("chat/completions", listed("1", f'{ASKS}"stop":[', "]}")),
+    "texts as stop tokens": ("chat/completions", listed('"a"', f'{ASKS}"stop_token_ids":[', "]}")),
+    "numbers as tools": ("chat/completions", listed("1", f'{ASKS}"tools":[', "]}")),
+    "biases": ("chat/completions", keyed(f'{ASKS}"logit_bias":{{', "}}")),
+    "unknown fields": ("chat/completions", keyed(ASKS, "}")),
+    "unknown fields of a message": (
+        "chat/completions",
+        keyed('{"model":"one","messages":[{"role":"user","content":"a",', "}]}"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", LARGE)
+def test_a_large_body_of_wrong_types_is_refused_at_its_first(address, fault):
+    """A million errors about a million items took the event loop seconds: now there is one, about one."""
+    route, body = LARGE[fault]
+    errors = []
+    with raw(address) as http, counted_errors(errors):
+        assert_error(http.post(f"/v1/{route}", content=body), 400)
+    assert sum(errors) <= 8
+
+
+@contextlib.contextmanager
+def counted_errors(errors):
+    refusal = protocol._refusal
+
+    def counting(error):
+        errors.append(error.error_count())
+        return refusal(error)
+
+    protocol._refusal = counting
+    try:
+        yield
+    finally:
+        protocol._refusal = refusal
+
+
+def test_prompts_are_counted_before_they_are_made_tokens(address, monkeypatch):
+    def encode_batch(*_):
+        raise AssertionError("these texts need not be read")
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", encode_batch)
+    with raw(address) as http:
+        for route, field, many in (("completions", "prompt", 17), ("embeddings", "input", 257)):
+            answer = http.post(f"/v1/{route}", json={"model": "one", field: ["word " * 100] * many})
+            assert_error(answer, 400)
+            assert answer.json()["error"]["param"] == field
+
+
+def test_a_text_full_of_brackets_is_a_text(address):
+    with raw(address) as http:
+        answer = http.post(CHAT, content=message(content="[{" * 400))
+        assert answer.json()["error"]["code"] == "context_length_exceeded"

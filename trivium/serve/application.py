@@ -150,12 +150,10 @@ class Served:
         """POST /v1/completions."""
         body = read_body(await read_bytes(request, self.limits), CompletionBody)
         worker = self.worker(body.model)
-        preparing = self.background.compute(token_prompts, body, worker.tokenizer, self.longest[worker.name])
+        preparing = self.background.compute(
+            token_prompts, body, worker.tokenizer, self.longest[worker.name], self.limits
+        )
         prompts = await self._in_time(request, preparing, "prompt")
-        many = (body.n or 1) * len(prompts)
-        if many > self.limits.samples:
-            problem = f"{many} samples are asked for, at most {self.limits.samples} are served at once"
-            raise RequestRefused(problem, parameter="prompt", code="array_above_max_length")
         wanted = []
         for prompt in prompts:
             room = self.room(worker, prompt, "prompt")
@@ -216,11 +214,10 @@ class Served:
         """POST /v1/embeddings: the mean of the last hidden states."""
         body = read_body(await read_bytes(request, self.limits), EmbeddingBody)
         worker = self.worker(body.model)
-        preparing = self.background.compute(token_prompts, body, worker.tokenizer, self.longest[worker.name])
+        preparing = self.background.compute(
+            token_prompts, body, worker.tokenizer, self.longest[worker.name], self.limits
+        )
         prompts = await self._in_time(request, preparing, "prompt")
-        if len(prompts) > self.limits.embedding_inputs:
-            problem = f"input holds {len(prompts)} texts, at most {self.limits.embedding_inputs} are served"
-            raise RequestRefused(problem, parameter="input", code="array_above_max_length")
         for prompt in prompts:
             self.room(worker, prompt, "input")
         if body.dimensions not in (None, worker.width):

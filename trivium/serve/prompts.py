@@ -206,7 +206,7 @@ def chat_prompt(
 
 
 def token_prompts(
-    body: CompletionBody | EmbeddingBody, tokenizer: Tokenizer, letters: int
+    body: CompletionBody | EmbeddingBody, tokenizer: Tokenizer, letters: int, limits: Limits
 ) -> list[list[int]]:
     """The prompts of a completion or an embedding, whichever of the four ways they were given in."""
     name = "prompt" if isinstance(body, CompletionBody) else "input"
@@ -217,6 +217,13 @@ def token_prompts(
         raise RequestRefused(f"{name} is empty", parameter=name)
     if isinstance(given[0], int):
         given = [given]
+    # before they are made tokens, which takes longer than anything else
+    many = (body.n or 1) * len(given) if isinstance(body, CompletionBody) else len(given)
+    most = limits.samples if isinstance(body, CompletionBody) else limits.embedding_inputs
+    if many > most:
+        what = "samples are asked for" if name == "prompt" else "texts are to be embedded"
+        problem = f"{many} {what}, at most {most} are served at once"
+        raise RequestRefused(problem, parameter=name, code="array_above_max_length")
     if isinstance(given[0], str):
         if name == "input" and not all(given):
             raise RequestRefused("input holds an empty text, which has no embedding", parameter=name)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -44,10 +45,59 @@ Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def _first_of(most: int) -> Any:
+    """A list that ends at its first wrong item; one of millions of wrong items would take minutes."""
+    return Field(max_length=most, fail_fast=True)
+
+
+def _short(most: int) -> BeforeValidator:
+    """Refuse a list or an object of too many entries before any of them is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > most:
+            raise ValueError(f"has {len(value)} entries, at most {most} are read")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _texts_or_ids(value: Any) -> Any:
+    """A text, texts, token ids or lists of these, told by types alone: a list may have a million items."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        kinds = set(map(type, value))
+        if not kinds or _are_ids(value, kinds):
+            return value
+        if len(value) > MOST_TEXTS and kinds in ({str}, {list}):
+            raise ValueError(f"has {len(value)} entries, at most {MOST_TEXTS} are read")
+        if kinds == {str} or (kinds == {list} and all(_are_ids(one, set(map(type, one))) for one in value)):
+            return value
+    raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists")
+
+
+def _are_ids(value: list[Any], kinds: set[type]) -> bool:
+    # type and not isinstance: true is no token
+    return not value or (kinds == {int} and min(value) >= 0 and max(value) < 2**31)
+
+
+# Far more than any server's limits let through, and few enough to be made in a fraction of a second.
+MOST_TEXTS = 4096
+MOST_BRACKETS = 200_000
+Prompts = Annotated[Any, BeforeValidator(_texts_or_ids)]
+
+
 class Body(BaseModel):
     """A JSON object whose types are taken at their word and whose unknown keys are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > 2 * len(cls.model_fields):
+            raise ValueError(f"has {len(value)} fields, and this server knows {len(cls.model_fields)} there")
+        return value
 
 
 class StreamOptions(Body):
@@ -91,13 +141,13 @@ class GenerationBody(Body):
     repetition_penalty: Repetition | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[str, Bias] | None, _short(1024)] = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    stop: str | Annotated[list[str], _first_of(4096)] | None = None
+    stop_token_ids: Annotated[list[TokenId], _first_of(64)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -162,9 +212,9 @@ class Message(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], _first_of(4096)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], _first_of(1024)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
@@ -253,11 +303,11 @@ class NamedTool(Body):
 class ChatBody(GenerationBody):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[list[Tool], _first_of(128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -295,7 +345,7 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """The body of /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Prompts
     echo: bool | None = None
     suffix: None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
@@ -312,7 +362,7 @@ class EmbeddingBody(Body):
     """The body of /v1/embeddings."""
 
     model: str
-    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
@@ -323,6 +373,8 @@ AnyBody = TypeVar("AnyBody", bound=Body)
 
 def read_body(raw: bytes, kind: type[AnyBody]) -> AnyBody:
     """The request a body of bytes holds, or a refusal that says what is wrong with it."""
+    if raw.count(b"[") + raw.count(b"{") > MOST_BRACKETS:
+        raise RequestRefused(f"the body has more than {MOST_BRACKETS} opening brackets")
     try:
         fields = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import logging
 import os
@@ -68,6 +69,9 @@ def serve(
             limits=limits,
             adapters=adapters,
         )
+        # what has been made by now stays; Python need not look through it whenever a request is read
+        gc.collect()
+        gc.freeze()
         listener.listen()  # who comes before the first answer can be given waits for it
         _announce(names, host, listener.getsockname()[1], guarded=key is not None)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
