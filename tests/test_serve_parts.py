@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from serving import CHAT, GOOD, ScriptedEngine, conversation, raw, running
 
+from trivium.generate.rows import Row
 from trivium.kit.errors import TriviumError
 from trivium.model.folder import save_model
 from trivium.serve import server
@@ -202,6 +203,39 @@ def test_terminal_chat_keeps_what_was_said_before_an_interruption():
     assert out.getvalue().endswith(" (stopped)\n")
     assert printable(talk.speakers[0].messages[-1]["content"]) + " (stopped)\n" == out.getvalue()
     assert engine.rows_in_use == 0
+
+
+@pytest.mark.parametrize("part", ["deliver", "take"])
+def test_ctrl_c_inside_the_last_step_ends_the_answer(monkeypatch, part):
+    """The row had left the engine by then, so that what waited for its end waited for ever."""
+    talk, out = conversation(("one", tiny_engine(rows=1)))
+    real, calls = getattr(Row, part), []
+
+    def interrupted(self, *what):
+        calls.append(1)
+        if len(calls) == (1 if part == "deliver" else 40):
+            raise KeyboardInterrupt
+        return real(self, *what)
+
+    monkeypatch.setattr(Row, part, interrupted)
+    talk.hear("hello")
+    assert out.getvalue().endswith(" (stopped)\n")
+    monkeypatch.undo()
+    talk.hear("hello")
+    assert len(talk.speakers[0].messages) == 4
+    assert not out.getvalue().endswith(" (stopped)\n")
+
+
+def test_an_answer_that_fails_is_told_in_a_sentence(monkeypatch):
+    engine = tiny_engine(rows=1)
+    talk, out = conversation(("one", engine))
+
+    def broken(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(engine.sampler, "choose", broken)
+    talk.hear("hello")
+    assert out.getvalue().endswith("The answer failed: RuntimeError: out of luck\n")
 
 
 def test_terminal_chat_leaves_out_old_turns_when_the_context_is_full():

@@ -182,7 +182,7 @@ class Conversation:
 
     @staticmethod
     def _until_done(engine: Engine, generation: Generation) -> bool:
-        """Step until the end; false when Ctrl-C brought it about."""
+        """Step until the end; false when Ctrl-C brought it about, between two steps or inside one."""
         try:
             while not generation.done:
                 engine.step()
@@ -191,6 +191,8 @@ class Conversation:
             while not generation.done:
                 engine.step()
             return False
+        if (error := generation.failure) is not None:
+            raise TriviumError(f"The answer failed: {type(error).__name__}: {error}") from error
         return True
 
     def _set_system(self, text: str) -> None:
