@@ -12,6 +12,7 @@ from typing import Any
 
 from small import assert_identical
 
+from trivium.generate.engine import Engine
 from trivium.kit.files import load_tensors
 from trivium.kit.metrics import read_metrics
 
@@ -41,6 +42,52 @@ def ends_identical_when_killed(
             time.sleep(0.001)
         process.join()
     assert kills == 2
+    return _compared(whole, folder)
+
+
+def ends_identical_when_killed_while_sampling(
+    until_the_end: Callable[[str, int], None], place: Path
+) -> list[dict[str, Any]]:
+    """The same, where the kills come while the engine draws answers: in the first rollout, then the second."""
+    context = multiprocessing.get_context("fork")
+    whole, folder = place / "whole", place / "cut"
+    for path, rollout, code in ((whole, 0, 0), (folder, 1, -9), (folder, 2, -9), (folder, 0, 0)):
+        known = len(read_metrics(folder / "metrics.jsonl"))
+        process = context.Process(
+            target=_with_a_kill, args=(until_the_end, str(path), 77 if known else 0, rollout)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == code
+        if code:
+            steps = len(read_metrics(folder / "metrics.jsonl"))
+            assert (steps > 0) == (rollout == 2), (
+                "the first kill comes before any step, the second after some"
+            )
+    return _compared(whole, folder)
+
+
+def _with_a_kill(until_the_end: Callable[[str, int], None], folder: str, seed: int, rollout: int) -> None:
+    """Run to the end, or until some tokens of the given rollout are drawn."""
+    generate, step = Engine.generate, Engine.step
+    counts = {"rollouts": 0, "steps": 0}
+
+    def counted_generate(self: Engine, *arguments: Any) -> Any:
+        counts.update(rollouts=counts["rollouts"] + 1, steps=0)
+        return generate(self, *arguments)
+
+    def counted_step(self: Engine) -> bool:
+        counts["steps"] += 1
+        if counts["rollouts"] == rollout and counts["steps"] == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self)
+
+    Engine.generate, Engine.step = counted_generate, counted_step  # type: ignore[method-assign]
+    until_the_end(folder, seed)
+
+
+def _compared(whole: Path, folder: Path) -> list[dict[str, Any]]:
+    """The log of both, once weights and logs are found to be identical."""
     assert_identical(load_tensors(whole / "end.safetensors"), load_tensors(folder / "end.safetensors"))
     logs = [read_metrics(path / "metrics.jsonl") for path in (whole, folder)]
     for one, other in zip(*logs, strict=True):

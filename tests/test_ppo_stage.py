@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from killing import ends_identical_when_killed
+from killing import ends_identical_when_killed, ends_identical_when_killed_while_sampling
 from small import small_trainer, weights_of
 from test_ppo import rollouts
 from tuning import own, save, small_model, write_rows
@@ -43,6 +43,11 @@ def test_killed_in_the_middle_of_a_rollout_it_ends_bit_identical(tmp_path):
     """L1: weights, critic, penalty and what is sampled after the resume."""
     log = ends_identical_when_killed(until_the_end, tmp_path)
     assert log[-1]["kl_coefficient"] != 0.1
+
+
+@pytest.mark.slow
+def test_killed_while_answers_are_drawn_it_ends_bit_identical(tmp_path):
+    ends_identical_when_killed_while_sampling(until_the_end, tmp_path)
 
 
 PAIRS = [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killing import ends_identical_when_killed
+from killing import ends_identical_when_killed, ends_identical_when_killed_while_sampling
 from small import small_trainer, weights_of
 from tuning import own, save, small_model
 
@@ -180,6 +180,10 @@ def until_the_end(folder: str, seed: int) -> None:
 def test_killed_in_the_middle_of_a_rollout_it_ends_bit_identical(tmp_path):
     """L1, pitfall W: weights, log and what is sampled after the resume."""
     ends_identical_when_killed(until_the_end, tmp_path)
+
+
+def test_killed_while_answers_are_drawn_it_ends_bit_identical(tmp_path):
+    ends_identical_when_killed_while_sampling(until_the_end, tmp_path)
 
 
 def test_restored_in_the_middle_of_a_rollout_the_rows_are_the_same():
