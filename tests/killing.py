@@ -48,7 +48,7 @@ def ends_identical_when_killed(
 def ends_identical_when_killed_while_sampling(
     until_the_end: Callable[[str, int], None], place: Path
 ) -> list[dict[str, Any]]:
-    """The same, where the kills come while the engine draws answers: in the first rollout, then the second."""
+    """The same, where the kills come while answers are drawn: in the first rollout, then the second."""
     context = multiprocessing.get_context("fork")
     whole, folder = place / "whole", place / "cut"
     for path, rollout, code in ((whole, 0, 0), (folder, 1, -9), (folder, 2, -9), (folder, 0, 0)):
