@@ -23,9 +23,9 @@ from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.folder import load_model
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.playing import Answer
-from trivium.stages.parts.prompts import Problem
-from trivium.stages.parts.rollouts import Plan, Rollouts
+from trivium.stages.parts.prompts import Prompt
+from trivium.stages.parts.rollout_worker import Rollout
+from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
 
 SHAPE = {"layers": 4, "width": 256, "heads": 4, "inner": 768, "vocabulary": 512}
 PROMPTS, GROUP = 8, 8
@@ -37,12 +37,12 @@ class Scripted:
     def __init__(self, length: int) -> None:
         self.length, self.chance = length, np.random.default_rng(0)
 
-    def play(self, problems: Sequence[Problem], group: int, seeds: Sequence[int]) -> list[list[Answer]]:
-        return [[self._answer() for _ in range(group)] for _ in problems]
+    def generate(self, prompts: Sequence[Prompt], group: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+        return [[self._answer() for _ in range(group)] for _ in prompts]
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> Rollout:
         tokens = self.chance.integers(10, 500, self.length).tolist()
-        return Answer(tokens, [-1.0] * self.length, [True] * self.length, False, str(tokens[0]))
+        return Rollout(tokens, [-1.0] * self.length, [True] * self.length, False, str(tokens[0]))
 
 
 def rows_of(
@@ -50,17 +50,18 @@ def rows_of(
 ) -> list[PackedSequence]:
     """One rollout's rows; in a share of all groups every answer is worth the same."""
     chance = np.random.default_rng(1)
-    problems = [
-        Problem(chance.integers(10, 500, prompt).tolist(), f"{n}", {"equal": n < equal * PROMPTS}, f"{n}")
+    prompts = [
+        Prompt(chance.integers(10, 500, prompt).tolist(), f"{n}", {"equal": n < equal * PROMPTS}, f"{n}")
         for n in range(PROMPTS)
     ]
 
     def worth(completions: list[str], equal: list[bool], **columns: object) -> list[float]:
         return [0.0 if same else float(int(text) % 2) for text, same in zip(completions, equal, strict=True)]
 
-    feed = Rollouts(
-        model, Scripted(answer), problems, Combined([FunctionReward("worth", worth)], [1.0]),
-        ALGORITHMS["dapo"], Plan(steps=1, prompts=PROMPTS, group=GROUP, share=share),
+    feed = RolloutBatches(
+        model, Scripted(answer), prompts, Combined([FunctionReward("worth", worth)], [1.0]),
+        ALGORITHMS["dapo"],
+        RolloutSettings(steps=1, prompts_per_step=PROMPTS, num_generations=GROUP, share_prompts=share),
         sampling=Sampling(max_new_tokens=answer), seed=0,
     )  # fmt: skip
     return feed.rows(0)

@@ -41,9 +41,9 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     from trivium.learn.settings import Training
     from trivium.learn.trainer import Trainer
     from trivium.model.folder import load_model
-    from trivium.stages.parts.playing import Engined
-    from trivium.stages.parts.prompts import Problem
-    from trivium.stages.parts.rollouts import Plan, Rollouts
+    from trivium.stages.parts.prompts import Prompt
+    from trivium.stages.parts.rollout_worker import EngineWorker
+    from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
     from trivium.tokens.tokenizer import Tokenizer
 
     tokenizer, model = (
@@ -55,13 +55,17 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     sampling = Sampling(
         max_new_tokens=longest, min_new_tokens=4 if arguments["early"] else longest, logit_bias=early
     )
-    problems = [Problem(tokenizer.encode(text), text, {}, text[:20]) for text in prompts_of(400)]
-    plan = Plan(steps=100_000, prompts=arguments["answers"] // arguments["group"], group=arguments["group"])
+    prompts = [Prompt(tokenizer.encode(text), text, {}, text[:20]) for text in prompts_of(400)]
+    settings = RolloutSettings(
+        steps=100_000,
+        prompts_per_step=arguments["answers"] // arguments["group"],
+        num_generations=arguments["group"],
+    )
     engine = Engine(model, tokenizer, max_rows=arguments["answers"])
     algorithm = ALGORITHMS["dapo"]
-    feed = Rollouts(
-        model, Engined(engine, sampling), problems, Combined([FunctionReward("e", reward)], [1.0]),
-        algorithm, plan, sampling=sampling, seed=0,
+    feed = RolloutBatches(
+        model, EngineWorker(engine, sampling), prompts, Combined([FunctionReward("e", reward)], [1.0]),
+        algorithm, settings, sampling=sampling, seed=0,
     )  # fmt: skip
     trainer = Trainer(
         model=model, objective=PolicyGradient(algorithm, algorithm.numbers), feed=feed,

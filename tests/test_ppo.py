@@ -29,10 +29,10 @@ from trivium.learn.objectives.ppo import (
     whitened,
 )
 from trivium.model.scalar_head import ScalarHead
-from trivium.stages.parts.playing import Engined
-from trivium.stages.parts.prompts import Problem
-from trivium.stages.parts.rollouts import Plan
-from trivium.stages.parts.valued import BY_TOKENS, ValuedRollouts, Worth
+from trivium.stages.parts.prompts import Prompt
+from trivium.stages.parts.rollout_worker import EngineWorker
+from trivium.stages.parts.rollouts import RolloutSettings
+from trivium.stages.parts.valued import BY_TOKENS, AdvantageSettings, ValuedRolloutBatches
 
 random = np.random.default_rng(0)
 
@@ -42,18 +42,21 @@ def lengths_of(prompts: list, completions: list, **columns: Any) -> list[float]:
 
 
 def rollouts(
-    model: Any, *, worth: Worth | None = None, kl: float = 0.1, target: float | None = None,
+    model: Any, *, worth: AdvantageSettings | None = None, kl: float = 0.1, target: float | None = None,
     reward: Any = lengths_of, temperature: float = 1.0, longest: int = 12, **changes: Any,
-) -> ValuedRollouts:  # fmt: skip
+) -> ValuedRolloutBatches:  # fmt: skip
     tokenizer = own()
     sampling = Sampling(max_new_tokens=longest, temperature=temperature)
     asked = ["the river", "and the miller counts", "12 or 345", "in the hills the"]
-    problems = [Problem(tokenizer.encode(text), text, {}, text) for text in asked]
-    plan = Plan(**{"steps": 8, "prompts": 4, "group": 2, "threshold": float("inf"), **changes})
-    player = Engined(Engine(model, tokenizer, max_rows=12), sampling)
-    return ValuedRollouts(
-        model, player, problems, Combined([FunctionReward("lengths", reward)], [1.0]), BY_TOKENS, plan,
-        sampling=sampling, seed=3, worth=worth or Worth(), critic=ScalarHead(model.config.width, seed=5),
+    prompts = [Prompt(tokenizer.encode(text), text, {}, text) for text in asked]
+    settings = RolloutSettings(
+        **{"steps": 8, "prompts_per_step": 4, "num_generations": 2, "threshold": float("inf"), **changes}
+    )
+    worker = EngineWorker(Engine(model, tokenizer, max_rows=12), sampling)
+    return ValuedRolloutBatches(
+        model, worker, prompts, Combined([FunctionReward("lengths", reward)], [1.0]), BY_TOKENS,
+        settings, sampling=sampling, seed=3, worth=worth or AdvantageSettings(),
+        critic=ScalarHead(model.config.width, seed=5),
         anchor=small_model(tokenizer, seed=1).requires_grad_(False), controller=Controller(kl, target),
     )  # fmt: skip
 
@@ -160,7 +163,7 @@ def test_whitening_scaling_comparing_and_steering():
     assert fixed.coefficient == 0.1
 
 
-def recomputed(feed: ValuedRollouts, row: PackedSequence) -> list[dict[str, Any]]:
+def recomputed(feed: ValuedRolloutBatches, row: PackedSequence) -> list[dict[str, Any]]:
     """Every answer of a row by itself: its prompt and tokens as one document under both models."""
     found = []
     for answer in answers_of(row):
@@ -182,7 +185,7 @@ def recomputed(feed: ValuedRollouts, row: PackedSequence) -> list[dict[str, Any]
 @pytest.mark.parametrize("estimator", ["gae", "rloo", "reinforce++"])
 def test_a_rollout_is_worth_what_a_loop_says(estimator):
     """Scores, penalties, values, advantages and returns of every token, recomputed answer by answer."""
-    worth = Worth(estimator=estimator, missing_eos_penalty=1.5, decay=0.9, discount=0.98)
+    worth = AdvantageSettings(estimator=estimator, missing_eos_penalty=1.5, decay=0.9, discount=0.98)
     feed = rollouts(small_model(own()), worth=worth, longest=8)
     rows, measures = feed.roll_out(0)
     found = [one for row in rows for one in recomputed(feed, row)]

@@ -16,12 +16,14 @@ import trivium
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import save_tensors
 from trivium.learn.objectives.ppo import ProximalPolicy
-from trivium.stages.parts.valued import Worth
+from trivium.stages.parts.valued import AdvantageSettings
 
 
 def trainer_of(folder: Path, seed: int = 0) -> Any:
     model = small_model(own(), seed)
-    feed = rollouts(model, parts=2, passes=2, target=0.5, worth=Worth(normalise="running"))
+    feed = rollouts(
+        model, minibatches=2, epochs_per_rollout=2, target=0.5, worth=AdvantageSettings(normalise="running")
+    )
     return small_trainer(
         folder, model=model, feed=feed, objective=ProximalPolicy(feed.critic),
         checkpoint={"every_steps": 1}, optimiser="adamw",

@@ -24,9 +24,9 @@ from trivium.learn.objective import accumulate
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.attention import Documents
-from trivium.stages.parts.playing import Engined
-from trivium.stages.parts.prompts import Curriculum, Problem
-from trivium.stages.parts.rollouts import Plan, Rollouts
+from trivium.stages.parts.prompts import Curriculum, Prompt
+from trivium.stages.parts.rollout_worker import EngineWorker
+from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
 from trivium.stages.rlvr import _from_to
 
 REWARD = """
@@ -47,22 +47,22 @@ def rollouts(
     sampling: Sampling | None = None,
     reference: Any = None,
     **changes: Any,
-) -> Rollouts:
+) -> RolloutBatches:
     tokenizer = own()
     sampling = sampling or Sampling(max_new_tokens=12)
     asked = ["the river", "and the miller counts", "12 or 345", "in the hills the"]
-    problems = [Problem(tokenizer.encode(text), text, {}, text) for text in asked]
-    plan = Plan(**{"steps": 8, "prompts": 3, "group": 4, **changes})
-    player = Engined(Engine(model, tokenizer, max_rows=12), sampling)
+    prompts = [Prompt(tokenizer.encode(text), text, {}, text) for text in asked]
+    settings = RolloutSettings(**{"steps": 8, "prompts_per_step": 3, "num_generations": 4, **changes})
+    worker = EngineWorker(Engine(model, tokenizer, max_rows=12), sampling)
     reward = Combined([FunctionReward("even", function)], [1.0])
-    return Rollouts(
-        model, player, problems, reward, ALGORITHMS[algorithm], plan,
+    return RolloutBatches(
+        model, worker, prompts, reward, ALGORITHMS[algorithm], settings,
         sampling=sampling, seed=3, reference=reference,
     )  # fmt: skip
 
 
 def trainer_of(folder: Path, model: Any, steps: int = 8) -> Any:
-    feed = rollouts(model, steps=steps, parts=2, passes=2)
+    feed = rollouts(model, steps=steps, minibatches=2, epochs_per_rollout=2)
     algorithm = ALGORITHMS["dapo"]
     return small_trainer(
         folder, model=model, feed=feed, objective=PolicyGradient(algorithm, algorithm.numbers),
@@ -80,7 +80,7 @@ def test_a_stage_runs_from_a_recipe_and_logs_under_trls_names(tmp_path):
     )
     run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
     rows = [row for row in run["rl"].metrics if "step" in row]
-    # 0.6 epochs of 9 problems are 2 rollouts of 3 prompts, each learnt from in 2 parts.
+    # 0.6 epochs of 9 prompts are 2 rollouts of 3 prompts, each learnt from in 2 parts.
     assert len(rows) == 4
     assert run["rl"].summary["rollouts"] == 2
     assert {
@@ -116,7 +116,7 @@ def test_the_summary_compares_the_first_tenth_of_all_rollouts_with_the_last(tmp_
 @pytest.mark.parametrize("share", [True, False])
 def test_the_trainers_numbers_are_the_engines_under_the_same_filters(sampling, share):
     """L7, pitfall K: the ratio of the first step is one."""
-    feed = rollouts(small_model(own()), sampling=sampling, share=share)
+    feed = rollouts(small_model(own()), sampling=sampling, share_prompts=share)
     rows = feed.rows(0)
     batch = collate(rows)
     logprobs, _ = answer_log_probabilities(
@@ -130,7 +130,7 @@ def test_the_trainers_numbers_are_the_engines_under_the_same_filters(sampling, s
 @pytest.mark.parametrize("advantage", [-1.0, 1.0])
 def test_the_extremes_are_those_of_all_answers_however_a_step_is_divided(advantage):
     model = small_model(own())
-    rows = rollouts(model, prompts=4).rows(0)
+    rows = rollouts(model, prompts_per_step=4).rows(0)
     for row in rows:
         row.columns["advantage"][:] = advantage
     with torch.no_grad():
@@ -187,9 +187,9 @@ def test_killed_while_answers_are_drawn_it_ends_bit_identical(tmp_path):
 
 
 def test_restored_in_the_middle_of_a_rollout_the_rows_are_the_same():
-    feed = rollouts(small_model(own()), parts=2, passes=2)
+    feed = rollouts(small_model(own()), minibatches=2, epochs_per_rollout=2)
     feed.rows(0)
-    again = rollouts(small_model(own(), 5), parts=2, passes=2)
+    again = rollouts(small_model(own(), 5), minibatches=2, epochs_per_rollout=2)
     again.restore(*feed.state())
     for step in (1, 2, 3):
         for one, other in zip(feed.rows(step), again.rows(step), strict=True):
@@ -213,7 +213,7 @@ def test_groups_without_variance_are_left_out_and_nothing_changes(algorithm, sha
         ]
 
     def gradient(share: bool) -> tuple[list[torch.Tensor], int]:
-        feed = rollouts(model, function=some, algorithm=algorithm, share=share, prompts=4)
+        feed = rollouts(model, function=some, algorithm=algorithm, share_prompts=share, prompts_per_step=4)
         rows = feed.rows(0)
         objective = PolicyGradient(ALGORITHMS[algorithm], ALGORITHMS[algorithm].numbers)
         model.zero_grad()
@@ -221,7 +221,7 @@ def test_groups_without_variance_are_left_out_and_nothing_changes(algorithm, sha
         return [p.grad.clone() for p in model.parameters()], sum(len(row) for row in rows)
 
     skipped, fewer = gradient(share)
-    monkeypatch.setattr(Rollouts, "_teaches", lambda self, group, index: True)
+    monkeypatch.setattr(RolloutBatches, "_teaches", lambda self, group, index: True)
     everything, more = gradient(False)
     if algorithm not in ("reinforce",):
         assert fewer < more
@@ -261,7 +261,7 @@ def test_groups_without_variance_are_replaced():
         calls.append(len(completions))
         return [float(index % 2) if "river" in prompt else 0.0 for index, prompt in enumerate(prompts)]
 
-    feed = rollouts(small_model(own()), function=now_and_then, refills=3, prompts=2)
+    feed = rollouts(small_model(own()), function=now_and_then, dynamic_sampling_retries=3, prompts_per_step=2)
     rows = feed.rows(0)
     assert calls[0] == 8
     assert len(calls) > 1
@@ -274,13 +274,13 @@ def test_truncated_answers_are_kept_left_out_or_worth_nothing(truncated):
     sampling = Sampling(max_new_tokens=12, stop_ids=ends)
     feed = rollouts(small_model(own()), sampling=sampling, truncated=truncated)
     groups = feed._groups(0, 0, 3)
-    cut = [(group, i) for group in groups for i, one in enumerate(group.answers) if one.truncated]
+    cut = [(group, i) for group in groups for i, one in enumerate(group.rollouts) if one.truncated]
     assert 0 < len(cut) < 12
     rows = feed._rows(groups)
     named = {identity for row in rows for identity in row.ids}
     for group, index in cut:
         if truncated == "mask":
-            assert f"{feed.problems[group.problem].id}/{index}" not in named
+            assert f"{feed.prompts[group.prompt_index].id}/{index}" not in named
         if truncated == "penalise":
             assert group.rewards[index] == 0.0
     if truncated == "keep":
@@ -300,21 +300,21 @@ def test_what_no_grader_could_judge_is_nowhere():
 def test_the_engines_rounding_is_weighed_out_and_capped(monkeypatch):
     """The trainer's probability over the engine's, or a whole answer's product of them (pitfall L)."""
     feed = rollouts(small_model(own()), correction="token", correction_cap=1.5)
-    played = feed.player.play
+    generated = feed.worker.generate
 
     def off(*arguments):
-        found = played(*arguments)
+        found = generated(*arguments)
         for answers in found:
             for answer in answers:
                 answer.logprobs = [value - (0.1 if i else 3.0) for i, value in enumerate(answer.logprobs)]
         return found
 
-    monkeypatch.setattr(feed.player, "play", off)
+    monkeypatch.setattr(feed.worker, "generate", off)
     row = feed.rows(0)[0]
     weights = row.columns["correction"][row.weights > 0]
     assert {round(float(weight), 3) for weight in weights} == {1.5, round(float(np.exp(0.1)), 3)}
     feed = rollouts(small_model(own()), correction="sequence", correction_cap=1e9)
-    monkeypatch.setattr(feed.player, "play", off)
+    monkeypatch.setattr(feed.worker, "generate", off)
     row = feed.rows(0)[0]
     length = int((row.weights > 0)[-row.lengths[-1] :].sum())
     assert row.columns["correction"][-2] == pytest.approx(np.exp(3.0 + 0.1 * (length - 1)), rel=1e-3)
@@ -362,11 +362,11 @@ def test_the_divergence_in_the_reward_is_taken_off_it(truncated):
         model, reference=reference, kl=0.5, kl_in_reward=True, sampling=sampling, truncated=truncated
     )
     groups = feed._groups(0, 0, 3)
-    assert {answer.truncated for group in groups for answer in group.answers} == {True, False}
+    assert {answer.truncated for group in groups for answer in group.rollouts} == {True, False}
     for group in groups:
-        prompt = feed.problems[group.problem].ids
-        scores = even([""] * 4, [answer.completion for answer in group.answers])
-        for answer, score, reward in zip(group.answers, scores, group.rewards, strict=True):
+        prompt = feed.prompts[group.prompt_index].ids
+        scores = even([""] * 4, [answer.completion for answer in group.rollouts])
+        for answer, score, reward in zip(group.rollouts, scores, group.rewards, strict=True):
             tokens = torch.tensor([*prompt, *answer.tokens])
             with torch.no_grad():
                 mine, theirs = (
@@ -387,10 +387,10 @@ def test_every_rollout_draws_other_answers_to_the_same_problem_and_the_same_agai
 
     def answers(rollout: int, attempt: int) -> list[list[int]]:
         feed = rollouts(small_model(own()))
-        feed.problems = feed.problems[:1]
+        feed.prompts = feed.prompts[:1]
         feed.curriculum = Curriculum(1, 3)
         (group,) = feed._groups(rollout, attempt, 1)
-        return [answer.tokens for answer in group.answers]
+        return [answer.tokens for answer in group.rollouts]
 
     places = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
     found = [answers(*place) for place in places]
@@ -399,7 +399,12 @@ def test_every_rollout_draws_other_answers_to_the_same_problem_and_the_same_agai
 
 
 @pytest.mark.parametrize(
-    "changed", [{"sampling": Sampling(max_new_tokens=12, temperature=0.9)}, {"group": 5}, {"buffer": 3}]
+    "changed",
+    [
+        {"sampling": Sampling(max_new_tokens=12, temperature=0.9)},
+        {"num_generations": 5},
+        {"overlong_buffer": 3},
+    ],
 )
 def test_the_fingerprint_of_rollouts_counts_sampling_and_plan(changed):
     model = small_model(own())

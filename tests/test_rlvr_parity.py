@@ -18,7 +18,7 @@ from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.folder import stored_form
 from trivium.model.transformer import Transformer
 from trivium.model.weights import stored_tensors
-from trivium.stages.parts.rollouts import Rollouts
+from trivium.stages.parts.rollouts import RolloutBatches
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_DISABLED", "true")
@@ -73,13 +73,13 @@ def trl_trainer(folder: Path, name: str, **settings: Any) -> Any:
     return trainer
 
 
-def padded(feed: Rollouts) -> dict[str, torch.Tensor]:
+def padded(feed: RolloutBatches) -> dict[str, torch.Tensor]:
     """The feed's answers as TRL lays them out: prompts padded on the left, answers on the right."""
     rows = feed.rows(0)
     found = []
     for row in rows:
-        (problem,) = {identity.partition("/")[0] for identity in row.ids}
-        prompt = next(one.ids for one in feed.problems if one.id == problem)
+        (name,) = {identity.partition("/")[0] for identity in row.ids}
+        prompt = next(one.ids for one in feed.prompts if one.id == name)
         ends = np.cumsum(row.lengths)
         for index, (end, length) in enumerate(zip(ends, row.lengths, strict=True)):
             if "/" not in row.ids[index]:
@@ -121,19 +121,19 @@ def padded(feed: Rollouts) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kl", [0.0, 0.3])
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_and_gradient_are_those_of_trl(tmp_path, name, kl, monkeypatch):
-    monkeypatch.setattr(Rollouts, "_teaches", lambda self, group, index: True)
+    monkeypatch.setattr(RolloutBatches, "_teaches", lambda self, group, index: True)
     model, tokenizer = small_model(own()), own()
     reference = small_model(own(), 4).requires_grad_(False) if kl else None
     feed = rollouts(model, function=graded, algorithm=name, reference=reference, kl=kl)
-    drawn = feed.player.play
+    drawn = feed.worker.generate
 
     def with_a_tool(*arguments: Any) -> Any:
-        played = drawn(*arguments)
-        for answers in played:
+        generated = drawn(*arguments)
+        for answers in generated:
             answers[1].learned[2:4] = [False] * len(answers[1].learned[2:4])
-        return played
+        return generated
 
-    monkeypatch.setattr(feed.player, "play", with_a_tool)
+    monkeypatch.setattr(feed.worker, "generate", with_a_tool)
     inputs = padded(feed)
     rows = feed.rows(0)
     moved(model)
@@ -175,7 +175,7 @@ def test_leave_one_out_is_that_of_trls_rloo_trainer(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import RLOOConfig, RLOOTrainer
 
-    monkeypatch.setattr(Rollouts, "_teaches", lambda self, group, index: True)
+    monkeypatch.setattr(RolloutBatches, "_teaches", lambda self, group, index: True)
     model = small_model(own())
     feed = rollouts(model, function=graded, algorithm="rloo")
     inputs, rows = padded(feed), feed.rows(0)

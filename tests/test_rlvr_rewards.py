@@ -12,8 +12,8 @@ import trivium
 from trivium.grade.scorer import scorer
 from trivium.kit.metrics import read_metrics
 from trivium.learn.objectives.advantages import combined
-from trivium.stages.parts.measures import measures_of
-from trivium.stages.parts.playing import Answer, Group
+from trivium.stages.parts.rollout_metrics import rollout_metrics
+from trivium.stages.parts.rollout_worker import Rollout, RolloutGroup
 
 SCORERS = """
 def anywhere(completions, answer, **columns):
@@ -57,18 +57,18 @@ def test_what_weighs_nothing_is_only_looked_at():
 
 
 def test_pass_rates_go_by_the_truth():
-    answers = [Answer([1], [0.0], [True], False, "") for _ in range(4)]
-    group = Group(
-        0, answers, parts=[[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]], rewards=[1.0, 1.0, 1.0, 0.0]
+    answers = [Rollout([1], [0.0], [True], False, "") for _ in range(4)]
+    group = RolloutGroup(
+        0, answers, scores=[[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]], rewards=[1.0, 1.0, 1.0, 0.0]
     )
-    tricked = measures_of([group], ["loose", "strict"], 1.0, truth=1)
+    tricked = rollout_metrics([group], ["loose", "strict"], 1.0, truth=1)
     assert (tricked["reward"], tricked["held_out_reward"], tricked["pass@1"], tricked["pass@4"]) == (
         0.75,
         0.25,
         0.25,
         1.0,
     )
-    assert measures_of([group], ["loose", "strict"], 1.0)["pass@1"] == 0.75
+    assert rollout_metrics([group], ["loose", "strict"], 1.0)["pass@1"] == 0.75
 
 
 @pytest.mark.parametrize(

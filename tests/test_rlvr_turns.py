@@ -18,9 +18,9 @@ from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
 from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
 from trivium.learn.objectives.policy_losses import ALGORITHMS
-from trivium.stages.parts.environments import InTurns, ToolUse, calculate, with_tools
-from trivium.stages.parts.prompts import Problem
-from trivium.stages.parts.rollouts import Plan, Rollouts
+from trivium.stages.parts.environments import EnvironmentWorker, ToolUse, calculate, with_tools
+from trivium.stages.parts.prompts import Prompt
+from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
 
 ENVIRONMENT = """
 class Echo:
@@ -46,11 +46,11 @@ class Talker:
         return "the miller counts 12", 0.25 * len(action), len(self.seen) == 3
 
 
-def in_turns(made: list[Talker] | None = None) -> Rollouts:
+def in_turns(made: list[Talker] | None = None) -> RolloutBatches:
     tokenizer, model = own(), small_model(own())
     asked = [{"role": "user", "content": "12 or 345?"}]
     ids = tokenizer.encode_chat(asked, add_generation_prompt=True).ids
-    problems = [Problem(ids, asked, {}, "one")]
+    prompts = [Prompt(ids, asked, {}, "one")]
     # Half of all tokens end a turn, so that there are turns to speak of.
     sampling = Sampling(max_new_tokens=90, stop_ids=tuple(range(0, tokenizer.vocabulary_size, 2)))
 
@@ -60,10 +60,13 @@ def in_turns(made: list[Talker] | None = None) -> Rollouts:
             made.append(talker)
         return talker
 
-    player = InTurns(Engine(model, tokenizer, max_rows=4), sampling, tokenizer, make, turns=4, earns=True)
+    worker = EnvironmentWorker(
+        Engine(model, tokenizer, max_rows=4), sampling, tokenizer, make, turns=4, earns=True
+    )
     reward = Combined([FunctionReward("even", lambda **columns: [0.0] * len(columns["completions"]))], [1.0])
-    return Rollouts(
-        model, player, problems, reward, ALGORITHMS["dapo"], Plan(steps=2, prompts=1, group=4),
+    return RolloutBatches(
+        model, worker, prompts, reward, ALGORITHMS["dapo"],
+        RolloutSettings(steps=2, prompts_per_step=1, num_generations=4),
         sampling=sampling, seed=3,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from tiny_run import Seen, loss_elsewhere
 
 from trivium.kit.metrics import read_metrics
 from trivium.learn.objectives.policy_losses import ALGORITHMS
-from trivium.stages.parts.environments import InTurns
+from trivium.stages.parts.environments import EnvironmentWorker
 
 
 def written(seen: Seen) -> list[dict[str, Any]]:
@@ -127,10 +127,10 @@ def prompt_template(before: Seen, after: Seen) -> None:
 def next_words(before: Seen, after: Seen) -> None:
     """Texts are cut, and their next two words are a column."""
     assert {row["prompt"] for row in written(before)} == {"Say it."}
-    for problem in batches(after).problems:
-        text = problem.columns["text"]
-        assert text.startswith(problem.prompt + " " + problem.columns["continuation"])
-        assert len(problem.columns["continuation"].split()) == 2
+    for prompt in batches(after).prompts:
+        text = prompt.columns["text"]
+        assert text.startswith(prompt.content + " " + prompt.columns["continuation"])
+        assert len(prompt.columns["continuation"].split()) == 2
 
 
 @moves("stop", tuple("aeiou ,.0123456789"), kinds=ROLLOUTS)
@@ -142,8 +142,8 @@ def stop(before: Seen, after: Seen, value: tuple[str, ...]) -> None:
 
 @moves("max_rows", 1, kinds=ROLLOUTS)
 def max_rows(before: Seen, after: Seen) -> None:
-    assert batches(before).player.engine.max_rows > 1
-    assert batches(after).player.engine.max_rows == 1
+    assert batches(before).worker.engine.max_rows > 1
+    assert batches(after).worker.engine.max_rows == 1
     assert answers(before) == answers(after)
 
 
@@ -156,9 +156,9 @@ def share_prompts(before: Seen, after: Seen) -> None:
 
 @moves("tools", ("calculator",), ("python",), ("sql",), kinds=["rlvr"])
 def tools(before: Seen, after: Seen, value: tuple[str]) -> None:
-    player = batches(after).player
-    assert isinstance(player, InTurns)
-    assert set(player.make().tools) == set(value)  # type: ignore[attr-defined]
+    worker = batches(after).worker
+    assert isinstance(worker, EnvironmentWorker)
+    assert set(worker.make().tools) == set(value)  # type: ignore[attr-defined]
 
 
 LETTERS = tuple("aeiou ,.0123456789")
@@ -169,7 +169,7 @@ GAME = {**TALKATIVE, "environment": "mine.py:Game"}
 @moves("environment", "mine.py:Game", kinds=["rlvr"], both=TALKATIVE)
 def environment(before: Seen, after: Seen) -> None:
     """It replies, and what it gives for an act, ten, is added to the reward."""
-    assert isinstance(batches(after).player, InTurns)
+    assert isinstance(batches(after).worker, EnvironmentWorker)
     earned = [row["reward"] - row["rewards"]["spread"] for row in written(after)]
     assert max(earned) > 0
     assert all(one % 10 == 0 for one in earned)

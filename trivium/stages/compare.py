@@ -27,7 +27,7 @@ from trivium.model.hub import resolve
 from trivium.stages.parts.gauges import drift_from
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
 from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
-from trivium.stages.parts.prompts import Problem, read_problems
+from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -91,7 +91,7 @@ class Compare(Stage):
         folders = [resolve(str(work.path(name))) for name in (self.start, self.against)]
         tokenizer = Tokenizer.load(folders[0])
         room = min(load_model(folder).config.context for folder in folders) - self.max_new_tokens
-        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.prompt_template)
+        prompts = read_prompts(work, self.data, tokenizer, room=room, prompt_template=self.prompt_template)
         if len({Tokenizer.load(folder).fingerprint for folder in folders}) > 1:
             raise TriviumError(
                 f"{work.stage}: {self.start} and {self.against} have different tokenizers, so their answers "
@@ -99,28 +99,26 @@ class Compare(Stage):
             )
         several = 1 if self.best_of is None else self.best_of.n
         models = [load_model(folder, dtype=torch.float32, device=machine.device()) for folder in folders]
-        first = self._answers(work, Engine(models[0], tokenizer), problems, several)
-        second = self._answers(work, Engine(models[1], tokenizer), problems, 1)
+        first = self._answers(work, Engine(models[0], tokenizer), prompts, several)
+        second = self._answers(work, Engine(models[1], tokenizer), prompts, 1)
         found: dict[str, Any] = {}
         mine = [some[0] for some in first]
         if self.best_of is not None:
-            chosen = self._curve(judges_of(self.best_of.by, work), judge, problems, first)
+            chosen = self._curve(judges_of(self.best_of.by, work), judge, prompts, first)
             found["best_of"] = [row for row, _ in chosen]
             mine = chosen[-1][1]
-        scores = _scores(judge, problems, mine), _scores(judge, problems, [some[0] for some in second])
+        scores = _scores(judge, prompts, mine), _scores(judge, prompts, [some[0] for some in second])
         found |= outcome(*scores)
         if self.best_of is None:
-            prompts = [problem.ids for problem in problems[:64]]
+            asked = [prompt.ids for prompt in prompts[:64]]
             longest = self.max_new_tokens
-            found["kl"] = drift_from(
-                models[1], models[0], tokenizer, prompts, longest=longest, seed=work.seed
-            )
+            found["kl"] = drift_from(models[1], models[0], tokenizer, asked, longest=longest, seed=work.seed)
         with whole_folder(work.output("report")) as report:
             write_json(report / "compare.json", found)
             log = MetricsLog(report / "answers.jsonl")
-            for problem, one, other, *both in zip(problems, mine, second, *scores, strict=True):
+            for prompt, one, other, *both in zip(prompts, mine, second, *scores, strict=True):
                 said = {"answers": [one, other[0]], "scores": both}
-                log.write({"id": problem.id, "prompt": problem.prompt, **said})
+                log.write({"id": prompt.id, "prompt": prompt.content, **said})
         rate = found["win_rate"]
         work.say(
             f"{self.start} beats {self.against} in {rate['value']:.1%} of {found['prompts']} prompts "
@@ -129,28 +127,28 @@ class Compare(Stage):
         return found
 
     def _answers(
-        self, work: Work, engine: Engine, problems: Sequence[Problem], several: int
+        self, work: Work, engine: Engine, prompts: Sequence[Prompt], several: int
     ) -> list[list[str]]:
         requests = [
             Request(
-                problem.ids,
+                prompt.ids,
                 Sampling(
                     temperature=self.temperature, max_new_tokens=self.max_new_tokens,
                     seed=seed_of_sample(work.seed, place),
                 ),
                 n=several,
             )
-            for place, problem in enumerate(problems)
+            for place, prompt in enumerate(prompts)
         ]  # fmt: skip
         return [[one.text for one in some] for some in engine.generate(requests)]
 
     def _curve(
-        self, chooser: Combined, judge: Combined, problems: Sequence[Problem], drawn: Sequence[Sequence[str]]
+        self, chooser: Combined, judge: Combined, prompts: Sequence[Prompt], drawn: Sequence[Sequence[str]]
     ) -> list[tuple[dict[str, float], list[str]]]:
         """For every power of two up to n: the divergence, what the chooser and what the judge make of it."""
         assert self.best_of is not None
         liked = np.stack(
-            [_scores(chooser, problems, [some[place] for some in drawn]) for place in range(self.best_of.n)],
+            [_scores(chooser, prompts, [some[place] for some in drawn]) for place in range(self.best_of.n)],
             1,
         )
         sizes = [2**power for power in range(int(math.log2(self.best_of.n)) + 1)]
@@ -163,17 +161,17 @@ class Compare(Stage):
                 # What choosing the best of n costs in nats, exactly where no two answers tie.
                 "kl": math.log(size) - (size - 1) / size,
                 "proxy": float(np.nanmean(liked[np.arange(len(best)), best])),
-                "truth": float(np.nanmean(_scores(judge, problems, texts))),
+                "truth": float(np.nanmean(_scores(judge, prompts, texts))),
             }
             found.append((row, texts))
         return found
 
 
-def _scores(judge: Combined, problems: Sequence[Problem], texts: Sequence[str]) -> np.ndarray:
+def _scores(judge: Combined, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
     """One number per answer, NaN where no judge could say."""
-    names = sorted({name for problem in problems for name in problem.columns})
-    columns = {name: [problem.columns.get(name) for problem in problems] for name in names}
-    found = judge([problem.prompt for problem in problems], list(texts), **columns)
+    names = sorted({name for prompt in prompts for name in prompt.columns})
+    columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+    found = judge([prompt.content for prompt in prompts], list(texts), **columns)
     return np.array([np.nan if value is None else value for value in found], dtype=float)
 
 

@@ -32,12 +32,12 @@ from trivium.stages.parts.gauges import sycophancy_of
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
 from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
 from trivium.stages.parts.parents import gentle_rates_after, moments_after
-from trivium.stages.parts.playing import Engined, Group
-from trivium.stages.parts.prompts import Problem, read_problems
-from trivium.stages.parts.rollouts import UNUSED_WITH_ROLLOUTS, Plan
+from trivium.stages.parts.prompts import Prompt, read_prompts
+from trivium.stages.parts.rollout_worker import EngineWorker, RolloutGroup
+from trivium.stages.parts.rollouts import UNUSED_WITH_ROLLOUTS, RolloutSettings
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import TrainingStage, adapt, train
-from trivium.stages.parts.valued import BY_TOKENS, ValuedRollouts, Worth
+from trivium.stages.parts.valued import BY_TOKENS, AdvantageSettings, ValuedRolloutBatches
 from trivium.tokens.tokenizer import Tokenizer
 
 DEFAULT_STEPS = 100
@@ -184,7 +184,7 @@ class Ppo(TrainingStage):
                 f"{work.stage}: the model reads {model.config.context} tokens, which `max_new_tokens: "
                 f"{self.max_new_tokens}` fills; lower it."
             )
-        problems = read_problems(work, self.data, tokenizer, room=room, wording=self.prompt_template)
+        prompts = read_prompts(work, self.data, tokenizer, room=room, prompt_template=self.prompt_template)
         adapt(work, self, model)
         # Only now, so that it is what the model is at the start: rounded, where that is.
         anchor = None if self._beside_itself() else copy.deepcopy(model).requires_grad_(False)
@@ -195,8 +195,8 @@ class Ppo(TrainingStage):
         feed = self.rollouts(
             work,
             model,
-            Engined(engine, self.sampling()),
-            problems,
+            EngineWorker(engine, self.sampling()),
+            prompts,
             judges_of(self.reward, work),
             critic,
             anchor,
@@ -211,8 +211,8 @@ class Ppo(TrainingStage):
             looks["curve"] = _curve(work)
             if self.sycophancy:
                 looks["sycophancy"] = sycophancy_of(model, tokenizer, self.sycophancy)
-        rollouts = -(-feed.steps // feed.plan.steps_per_rollout)
-        return {**summary, "prompts": len(problems), "rollouts": rollouts, **looks}
+        rollouts = -(-feed.steps // feed.settings.steps_per_rollout)
+        return {**summary, "prompts": len(prompts), "rollouts": rollouts, **looks}
 
     def _beside_itself(self) -> bool:
         """Whether the model without its adapter is the reference, so that no second copy is needed."""
@@ -232,24 +232,24 @@ class Ppo(TrainingStage):
         )  # fmt: skip
 
     def rollouts(
-        self, work: Work, model: Transformer, player: Engined, problems: Sequence[Problem], reward: Combined,
-        critic: ScalarHead | None, anchor: Transformer | None,
-    ) -> ValuedRollouts:  # fmt: skip
+        self, work: Work, model: Transformer, worker: EngineWorker, prompts: Sequence[Prompt],
+        reward: Combined, critic: ScalarHead | None, anchor: Transformer | None,
+    ) -> ValuedRolloutBatches:  # fmt: skip
         """The feed: prompts in, scored and valued answers out."""
-        plan = Plan(
-            steps=self._steps(len(problems)), prompts=self.prompts_per_step,
-            group=self.num_generations, passes=self.epochs_per_rollout,
-            parts=self.minibatches, threshold=math.inf,
-            share=self.share_prompts and prompts_can_be_shared(model.config),
+        settings = RolloutSettings(
+            steps=self._steps(len(prompts)), prompts_per_step=self.prompts_per_step,
+            num_generations=self.num_generations, epochs_per_rollout=self.epochs_per_rollout,
+            minibatches=self.minibatches, threshold=math.inf,
+            share_prompts=self.share_prompts and prompts_can_be_shared(model.config),
         )  # fmt: skip
-        worth = Worth(
+        worth = AdvantageSettings(
             estimator=self.estimator, kl=self.kl.estimator, discount=self.discount, decay=self.decay,
             whiten_advantages=self.whiten_advantages, whiten_rewards=self.whiten_rewards,
             missing_eos_penalty=self.missing_eos_penalty, normalise=self.normalise,
             clip_score=self.clip_score,
         )  # fmt: skip
-        return ValuedRollouts(
-            model, player, problems, reward, BY_TOKENS, plan, sampling=self.sampling(), seed=work.seed,
+        return ValuedRolloutBatches(
+            model, worker, prompts, reward, BY_TOKENS, settings, sampling=self.sampling(), seed=work.seed,
             worth=worth, critic=critic, anchor=anchor,
             controller=Controller(self.kl.coefficient, self.kl.target, self.kl.horizon),
             tell=lambda rollout, groups, asked: _write_down(work, rollout, groups, asked, reward.names),
@@ -289,20 +289,20 @@ def _curve(work: Work) -> list[dict[str, float]]:
 
 
 def _write_down(
-    work: Work, rollout: int, groups: Sequence[Group], problems: Sequence[Problem], names: Sequence[str]
+    work: Work, rollout: int, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], names: Sequence[str]
 ) -> None:
     """A few answers of every rollout with the score of each judge, for a person to read."""
     log = MetricsLog(work.folder / "completions.jsonl")
     log.rewind(rollout)
     for group in groups[:SHOWN]:
-        answer = group.answers[0]
+        answer = group.rollouts[0]
         log.write(
             {
                 "step": rollout + 1,
-                "problem": problems[group.problem].id,
-                "prompt": problems[group.problem].prompt,
+                "problem": prompts[group.prompt_index].id,
+                "prompt": prompts[group.prompt_index].content,
                 "completion": answer.completion,
-                "rewards": dict(zip(names, [part[0] for part in group.parts], strict=True)),
+                "rewards": dict(zip(names, [part[0] for part in group.scores], strict=True)),
                 "reward": group.rewards[0],
             }
         )

@@ -27,13 +27,13 @@ from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.stages.parts.environments import InTurns, Maker, described, with_tools
+from trivium.stages.parts.environments import EnvironmentWorker, Maker, described, with_tools
 from trivium.stages.parts.judges import Named, judges_of, model_references, reward_files
 from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
 from trivium.stages.parts.parents import gentle_rates_after, moments_after
-from trivium.stages.parts.playing import Engined, Group, Player
-from trivium.stages.parts.prompts import Curriculum, Problem, read_problems
-from trivium.stages.parts.rollouts import UNUSED_WITH_ROLLOUTS, Plan, Rollouts
+from trivium.stages.parts.prompts import Curriculum, Prompt, read_prompts
+from trivium.stages.parts.rollout_worker import EngineWorker, RolloutGroup, RolloutWorker
+from trivium.stages.parts.rollouts import UNUSED_WITH_ROLLOUTS, RolloutBatches, RolloutSettings
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import TrainingStage, adapt, train
 from trivium.tokens.tokenizer import Tokenizer
@@ -71,18 +71,18 @@ class Clip(Settings):
 
 
 class PassRates(Settings):
-    """Which problems are posed: those whose share of right answers lay between these bounds."""
+    """Which prompts are posed: those whose share of right answers lay between these bounds."""
 
     low: float = Field(default=0.0, ge=0, le=1)
     """The smallest share of right answers."""
     high: float = Field(default=1.0, ge=0, le=1)
     """The largest share of right answers."""
     rest: int = Field(default=2, ge=0)
-    """For how many passes over the problems one outside the bounds is left alone."""
+    """For how many passes over the prompts one outside the bounds is left alone."""
 
 
 class Rlvr(TrainingStage):
-    """Let the model answer problems and reinforce the answers that a program finds right."""
+    """Let the model answer prompts and reinforce the answers that a program finds right."""
 
     kind: Literal["rlvr"]
     """Reinforcement learning with verifiable rewards."""
@@ -116,7 +116,7 @@ class Rlvr(TrainingStage):
     prompts_per_step: Count = Field(default=8, ge=1)
     """Problems per rollout."""
     num_generations: Count = Field(default=8, ge=1)
-    """Answers per problem."""
+    """Answers per prompt."""
     epochs_per_rollout: int = Field(default=1, ge=1)
     """How often a rollout is learned from."""
     minibatches: int = Field(default=1, ge=1)
@@ -162,7 +162,7 @@ class Rlvr(TrainingStage):
     tools: tuple[Literal["calculator", "python", "sql"], ...] = ()
     """What the model may call before it answers; what a tool says is read and never learned."""
     environment: str | None = None
-    """`file.py:Class`, made from the columns of a problem: `step(action) -> observation, reward, done`."""
+    """`file.py:Class`, made from the columns of a prompt: `step(action) -> observation, reward, done`."""
     turns: Count = Field(default=4, ge=1)
     """How often the model may act in one answer, where there are tools or an environment."""
     max_rows: Count = Field(default=64, ge=1)
@@ -177,11 +177,11 @@ class Rlvr(TrainingStage):
     """Whether to compile the model."""
 
     def references(self) -> list[Reference]:
-        """`from` names the model to go on from; `data` its problems; a reward may lie in a file."""
+        """`from` names the model to go on from; `data` its prompts; a reward may lie in a file."""
         files = [Reference("reward_files", file, ("source",)) for file in self._reward_files()]
         models = model_references(self._scorers())
-        problems = mixture_references(self.data, without=PROMPTS)
-        return [Reference("from", self.start, ("model",)), *problems, *models, *files]
+        prompts = mixture_references(self.data, without=PROMPTS)
+        return [Reference("from", self.start, ("model",)), *prompts, *models, *files]
 
     def counted(self) -> dict[str, Any]:
         """The text of the files that hold rewards counts as well."""
@@ -192,7 +192,7 @@ class Rlvr(TrainingStage):
         return reward_files([*self._scorers(), *environment])
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """What can be said before the problems are read."""
+        """What can be said before the prompts are read."""
         parent = inputs.get(self.start)
         known = {"parameters", "vocabulary", "width"}
         return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
@@ -215,14 +215,14 @@ class Rlvr(TrainingStage):
                 f"{work.stage}: the model reads {model.config.context} tokens, which `max_new_tokens: "
                 f"{self.max_new_tokens}` fills; lower it."
             )
-        problems = read_problems(
-            work, self.data, tokenizer, room=room, wording=self.prompt_template,
+        prompts = read_prompts(
+            work, self.data, tokenizer, room=room, prompt_template=self.prompt_template,
             tools=described(self.tools) if self.tools else None, next_words=self.next_words,
         )  # fmt: skip
         engine = Engine(
             model, tokenizer, max_rows=min(self.max_rows, self.prompts_per_step * self.num_generations)
         )
-        feed = self.rollouts(work, model, self._player(work, engine, tokenizer), problems, reward)
+        feed = self.rollouts(work, model, self._worker(work, engine, tokenizer), prompts, reward)
         summary = train(
             work, self, model, tokenizer, self.objective(feed), feed, self._rates(work, folder, model.config),
             parent_moments=moments_after(work, self, self.start, folder),
@@ -230,8 +230,8 @@ class Rlvr(TrainingStage):
         return {
             **summary,
             **_from_to(work, ("reward", "held_out_reward", "pass@1")),
-            "problems": len(problems),
-            "rollouts": -(-feed.steps // feed.plan.steps_per_rollout),
+            "problems": len(prompts),
+            "rollouts": -(-feed.steps // feed.settings.steps_per_rollout),
         }
 
     def _scorers(self) -> list[Named]:
@@ -243,17 +243,17 @@ class Rlvr(TrainingStage):
         )
         return [*self.reward, {**truth, "weight": 0}]
 
-    def _player(self, work: Work, engine: Engine, tokenizer: Tokenizer) -> Player:
+    def _worker(self, work: Work, engine: Engine, tokenizer: Tokenizer) -> RolloutWorker:
         """The engine alone, or in turns with tools or an environment."""
         if self.environment is None and not self.tools:
-            return Engined(engine, self.sampling())
+            return EngineWorker(engine, self.sampling())
         if self.environment is not None and self.tools:
             raise TriviumError(f"{work.stage}: give it `tools` or an `environment`, not both.")
         make = with_tools(self.tools)
         if self.environment is not None:
             make = cast(Maker, reward_from_file(self.environment, work.base).function)
         earns = self.environment is not None
-        return InTurns(engine, self.sampling(), tokenizer, make, turns=self.turns, earns=earns)
+        return EnvironmentWorker(engine, self.sampling(), tokenizer, make, turns=self.turns, earns=earns)
 
     def sampling(self) -> Sampling:
         """How the answers are drawn."""
@@ -262,7 +262,7 @@ class Rlvr(TrainingStage):
             max_new_tokens=self.max_new_tokens, stop=self.stop, logprobs=True,
         )  # fmt: skip
 
-    def objective(self, feed: Rollouts) -> PolicyGradient:
+    def objective(self, feed: RolloutBatches) -> PolicyGradient:
         """The algorithm with what this stage changes about it."""
         algorithm = ALGORITHMS[self.algorithm]
         wished = {
@@ -281,37 +281,37 @@ class Rlvr(TrainingStage):
         )  # fmt: skip
 
     def rollouts(
-        self, work: Work, model: Any, player: Player, problems: Sequence[Problem], reward: Combined
-    ) -> Rollouts:
-        """The feed: problems in, graded answers out."""
+        self, work: Work, model: Any, worker: RolloutWorker, prompts: Sequence[Prompt], reward: Combined
+    ) -> RolloutBatches:
+        """The feed: prompts in, graded answers out."""
         rates = self.pass_rates
-        plan = Plan(
-            steps=self._steps(len(problems)), prompts=self.prompts_per_step,
-            group=self.num_generations, passes=self.epochs_per_rollout,
-            parts=self.minibatches, refills=self.dynamic_sampling_retries,
-            truncated=self.truncated, buffer=self.overlong_buffer,
+        settings = RolloutSettings(
+            steps=self._steps(len(prompts)), prompts_per_step=self.prompts_per_step,
+            num_generations=self.num_generations, epochs_per_rollout=self.epochs_per_rollout,
+            minibatches=self.minibatches, dynamic_sampling_retries=self.dynamic_sampling_retries,
+            truncated=self.truncated, overlong_buffer=self.overlong_buffer,
             normalise_first=self.normalise == "each", threshold=self.threshold,
-            truth=None if self.held_out_reward is None else len(self.reward), kl=self.kl.coefficient,
-            kl_in_reward=self.kl.into == "reward", estimator=self.kl.estimator, correction=self.correction,
-            correction_cap=self.correction_cap, entropy_bonus=self.entropy_bonus,
-            share=self.share_prompts and prompts_can_be_shared(model.config),
+            held_out_scorer=None if self.held_out_reward is None else len(self.reward),
+            kl=self.kl.coefficient, kl_in_reward=self.kl.into == "reward", estimator=self.kl.estimator,
+            correction=self.correction, correction_cap=self.correction_cap, entropy_bonus=self.entropy_bonus,
+            share_prompts=self.share_prompts and prompts_can_be_shared(model.config),
         )  # fmt: skip
-        return Rollouts(
-            model, player, problems, reward, ALGORITHMS[self.algorithm], plan,
+        return RolloutBatches(
+            model, worker, prompts, reward, ALGORITHMS[self.algorithm], settings,
             sampling=self.sampling(), seed=work.seed,
-            curriculum=Curriculum(len(problems), work.seed, low=rates.low, high=rates.high, rest=rates.rest),
+            curriculum=Curriculum(len(prompts), work.seed, low=rates.low, high=rates.high, rest=rates.rest),
             reference=copy.deepcopy(model).requires_grad_(False) if self.kl.coefficient else None,
             tell=lambda rollout, groups, asked: _write_down(work, rollout, groups, asked, reward.names),
             precision=self.precision,
         )  # fmt: skip
 
-    def _steps(self, problems: int) -> int:
+    def _steps(self, prompts: int) -> int:
         if self.epochs is None:
             return self.steps or DEFAULT_STEPS
         if self.steps is not None:
             raise TriviumError("rlvr: say how long to train with one of `steps` and `epochs`.")
         return (
-            max(1, math.ceil(self.epochs * problems / self.prompts_per_step))
+            max(1, math.ceil(self.epochs * prompts / self.prompts_per_step))
             * self.epochs_per_rollout
             * self.minibatches
         )
@@ -336,21 +336,21 @@ def _from_to(work: Work, names: Sequence[str]) -> dict[str, list[float]]:
 
 
 def _write_down(
-    work: Work, rollout: int, groups: Sequence[Group], problems: Sequence[Problem], names: Sequence[str]
+    work: Work, rollout: int, groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], names: Sequence[str]
 ) -> None:
     """A few answers of every rollout with the reward of each grader, for a person to read."""
     log = MetricsLog(work.folder / "completions.jsonl")
     log.rewind(rollout)
     for group in groups[:SHOWN]:
-        for index in {0, len(group.answers) - 1}:
-            answer = group.answers[index]
+        for index in {0, len(group.rollouts) - 1}:
+            answer = group.rollouts[index]
             log.write(
                 {
                     "step": rollout + 1,
-                    "problem": problems[group.problem].id,
-                    "prompt": problems[group.problem].prompt,
+                    "problem": prompts[group.prompt_index].id,
+                    "prompt": prompts[group.prompt_index].content,
                     "completion": answer.completion,
-                    "rewards": dict(zip(names, [part[index] for part in group.parts], strict=True)),
+                    "rewards": dict(zip(names, [part[index] for part in group.scores], strict=True)),
                     "reward": group.rewards[index],
                     "advantage": float(group.advantages[index]),
                 }

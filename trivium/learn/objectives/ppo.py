@@ -49,8 +49,8 @@ def discounted(rewards: np.ndarray, discount: float) -> np.ndarray:
 
 def gae(rewards: np.ndarray, values: np.ndarray, discount: float, decay: float) -> np.ndarray:
     """Generalised advantages (Schulman et al., 1506.02438) of one answer; after its end nothing is worth."""
-    surprises = rewards + discount * np.append(values[1:], 0.0) - values
-    return discounted(surprises, discount * decay)
+    td_errors = rewards + discount * np.append(values[1:], 0.0) - values
+    return discounted(td_errors, discount * decay)
 
 
 def leave_one_out(totals: np.ndarray) -> np.ndarray:

@@ -19,8 +19,8 @@ from trivium.grade.sandbox.client import Fault, Limits, sandbox
 from trivium.grade.sandbox.script import run_script
 from trivium.grade.sql import open_read_only
 from trivium.kit.errors import TriviumError
-from trivium.stages.parts.playing import Answer
-from trivium.stages.parts.prompts import Problem
+from trivium.stages.parts.prompts import Prompt
+from trivium.stages.parts.rollout_worker import Rollout
 from trivium.tokens.tokenizer import Tokenizer
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.S)
@@ -29,7 +29,7 @@ _ROWS, _STEPS = 50, 2_000_000
 
 
 class Environment(Protocol):
-    """What answers an act of the model; made anew for every answer, from the columns of its problem."""
+    """What answers an act of the model; made anew for every answer, from the columns of its prompt."""
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """The observation, what the act was worth, and whether all is over."""
@@ -43,7 +43,7 @@ Maker = Callable[..., Environment]
 class Episode:
     """One answer under way."""
 
-    problem: Problem
+    prompt: Prompt
     environment: Environment
     seed: int
     tokens: list[int] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Episode:
         self.learned += [learned] * len(tokens)
 
 
-class InTurns:
+class EnvironmentWorker:
     """Plays every answer against an environment of its own until it is over or too long."""
 
     def __init__(
@@ -77,12 +77,12 @@ class InTurns:
         self.engine, self.sampling, self.tokenizer = engine, sampling, tokenizer
         self.make, self.turns, self.earns = make, turns, earns
 
-    def play(self, problems: Sequence[Problem], group: int, seeds: Sequence[int]) -> list[list[Answer]]:
-        """For each problem, its answers; all answers under way take their turns together."""
+    def generate(self, prompts: Sequence[Prompt], group: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+        """For each prompt, its answers; all answers under way take their turns together."""
         self.engine.refresh()
         episodes = [
-            [Episode(problem, self.make(**problem.columns), seed_of_sample(seed, i)) for i in range(group)]
-            for problem, seed in zip(problems, seeds, strict=True)
+            [Episode(prompt, self.make(**prompt.columns), seed_of_sample(seed, i)) for i in range(group)]
+            for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         everyone = [one for some in episodes for one in some]
         for turn in range(self.turns):
@@ -98,7 +98,7 @@ class InTurns:
         room = self.sampling.max_new_tokens
         requests = [
             Request(
-                one.problem.ids + one.tokens,
+                one.prompt.ids + one.tokens,
                 replace(
                     self.sampling,
                     seed=seed_of_sample(one.seed, 1000 + turn),
@@ -120,16 +120,16 @@ class InTurns:
             if one.over:
                 continue
             role = getattr(one.environment, "role", "user")
-            words = self._reply(one.problem, role, observation)
+            words = self._reply(one.prompt, role, observation)
             if len(one.tokens) + len(words) >= room:
                 one.over = one.truncated = True
                 continue
             one.add(words, [0.0] * len(words), False)
             one.messages.append({"role": role, "content": observation})
 
-    def _reply(self, problem: Problem, role: str, text: str) -> list[int]:
+    def _reply(self, prompt: Prompt, role: str, text: str) -> list[int]:
         """An observation as the template writes it between two turns of the assistant."""
-        if not problem.is_chat:
+        if not prompt.is_chat:
             return self.tokenizer.encode(text)
         before = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
         short = self.tokenizer.encode_chat(before)
@@ -138,14 +138,14 @@ class InTurns:
             [*before, {"role": role, "content": text}], add_generation_prompt=True
         ).ids
         if whole[:end] != short.ids[:end]:
-            raise TriviumError("The chat template rewrites earlier turns, so it cannot be played in turns.")
+            raise TriviumError("The chat template rewrites earlier turns, so it cannot be sampled in turns.")
         return whole[end:]
 
-    def _answer(self, one: Episode) -> Answer:
+    def _answer(self, one: Episode) -> Rollout:
         text = "".join(message["content"] for message in one.messages)
-        return Answer(
+        return Rollout(
             one.tokens, one.logprobs, one.learned, one.truncated,
-            completion=one.messages if one.problem.is_chat else text,
+            completion=one.messages if one.prompt.is_chat else text,
             extra=one.earned if self.earns else None,
         )  # fmt: skip
 
@@ -209,7 +209,7 @@ def calculate(columns: Mapping[str, Any], expression: str) -> str:
 
 
 def query(columns: Mapping[str, Any], sql: str) -> str:
-    """The rows a query finds in the data base of the problem, which can only be read."""
+    """The rows a query finds in the prompt's data base, which can only be read."""
     with closing(open_read_only(str(columns.get("database")))) as connection:
         looks = iter(range(_STEPS // 1000))
         # A query without end is stopped after so many steps of the data base's own machine.

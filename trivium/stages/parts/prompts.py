@@ -1,4 +1,4 @@
-"""The problems that reinforcement learning poses: prompts as tokens, and the columns their graders read."""
+"""The prompts of reinforcement learning, tokenised, with the columns that their graders read."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from trivium.stages.parts.mixtures import Portion
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
-Wording = str | list[dict[str, Any]]
+PromptContent = str | list[dict[str, Any]]
 SHORTEST = 8
 """How many words of a text are read at least before its next ones are asked for."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class Prompt:
     """One prompt, as the model reads it and as graders do."""
 
     ids: list[int]
-    prompt: Wording
+    content: PromptContent
     columns: dict[str, Any]
     id: str
 
     @property
     def is_chat(self) -> bool:
         """Whether completions are messages, as the prompt is."""
-        return not isinstance(self.prompt, str)
+        return not isinstance(self.content, str)
 
 
-def read_problems(
+def read_prompts(
     work: Work,
     mixture: Mapping[str, Portion],
     tokenizer: Tokenizer,
     *,
     room: int,
-    wording: str | None = None,
+    prompt_template: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     next_words: int | None = None,
-) -> list[Problem]:
-    """All problems of all sources; those with a prompt above `room` tokens are left out and counted.
+) -> list[Prompt]:
+    """All prompts of all sources; those of more than `room` tokens are left out and counted.
 
-    With `next_words` a document is a problem: what its next words are, from a drawn place on.
+    With `next_words` the beginning of a text is the prompt, and the words after it the column `continuation`.
     """
-    problems: list[Problem] = []
+    prompts: list[Prompt] = []
     too_long = too_short = 0
     for name, portion in mixture.items():
         if portion.weight is not None:
             raise TriviumError(
-                f"{work.stage}: `{name}` has a `weight`, which problems do not use; take it out."
+                f"{work.stage}: `{name}` has a `weight`, which prompts do not use; take it out."
             )
         for document in read_documents(portion.source(str(work.path(name)))):
             if next_words is not None:
@@ -66,21 +66,23 @@ def read_problems(
                     continue
                 document = cut
             asked = _asked(document.fields, document.id)
-            if wording is not None:
-                asked = wording.format(prompt=asked if isinstance(asked, str) else asked[-1]["content"])
+            if prompt_template is not None:
+                asked = prompt_template.format(
+                    prompt=asked if isinstance(asked, str) else asked[-1]["content"]
+                )
             ids = _encoded(asked, tokenizer, tools, work.stage)
             if len(ids) > room:
                 too_long += 1
                 continue
             columns = {key: value for key, value in document.fields.items() if key != "prompt"}
-            problems.append(Problem(ids, asked, columns, document.id))
+            prompts.append(Prompt(ids, asked, columns, document.id))
     if too_long:
-        work.say(f"{too_long} problems left out: their prompts are above {room} tokens")
+        work.say(f"{too_long} prompts left out: they have more than {room} tokens")
     if too_short:
         work.say(f"{too_short} texts left out: they have less than {SHORTEST + (next_words or 0)} words")
-    if not problems:
-        raise TriviumError(f"{work.stage}: its data holds no problem whose prompt fits into {room} tokens.")
-    return problems
+    if not prompts:
+        raise TriviumError(f"{work.stage}: its data holds no prompt of at most {room} tokens.")
+    return prompts
 
 
 def _cut(document: Document, words: int, seed: int) -> Document | None:
@@ -99,7 +101,7 @@ def _cut(document: Document, words: int, seed: int) -> Document | None:
     return Document(None, fields, document.id)
 
 
-def _asked(fields: Mapping[str, Any], where: str) -> Wording:
+def _asked(fields: Mapping[str, Any], where: str) -> PromptContent:
     """The prompt of a row: `prompt`, `question`, or `messages` up to the last answer."""
     asked = fields.get("prompt", fields.get("question", fields.get("problem")))
     if asked is None and isinstance(fields.get("messages"), list):
@@ -109,36 +111,36 @@ def _asked(fields: Mapping[str, Any], where: str) -> Wording:
     if not asked or not isinstance(asked, str | list):
         raise TriviumError(
             f"{where}: no prompt; name its column with `columns: {{prompt: ...}}`, or ask the world for "
-            "problems with `?form=prompt`."
+            "prompts with `?form=prompt`."
         )
     return asked
 
 
 def _encoded(
-    asked: Wording, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None, stage: str
+    asked: PromptContent, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None, stage: str
 ) -> list[int]:
     if isinstance(asked, str):
         first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
         return first + tokenizer.encode(asked)
     if not tokenizer.templates:
         raise TriviumError(
-            f"{stage}: the problems are conversations and the model has no chat template; fine-tune it "
-            'first, or say how to ask in plain text, as in `wording: "Question: {prompt}\\nAnswer:"`.'
+            f"{stage}: the prompts are conversations and the model has no chat template; fine-tune it "
+            'first, or say how to ask in plain text, as in `prompt_template: "Question: {prompt}\\nAnswer:"`.'
         )
     return tokenizer.encode_prompt(asked, tools=tools)
 
 
 class Curriculum:
-    """In which order problems come: shuffled passes, without those that are too easy or too hard by now."""
+    """In which order prompts come: shuffled passes, without those that are too easy or too hard by now."""
 
     def __init__(self, count: int, seed: int, *, low: float = 0.0, high: float = 1.0, rest: int = 2) -> None:
         self.count, self.seed, self.low, self.high, self.rest = count, seed, low, high, rest
         self.visited = 0
         self.rates: dict[int, tuple[float, int]] = {}
-        """For each problem the share of right answers when it was last posed, and in which pass."""
+        """For each prompt the share of right answers when it was last posed, and in which pass."""
 
     def next(self, wanted: int) -> list[int]:
-        """The next problems; one whose pass rate lay outside the bounds rests for `rest` passes."""
+        """The next prompts; one whose pass rate lay outside the bounds rests for `rest` passes."""
         found: list[int] = []
         skipped = 0
         while len(found) < wanted:
@@ -154,7 +156,7 @@ class Curriculum:
         return found
 
     def note(self, index: int, rate: float) -> None:
-        """Remember how a problem went."""
+        """Remember how a prompt went."""
         self.rates[index] = (rate, max(self.visited - 1, 0) // self.count)
 
     def state(self) -> dict[str, Any]:
@@ -167,6 +169,6 @@ class Curriculum:
         self.rates = {int(index): (rate, turn) for index, rate, turn in state["rates"]}
 
 
-def identity(problems: Sequence[Problem]) -> str:
+def identity(prompts: Sequence[Prompt]) -> str:
     """A fingerprint of what is asked, in order."""
-    return fingerprint([[problem.ids, problem.id] for problem in problems])
+    return fingerprint([[prompt.ids, prompt.id] for prompt in prompts])

@@ -30,15 +30,15 @@ from trivium.learn.validation import groups_of
 from trivium.model.lora import selected
 from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.playing import Answer, Group
-from trivium.stages.parts.rollouts import PASS_TOKENS, Rollouts
+from trivium.stages.parts.rollout_worker import Rollout, RolloutGroup
+from trivium.stages.parts.rollouts import PASS_TOKENS, RolloutBatches
 
 BY_TOKENS = Algorithm(clipped, aggregation="token")
 """What the rollouts need to know: a batch is divided by its tokens."""
 
 
 @dataclass(frozen=True)
-class Worth:
+class AdvantageSettings:
     """How scores become advantages."""
 
     estimator: Estimator = "gae"
@@ -63,15 +63,15 @@ class Tokens:
     returns: np.ndarray
 
 
-class ValuedRollouts(Rollouts):
+class ValuedRolloutBatches(RolloutBatches):
     """Rollouts whose advantages and returns differ from token to token."""
 
     def __init__(
-        self, *played: Any, worth: Worth, critic: ScalarHead | None, anchor: Transformer | None,
-        controller: Controller, **planned: Any,
+        self, *positional: Any, worth: AdvantageSettings, critic: ScalarHead | None,
+        anchor: Transformer | None, controller: Controller, **planned: Any,
     ) -> None:  # fmt: skip
         """`anchor` is the reference, None where it is the model without its adapter; the rest is as ever."""
-        super().__init__(*played, **planned)
+        super().__init__(*positional, **planned)
         self.worth, self.critic, self.anchor, self.controller = worth, critic, anchor, controller
         self.scale = Scale()
         self.tokens: dict[int, Tokens] = {}
@@ -101,9 +101,9 @@ class ValuedRollouts(Rollouts):
         super().restore(json, tensors)
         self.controller.coefficient, self.scale = json["coefficient"], Scale(**json["scale"])
 
-    def _weigh(self, groups: Sequence[Group]) -> None:
+    def _compute_advantages(self, groups: Sequence[RolloutGroup]) -> None:
         """From the scores of whole answers to advantages and returns of tokens, over the whole rollout."""
-        super()._weigh(groups)
+        super()._compute_advantages(groups)
         for group in groups:
             # An answer that no reward could judge teaches nothing; every other one does.
             group.advantages = np.array([float(reward is not None) for reward in group.rewards])
@@ -111,7 +111,7 @@ class ValuedRollouts(Rollouts):
         judged = [
             (group, index, answer)
             for group in groups
-            for index, answer in enumerate(group.answers)
+            for index, answer in enumerate(group.rollouts)
             if group.rewards[index] is not None
         ]
         if not judged:
@@ -150,7 +150,7 @@ class ValuedRollouts(Rollouts):
         }
         self.controller.update(divergence, len(judged))
 
-    def _scores(self, scores: np.ndarray, judged: Sequence[tuple[Group, int, Answer]]) -> np.ndarray:
+    def _scores(self, scores: np.ndarray, judged: Sequence[tuple[RolloutGroup, int, Rollout]]) -> np.ndarray:
         """Scores brought to scale and cut, less the penalty for an answer that did not end."""
         if self.worth.normalise == "running":
             self.scale.take_in(scores)
@@ -175,10 +175,10 @@ class ValuedRollouts(Rollouts):
         elif worth.estimator == "reinforce++":
             tokens.advantages = discounted(rewards, worth.discount)
 
-    def _compare(self, groups: Sequence[Group], totals: dict[int, float]) -> None:
+    def _compare(self, groups: Sequence[RolloutGroup], totals: dict[int, float]) -> None:
         """RLOO's advantages: one number for all tokens of an answer; alone it has none."""
         for group in groups:
-            some = [answer for answer in group.answers if id(answer) in totals]
+            some = [answer for answer in group.rollouts if id(answer) in totals]
             if len(some) > 1:
                 better = leave_one_out(np.array([totals[id(answer)] for answer in some]))
                 for answer, value in zip(some, better, strict=True):
@@ -192,9 +192,9 @@ class ValuedRollouts(Rollouts):
                 one.advantages = part
 
     @torch.no_grad()
-    def _look(self, groups: Sequence[Group]) -> None:
+    def _look(self, groups: Sequence[RolloutGroup]) -> None:
         """Ask reference and critic about every token of every answer."""
-        rows = [super(ValuedRollouts, self)._row(group, range(len(group.answers))) for group in groups]
+        rows = [super(ValuedRolloutBatches, self)._row(group, range(len(group.rollouts))) for group in groups]
         reference = self._under_reference(rows)
         values: list[np.ndarray] = []
         for some in groups_of(rows, PASS_TOKENS) if self.critic is not None else []:
@@ -206,10 +206,10 @@ class ValuedRollouts(Rollouts):
             sizes = [int((row.weights > 0).sum()) for row in some]
             values += [part.cpu().numpy() for part in found.split(sizes)]
         for place, group in enumerate(groups):
-            lengths = np.cumsum([len(answer.tokens) for answer in group.answers])[:-1]
+            lengths = np.cumsum([len(answer.tokens) for answer in group.rollouts])[:-1]
             theirs = np.split(reference[place], lengths)
             mine = np.split(values[place] if values else np.zeros_like(reference[place]), lengths)
-            for answer, other, value in zip(group.answers, theirs, mine, strict=True):
+            for answer, other, value in zip(group.rollouts, theirs, mine, strict=True):
                 nothing = np.zeros(len(answer.tokens))
                 self.tokens[id(answer)] = Tokens(
                     np.array(answer.logprobs, dtype=np.float64), other.astype(np.float64),
@@ -222,13 +222,13 @@ class ValuedRollouts(Rollouts):
         with selected(self.model, None):
             return self._measured(self.model, rows)
 
-    def _of(self, answer: Answer) -> Tokens:
+    def _of(self, answer: Rollout) -> Tokens:
         return self.tokens[id(answer)]
 
-    def _row(self, group: Group, some: Sequence[int]) -> PackedSequence:
+    def _row(self, group: RolloutGroup, some: Sequence[int]) -> PackedSequence:
         """A row whose columns say for each learned token what it is worth."""
         row = super()._row(group, some)
-        mine = [self._of(group.answers[index]) for index in some]
+        mine = [self._of(group.rollouts[index]) for index in some]
         learned = row.weights > 0
         columns = dict(row.columns)
         for name, parts in (
@@ -241,7 +241,7 @@ class ValuedRollouts(Rollouts):
         return PackedSequence(**{**vars(row), "columns": columns})
 
 
-def _answers(judged: Sequence[tuple[Group, int, Answer]]) -> list[Answer]:
+def _answers(judged: Sequence[tuple[RolloutGroup, int, Rollout]]) -> list[Rollout]:
     return [answer for _, _, answer in judged]
 
 

@@ -1,4 +1,4 @@
-"""How the model answers: once, on the trainer's own weights; and what an answer and its group are."""
+"""Who samples completions, and what a sampled completion and its group are."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, filtered_log_probabilities
 from trivium.learn.objectives.policy import Filtered
-from trivium.stages.parts.prompts import Problem
+from trivium.stages.parts.prompts import Prompt
 
 
 @dataclass
-class Answer:
-    """One sampled answer; tokens the model did not choose itself (a tool's words) are not learned."""
+class Rollout:
+    """One sampled completion; tokens the model did not choose itself (a tool's words) are not learned."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -32,51 +32,51 @@ class Answer:
 
 
 @dataclass
-class Group:
-    """All answers to one problem, with what became of them."""
+class RolloutGroup:
+    """All completions of one prompt, with their scores, rewards and advantages."""
 
-    problem: int
-    answers: list[Answer]
-    parts: list[list[float | None]] = field(default_factory=list)
-    """For each reward, one number per answer."""
+    prompt_index: int
+    rollouts: list[Rollout]
+    scores: list[list[float | None]] = field(default_factory=list)
+    """For each scorer, one number per completion."""
     rewards: list[float | None] = field(default_factory=list)
     advantages: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-class Player(Protocol):
-    """Whatever lets the model answer: the engine once, or in turns with an environment."""
+class RolloutWorker(Protocol):
+    """Anything that returns token ids with their log-probabilities: the engine, or an environment's turns."""
 
-    def play(self, problems: Sequence[Problem], group: int, seeds: Sequence[int]) -> list[list[Answer]]:
-        """For each problem, its answers."""
+    def generate(self, prompts: Sequence[Prompt], group: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+        """For each prompt, `group` completions."""
         ...
 
 
-class Engined:
-    """Every problem answered in one go by the engine, on the trainer's own weights."""
+class EngineWorker:
+    """Samples all completions at once in the engine, on the trainer's own weights."""
 
     def __init__(self, engine: Engine, sampling: Sampling) -> None:
         self.engine, self.sampling = engine, sampling
 
-    def play(self, problems: Sequence[Problem], group: int, seeds: Sequence[int]) -> list[list[Answer]]:
-        """For each problem, its answers."""
+    def generate(self, prompts: Sequence[Prompt], group: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+        """For each prompt, `group` completions."""
         # The optimiser's last step may have changed the weights without a trace that the engine can see.
         self.engine.refresh()
         requests = [
-            Request(problem.ids, replace(self.sampling, seed=seed, logprobs=True), n=group)
-            for problem, seed in zip(problems, seeds, strict=True)
+            Request(prompt.ids, replace(self.sampling, seed=seed, logprobs=True), n=group)
+            for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return [
             [
-                Answer(
+                Rollout(
                     tokens=one.tokens,
                     logprobs=one.logprobs,
                     learned=[True] * len(one.tokens),
                     truncated=one.finish_reason != "stop",
-                    completion=[{"role": "assistant", "content": one.text}] if problem.is_chat else one.text,
+                    completion=[{"role": "assistant", "content": one.text}] if prompt.is_chat else one.text,
                 )
                 for one in completions
             ]
-            for problem, completions in zip(problems, self.engine.generate(requests), strict=True)
+            for prompt, completions in zip(prompts, self.engine.generate(requests), strict=True)
         ]
 
 

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from trivium.learn.objectives.advantages import rewards_array, without_variance
-from trivium.stages.parts.playing import Group
+from trivium.stages.parts.rollout_worker import RolloutGroup
 
 
-def measures_of(
-    groups: Sequence[Group], names: Sequence[str], threshold: float, truth: int | None = None
+def rollout_metrics(
+    groups: Sequence[RolloutGroup], names: Sequence[str], threshold: float, truth: int | None = None
 ) -> dict[str, float]:
     """Rewards, lengths and pass rates over all answers of a rollout; what cannot be said is left out.
 
     `truth` is the place of the scorer that is only looked at: where the reward rises and it does not, the
     model has found a way to be rewarded for something else.
     """
-    answers = [answer for group in groups for answer in group.answers]
+    answers = [answer for group in groups for answer in group.rollouts]
     rewards = rewards_array([reward for group in groups for reward in group.rewards])
     lengths = np.array([len(answer.tokens) for answer in answers])
     ended = np.array([not answer.truncated for answer in answers])
@@ -38,7 +38,7 @@ def measures_of(
                 f"completions/max_{name}": float(some.max()),
             }
     for place, name in enumerate(names):
-        values = rewards_array([value for group in groups for value in group.parts[place]])
+        values = rewards_array([value for group in groups for value in group.scores[place]])
         found[f"rewards/{name}/mean"] = _mean(values)
         found[f"rewards/{name}/std"] = _spread(values)
     if truth is not None:
@@ -47,12 +47,12 @@ def measures_of(
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def _passes(groups: Sequence[Group], threshold: float, judge: int) -> dict[str, float]:
-    """The share of right answers, and of problems with at least one, by the truth or the first reward."""
+def _passes(groups: Sequence[RolloutGroup], threshold: float, judge: int) -> dict[str, float]:
+    """The share of right answers, and of prompts with at least one, by the truth or the first reward."""
     solved = [
-        [value >= threshold for value in group.parts[judge] if value is not None]
+        [value >= threshold for value in group.scores[judge] if value is not None]
         for group in groups
-        if group.parts
+        if group.scores
     ]
     solved = [some for some in solved if some]
     if not solved:
