@@ -68,7 +68,7 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
         algorithm, settings, sampling=sampling, seed=0,
     )  # fmt: skip
     trainer = Trainer(
-        model=model, objective=PolicyGradient(algorithm, algorithm.numbers), feed=feed,
+        model=model, objective=PolicyGradient(algorithm, algorithm.numbers), batches=feed,
         settings=Training(optimiser="adamw", compile="off"), folder=folder,
         rates=LearningRates(LEARNING_RATE, LEARNING_RATE, LEARNING_RATE, LEARNING_RATE),
         log=MetricsLog(folder / "metrics.jsonl"), progress=Progress(),

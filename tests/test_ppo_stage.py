@@ -25,7 +25,7 @@ def trainer_of(folder: Path, seed: int = 0) -> Any:
         model, minibatches=2, epochs_per_rollout=2, target=0.5, worth=AdvantageSettings(normalise="running")
     )
     return small_trainer(
-        folder, model=model, feed=feed, objective=ProximalPolicy(feed.critic),
+        folder, model=model, batches=feed, objective=ProximalPolicy(feed.critic),
         checkpoint={"every_steps": 1}, optimiser="adamw",
     )  # fmt: skip
 

@@ -65,7 +65,7 @@ def trainer_of(folder: Path, model: Any, steps: int = 8) -> Any:
     feed = rollouts(model, steps=steps, minibatches=2, epochs_per_rollout=2)
     algorithm = ALGORITHMS["dapo"]
     return small_trainer(
-        folder, model=model, feed=feed, objective=PolicyGradient(algorithm, algorithm.numbers),
+        folder, model=model, batches=feed, objective=PolicyGradient(algorithm, algorithm.numbers),
         checkpoint={"every_steps": 1}, optimiser="adamw",
     )  # fmt: skip
 
