@@ -120,7 +120,7 @@ def test_a_wrong_dtype_is_one_sentence_in_python(folder):
 
 def test_a_stage_without_a_model_is_named_as_one(tmp_path):
     (tmp_path / "stage.yaml").write_text("kind: tokenizer")
-    with pytest.raises(TriviumError, match="is a stage that made no model, or is not done"):
+    with pytest.raises(TriviumError, match="is a tokenizer stage, which makes no model"):
         open_engine(tmp_path)
 
 

@@ -276,7 +276,7 @@ from serving import ScriptedEngine
 from trivium.serve import server
 server.short_names = lambda models: {"one": "one"}
 server.with_adapters = lambda names: {"one": {}}
-server.resolve = lambda model: model
+server.find_model = lambda model, runs: model
 server.open_engine = lambda *_, **__: ScriptedEngine("word " * 50, delay=0.02)
 server.serve(["one"], port=0)
 """

@@ -23,7 +23,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model, save_model
-from trivium.model.hub import resolve
+from trivium.model.named import RUNS, find_model, model_of
 from trivium.pipeline import run as pipeline
 from trivium.pipeline.store import Entry
 from trivium.tokens.tokenizer import Tokenizer
@@ -152,7 +152,7 @@ class StageResult:
 
     def model(self, **settings: Any) -> Model:
         """The model it made."""
-        return Model(model_folder(self.folder), **settings)
+        return Model(model_of(self.folder, self.folder.name), **settings)
 
 
 class Run:
@@ -172,9 +172,15 @@ class Run:
         return iter(self.became)
 
 
-def load(name: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None) -> Model:
-    """The model of a stage (`runs/laptop/sft`), of a Hugging Face folder, or of an id on the hub."""
-    return Model(model_folder(resolve(name)), dtype=dtype, device=device)
+def load(
+    name: str | Path,
+    *,
+    runs: str | Path = RUNS,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+) -> Model:
+    """The model of a stage (`laptop/sft`, `runs/laptop/sft`), of a Hugging Face folder, or of a hub id."""
+    return Model(find_model(name, runs), dtype=dtype, device=device)
 
 
 def run(
@@ -188,19 +194,6 @@ def run(
     """Run a recipe, as `trivium run` does."""
     chosen = [only] if isinstance(only, str) else only
     return Run(pipeline.run(recipe, runs, set or {}, chosen, unsafe_sandbox=unsafe_sandbox))
-
-
-def model_folder(folder: Path) -> Path:
-    """The Hugging Face folder that a stage's folder, or the folder itself, is."""
-    entry = Entry(folder.resolve())
-    if entry.state == "absent":
-        return folder
-    record = entry.record
-    if record["produces"] != "model":
-        raise TriviumError(f"{folder} is a {record['kind']} stage, which makes no model; name one that does.")
-    if entry.state != "done":
-        raise TriviumError(f"{folder} is not finished ({entry.state}); run its recipe again.")
-    return entry.output
 
 
 def _refuse_to_bury(folder: Path, written: Path) -> None:

@@ -14,6 +14,7 @@ from trivium.kit.table import print_table
 
 @click.command("eval")
 @click.argument("model")
+@runs_option
 @click.option("--tasks", required=True, help="Names with their options: facts,sums?steps_high=3&samples=8.")
 @click.option("--limit", default=200, show_default=True, help="Questions per task.")
 @click.option("--shots", default=0, show_default=True, help="Answered examples before each question.")
@@ -32,17 +33,22 @@ from trivium.kit.table import print_table
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with what --json wrote before.")
 @unsafe_option
 def eval_(
-    model: str, tasks: str, to: Path | None, against: Path | None, unsafe_sandbox: bool, **asking: Any
+    model: str,
+    runs: str,
+    tasks: str,
+    to: Path | None,
+    against: Path | None,
+    unsafe_sandbox: bool,
+    **asking: Any,
 ) -> None:
     """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval."""
-    from trivium.api import model_folder
     from trivium.evals import command
     from trivium.evals.results import Results
     from trivium.evals.settings import settings_of
     from trivium.grade.sandbox.client import announced, permitting_unsafe
-    from trivium.model.hub import resolve
+    from trivium.model.named import find_model
 
-    folder = model_folder(resolve(model))
+    folder = find_model(model, runs)
     settings = settings_of("trivium eval", asking)
     before = None if against is None else Results.load(against)
     if to is not None and to.is_dir():

@@ -1,4 +1,4 @@
-"""The verbs about recipes and their results: run, plan, status, watch, show, gc."""
+"""The verbs about recipes and their results: run, plan, status, ls, watch, show, gc."""
 
 from __future__ import annotations
 
@@ -68,6 +68,24 @@ def status(recipe: str | None, runs: str) -> None:
     from trivium.pipeline.status import rows
 
     print_table(rows(runs, recipe))
+
+
+@click.command("ls")
+@click.argument("recipe", required=False)
+@runs_option
+@click.option("--cost", is_flag=True, help="Show time, FLOPs and disk instead, with their sums.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def ls(recipe: str | None, runs: str, cost: bool, as_json: bool) -> None:
+    """List every result with its state, date and cost; those of earlier settings by their entry."""
+    import json
+
+    from trivium.pipeline.listing import results, table
+
+    found = results(runs, recipe)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        print_table(table(found, cost=cost))
 
 
 @click.command()

@@ -15,7 +15,8 @@ from trivium.kit.fingerprint import fingerprint
 from trivium.kit.metrics import read_metrics
 from trivium.kit.seals import COMPLETE, read_record, read_seal
 from trivium.model.folder import load_model
-from trivium.model.hub import WANTED, resolve
+from trivium.model.hub import WANTED
+from trivium.model.named import find_model, find_stage, model_of
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.stage import FOLDERS
 from trivium.tokens.tokenizer import Tokenizer
@@ -97,23 +98,13 @@ class Member:
 
 def find(name: str, runs: Path) -> Member:
     """The model of a folder, of `stage` or `recipe/stage` under `runs`, or of an id on the hub."""
-    path = expanded(name)
-    place = path if path.is_dir() else _linked(name, runs)
-    if place is None:
-        if "/" not in name:
-            known = sorted({link.name for link in _links(runs)})
-            there = f"; there are {', '.join(known)}" if known else ", nothing has run there"
-            raise TriviumError(f"{name} is neither a folder nor a stage under {runs}{there}.")
-        place = resolve(name)
-    place = place.resolve()
-    if not (place / "stage.yaml").is_file():
-        return Member(_short(name) if path.is_dir() else name, place)
-    if not (place / "COMPLETE").is_file():
-        raise TriviumError(f"{name} is not finished; run its recipe again.")
-    seen = Seen(_short(name), place)
-    if seen.model is None:
-        raise TriviumError(f"{name} is a {seen.record['kind']} stage, which makes no model.")
-    return Member(seen.name, seen.model, seen)
+    stage = find_stage(name, runs)
+    if stage is None:
+        place = find_model(name, runs)
+        return Member(_short(name) if expanded(name).is_dir() else name, place.resolve())
+    folder = model_of(stage, name)
+    seen = Seen(_short(name), stage)
+    return Member(seen.name, folder, seen)
 
 
 def find_all(names: Sequence[str], runs: Path) -> list[Member]:
@@ -183,17 +174,6 @@ def world_sources(stages: Iterable[Seen]) -> dict[str, dict[str, str]]:
 
 def _from_nothing(seen: Seen) -> bool:
     return "from" not in (seen.record.get("settings") or {})
-
-
-def _links(runs: Path) -> list[Path]:
-    return [link for link in runs.glob("*/*") if link.is_symlink() and link.exists()]
-
-
-def _linked(name: str, runs: Path) -> Path | None:
-    """The newest stage of this name under any recipe, or that of one recipe."""
-    recipe, _, stage = name.rpartition("/")
-    found = [link for link in _links(runs) if link.name == stage and recipe in ("", link.parent.name)]
-    return max(found, key=lambda link: (link / "stage.yaml").stat().st_mtime, default=None)
 
 
 def _short(name: str) -> str:

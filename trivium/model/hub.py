@@ -20,8 +20,9 @@ def resolve(name: str | Path, fetch: bool = True) -> Path:
     path = expanded(name)
     if path.is_dir():
         made = path / "model"
-        is_stage = not (path / "config.json").is_file() and (made / "config.json").is_file()
-        return made if is_stage else path
+        # A finished stage shows its model's files beside its own as well; what is used is what it sealed.
+        is_stage = (path / "stage.yaml").is_file() or not (path / "config.json").is_file()
+        return made if is_stage and (made / "config.json").is_file() else path
     if path.exists():
         raise TriviumError(f"{path} is a file: name the folder that holds config.json.")
     if not HUB_NAME.match(str(name)):

@@ -132,6 +132,7 @@ def _lead(going: Run, name: str, wait: bool) -> str:
         if became == "reused":
             entry.verify()
             entry.tidy()
+            entry.expose()
             progress.say(f"{name}: done before, reused")
         if became == "reused" or not node.stage.parallel:
             processes.broadcast("done")
@@ -264,7 +265,7 @@ def facts(entry: Entry) -> list[str]:
     """Tokens, loss and wall time of a stage as far as it has come."""
     record = entry.record
     summary = record.get("summary") or {}
-    last: dict[str, Any] = next((row for row in reversed(entry.metrics) if "tokens" in row), {})
+    last = last_row(entry)
     tokens = summary.get("tokens", last.get("tokens"))
     loss = summary.get("loss", last.get("loss"))
     seconds = record.get("seconds")
@@ -273,3 +274,8 @@ def facts(entry: Entry) -> list[str]:
         f"{loss:.3f}" if isinstance(loss, float) else "",
         duration(seconds) if seconds else "",
     ]
+
+
+def last_row(entry: Entry) -> dict[str, Any]:
+    """The newest row of the log that counts tokens, or nothing."""
+    return next((row for row in reversed(entry.metrics) if "tokens" in row), {})

@@ -11,6 +11,7 @@ from trivium.data.preview import previewed
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
+from trivium.model.named import find_stage
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.store import Entry, Store
 from trivium.recipe.read import nearest
@@ -20,19 +21,12 @@ from trivium.stages.parts.stage import Stage, Work
 
 def find(runs: str | Path, name: str) -> Entry:
     """The entry of `base`, `laptop/base` or a folder; the latest where several recipes have that stage."""
-    if (Path(name) / "stage.yaml").is_file():
-        return Entry(Path(name).resolve())
-    recipe, _, stage = name.rpartition("/")
-    found = [
-        entry
-        for ran, entries in Store(Path(runs)).recipes().items()
-        for linked, entry in entries.items()
-        if linked == stage and recipe in ("", ran)
-    ]
-    if not found:
+    place = find_stage(name, runs)
+    if place is None:
         known = {linked for entries in Store(Path(runs)).recipes().values() for linked in entries}
+        stage = str(name).rpartition("/")[2]
         raise TriviumError(f"No stage `{name}` has run under {runs}{nearest(stage, known) or '.'}")
-    return max(found, key=lambda entry: (entry.folder / "stage.yaml").stat().st_mtime)
+    return Entry(place)
 
 
 def text(entry: Entry) -> str:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import safe_open
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import remove_parts, write_text
+from trivium.kit.files import remove_parts, write_json, write_text
 from trivium.kit.metrics import read_metrics
 from trivium.kit.seals import COMPLETE, RECORD, compare, read_record, read_seal, seal_folder
+from trivium.model.folder import INDEX_FILE, SINGLE_FILE
 from trivium.pipeline.lock import holder, locked
 from trivium.recipe.graph import Node
 from trivium.stages.parts.stage import FOLDERS
@@ -66,7 +68,8 @@ class Entry:
     def complete(self) -> None:
         """Seal all that the stage leaves behind with one checksum, then remove its saved states."""
         remove_parts(self.folder)
-        files = [path for path in self.folder.rglob("*") if path.is_file() and self._is_left(path)]
+        self.expose()
+        files = [path for path in self.folder.rglob("*") if self._is_left(path)]
         product = [path for path in files if self.output in path.parents]
         if not product:
             raise AssertionError(f"{self.folder.name} says it is done but left {self.output.name}/ empty")
@@ -75,6 +78,26 @@ class Entry:
         seal_folder(self.folder, files, {*product, *kept, *(path for path in beside if path in files)})
         self.tidy()
 
+    def expose(self) -> None:
+        """Link a model's or tokenizer's files beside `stage.yaml`, so that the stage's folder itself opens.
+
+        An index that names the weights keeps readers which take every safetensors file from the moments.
+        """
+        made = self.output
+        if self.record["produces"] not in ("model", "reward", "tokenizer") or not made.is_dir():
+            return
+        for path in sorted(made.iterdir()):
+            link = self.folder / path.name
+            if path.is_file() and not path.name.startswith(".") and not link.exists():
+                link.unlink(missing_ok=True)
+                os.symlink(path.relative_to(self.folder), link)
+        weights, index = made / SINGLE_FILE, self.folder / INDEX_FILE
+        if weights.is_file() and not index.exists():
+            with safe_open(weights, framework="np") as file:
+                names = sorted(file.keys())
+            content = {"metadata": {"total_size": weights.stat().st_size}}
+            write_json(index, {**content, "weight_map": dict.fromkeys(names, SINGLE_FILE)})
+
     def tidy(self) -> None:
         """Remove what only a stage at work needs; a process that ended while it did so left some of it."""
         for name in WORKING:
@@ -82,6 +105,8 @@ class Entry:
 
     def _is_left(self, path: Path) -> bool:
         """Whether a file outlives the work on the stage."""
+        if not path.is_file() or path.is_symlink():
+            return False
         parts = path.relative_to(self.folder).parts
         hidden = any(part.startswith(".") for part in parts)
         return not hidden and parts[0] not in (*WORKING, COMPLETE, "LOCK")

@@ -17,6 +17,7 @@ from trivium.generate.requests import Event, Generation, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded, write_json
+from trivium.model.named import RUNS
 from trivium.serve.models import open_engine
 from trivium.serve.voice import Voice, printable
 
@@ -248,6 +249,7 @@ class Conversation:
 def chat(
     model: str,
     *,
+    runs: str = RUNS,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -268,7 +270,7 @@ def chat(
     """Talk with a model until the person leaves."""
 
     def opener(name: str) -> Engine:
-        return open_engine(name, max_rows=1, device=device, keep_prompts=1)
+        return open_engine(name, runs=runs, max_rows=1, device=device, keep_prompts=1)
 
     shown = read_examples(examples) if examples is not None else []
     speakers = [Speaker(name, opener(name)) for name in (model, *compare)]

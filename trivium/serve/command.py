@@ -63,8 +63,12 @@ def limit_options(verb: Any) -> Any:
 _device = option(MACHINE, "--device", help="Such as cpu or cuda:1; else the best there is.")
 
 
+_runs = click.option("--runs", default="runs", show_default=True, help="The folder of results.")
+
+
 @click.command(cls=InGroups)
 @click.argument("model")
+@_runs
 @click.option("--compare", multiple=True, metavar="MODEL", help="Answer with this model, too.")
 @click.option("--system", help="What the model is told before the conversation.")
 @option(
@@ -94,7 +98,7 @@ _device = option(MACHINE, "--device", help="Such as cpu or cuda:1; else the best
 @option(ANSWERS, "--seed", help="The same seed gives the same answers.", type=int)
 @_device
 def chat(model: str, **settings: Any) -> None:
-    """Talk with a model: a stage's folder, a Hugging Face folder, or an id on the hub."""
+    """Talk with a model: a stage (`laptop/sft`), a Hugging Face folder, or an id on the hub."""
     from trivium.serve.chat import chat
 
     chat(model, **settings)
@@ -102,6 +106,7 @@ def chat(model: str, **settings: Any) -> None:
 
 @click.command(cls=InGroups)
 @click.argument("models", nargs=-1, required=True)
+@_runs
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
 @click.option("--api-key", help="What clients must send; else TRIVIUM_API_KEY, else nothing.")

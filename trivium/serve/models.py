@@ -14,8 +14,8 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.model.adapters import CONFIG, load_adapter
 from trivium.model.folder import load_model
-from trivium.model.hub import resolve
 from trivium.model.lora import selection_of
+from trivium.model.named import RUNS, find_model
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -23,6 +23,7 @@ from trivium.tokens.tokenizer import Tokenizer
 def open_engine(
     model: str | Path,
     *,
+    runs: str | Path = RUNS,
     max_rows: int = 32,
     device: str | None = None,
     memory_budget: int | None = None,
@@ -31,9 +32,7 @@ def open_engine(
     keep_prompts: int = 0,
 ) -> Engine:
     """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it."""
-    folder = resolve(model)
-    if (folder / "stage.yaml").is_file():
-        raise TriviumError(f"{folder} is a stage that made no model, or is not done; name one that made one.")
+    folder = find_model(model, runs)
     place = machine.usable(device)
     loaded = load_model(folder, dtype=machine.compute_dtype(place), device=place)
     for name, beside in (adapters or {}).items():

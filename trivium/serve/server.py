@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trivium.generate.engine import Engine
 from trivium.kit.errors import TriviumError
-from trivium.model.hub import resolve
+from trivium.model.named import RUNS, find_model
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
 from trivium.serve.logs import Sparing
@@ -31,6 +31,7 @@ KEY_VARIABLE = "TRIVIUM_API_KEY"
 def serve(
     models: Sequence[str],
     *,
+    runs: str = RUNS,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
@@ -52,7 +53,7 @@ def serve(
         engines = {}
         for name, beside in adapters.items():
             print(f"Opening {name} from {names[name]}", flush=True)
-            folder = resolve(names[name])  # here, where Ctrl-C ends what has to be fetched
+            folder = find_model(names[name], runs)  # here, where Ctrl-C ends what has to be fetched
             opening = partial(
                 open_engine, folder, max_rows=max_rows, device=device, memory_budget=memory_budget,
                 adapters=beside, sharing=len(adapters), keep_prompts=keep_prompts,
