@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from trivium.generate.constraints import Grammars
 from trivium.generate.exactness import Exactness
-from trivium.generate.requests import Completion, Event, Generation
+from trivium.generate.requests import Completion, Event, RequestHandle
 from trivium.generate.sampling import Sampling
 from trivium.generate.streaming import TextStream
 from trivium.serve.chat import Conversation, Speaker
@@ -36,7 +36,7 @@ class ScriptedEngine:
         self.model = SimpleNamespace(config=SimpleNamespace(context=context, width=64), parameters=lambda: [])
         self.script, self.delay = self.tokenizer.encode(text), delay
         self.rows, self.prompts, self.samplings, self.broken = [], [], [], False
-        self.counts = {"generated_tokens": 0, "borrowed_tokens": 0}
+        self.counts = {"generated_tokens": 0, "copied_tokens": 0}
         self.grammars = Grammars(self.tokenizer, self.tokenizer.vocabulary_size)
 
     @property
@@ -48,7 +48,7 @@ class ScriptedEngine:
         return bool(self.rows)
 
     def submit(self, request, on_token=None):
-        generation = Generation(request, on_token)
+        generation = RequestHandle(request, on_token)
         self.prompts.append(request.prompt)
         self.samplings.append(request.sampling)
         self.rows += [[generation, n, 0, TextStream(self.tokenizer, ())] for n in range(request.n)]

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import trivium
-from trivium.generate.passes import passes_of
+from trivium.generate.forward import forward_pass_of
 from trivium.lab.compare_stages import stage_facts
 from trivium.lab.gather import Seen
 from trivium.model.folder import load_model
@@ -50,7 +50,7 @@ def test_the_operations_of_a_stage_are_those_torch_counts(recipe: Path, stage: s
     trivium.run(recipe, runs=runs, only=[record.get("from", record.get("tokenizer"))])
     if "from" in record:
         # The engine probes the machine once for these shapes; that is no work of the stage.
-        passes_of(load_model(runs / "cost" / record["from"] / "model"), rows=64)
+        forward_pass_of(load_model(runs / "cost" / record["from"] / "model"), rows=64)
     # The unfused kernel is made of products that the counter knows; they are the same ones.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         trivium.run(recipe, runs=runs, only=[stage])

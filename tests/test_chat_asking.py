@@ -8,9 +8,7 @@ from typing import get_args
 import pytest
 from serving import ScriptedEngine, conversation
 
-from trivium.generate.context import Overflow
-from trivium.generate.examples import read_examples
-from trivium.generate.prompting import Reasoning
+from trivium.generate.chat_fit import Overflow, Reasoning, read_examples
 from trivium.generate.requests import Completion
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError

@@ -5,14 +5,17 @@ import json
 import pytest
 from generating import tiny_engine, tokenizer
 
-from trivium.generate.context import Summariser, fit_conversation, summariser, transcript
-from trivium.generate.prompting import (
-    ReasoningStream,
+from trivium.generate.chat_fit import (
+    Summariser,
     ask_to_reason,
     few_shot,
     few_shot_text,
+    fit_conversation,
     split_reasoning,
+    summariser,
+    transcript,
 )
+from trivium.generate.streaming import ReasoningStream
 from trivium.kit.errors import TriviumError
 
 LONG = [{"role": "system", "content": "be brief"}]
@@ -112,7 +115,7 @@ def test_the_model_itself_writes_the_summary():
     summarise = summariser(engine)
     fitted = fit_conversation(LONG, tokenizer(), room, overflow="summarise", summarise=summarise)
     assert fitted.summary == summarise(LONG[1 : 1 + fitted.left_out], min(200, room // 4))
-    assert summarise.prompt_tokens == engine.counts["prompt_tokens"] + engine.counts["borrowed_tokens"] + 2
+    assert summarise.prompt_tokens == engine.counts["prompt_tokens"] + engine.counts["copied_tokens"] + 2
     assert summarise.completion_tokens == engine.counts["generated_tokens"]
 
 

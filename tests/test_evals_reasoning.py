@@ -12,7 +12,7 @@ from trivium.evals.asking import Subject
 from trivium.evals.evaluate import evaluate
 from trivium.evals.settings import Settings
 from trivium.evals.task import planned
-from trivium.generate.prompting import REQUEST_TO_THINK
+from trivium.generate.chat_fit import REQUEST_TO_THINK
 from trivium.generate.requests import Completion
 from trivium.kit.errors import TriviumError
 from trivium.lab.compare import collect

@@ -158,7 +158,7 @@ def test_samples_of_one_prompt_share_its_computation_and_differ():
     drawn = engine.generate([Request(one, Sampling(max_new_tokens=10, stop_ids=(), seed=5), n=8)])[0]
     assert len({tuple(c.tokens) for c in drawn}) == 8
     assert engine.counts["prompt_tokens"] == 99
-    assert engine.counts["borrowed_tokens"] == 7 * 99
+    assert engine.counts["copied_tokens"] == 7 * 99
     alone = tiny_engine().generate([Request(one, Sampling(max_new_tokens=10, stop_ids=(), seed=5))])[0]
     assert alone[0] == drawn[0]
 
@@ -168,7 +168,7 @@ def test_different_prompts_share_their_common_beginning():
     head = prompt(70)
     requests = [Request(head + prompt(9, seed=i), GREEDY) for i in range(1, 6)]
     together = engine.generate(requests)
-    assert engine.counts["borrowed_tokens"] == 4 * 64
+    assert engine.counts["copied_tokens"] == 4 * 64
     assert together == [tiny_engine().generate([request])[0] for request in requests]
 
 
@@ -233,7 +233,7 @@ def test_cancelling_frees_rows_wherever_they_are():
     while engine.step():
         pass
     assert engine.rows_in_use == 0
-    assert all(pool.ready == 0 and not pool.tenants for pool in engine.cache.pools.values())
+    assert all(pool.decoding == 0 and not pool.slots for pool in engine.cache.pools.values())
     assert {c.finish_reason for one in running for c in one.completions} == {"cancelled"}
     assert 0 < len(running[0].completions[0].tokens) < 200
     assert running[3].completions[0].tokens == []
@@ -265,11 +265,11 @@ def test_scores_equal_the_models_and_share_beginnings():
     for answer, found in zip(answers, scores, strict=True):
         logits = whole_logits(engine.model, question + answer).log_softmax(-1)[len(question) - 1 : -1]
         expected = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=0)
-    assert engine.counts["borrowed_tokens"] >= 4 * 48
+        torch.testing.assert_close(torch.tensor(found.logprobs), expected, atol=1e-4, rtol=0)
+    assert engine.counts["copied_tokens"] >= 4 * 48
     text = prompt(20)
     whole = whole_logits(engine.model, text).log_softmax(-1)[:-1].gather(1, torch.tensor(text[1:])[:, None])
-    assert engine.score([[]], [text])[0] == pytest.approx(whole[:, 0].tolist(), abs=1e-4)
+    assert engine.score([[]], [text])[0].logprobs == pytest.approx(whole[:, 0].tolist(), abs=1e-4)
 
 
 def test_long_prompts_are_read_in_chunks_beside_rows_that_write():

@@ -13,10 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivium.generate import exactness
-from trivium.generate.exactness import BIT_EXACT, CLOSE, Exactness, Heads, Product, found, probe
-from trivium.generate.passes import Modules, passes_of
-from trivium.generate.plan import Plan
-from trivium.generate.rows_at_once import RowsAtOnce
+from trivium.generate.exactness import (
+    BIT_EXACT,
+    CLOSE,
+    Exactness,
+    Heads,
+    Product,
+    VerifiedSizes,
+    found,
+    probe,
+)
+from trivium.generate.forward import FusedForward, ModuleForward, forward_pass_of
 from trivium.model.config import ExpertsConfig
 
 PRODUCTS = (Product(64, 96, "mm"), Product(96, 64, "addmm"))
@@ -25,7 +32,7 @@ HEADS = Heads(1, 2, 16, None)
 
 @given(st.sets(st.integers(1, 64), min_size=1), st.integers(1, 600))
 def test_rows_are_padded_as_little_as_can_be_and_cut_into_sizes_that_were_tried(sizes, count):
-    rows = RowsAtOnce(tuple(sorted(sizes)))
+    rows = VerifiedSizes(tuple(sorted(sizes)))
     padded = rows.padded(count)
     assert count <= padded <= count + max(sizes)
     cuts = rows.cuts(padded)
@@ -104,10 +111,10 @@ def test_a_folder_that_cannot_be_written_costs_a_probe_and_nothing_else(tmp_path
 
 
 def test_each_model_is_promised_what_its_passes_can_keep():
-    assert Plan(tiny_model()).exactness.promise == found(PRODUCTS, HEADS).promise
-    assert Modules(tiny_model().to(torch.bfloat16)).exactness.promise == "none in bfloat16"
+    assert FusedForward(tiny_model()).exactness.promise == found(PRODUCTS, HEADS).promise
+    assert ModuleForward(tiny_model().to(torch.bfloat16)).exactness.promise == "none in bfloat16"
     mixed = tiny_model(experts=ExpertsConfig(count=4, per_token=2, inner_width=48))
-    assert passes_of(mixed, 8).exactness.promise == CLOSE
+    assert forward_pass_of(mixed, 8).exactness.promise == CLOSE
 
 
 CHILD = """
@@ -126,7 +133,8 @@ for changes in ({}, {"key_value_heads": 4, "attention_soft_cap": 3.0, "windows":
     scores = engine.score([text[:1] for text in texts], [text[1:] for text in texts])
     for text, expected, score in zip(texts, together, scores, strict=True):
         assert_as_promised(engine, engine.generate([Request(text, settings)])[0], expected)
-        assert_as_promised(engine, engine.score([text[:1]], [text[1:]]), [score])
+        (alone,) = engine.score([text[:1]], [text[1:]])
+        assert_as_promised(engine, [alone.logprobs], [score.logprobs])
 print(engine.exactness.promise, engine.exactness.rows, engine.exactness.prompts, engine.exactness.steps)
 """
 

@@ -8,8 +8,7 @@ from generating import prompt, tiny_engine, tiny_model, tokenizer
 
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request, Slide
-from trivium.generate.sampler import Sampler
-from trivium.generate.sampling import Sampling
+from trivium.generate.sampling import Sampler, Sampling
 from trivium.kit.errors import TriviumError
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -47,20 +46,21 @@ def beside(engine, guilty=GUILTY, listener=None, wait=0):
     finish(engine, [*honest, bad])
     assert engine.rows_in_use == 0
     assert not engine.busy
-    assert all(not pool.ready for pool in engine.cache.pools.values())
+    assert all(not pool.decoding for pool in engine.cache.pools.values())
     return [one.completions for one in honest], bad
 
 
 def choose_fails(engine, after=3):
     """The sampler fails for all rows as soon as the guilty one has drawn so many tokens."""
 
-    def failing(logits):
-        for settings, drawn in zip(engine.sampler.settings, engine.sampler.count[:, 0].tolist(), strict=True):
-            if settings.seed == 13 and drawn >= after:
-                raise RuntimeError("an index out of range")
-        return Sampler.choose(engine.sampler, logits)
+    class Failing(Sampler):
+        def choose(self, logits):
+            for settings, drawn in zip(self.settings, self.count[:, 0].tolist(), strict=True):
+                if settings.seed == 13 and drawn >= after:
+                    raise RuntimeError("an index out of range")
+            return super().choose(logits)
 
-    engine.sampler.choose = failing
+    engine.scheduler.sampler = Failing(engine.vocabulary, engine.model.device)
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -79,15 +79,15 @@ def test_a_row_whose_token_cannot_be_drawn_fails_alone(after, wait):
 
 def test_a_row_that_breaks_the_models_pass_fails_alone(monkeypatch):
     engine = tiny_engine()
-    step = engine._passes.step
+    step = engine._forward.decode
 
     def failing(tokens, context):
-        rows = [row for one in context._slices for row in one.pool.tenants[: one.pool.ready]]
+        rows = [row for one in context._slices for row in one.pool.slots[: one.pool.decoding]]
         if any(row.sampling.seed == 13 for row in rows):
             raise RuntimeError("no memory for this row")
         return step(tokens, context)
 
-    monkeypatch.setattr(engine._passes, "step", failing)
+    monkeypatch.setattr(engine._forward, "decode", failing)
     honest, bad = beside(engine)
     assert "no memory" in str(bad.failure)
     assert honest == expected()
@@ -103,7 +103,7 @@ def test_all_samples_of_a_failing_request_end_and_their_places_are_free():
 
 def test_what_fails_once_is_tried_again_and_nobody_notices(monkeypatch):
     engine = tiny_engine()
-    step, calls = engine._passes.step, []
+    step, calls = engine._forward.decode, []
 
     def failing(tokens, context):
         calls.append(1)
@@ -111,7 +111,7 @@ def test_what_fails_once_is_tried_again_and_nobody_notices(monkeypatch):
             raise RuntimeError("a hiccup")
         return step(tokens, context)
 
-    monkeypatch.setattr(engine._passes, "step", failing)
+    monkeypatch.setattr(engine._forward, "decode", failing)
     honest, other = beside(engine)
     assert honest == expected()
     assert other.failure is None
@@ -120,14 +120,14 @@ def test_what_fails_once_is_tried_again_and_nobody_notices(monkeypatch):
 
 def test_rows_that_fail_only_together_lose_the_last_that_came(monkeypatch):
     engine = tiny_engine()
-    step = engine._passes.step
+    step = engine._forward.decode
 
     def failing(tokens, context):
         if len(tokens) > 3:
             raise MemoryError
         return step(tokens, context)
 
-    monkeypatch.setattr(engine._passes, "step", failing)
+    monkeypatch.setattr(engine._forward, "decode", failing)
     generations = [engine.submit(Request(prompt(12, seed=seed), GREEDY)) for seed in range(5)]
     finish(engine, generations)
     assert [type(one.failure) for one in generations] == [type(None)] * 3 + [MemoryError] * 2
@@ -137,7 +137,7 @@ def test_rows_that_fail_only_together_lose_the_last_that_came(monkeypatch):
 
 def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch):
     engine, bad = tiny_engine(), prompt(30, seed=4)
-    fill, forward = engine._passes.fill, engine._passes.forward
+    prefill, forward = engine._forward.prefill, engine._forward.forward
 
     def failing(real):
         def wrapped(tokens, context):
@@ -147,8 +147,8 @@ def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch):
 
         return wrapped
 
-    monkeypatch.setattr(engine._passes, "fill", failing(fill))
-    monkeypatch.setattr(engine._passes, "forward", failing(forward))
+    monkeypatch.setattr(engine._forward, "prefill", failing(prefill))
+    monkeypatch.setattr(engine._forward, "forward", failing(forward))
     request = Request([*bad, 11], GUILTY.sampling)
     honest, failed = beside(engine, request)
     assert "cannot be read" in str(failed.failure)
@@ -173,7 +173,7 @@ def found(tokens, wanted):
     )
 
 
-@pytest.mark.parametrize("work", ["score", "embed", "weigh"])
+@pytest.mark.parametrize("work", ["score", "embed", "top"])
 def test_texts_that_are_read_are_not_harmed_by_a_row_that_fails(work):
     engine, alone = tiny_engine(), tiny_engine()
     choose_fails(engine)
@@ -182,7 +182,7 @@ def test_texts_that_are_read_are_not_harmed_by_a_row_that_fails(work):
     read = {
         "score": lambda one: one.score([text[:3] for text in texts], [text[3:] for text in texts]),
         "embed": lambda one: one.embed(texts).tolist(),
-        "weigh": lambda one: one.weigh(texts, 3),
+        "top": lambda one: one.score([()] * 3, texts, top=3),
     }[work]
     assert read(engine) == read(alone)
     finish(engine, [bad])
@@ -275,4 +275,4 @@ def test_rows_that_move_and_tables_that_grow_survive_a_failure_beside_them():
     finish(engine, [*generations, *bad])
     assert [one.completions for one in generations] == alone
     assert all(one.failure is not None for one in bad)
-    assert torch.equal(engine.sampler.count, engine.sampler.count[:0])
+    assert torch.equal(engine.scheduler.sampler.count, engine.scheduler.sampler.count[:0])

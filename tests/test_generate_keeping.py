@@ -14,7 +14,9 @@ DRAWN = Sampling(seed=5, max_new_tokens=12, logprobs=True, stop_ids=())
 
 
 def keeping(most, *, rows=4, budget=None, **changes):
-    return Engine(tiny_model(**changes), tokenizer(), max_rows=rows, memory_budget=budget, keep_prompts=most)
+    return Engine(
+        tiny_model(**changes), tokenizer(), max_rows=rows, memory_budget=budget, prefix_cache_size=most
+    )
 
 
 def read_by(engine, request):
@@ -61,8 +63,8 @@ def test_only_so_many_are_kept_and_none_twice():
     assert read_by(engine, Request(other, DRAWN))[1] == 0
     assert read_by(engine, Request(third, DRAWN))[1] == 39
     assert read_by(engine, Request(one, DRAWN))[1] == 39
-    tenants = [len(pool.tenants) for pool in engine.cache.pools.values()]
-    assert sum(tenants) == 2
+    slots = [len(pool.slots) for pool in engine.cache.pools.values()]
+    assert sum(slots) == 2
 
 
 def test_what_is_asked_again_stays_longest():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from generating import prompt, tiny_engine, tiny_model, tokenizer
 
-from trivium.generate import cache as caches
+from trivium.generate import kv_cache
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
@@ -65,16 +65,16 @@ def test_models_served_together_share_what_is_free(system: Path, tmp_path: Path)
 def test_a_budget_holds_while_storage_moves(places: int, monkeypatch: pytest.MonkeyPatch) -> None:
     living: weakref.WeakSet = weakref.WeakSet()
     most = 0
-    room = caches.Pool._room
+    room = kv_cache.Pool._allocate
 
-    def counted(pool: caches.Pool, rows: int) -> torch.Tensor:
+    def counted(pool: kv_cache.Pool, rows: int) -> torch.Tensor:
         nonlocal most
         made = room(pool, rows)
         living.add(made)
         most = max(most, sum(one.nbytes for one in living))
         return made
 
-    monkeypatch.setattr(caches.Pool, "_room", counted)
+    monkeypatch.setattr(kv_cache.Pool, "_allocate", counted)
     engine = Engine(tiny_model(), tokenizer(), max_rows=16, memory_budget=PER_TOKEN * places)
     lengths = [20, 30, 150, 9, 40, 60, 180, 12, 33, 21, 70, 90, 5, 5, 5, 5]
     requests = [Request(prompt(length, seed=seed), GREEDY) for seed, length in enumerate(lengths)]

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from trivium.generate.attending import Piece, PromptContext, StepContext
-from trivium.generate.cache import Cache, Shape
+from trivium.generate.attention import DecodeContext, Piece, PrefillContext
 from trivium.generate.exactness import BIT_EXACT, Exactness
-from trivium.generate.plan import Plan, covers
-from trivium.generate.rows import Row
+from trivium.generate.forward import FusedForward, covers
+from trivium.generate.kv_cache import Cache, Shape
+from trivium.generate.sequence import Sequence
 from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.lora import AdapterSettings, adapted_layers, add_adapter, selected
@@ -77,11 +77,11 @@ def read_and_step(model, forward, texts):
     exactness = getattr(getattr(forward, "__self__", None), "exactness", Exactness())
     config = model.config
     cache = Cache(Shape.of(config, model.dtype, model.device), rows=8, budget=2**24)
-    rows = [Row(tokens=text, goal=len(text) - 1, reserved=len(text)) for text in texts]
+    rows = [Sequence(tokens=text, prefill_length=len(text) - 1, reserved=len(text)) for text in texts]
     grows = model.rotary is not None and model.rotary.grows
     for row in rows:
         assert cache.place(row, row.reserved)
-    padded = [-(-row.goal // 16) * 16 for row in rows]
+    padded = [-(-row.prefill_length // 16) * 16 for row in rows]
     pieces = [Piece(row, 0, count) for row, count in zip(rows, padded, strict=True)]
     tokens = [
         t for row, count in zip(rows, padded, strict=True) for t in (row.tokens[:-1] + [0] * count)[:count]
@@ -89,18 +89,18 @@ def read_and_step(model, forward, texts):
     lengths = torch.tensor([row.reserved for row in rows])
     last_position = config.context - 1 if config.positions == "learned" else 2**62
     reserved = lengths.repeat_interleave(torch.tensor(padded)) if grows else 0
-    context = PromptContext(pieces, reserved, last_position, together=exactness.prompts)
+    context = PrefillContext(pieces, reserved, last_position, together=exactness.prompts)
     hidden = forward(torch.tensor(tokens), context).clone()
     starts = torch.tensor([0, *padded]).cumsum(0)
-    read = [hidden[start : start + row.goal] for start, row in zip(starts, rows, strict=False)]
+    read = [hidden[start : start + row.prefill_length] for start, row in zip(starts, rows, strict=False)]
     for row in rows:
-        row.length = row.goal
-        row.pool.promote(row)
+        row.length = row.prefill_length
+        row.pool.move_to_decode(row)
     windows = {config.window(layer) for layer in range(config.layers)}
-    step = StepContext(
+    step = DecodeContext(
         list(cache.pools.values()), windows, lengths if grows else 0, lone=False, together=exactness.steps
     )
-    order = [row for pool in cache.pools.values() for row in pool.tenants]
+    order = [row for pool in cache.pools.values() for row in pool.slots]
     last = forward(torch.tensor([row.tokens[-1] for row in order]), step).clone()
     found = {id(row): line for row, line in zip(order, last, strict=True)}
     return [torch.cat([part, found[id(row)][None]]) for part, row in zip(read, rows, strict=True)]
@@ -115,7 +115,7 @@ def test_plan_and_cache_agree_with_the_whole_text_at_once(kind, count):
     texts = [torch.randint(61, (length,)).tolist() for length in (21, 40, 2)[:count]]
     if kind == "full-norm-after" and count == 3:
         texts.append(torch.randint(61, (120,)).tolist())
-    plan = Plan(model)
+    plan = FusedForward(model)
     planned = read_and_step(model, plan.forward, texts)
     through_modules = read_and_step(model, model, texts)
     for text, fast, slow in zip(texts, planned, through_modules, strict=True):
@@ -125,7 +125,7 @@ def test_plan_and_cache_agree_with_the_whole_text_at_once(kind, count):
         torch.testing.assert_close(fast, expected, atol=2e-5, rtol=0)
         torch.testing.assert_close(plan.logits(fast), model.logits(expected), atol=1e-4, rtol=0)
     if count == 1:
-        (alone,) = read_and_step(model, Plan(model, alone=True).forward, texts)
+        (alone,) = read_and_step(model, FusedForward(model, alone=True).forward, texts)
         torch.testing.assert_close(alone, expected, atol=2e-5, rtol=0)
 
 
@@ -146,7 +146,7 @@ def test_rounded_matrices_are_multiplied_out(scheme):
     quantise(model, scheme)
     assert covers(model)
     expected = model(torch.tensor(text), Documents([30]))
-    (found,) = read_and_step(model, Plan(model).forward, [text])
+    (found,) = read_and_step(model, FusedForward(model).forward, [text])
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
     assert (found - before).abs().max() > 1e-3
 
@@ -165,7 +165,7 @@ def test_a_lone_adapter_is_part_of_its_matrices(kind):
     for layer in adapted_layers(model).values():
         layer.up["default"].normal_()
     assert covers(model)
-    plan, text = Plan(model), torch.randint(61, (30,)).tolist()
+    plan, text = FusedForward(model), torch.randint(61, (30,)).tolist()
     expected = model(torch.tensor(text), Documents([30]))
     (found,) = read_and_step(model, plan.forward, [text])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -181,14 +181,16 @@ def test_a_lone_adapter_is_part_of_its_matrices(kind):
 @torch.no_grad()
 def test_an_engine_of_one_row_computes_one_row():
     model, text = model_of(), torch.randint(61, (30,)).tolist()
-    one = read_and_step(model, Plan(model, alone=True).forward, [text])[0]
-    torch.testing.assert_close(one, read_and_step(model, Plan(model).forward, [text])[0], atol=2e-5, rtol=0)
+    one = read_and_step(model, FusedForward(model, alone=True).forward, [text])[0]
+    torch.testing.assert_close(
+        one, read_and_step(model, FusedForward(model).forward, [text])[0], atol=2e-5, rtol=0
+    )
 
 
 @torch.no_grad()
 def test_plan_takes_over_changed_weights():
     model = model_of()
-    plan = Plan(model)
+    plan = FusedForward(model)
     text = [list(range(20))]
     before = read_and_step(model, plan.forward, text)[0]
     with torch.no_grad():
@@ -204,7 +206,7 @@ def test_plan_takes_over_changed_weights():
 @pytest.mark.parametrize("kind", ["grouped", "full-norm-after", "window", "head-norm", "gpt2"])
 def test_a_rows_numbers_do_not_depend_on_its_neighbours(kind):
     model = model_of(**KINDS[kind])
-    plan = Plan(model)
+    plan = FusedForward(model)
     texts = [torch.randint(61, (length,)).tolist() for length in (33, 5, 100, 64, 17, 90, 2, 50)]
     together = read_and_step(model, plan.forward, texts)
     scores = plan.logits(torch.stack([text[-1] for text in together]))

@@ -7,7 +7,7 @@ from generating import assert_as_promised, assert_close_enough, prompt, tiny_mod
 
 from trivium.generate import exactness
 from trivium.generate.engine import Engine
-from trivium.generate.passes import Modules
+from trivium.generate.forward import ModuleForward
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.model.config import ExpertsConfig
@@ -38,7 +38,7 @@ def two_adapters():
 def test_the_same_seed_gives_the_same_text_alone_and_among_others(made):
     model, adapters = made()
     engine = Engine(model, tokenizer(), max_rows=16)
-    assert isinstance(engine._passes, Modules)
+    assert isinstance(engine._forward, ModuleForward)
     chance, requests = random.Random(0), []
     for seed in range(12):
         settings = Sampling(
@@ -64,13 +64,13 @@ def test_long_texts_are_read_bit_for_bit_alike_alone_and_behind_others(length, c
     text = prompt(length)
     (expected,) = Engine(model, tokenizer(), max_rows=8).generate([Request(text, settings)])
     state = Engine(model, tokenizer(), max_rows=8).embed([text])[0]
-    scores = Engine(model, tokenizer(), max_rows=8).score([text[:20]], [text[20:]])[0]
+    scores = Engine(model, tokenizer(), max_rows=8).score([text[:20]], [text[20:]])[0].logprobs
     for other in (100, 200, 450):
         engine, beside = Engine(model, tokenizer(), max_rows=8), prompt(other, seed=1)
         asked = [Request(beside, settings), Request(text, settings)]
         assert_as_promised(engine, engine.generate(asked)[1], expected)
         assert_as_promised(engine, [engine.embed([beside, text])[1].tolist()], [state.tolist()])
-        found = engine.score([beside[:20], text[:20]], [beside[20:], text[20:]])[1]
+        found = engine.score([beside[:20], text[:20]], [beside[20:], text[20:]])[1].logprobs
         assert_as_promised(engine, [found], [scores])
 
 

@@ -15,13 +15,13 @@ STRETCHED = {"context": 64, "rope": {"rope_type": "dynamic", "rope_theta": 10000
 
 def check_places(engine):
     """Every place belongs to one row: that reads, that writes, or whose prompt is kept."""
-    kept, reading = engine._kept.rows, engine._reader.rows
+    kept, reading = engine.scheduler.prefixes.sequences, engine.scheduler.prefill.sequences
     for pool in engine.cache.pools.values():
-        assert len(pool.tenants) <= pool.rows
-        for slot, row in enumerate(pool.tenants):
+        assert len(pool.slots) <= pool.rows
+        for slot, row in enumerate(pool.slots):
             assert (row.pool, row.slot) == (pool, slot)
-            assert [row in kept, row in reading, slot < pool.ready].count(True) == 1
-    assert all(row.length == row.goal for row in kept)
+            assert [row in kept, row in reading, slot < pool.decoding].count(True) == 1
+    assert all(row.length == row.prefill_length for row in kept)
     assert engine.cache.reserved <= engine.cache.places
 
 
@@ -31,7 +31,7 @@ def test_whoever_comes_and_goes_an_answer_is_that_of_an_idle_engine(seed, change
     chance, model = random.Random(seed), tiny_model(**changes)
     rows, budget = chance.choice([1, 3, 5]), chance.choice([None, 2048 * PER_TOKEN, 4096 * PER_TOKEN])
     engine = Engine(
-        model, tokenizer(), max_rows=rows, memory_budget=budget, keep_prompts=chance.choice([1, 2, 8])
+        model, tokenizer(), max_rows=rows, memory_budget=budget, prefix_cache_size=chance.choice([1, 2, 8])
     )
     idle = lambda: Engine(model, tokenizer(), max_rows=rows)
     texts = [prompt(length, seed=length) for length in (1, 16, 40, 130, 600)]
@@ -57,7 +57,8 @@ def test_whoever_comes_and_goes_an_answer_is_that_of_an_idle_engine(seed, change
             engine.cancel(chance.choice(found))
         elif turn < 0.7:
             text, rest = words(), prompt(9, seed=number)
-            assert_as_promised(engine, engine.score([text], [rest]), idle().score([text], [rest]))
+            (scores,), (expected,) = engine.score([text], [rest]), idle().score([text], [rest])
+            assert_as_promised(engine, [scores.logprobs], [expected.logprobs])
             assert_as_promised(engine, engine.embed([text]).tolist(), idle().embed([text]).tolist())
         for _ in range(chance.randint(0, 6)):
             engine.step()
@@ -73,4 +74,4 @@ def test_whoever_comes_and_goes_an_answer_is_that_of_an_idle_engine(seed, change
             assert_as_promised(engine, [said.logprobs], [expected.logprobs[:drawn]])
             assert said.finish_reason in ("cancelled", expected.finish_reason)
     engine.refresh()
-    assert not any(pool.tenants for pool in engine.cache.pools.values())
+    assert not any(pool.slots for pool in engine.cache.pools.values())

@@ -10,11 +10,11 @@ import torch
 from generating import prompt, tiny_model, tokenizer
 
 from trivium.data.rows import collate, row_of_documents
-from trivium.generate import weights
+from trivium.generate import matrices
 from trivium.generate.engine import Engine
+from trivium.generate.matrices import engine_dtype
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
-from trivium.generate.weights import engine_dtype
 from trivium.kit.errors import TriviumError
 from trivium.learn.objectives.policy import answer_log_probabilities
 from trivium.learn.precision import one_pass
@@ -111,7 +111,7 @@ def test_nothing_is_inherited_from_whoever_trains(dtype: torch.dtype) -> None:
 def test_what_the_engine_computes_in_is_decided_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     assert engine_dtype(model) == torch.float32
-    monkeypatch.setattr(weights, "compute_dtype", lambda device: HALF)
+    monkeypatch.setattr(matrices, "compute_dtype", lambda device: HALF)
     assert engine_dtype(model) == HALF
     assert Engine(model, tokenizer()).cache.shape.dtype == HALF
     assert Engine(model, tokenizer(), dtype=torch.float32).model is model, "unless it is told"

@@ -11,10 +11,11 @@ import torch
 from transformers.generation import logits_process as referee
 
 from trivium.generate.constraints import Constraint
-from trivium.generate.sampler import Entrant, Sampler
 from trivium.generate.sampling import (
     LEAST_TEMPERATURE,
+    Sampler,
     Sampling,
+    SequenceSampling,
     filter_scores,
     filtered_log_probabilities,
     seed_of_sample,
@@ -34,7 +35,7 @@ def sampler_of(settings, *, prompts=None, seeds=None, stop_ids=(), vocabulary=VO
     sampler.rearrange(
         [],
         [
-            Entrant(one, seeds[i] if seeds else i, prompts[i] if prompts else [], stop_ids, None)
+            SequenceSampling(one, seeds[i] if seeds else i, prompts[i] if prompts else [], stop_ids, None)
             for i, one in enumerate(settings)
         ],
     )
@@ -189,7 +190,7 @@ def test_a_minimum_length_never_bars_the_only_token_that_is_left():
     for temperature in (0.0, 1.0):
         one = Sampling(temperature=temperature, min_new_tokens=3, logprobs=True)
         sampler = Sampler(VOCABULARY, "cpu")
-        sampler.rearrange([], [Entrant(one, 0, [], (5,), Constraint(OnlyTheEnd()))])
+        sampler.rearrange([], [SequenceSampling(one, 0, [], (5,), Constraint(OnlyTheEnd()))])
         chosen = sampler.choose(logits(1))
         assert chosen.tokens.tolist() == [5]
         assert chosen.logprobs.tolist() == [0.0]
@@ -257,7 +258,7 @@ def test_rows_keep_their_state_when_others_leave_and_enter():
     expected = [steady.choose(step.clone()).tokens.tolist() for step in steps[:4]]
     moving = sampler_of(every, seeds=[1, 2, 3], prompts=[[1], [2], [3]])
     got = [moving.choose(step.clone()).tokens.tolist() for step in steps[:2]]
-    moving.rearrange([2, 0], [Entrant(Sampling(max_new_tokens=200), 8, [], (), None)])
+    moving.rearrange([2, 0], [SequenceSampling(Sampling(max_new_tokens=200), 8, [], (), None)])
     later = [moving.choose(torch.cat([step[[2, 0]], step[:1]])).tokens.tolist() for step in steps[2:4]]
     assert expected[:2] == got
     assert [[one[2], one[0]] for one in expected[2:]] == [one[:2] for one in later]

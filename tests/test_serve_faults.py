@@ -408,7 +408,7 @@ def vanish(address, seed):
 
 def generations():
     gc.collect()
-    return sum(type(thing).__name__ == "Generation" for thing in gc.get_objects())
+    return sum(type(thing).__name__ in ("Generation", "RequestHandle") for thing in gc.get_objects())
 
 
 def resident():

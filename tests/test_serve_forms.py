@@ -10,8 +10,7 @@ import pytest
 from generating import tiny_engine, tokenizer
 from serving import CHAT, GOOD, ScriptedEngine, assert_error, raw, running, until
 
-from trivium.generate.constraints import Constraint, Grammars
-from trivium.generate.grammars import Form, form_of
+from trivium.generate.constraints import Constraint, Form, Grammars, form_of
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError

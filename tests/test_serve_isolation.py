@@ -10,7 +10,7 @@ import serving
 from generating import prompt, tiny_engine
 from serving import CHAT, GOOD, ScriptedEngine, assert_error, raw, running, until
 
-from trivium.generate.sampler import Sampler
+from trivium.generate.sampling import Sampler
 from trivium.serve import application, server
 from trivium.serve.limits import Limits
 
@@ -21,12 +21,13 @@ GUILTY = {**GOOD, "max_tokens": 50, "seed": 13, "min_tokens": 40}
 def fails_for_one_seed(engine):
     """The sampler fails in every step in which a row of the seed 13 stands."""
 
-    def choose(logits):
-        if any(settings.seed == 13 for settings in engine.sampler.settings):
-            raise RuntimeError("an index out of range")
-        return Sampler.choose(engine.sampler, logits)
+    class Failing(Sampler):
+        def choose(self, logits):
+            if any(settings.seed == 13 for settings in self.settings):
+                raise RuntimeError("an index out of range")
+            return super().choose(logits)
 
-    engine.sampler.choose = choose
+    engine.scheduler.sampler = Failing(engine.vocabulary, engine.model.device)
 
 
 def streamed(http, body):

@@ -35,7 +35,7 @@ def test_too_many_at_once_are_told_when_to_come_back():
 
 READ_ONLY = [
     ("/v1/embeddings", {"input": ["a"] * 20}, "embed"),
-    ("/v1/completions", {"prompt": "the town", "echo": True, "logprobs": 1, "max_tokens": 1}, "weigh"),
+    ("/v1/completions", {"prompt": "the town", "echo": True, "logprobs": 1, "max_tokens": 1}, "score"),
 ]
 
 
@@ -44,9 +44,9 @@ def test_texts_that_are_only_read_count_among_those_inside(route, fields, work, 
     engine, going_on = tiny_engine(rows=1), threading.Event()
     waited = getattr(engine, work)
 
-    def slow(*arguments):
+    def slow(*arguments, **settings):
         assert going_on.wait(20)
-        return waited(*arguments)
+        return waited(*arguments, **settings)
 
     monkeypatch.setattr(engine, work, slow)
     inside = 'trivium_samples_inside{model="one"} '

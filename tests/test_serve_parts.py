@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from serving import CHAT, GOOD, ScriptedEngine, conversation, raw, running
 
-from trivium.generate.rows import Row
+from trivium.generate.sequence import Sequence
 from trivium.kit.errors import TriviumError
 from trivium.model.folder import save_model
 from trivium.serve import server
@@ -205,11 +205,11 @@ def test_terminal_chat_keeps_what_was_said_before_an_interruption():
     assert engine.rows_in_use == 0
 
 
-@pytest.mark.parametrize("part", ["deliver", "take"])
+@pytest.mark.parametrize("part", ["deliver", "observe"])
 def test_ctrl_c_inside_the_last_step_ends_the_answer(monkeypatch, part):
     """The row had left the engine by then, so that what waited for its end waited for ever."""
     talk, out = conversation(("one", tiny_engine(rows=1)))
-    real, calls = getattr(Row, part), []
+    real, calls = getattr(Sequence, part), []
 
     def interrupted(self, *what):
         calls.append(1)
@@ -217,7 +217,7 @@ def test_ctrl_c_inside_the_last_step_ends_the_answer(monkeypatch, part):
             raise KeyboardInterrupt
         return real(self, *what)
 
-    monkeypatch.setattr(Row, part, interrupted)
+    monkeypatch.setattr(Sequence, part, interrupted)
     talk.hear("hello")
     assert out.getvalue().endswith(" (stopped)\n")
     monkeypatch.undo()
@@ -233,7 +233,7 @@ def test_an_answer_that_fails_is_told_in_a_sentence(monkeypatch):
     def broken(*_):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(engine.sampler, "choose", broken)
+    monkeypatch.setattr(engine.scheduler.sampler, "choose", broken)
     talk.hear("hello")
     assert out.getvalue().endswith("The answer failed: RuntimeError: out of luck\n")
 

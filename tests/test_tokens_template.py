@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_tokens import own
 from test_tokens_chat import NAMED, SMOL, STOPS, contents, with_template
 
-from trivium.generate.context import fit_conversation
+from trivium.generate.chat_fit import fit_conversation
 from trivium.kit.errors import TriviumError
 from trivium.tokens import template as chat_template
 from trivium.tokens.tokenizer import Tokenizer

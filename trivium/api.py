@@ -13,9 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trivium.generate.context import Fitted, Overflow, fit_conversation, summariser
+from trivium.generate.chat_fit import (
+    Fitted,
+    Overflow,
+    Reasoning,
+    fit_conversation,
+    split_reasoning,
+    summariser,
+)
 from trivium.generate.engine import Engine
-from trivium.generate.prompting import Reasoning, split_reasoning
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit import machine

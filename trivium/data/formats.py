@@ -259,7 +259,7 @@ def _refuse_expanding(name: str, metadata: parquet.FileMetaData, size: int) -> N
     if total > max(MOST_EXPANDED, MOST_PER_BYTE * size):
         raise TriviumError(
             f"{name} expands to more than {MOST_PER_BYTE} times its size, as no ordinary data does; write it "
-            "anew without compression if you trust it."
+            "again without compression if you trust it."
         )
 
 

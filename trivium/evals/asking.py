@@ -14,9 +14,15 @@ from trivium.evals.likelihood import Likelihood, fits, log_likelihoods
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings, Style
 from trivium.evals.statistics import pass_at_k
-from trivium.generate.context import fit_conversation
+from trivium.generate.chat_fit import (
+    THINK,
+    few_shot,
+    few_shot_text,
+    fit_conversation,
+    opens_thinking,
+    split_reasoning,
+)
 from trivium.generate.engine import Engine
-from trivium.generate.prompting import THINK, few_shot, few_shot_text, opens_thinking, split_reasoning
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError

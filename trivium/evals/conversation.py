@@ -15,8 +15,7 @@ from trivium.evals.passkey import ASKED_AS, DEPTHS, characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.task import Found, Task, listed, number_option
-from trivium.generate.context import Fitted, Overflow, Unfit, fit_conversation, summariser
-from trivium.generate.prompting import split_reasoning
+from trivium.generate.chat_fit import Fitted, Overflow, Unfit, fit_conversation, split_reasoning, summariser
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from trivium.generate.prompting import Reasoning
+from trivium.generate.chat_fit import Reasoning
 from trivium.kit import settings as kit
 from trivium.kit.errors import TriviumError
 

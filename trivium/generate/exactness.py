@@ -5,34 +5,112 @@ bits of a row may depend on how many rows are multiplied with it, and on its pla
 on the processor: one library sums alike from two rows on, another from four, a third only in multiples of
 six. `probe` multiplies matrices of a model's shapes with many copies of one row: the numbers of rows for
 which all copies of the result are equal, and equal among these numbers, are the ones that may be used, and
-no others are (`RowsAtOnce`). It also attends to the same queries cut and batched in several ways; where that
-shows, each row, and each block of a prompt, is attended to on its own, which is the same call whatever else
-is there.
+no others are (`VerifiedSizes`). It also attends to the same queries cut and batched in several ways; where
+that shows, each row, and each block of a prompt, is attended to on its own, which is the same call whatever
+else is there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from trivium.generate.attending import NEVER, mix
-from trivium.generate.cache import BLOCK, reach_for
-from trivium.generate.rows_at_once import RowsAtOnce
+from trivium.generate.attention import NEVER, mix
+from trivium.generate.kv_cache import BLOCK, reach_for
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_json
 from trivium.kit.kernels import Kernels, kernels
+from trivium.model.arithmetic import note_product
 from trivium.model.config import ModelConfig
 from trivium.model.lora import AdaptedLinear
 from trivium.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class VerifiedSizes:
+    """The numbers of rows for which every row of a product has the same bits; empty where there are none."""
+
+    sizes: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """As ranges: `2-32, 36, 40`."""
+        ranges: list[list[int]] = []
+        for size in self.sizes:
+            if ranges and ranges[-1][1] == size - 1:
+                ranges[-1][1] = size
+            else:
+                ranges.append([size, size])
+        return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+    def padded(self, count: int) -> int:
+        """The smallest number of rows, `count` or more, that can be cut into such sizes."""
+        return sum(_pieces(self.sizes, count)) if self.sizes else count
+
+    def cuts(self, count: int) -> list[slice]:
+        """The products into which a padded number of rows is cut."""
+        ends = list(accumulate(_pieces(self.sizes, count))) if self.sizes else [count]
+        return [slice(start, end) for start, end in pairwise([0, *ends])]
+
+    def apply(self, rows: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+        """`multiply` on rows [N, in], a verified number at a time: [N, out]."""
+        count = len(rows)
+        padded = self.padded(count)
+        if padded > count:
+            # copies of a row that is there, since a kernel that rounds rows may not like zeros
+            rows = torch.cat((rows, rows[:1].expand(padded - count, -1)))
+        cuts = self.cuts(padded)
+        if len(cuts) == 1:
+            return multiply(rows)[:count]
+        return torch.cat([multiply(rows[cut]) for cut in cuts])[:count]
+
+
+@lru_cache(maxsize=4096)
+def _pieces(sizes: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Sizes that add up to as little above `count` as can be, the largest first."""
+    for total in range(max(count, sizes[0]), count + sizes[-1] + 1):
+        pieces, rest = [], total
+        while rest >= sizes[0]:
+            pieces.append(sizes[bisect_right(sizes, rest) - 1])
+            rest -= pieces[-1]
+        if rest == 0:
+            return tuple(pieces)
+    raise AssertionError("a multiple of the largest size is always there")
+
+
+_PRODUCTS = (F.linear, torch.mm, torch.matmul, Tensor.mm, Tensor.matmul, Tensor.__matmul__)
+
+
+class InVerifiedSizes(TorchFunctionMode):
+    """Inside the block every product of rows with a matrix is computed in these numbers of rows."""
+
+    def __init__(self, rows: VerifiedSizes) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _PRODUCTS and not kwargs and args[0].dim() == 2 and args[1].dim() == 2 and len(args[0]):
+            count = len(args[0])
+            # What the model notes itself are the rows it was given; these come on top.
+            note_product(self.rows.padded(count) - count, args[1])
+            return self.rows.apply(args[0], lambda rows: func(rows, *args[1:]))
+        return func(*args, **kwargs)
+
 
 VERSION = 1
 """Raised when the probe changes, so that what an older one found is not taken over."""
@@ -82,7 +160,7 @@ class Heads:
 class Exactness:
     """What was found for the shapes of one model."""
 
-    rows: RowsAtOnce = field(default_factory=RowsAtOnce)
+    rows: VerifiedSizes = field(default_factory=VerifiedSizes)
     prompts: bool = True
     """Whether prompts may be attended to in any chunks, several at once."""
     steps: bool = True
@@ -170,7 +248,9 @@ def _read(file: Path, question: dict) -> Exactness | None:
         if content != question:
             return None
         sizes = tuple(int(size) for size in said["rows"])
-        return Exactness(RowsAtOnce(sizes), bool(said["prompts"]), bool(said["steps"]), str(said["promise"]))
+        return Exactness(
+            VerifiedSizes(sizes), bool(said["prompts"]), bool(said["steps"]), str(said["promise"])
+        )
     except (OSError, TriviumError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -178,7 +258,7 @@ def _read(file: Path, question: dict) -> Exactness | None:
 @torch.inference_mode()
 def probe(products: Sequence[Product], heads: Heads) -> Exactness:
     """Try the shapes; about 10 ms for a small model, 50 ms for one of width 512."""
-    rows = RowsAtOnce(_sizes(products))
+    rows = VerifiedSizes(_sizes(products))
     return Exactness(
         rows, _prompts_are_alike(heads), _steps_are_alike(heads), BIT_EXACT if rows.sizes else CLOSE
     )

@@ -1,4 +1,4 @@
-"""A model's weights as a plan multiplies with them: fused, transposed, folded and laid out in blocks."""
+"""The weights the engine multiplies with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,88 @@ import torch
 from torch import Tensor, nn
 
 from trivium.generate.exactness import Product
+from trivium.kit.errors import TriviumError
+from trivium.kit.machine import compute_dtype
+from trivium.model.initialise import build
 from trivium.model.layers import Inner, RMSNorm
 from trivium.model.lora import AdaptedLinear, selection_of, whole
 from trivium.model.positions import Rotary
 from trivium.model.quantize import is_quantised, rounds_rows
 from trivium.model.transformer import Layer, Transformer
+
+Versions = list[tuple[int, int] | str | None]
+
+
+def engine_dtype(model: Transformer) -> torch.dtype:
+    """The type the engine computes in unless it is told: float32 weights are rounded where that is faster."""
+    best = compute_dtype(str(model.device))
+    return best if model.dtype == torch.float32 and can_be_copied(model) else model.dtype
+
+
+def can_be_copied(model: Transformer) -> bool:
+    """Whether a plain model can stand for this one: one adapter at most, and nothing that rounds rows."""
+    selection = selection_of(model)
+    if selection is not None and selection.names != [selection.active]:
+        return False
+    return all(
+        type(module) in (nn.Linear, AdaptedLinear)
+        and not (is_quantised(module.weight) and rounds_rows(module.weight))
+        and not module._forward_pre_hooks
+        and not module._forward_hooks
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    )
+
+
+def versions(model: Transformer) -> Versions:
+    """What changes whenever an optimiser steps; writes through `.data` leave no trace."""
+    weights = [one for one in model.parameters() if not is_quantised(one)]
+    selection = selection_of(model)
+    seen = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
+    return [*seen, None if selection is None else selection.active]
+
+
+class EngineWeights:
+    """A model in the type the engine computes in: the model itself, or a plain copy that follows it."""
+
+    def __init__(self, source: Transformer, dtype: torch.dtype | None = None) -> None:
+        self.source = source
+        self.dtype = dtype or engine_dtype(source)
+        self.copied = self.dtype != source.dtype
+        self.model = source
+        if self.copied:
+            if not can_be_copied(source):
+                raise TriviumError(
+                    f"an engine cannot compute in {str(self.dtype).removeprefix('torch.')} with this model, "
+                    "which holds several adapters or rounds what it multiplies; load it in that type."
+                )
+            self.model = build(source.config, dtype=self.dtype, device=str(source.device)).eval()
+            self.model.requires_grad_(False)
+            self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        if not self.copied:
+            return
+        self.seen = versions(self.source)
+        for name, target in self.model.named_parameters():
+            path, _, leaf = name.rpartition(".")
+            target.copy_(_value(self.source.get_submodule(path), leaf))
+
+    def refresh_if_changed(self) -> None:
+        """Take over the weights if an optimiser has stepped since."""
+        if self.copied and versions(self.source) != self.seen:
+            self.refresh()
+
+
+def _value(module: nn.Module, leaf: str) -> Tensor:
+    """A weight of the model as a plain model would hold it."""
+    if leaf == "weight" and isinstance(module, nn.Linear):
+        return matrix_of(module)
+    value: Tensor = getattr(module, leaf)
+    return value.detach()
+
 
 WIDEST = 768
 
@@ -153,7 +230,7 @@ def _bias(module: nn.Linear) -> Tensor | None:
     return None if module.bias is None else module.bias.detach()
 
 
-class LayerPlan:
+class FusedLayer:
     """One layer's matrices as the plan multiplies with them."""
 
     def __init__(self, layer: Layer, model: Transformer, widest: int = WIDEST) -> None:
@@ -172,17 +249,17 @@ class LayerPlan:
         self.inner_before = Scale(layer.mlp_norm, width) if layer.mlp_norm is not None else None
         self.inner_after = Scale(layer.mlp_post_norm, width) if layer.mlp_post_norm is not None else None
 
-        def turned(values: Tensor) -> Tensor:
+        def rotated(values: Tensor) -> Tensor:
             return _interleaved(values, head_width) if attention.rotates else values
 
         def fold(norm: Scale | None, weight: Tensor) -> Tensor:
             return norm.fold(weight) if norm is not None else weight
 
-        query, key = turned(matrix_of(attention.query)), turned(matrix_of(attention.key))
+        query, key = rotated(matrix_of(attention.query)), rotated(matrix_of(attention.key))
         projections = [fold(self.before, weight) for weight in (query, key, matrix_of(attention.value))]
         biases: list[Tensor] = []
         if attention.query.bias is not None:
-            parts = (turned(attention.query.bias), turned(attention.key.bias), attention.value.bias)
+            parts = (rotated(attention.query.bias), rotated(attention.key.bias), attention.value.bias)
             biases = [bias.detach() for bias in parts]
         self.projection = Blocks(projections, biases, widest)
         self.norms = attention.norm_kind
@@ -195,7 +272,7 @@ class LayerPlan:
             self.head_scales = [Scale(norm, size) for norm, size in zip(norms, span, strict=True)]
             repeats = counts if self.norms == "head" else (1, 1)
             scales = [one.weight.repeat(times) for one, times in zip(self.head_scales, repeats, strict=True)]
-            self.head_weight = torch.cat([turned(one) for one in scales]).view(-1, head_width)
+            self.head_weight = torch.cat([rotated(one) for one in scales]).view(-1, head_width)
         self.output = matrix_of(attention.output).t().contiguous()
         self.output_bias = _bias(attention.output)
         entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from trivium.generate.cache import BLOCK
+from trivium.generate.kv_cache import BLOCK
 from trivium.generate.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -69,6 +69,14 @@ class Completion:
     """The model's own favourites at each place, and what was drawn, before temperature and filters."""
 
 
+class Scores(NamedTuple):
+    """How likely a model finds the tokens of a text, one by one."""
+
+    logprobs: list[float]
+    top_logprobs: list[dict[int, float]]
+    """At each token the most likely ones and the text's own; empty unless asked for."""
+
+
 class Event(NamedTuple):
     """A token as it is drawn; the text may lag behind it until letters and stop texts are settled."""
 
@@ -90,7 +98,7 @@ class Event(NamedTuple):
 Listener = Callable[[Event], None]
 
 
-class Generation:
+class RequestHandle:
     """A request under way."""
 
     def __init__(self, request: Request, listener: Listener | None) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers import decoders
 
-from trivium.generate.prompting import beginning_at_end
+from trivium.generate.chat_fit import END_THINK, THINK
 
 if TYPE_CHECKING:
     from trivium.tokens.tokenizer import Tokenizer
@@ -99,3 +99,41 @@ class TextStream:
         self._held = self._held[len(ready) :]
         self.text += ready
         return ready
+
+
+class ReasoningStream:
+    """Separates thinking from answer while the text is still arriving."""
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._thinking, self._held = opened, ""
+
+    def feed(self, text: str, *, last: bool = False) -> list[tuple[Literal["thoughts", "answer"], str]]:
+        """Give a new piece of text; get back what is settled, each piece with its kind."""
+        pieces: list[tuple[Literal["thoughts", "answer"], str]] = []
+        self._held += text
+        while True:
+            tag = END_THINK if self._thinking else THINK
+            kind: Literal["thoughts", "answer"] = "thoughts" if self._thinking else "answer"
+            before, found, after = self._held.partition(tag)
+            if found:
+                if before:
+                    pieces.append((kind, before))
+                self._thinking, self._held = not self._thinking, after
+                continue
+            kept = 0 if last else beginning_at_end(self._held, (tag,))
+            ready = self._held[: len(self._held) - kept]
+            if ready:
+                pieces.append((kind, ready))
+            self._held = self._held[len(ready) :]
+            return pieces
+
+
+def beginning_at_end(text: str, marks: Sequence[str]) -> int:
+    """How many characters at the end of the text may be the beginning of one of the marks."""
+    longest = 0
+    for mark in marks:
+        for length in range(min(len(mark) - 1, len(text)), longest, -1):
+            if text.endswith(mark[:length]):
+                longest = length
+                break
+    return longest

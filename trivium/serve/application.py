@@ -18,9 +18,8 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from trivium.generate.constraints import Constraint
-from trivium.generate.context import Summariser
-from trivium.generate.grammars import form_of
+from trivium.generate.chat_fit import Summariser
+from trivium.generate.constraints import Constraint, form_of
 from trivium.generate.requests import Request as Wanted
 from trivium.generate.sampling import Sampling
 from trivium.serve import failures
@@ -165,7 +164,7 @@ class Served:
             wanted.append(Wanted(prompt, chosen, n=body.n or 1, constraint=constraint))
         echoed: list[tuple[Scored, ...]] = [()] * len(prompts)
         if body.echo and body.logprobs is not None:
-            echoed = await self._in_time(request, worker.weigh(prompts, body.logprobs), "log-probabilities")
+            echoed = await self._in_time(request, worker.score(prompts, body.logprobs), "log-probabilities")
         names, samples = self.names[worker.name], list[Sample]()
         for prompt, scored in zip(prompts, echoed, strict=True):
             echo = worker.tokenizer.decode(prompt) if body.echo else ""

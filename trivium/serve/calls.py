@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Literal
 
-from trivium.generate.prompting import END_THINK, opens_thinking
+from trivium.generate.chat_fit import END_THINK, opens_thinking
 from trivium.kit.errors import TriviumError
 from trivium.serve.failures import RequestRefused
 from trivium.serve.parts import CALL, MARK, Called, CallKind, PartStream

@@ -9,11 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from trivium.generate.context import Fitted, Overflow, Summariser, fit_conversation, with_summary
+from trivium.generate.chat_fit import (
+    Fitted,
+    Message,
+    Overflow,
+    Reasoning,
+    Summariser,
+    fit_conversation,
+    read_examples,
+    with_summary,
+)
 from trivium.generate.engine import Engine
-from trivium.generate.examples import read_examples
-from trivium.generate.prompting import Message, Reasoning
-from trivium.generate.requests import Event, Generation, Request
+from trivium.generate.requests import Event, Request, RequestHandle
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded, write_json
@@ -182,7 +189,7 @@ class Conversation:
         return "".join(written), len(generation.completions[0].tokens)
 
     @staticmethod
-    def _until_done(engine: Engine, generation: Generation) -> bool:
+    def _until_done(engine: Engine, generation: RequestHandle) -> bool:
         """Step until the end; false when Ctrl-C brought it about, between two steps or inside one."""
         try:
             while not generation.done:
@@ -270,7 +277,7 @@ def chat(
     """Talk with a model until the person leaves."""
 
     def opener(name: str) -> Engine:
-        return open_engine(name, runs=runs, max_rows=1, device=device, keep_prompts=1)
+        return open_engine(name, runs=runs, max_rows=1, device=device, prefix_cache_size=1)
 
     shown = read_examples(examples) if examples is not None else []
     speakers = [Speaker(name, opener(name)) for name in (model, *compare)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from trivium.generate.context import Fitted, Summariser
+from trivium.generate.chat_fit import Fitted, Summariser
 from trivium.generate.requests import Request
 from trivium.serve.connection import ClientGone
 from trivium.serve.worker import Adapted, Worker

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import trivium
-from trivium.generate.constraints import Constraint, Grammars
-from trivium.generate.grammars import Form, refusal
+from trivium.generate.constraints import Constraint, Form, Grammars, refusal
 from trivium.kit.errors import TriviumError
 from trivium.serve.failures import RequestRefused
 

@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from trivium.generate.grammars import Form, matcher_of, problem_of, vocabulary_of
+from trivium.generate.constraints import Form, matcher_of, problem_of, vocabulary_of
 
 # Of memory, beyond what the process has when it begins.
 MEMORY = 1 << 30

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from trivium.generate.cache import half_of_free_memory
 from trivium.generate.engine import Engine
+from trivium.generate.kv_cache import half_of_free_memory
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
@@ -29,7 +29,7 @@ def open_engine(
     memory_budget: int | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     sharing: int = 1,
-    keep_prompts: int = 0,
+    prefix_cache_size: int = 0,
 ) -> Engine:
     """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it."""
     folder = find_model(model, runs)
@@ -46,7 +46,7 @@ def open_engine(
         Tokenizer.load(folder),
         max_rows=max_rows,
         memory_budget=memory_budget,
-        keep_prompts=keep_prompts,
+        prefix_cache_size=prefix_cache_size,
     )
 
 

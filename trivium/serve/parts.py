@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trivium.generate.prompting import ReasoningStream, beginning_at_end
+from trivium.generate.streaming import ReasoningStream, beginning_at_end
 
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 # What some models write before a list of calls, unless it is one of their control tokens.

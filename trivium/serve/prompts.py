@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from trivium.generate.context import PARTS, Fitted, Summarise, fit_conversation, turns_of
+from trivium.generate.chat_fit import PARTS, Fitted, Summarise, fit_conversation, turns_of
 from trivium.generate.sampling import Sampling
 from trivium.serve.calls import (
     ANY_OBJECT,

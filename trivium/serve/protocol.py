@@ -16,8 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from trivium.generate.context import Overflow
-from trivium.generate.prompting import Reasoning
+from trivium.generate.chat_fit import Overflow, Reasoning
 from trivium.generate.sampling import (
     LEAST_REPETITION,
     LEAST_TEMPERATURE,

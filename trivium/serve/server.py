@@ -37,7 +37,7 @@ def serve(
     api_key: str | None = None,
     allow_origins: Sequence[str] = (),
     max_rows: int = 32,
-    keep_prompts: int = 8,
+    prefix_cache_size: int = 8,
     limits: Limits | None = None,
     device: str | None = None,
     memory_budget: int | None = None,
@@ -56,7 +56,7 @@ def serve(
             folder = find_model(names[name], runs)  # here, where Ctrl-C ends what has to be fetched
             opening = partial(
                 open_engine, folder, max_rows=max_rows, device=device, memory_budget=memory_budget,
-                adapters=beside, sharing=len(adapters), keep_prompts=keep_prompts,
+                adapters=beside, sharing=len(adapters), prefix_cache_size=prefix_cache_size,
             )  # fmt: skip
             engines[name] = thread.do(opening)
             with suppress(TriviumError):  # without its package forms are refused when one is asked for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TextIO
 from unicodedata import category
 
-from trivium.generate.prompting import ReasoningStream
+from trivium.generate.streaming import ReasoningStream
 
 DIM, PLAIN = "\x1b[2m", "\x1b[22m"
 

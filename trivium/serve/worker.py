@@ -18,8 +18,7 @@ import numpy as np
 
 from trivium.generate.constraints import Grammars
 from trivium.generate.engine import Engine
-from trivium.generate.requests import Event, Listener, Request
-from trivium.generate.requests import Generation as Handle
+from trivium.generate.requests import Event, Listener, Request, RequestHandle
 from trivium.kit.errors import TriviumError
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.failures import RequestRefused
@@ -44,7 +43,7 @@ class Generation:
         self._ready = asyncio.Event()
         self._failure: Exception | None = None
         self._unfinished = samples
-        self.handles: list[Handle] = []
+        self.handles: list[RequestHandle] = []
         self.began = time.perf_counter()
         self.first: float | None = None
         self.closed = False
@@ -125,7 +124,7 @@ class Worker:
         promise = engine.exactness.promise
         measures.watch("trivium_promise", "gauge", lambda: 1, model=name, promise=promise)
         written, reused = (
-            partial(engine.counts.__getitem__, f"{one}_tokens") for one in ("generated", "borrowed")
+            partial(engine.counts.__getitem__, f"{one}_tokens") for one in ("generated", "copied")
         )
         measures.watch("trivium_generated_tokens_total", "counter", written, model=name)
         measures.watch("trivium_reused_prompt_tokens_total", "counter", reused, model=name)
@@ -210,15 +209,18 @@ class Worker:
     def _mean_states(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         return self._engine.embed(prompts).float().cpu().numpy()
 
-    async def weigh(
+    async def score(
         self, prompts: Sequence[Sequence[int]], top: int, adapter: str | None = None
     ) -> list[tuple[Scored, ...]]:
         """How likely the model finds each prompt's own tokens, a few prompts between two steps."""
         found: list[tuple[Scored, ...]] = []
         with self._reading(prompts) as parts:
             for some in parts:
-                weighed = await self._call(partial(self._engine.weigh, some, top, adapter))
-                for prompt, (logprobs, favourites) in zip(some, weighed, strict=True):
+                scoring = partial(
+                    self._engine.score, [()] * len(some), some, top=max(top, 1), adapter=adapter
+                )
+                scores = await self._call(scoring)
+                for prompt, (logprobs, favourites) in zip(some, scores, strict=True):
                     rest = zip(prompt[1:], logprobs, favourites, strict=True)
                     scored = (Scored(token, value, tuple(best.items())) for token, value, best in rest)
                     found.append((Scored(prompt[0], None), *scored))
@@ -383,9 +385,9 @@ class Adapted:
         """Hand requests to the engine, to be computed with the adapter."""
         return await self._worker.submit([replace(one, adapter=self._adapter) for one in requests])
 
-    async def weigh(self, prompts: Sequence[Sequence[int]], top: int) -> list[tuple[Scored, ...]]:
+    async def score(self, prompts: Sequence[Sequence[int]], top: int) -> list[tuple[Scored, ...]]:
         """How likely the model finds each prompt's own tokens under the adapter."""
-        return await self._worker.weigh(prompts, top, self._adapter)
+        return await self._worker.score(prompts, top, self._adapter)
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Refused: texts are embedded by whole models."""

@@ -1,4 +1,4 @@
-"""How rows look at the cache: the model's `Context` for a chunk of prompts and for one more token each."""
+"""Attention over the cache: the model's `Context` for a chunk of prompts, and for one more token each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trivium.generate.cache import BLOCK, WHOLE_BLOCKS, Pool, Tenant, in_blocks, reach_for
+from trivium.generate.kv_cache import BLOCK, WHOLE_BLOCKS, CacheSlot, Pool, in_blocks, reach_for
 
 NEVER = float("-inf")
 
@@ -73,7 +73,7 @@ class CacheContext:
 class Piece:
     """The next tokens of one row's prompt, which begin at cache place `start`; `count` is whole blocks."""
 
-    row: Tenant
+    slot: CacheSlot
     start: int
     count: int
 
@@ -90,7 +90,7 @@ class Run:
     offset: int
 
 
-class PromptContext(CacheContext):
+class PrefillContext(CacheContext):
     """A chunk of prompts: each piece sees its own row's cache and itself."""
 
     def __init__(
@@ -105,18 +105,18 @@ class PromptContext(CacheContext):
         self._together = together
         offset, places = 0, []
         for piece in pieces:
-            pool = piece.row.pool
+            pool = piece.slot.pool
             assert pool is not None
             places.append(torch.arange(piece.start, piece.start + piece.count))
             last = self.runs[-1] if self.runs else None
             if (
                 last is not None
                 and (last.pool, last.start, last.count) == (pool, piece.start, piece.count)
-                and piece.row.slot == last.slot + last.rows
+                and piece.slot.slot == last.slot + last.rows
             ):
                 self.runs[-1] = Run(pool, last.slot, last.rows + 1, last.start, last.count, last.offset)
             else:
-                self.runs.append(Run(pool, piece.row.slot, 1, piece.start, piece.count, offset))
+                self.runs.append(Run(pool, piece.slot.slot, 1, piece.start, piece.count, offset))
             offset += piece.count
         device = self.runs[0].pool.shape.device
         self.positions = torch.cat(places).clamp(max=last_position).to(device)
@@ -199,7 +199,7 @@ class Slice:
     """The part of each mask that attention reads now, [rows, 1, 1, reach]."""
 
 
-class StepContext(CacheContext):
+class DecodeContext(CacheContext):
     """One more token for every generating row; kept from step to step while the set of rows is the same."""
 
     def __init__(
@@ -215,9 +215,9 @@ class StepContext(CacheContext):
 
         Unless `together`, each row is attended to in a call of its own, as far as it is long.
         """
-        pools = [pool for pool in pools if pool.ready]
+        pools = [pool for pool in pools if pool.decoding]
         device = pools[0].shape.device
-        lengths = [tenant.length for pool in pools for tenant in pool.tenants[: pool.ready]]
+        lengths = [slot.length for pool in pools for slot in pool.slots[: pool.decoding]]
         self.tokens, self.longest, self._lone = len(lengths), reserved, lone
         self._together, self._steps = together, 0
         self._windows = list(dict.fromkeys(windows))
@@ -230,7 +230,7 @@ class StepContext(CacheContext):
         self._slices: list[Slice] = []
         start = 0
         for pool in pools:
-            part = lengths[start : start + pool.ready]
+            part = lengths[start : start + pool.decoding]
             self._slices.append(Slice(pool, start, start + len(part), part, max(part) + 1, 0, [], {}, {}))
             start += len(part)
         for one in self._slices:
@@ -284,11 +284,11 @@ class StepContext(CacheContext):
             if one.longest > one.reach:
                 self._extend(one)
 
-    def settle(self) -> None:
-        """Write the rows' lengths back, before any of them moves; the context is of no use afterwards."""
+    def synchronise_lengths(self) -> None:
+        """Write the sequences' lengths back, before any of them moves; the context is then invalid."""
         for one in self._slices:
-            for tenant in one.pool.tenants[: one.pool.ready]:
-                tenant.length += self.stored
+            for slot in one.pool.slots[: one.pool.decoding]:
+                slot.length += self.stored
 
     @property
     def pairs(self) -> int:

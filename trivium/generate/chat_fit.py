@@ -1,13 +1,15 @@
-"""What to do when a conversation is longer than the window."""
+"""From messages to a prompt that fits the window: examples, reasoning, conversations that are too long."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from trivium.generate.prompting import Message, Reasoning, ask_to_reason, opens_thinking, split_reasoning
+from trivium.data.shapes import Example, example_of, recognised
+from trivium.data.sources import read_documents
 from trivium.generate.requests import Request, Slide
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
@@ -15,6 +17,105 @@ from trivium.kit.errors import TriviumError
 if TYPE_CHECKING:
     from trivium.generate.engine import Engine
     from trivium.tokens.tokenizer import Tokenizer
+
+
+Message = Mapping[str, Any]
+Reasoning = Literal["off", "ask", "open"]
+
+THINK, END_THINK = "<think>", "</think>"
+REQUEST_TO_THINK = (
+    f"Think the task through step by step between {THINK} and {END_THINK}, then give the answer alone."
+)
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """A model's text divided into what it thought and what it answered."""
+
+    thoughts: str | None
+    answer: str
+
+
+def with_instruction(messages: Sequence[Message], instruction: str) -> list[dict[str, Any]]:
+    """The conversation with a sentence added to its system message, which is created if there is none."""
+    copied = [dict(message) for message in messages]
+    if copied and copied[0].get("role") == "system":
+        copied[0]["content"] = f"{copied[0]['content']}\n\n{instruction}"
+        return copied
+    return [{"role": "system", "content": instruction}, *copied]
+
+
+def ask_to_reason(messages: Sequence[Message], reasoning: Reasoning) -> tuple[list[dict[str, Any]], str]:
+    """The messages, and the text the answer shall begin with (`open` writes the tag for the model)."""
+    if reasoning == "off":
+        return [dict(message) for message in messages], ""
+    return with_instruction(messages, REQUEST_TO_THINK), f"{THINK}\n" if reasoning == "open" else ""
+
+
+def opens_thinking(prompt: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Whether a prompt ends where the model has begun to think."""
+    return tokenizer.decode(prompt[-8:], skip_control=False).rstrip().endswith(THINK)
+
+
+def split_reasoning(text: str, *, opened: bool = False) -> Reasoned:
+    """Separate the thinking from the answer; thinking that never ended leaves an empty answer."""
+    head, tag, rest = text.partition(THINK)
+    if not tag:
+        if not opened:
+            # some templates write the opening tag in the prompt, so only the closing one is generated
+            thoughts, closing, answer = text.partition(END_THINK)
+            return Reasoned(thoughts.strip(), answer.lstrip()) if closing else Reasoned(None, text)
+        head, rest = "", text
+    elif opened:
+        head, rest = "", head + rest
+    thoughts, _, answer = rest.partition(END_THINK)
+    before = head.strip()
+    return Reasoned(thoughts.strip(), f"{before}\n{answer.lstrip()}" if before else answer.lstrip())
+
+
+def few_shot(
+    examples: Sequence[tuple[str, str]], question: str, *, system: str | None = None
+) -> list[dict[str, Any]]:
+    """A conversation in which the examples were already asked and answered."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    for asked, answered in examples:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    return [*messages, {"role": "user", "content": question}]
+
+
+def few_shot_text(
+    examples: Sequence[tuple[str, str]], question: str, *, asked: str = "Question:", answered: str = "Answer:"
+) -> str:
+    """The same for a model that only continues text; the prompt ends where the answer begins."""
+    blocks = [f"{asked} {one}\n{answered} {other}" for one, other in examples]
+    return "\n\n".join([*blocks, f"{asked} {question}\n{answered}"])
+
+
+def read_examples(path: str | Path) -> list[dict[str, Any]]:
+    """The examples of a file as one conversation: rows of messages, or of a prompt and its answer."""
+    told: list[dict[str, Any]] = []
+    for document in read_documents(str(path)):
+        try:
+            told += _exchange(example_of(recognised(document.fields), document.fields))
+        except TriviumError as error:
+            raise TriviumError(f"The example {document.id} {error}.") from None
+    if not told:
+        raise TriviumError(f"{path} holds no examples; give a prompt and a completion on each line.")
+    return told
+
+
+def _exchange(example: Example) -> list[dict[str, Any]]:
+    if example.prompt is not None and example.completion is not None:
+        return few_shot([(example.prompt, example.completion)], "")[:-1]
+    if not example.messages:
+        raise TriviumError("is a text without a question; give a prompt and a completion, or messages")
+    messages = [dict(message) for message in example.messages]
+    if any(message["role"] in ("system", "developer") for message in messages):
+        raise TriviumError("has a system message; say that once for the whole conversation")
+    if messages[0]["role"] != "user" or messages[-1]["role"] != "assistant":
+        raise TriviumError("does not begin with a user's message and end with an assistant's")
+    return messages
+
 
 Overflow = Literal["refuse", "drop", "slide", "summarise"]
 Summarise = Callable[[Sequence[Message], int], str]

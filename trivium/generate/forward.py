@@ -1,13 +1,13 @@
 """A faster way to run the same model: layers fused and buffers laid out once, derived from the modules.
 
-`Plan` computes what `Transformer.forward` computes (a test holds the two together) for float32 on a CPU,
-where much of a step of one row is spent on dispatching small operations. It differs in form only:
+`FusedForward` computes what `Transformer.forward` computes (a test holds the two together) for float32 on a
+CPU, where much of a step of one row is spent on dispatching small operations. It differs in form only:
 
 - the projections of one input are one matrix, stored transposed; products are computed for numbers of rows
   that were found to give every row the same bits (`exactness`), so a row's numbers do not depend on the
   other rows. A pass of fewer rows is padded, unless the engine has only one;
 - a norm's scale is multiplied into the matrix that follows it;
-- heads are stored with their two halves interleaved, so that turning them is one complex multiplication.
+- heads are stored with their two halves interleaved, so that rotating them is one complex multiplication.
 
 A lone adapter and the values of rounded matrices are multiplied out once; what a plan does not cover
 (experts, several adapters, rounded rows, low precision, GPUs) runs through the modules themselves.
@@ -17,20 +17,97 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from trivium.generate.attending import CacheContext
-from trivium.generate.exactness import of_model
-from trivium.generate.matrices import WIDEST, Blocks, LayerPlan, Scale, covers, multiply
-from trivium.generate.weights import versions
+from trivium.generate.attention import CacheContext
+from trivium.generate.exactness import BIT_EXACT, CLOSE, Exactness, InVerifiedSizes, of_model, of_modules
+from trivium.generate.matrices import WIDEST, Blocks, FusedLayer, Scale, covers, multiply, versions
+from trivium.kit.errors import TriviumError
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
 from trivium.model.positions import Rotary
+from trivium.model.quantize import rounds_rows
 from trivium.model.transformer import Layer, Transformer
+
+
+class ForwardPass(Protocol):
+    """What the engine needs of a model."""
+
+    exactness: Exactness
+    """What was found of the numbers that these passes compute on this machine."""
+
+    def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
+        """Hidden states after the last norm, [N, width]."""
+        ...
+
+    def prefill(self, tokens: Tensor, context: CacheContext) -> None:
+        """Cache the tokens' keys and values and compute no more than that takes."""
+        ...
+
+    def decode(self, tokens: Tensor, context: CacheContext) -> Tensor:
+        """Scores over the vocabulary after each token, [N, V]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary of hidden states."""
+        ...
+
+    def rotate_keys(self, keys: Tensor, layer: int, places: int) -> Tensor:
+        """Cached keys of one layer, rotated as if they stood further back."""
+        ...
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        ...
+
+    def refresh_if_changed(self) -> None:
+        """Take over the weights if an optimiser has stepped since."""
+        ...
+
+
+class ModuleForward:
+    """The model as it is."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self.exactness = of_model(model, of_modules(model))
+        rounds = any(isinstance(one, nn.Linear) and rounds_rows(one.weight) for one in model.modules())
+        if self.exactness.promise == BIT_EXACT and (model.config.experts is not None or rounds):
+            # the sum over a token's experts, and products of rows in whole numbers, are not probed
+            self.exactness = replace(self.exactness, promise=CLOSE)
+
+    def _in_sizes(self) -> AbstractContextManager:
+        rows = self.exactness.rows
+        return InVerifiedSizes(rows) if rows.sizes else nullcontext()
+
+    def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
+        with self._in_sizes():
+            return self.model(tokens, context)
+
+    def prefill(self, tokens: Tensor, context: CacheContext) -> None:
+        self.forward(tokens, context)
+
+    def decode(self, tokens: Tensor, context: CacheContext) -> Tensor:
+        return self.logits(self.forward(tokens, context))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        with self._in_sizes():
+            return self.model.logits(hidden)
+
+    def rotate_keys(self, keys: Tensor, layer: int, places: int) -> Tensor:
+        raise TriviumError("this model's positions cannot slide: choose another way to fit the conversation.")
+
+    def refresh(self) -> None:
+        """Nothing is copied, so nothing is stale."""
+
+    def refresh_if_changed(self) -> None:
+        """Nothing is copied, so nothing is stale."""
 
 
 @dataclass
@@ -44,7 +121,7 @@ class Buffers:
     lengths: Tensor
     projected: Tensor
     projected_parts: tuple[Tensor, ...]
-    turning: Tensor
+    rotating: Tensor
     queries_keys: Tensor
     query: Tensor
     query_flat: Tensor
@@ -58,14 +135,14 @@ class Buffers:
     up: Tensor
     tokens: Tensor
     positions: Tensor
-    turns: Tensor
+    rotations: Tensor
     cuts: list[slice]
     """The rows of each product."""
     logits: Tensor | None = None
     logits_parts: tuple[Tensor, ...] = ()
 
 
-class Plan:
+class FusedForward:
     """A model's forward pass for generation."""
 
     def __init__(self, model: Transformer, *, alone: bool = False) -> None:
@@ -74,7 +151,7 @@ class Plan:
         self.model, self.alone = model, alone
         self._selection = selection_of(model)
         self._rows = 0
-        self._turn: dict[int, Tensor | None] = {id(None): None}
+        self._rotation: dict[int, Tensor | None] = {id(None): None}
         self._storage: dict[str, Tensor] = {}
         self._buffers: dict[int, Buffers] = {}
         self._tables: dict[int, Tensor] = {}
@@ -90,7 +167,7 @@ class Plan:
             # one row reads each matrix once, in order, however wide it is
             widest = sys.maxsize if self.alone else WIDEST
             self.layers = [
-                LayerPlan(layer, self.model, widest)
+                FusedLayer(layer, self.model, widest)
                 for layer in self.model.layers
                 if isinstance(layer, Layer)
             ]
@@ -129,11 +206,11 @@ class Plan:
     def _lay_out(self, count: int) -> Buffers:
         config = self.model.config
         heads, key_heads, head_width = config.heads, config.key_value_heads, config.head_width
-        turning = heads + key_heads
-        projected = self._space("projected", count, (turning + key_heads) * head_width)
-        queries_keys = projected[:, : turning * head_width]
+        rotating = heads + key_heads
+        projected = self._space("projected", count, (rotating + key_heads) * head_width)
+        queries_keys = projected[:, : rotating * head_width]
         entered = self._space("entered", count, (2 if config.gated else 1) * config.inner_width)
-        halves = queries_keys.view(count, turning, -1, 2) if config.positions == "rope" else None
+        halves = queries_keys.view(count, rotating, -1, 2) if config.positions == "rope" else None
         query = projected[:, : heads * head_width]
         long = None
         stream = self._space("stream", count, config.width + (0 if self.least is None else 16))
@@ -147,13 +224,13 @@ class Plan:
             lengths=self._space("lengths", count, 1),
             projected=projected,
             projected_parts=self.layers[0].projection.split(projected),
-            turning=torch.view_as_complex(halves) if halves is not None else queries_keys,
-            queries_keys=queries_keys.view(count, turning, head_width),
+            rotating=torch.view_as_complex(halves) if halves is not None else queries_keys,
+            queries_keys=queries_keys.view(count, rotating, head_width),
             query=query.view(count, key_heads, heads // key_heads, head_width),
             query_flat=query,
-            key_flat=projected[:, heads * head_width : turning * head_width],
+            key_flat=projected[:, heads * head_width : rotating * head_width],
             key_value=projected[:, heads * head_width :],
-            head_lengths=self._space("head_lengths", count, turning).unsqueeze(-1),
+            head_lengths=self._space("head_lengths", count, rotating).unsqueeze(-1),
             mixed=self._space("mixed", count, heads * head_width),
             entered_parts=self.layers[0].entry.split(entered),
             gate=entered[:, : config.inner_width],
@@ -161,12 +238,14 @@ class Plan:
             inner=self._space("inner", count, config.inner_width),
             tokens=torch.zeros(count, dtype=torch.long),
             positions=torch.zeros(count, dtype=torch.long),
-            turns=self._space("turns", count, head_width // 2, torch.complex64),
+            rotations=self._space("rotations", count, head_width // 2, torch.complex64),
             cuts=self.exactness.rows.cuts(count),
         )
 
-    def _turns(self, rotary: Rotary, context: CacheContext, positions: Tensor, out: Tensor | None) -> Tensor:
-        """Complex numbers of length `factor` by which each token's pairs are turned, [N, 1, D / 2]."""
+    def _rotations(
+        self, rotary: Rotary, context: CacheContext, positions: Tensor, out: Tensor | None
+    ) -> Tensor:
+        """Complex numbers of length `factor` by which each token's pairs are rotated, [N, 1, D / 2]."""
         if rotary.grows:
             longest = context.longest
             if isinstance(longest, Tensor) and len(longest) < len(positions):
@@ -186,14 +265,14 @@ class Plan:
         room = self._forward(tokens, context, self.layers)
         return self.last.whole(room.stream, room.rows, room.lengths, room.long)[: len(tokens)]
 
-    def fill(self, tokens: Tensor, context: CacheContext) -> None:
+    def prefill(self, tokens: Tensor, context: CacheContext) -> None:
         """Cache the tokens' keys and values; what the last layer would make of them nobody asks."""
         note_pass(self.model, self._padded(len(tokens)), context, filling=True)
         room = self._forward(tokens, context, self.layers[:-1])
-        self._project(self.layers[-1], room, self._turn[id(self.layers[-1].rotary)])
+        self._project(self.layers[-1], room, self._rotation[id(self.layers[-1].rotary)])
         context.store(len(self.layers) - 1, room.key_value[: len(tokens)])
 
-    def step(self, tokens: Tensor, context: CacheContext) -> Tensor:
+    def decode(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Scores over the vocabulary after each token, [N, V]; the next call may overwrite them."""
         note_pass(self.model, self._padded(len(tokens)), context)
         note_product(self._padded(len(tokens)), self.model.head_weight)
@@ -211,7 +290,7 @@ class Plan:
         """How many rows are computed for so many tokens."""
         return count if self.alone and count == 1 else self.exactness.rows.padded(count)
 
-    def _forward(self, tokens: Tensor, context: CacheContext, layers: Sequence[LayerPlan]) -> Buffers:
+    def _forward(self, tokens: Tensor, context: CacheContext, layers: Sequence[FusedLayer]) -> Buffers:
         count, model, positions = tokens.shape[0], self.model, context.positions
         padded = self._padded(count)
         room = self._room(padded)
@@ -225,15 +304,17 @@ class Plan:
         if model.position_embedding is not None:
             stream.add_(model.position_embedding.weight.index_select(0, positions))
         for index, rotary in enumerate(self.rotaries):
-            self._turn[id(rotary)] = self._turns(rotary, context, positions, None if index else room.turns)
+            self._rotation[id(rotary)] = self._rotations(
+                rotary, context, positions, None if index else room.rotations
+            )
         for layer in layers:
-            self._project(layer, room, self._turn[id(layer.rotary)])
+            self._project(layer, room, self._rotation[id(layer.rotary)])
             self._attend(layer, room, context, count)
             self._inner(layer, room)
         return room
 
-    def _project(self, layer: LayerPlan, room: Buffers, turns: Tensor | None) -> None:
-        """Queries, keys and values of one layer, normalised and turned."""
+    def _project(self, layer: FusedLayer, room: Buffers, rotations: Tensor | None) -> None:
+        """Queries, keys and values of one layer, normalised and rotated."""
         stream = room.stream
         before = layer.before
         rows = stream if before is None else before.divide(stream, room.rows, room.lengths, room.long)
@@ -245,10 +326,10 @@ class Plan:
             layer.head_scales[1].divide(room.key_flat, room.key_flat, room.lengths)
         if layer.norms != "none":
             room.queries_keys.mul_(layer.head_weight)
-        if turns is not None:
-            room.turning.mul_(turns)
+        if rotations is not None:
+            room.rotating.mul_(rotations)
 
-    def _attend(self, layer: LayerPlan, room: Buffers, context: CacheContext, count: int) -> None:
+    def _attend(self, layer: FusedLayer, room: Buffers, context: CacheContext, count: int) -> None:
         stream = room.stream
         context.store(layer.index, room.key_value)
         mixed = context.read(layer.index, room.query, layer.scale, layer.window, layer.soft_cap)
@@ -257,7 +338,7 @@ class Plan:
             mixed = room.mixed
         self._add(stream, mixed, layer.output, layer.output_bias, layer.after, room)
 
-    def _inner(self, layer: LayerPlan, room: Buffers) -> None:
+    def _inner(self, layer: FusedLayer, room: Buffers) -> None:
         stream = room.stream
         before = layer.inner_before
         rows = stream if before is None else before.divide(stream, room.rows, room.lengths, room.long)
@@ -306,11 +387,16 @@ class Plan:
         cap = self.model.config.final_soft_cap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
-    def turn_keys(self, keys: Tensor, layer: int, places: int) -> Tensor:
-        """Cached keys [..., D] of one layer, turned as if they stood `places` further back."""
+    def rotate_keys(self, keys: Tensor, layer: int, places: int) -> Tensor:
+        """Cached keys [..., D] of one layer, rotated as if they stood `places` further back."""
         rotary = self.layers[layer].rotary
         if rotary is None:
             return keys
         angles = rotary.angles(torch.tensor([places]), 0)[0]
         pairs = torch.view_as_complex(keys.unflatten(-1, (-1, 2)).contiguous())
         return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), -angles)).flatten(-2)
+
+
+def forward_pass_of(model: Transformer, rows: int) -> ForwardPass:
+    """The fastest way to run this model that computes the same for up to this many rows at once."""
+    return FusedForward(model, alone=rows == 1) if covers(model) else ModuleForward(model)
