@@ -8,6 +8,7 @@ import pytest
 from trivium import world
 from trivium.kit.errors import TriviumError
 from trivium.world.country import country_of
+from trivium.world.sums import _operands
 
 DIGEST = """
 import hashlib
@@ -145,6 +146,21 @@ def test_every_step_of_every_sum_is_right():
                 left, right = line.split(" = ")
                 assert eval(left) == int(right)
             assert int(body[-2].split(" = ")[1]) == document.truth["answer"]
+
+
+def test_every_second_number_that_stays_in_range_is_asked_in_one_split_or_in_all():
+    """From 2 to 20 in a sum that stays between 1 and the largest; two long numbers belong to one split."""
+    splits = ("train", "validation", "test")
+    for largest in (10, 57, 99):
+        for total in range(2, largest + 1):
+            for sign, result in (("+", total.__add__), ("-", total.__sub__), ("*", total.__mul__)):
+                found = [_operands(total, sign, largest, split) for split in splits]
+                most = 3 if sign == "*" else 20
+                wanted = [other for other in range(2, most + 1) if 1 <= result(other) <= largest]
+                assert sorted({other for one in found for other in one}) == wanted
+                for other in wanted:
+                    times = sum(other in one for one in found)
+                    assert times == (1 if min(total, other) > 9 and sign != "*" else len(splits))
 
 
 def test_no_number_sequence_and_no_pair_of_long_numbers_crosses_the_splits():
