@@ -16,6 +16,7 @@ from trivium.cli import cli
 from trivium.evals import asking
 from trivium.evals.asking import Subject, first_block, first_sentence
 from trivium.evals.evaluate import evaluate
+from trivium.evals.knowledge import questions
 from trivium.evals.results import Results
 from trivium.evals.settings import Settings, read_spec
 from trivium.evals.task import task_names
@@ -112,6 +113,20 @@ def test_examples_stand_before_the_question_and_never_hold_it():
         assert record.asked.count("Question:") == 4
         own_question = record.asked.rsplit("Question:", 1)[1]
         assert own_question not in record.asked.rsplit("Question:", 1)[0]
+
+
+def test_every_question_has_examples_of_its_own_from_train():
+    """The n-th question is shown the n-th few of the training questions, in order, and none twice."""
+    few, asked = 3, 7
+    found = questions("facts", Settings(limit=asked, shots=few, seed=5))
+    train = [
+        (one.question, one.answer) for one in world.questions("facts", "train", seed=6, limit=few * asked)
+    ]
+    assert len(set(train)) > few
+    assert [examples for _, examples in found] == [
+        train[few * number : few * (number + 1)] for number in range(asked)
+    ]
+    assert [question for question, _ in found] == list(world.questions("facts", "test", seed=5, limit=asked))
 
 
 def test_the_grid_of_the_passkey_keeps_lengths_and_depths():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import pytest
 
 import trivium
@@ -9,11 +12,15 @@ from tests.test_midtrain import RECIPE, changes, recipe
 from tests.tuning import own, save, small_model, write_rows
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json, write_json
+from trivium.learn.settings import Training
+from trivium.model.config import ModelConfig
 from trivium.pipeline import show
 from trivium.pipeline.plan import plan
 from trivium.pipeline.show import documents
 from trivium.pipeline.store import Entry
+from trivium.stages.parts.parents import rates_after
 from trivium.stages.parts.stage import Stage
+from trivium.stages.parts.training import GROUPS
 
 BASE = RECIPE[: RECIPE.index("  fork:")]
 MORE = """\
@@ -260,3 +267,15 @@ def test_a_number_scales_the_rates_that_the_parent_had_and_another_optimiser_is_
         assert found == pytest.approx({group: rate / 10 for group, rate in peak.items()})
     else:
         assert changes(more)["optimiser"] == ("adamw", "muon")
+
+
+@pytest.mark.parametrize("width", [32, 768, 3072])
+def test_adamws_own_rate_falls_with_the_root_of_the_width(tmp_path, width):
+    """1e-3 at a width of 768, for every group alike; nothing is known of the parent."""
+    said = []
+    work = SimpleNamespace(change=lambda *change: said.append(change))
+    config = ModelConfig(vocabulary=64, width=width, layers=1, heads=1, inner_width=64, context=32)
+    rates = rates_after(work, Training(optimiser="adamw"), "parent", tmp_path / "model", config)
+    wanted = 1e-3 * math.sqrt(768 / width)
+    assert [rates.of(group) for group in GROUPS] == [pytest.approx(wanted)] * len(GROUPS)
+    assert said == [("learning rate", "unknown", pytest.approx(wanted))]

@@ -96,6 +96,51 @@ def test_a_model_that_is_surer_than_right_is_named_and_one_that_is_not_is_not() 
     change = one["overconfidence"]["difference"]
     assert change["value"] == pytest.approx(one["confidence"]["value"] - one["accuracy"]["value"])
     assert 0.1 < change["low"] < change["value"] < change["high"] < 0.5
+    told = {"a": (0.3, True), "b": (-0.2, True), "c": (0.4, False), "d": (0.1, True), "e": (0.0, True)}
+    shown = {
+        name: {"overconfidence": {"shown": clear, "difference": {"value": value}}}
+        for name, (value, clear) in told.items()
+    }
+    assert sentence.confidence({"models": shown}) == "a and d are overconfident; b is underconfident."
+
+
+def test_confidence_and_accuracy_are_means_over_each_tenth() -> None:
+    random = np.random.default_rng(5)
+    sure = random.uniform(0.25, 1.0, 90)
+    right = random.random(90) < sure
+
+    def scores(name: str) -> list[dict[str, float]]:
+        return [
+            {"confidence": float(one), "multiple-choice accuracy": float(hit)}
+            for one, hit in zip(sure, right)
+        ]
+
+    bins = of_models("calibration", scores)["numbers"]["confidence"]["models"]["b"]["bins"]
+    tenths = [(sure >= low / 10) & (sure < (low + 1) / 10) for low in range(10)]
+    held = [tenth for tenth in tenths if tenth.any()]
+    assert [one["confidence"] for one in bins] == [pytest.approx(sure[tenth].mean()) for tenth in held]
+    assert [one["accuracy"]["value"] for one in bins] == [
+        pytest.approx(right[tenth].mean()) for tenth in held
+    ]
+    assert [one["accuracy"]["n"] for one in bins] == [int(tenth.sum()) for tenth in held]
+
+
+def test_length_and_ending_are_told_of_where_a_change_is_shown() -> None:
+    def model(ends: float, length: float, **changes: float) -> dict[str, Any]:
+        told = {name: {"shown": True, "difference": {"value": value}} for name, value in changes.items()}
+        return {"ended": {"value": ends}, "tokens": {"value": length}, "changes": told}
+
+    found = {"a": model(0.6, 10.0), "b": model(0.8, 7.0, ended=0.2, tokens=-3.0), "c": model(0.8, 9.0)}
+    before = {"b": "a", "c": "b"}
+    ending = "b ends its answers by itself more often than a (80 % against 60 %)"
+    length = "b writes shorter answers than a (7 tokens against 10)"
+    told = sentence.manner(found, before)
+    assert ending in told
+    assert length in told
+    del found["b"]["changes"]["ended"]
+    assert sentence.manner(found, before) == f"{length}."
+    found["b"]["changes"]["tokens"]["shown"] = False
+    assert sentence.manner(found, before).startswith("Between no neighbours")
 
 
 def gauge(known: np.ndarray, gave: np.ndarray, mended: np.ndarray) -> list[dict[str, float]]:

@@ -106,6 +106,19 @@ def test_graded_shares_cover_what_they_promise_and_stay_shares(mean: float, n: i
     assert 0.93 <= drawn(holds, 3000) <= most
 
 
+def test_a_score_whose_items_weigh_differently_is_their_weighted_mean() -> None:
+    """Also where the score is a share and most weights are one."""
+    weights = [1.0, 1.0, 3.0, 1.0, 7.0, 1.0, 2.0, 1.0]
+    values = [0.0, 1.0, 0.5, 1.0, 0.25, 0.0, 1.0, 0.5]
+    records = [
+        Record(str(at), "", "", (), {"x": value}, {"x": weight})
+        for at, (value, weight) in enumerate(zip(values, weights))
+    ]
+    found = estimate(records, "x")
+    assert found.value == pytest.approx(float(np.average(values, weights=weights)))
+    assert found.low < found.value < found.high
+
+
 def test_a_graded_score_of_records_stays_a_share() -> None:
     values = [0.25, *[0.0] * 99]
     found = estimate(
@@ -183,6 +196,8 @@ def test_a_model_beside_itself_gets_an_interval_that_is_no_point() -> None:
     assert found.low < 0 < found.high
     # All answers of one length say nothing about how far lengths may lie apart.
     assert bootstrap([12.0] * 50).high == math.inf
+    lone = bootstrap([3.0, 4.0, 8.0], clusters=["town"] * 3)
+    assert (lone.low, lone.value, lone.high, lone.n) == (-math.inf, 5.0, math.inf, 3)
     alone = paired_difference([0.0] * 6, [1.0] * 6, clusters=["town"] * 6).interval
     assert (alone.low, alone.value, alone.high) == (-1.0, 1.0, 1.0)
     assert proportion([1.0] * 6, ["town"] * 6).low == 0.0, "one entity alone bounds nothing"
