@@ -22,6 +22,7 @@ from trivium.lab.findings import (
 )
 from trivium.lab.formatting import figure
 from trivium.lab.page import page
+from trivium.lab.sections import skills
 
 
 def interval(low: float, value: float, high: float) -> dict:
@@ -62,6 +63,19 @@ def test_nothing_is_compared_where_different_things_were_asked():
     report = report_of(raw)
     assert report["numbers"]["skills"][0]["changes"] == {}
     assert "nothing" in sentence.stage_in_short(report["numbers"]["skills"], "b", "a")
+
+
+def test_a_model_that_was_not_asked_and_one_without_a_case_have_cells_that_say_so():
+    right = {"a": np.arange(40) < 9, "b": np.arange(40) < 39}
+    raw = collected({"facts": right, "craft": {"b": np.arange(30) < 9}, "gsm8k": right}, {"b": "a"})
+    for record in raw["tasks"]["gsm8k"]["models"]["a"]["records"]:
+        del record["scores"]["accuracy"]
+    report = report_of(raw)
+    told = {row["task"]: row for row in skills(raw, report["numbers"])["rows"]}
+    assert [cell["text"] for cell in told["craft"]["cells"]] == ["not asked", "30 %"]
+    assert [cell["text"] for cell in told["gsm8k"]["cells"]] == ["no case", "98 %"]
+    assert [told[task]["items"] for task in ("facts", "craft", "gsm8k")] == ["40", "30", "40"]
+    assert "no case" in page(report)
 
 
 @pytest.mark.parametrize(
