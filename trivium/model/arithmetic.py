@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from trivium.model.uncompiled import uncompiled
+
 if TYPE_CHECKING:
     from trivium.model.attention import Context
     from trivium.model.config import ModelConfig
@@ -49,21 +51,21 @@ def layer_matrices(config: ModelConfig, layer: int) -> int:
 
 
 # Nothing of this is part of the graph that a compiler should see.
-@torch.compiler.disable
+@uncompiled
 def note_product(rows: int, weight: Tensor, times: int = 1) -> None:
     """So many rows times this matrix, so many times: once forward, once for each gradient."""
     for tally in _open:
         tally.operations += 2.0 * rows * weight.numel() * times
 
 
-@torch.compiler.disable
+@uncompiled
 def note_products(first: Tensor, second: Tensor, times: int = 1) -> None:
     """Stacked matrices [n, r, k] times [n, k, c], so many times."""
     for tally in _open:
         tally.operations += 2.0 * first.numel() * second.shape[-1] * times
 
 
-@torch.compiler.disable
+@uncompiled
 def note_pass(
     model: Transformer, tokens: int, context: Context, wanted: int | None = None, *, filling: bool = False
 ) -> None:

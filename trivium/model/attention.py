@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.model.operations import in_product_type
+from trivium.model.uncompiled import uncompiled
 from trivium.model.varlen import HALF, varlen_kernel, without
 
 
@@ -203,7 +204,7 @@ class Documents:
         return self.attend_groups(query, key, value, scale, window, soft_cap)
 
     # The groups change with every batch: compiled code would be specialised to each of them and thrown away.
-    @torch.compiler.disable
+    @uncompiled
     def attend_groups(
         self,
         query: Tensor,

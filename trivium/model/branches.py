@@ -19,6 +19,7 @@ from trivium.model.attention import (
 )
 from trivium.model.config import ModelConfig
 from trivium.model.operations import in_product_type
+from trivium.model.uncompiled import uncompiled
 from trivium.model.varlen import varlen_kernel
 
 
@@ -139,7 +140,7 @@ class Branches:
         return self.attend_groups(query, key, value, scale, window, soft_cap)
 
     # The groups change with every batch: compiled code would be specialised to each of them and thrown away.
-    @torch.compiler.disable
+    @uncompiled
     def attend_groups(
         self, query: Tensor, key: Tensor, value: Tensor,
         scale: float, window: int | None, soft_cap: float | None,

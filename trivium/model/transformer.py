@@ -90,6 +90,12 @@ class Layer(nn.Module):
         return stream + (rows if self.mlp_post_norm is None else self.mlp_post_norm(rows))
 
 
+def make_table(rows: int, width: int) -> nn.Embedding:
+    """An embedding; one without numbers draws none, for which torch would import its compiler."""
+    weight = torch.empty(rows, width)
+    return nn.Embedding(rows, width, _weight=weight if weight.is_meta else nn.init.normal_(weight))
+
+
 class Transformer(nn.Module):
     """A decoder over a flat list of tokens; the context alone knows which of them belong together."""
 
@@ -97,9 +103,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute: Recompute = "none"
-        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.embedding = make_table(config.vocabulary, config.width)
         self.position_embedding = (
-            nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+            make_table(config.context, config.width) if config.positions == "learned" else None
         )
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
         self.norm = make_norm(config, config.width)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trivium.model.uncompiled import uncompiled
+
 log = logging.getLogger("trivium.model")
 NEEDED = frozenset({"scale", "window_size"})
 HALF = (torch.bfloat16, torch.float16)
@@ -85,7 +87,7 @@ def varlen_kernel(device: torch.device) -> VarlenKernel | None:
     return kernel
 
 
-@torch.compiler.disable
+@uncompiled
 def without(reason: str) -> None:
     """Say once in a process why documents of several lengths are attended in groups."""
     if reason not in _said:

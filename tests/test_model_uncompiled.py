@@ -1,0 +1,57 @@
+"""What is left out of compiled code, and that the compiler is imported only where something is compiled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trivium.model.uncompiled import uncompiled
+
+PROGRAM = """
+import sys
+from trivium.cli import main
+main(sys.argv[1:])
+print("compiler imported:", "torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_without_anything_to_compile_the_compiler_is_not_imported(tmp_path: Path, command: str) -> None:
+    words = [command, "pocket", "--runs", str(tmp_path), "--set", "base.tokens=2k", "--only", "base"]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "compiler imported: False"
+
+
+def test_a_marked_function_runs_as_it_is_inside_of_compiled_code() -> None:
+    traced: list[bool] = []
+
+    @uncompiled
+    def twice(rows: torch.Tensor) -> torch.Tensor:
+        traced.append(torch.compiler.is_compiling())
+        return inner(rows)
+
+    def inner(rows: torch.Tensor) -> torch.Tensor:
+        traced.append(torch.compiler.is_compiling())
+        return 2 * rows
+
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    @torch.compile(backend=backend)
+    def compiled(rows: torch.Tensor) -> torch.Tensor:
+        return twice(rows + 1) - 3
+
+    for rows in (torch.ones(2), torch.ones(2), torch.ones(5)):
+        traced.clear()
+        assert compiled(rows).tolist() == [1.0] * len(rows)
+        assert traced == [False, False]
+    # what comes before, and what comes after; once more for another number of rows
+    assert len(graphs) == 4
