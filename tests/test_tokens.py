@@ -164,7 +164,7 @@ def test_text_never_yields_a_control_token(name: str, data: st.DataObject) -> No
 
 
 def read_back(name: str, text: str) -> str:
-    """The text as decoding gives it: Metaspace's letter for a space is a space, and one may begin the text."""
+    """The text as decoding gives it: letters that stand for a space are spaces."""
     if name.startswith(("llama2", "gemma")):
         text = text.replace("▁", " ")
     # With "first" a space at the beginning is taken for the one that is put before every text.
