@@ -1,0 +1,200 @@
+"""A larger model from a smaller one: what a person can ask for, and the model that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import Count
+from trivium.kit.settings import Settings
+from trivium.model.attention import Documents
+from trivium.model.config import ModelConfig
+from trivium.model.deepen import DepthMethod, Place, blocks_for, deepened, deepened_config, deepened_moments
+from trivium.model.families import write_config
+from trivium.model.initialise import build
+from trivium.model.transformer import Transformer
+from trivium.model.widen import (
+    NOISE,
+    WidthMethod,
+    as_experts,
+    widened,
+    widened_moments,
+    widening,
+    with_experts,
+)
+
+Weights = Mapping[str, Tensor]
+TOLERANCE = 1e-4
+"""How far logits may move in a growth that promises to keep the function."""
+
+
+class GrownExperts(Settings):
+    """Experts in place of the inner layers (sparse up-cycling)."""
+
+    count: int = Field(ge=2)
+    """The number of experts in each layer."""
+    per_token: int = Field(default=2, ge=1)
+    """How many of them a token passes through."""
+    noise: float = Field(default=0.0, ge=0)
+    """Noise on every copy of the inner layer, as a share of its deviation; above 0 the function changes."""
+
+
+class GrowthSettings(Settings):
+    """How a model becomes larger."""
+
+    layers: int | None = Field(default=None, ge=1)
+    """The number of layers afterwards."""
+    method: DepthMethod = "identity"
+    """How layers are added: `identity` blocks keep the function; `stack` repeats all layers, `interpolate`
+    puts blends between neighbours, `overlap` joins two copies (SOLAR), `random` adds untrained layers."""
+    place: Place = "interleaved"
+    """Where identity and random blocks go: spread evenly, all in the middle, or all at the end."""
+    width: Count | None = Field(default=None, ge=1)
+    """The width of the residual stream afterwards; heads and inner layer follow in proportion."""
+    heads: int | None = Field(default=None, ge=1)
+    """The number of heads afterwards; their width stays."""
+    key_value_heads: int | None = Field(default=None, ge=1)
+    """The number of key-value heads afterwards; as many heads share one as before."""
+    inner_width: Count | None = Field(default=None, ge=1)
+    """The width of the inner layer afterwards."""
+    width_method: WidthMethod | None = None
+    """`tile` copies units (HyperCloning), `pad` adds silent ones; `tile` for whole multiples of the width."""
+    noise: float = Field(default=NOISE, ge=0)
+    """By how much copies of a unit differ, as a share of the weights' deviation; at 0 they stay equal."""
+    experts: GrownExperts | None = None
+    """Turn the inner layers into mixtures of experts."""
+
+    @model_validator(mode="after")
+    def something_grows(self) -> GrowthSettings:
+        """Growth by nothing is a mistake."""
+        if not any(
+            (self.layers, self.width, self.heads, self.key_value_heads, self.inner_width, self.experts)
+        ):
+            raise ValueError(
+                "nothing grows here: give `layers`, `width`, `heads`, `inner_width` or `experts`"
+            )
+        return self
+
+    @property
+    def keeps_function(self) -> bool:
+        """Whether the grown model has to compute what the small one did."""
+        deeper = self.layers is None or self.method == "identity"
+        return deeper and (self.experts is None or self.experts.noise == 0)
+
+    @property
+    def widens(self) -> bool:
+        """Whether any width grows."""
+        return any((self.width, self.heads, self.key_value_heads, self.inner_width))
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A larger model: its config, its weights, and what becomes of the optimiser's state."""
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    moments: Callable[[Weights], dict[str, Tensor]]
+    new_layers: tuple[int, ...]
+    """The layers that no layer of the small model became."""
+
+
+def grow(config: ModelConfig, weights: Weights, wish: GrowthSettings, *, seed: int) -> Grown:
+    """Widen, deepen and up-cycle, in this order."""
+    steps: list[Callable[[Weights], dict[str, Tensor]]] = []
+    found: Weights = weights
+    new_layers: tuple[int, ...] = ()
+    if wish.widens:
+        whole = wish.width is None or wish.width % config.width == 0
+        how = widening(
+            config, wish.width_method or ("tile" if whole else "pad"), width=wish.width, heads=wish.heads,
+            key_value_heads=wish.key_value_heads, inner_width=wish.inner_width,
+        )  # fmt: skip
+        found = widened(how, found, noise=wish.noise, seed=seed)
+        config = how.after
+        steps.append(lambda moments: widened_moments(how, moments))
+    if wish.layers is not None:
+        blocks = blocks_for(config.layers, wish.layers, wish.method, wish.place)
+        found = deepened(config, found, blocks, seed=seed + 1)
+        config = deepened_config(config, blocks)
+        new_layers = tuple(layer for layer, block in enumerate(blocks) if not block.kept)
+        steps.append(lambda moments: deepened_moments(moments, blocks))
+    if wish.experts is not None:
+        config = with_experts(config, wish.experts.count, wish.experts.per_token)
+        found = as_experts(found, wish.experts.count, noise=wish.experts.noise, seed=seed + 2)
+        # Every expert sees a part of the tokens: the moments of the one inner layer fit none of them.
+        steps.append(lambda moments: {name: one for name, one in moments.items() if ".mlp." not in name})
+    # Refused now, and not after hours of training: a config that no family's files can say.
+    write_config(config)
+
+    def moved(moments: Weights) -> dict[str, Tensor]:
+        kept = dict(moments)
+        for step in steps:
+            kept = step(kept)
+        return kept
+
+    return Grown(config, dict(found), moved, new_layers)
+
+
+@torch.no_grad()
+def become(model: Transformer, config: ModelConfig, weights: Weights) -> None:
+    """Give a model another shape in place, so that whoever holds it goes on with the larger one."""
+    larger = build(config, dtype=model.dtype, device=str(model.device))
+    larger.load_state_dict(dict(weights))
+    larger.recompute = model.recompute
+    larger.train(model.training)
+    model.__dict__.update(larger.__dict__)
+
+
+def grown_model(model: Transformer, wish: GrowthSettings, *, seed: int) -> tuple[Transformer, Grown]:
+    """The larger model beside the small one."""
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    found = grow(model.config, weights, wish, seed=seed)
+    larger = build(found.config, dtype=model.dtype, device=str(model.device))
+    larger.load_state_dict(found.weights)
+    return larger, found
+
+
+@torch.no_grad()
+def largest_difference(one: Transformer, other: Transformer, texts: Sequence[Sequence[int]]) -> float:
+    """The largest difference between two models' logits on these token ids."""
+    tokens = torch.tensor([token for text in texts for token in text], device=one.device)
+    context = Documents([len(text) for text in texts], device=one.device)
+    first, second = (model.logits(model(tokens, context)) for model in (one, other))
+    return float((first - second).abs().max())
+
+
+def probe(vocabulary: int, context: int, seed: int = 0) -> list[list[int]]:
+    """Token ids drawn at random, in documents of several lengths, on which exactness is measured."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [min(length, context) for length in (1, 7, 32, 64)]
+    return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
+
+
+def check_exact(found: float, promised: bool, demanded: bool) -> None:
+    """Refuse a growth that moved the logits although it promises not to."""
+    if demanded and found > TOLERANCE:
+        why = (
+            "this family's arithmetic makes it impossible; say `exact: false` to go on with the difference"
+            if promised
+            else "this way of growing does not keep the function; say `exact: false`"
+        )
+        raise TriviumError(f"Growing moved the logits by {found:.2g}, more than {TOLERANCE}: {why}.")
+
+
+@torch.no_grad()
+def ranks(model: Transformer) -> dict[str, tuple[int, int]]:
+    """The rank of each kind of matrix, the smallest over layers, beside the largest it could be."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, weight in model.named_parameters():
+        if weight.dim() != 2 or "layers." not in name:
+            continue
+        values = torch.linalg.svdvals(weight.detach().float().cpu())
+        rank, full = int((values > 1e-3 * values[0]).sum()) if values[0] > 0 else 0, min(weight.shape)
+        kind = name.split(".", 2)[2].removesuffix(".weight")
+        found[kind] = min(found.get(kind, (rank, full)), (rank, full))
+    return found
