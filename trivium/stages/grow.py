@@ -1,0 +1,134 @@
+"""Growing: a larger model that starts as the function of a small one, so that its training is not lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors, read_object, save_tensors, whole_folder, write_json
+from trivium.kit.seals import compared
+from trivium.model.flops import parameter_count
+from trivium.model.folder import load_model, save_model
+from trivium.model.growth import (
+    TOLERANCE,
+    Grown,
+    GrowthSettings,
+    grown_config,
+    grown_model,
+    largest_difference,
+    probe,
+)
+from trivium.model.hub import resolve
+from trivium.model.quantize import quantised_as
+from trivium.stages.parts.inheritance import HANDOVER
+from trivium.stages.parts.shapes import planned_shape, shape_of
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.training import MOMENTS
+from trivium.tokens.tokenizer import Tokenizer
+
+NEW_LAYERS = "new_layers.json"
+"""Beside a grown model: which of its layers are new."""
+
+
+class Grow(GrowthSettings, Stage):
+    """Make a model deeper, wider or a mixture of experts; what it computes stays where the method promises it."""
+
+    kind: Literal["grow"]
+    """Make a model larger."""
+    version: ClassVar[int] = 1
+    produces: ClassVar[Product] = "model"
+
+    start: str = Field(alias="from")
+    """The model to grow."""
+    exact: bool = True
+    """Refuse to go on where the logits move by more than 0.0001 although the method promises that they stay."""
+    optimiser_state: Literal["keep", "reset"] = "keep"
+    """Whether the parent's optimiser state grows along, scaled as the gradients are, for a stage that keeps it."""
+
+    def references(self) -> list[Reference]:
+        """`from` names the model."""
+        return [Reference("from", self.start, ("model",))]
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """The size that the model will have."""
+        config = planned_shape(inputs.get(self.start))
+        if config is None:
+            return {}
+        larger = grown_config(config, self)
+        numbers = {"parameters": parameter_count(larger), "vocabulary": larger.vocabulary}
+        return {**numbers, "layers": larger.layers, "width": larger.width, "model": shape_of(larger)}
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Grow, compare both models' logits, and leave a Hugging Face folder with the optimiser's state."""
+        folder = resolve(str(work.path(self.start)))
+        tokenizer = Tokenizer.load(folder)
+        # Divided and rescaled weights are rounded anew: in half precision the function would move.
+        divided = self.widens or self.experts is not None
+        model = load_model(folder, dtype=torch.float32 if divided else None, device=machine.device())
+        held = quantised_as(model)
+        if held is not None:
+            raise TriviumError(
+                f"{work.stage}: the model is quantised to {held}; grow the one it was made from."
+            )
+        larger, grown = grown_model(model, self, seed=work.seed)
+        for name in ("layers", "width", "heads", "key_value_heads", "inner_width", "family"):
+            before, after = getattr(model.config, name), getattr(larger.config, name)
+            if before != after:
+                work.change(name.replace("_", "-"), before, after)
+        sizes = parameter_count(model.config), parameter_count(larger.config)
+        work.change("parameters", *sizes)
+        context = min(model.config.reach, larger.config.reach)
+        texts = [*probe(tokenizer.vocabulary_size, context), tokenizer.encode(PROBE)[:context]]
+        moved = largest_difference(model, larger, texts)
+        work.change("largest difference of logits", 0.0, moved)
+        if self.keeps_function and self.exact and moved > TOLERANCE:
+            raise TriviumError(
+                f"{work.stage}: growing moved the logits by {moved:.2g}, more than {TOLERANCE}; this model's "
+                "weights are too large to be divided exactly. Say `exact: false` to go on all the same."
+            )
+        if not self.keeps_function:
+            work.say(f"this way of growing does not keep the function: logits moved by {moved:.3g}")
+        self._hand_over(work, folder, grown)
+        with whole_folder(work.output("model")) as made:
+            stops = sorted(tokenizer.stop_ids)
+            save_model(larger, made, generation={"eos_token_id": stops, "pad_token_id": tokenizer.pad_id})
+            tokenizer.save(made)
+        return {
+            "parameters": sizes[1],
+            "parameters_before": sizes[0],
+            "keeps_function": self.keeps_function,
+            "largest_difference": moved,
+            "new_layers": list(grown.new_layers),
+        }
+
+    def _hand_over(self, work: Work, folder: Path, grown: Grown) -> None:
+        """Leave what the next stage may take over: the grown optimiser state, rates, and what was read."""
+        write_json(work.folder / NEW_LAYERS, list(grown.new_layers))
+        state, left = folder.parent / MOMENTS, folder.parent / HANDOVER
+        if not state.is_file() or not left.is_file():
+            work.change("optimiser state", "none left", "none")
+            return
+        write_json(work.folder / HANDOVER, read_object(compared(left)))
+        if self.optimiser_state == "reset":
+            work.change("optimiser state", "the parent's", "reset")
+            return
+        moments = grown.moments(load_tensors(compared(state)))
+        save_tensors(work.folder / MOMENTS, moments)
+        kept = sum(name.startswith("first.") for name in moments)
+        work.change(
+            "optimiser state", "the parent's", f"grown along for {kept} parameters, zero for new ones"
+        )
+
+
+PROBE = """The river rises in the hills and reaches the sea after three days. 12 + 30 = 42.
+def mean(values):
+    return sum(values) / len(values)
+Der Fluss entspringt im Gebirge. 川は山から海へ流れる。
+"""
+"""Text on which both models are compared, whatever their vocabulary."""
