@@ -24,6 +24,7 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "corpus": {"data": "texts.jsonl", "tokenizer": "words"},
     "evaluate": {"from": "base", "on": ["instructions"], "asking": {"limit": 2, "max_new_tokens": 2}},
+    "grow": {"from": "base", "layers": 2},
     "merge": {"of": ["base", "forked"], "data": {"texts.jsonl": {"validation": 0.3}}},
     "midtrain": {"from": "base", "data": "corpus", "batch": 128, "steps": 2},
     "ppo": {

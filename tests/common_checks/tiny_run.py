@@ -45,6 +45,9 @@ stages:
   llama: {kind: pretrain, data: corpus, model: {family: llama, SHAPE}, context: 64, batch: 128, steps: 1}
   wide: {kind: pretrain, data: corpus, model: {SHAPE}, context: 1024, batch: 1024, steps: 8}
   forked: {kind: midtrain, from: base, data: others, batch: 128, steps: 2, learning_rate: 0.03}
+  deep: {kind: grow, from: base, layers: 4, method: random}
+  loud: {kind: merge, of: [base], base: second, method: tasks, scale: 30000,
+         data: {./texts.jsonl: {validation: 0.3}}}
   judge: {kind: reward, from: base, data: ./pairs.jsonl, steps: 2, pairs: 4, context: 64}
   before: {kind: evaluate, from: base, on: [instructions], asking: {limit: 2, max_new_tokens: 2}}
 """.replace("SHAPE", "depth: 1, width: 32, head_width: 16, heads: 2, inner_width: 32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
@@ -53,6 +54,18 @@ class Hooks:
     """Called after a step at which the model shall be kept: with the step and the tokens so far."""
 
 
+@dataclass(frozen=True)
+class Reshape:
+    """A change of the model's shape in the middle of a training, such as growth."""
+
+    step: int
+    """After so many steps it is made."""
+    apply: Callable[[Transformer], Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]
+    """Changes the model in place, alike whenever it is called; returns how the optimiser's state follows."""
+    warmup: int = 0
+    """Over so many steps after it the learning rate rises again from near zero."""
+
+
 @dataclass
 class Trainer:
     """Trains a model with an objective on a batch source; stopped at any moment, it goes on bit for bit."""
@@ -68,21 +81,13 @@ class Trainer:
     seed: int = 0
     hooks: Hooks = field(default_factory=Hooks)
     parent_moments: Mapping[str, Tensor] | None = None
+    reshapes: Sequence[Reshape] = ()
+    """In the order of their steps."""
 
     def __post_init__(self) -> None:
         rate = schedules.in_steps(self.settings.learning_rate, self.settings.batch)
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
-        self.named: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
-        }
-        if self.objective.extra is not None:
-            self.named |= {f"extra.{name}": p for name, p in self.objective.extra.named_parameters()}
-        self.optimiser = Optimiser(
-            self.named,
-            self.rates,
-            muon=self.settings.optimiser == "muon",
-            products=product_dtype(self.settings.precision, self.model.device),
-        )
+        self._take_parameters()
         self.inherited: Inherited | None = None
         if self.parent_moments is not None:
             self.inherited = self.optimiser.restore(self.parent_moments)
@@ -97,10 +102,47 @@ class Trainer:
         self.model.recompute = self.settings.recompute
         self.step = self.tokens = self.bad_steps = self.skipped = 0
         self.budget = self._first_budget()
-        self.forward: Any = self.model
+        self.reshaped = 0
         self.kept_places = [kept_place(place) for place in self.settings.checkpoint.at]
         self.stop_signal: int | None = None
         self.seconds = 0.0
+
+    def _take_parameters(self) -> None:
+        """Whatever the model trains now, with an optimiser whose state is zero."""
+        self.named: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
+        if self.objective.extra is not None:
+            self.named |= {f"extra.{name}": p for name, p in self.objective.extra.named_parameters()}
+        self.optimiser = Optimiser(
+            self.named,
+            self.rates,
+            muon=self.settings.optimiser == "muon",
+            products=product_dtype(self.settings.precision, self.model.device),
+        )
+        self.forward: Any = self.model
+
+    def _reshape_before(self, step: int) -> None:
+        """Make the changes of shape that lie before this step, in the order they were made first."""
+        for reshape in self.reshapes[self.reshaped :]:
+            if reshape.step >= step:
+                return
+            average = None
+            if self.average:
+                # The running mean changes its shape as the weights do.
+                average = copy.deepcopy(self.model)
+                with torch.no_grad():
+                    for name, mean in self.average.items():
+                        average.get_parameter(name).copy_(mean)
+                reshape.apply(average)
+            moved = reshape.apply(self.model)
+            state = moved(self.optimiser.state())
+            self._take_parameters()
+            self.optimiser.restore(state)
+            if average is not None:
+                self.average = {name: average.get_parameter(name).detach().clone() for name in self.named}
+            self.reshaped += 1
+            self.make_ready()
 
     def _first_budget(self) -> int:
         if self.settings.micro_batch != "auto":
@@ -118,6 +160,7 @@ class Trainer:
         with self._signals(), deterministic_kernels(self.settings.deterministic):
             resumes = how_it_resumes(self.model.device)
             while self.step < self.batches.steps:
+                self._reshape_before(self.step + 1)
                 before = self.tokens
                 last = self._one_step()
                 with self._averaged():
@@ -154,6 +197,7 @@ class Trainer:
         here = world()
         measures, norm = self._gradient(rows[here.rank :: here.size])
         factor = schedules.factor(self.settings.learning_rate, self.step, self.batches.steps)
+        factor *= self._warmed()
         loss = measures["objective"][0]
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
@@ -281,6 +325,11 @@ class Trainer:
                 return True
         return False
 
+    def _warmed(self) -> float:
+        """The share of the learning rate that a recent change of shape leaves."""
+        since = [(self.step - one.step, one.warmup) for one in self.reshapes[: self.reshaped]]
+        return min((min(1.0, (steps + 1) / (warmup + 1)) for steps, warmup in since), default=1.0)
+
     def _update_average(self) -> None:
         if self.settings.ema is not None:
             current = [self.named[name].detach() for name in self.average]
@@ -356,6 +405,7 @@ class Trainer:
                 f"{self.checkpoints.folder} was written by a run on other data or another order; undo that, "
                 "or remove the folder to start the stage again"
             )
+        self._reshape_before(facts["step"])
         for name, parameter in self.named.items():
             parameter.copy_(tensors[f"weights.{name}"])
         missing = self.optimiser.restore(_part(tensors, "optimiser.")).fresh

@@ -37,7 +37,7 @@ NEW_LAYERS = "new_layers.json"
 
 
 class Grow(GrowthSettings, Stage):
-    """Make a model deeper, wider or a mixture of experts; what it computes stays where the method promises it."""
+    """Make a model deeper, wider or a mixture of experts, keeping its function where the method can."""
 
     kind: Literal["grow"]
     """Make a model larger."""
@@ -47,9 +47,9 @@ class Grow(GrowthSettings, Stage):
     start: str = Field(alias="from")
     """The model to grow."""
     exact: bool = True
-    """Refuse to go on where the logits move by more than 0.0001 although the method promises that they stay."""
+    """Refuse a result whose logits moved by more than 0.0001 although the method keeps the function."""
     optimiser_state: Literal["keep", "reset"] = "keep"
-    """Whether the parent's optimiser state grows along, scaled as the gradients are, for a stage that keeps it."""
+    """Whether the parent's optimiser state grows along, for a next stage that keeps it."""
 
     def references(self) -> list[Reference]:
         """`from` names the model."""

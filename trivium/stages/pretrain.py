@@ -27,6 +27,7 @@ from trivium.stages.parts.mixtures import (
     sources_of,
     validation_rows,
 )
+from trivium.stages.parts.shapes import shape_of
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import TrainingStage, documents_in, rows_of, train
 from trivium.tokens.tokenizer import Tokenizer
@@ -96,6 +97,7 @@ class Pretrain(TrainingStage):
             tokens = derived.values["token_budget"]
         shape = ("layers", "width", "heads", "parameters")
         numbers = {name: derived.values[name] for name in shape} | {"batch": batch}
+        numbers["model"] = shape_of(derived.config)
         if tokens is not None:
             cost = flops_per_token(derived.config, self.context) * tokens
             numbers |= {"tokens": tokens, "steps": max(1, round(tokens / batch)), "flops": cost}

@@ -1,0 +1,106 @@
+"""A model that grows while it trains: on the one loop, through stops, with its optimiser's state."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import SmallBatches, assert_identical, small_model, small_trainer, weights_of
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.metrics import MetricsLog, read_metrics
+from trivium.kit.progress import Progress
+from trivium.learn.trainer import Trainer
+from trivium.stages.parts.growing import GrowthPoint, reshapes
+from trivium.stages.parts.stage import Work
+
+POINTS = [GrowthPoint(at="step=3", layers=4), GrowthPoint(at=0.75, width=64, warmup=2)]
+
+
+def trainer_of(
+    folder: Path, points: list[GrowthPoint] = POINTS, *, seed: int = 0, **settings: Any
+) -> Trainer:
+    """A trainer whose model grows; eight steps, a state after every one of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Work("base", folder, {}, 0, MetricsLog(folder / "metrics.jsonl"), Progress("test"))
+    trainer = small_trainer(
+        folder, model=small_model(seed), checkpoint={"every_steps": 1, "keep": 9}, **settings
+    )
+    trainer.reshapes = reshapes(work, points, trainer.batches.steps, 100, 64)
+    return trainer
+
+
+class Stops(SmallBatches):
+    """Ends the process politely before a step, once."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at: int | None = at
+
+    def rows(self, step: int) -> list:
+        if step == self.at:
+            self.at = None
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().rows(step)
+
+
+@pytest.mark.parametrize("settings", [{"optimiser": "muon", "ema": 0.9}, {"optimiser": "adamw"}])
+@pytest.mark.parametrize("at", [1, 2, 3, 5, 6])
+def test_a_run_stopped_around_a_growth_ends_as_one_that_was_not(
+    tmp_path: Path, settings: dict, at: int
+) -> None:
+    straight = trainer_of(tmp_path / "straight", **settings)
+    straight.run()
+    assert (straight.model.config.layers, straight.model.config.width) == (4, 64)
+    stopped = trainer_of(tmp_path / "stopped", **settings)
+    batches = Stops(at)
+    stopped.batches = batches
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    # Another start: everything it ends with comes from the saved state.
+    again = trainer_of(tmp_path / "stopped", seed=5, **settings)
+    again.run()
+    assert_identical(weights_of(straight.model), weights_of(again.model))
+    assert_identical(straight.optimiser.state(), again.optimiser.state())
+    assert again.rates.matrices == straight.rates.matrices
+
+
+def test_the_loss_does_not_jump_where_the_function_is_kept(tmp_path: Path) -> None:
+    plain = small_trainer(tmp_path / "plain", model=small_model())
+    plain.run()
+    grown = trainer_of(tmp_path / "grown")
+    grown.run()
+    rows = [
+        [row for row in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in row]
+        for name in ("plain", "grown")
+    ]
+    # The first step after a growth still has the small model's loss.
+    assert rows[1][3]["loss"] == pytest.approx(rows[0][3]["loss"], abs=1e-4)
+    assert rows[1][4]["loss"] != pytest.approx(rows[0][4]["loss"], abs=1e-4)
+
+
+def test_the_learning_rate_rises_again_over_the_warm_up(tmp_path: Path) -> None:
+    trainer_of(tmp_path / "grown", learning_rate={"decay": "constant"}).run()
+    rows = [row for row in read_metrics(tmp_path / "grown" / "metrics.jsonl") if "loss" in row]
+    rates = [row["learning_rate"] / rows[0]["learning_rate"] for row in rows]
+    assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 1 / 3, 2 / 3])
+
+
+def test_only_new_layers_move_once_the_old_are_frozen(tmp_path: Path) -> None:
+    frozen = trainer_of(tmp_path / "frozen", [GrowthPoint(at="step=4", layers=4, freeze=True)])
+    frozen.run()
+    moved = {name for name, _ in frozen.model.named_parameters() if name in frozen.named}
+    assert {name.split(".")[1] for name in moved} == {"1", "3"}
+    assert not any(name.startswith(("embedding", "head", "norm")) for name in moved)
+    assert bool((frozen.model.get_parameter("layers.1.mlp.down.weight") != 0).all())
+
+
+def test_a_growth_outside_the_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TriviumError, match="falls on step 9"):
+        trainer_of(tmp_path, [GrowthPoint(at="step=9", layers=4)])
+    with pytest.raises(ValueError, match="names no place"):
+        GrowthPoint(at="half", layers=4)
+    assert GrowthPoint(at="30%", layers=4).at == 0.3

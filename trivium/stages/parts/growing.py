@@ -1,0 +1,137 @@
+"""Growth in the middle of a training: where it happens, and how the loop carries it out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import Count, number
+from trivium.learn.trainer import Reshape
+from trivium.model.config import ModelConfig
+from trivium.model.flops import flops_per_token, parameter_count
+from trivium.model.growth import (
+    TOLERANCE,
+    GrowthSettings,
+    become,
+    grow,
+    grown_config,
+    largest_difference,
+    probe,
+)
+from trivium.model.transformer import Transformer
+from trivium.stages.parts.stage import Work
+
+
+class GrowthPoint(GrowthSettings):
+    """A growth of the model while it trains."""
+
+    at: Annotated[float, Field(gt=0, lt=1)] | str
+    """When: a share of the stage (`0.5` or `50%`), `step=1200`, or `tokens=2M`."""
+    warmup: Count = 0
+    """Over so many steps after the growth the learning rate rises again from near zero."""
+    optimiser_state: str = Field(default="keep", pattern="^(keep|reset)$")
+    """Whether the optimiser's state grows along, scaled as the gradients are."""
+    freeze: bool = False
+    """Train only the new layers from here on (LLaMA Pro)."""
+
+    @field_validator("at")
+    @classmethod
+    def at_is_a_place(cls, value: float | str) -> float | str:
+        """Percent become a share; the rest has to name a unit."""
+        if isinstance(value, str) and value.endswith("%"):
+            value = float(value.removesuffix("%")) / 100
+            if not 0 < value < 1:
+                raise ValueError("a growth lies within its stage: say more than 0% and less than 100%")
+        elif isinstance(value, str):
+            unit, _, amount = value.partition("=")
+            if unit not in ("step", "tokens") or not isinstance(number(amount), int):
+                raise ValueError(f"'{value}' names no place; write 0.5, 50%, step=1200 or tokens=2M")
+        return value
+
+    def step(self, steps: int, batch: int) -> int:
+        """The number of steps before it, in a stage of so many, each of about so many tokens."""
+        if isinstance(self.at, float):
+            return round(self.at * steps)
+        unit, _, amount = self.at.partition("=")
+        goal = number(amount)
+        return int(goal) if unit == "step" else math.ceil(goal / batch)
+
+
+def reshapes(
+    work: Work, points: Sequence[GrowthPoint], steps: int, batch: int, context: int
+) -> list[Reshape]:
+    """The growths of a stage as the loop takes them, in their order."""
+    found: list[Reshape] = []
+    for place, point in enumerate(points):
+        step = point.step(steps, batch)
+        before = found[-1].step if found else 0
+        if not before < step < steps:
+            raise TriviumError(
+                f"{work.stage}: the growth at {point.at} falls on step {step}; it has to lie after step "
+                f"{before} and before the last, {steps}."
+            )
+        seed = work.seed + 1_000 * (place + 1)
+        found.append(Reshape(step, _grows(work, point, step, seed, context), point.warmup))
+    return found
+
+
+def _grows(
+    work: Work, point: GrowthPoint, step: int, seed: int, context: int
+) -> Callable[[Transformer], Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
+    """The change of one growth point, alike whenever it is made."""
+
+    def apply(model: Transformer) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        before = copy.deepcopy(model)
+        weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        found = grow(model.config, weights, point, seed=seed)
+        become(model, found.config, found.weights)
+        length = min(context, model.config.reach)
+        moved = largest_difference(before, model, probe(model.config.vocabulary, length))
+        sizes = parameter_count(before.config), parameter_count(model.config)
+        work.change(f"parameters after step {step}", *sizes)
+        if point.keeps_function and moved > TOLERANCE:
+            raise TriviumError(
+                f"{work.stage}: growing after step {step} moved the logits by {moved:.2g}, more than "
+                f"{TOLERANCE}; leave this growth out, or make it a stage with `exact: false`."
+            )
+        if point.freeze:
+            fresh = tuple(f"layers.{layer}." for layer in found.new_layers)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(fresh))
+        reset = point.optimiser_state == "reset"
+        return _nothing if reset else found.moments
+
+    return apply
+
+
+def _nothing(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An optimiser's state that begins at zero."""
+    return {"steps": torch.tensor(0)} | {name: one for name, one in moments.items() if name == "steps"}
+
+
+def final_config(config: ModelConfig, points: Sequence[GrowthPoint]) -> ModelConfig:
+    """What the model is at the end of the stage."""
+    for point in points:
+        config = grown_config(config, point)
+    return config
+
+
+def planned_flops(
+    config: ModelConfig, points: Sequence[GrowthPoint], tokens: int, batch: int, context: int
+) -> float:
+    """What training so many tokens costs while the model grows."""
+    steps = max(1, round(tokens / batch))
+    total, done = 0.0, 0
+    for point in [*points, None]:
+        until = steps if point is None else point.step(steps, batch)
+        total += flops_per_token(config, context) * tokens * (until - done) / steps
+        if point is not None:
+            config, done = grown_config(config, point), until
+    return total
