@@ -9,6 +9,7 @@ from pydantic import Field
 
 from trivium.data.shards import write_shards
 from trivium.data.sources import Document, Reading
+from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.stages.parts.documents import Sources, documents, source_references, summary_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
@@ -68,6 +69,9 @@ class Corpus(Stage):
             skip_refused=all(source.on_bad == "skip" for source in self.data),
             facts={"sources": [source.path for source in self.data]},
         )
+        if not any(split["documents"] for split in manifest["splits"].values()):
+            names = ", ".join(source.path for source in self.data)
+            raise TriviumError(f"{work.stage}: no document of {names} is left; name others in `data`.")
         # A model trained on these shards needs the tokenizer they were made with.
         tokenizer.save(work.output("shards") / "tokenizer")
         summary = summary_of(manifest, reading)

@@ -364,7 +364,11 @@ def _scaled(given: list[Ingredient], share: float) -> list[Ingredient]:
         for after in (False, True):
             now = [weight_at(curve, place, after=after) for curve in curves]
             if sum(now) <= 0:
-                raise TriviumError(f"At {place:.0%} of the stage every source has weight 0; raise one.")
+                names = ", ".join(f"`{one.name}`" for one in given)
+                raise TriviumError(
+                    f"At {place:.0%} of the stage {names} have weight 0 together, or no documents: raise a "
+                    "weight, or name a source that is not empty."
+                )
             for found, weight in zip(knots, now, strict=True):
                 found.append((place, share * weight / sum(now)))
     return [replace(one, weights=tuple(found)) for one, found in zip(given, knots, strict=True)]

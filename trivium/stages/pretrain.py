@@ -91,7 +91,7 @@ class Pretrain(TrainingStage):
         if known is None:
             return {}
         derived = self._preset(known)
-        batch = self.batch or derived.values["batch_tokens"]
+        batch = self._batch(derived)
         tokens = self.tokens or (self.steps * batch if self.steps else None)
         if tokens is None and self.epochs is None:
             tokens = derived.values["token_budget"]
@@ -140,7 +140,7 @@ class Pretrain(TrainingStage):
         """Tokenizer, preset and batches, the same whenever they are made."""
         tokenizer = Tokenizer.load(self._tokenizer_folder(work))
         derived = self._preset(tokenizer.vocabulary_size)
-        batch = max(self.batch or derived.values["batch_tokens"], self.context)
+        batch = self._batch(derived)
         tokens = self.tokens
         if (self.tokens, self.steps, self.epochs) == (None, None, None):
             tokens = derived.values["token_budget"]
@@ -154,6 +154,11 @@ class Pretrain(TrainingStage):
             epochs=self.epochs,
         )
         return _Prepared(tokenizer, derived, batches, batch)
+
+    def _batch(self, derived: Preset) -> int:
+        """The tokens of a batch: whole rows, and at least one."""
+        tokens = self.batch or derived.values["batch_tokens"]
+        return int(max(1, tokens // self.context) * self.context)
 
     def _tokenizer_folder(self, work: Work) -> Path:
         if self.tokenizer is not None:

@@ -91,7 +91,11 @@ class TextToSql(Stage):
                 test = [one for one in asked if same_query(one.sql) in never]
         train = [one for one in asked if same_query(one.sql) not in never]
         if not train:
-            raise TriviumError(f"{work.stage}: no question is left to learn from; lower `held_out`.")
+            names = ", ".join(source.path for source in self.data)
+            raise TriviumError(
+                f"{work.stage}: no question of {names} is left to learn from; "
+                "add questions to `data` or lower `held_out`."
+            )
         with whole_folder(work.output("data")) as folder:
             write_text(folder / "train.jsonl", _lines([_learned(one, told) for one in train]))
         if test:
