@@ -16,7 +16,7 @@ from trivium.serve.command import chat, serve
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _VERBS = (
     *(runs.run, runs.plan, runs.status, runs.ls, runs.watch, runs.show, runs.gc),
-    *(setup.init, setup.schema, setup.launch, setup.doctor),
+    *(setup.init, setup.data, setup.schema, setup.launch, setup.doctor),
     *(chat, serve, models.eval_, models.compare, models.distance, models.grade),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from textwrap import wrap
 
 import click
 
@@ -53,11 +54,28 @@ def run(
 @runs_option
 @only_option
 @set_option
-def plan(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...]) -> None:
-    """Say what a run would do and roughly what it would cost."""
-    from trivium.pipeline.plan import plan
+@click.option("--why", is_flag=True, help="Say field by field why a stage would run again.")
+def plan(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...], why: bool) -> None:
+    """Look at settings, data and machine: what a run would do, cost and refuse."""
+    from trivium.pipeline.plan import planned
 
-    print_table(plan(recipe, runs, overrides, only))
+    found = planned(recipe, runs, overrides, only)
+    print_table([row[:4] for row in found.rows])
+    click.echo()
+    for name, *_, numbers in found.rows[1:]:
+        if numbers:
+            lines = wrap(numbers, 96, initial_indent=f"{name}: ", subsequent_indent="    ")
+            click.echo("\n".join(lines))
+    if why:
+        from trivium.pipeline.why import reasons
+
+        assert found.going is not None
+        click.echo()
+        for name in found.numbers:
+            for reason in reasons(found.going, name):
+                click.echo(f"{name}: {reason}")
+    for note in found.notes:
+        click.echo("\n" + "\n".join(wrap(f"Note: {note}.", 96, subsequent_indent="    ")))
 
 
 @click.command()

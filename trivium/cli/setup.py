@@ -1,4 +1,4 @@
-"""The verbs before a run: init, schema, launch, doctor."""
+"""The verbs before a run: init, data, schema, launch, doctor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from trivium.cli.options import AT_LEAST_ONE, recipe_argument, runs_option, write
 from trivium.kit.errors import TriviumError
+from trivium.kit.table import print_table
 
 
 @click.command()
@@ -58,3 +59,21 @@ def doctor(runs: str) -> None:
 
     for name, value in rows(runs):
         click.echo(f"{name:<18}{value}")
+
+
+@click.command()
+@click.argument("source")
+@runs_option
+@click.option("--model", help="Count with this model's tokenizer and render with its chat template.")
+@click.option("--split", help="Which split of a data set.")
+@click.option("--limit", type=AT_LEAST_ONE, help="Read at most so many rows.")
+def data(source: str, runs: str, model: str | None, split: str | None, limit: int | None) -> None:
+    """Show what a file, folder or data set holds: format, columns, lengths, and a row as it is learned."""
+    import sys
+
+    from trivium.pipeline.preview import preview
+
+    colour = sys.stdout.isatty()
+    rows, example = preview(source, model=model, runs=runs, split=split, limit=limit, colour=colour)
+    print_table(rows)
+    click.echo(f"\nThe first row, what is learned {'in colour' if colour else 'between ⟦ and ⟧'}:\n{example}")

@@ -54,7 +54,8 @@ class ScorerReward:
 
     def _score(self, work: tuple[Any, Completion, dict[str, Any]]) -> Score:
         prompt, completion, row = work
-        return self.scorer(text_of(completion), prompt=prompt, **row)
+        columns = {name: value for name, value in row.items() if name != "completion"}
+        return self.scorer(text_of(completion), prompt=prompt, **columns)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any

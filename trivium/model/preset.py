@@ -12,6 +12,8 @@ from trivium.model.config import ModelConfig
 from trivium.model.flops import active_matrix_parameters, parameter_count
 
 WIDTH_PER_LAYER = 64
+MOST_PARAMETERS = 10**13
+"""More than any model so far has; a larger number is a slip of the pen."""
 TOKENS_PER_PARAMETER = 20
 """Chinchilla's compute-optimal ratio (Hoffmann et al. 2022), on the parameters outside the embedding."""
 
@@ -75,6 +77,7 @@ def preset(
     inner_width = derive("inner_width", (4 if family == "gpt2" else 3) * width)
     tied = derive("tied", family == "gpt2")
     rope_theta = derive("rope_theta", 10000.0)
+    _refuse_absurd(int(layers), int(width), int(inner_width), int(vocabulary))
     config = ModelConfig(
         family=family, vocabulary=vocabulary, width=width, layers=layers, heads=heads, context=context,
         key_value_heads=key_value_heads, head_width=head_width, inner_width=inner_width, tied=tied,
@@ -100,3 +103,13 @@ def preset(
         close = difflib.get_close_matches(name, values, 1, 0.0)[0]
         raise TriviumError(f"a preset has no {name!r}: did you mean {close!r}?")
     return Preset(config, values)
+
+
+def _refuse_absurd(layers: int, width: int, inner_width: int, vocabulary: int) -> None:
+    """Say what memory a model would need that no machine has, before anything is counted layer by layer."""
+    parameters = layers * (4 * width * width + 3 * width * inner_width) + 2 * vocabulary * width
+    if parameters > MOST_PARAMETERS:
+        raise TriviumError(
+            f"a model of {layers:,} layers and width {width:,} has about {parameters:.2g} parameters and "
+            f"needs about {parameters * 16 / 2**40:,.0f} TiB of memory to train; lower `depth`."
+        )

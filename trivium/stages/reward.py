@@ -88,6 +88,8 @@ class Reward(FedStage):
         """Pairs differ in length: steps count them, not tokens."""
         if self.steps is not None and self.epochs is not None:
             raise ValueError("say how long to train with one of `steps` and `epochs`")
+        if self.adapter is not None and "save" not in self.adapter.model_fields_set:
+            self.adapter = self.adapter.model_copy(update={"save": "merged"})
         if self.adapter is not None and self.adapter.save != "merged":
             raise ValueError("a reward model is saved whole: say `save: merged` in the adapter")
         return self

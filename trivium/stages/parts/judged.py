@@ -18,7 +18,7 @@ from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
 UNUSED_WITH_PAIRS = {
-    "batch": "a batch is counted in `pairs` here, not in tokens",
+    "batch": "a batch is counted in `pairs` here, not in tokens: write `pairs: {value}` in place of it",
     "tokens": "say how long to train in `steps` or `epochs`, not in tokens",
     "z_loss": "`z_loss` belongs to next-token prediction; leave it out",
     "validation": "what a source holds out is measured once, at the end: leave `validation` out, and say the "

@@ -58,7 +58,7 @@ class TrainingStage(Training, Stage):
         """Refuse settings that would change nothing in this kind of training."""
         for name, instead in self.unused.items():
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(instead)
+                raise ValueError(instead.replace("{value}", str(getattr(self, name))))
         if "batch" in self.unused and isinstance(self.learning_rate.warmup, str):
             raise ValueError("steps differ in their tokens here: say the warm-up in steps")
         return self

@@ -1,0 +1,276 @@
+"""What a stage would refuse when its turn comes, found from its settings and the first rows of its data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from trivium.data.preference_forms import recognised_form
+from trivium.data.shapes import recognised
+from trivium.data.sources import Document, Source
+from trivium.grade.rewards import Reward, reward
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import short
+from trivium.learn.objectives.preference import UNPAIRED
+from trivium.model.folder import StoredWeights, load_config
+from trivium.model.hub import resolve
+from trivium.pipeline.looking import Looked, look
+from trivium.pipeline.run import Run
+from trivium.recipe.outside import locate
+from trivium.stages.parts.inheritance import DOCUMENTS
+from trivium.stages.parts.stage import Reference, Stage
+
+TEXTS = ("tokenizer", "corpus", "pretrain", "midtrain", "anneals", "merge", "quantize")
+PREFERENCES = ("preference", "reward")
+FITTED = ("midtrain", "sft", "preference", "reward")
+PROMPTED = ("rlvr", "ppo")
+PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
+BYTES_TO_TRAIN = 16
+"""Weights, gradients and two moments in float32."""
+
+
+@dataclass
+class Checked:
+    """What was found on the way: what lies in each source of each stage, and what a person should know."""
+
+    sources: dict[str, dict[str, Looked]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _known: dict[str, Looked] = field(default_factory=dict)
+
+    def look(self, source: Source) -> Looked:
+        """The first rows of a source, read once however many stages name it."""
+        key = source.model_dump_json()
+        if key not in self._known:
+            self._known[key] = look(source)
+        return self._known[key]
+
+
+def check(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]], checked: Checked) -> None:
+    """Refuse what stage `name` would refuse; `derived` holds the planned numbers of it and what it needs."""
+    node = going.nodes[name]
+    stage = node.stage
+    for reference in stage.references():
+        if reference.name not in node.parents:
+            place = going.recipe.written.place(
+                ["stages", name.partition(".")[0], *reference.setting.split(".")]
+            )
+            if "source" in reference.needs and reference.read is not None:
+                _check_source(going, name, reference, place, checked)
+            elif reference.needs[0] in ("model", "reward"):
+                _check_model(going, reference.name, place, checked)
+    if isinstance(stage, Stage) and hasattr(stage, "reward"):
+        _check_rewards(going, name, checked)
+    _check_lengths(name, stage, derived)
+    if stage.kind == "merge":
+        _check_merge(going, name)
+    if stage.kind == "quantize":
+        _check_held_out(name, checked)
+    _check_memory(name, stage, derived[name], checked)
+
+
+def _check_source(going: Run, name: str, reference: Reference, place: str, checked: Checked) -> None:
+    assert reference.read is not None
+    found = locate(reference.name, going.recipe.base)
+    if found is None and not reference.name.startswith("world:"):
+        if find_spec("datasets") is None:
+            raise TriviumError(
+                f"{place}: {reference.name} is read from the hub, which needs: pip install 'trivium[hub]'."
+            )
+        checked.notes.append(
+            f"{name}: {reference.name} is read from the hub when the stage runs; not looked at"
+        )
+        return
+    source = reference.read if found is None else reference.read.model_copy(update={"path": str(found)})
+    if found is not None and found.is_dir() and (found / "manifest.json").is_file():
+        return
+    try:
+        looked = checked.look(source)
+    except TriviumError as error:
+        raise TriviumError(f"{place}: {error}") from None
+    if not looked.rows:
+        raise TriviumError(
+            f"{place}: {reference.name} holds no document; put data there or name another place."
+        )
+    _check_format(going.nodes[name].stage, looked.rows[0], place)
+    checked.sources.setdefault(name, {})[reference.name] = looked
+    if looked.bad:
+        checked.notes.append(f"{name}: {len(looked.bad)} of the first rows of {reference.name} are skipped")
+
+
+def _check_format(stage: Stage, row: Document, place: str) -> None:
+    """The first row has to be something that the stage learns from."""
+    kind = stage.kind
+    try:
+        if kind == "sft":
+            recognised(row.fields).read(row.fields)
+        elif kind in PREFERENCES:
+            form = recognised_form(row.fields)
+            form.read(row.fields)
+            single = "label" in form.columns
+            losses = set(getattr(stage, "loss", {}))
+            if single and UNPAIRED.isdisjoint(losses):
+                raise TriviumError(
+                    "is a single answer with a `label`, and this stage compares two answers; use a "
+                    "`preference` stage with `loss: kto`, apo_zero_unpaired or bco"
+                )
+        elif kind in PROMPTED and getattr(stage, "next_words", None) is None:
+            if not any(row.fields.get(column) for column in PROMPT_COLUMNS):
+                raise TriviumError(
+                    f"has no prompt, only {_columns(row)}; name its column with `columns: {{prompt: ...}}`"
+                )
+        elif kind in TEXTS and row.text is None and "messages" not in row.fields:
+            raise TriviumError(
+                f"has no column 'text', only {_columns(row)}; name it with `columns: {{text: ...}}`"
+            )
+    except TriviumError as error:
+        raise TriviumError(f"{place}: {row.id} {str(error).rstrip('.')}.") from None
+
+
+def _columns(row: Document) -> str:
+    return ", ".join(map(repr, row.fields)) or "nothing"
+
+
+def _check_model(going: Run, name: str, place: str, checked: Checked) -> None:
+    """A model from outside has a config that is understood and weights that are there."""
+    found = locate(name, going.recipe.base)
+    if found is None:
+        stage = going.store.runs / name
+        if (stage / "stage.yaml").is_file():
+            raise TriviumError(
+                f"{place}: {name} is a stage of another recipe; write its path seen from the recipe, "
+                f"{stage.absolute()}."
+            )
+        try:
+            found = resolve(name, fetch=False)
+        except TriviumError:
+            checked.notes.append(f"{place}: {name} is fetched from the hub when the stage runs")
+            return
+    folder = resolve(found)
+    try:
+        if (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
+            load_config(folder)
+            if not (folder / "adapter").is_dir():
+                StoredWeights(folder)
+    except TriviumError as error:
+        raise TriviumError(f"{place}: {error}") from None
+
+
+def _check_rewards(going: Run, name: str, checked: Checked) -> None:
+    """Scorers exist, functions import, and the columns they read are there."""
+    stage = going.nodes[name].stage
+    wanted = [*getattr(stage, "reward", [])]
+    place = going.recipe.written.place(["stages", name.partition(".")[0], "reward"])
+    for setting in wanted if isinstance(wanted, list) else []:
+        if isinstance(setting, Mapping) and "model" in setting:
+            continue
+        try:
+            part, _ = reward(setting, going.recipe.base)
+        except TriviumError as error:
+            raise TriviumError(f"{place}: {error}") from None
+        except Exception as error:
+            raise TriviumError(
+                f"{place}: {setting} cannot be imported: {type(error).__name__}: {error}; fix the file."
+            ) from None
+        for source, looked in checked.sources.get(name, {}).items():
+            _try_columns(part, looked.rows[0], f"{place}: {source}")
+
+
+def _try_columns(part: Reward, row: Document, place: str) -> None:
+    """Score one empty answer: a scorer that misses a column of the row says so."""
+    scorer = getattr(part, "scorer", None)
+    if scorer is None or getattr(scorer, "many", None) is not None or part.name in ("code", "judge"):
+        return
+    columns = {key: [value] for key, value in row.fields.items() if key != "prompt"}
+    try:
+        part(["?"], ["?"], **columns)
+    except TriviumError as error:
+        raise TriviumError(f"{place}: {row.id}: {error}") from None
+
+
+def _check_lengths(name: str, stage: Stage, derived: Mapping[str, Mapping[str, Any]]) -> None:
+    """The rows fit what the model reads, and a batch holds one of them."""
+    start = getattr(stage, "start", None)
+    reach = derived.get(start.partition("@")[0], {}).get("context") if isinstance(start, str) else None
+    wish = getattr(stage, "context", None)
+    method = getattr(wish, "method", None)
+    longest = getattr(wish, "longest", wish)
+    if stage.kind in FITTED and reach and longest and longest > reach and method is None:
+        raise TriviumError(
+            f"{name}: {start} reads {reach:,} tokens at most and `context` is {longest:,}; lower it, or "
+            "stretch the positions in a midtrain stage, as in `context: {length: "
+            + str(longest)
+            + ", method: yarn}`."
+        )
+    room = getattr(stage, "max_new_tokens", None)
+    if reach and room and stage.kind in PROMPTED and room >= reach:
+        raise TriviumError(
+            f"{name}: {start} reads {reach:,} tokens, which `max_new_tokens: {room}` fills; lower it."
+        )
+
+
+def _check_merge(going: Run, name: str) -> None:
+    stage = going.nodes[name].stage
+    if getattr(stage, "data", None) is not None:
+        return
+    for written in getattr(stage, "of", []):
+        parent = going.nodes[name].parents.get(written)
+        if parent is None:
+            found = locate(written, going.recipe.base)
+            known = found is not None and (found / "stage.yaml").is_file()
+        else:
+            kind = going.nodes[parent.stage].stage.kind
+            known = kind in (*DOCUMENTS, "merge")
+        if not known:
+            raise TriviumError(
+                f"{name}: nothing is known of the texts that {written} held out; name the text to measure on "
+                "as `data: ./texts`."
+            )
+
+
+def _check_held_out(name: str, checked: Checked) -> None:
+    looked = checked.sources.get(name, {})
+    if not looked:
+        return
+    counts = [one.held_out(0.01) for one in looked.values()]
+    if all(count == 0 for count in counts):
+        source = next(iter(looked))
+        raise TriviumError(
+            f"{name}: `data` has no held-out part to measure on; write "
+            f"`data: {{{source}: {{validation: 0.1}}}}`."
+        )
+
+
+def _check_memory(name: str, stage: Stage, numbers: Mapping[str, Any], checked: Checked) -> None:
+    parameters = numbers.get("parameters")
+    if not parameters or not hasattr(stage, "learning_rate"):
+        return
+    needed = BYTES_TO_TRAIN * parameters
+    if getattr(stage, "adapter", None) is not None:
+        needed = 4 * parameters
+    here = machine.describe()
+    if needed > here.device_memory:
+        checked.notes.append(
+            f"{name}: {short(parameters)} parameters need about {needed / 2**30:,.0f} GiB to train; "
+            f"{here.device} has {here.device_memory / 2**30:.0f} GiB here"
+        )
+
+
+def check_disk(going: Run, derived: Mapping[str, Mapping[str, Any]]) -> None:
+    """The models, moments and saved states of all stages have to fit on the disk."""
+    needed = 0
+    for name, numbers in derived.items():
+        if going.entry(name).state != "done" and hasattr(going.nodes[name].stage, "checkpoint"):
+            needed += 4 * BYTES_TO_TRAIN * int(numbers.get("parameters", 0))
+    place = going.store.runs.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise TriviumError(
+            f"The models and saved states need about {needed / 2**30:,.1f} GiB and {free / 2**30:,.1f} GiB "
+            f"are free under {place}; make room, or name another folder with --runs."
+        )

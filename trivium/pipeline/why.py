@@ -1,0 +1,69 @@
+"""Why a stage would run again: what differs, field by field, from the result its recipe had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trivium.kit.errors import DamagedError
+from trivium.kit.machine import device_class
+from trivium.pipeline.run import Run
+from trivium.pipeline.store import Entry
+
+SHOWN = 60
+
+
+def reasons(going: Run, name: str) -> list[str]:
+    """One line for every difference between a stage as it reads now and the result it had before."""
+    node, entry = going.nodes[name], going.entry(name)
+    if entry.state == "done":
+        return ["done before"]
+    if entry.state in ("running", "cut off"):
+        return [f"{entry.state}; the run goes on from there"]
+    before = _before(going, name)
+    if before is None:
+        return ["has not run yet"]
+    try:
+        record = before.record
+    except DamagedError as error:
+        return [str(error)]
+    found = list(_changed(record.get("settings") or {}, node.stage.settings(), node.stage.unaffecting))
+    for written, parent in node.parents.items():
+        was = str((record.get("parents") or {}).get(written, "")).partition("@")[0]
+        now = going.entry(parent.stage).folder.name
+        if was and was != now:
+            found.append(f"{written} is another result: {was} -> {now}")
+    for written, fingerprint in node.outside.items():
+        content = (record.get("data") or {}).get(written)
+        if content is not None and content != fingerprint:
+            found.append(f"the content of {written} changed")
+    version = (record.get("versions") or {}).get("stage")
+    if version != node.stage.version:
+        found.append(f"the stage's own version: {version} -> {node.stage.version}")
+    device = str((record.get("machine") or {}).get("device", "")).partition(":")[0]
+    if node.stage.computes and device and device != device_class():
+        found.append(f"the device: {device} -> {device_class()}")
+    return found or [f"another fingerprint: {before.folder.name} -> {node.entry}"]
+
+
+def _before(going: Run, name: str) -> Entry | None:
+    """The result that the recipe's link leads to."""
+    link = going.store.runs / going.recipe.name / name
+    return Entry(link.resolve()) if link.exists() else None
+
+
+def _changed(before: Any, now: Any, unaffecting: frozenset[str], place: str = "") -> Iterator[str]:
+    """The settings that differ; what cannot change the result is left out."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*before, *now]):
+            if not place and key in unaffecting:
+                continue
+            inside = f"{place}.{key}" if place else str(key)
+            yield from _changed(before.get(key), now.get(key), frozenset(), inside)
+    elif before != now:
+        yield f"{place}: {_short(before)} -> {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
