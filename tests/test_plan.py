@@ -216,3 +216,11 @@ def test_data_shows_what_a_file_holds(folder, name, form, shown, capsys):
 def test_data_that_is_not_there_is_one_sentence(folder):
     with pytest.raises(TriviumError, match="There is no file or folder"):
         preview(str(folder / "none.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "recipe", ["pocket", "experiments/skip_pretraining", "experiments/early_reinforcement"]
+)
+def test_what_ships_is_planned(recipe, tmp_path):
+    rows = plan(recipe, tmp_path / "runs")
+    assert all(row[3] for row in rows[1:] if row[1] in ("pretrain", "sft", "rlvr", "preference")), rows

@@ -40,7 +40,7 @@ def logits(model):
 def test_a_plan_finds_the_model_beside_the_recipe(tmp_path: Path) -> None:
     save_model(model_of(), tmp_path / "stage" / "model")
     (tmp_path / "q.yaml").write_text(
-        "stages: {q: {kind: quantize, from: ./stage, data: {'world:facts': {limit: 9}}}}"
+        "stages: {q: {kind: quantize, from: ./stage, data: {'world:facts': {limit: 9, validation: 0.5}}}}"
     )
     assert "parameters" in plan(tmp_path / "q.yaml", tmp_path / "runs")[1][4]
 

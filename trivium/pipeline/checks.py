@@ -24,7 +24,7 @@ from trivium.recipe.outside import locate
 from trivium.stages.parts.inheritance import DOCUMENTS
 from trivium.stages.parts.stage import Reference, Stage
 
-TEXTS = ("tokenizer", "corpus", "pretrain", "midtrain", "anneals", "merge", "quantize")
+TEXTS = ("corpus", "pretrain", "midtrain", "anneals", "merge", "quantize")
 PREFERENCES = ("preference", "reward")
 FITTED = ("midtrain", "sft", "preference", "reward")
 PROMPTED = ("rlvr", "ppo")
@@ -65,10 +65,12 @@ def check(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]], check
     if isinstance(stage, Stage) and hasattr(stage, "reward"):
         _check_rewards(going, name, checked)
     _check_lengths(name, stage, derived)
+    if stage.kind == "tokenizer":
+        _check_vocabulary(going, name, checked)
     if stage.kind == "merge":
         _check_merge(going, name)
     if stage.kind == "quantize":
-        _check_held_out(name, checked)
+        _check_held_out(name, stage, checked)
     _check_memory(name, stage, derived[name], checked)
 
 
@@ -175,7 +177,8 @@ def _check_rewards(going: Run, name: str, checked: Checked) -> None:
             raise TriviumError(
                 f"{place}: {setting} cannot be imported: {type(error).__name__}: {error}; fix the file."
             ) from None
-        for source, looked in checked.sources.get(name, {}).items():
+        asked = {} if getattr(stage, "next_words", None) else checked.sources.get(name, {})
+        for source, looked in asked.items():
             _try_columns(part, looked.rows[0], f"{place}: {source}")
 
 
@@ -212,6 +215,20 @@ def _check_lengths(name: str, stage: Stage, derived: Mapping[str, Mapping[str, A
         )
 
 
+def _check_vocabulary(going: Run, name: str, checked: Checked) -> None:
+    """A vocabulary is learned from texts or messages; some source has to hold either."""
+    looked = checked.sources.get(name, {})
+    if looked and not any(
+        one.rows[0].text is not None or "messages" in one.rows[0].fields for one in looked.values()
+    ):
+        source, one = next(iter(looked.items()))
+        place = going.recipe.written.place(["stages", name.partition(".")[0], "data"])
+        raise TriviumError(
+            f"{place}: {source} has no column 'text', only {_columns(one.rows[0])}; name it with "
+            "`columns: {text: ...}`."
+        )
+
+
 def _check_merge(going: Run, name: str) -> None:
     stage = going.nodes[name].stage
     if getattr(stage, "data", None) is not None:
@@ -231,11 +248,11 @@ def _check_merge(going: Run, name: str) -> None:
             )
 
 
-def _check_held_out(name: str, checked: Checked) -> None:
+def _check_held_out(name: str, stage: Any, checked: Checked) -> None:
     looked = checked.sources.get(name, {})
     if not looked:
         return
-    counts = [one.held_out(0.01) for one in looked.values()]
+    counts = [one.held_out(stage.data[source].validation) for source, one in looked.items()]
     if all(count == 0 for count in counts):
         source = next(iter(looked))
         raise TriviumError(

@@ -31,7 +31,7 @@ from trivium.tokens.tokenizer import Tokenizer
 MOST_EPOCHS = 8
 """How often a source may come round before a person has to say `max_repeats`."""
 INHERITED = ("parameters", "vocabulary", "context", "width", "layers")
-REACHED = {"rlvr": 0.05, "ppo": 0.05, "evaluate": 0.05, "compare": 0.05}
+REACHED = {"rlvr": 0.3, "ppo": 0.3}
 """The share of the machine's matrix peak that generation reaches, roughly; training half of it."""
 READ_PER_SECOND = 2e6
 """Characters that are read and tokenised in a second, roughly."""
@@ -227,7 +227,7 @@ def check_repeats(name: str, stage: Any, epochs: Mapping[str, float]) -> None:
 def policy_numbers(
     stage: Any, numbers: Mapping[str, Any], problems: int | None, prompt: float
 ) -> dict[str, Any]:
-    """Rollouts of reinforcement learning, at their longest: every answer as long as it may be."""
+    """Rollouts of reinforcement learning, with answers half as long as they may be."""
     per_rollout = stage.epochs_per_rollout * stage.minibatches
     steps = getattr(stage, "steps", None)
     if steps is None and getattr(stage, "epochs", None) and problems:
@@ -241,7 +241,7 @@ def policy_numbers(
     if "parameters" in numbers:
         # Answers are written, read by the reference, and learned from; PPO reads and trains a critic as well.
         factor = (2 + 2 + 6 * stage.epochs_per_rollout) * (2 if stage.kind == "ppo" else 1)
-        found["flops"] = factor * numbers["parameters"] * answers * (stage.max_new_tokens + prompt)
+        found["flops"] = factor * numbers["parameters"] * answers * (stage.max_new_tokens / 2 + prompt)
     return found
 
 
