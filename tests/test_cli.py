@@ -111,7 +111,7 @@ def test_status_and_show_and_plan_print(tmp_path, capsys):
 
 def test_init_writes_a_recipe_that_loads_and_never_overwrites(tmp_path, capsys):
     main(words("init", tmp_path / "mine.yaml"))
-    assert set(load(tmp_path / "mine.yaml").stages) == {"words", "corpus", "base"}
+    assert set(load(tmp_path / "mine.yaml").stages) == {"words", "corpus", "base", "sft"}
     with pytest.raises(SystemExit):
         main(words("init", tmp_path / "mine.yaml"))
     assert "is there already" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from trivium import __version__
-from trivium.cli import models, runs, setup
+from trivium.cli import models, runs, setup, train
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import BARRED, FAILING
 from trivium.serve.command import chat, serve
@@ -17,6 +17,7 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _VERBS = (
     *(runs.run, runs.plan, runs.status, runs.ls, runs.watch, runs.show, runs.gc),
     *(setup.init, setup.data, setup.schema, setup.launch, setup.doctor),
+    *train.verbs(),
     *(chat, serve, models.eval_, models.compare, models.distance, models.grade),
 )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import click
 
@@ -60,20 +62,27 @@ def plan(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ..
     from trivium.pipeline.plan import planned
 
     found = planned(recipe, runs, overrides, only)
+    reasons_of = None
+    if why:
+        from trivium.pipeline.why import reasons
+
+        reasons_of = reasons
+    print_plan(found, reasons_of)
+
+
+def print_plan(found: Any, reasons_of: Callable[..., list[str]] | None = None) -> None:
+    """The plan's table, the numbers of every stage, why it runs where that is asked, and the notes."""
     print_table([row[:4] for row in found.rows])
     click.echo()
     for name, *_, numbers in found.rows[1:]:
         if numbers:
             lines = wrap(numbers, 96, initial_indent=f"{name}: ", subsequent_indent="    ")
             click.echo("\n".join(lines))
-    if why:
-        from trivium.pipeline.why import reasons
-
-        assert found.going is not None
+    if reasons_of is not None:
         click.echo()
         for name in found.numbers:
-            for reason in reasons(found.going, name):
-                click.echo(f"{name}: {reason}")
+            for reason in reasons_of(found.going, name):
+                click.echo("\n".join(wrap(f"{name}: {reason}", 96, subsequent_indent="    ")))
     for note in found.notes:
         click.echo("\n" + "\n".join(wrap(f"Note: {note}.", 96, subsequent_indent="    ")))
 

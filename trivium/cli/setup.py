@@ -26,13 +26,39 @@ def schema(to: Path | None, markdown: bool) -> None:
 
 @click.command()
 @click.argument("path", default="recipe.yaml", type=click.Path(dir_okay=False, path_type=Path))
-def init(path: Path) -> None:
-    """Write a starter recipe to PATH."""
+@runs_option
+@click.option("--template", help="pretrain, midtrain, sft, lora, dpo, rlvr, full-road, long-context, ...")
+@click.option("--data", help="What it is filled in for: a file, folder or data set.")
+@click.option("--chats", help="Conversations, for templates that need texts and conversations.")
+@click.option("--model", help="What it starts from: a stage, a folder or an id on the hub.")
+@click.option("--example", is_flag=True, help="Also write small texts and chats, on which the starter runs.")
+def init(
+    path: Path,
+    runs: str,
+    template: str | None,
+    data: str | None,
+    chats: str | None,
+    model: str | None,
+    example: bool,
+) -> None:
+    """Write a recipe to PATH: a starter, or a template filled in for your data."""
+    from trivium.pipeline import starting
+
     if path.exists():
         raise TriviumError(f"{path} is there already; name another file.")
-    starter = Path(__file__).parent.parent / "recipe" / "starter.yaml"
-    write(starter.read_text(encoding="utf-8"), path)
-    click.echo(f"Put texts into {path.parent / 'texts'}, then: trivium plan {path}; trivium run {path}")
+    if template is None:
+        if data or chats or model:
+            raise TriviumError(f"Name a --template to fill in: {', '.join(starting.templates())}.")
+        text = starting.STARTER.read_text(encoding="utf-8")
+    else:
+        text = starting.filled(template, path, data, model, runs, chats)
+    if example:
+        for place in starting.with_examples(path.parent):
+            click.echo(f"Wrote {place}.")
+    write(text, path)
+    needed = f"Put texts into {path.parent / 'texts'} and chats into {path.parent / 'chats.jsonl'}, then: "
+    needed = "" if example or template else needed
+    click.echo(f"{needed}trivium plan {path}; trivium run {path}")
 
 
 @click.command()

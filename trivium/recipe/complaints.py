@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from trivium.kit.settings import plain_types
+from trivium.recipe.foreign import answer
 from trivium.recipe.read import Written, nearest
 from trivium.stages.parts.stage import Stage
 
@@ -26,7 +27,8 @@ def sentence(error: ValidationError, model: type[BaseModel], written: Written) -
     kind, context = details["type"], details.get("ctx") or {}
     kinds = list(Stage.kinds)
     if kind == "extra_forbidden":
-        return f"{place} is not a setting{_instead(keys[-1], known)}"
+        meant = answer(keys[-1], known)
+        return f"{place} is not a setting{f'; {meant}.' if meant else _instead(keys[-1], known)}"
     if kind == "missing":
         return f"{place} is missing; write it."
     if kind == "union_tag_not_found":
