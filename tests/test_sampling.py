@@ -12,7 +12,7 @@ from transformers.generation import logits_process as referee
 
 from trivium.generate.constraints import Constraint
 from trivium.generate.sampling import (
-    LEAST_TEMPERATURE,
+    MINIMUM_TEMPERATURE,
     Sampler,
     Sampling,
     SequenceSampling,
@@ -161,7 +161,7 @@ def test_bias_and_minimum_length():
 def test_the_coldest_draw_is_the_likeliest_token():
     scores = logits(4, scale=1000.0)
     for filters in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"typical_p": 0.5}):
-        cold = sampler_of([Sampling(temperature=LEAST_TEMPERATURE, **filters)] * 4)
+        cold = sampler_of([Sampling(temperature=MINIMUM_TEMPERATURE, **filters)] * 4)
         chosen = cold.choose(scores.clone())
         assert chosen.tokens.tolist() == scores.argmax(-1).tolist()
         assert torch.equal(chosen.logprobs, torch.zeros(4))
@@ -170,7 +170,7 @@ def test_the_coldest_draw_is_the_likeliest_token():
 @pytest.mark.parametrize("strength", [0.01, 100.0])
 def test_the_strongest_penalty_is_transformers_and_finite(strength):
     scores, prompts = logits(3, scale=1000.0), [[1, 2, 3], [4, 4, 4], [49]]
-    extreme = Sampling(temperature=LEAST_TEMPERATURE, repetition_penalty=strength, presence_penalty=100.0)
+    extreme = Sampling(temperature=MINIMUM_TEMPERATURE, repetition_penalty=strength, presence_penalty=100.0)
     chosen = sampler_of([extreme] * 3, prompts=prompts).choose(scores.clone())
     processor = referee.RepetitionPenaltyLogitsProcessor(strength)
     expected = [
@@ -306,6 +306,7 @@ def test_random_numbers_are_uniform_and_depend_on_nothing_but_seed_and_place():
         {"max_new_tokens": 2.5},
         {"top_k": None},
         {"seed": 1.5},
+        {"top_n": 3},
     ],
 )
 def test_settings_that_cannot_be_are_refused_in_a_sentence(wrong):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import field
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator, ConfigDict, Field, InstanceOf, Strict, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from trivium.generate.constraints import Constraint, allowed_tokens
@@ -18,110 +19,82 @@ from trivium.kit.errors import TriviumError
 
 NEVER = float("-inf")
 SHORTLIST = 64
-# What these settings may be so that float32 scores stay finite: beyond them one token would win for ever.
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 100.0
-LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0
-MOST_PENALTY = 100.0
-MOST_BIAS = 100.0
+# What these settings may be so that float32 scores stay finite: beyond them one token would always win.
+MINIMUM_TEMPERATURE, MAXIMUM_TEMPERATURE = 1e-6, 100.0
+MINIMUM_REPETITION, MAXIMUM_REPETITION = 0.01, 100.0
+MAXIMUM_PENALTY = 100.0
+MAXIMUM_BIAS = 100.0
 
 
-def _within(most: float) -> str:
-    return f"from {-most:g} to {most:g}"
+def _plain(kind: type) -> BeforeValidator:
+    """Turn numpy's numbers into Python's; a text is no number."""
+
+    def convert(value: Any) -> Any:
+        abstract = Integral if kind is int else Real
+        return kind(value) if isinstance(value, abstract) else value
+
+    return BeforeValidator(convert)
 
 
-def _listed(value: Any, kind: type) -> bool:
-    return (
-        isinstance(value, Collection)
-        and not isinstance(value, str)
-        and all(isinstance(one, kind) for one in value)
-    )
+def _must(rule: str, **bounds: Any) -> Any:
+    return Field(description=rule, **bounds)
 
 
-@dataclass(frozen=True)
+def _between(least: float, most: float, note: str = "") -> Any:
+    return _must(f"a number from {least:g} to {most:g}{note}", ge=least, le=most)
+
+
+Number = Annotated[float, Strict(), _plain(float)]
+Whole = Annotated[int, Strict(), _plain(int)]
+Share = Annotated[Number, _must("a number above 0 and at most 1", gt=0, le=1)]
+Penalty = Annotated[Number, _between(-MAXIMUM_PENALTY, MAXIMUM_PENALTY)]
+Repetition = Annotated[Number, _between(MINIMUM_REPETITION, MAXIMUM_REPETITION, " (1 changes nothing)")]
+Biases = dict[Whole, Annotated[Number, Field(ge=-MAXIMUM_BIAS, le=MAXIMUM_BIAS)]]
+_TEMPERATURES = f"0 (greedy) or a number from {MINIMUM_TEMPERATURE:g} to {MAXIMUM_TEMPERATURE:g}"
+_BIASES = f"a mapping of token ids to numbers from {-MAXIMUM_BIAS:g} to {MAXIMUM_BIAS:g}"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Sampling:
     """What a person may ask of one generation; the defaults sample from the model's own distribution."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    max_new_tokens: int = 128
-    min_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] | None = None
-    logprobs: bool = False
-    top_logprobs: int = 0
-    json_schema: Mapping[str, Any] | None = None
-    regex: str | None = None
+    temperature: Annotated[Number, _must(_TEMPERATURES, ge=0, le=MAXIMUM_TEMPERATURE)] = 1.0
+    top_k: Annotated[Whole, _must("at least 0, and whole (0 keeps every token)", ge=0)] = 0
+    top_p: Share = 1.0
+    min_p: Annotated[Number, _must("between 0 and 1", ge=0, le=1)] = 0.0
+    typical_p: Share = 1.0
+    repetition_penalty: Repetition = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: Annotated[Biases, _must(_BIASES)] = field(default_factory=dict)
+    seed: Annotated[Whole | None, _must("a whole number")] = None
+    max_new_tokens: Annotated[Whole, _must("at least 1, and whole", ge=1)] = 128
+    min_new_tokens: Annotated[Whole, _must("from 0 to max_new_tokens, and whole", ge=0)] = 0
+    stop: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], _must("a list of texts that are not empty")
+    ] = ()
+    stop_ids: Annotated[tuple[Whole, ...] | None, _must("a list of token ids")] = None
+    logprobs: Annotated[bool, _must("true or false")] = False
+    top_logprobs: Annotated[Whole, _must("at least 0, and whole", ge=0)] = 0
+    json_schema: Annotated[InstanceOf[Mapping] | None, _must("a mapping")] = None
+    regex: Annotated[str | None, _must("a text")] = None
 
-    def __post_init__(self) -> None:
-        numbers = ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty")
-        for name in (*numbers, "frequency_penalty"):
-            value = getattr(self, name)
-            if not (isinstance(value, Real) and math.isfinite(value)):
-                raise TriviumError(f"sampling: {name} must be a finite number, not {value!r}.")
-        whole = ("top_k", "max_new_tokens", "min_new_tokens", "top_logprobs")
-        for name in whole if self.seed is None else (*whole, "seed"):
-            if not isinstance(getattr(self, name), Integral):
-                raise TriviumError(f"sampling: {name} must be a whole number, not {getattr(self, name)!r}.")
-        self._check_kinds()
-        for name, holds, rule in (
-            (
-                "temperature",
-                self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE,
-                f"0 (greedy) or from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}",
-            ),
-            ("top_k", self.top_k >= 0, "at least 0 (0 keeps every token)"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1"),
-            (
-                "repetition_penalty",
-                LEAST_REPETITION <= self.repetition_penalty <= MOST_REPETITION,
-                f"from {LEAST_REPETITION:g} to {MOST_REPETITION:g} (1 changes nothing)",
-            ),
-            ("presence_penalty", abs(self.presence_penalty) <= MOST_PENALTY, _within(MOST_PENALTY)),
-            ("frequency_penalty", abs(self.frequency_penalty) <= MOST_PENALTY, _within(MOST_PENALTY)),
-            (
-                "logit_bias",
-                all(abs(bias) <= MOST_BIAS for bias in self.logit_bias.values()),
-                f"made of numbers {_within(MOST_BIAS)}",
-            ),
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens"),
-            ("top_logprobs", self.top_logprobs >= 0, "at least 0"),
-            ("stop", all(self.stop), "a list of texts that are not empty"),
-        ):
-            if not holds:
-                raise TriviumError(f"sampling: {name} must be {rule}, not {getattr(self, name)!r}.")
-        if self.json_schema is not None and self.regex is not None:
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, settings: Any, validate: Callable[[Any], Sampling]) -> Sampling:
+        """Turn what pydantic finds into one sentence."""
+        try:
+            checked = validate(settings)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise _refusal(str(wrong["loc"][0]), wrong["input"]) from None
+        if 0 < checked.temperature < MINIMUM_TEMPERATURE:
+            raise _refusal("temperature", checked.temperature)
+        if checked.min_new_tokens > checked.max_new_tokens:
+            raise _refusal("min_new_tokens", checked.min_new_tokens)
+        if checked.json_schema is not None and checked.regex is not None:
             raise TriviumError("sampling: json_schema and regex exclude each other; keep one of them.")
-
-    def _check_kinds(self) -> None:
-        """Refuse what is no list or mapping before it stands among requests that are answered together."""
-        ids, bias = self.stop_ids, self.logit_bias
-        for name, holds, rule in (
-            # of one text each letter would be a stop
-            ("stop", _listed(self.stop, str), "a list of texts that are not empty"),
-            ("stop_ids", ids is None or _listed(ids, Integral), "a list of token ids"),
-            (
-                "logit_bias",
-                isinstance(bias, Mapping)
-                and _listed(list(bias), Integral)
-                and _listed(list(bias.values()), Real),
-                "a mapping of token ids to numbers",
-            ),
-            ("json_schema", self.json_schema is None or isinstance(self.json_schema, Mapping), "a mapping"),
-            ("regex", self.regex is None or isinstance(self.regex, str), "a text"),
-        ):
-            if not holds:
-                raise TriviumError(f"sampling: {name} must be {rule}, not {getattr(self, name)!r}.")
+        return checked
 
     @property
     def greedy(self) -> bool:
@@ -137,6 +110,14 @@ class Sampling:
     def penalised(self) -> bool:
         """Whether what was already said changes what may follow."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _refusal(name: str, value: Any) -> TriviumError:
+    """The sentence for a setting that cannot be."""
+    rules = Sampling.__pydantic_fields__  # type: ignore[attr-defined]
+    if name not in rules:
+        return TriviumError(f"sampling has no setting {name!r}; it has {', '.join(rules)}.")
+    return TriviumError(f"sampling: {name} must be {rules[name].description}, not {value!r}.")
 
 
 def _mix(value: np.ndarray) -> np.ndarray:

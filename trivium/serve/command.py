@@ -43,11 +43,14 @@ class InGroups(click.Command):
                 formatter.write_dl(records)
 
 
-def option(group: str, name: str, default: Any = None, help: str = "", **settings: Any) -> Decorator:
-    """An option of a group, whose default is shown where there is one."""
+def option(
+    group: str, name: str, default: Any = None, help: str = "", argument: str | None = None, **settings: Any
+) -> Decorator:
+    """An option of a group, whose default is shown where there is one; `argument` is its name in Python."""
+    names = (name,) if argument is None else (name, argument)
     shown = default is not None
     return click.option(
-        name, cls=Grouped, group=group, default=default, show_default=shown, help=help, **settings
+        *names, cls=Grouped, group=group, default=default, show_default=shown, help=help, **settings
     )
 
 
@@ -118,7 +121,8 @@ def chat(model: str, **settings: Any) -> None:
     MACHINE,
     "--keep-prompts",
     8,
-    "Finished prompts each model keeps cached, for those who ask on.",
+    "Finished prompts each model keeps cached, for follow-up requests.",
+    argument="prefix_cache_size",
     type=click.IntRange(min=0),
 )
 @_device

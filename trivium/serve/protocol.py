@@ -18,11 +18,11 @@ from pydantic import (
 
 from trivium.generate.chat_fit import Overflow, Reasoning
 from trivium.generate.sampling import (
-    LEAST_REPETITION,
-    LEAST_TEMPERATURE,
-    MOST_BIAS,
-    MOST_REPETITION,
-    MOST_TEMPERATURE,
+    MAXIMUM_BIAS,
+    MAXIMUM_REPETITION,
+    MAXIMUM_TEMPERATURE,
+    MINIMUM_REPETITION,
+    MINIMUM_TEMPERATURE,
 )
 from trivium.serve.failures import RequestRefused
 
@@ -31,16 +31,16 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 
 def _not_too_cold(temperature: float) -> float:
-    if 0 < temperature < LEAST_TEMPERATURE:
-        raise ValueError(f"must be 0, which is greedy, or at least {LEAST_TEMPERATURE:g}")
+    if 0 < temperature < MINIMUM_TEMPERATURE:
+        raise ValueError(f"must be 0, which is greedy, or at least {MINIMUM_TEMPERATURE:g}")
     return temperature
 
 
 Temperature = Annotated[
-    float, Field(ge=0, le=MOST_TEMPERATURE, allow_inf_nan=False), AfterValidator(_not_too_cold)
+    float, Field(ge=0, le=MAXIMUM_TEMPERATURE, allow_inf_nan=False), AfterValidator(_not_too_cold)
 ]
-Repetition = Annotated[float, Field(ge=LEAST_REPETITION, le=MOST_REPETITION, allow_inf_nan=False)]
-Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS, allow_inf_nan=False)]
+Repetition = Annotated[float, Field(ge=MINIMUM_REPETITION, le=MAXIMUM_REPETITION, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-MAXIMUM_BIAS, le=MAXIMUM_BIAS, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
