@@ -38,7 +38,7 @@ def expanded(name: Path | str) -> Path:
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Replace a file in one step: a reader sees the old content or the new, never a part."""
     path = Path(path)
-    with _whole_file(path) as part:
+    with whole_file(path) as part:
         part.write_bytes(content)
 
 
@@ -157,7 +157,7 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     found = tensors_checksum((name, ready[name]) for name in sorted(ready))
     path = Path(path)
-    with _whole_file(path) as beside:
+    with whole_file(path) as beside:
         # The library makes its files unreadable to other people; this one is as open as any new file.
         beside.touch()
         mode = beside.stat().st_mode
@@ -240,7 +240,7 @@ def sync(path: Path | str) -> None:
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it takes the name of `path` when all of it is on the disk."""
     beside = _beside(path)
     try:

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder of this machine, or a repository of the Hugging Face hub."""
+"""Where a model's files are: a folder or a GGUF file of this machine, or a repository of the hub."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded
+from trivium.model.gguf.read import as_folder, is_gguf
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
 def resolve(name: str | Path, fetch: bool = True) -> Path:
-    """A folder, or the model that a stage made in it; else `owner/name[@revision]`, fetched once.
+    """A folder, or the model that a stage made in it, or a GGUF file as one; else `owner/name[@revision]`.
 
     Without `fetch`, what is of the hub has to be on this machine already.
     """
@@ -23,8 +24,10 @@ def resolve(name: str | Path, fetch: bool = True) -> Path:
         # A finished stage shows its model's files beside its own as well; what is used is what it sealed.
         is_stage = (path / "stage.yaml").is_file() or not (path / "config.json").is_file()
         return made if is_stage and (made / "config.json").is_file() else path
+    if is_gguf(path):
+        return as_folder(path)
     if path.exists():
-        raise TriviumError(f"{path} is a file: name the folder that holds config.json.")
+        raise TriviumError(f"{path} is a file: name the folder that holds config.json, or a .gguf file.")
     if not HUB_NAME.match(str(name)):
         raise TriviumError(f"{name} is neither a folder nor an id of the hub (owner/name).")
     import huggingface_hub

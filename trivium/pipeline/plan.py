@@ -13,6 +13,7 @@ from trivium.kit import trackers
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import short
 from trivium.kit.progress import duration
+from trivium.model.gguf.read import is_gguf
 from trivium.model.hub import resolve
 from trivium.pipeline import costs
 from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk
@@ -173,5 +174,6 @@ def _inputs(
         inputs[written] = entry.output if entry.state == "done" else derived[parent.stage]
     for written in node.outside:
         place = locate(written, going.recipe.base)
-        inputs[written] = resolve(place) if place is not None and place.is_dir() else place or Path(written)
+        is_model = place is not None and (place.is_dir() or is_gguf(place))
+        inputs[written] = resolve(place) if place is not None and is_model else place or Path(written)
     return inputs

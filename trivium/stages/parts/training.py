@@ -255,7 +255,7 @@ def _save(folder: Path, model: Transformer, tokenizer: Tokenizer, settings: Trai
 
 def _base(place: Path) -> str:
     """How an adapter names its base, from whatever folder it is asked for: an id of the hub stays one."""
-    return str(resolve(place).absolute()) if place.is_dir() else str(place)
+    return str(resolve(place).absolute()) if place.exists() else str(place)
 
 
 def _start(settings: Training) -> str:
