@@ -213,7 +213,7 @@ def test_a_recipe_starts_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "texts" / "a.txt").write_text("the cat sat on the mat. " * 400)
     (tmp_path / "mine.yaml").write_text(
         "stages: {more: {kind: midtrain, from: ./model.gguf, data: ./texts, context: 32, tokens: 128,"
-        " batch_tokens: 64}}"
+        " batch: 64}}"
     )
     assert "parameters" in plan(tmp_path / "mine.yaml", tmp_path / "runs")[1][4]
     made = trivium.run(tmp_path / "mine.yaml", runs=tmp_path / "runs")

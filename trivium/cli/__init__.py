@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from trivium import __version__
-from trivium.cli import models, runs, setup, train
+from trivium.cli import export, models, runs, setup, train
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import BARRED, FAILING
 from trivium.serve.command import chat, serve
@@ -19,6 +19,7 @@ _VERBS = (
     *(setup.init, setup.data, setup.schema, setup.launch, setup.doctor),
     *train.verbs(),
     *(chat, serve, models.eval_, models.compare, models.distance, models.grade),
+    export.export,
 )
 
 
