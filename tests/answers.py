@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from trivium.data.rows import PackedSequence, row_of_documents
+from trivium.learn.objectives.policy_losses import Aggregation, loss_weights
 from trivium.model.attention import Documents
 from trivium.model.transformer import Transformer
 
+LONGEST = 8
 COLUMNS = ("advantage", "old_logprob", "sampled_logprob", "correction", "reference", "value", "return")
 
 
@@ -60,7 +62,12 @@ def answers_of(row: PackedSequence) -> Iterator[Answer]:
 
 
 def rows_of_answers(
-    vocabulary: int, groups: Sequence[Sequence[int]], *, share: bool, seed: int = 0
+    vocabulary: int,
+    groups: Sequence[Sequence[int]],
+    *,
+    share: bool,
+    seed: int = 0,
+    aggregation: Aggregation = "token",
 ) -> list[PackedSequence]:
     """One row for each group of answers with these lengths, their columns drawn from the seed."""
     random = np.random.default_rng(seed)
@@ -70,17 +77,19 @@ def rows_of_answers(
         beginning = prompt[-1:] if share else prompt
         documents = [prompt[:-1]] if share else []
         documents += [np.concatenate((beginning, random.integers(0, vocabulary, length))) for length in group]
-        learned = [np.arange(len(one)) >= len(beginning) for one in documents]
+        parts = [loss_weights(length, aggregation, LONGEST) for length in group]
+        learned = [(np.arange(len(one)) >= len(beginning)).astype(float) for one in documents]
         if share:
-            learned[0][:] = False
+            learned[0][:] = 0
+        for mask, (weight, _) in zip(learned[len(documents) - len(group) :], parts, strict=True):
+            mask *= weight
         columns = {
             name: [random.normal(0, 1, len(one)).astype(np.float32) for one in documents] for name in COLUMNS
         }
         first = len(documents) - len(group)
         facts = {
             "back": list(range(len(documents))) if share else [0] * len(documents),
-            "divisor": [0.0] * first + [float(length) for length in group],
-            "measures": [{} for _ in documents],
+            "divisor": [0.0] * first + [divisor for _, divisor in parts],
             "fresh": [False for _ in documents],
         }
         ids = [f"{len(rows)}/{place}" for place in range(len(documents))]

@@ -65,6 +65,9 @@ class ToyRollouts:
             )
         return rows
 
+    def metrics(self, step: int) -> dict[str, float]:
+        return {}
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"made": self.made}, dict(self.rollout)
 
@@ -108,6 +111,9 @@ class ToyPairs:
                 )
             )
         return rows
+
+    def metrics(self, step: int) -> dict[str, float]:
+        return {}
 
     def state(self) -> tuple[dict, dict]:
         return {}, {}

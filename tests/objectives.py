@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from judging import batches_of, in_order, model_and_reference, objective_of, pairs
 from small import SmallBatches, small_model
 from torch import Tensor
@@ -17,8 +16,7 @@ from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.learn.objectives.near_parent import NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.objectives.policy import PolicyGradient
-from trivium.learn.objectives.policy_losses import ALGORITHMS, weight_of
-from trivium.learn.objectives.ppo import ProximalPolicy
+from trivium.learn.objectives.policy_losses import ALGORITHMS, PPO_ALGORITHMS, Aggregation, loss_weights
 from trivium.learn.objectives.preference import UNPAIRED
 from trivium.learn.objectives.preference_losses import PAIR_LOSSES, PreferenceNumbers
 from trivium.learn.objectives.reward import BradleyTerry
@@ -48,6 +46,9 @@ class OneBatch:
 
     def rows(self, step: int) -> list[PackedSequence]:
         return self.batch
+
+    def metrics(self, step: int) -> dict[str, float]:
+        return {}
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {}, {}
@@ -115,16 +116,20 @@ def _reward(device: str) -> Case:
     return Case(model, objective, in_order(batches_of(pairs(), {"sigmoid": 1.0})), 0.003, "adamw")
 
 
-def answers(vocabulary: int, *, share: bool = True) -> list[PackedSequence]:
+def answers(
+    vocabulary: int, *, share: bool = True, aggregation: Aggregation = "token"
+) -> list[PackedSequence]:
     """Four sampled answers to a prompt of one row, with all that policies learn from."""
     random = np.random.default_rng(5)
     prompt = random.integers(0, vocabulary, 7)
     documents, learned = ([prompt[:-1]], [np.zeros(6)]) if share else ([], [])
     start = prompt[-1:] if share else prompt
-    advantages = [1.0, -0.5, 0.5, -1.0]
+    advantages, divisors = [1.0, -0.5, 0.5, -1.0], []
     for length in (5, 9, 12, 3):
         documents.append(np.concatenate((start, random.integers(0, vocabulary, length))))
-        learned.append(np.arange(len(documents[-1])) >= len(start))
+        weight, divisor = loss_weights(length, aggregation, 12)
+        learned.append((np.arange(len(documents[-1])) >= len(start)) * weight)
+        divisors.append(divisor)
     count = len(documents)
     silent = count - len(advantages)
 
@@ -144,12 +149,9 @@ def answers(vocabulary: int, *, share: bool = True) -> list[PackedSequence]:
         "value": uneven(-0.1, 0.1),
         "return": uneven(-1.0, 1.0),
     }
-    lengths = torch.tensor([5, 9, 12, 3])
-    divisors = [weight_of(one[None], "token", 12) for one in lengths]
     facts: dict[str, list] = {
         "back": list(range(count)) if share else [0] * count,
         "divisor": [0.0] * silent + divisors,
-        "measures": [{} for _ in documents],
         "fresh": [True] * count,
     }
     return [row_of_documents(documents, learned=learned, columns=columns, facts=facts)]
@@ -157,14 +159,19 @@ def answers(vocabulary: int, *, share: bool = True) -> list[PackedSequence]:
 
 def _policy(device: str, name: str, **settings: Any) -> Case:
     model = small_model().to(device)
-    objective = PolicyGradient(ALGORITHMS[name], ALGORITHMS[name].numbers, **settings)
-    return Case(model, objective, answers(model.config.vocabulary), 0.0005, "adamw")
+    algorithm = ALGORITHMS[name]
+    objective = PolicyGradient(algorithm, algorithm.numbers, **settings)
+    rows = answers(model.config.vocabulary, aggregation=algorithm.aggregation)
+    return Case(model, objective, rows, 0.0005, "adamw")
 
 
 def _ppo(device: str, critic: bool) -> Case:
     model = small_model().to(device)
     head = ScalarHead(model.config.width, seed=1).to(device) if critic else None
-    objective = ProximalPolicy(head, value_coefficient=1.0, entropy_bonus=0.001)
+    algorithm = PPO_ALGORITHMS["gae" if critic else "rloo"]
+    objective = PolicyGradient(
+        algorithm, algorithm.numbers, extra=head, value_coefficient=1.0, entropy_bonus=0.001, prune=True
+    )
     return Case(model, objective, answers(model.config.vocabulary, share=False), 0.002, "adamw")
 
 

@@ -59,6 +59,9 @@ class SmallBatches:
             rows.append(row_of_documents(documents, learned=learned, ids=ids))
         return rows
 
+    def metrics(self, step: int) -> dict[str, float]:
+        return {}
+
     def state(self) -> tuple[dict, dict]:
         return {}, {}
 

@@ -16,7 +16,7 @@ from trivium.generate.matrices import engine_dtype
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
-from trivium.learn.objectives.policy import answer_log_probabilities
+from trivium.learn.objectives.policy import token_outputs
 from trivium.learn.precision import one_pass
 from trivium.model.config import ExpertsConfig
 from trivium.model.lora import AdapterSettings, add_adapter, bake
@@ -145,7 +145,7 @@ def test_what_was_sampled_is_as_likely_to_the_trainer(design: str) -> None:
         learned = np.arange(length + len(one.tokens)) >= length
         row = row_of_documents([np.array(ids + one.tokens)], learned=[learned], facts={"back": [0]})
         with torch.no_grad(), one_pass("bfloat16", model.device):
-            logprobs, _ = answer_log_probabilities(model, collate([row]))
+            logprobs = token_outputs(model, collate([row])).logprobs
         apart.append((logprobs - torch.tensor(one.logprobs)).abs())
     found = torch.cat(apart)
     assert found.mean() < MEAN

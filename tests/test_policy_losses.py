@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trivium.learn.objectives.advantages import (
-    STABILITY,
+    GROUP_STABILITY,
     combined,
     group_advantages,
     overlong_penalty,
@@ -19,9 +19,8 @@ from trivium.learn.objectives.policy_losses import (
     PolicyNumbers,
     Sampled,
     clipped,
-    divergence,
-    token_weights,
-    weight_of,
+    kl_estimate,
+    loss_weights,
 )
 
 LENGTHS = [3, 7, 5, 1]
@@ -50,8 +49,9 @@ def sampled_of(values: dict[str, list[list[float]]], requires_grad: bool = False
 
 def loss_of(algorithm: Algorithm, sampled: Sampled) -> torch.Tensor:
     tokens = algorithm.loss(sampled, algorithm.ratio(sampled), algorithm.numbers)
-    weights = token_weights(sampled, algorithm.aggregation)
-    return (tokens * weights).sum() / weight_of(sampled.lengths, algorithm.aggregation, LONGEST)
+    parts = [loss_weights(int(n), algorithm.aggregation, LONGEST) for n in sampled.lengths]
+    weights = torch.tensor([weight for weight, _ in parts], dtype=torch.double)[sampled.answer]
+    return (tokens * weights * sampled.mask).sum() / sum(divisor for _, divisor in parts)
 
 
 def reference(name: str, v: dict[str, list[list[float]]]) -> float:
@@ -129,7 +129,7 @@ def test_the_edges_of_groups() -> None:
     assert group_advantages([None, None], "group").tolist() == [0.0, 0.0]
     assert group_advantages([None, 3.0], "group").tolist() == [0.0, 0.0]
     mixed = group_advantages([1.0, None, 0.0], "group")
-    spread = math.sqrt(0.5) + STABILITY
+    spread = math.sqrt(0.5) + GROUP_STABILITY
     np.testing.assert_allclose(mixed, [0.5 / spread, 0.0, -0.5 / spread])
     np.testing.assert_allclose(group_advantages([1.0, 0.0, 0.0, 0.0], "centred"), [0.75, -0.25, -0.25, -0.25])
     np.testing.assert_allclose(group_advantages([3.0, 0.0, 0.0], "leave_one_out"), [3.0, -1.5, -1.5])
@@ -159,7 +159,7 @@ def test_gdpo_divides_by_the_standard_deviation_of_a_sample() -> None:
     """As torch's `std`, and so TRL's, has it; what a scorer left out does not count in its column."""
     rewards = np.array([[1.0, 0.2], [0.0, 0.9], [4.0, math.nan], [2.0, 0.4], [0.5, math.nan]])
     columns = [rewards[:, 0], rewards[[0, 1, 3], 1]]
-    first, second = ((one - one.mean()) / (one.std(ddof=1) + STABILITY) for one in columns)
+    first, second = ((one - one.mean()) / (one.std(ddof=1) + GROUP_STABILITY) for one in columns)
     expected = 2.0 * first
     expected[[0, 1, 3]] += 0.5 * second
     np.testing.assert_allclose(combined(rewards, [2.0, 0.5], normalise_first=True), expected, rtol=1e-12)
@@ -188,16 +188,16 @@ def test_divergence_estimators_by_exact_enumeration() -> None:
     forward = (q.exp() * (q - p())).sum()
     frozen = p().exp().detach()
     for estimator in ("k1", "k3"):
-        value = (frozen * divergence(p(), q, estimator)).sum()
+        value = (frozen * kl_estimate(p(), q, estimator)).sum()
         assert value.item() == pytest.approx(reverse.item(), abs=1e-12)
-    zero = gradient((frozen * divergence(p(), q, "k1")).sum())
+    zero = gradient((frozen * kl_estimate(p(), q, "k1")).sum())
     torch.testing.assert_close(zero, torch.zeros(6, dtype=torch.double), atol=1e-12, rtol=0)
-    second = gradient((frozen * divergence(p(), q, "k2")).sum())
+    second = gradient((frozen * kl_estimate(p(), q, "k2")).sum())
     torch.testing.assert_close(second, gradient(reverse), atol=1e-12, rtol=0)
-    third = gradient((frozen * divergence(p(), q, "k3")).sum())
+    third = gradient((frozen * kl_estimate(p(), q, "k3")).sum())
     torch.testing.assert_close(third, gradient(forward), atol=1e-12, rtol=0)
     behaviour = torch.randn(6, dtype=torch.double).softmax(-1)
-    corrected = gradient((behaviour * (p().exp() / behaviour) * divergence(p(), q, "k3")).sum())
+    corrected = gradient((behaviour * (p().exp() / behaviour) * kl_estimate(p(), q, "k3")).sum())
     torch.testing.assert_close(corrected, gradient(reverse), atol=1e-12, rtol=0)
 
 

@@ -8,8 +8,8 @@ from answers import answers_of, near, rows_of_answers
 from small import VOCABULARY, small_model
 
 from trivium.data.rows import PackedSequence, collate
-from trivium.learn.objectives.policy import Estimator, PolicyGradient
-from trivium.learn.objectives.policy_losses import ALGORITHMS
+from trivium.learn.objectives.policy import PolicyGradient
+from trivium.learn.objectives.policy_losses import ALGORITHMS, KlEstimator
 from trivium.model.transformer import Transformer
 
 GROUPS = [[6, 3], [1, 4, 7]]
@@ -17,7 +17,7 @@ TEMPERATURE, KL, BONUS = 0.7, 0.3, 0.4
 
 
 def by_hand(
-    model: Transformer, rows: list[PackedSequence], mean: str, estimator: Estimator, unbiased: bool
+    model: Transformer, rows: list[PackedSequence], mean: str, estimator: KlEstimator, unbiased: bool
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """GRPO's loss with a divergence and a bonus for entropy, answer by answer."""
     total, terms = torch.zeros(()), {"entropy": 0.0, "kl": 0.0}
@@ -47,11 +47,11 @@ def by_hand(
     [("grpo", "answers", "k3", False), ("bnpo", "tokens", "k2", True), ("bnpo", "tokens", "k1", False)],
 )
 def test_loss_and_gradient_are_the_sum_of_their_terms(
-    algorithm: str, mean: str, estimator: Estimator, unbiased: bool, share: bool
+    algorithm: str, mean: str, estimator: KlEstimator, unbiased: bool, share: bool
 ) -> None:
     """Surrogate against the old log-probabilities, plus the divergence, less the entropy."""
     model = small_model()
-    rows = rows_of_answers(VOCABULARY, GROUPS, share=share)
+    rows = rows_of_answers(VOCABULARY, GROUPS, share=share, aggregation=ALGORITHMS[algorithm].aggregation)
     near(model, rows, 0.3, TEMPERATURE)
     expected, terms = by_hand(model, rows, mean, estimator, unbiased)
     gradients = torch.autograd.grad(expected, list(model.parameters()))

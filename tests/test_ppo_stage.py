@@ -15,17 +15,18 @@ from tuning import own, save, small_model, write_rows
 import trivium
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import save_tensors
-from trivium.learn.objectives.ppo import ProximalPolicy
-from trivium.stages.parts.valued import AdvantageSettings
+from trivium.learn.objectives.advantages import AdvantageSettings
+from trivium.learn.objectives.policy import PolicyGradient
+from trivium.learn.objectives.policy_losses import PPO_ALGORITHMS
 
 
 def trainer_of(folder: Path, seed: int = 0) -> Any:
     model = small_model(own(), seed)
-    feed = rollouts(
-        model, minibatches=2, epochs_per_rollout=2, target=0.5, worth=AdvantageSettings(normalise="running")
-    )
+    advantages, algorithm = AdvantageSettings(normalise="running"), PPO_ALGORITHMS["gae"]
+    feed = rollouts(model, minibatches=2, epochs_per_rollout=2, target=0.5, advantages=advantages)
     return small_trainer(
-        folder, model=model, batches=feed, objective=ProximalPolicy(feed.critic),
+        folder, model=model, batches=feed,
+        objective=PolicyGradient(algorithm, algorithm.numbers, extra=feed.critic, prune=True),
         checkpoint={"every_steps": 1}, optimiser="adamw",
     )  # fmt: skip
 
@@ -123,7 +124,7 @@ def test_another_reward_model_is_another_stage(tmp_path):
     assert build(load(path))["ppo"].fingerprint == before
     with pytest.raises(TriviumError, match="makes a reward model"):
         build(load(path, ["stages.ppo.from=rm"]))
-    with pytest.raises(TriviumError, match="group"):
+    with pytest.raises(TriviumError, match="num_generations"):
         load(path, ["stages.ppo.estimator=rloo"])
 
 

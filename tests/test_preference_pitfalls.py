@@ -20,7 +20,7 @@ from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
-from trivium.learn.objectives.policy_losses import divergence
+from trivium.learn.objectives.policy_losses import kl_estimate
 from trivium.learn.objectives.preference import UNPAIRED, Preference, answers_under
 from trivium.learn.objectives.preference_losses import PAIR_LOSSES, Pairs, PreferenceNumbers
 from trivium.learn.optimisers import LearningRates
@@ -192,7 +192,7 @@ def test_pitfall_n_gradients_of_the_divergence_over_six_actions(off_policy: bool
         return torch.autograd.grad(of, scores, retain_graph=True)[0]
 
     def expected(estimator: str, weighed: bool = False) -> torch.Tensor:
-        value = divergence(policy, reference, estimator)
+        value = kl_estimate(policy, reference, estimator)
         value = value * torch.exp(policy - drawn) if weighed else value
         return gradient((drawn.exp() * value).sum())
 

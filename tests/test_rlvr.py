@@ -21,7 +21,8 @@ from trivium.grade.rewards import Combined, FunctionReward
 from trivium.kit.files import save_tensors
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.learn.objective import accumulate
-from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
+from trivium.learn.objectives.advantages import KlController
+from trivium.learn.objectives.policy import PolicyGradient, token_outputs
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.attention import Documents
 from trivium.stages.parts.prompts import Curriculum, Prompt
@@ -46,6 +47,7 @@ def rollouts(
     algorithm: str = "dapo",
     sampling: Sampling | None = None,
     reference: Any = None,
+    controller: KlController | None = None,
     **changes: Any,
 ) -> RolloutBatches:
     tokenizer = own()
@@ -57,7 +59,7 @@ def rollouts(
     reward = Combined([FunctionReward("even", function)], [1.0])
     return RolloutBatches(
         model, worker, prompts, reward, ALGORITHMS[algorithm], settings,
-        sampling=sampling, seed=3, reference=reference,
+        sampling=sampling, seed=3, reference=reference, controller=controller,
     )  # fmt: skip
 
 
@@ -119,9 +121,9 @@ def test_the_trainers_numbers_are_the_engines_under_the_same_filters(sampling, s
     feed = rollouts(small_model(own()), sampling=sampling, share_prompts=share)
     rows = feed.rows(0)
     batch = collate(rows)
-    logprobs, _ = answer_log_probabilities(
+    logprobs = token_outputs(
         feed.model, batch, temperature=sampling.temperature, filtered=feed.filtered
-    )
+    ).logprobs
     sampled = batch.columns["sampled_logprob"][batch.weights > 0]
     assert len(sampled) > 12
     torch.testing.assert_close(logprobs, sampled, atol=1e-4, rtol=0)
@@ -145,7 +147,7 @@ def test_the_extremes_are_those_of_all_answers_however_a_step_is_divided(advanta
     for row in rows:
         batch = collate([row])
         learned = batch.weights > 0
-        logprobs, _ = answer_log_probabilities(model, batch)
+        logprobs = token_outputs(model, batch).logprobs
         moved = (logprobs - batch.columns["old_logprob"][learned]).tolist()
         owners = np.repeat(np.arange(len(row.lengths)), row.lengths)[learned.numpy()]
         apart += [abs(one) for one in moved]
@@ -238,7 +240,7 @@ def test_expert_iteration_divides_by_the_tokens_it_learns():
     learned = sum(int((row.weights > 0).sum()) for row in rows)
     assert objective.weight(rows) == learned
     batch = collate(rows)
-    logprobs, _ = answer_log_probabilities(feed.model, batch)
+    logprobs = token_outputs(feed.model, batch).logprobs
     loss = objective.loss(feed.model, batch).sum / objective.weight(rows)
     assert loss.item() == pytest.approx(-logprobs.mean().item(), abs=1e-6)
 
@@ -251,7 +253,7 @@ def test_an_all_equal_rollout_moves_nothing():
     objective = PolicyGradient(ALGORITHMS["grpo"], ALGORITHMS["grpo"].numbers)
     (objective.loss(model, collate(rows)).sum / objective.weight(rows)).backward()
     assert all(float(p.grad.abs().max()) == 0.0 for p in model.parameters() if p.grad is not None)
-    assert rows[0].facts["measures"][0]["frac_reward_zero_std"] == 1.0
+    assert feed.metrics(0)["frac_reward_zero_std"] == 1.0
 
 
 def test_groups_without_variance_are_replaced():
@@ -359,7 +361,7 @@ def test_the_divergence_in_the_reward_is_taken_off_it(truncated):
     model, reference = small_model(own()), small_model(own(), 1).requires_grad_(False)
     sampling = Sampling(max_new_tokens=12, stop_ids=tuple(range(0, own().vocabulary_size, 12)))
     feed = rollouts(
-        model, reference=reference, kl=0.5, kl_in_reward=True, sampling=sampling, truncated=truncated
+        model, reference=reference, controller=KlController(0.5), sampling=sampling, truncated=truncated
     )
     groups = feed._groups(0, 0, 3)
     assert {answer.truncated for group in groups for answer in group.rollouts} == {True, False}

@@ -124,7 +124,7 @@ def test_loss_and_gradient_are_those_of_trl(tmp_path, name, kl, monkeypatch):
     monkeypatch.setattr(RolloutBatches, "_teaches", lambda self, group, index: True)
     model, tokenizer = small_model(own()), own()
     reference = small_model(own(), 4).requires_grad_(False) if kl else None
-    feed = rollouts(model, function=graded, algorithm=name, reference=reference, kl=kl)
+    feed = rollouts(model, function=graded, algorithm=name, reference=reference, kl_in_loss=kl > 0)
     drawn = feed.worker.generate
 
     def with_a_tool(*arguments: Any) -> Any:

@@ -61,7 +61,7 @@ def test_pass_rates_go_by_the_truth():
     group = RolloutGroup(
         0, answers, scores=[[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]], rewards=[1.0, 1.0, 1.0, 0.0]
     )
-    tricked = rollout_metrics([group], ["loose", "strict"], 1.0, truth=1)
+    tricked = rollout_metrics([group], ["loose", "strict"], 1.0, held_out_scorer=1)
     assert (tricked["reward"], tricked["held_out_reward"], tricked["pass@1"], tricked["pass@4"]) == (
         0.75,
         0.25,

@@ -16,7 +16,7 @@ from trivium.data.rows import collate
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
-from trivium.learn.objectives.policy import PolicyGradient, answer_log_probabilities
+from trivium.learn.objectives.policy import PolicyGradient, token_outputs
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.stages.parts.environments import EnvironmentWorker, ToolUse, calculate, with_tools
 from trivium.stages.parts.prompts import Prompt
@@ -78,7 +78,7 @@ def test_what_the_environment_says_is_masked_and_the_rest_is_what_was_drawn():
     batch = collate(feed.rows(0))
     assert len(made) == 4
     learned = batch.weights > 0
-    logprobs, _ = answer_log_probabilities(feed.model, batch)
+    logprobs = token_outputs(feed.model, batch).logprobs
     torch.testing.assert_close(logprobs, batch.columns["sampled_logprob"][learned], atol=1e-4, rtol=0)
     tokenizer = own()
     ends = np.cumsum(batch.lengths)

@@ -1,6 +1,6 @@
 """Batches of every stage that trains on documents: packed sequences of shards, in the order of a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -194,6 +194,10 @@ class PackedBatches:
     def rows(self, step: int) -> list[PackedSequence]:
         """The global batch of optimiser step `step`."""
         return [self.packed[source].row(row) for source, row in self.plan.rows(step)]
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """Nothing to log besides what the objective measures."""
+        return {}
 
     def state(self) -> "tuple[dict[str, Any], dict[str, Tensor]]":
         """All there is to remember: which plan this is. Where in it, the trainer's step says."""

@@ -299,6 +299,10 @@ class PreferenceBatches:
             source=[source for source, _ in places],
         )
 
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """Nothing to log besides what the objective measures."""
+        return {}
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Which plan this is and what the objective remembers; where in it, the trainer's step says."""
         return {"plan": self.plan.hash, "memory": dict(self.memory)}, {}

@@ -86,6 +86,10 @@ class BatchSource(Protocol):
         """The global batch of an optimiser step."""
         ...
 
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """What to log of the batch of a step that `rows` has made."""
+        ...
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What it needs to go on from here after a stop."""
         ...

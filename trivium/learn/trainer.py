@@ -213,6 +213,7 @@ class Trainer:
         self.tokens += sum(len(row) for row in rows)
         seconds = time.perf_counter() - start
         self.seconds += seconds
+        from_source = self.batches.metrics(self.step - 1)
         averages = {
             name: total / weight
             for name, (total, weight) in measures.items()
@@ -226,6 +227,7 @@ class Trainer:
             "learning_rate": self.rates.matrices * factor,
             "tokens_per_second": round(sum(len(row) for row in rows) / seconds, 1),
             **averages,
+            **from_source,
         }
 
     def _gradient(self, mine: Sequence[PackedSequence]) -> tuple[dict[str, tuple[float, float]], float]:

@@ -1,122 +1,173 @@
-"""The policy gradient as an objective: sampled answers with their advantages in, a loss sum out."""
+"""The policy gradient as an objective: sampled completions with their advantages in, a loss sum out.
+
+For the tokens t of the completions i, with the ratio rho = pi(o_t) / pi_old(o_t) and the advantages A,
+
+    loss = sum_i w_i sum_t [ l(rho, A) + beta KL(pi || pi_ref) + c (V - R)^2 / 2 - h H(pi) ] / sum_i d_i
+
+where l is the algorithm's, such as PPO's -min(rho A, clip(rho, 1 - e, 1 + e) A). The critic V is optional.
+The rollouts bring A, R, w and d along: see `loss_weights` and `advantages.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from trivium.data.rows import NOTHING, Batch, PackedSequence
+from trivium.data.rows import Batch, PackedSequence
 from trivium.learn.head_loss import token_log_probabilities
 from trivium.learn.objective import Loss, Maximum, Measure, Minimum
 from trivium.learn.objectives.policy_losses import (
     Algorithm,
+    KlEstimator,
     PolicyNumbers,
     Sampled,
     answer_ratio,
     cispo,
     clipped,
-    divergence,
     gamma_weight,
+    kl_estimate,
     product_ratio,
-    token_weights,
+    value_losses,
     vespo,
 )
 from trivium.model.branches import Branches
+from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
 
-Estimator = Literal["k1", "k2", "k3"]
 Filtered = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Logits [N, V] and what was drawn [N] -> log-probabilities and entropies under the sampler's filters."""
+PPO_NAMES = {
+    "policy_loss": "loss/policy_avg",
+    "entropy": "policy/entropy_avg",
+    "clip_ratio/region_mean": "policy/clipfrac_avg",
+}
+"""What TRL's PPO calls the measures that its GRPO has other names for."""
 
 
-def answer_log_probabilities(
-    model: Transformer, batch: Batch, *, temperature: float = 1.0, filtered: Filtered | None = None
-) -> tuple[Tensor, Tensor]:
-    """The log-probability and the entropy of every learned token, in order: what the sampler drew from."""
-    learned = batch.weights > 0
+@dataclass(frozen=True)
+class TokenOutputs:
+    """What a model says of the learned tokens of a batch, in order: all [learned]."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor | None = None
+
+
+def token_outputs(
+    model: Transformer,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    filtered: Filtered | None = None,
+    critic: ScalarHead | None = None,
+    prune: bool = False,
+) -> TokenOutputs:
+    """Log-probabilities and entropies of what the sampler drew from, and the critic's values there.
+
+    With `prune` the last layer computes learned places only, which pays where prompts are not shared.
+    """
+    learned = (batch.weights > 0).nonzero().squeeze(1)
     context = Branches(batch.lengths, batch.facts["back"], batch.tokens.device)
-    hidden = model(batch.tokens, context)
+    # The routers of a mixture of experts balance all tokens.
+    if prune and model.config.experts is None:
+        hidden = model(batch.tokens, context, wanted=learned)
+    else:
+        hidden = model(batch.tokens, context)[learned]
+    targets = batch.targets[learned]
     if filtered is not None:
-        return filtered(model.logits(hidden[learned]), batch.targets[learned])
-    targets = torch.where(learned, batch.targets, NOTHING)
-    logprobs, entropy = token_log_probabilities(
-        hidden, model.head_weight, targets,
-        soft_cap=model.final_soft_cap, temperature=temperature, entropy=True,
-    )  # fmt: skip
-    assert entropy is not None
-    return logprobs[learned], entropy[learned]
+        logprobs, entropy = filtered(model.logits(hidden), targets)
+    else:
+        logprobs, entropies = token_log_probabilities(
+            hidden, model.head_weight, targets,
+            soft_cap=model.final_soft_cap, temperature=temperature, entropy=True,
+        )  # fmt: skip
+        assert entropies is not None
+        entropy = entropies
+    return TokenOutputs(logprobs, entropy, None if critic is None else critic(hidden))
 
 
 @dataclass
 class PolicyGradient:
-    """One of the algorithms over answers that carry advantages and the log-probabilities they had."""
+    """One of the algorithms, over completions that carry advantages and their old log-probabilities."""
 
     algorithm: Algorithm
     numbers: PolicyNumbers
     temperature: float = 1.0
     filtered: Filtered | None = None
     kl: float = 0.0
-    estimator: Estimator = "k3"
+    """beta, where the KL is part of the loss."""
+    estimator: KlEstimator = "k3"
     unbiased: bool = False
-    """Whether the divergence is multiplied by the ratio, so that its gradient is the reverse KL's."""
+    """Whether the KL is multiplied by the ratio, so that its gradient is the reverse KL's."""
     entropy_bonus: float = 0.0
+    extra: ScalarHead | None = None
+    """The critic."""
+    value_clip: float | None = 0.2
+    value_coefficient: float = 0.1
+    prune: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Other names for some of the measures."""
 
     name = "policy"
-    extra = None
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
-        """What the rollouts counted for these answers, and for those it left out as they teach nothing."""
+        """What these completions, and those left out as they teach nothing, add to the divisor."""
         return float(sum(sum(row.facts["divisor"]) for row in rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """The loss sum, and the measures of the update under TRL's names."""
-        logprobs, entropy = answer_log_probabilities(
-            model, batch, temperature=self.temperature, filtered=self.filtered
-        )
+        outputs = token_outputs(
+            model, batch, temperature=self.temperature, filtered=self.filtered, critic=self.extra,
+            prune=self.prune,
+        )  # fmt: skip
+        logprobs, entropy = outputs.logprobs, outputs.entropy
         learned = batch.weights > 0
+        columns = {name: column[learned] for name, column in batch.columns.items()}
+        weights, total = batch.weights[learned], torch.tensor(float(len(logprobs)))
         documents = len(batch.lengths)
         owner = torch.arange(documents, device=learned.device).repeat_interleave(
             torch.tensor(batch.lengths, device=learned.device)
         )
         sampled = Sampled(
             logprobs=logprobs,
-            old_logprobs=batch.columns["old_logprob"][learned],
-            advantages=batch.columns["advantage"][learned],
+            old_logprobs=columns["old_logprob"],
+            advantages=columns["advantage"],
             mask=torch.ones_like(logprobs),
             answer=owner[learned],
             answers=documents,
         )
         ratio = self.algorithm.ratio(sampled)
-        losses = self.algorithm.loss(sampled, ratio, self.numbers) * batch.columns["correction"][learned]
-        policy = losses.detach()
-        total = torch.tensor(float(len(logprobs)))
+        losses = self.algorithm.loss(sampled, ratio, self.numbers) * columns["correction"]
         metrics: dict[str, Measure] = {
             "entropy": (entropy.detach().sum(), total),
             "policy/approxkl_avg": (
                 ((sampled.logprobs - sampled.old_logprobs) ** 2).detach().sum() / 2,
                 total,
             ),
+            "policy_loss": ((losses.detach() * weights).sum(), float(sum(batch.facts["divisor"]))),
+            "val/ratio": (ratio.detach().sum(), total),
+            **self._clipped_shares(sampled, ratio.detach(), total),
         }
         if self.kl:
-            apart = divergence(logprobs, batch.columns["reference"][learned], self.estimator)
-            apart = apart * ratio if self.unbiased else apart
-            losses = losses + self.kl * apart
-            metrics["kl"] = (apart.detach().sum(), total)
+            kl = kl_estimate(logprobs, columns["reference"], self.estimator)
+            kl = kl * ratio if self.unbiased else kl
+            losses = losses + self.kl * kl
+            metrics["kl"] = (kl.detach().sum(), total)
+        if outputs.values is not None:
+            errors, held = value_losses(outputs.values, columns["value"], columns["return"], self.value_clip)
+            losses = losses + self.value_coefficient * errors
+            metrics["loss/value_avg"] = (errors.detach().sum(), total)
+            metrics["val/clipfrac_avg"] = (held.float().sum(), total)
         if self.entropy_bonus:
             losses = losses - self.entropy_bonus * entropy
-        weights = token_weights(sampled, self.algorithm.aggregation)
-        metrics["policy_loss"] = ((policy * weights).sum(), float(sum(batch.facts["divisor"])))
-        metrics |= self._clipped_shares(sampled, ratio.detach(), total)
-        metrics |= _beside_the_sampler(batch, logprobs.detach(), learned, total)
-        for measures in batch.facts["measures"]:
-            metrics |= {
-                name: (torch.tensor(value, dtype=torch.double), 1.0) for name, value in measures.items()
-            }
-        return Loss((losses * weights).sum(), metrics)
+        if all(batch.facts["fresh"]) and len(logprobs):
+            metrics |= _sampler_differences(columns, logprobs.detach(), total)
+        return Loss(
+            (losses * weights).sum(), {self.names.get(name, name): value for name, value in metrics.items()}
+        )
 
     def _clipped_shares(self, sampled: Sampled, ratio: Tensor, total: Tensor) -> dict[str, Measure]:
         """The share of tokens whose gradient the clip has taken away, or bounded."""
@@ -153,12 +204,12 @@ def _extremes(sampled: Sampled, low: Tensor, high: Tensor) -> dict[str, Measure]
     return {"clip_ratio/low_min": Minimum(low.min()), "clip_ratio/high_max": Maximum(high.max())}
 
 
-def _beside_the_sampler(batch: Batch, logprobs: Tensor, learned: Tensor, total: Tensor) -> dict[str, Measure]:
+def _sampler_differences(
+    columns: Mapping[str, Tensor], logprobs: Tensor, total: Tensor
+) -> dict[str, Measure]:
     """How far the trainer's numbers are from the engine's while both still have the same weights."""
-    if not all(batch.facts["fresh"]) or not len(logprobs):
-        return {}
-    difference = (logprobs - batch.columns["sampled_logprob"][learned]).abs()
-    correction = batch.columns["correction"][learned]
+    difference = (logprobs - columns["sampled_logprob"]).abs()
+    correction = columns["correction"]
     return {
         "sampling/sampling_logp_difference/mean": (difference.sum(), total),
         "sampling/sampling_logp_difference/max": Maximum(difference.max()),

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 Aggregation = Literal["answer", "token", "constant", "sum"]
+GroupEstimator = Literal["group", "centred", "leave_one_out", "baseline", "accept"]
+TokenEstimator = Literal["gae", "reinforce++"]
+KlEstimator = Literal["k1", "k2", "k3"]
 FARTHEST = 20.0
 """The largest log-ratio that VESPO tells from larger ones."""
 
@@ -127,12 +130,12 @@ TokenLoss = Callable[[Sampled, Tensor, PolicyNumbers], Tensor]
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A policy-gradient method: its token loss, its ratio, what it divides by, how it scores a group."""
+    """A policy-gradient method: token loss, ratio, what it divides by, how it estimates advantages."""
 
     loss: TokenLoss
     ratio: Callable[[Sampled], Tensor] = token_ratio
     aggregation: Aggregation = "token"
-    advantage: Literal["group", "centred", "leave_one_out", "baseline", "accept"] = "group"
+    advantage: GroupEstimator | TokenEstimator = "group"
     numbers: PolicyNumbers = PolicyNumbers()
 
 
@@ -154,31 +157,45 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def token_weights(sampled: Sampled, aggregation: Aggregation) -> Tensor:
-    """What each token's loss is multiplied by before all are summed: `weight_of` divides the sum."""
-    if aggregation == "answer":
-        return sampled.mask / sampled.lengths.clamp(min=1)[sampled.answer]
-    return sampled.mask
+PPO_ALGORITHMS: dict[str, Algorithm] = {
+    "gae": Algorithm(clipped, advantage="gae"),
+    "rloo": Algorithm(clipped, advantage="leave_one_out"),
+    "reinforce++": Algorithm(clipped, advantage="reinforce++"),
+}
+"""PPO's clipped surrogate over all tokens of a batch, by the estimator of the advantages."""
 
 
-def weight_of(lengths: Tensor, aggregation: Aggregation, longest: int) -> float:
-    """The divisor of the summed loss for answers with these many learned tokens.
+def loss_weights(tokens: int, aggregation: Aggregation, longest: int) -> tuple[float, float]:
+    """The weight w of each token of a completion, and what the completion adds to the divisor d.
 
-    "answer" and "sum" count answers (the mean over answers of a mean, or of a sum), "token" counts tokens,
-    "constant" the tokens there could have been (Dr. GRPO, 2503.20783: no bias towards any length).
+    The loss of a batch is sum_i w_i sum_t l_it / sum_i d_i, for completions of |o_i| learned tokens:
+
+        answer    w = 1/|o|  d = 1      mean over completions of the mean over tokens (GRPO)
+        token     w = 1      d = |o|    mean over all tokens (DAPO, PPO)
+        constant  w = 1      d = L      over the tokens there could have been (Dr. GRPO, 2503.20783)
+        sum       w = 1      d = 1      mean over completions of the sum over tokens (LUSPO)
     """
     if aggregation == "token":
-        return float(lengths.sum())
+        return 1.0, float(tokens)
     if aggregation == "constant":
-        return float(len(lengths) * longest)
-    return float(len(lengths))
+        return 1.0, float(longest)
+    return (1.0 / max(tokens, 1) if aggregation == "answer" else 1.0), 1.0
 
 
-def divergence(logprobs: Tensor, reference: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Schulman's estimators of KL(policy || reference) from one sample per token."""
-    difference = reference - logprobs
+def value_losses(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """Half the squared error per token, at its worst within `clip` of the old value; and where that held."""
+    plain = (values - returns) ** 2
+    if clip is None:
+        return plain / 2, torch.zeros_like(plain, dtype=torch.bool)
+    held = (torch.clamp(values, old - clip, old + clip) - returns) ** 2
+    return torch.maximum(plain, held) / 2, held > plain
+
+
+def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: KlEstimator) -> Tensor:
+    """Schulman's estimators of KL(policy || reference) from the sampled tokens: [tokens] -> [tokens]"""
+    log_ratio = reference - logprobs
     if estimator == "k1":
-        return -difference
+        return -log_ratio
     if estimator == "k2":
-        return difference**2 / 2
-    return torch.exp(difference) - difference - 1
+        return log_ratio**2 / 2
+    return torch.exp(log_ratio) - log_ratio - 1

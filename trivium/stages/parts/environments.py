@@ -62,7 +62,7 @@ class Episode:
 
 
 class EnvironmentWorker:
-    """Plays every answer against an environment of its own until it is over or too long."""
+    """Samples every completion in turns with an environment of its own, until it is over or too long."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class EnvironmentWorker:
         self.engine, self.sampling, self.tokenizer = engine, sampling, tokenizer
         self.make, self.turns, self.earns = make, turns, earns
 
-    def generate(self, prompts: Sequence[Prompt], group: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        """For each prompt, its answers; all answers under way take their turns together."""
+    def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+        """For each prompt, `count` completions; all that are under way take their turns together."""
         self.engine.refresh()
         episodes = [
-            [Episode(prompt, self.make(**prompt.columns), seed_of_sample(seed, i)) for i in range(group)]
+            [Episode(prompt, self.make(**prompt.columns), seed_of_sample(seed, i)) for i in range(count)]
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         everyone = [one for some in episodes for one in some]
@@ -92,7 +92,7 @@ class EnvironmentWorker:
             self._take_turn(going, turn)
         for one in everyone:
             one.truncated |= not one.over
-        return [[self._answer(one) for one in some] for some in episodes]
+        return [[self._rollout(one) for one in some] for some in episodes]
 
     def _take_turn(self, going: Sequence[Episode], turn: int) -> None:
         room = self.sampling.max_new_tokens
@@ -141,12 +141,12 @@ class EnvironmentWorker:
             raise TriviumError("The chat template rewrites earlier turns, so it cannot be sampled in turns.")
         return whole[end:]
 
-    def _answer(self, one: Episode) -> Rollout:
+    def _rollout(self, one: Episode) -> Rollout:
         text = "".join(message["content"] for message in one.messages)
         return Rollout(
             one.tokens, one.logprobs, one.learned, one.truncated,
             completion=one.messages if one.prompt.is_chat else text,
-            extra=one.earned if self.earns else None,
+            environment_reward=one.earned if self.earns else None,
         )  # fmt: skip
 
 

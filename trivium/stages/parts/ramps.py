@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,10 @@ class RampedBatches:
                 return part.rows(step)
             step -= part.steps
         raise AssertionError("the stage has no such step")
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """Nothing to log besides what the objective measures."""
+        return {}
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All there is to remember: which plans these are."""

@@ -19,7 +19,11 @@ from trivium.stages.parts.prompts import Prompt
 
 @dataclass
 class Rollout:
-    """One sampled completion; tokens the model did not choose itself (a tool's words) are not learned."""
+    """One sampled completion with its log-probabilities.
+
+    Tokens that the model did not choose itself (a tool's words) are read and not learned. The arrays are
+    filled in when advantages are computed, one number per token, so that any method may tell tokens apart.
+    """
 
     tokens: list[int]
     logprobs: list[float]
@@ -27,27 +31,41 @@ class Rollout:
     truncated: bool
     completion: Any
     """Text, or the messages after the prompt: what the graders read."""
-    extra: float | None = None
-    """A reward the environment gave."""
+    environment_reward: float | None = None
+
+    reference: np.ndarray = field(init=False)
+    """Log-probabilities under the reference: [tokens]; the policy's own where it was not asked."""
+    values: np.ndarray = field(init=False)
+    """The critic's values V_t: [tokens]."""
+    rewards: np.ndarray = field(init=False)
+    """r_t: [tokens]."""
+    advantages: np.ndarray = field(init=False)
+    """A_t: [tokens]."""
+    returns: np.ndarray = field(init=False)
+    """What the critic learns: [tokens]."""
+
+    def __post_init__(self) -> None:
+        self.reference = np.array(self.logprobs, dtype=np.float64)
+        self.values = self.rewards = self.advantages = self.returns = np.zeros(len(self.tokens))
 
 
 @dataclass
 class RolloutGroup:
-    """All completions of one prompt, with their scores, rewards and advantages."""
+    """All completions of one prompt, with their scores and rewards."""
 
     prompt_index: int
     rollouts: list[Rollout]
     scores: list[list[float | None]] = field(default_factory=list)
     """For each scorer, one number per completion."""
     rewards: list[float | None] = field(default_factory=list)
-    advantages: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """One per completion, None where no scorer applied."""
 
 
 class RolloutWorker(Protocol):
     """Anything that returns token ids with their log-probabilities: the engine, or an environment's turns."""
 
-    def generate(self, prompts: Sequence[Prompt], group: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        """For each prompt, `group` completions."""
+    def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+        """For each prompt, `count` completions."""
         ...
 
 
@@ -57,12 +75,12 @@ class EngineWorker:
     def __init__(self, engine: Engine, sampling: Sampling) -> None:
         self.engine, self.sampling = engine, sampling
 
-    def generate(self, prompts: Sequence[Prompt], group: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        """For each prompt, `group` completions."""
+    def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+        """For each prompt, `count` completions."""
         # The optimiser's last step may have changed the weights without a trace that the engine can see.
         self.engine.refresh()
         requests = [
-            Request(prompt.ids, replace(self.sampling, seed=seed, logprobs=True), n=group)
+            Request(prompt.ids, replace(self.sampling, seed=seed, logprobs=True), n=count)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return [

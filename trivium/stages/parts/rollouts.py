@@ -1,9 +1,15 @@
-"""Rollouts as a batch source: the model answers, graders reward, several optimiser steps learn from it."""
+"""Rollouts as a batch source: the model answers, graders reward, several optimiser steps learn from it.
+
+One rollout: sample groups of completions, grade them, make advantages of the rewards (`advantages.py`), pack
+what teaches something. Columns hold one number per token, so that a method may tell tokens apart; a method
+that does not gives all tokens of a completion the same advantage.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,24 +23,29 @@ from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.grade.rewards import Combined
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.processes import world
-from trivium.learn.objectives.advantages import combined, group_advantages, overlong_penalty
-from trivium.learn.objectives.policy import Estimator, answer_log_probabilities
-from trivium.learn.objectives.policy_losses import Algorithm, weight_of
+from trivium.learn.objectives.advantages import (
+    AdvantageSettings,
+    KlController,
+    RunningScale,
+    combined,
+    discounted,
+    gae,
+    group_advantages,
+    overlong_penalty,
+    token_rewards,
+    whitened,
+)
+from trivium.learn.objectives.policy import token_outputs
+from trivium.learn.objectives.policy_losses import Algorithm, kl_estimate, loss_weights
 from trivium.learn.precision import Precision, one_pass
 from trivium.learn.validation import groups_of
+from trivium.model.lora import selected
+from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.prompts import Curriculum, Prompt, identity
-from trivium.stages.parts.rollout_metrics import rollout_metrics
+from trivium.stages.parts.rollout_metrics import objective_metrics, rollout_metrics
 from trivium.stages.parts.rollout_worker import Rollout, RolloutGroup, RolloutWorker, under_filters
 
-UNUSED_WITH_ROLLOUTS = {
-    "batch": "a batch is counted in `prompts_per_step` and `num_generations` here, not in tokens",
-    "tokens": "how many tokens it takes is not known before; say `steps` or `epochs`",
-    "z_loss": "`z_loss` belongs to next-token prediction; leave it out",
-    "validation": "rollouts are measured as they are made: leave `validation` out, and ask other prompts in "
-    "an `evaluate` stage",
-}
-"""Settings of other trainings that stages with rollouts have no use for."""
 PASS_TOKENS = 4096
 """Tokens per pass where no gradient is needed."""
 ROW_TOKENS = 8192
@@ -43,33 +54,31 @@ ROW_TOKENS = 8192
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How many answers to how many prompts, and how often they are learned from."""
+    """How many completions of how many prompts, and what of them is learned how often."""
 
     steps: int
     prompts_per_step: int
     num_generations: int
     epochs_per_rollout: int = 1
-    """How often the whole rollout is learned from."""
     minibatches: int = 1
-    """Into how many optimiser steps one pass is divided."""
+    """Into how many optimiser steps one pass over a rollout is divided."""
     dynamic_sampling_retries: int = 0
     """How often groups without variance are replaced by others (DAPO's dynamic sampling)."""
     truncated: Literal["keep", "mask", "penalise"] = "keep"
     overlong_buffer: int = 0
     """The last tokens before the limit, over which the penalty for length rises."""
     normalise_first: bool = False
-    threshold: float = 1.0
-    """The reward from which an answer counts as right."""
+    threshold: float | None = 1.0
+    """The reward from which a completion counts as right; None where scores know no right and wrong."""
     held_out_scorer: int | None = None
     """The place of the scorer that says what is right and is never learned from; None: the first reward."""
-    kl: float = 0.0
-    kl_in_reward: bool = False
-    estimator: Estimator = "k3"
+    kl_in_loss: bool = False
+    """Whether the objective compares every learned token with the reference."""
     correction: Literal["none", "token", "sequence"] = "none"
     correction_cap: float = 2.0
     entropy_bonus: float = 0.0
     share_prompts: bool = True
-    """Whether the prompt of a group is computed once for all its answers."""
+    """Whether the prompt of a group is computed once for all its completions."""
 
     @property
     def steps_per_rollout(self) -> int:
@@ -78,7 +87,7 @@ class RolloutSettings:
 
 
 class RolloutBatches:
-    """Makes rollouts with the current weights and serves their answers as batches, until all are used."""
+    """Makes rollouts with the current weights and serves them as batches, until all are used."""
 
     def __init__(
         self,
@@ -91,20 +100,31 @@ class RolloutBatches:
         *,
         sampling: Sampling,
         seed: int,
+        advantages: AdvantageSettings | None = None,
         curriculum: Curriculum | None = None,
         reference: Transformer | None = None,
-        tell: Callable[[int, list[RolloutGroup], Sequence[Prompt]], None] | None = None,
+        controller: KlController | None = None,
+        critic: ScalarHead | None = None,
+        on_rollout: Callable[[int, list[RolloutGroup], Sequence[Prompt]], None] | None = None,
         precision: Precision = "float32",
     ) -> None:
-        """`precision` is the training's, so that both compute the same numbers from the same weights."""
-        assert (reference is not None) == (settings.kl > 0)
+        """`reference` is a frozen copy, or the model itself where it is the model without its adapter.
+
+        `controller` has the coefficient of the KL where that is taken off the reward. `precision` is the
+        training's, so that both compute the same numbers from the same weights.
+        """
+        assert (reference is not None) == (settings.kl_in_loss or controller is not None)
         self.model, self.worker, self.prompts, self.reward = model, worker, prompts, reward
         self.algorithm, self.settings, self.sampling, self.seed = algorithm, settings, sampling, seed
+        self.advantages = advantages or AdvantageSettings()
         self.curriculum = curriculum or Curriculum(len(prompts), seed)
-        self.reference, self.tell, self.precision = reference, tell, precision
+        self.reference, self.controller, self.critic = reference, controller, critic
+        self.on_rollout, self.precision = on_rollout, precision
         self.longest = sampling.max_new_tokens
         self.filtered = under_filters(sampling)
         self.baseline = 0.0
+        self.scale = RunningScale()
+        self.objective_metrics: dict[str, float] = {}
         self.held: tuple[int, list[PackedSequence], dict[str, float]] | None = None
 
     @property
@@ -114,36 +134,44 @@ class RolloutBatches:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any batch could change."""
-        return fingerprint([identity(self.prompts), repr(self.settings), repr(self.sampling), self.seed])
+        """Changes when any batch could change; files of rewards are counted by the stage."""
+        method = [self.algorithm.advantage, self.algorithm.aggregation]
+        reward = [self.reward.names, self.reward.weights]
+        settings = [repr(one) for one in (self.settings, self.advantages, self.sampling)]
+        return fingerprint([identity(self.prompts), *settings, *method, *reward, self.seed])
 
     def rows(self, step: int) -> list[PackedSequence]:
-        """The answers that an optimiser step learns from."""
+        """The completions that an optimiser step learns from."""
         rollout, place = divmod(step, self.settings.steps_per_rollout)
         if self.held is None or self.held[0] != rollout:
             self.held = (rollout, *self.roll_out(rollout))
-        _, rows, measures = self.held
-        turn, part = divmod(place, self.settings.minibatches)
+        rows, count = self.held[1], self.settings.minibatches
+        turn, part = divmod(place, count)
         keys = round_keys("answers", self.seed, rollout, turn)
-        order = (
-            shuffled(np.arange(len(rows)), len(rows), keys)
-            if self.settings.minibatches > 1
-            else range(len(rows))
-        )
-        mine = [rows[index] for index in list(order)[part :: self.settings.minibatches]] or rows[:1]
-        return [_marked(row, measures if row is mine[0] else {}, place == 0) for row in mine]
+        order = shuffled(np.arange(len(rows)), len(rows), keys) if count > 1 else range(len(rows))
+        mine = [rows[index] for index in list(order)[part::count]] or rows[:1]
+        # Whether trainer and sampler still have the same weights, so that their numbers can be compared.
+        fresh = place == 0
+        return [replace(row, facts={**row.facts, "fresh": [fresh] * len(row.lengths)}) for row in mine]
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """Rewards, lengths and pass rates of the rollout that a step learned from."""
+        assert self.held is not None
+        return self.held[2]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What it needs to go on from the middle of a rollout."""
         json: dict[str, Any] = {"curriculum": self.curriculum.state(), "baseline": self.baseline}
+        json["scale"] = vars(self.scale)
+        json["coefficient"] = None if self.controller is None else self.controller.coefficient
         if self.held is None:
             return json, {}
         rollout, rows, measures = self.held
         json |= {"rollout": rollout, "measures": measures, "columns": sorted(rows[0].columns)}
         json["rows"] = [[list(row.lengths), list(row.ids), dict(row.facts)] for row in rows]
-        tensors = {"tokens": _joined([row.tokens for row in rows])}
-        tensors["targets"] = _joined([row.targets for row in rows])
-        tensors["weights"] = _joined([row.weights for row in rows])
+        tensors = {
+            name: _joined([getattr(row, name) for row in rows]) for name in ("tokens", "targets", "weights")
+        }
         for name in json["columns"]:
             tensors[f"column.{name}"] = _joined([row.columns[name] for row in rows])
         return json, tensors
@@ -151,7 +179,9 @@ class RolloutBatches:
     def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on from a saved state."""
         self.curriculum.restore(json["curriculum"])
-        self.baseline = json["baseline"]
+        self.baseline, self.scale = json["baseline"], RunningScale(**json["scale"])
+        if self.controller is not None:
+            self.controller.coefficient = json["coefficient"]
         self.held = None
         if "rollout" not in json:
             return
@@ -172,26 +202,23 @@ class RolloutBatches:
     # one rollout
 
     def roll_out(self, rollout: int) -> tuple[list[PackedSequence], dict[str, float]]:
-        """Answers to the next prompts, graded, as rows; and the measures of the whole rollout."""
+        """Completions of the next prompts, graded, as rows; and the measures of the whole rollout."""
         start = time.perf_counter()
         groups: list[RolloutGroup] = []
         kept: list[RolloutGroup] = []
-        for attempt in range(self.settings.dynamic_sampling_retries + 1):
+        retries = self.settings.dynamic_sampling_retries
+        for attempt in range(retries + 1):
             fresh = self._groups(rollout, attempt, self.settings.prompts_per_step - len(kept))
             groups += fresh
-            kept += [
-                group
-                for group in fresh
-                if not self.settings.dynamic_sampling_retries or group.advantages.any()
-            ]
+            kept += [group for group in fresh if not retries or any(map(_has_advantage, group.rollouts))]
             if len(kept) == self.settings.prompts_per_step:
                 break
         measures = rollout_metrics(
             groups, self.reward.names, self.settings.threshold, self.settings.held_out_scorer
         )
-        measures["rollout_seconds"] = time.perf_counter() - start
-        if self.tell is not None and world().leads:
-            self.tell(rollout, groups, self.prompts)
+        measures |= {**self.objective_metrics, "rollout_seconds": time.perf_counter() - start}
+        if self.on_rollout is not None and world().leads:
+            self.on_rollout(rollout, groups, self.prompts)
         if self.algorithm.advantage == "baseline":
             self.baseline = 0.9 * self.baseline + 0.1 * measures["reward"]
         return self._rows(kept or groups[:1]), measures
@@ -202,91 +229,152 @@ class RolloutBatches:
         seeds = [seed_of_sample(self.seed, 1 + (rollout * 64 + attempt) * 65536 + i) for i in range(wanted)]
         here = world()
         mine = slice(here.rank, None, here.size)
-        generated = self.worker.generate(
-            [self.prompts[index] for index in chosen[mine]], self.settings.num_generations, seeds[mine]
-        )
+        prompts = [self.prompts[index] for index in chosen[mine]]
+        generated = self.worker.generate(prompts, self.settings.num_generations, seeds[mine])
         groups = [
-            RolloutGroup(index, answers) for index, answers in zip(chosen[mine], generated, strict=True)
+            RolloutGroup(index, rollouts) for index, rollouts in zip(chosen[mine], generated, strict=True)
         ]
         if groups:
             self._grade(groups)
         groups = _from_all(groups)
         self._compute_advantages(groups)
+        threshold = self.settings.threshold
         for group in groups:
-            passed = [part for part in group.scores[self.settings.held_out_scorer or 0] if part is not None]
-            if passed:
+            judged = [
+                score for score in group.scores[self.settings.held_out_scorer or 0] if score is not None
+            ]
+            if judged and threshold is not None:
                 self.curriculum.note(
-                    group.prompt_index,
-                    sum(value >= self.settings.threshold for value in passed) / len(passed),
+                    group.prompt_index, sum(score >= threshold for score in judged) / len(judged)
                 )
         return groups
 
     def _grade(self, groups: Sequence[RolloutGroup]) -> None:
-        """One call of every reward for all answers, as graders may work on them side by side."""
-        answers = [
-            (self.prompts[group.prompt_index], answer) for group in groups for answer in group.rollouts
-        ]
-        names = {name for prompt, _ in answers for name in prompt.columns}
-        parts = self.reward.parts(
-            prompts=[prompt.content for prompt, _ in answers],
-            completions=[answer.completion for _, answer in answers],
-            completion_ids=[answer.tokens for _, answer in answers],
-            **{name: [prompt.columns.get(name) for prompt, _ in answers] for name in sorted(names)},
+        """One call of every reward for all completions, as graders may work on them side by side."""
+        pairs = [(self.prompts[group.prompt_index], one) for group in groups for one in group.rollouts]
+        names = {name for prompt, _ in pairs for name in prompt.columns}
+        scores = self.reward.parts(
+            prompts=[prompt.content for prompt, _ in pairs],
+            completions=[rollout.completion for _, rollout in pairs],
+            completion_ids=[rollout.tokens for _, rollout in pairs],
+            **{name: [prompt.columns.get(name) for prompt, _ in pairs] for name in sorted(names)},
         )
         start = 0
         for group in groups:
             piece = slice(start, start + len(group.rollouts))
             start = piece.stop
-            group.scores = [list(part[piece]) for part in parts]
+            group.scores = [list(part[piece]) for part in scores]
+
+    # from scores to advantages
 
     def _compute_advantages(self, groups: Sequence[RolloutGroup]) -> None:
-        """From rewards to advantages, group by group."""
-        drift = self._reference_kl(groups) if self.settings.kl and self.settings.kl_in_reward else {}
+        """The reward R of every completion, and r_t, A_t (and the critic's target) of each of its tokens."""
+        self.objective_metrics = {}
         for group in groups:
-            table = np.array(
-                [[np.nan if value is None else value for value in part] for part in group.scores]
-            ).T
-            total = combined(table, self.reward.weights, normalise_first=self.settings.normalise_first)
-            for index, answer in enumerate(group.rollouts):
-                if answer.extra is not None:
-                    total[index] = answer.extra + np.nan_to_num(total[index])
-                if self.settings.overlong_buffer:
-                    total[index] += overlong_penalty(
-                        len(answer.tokens), self.longest, self.settings.overlong_buffer
-                    )
-                elif answer.truncated and self.settings.truncated == "penalise":
-                    total[index] = min(total[index], 0.0)
-                total[index] -= self.settings.kl * drift.get(id(answer), 0.0)
-            group.rewards = [None if np.isnan(value) else float(value) for value in total]
-            group.advantages = group_advantages(
-                group.rewards,
-                self.algorithm.advantage,
-                baseline=self.baseline,
-                threshold=self.settings.threshold,
-            )
+            group.rewards = self._rewards(group)
+        judged = [
+            (rollout, reward)
+            for group in groups
+            for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+            if reward is not None
+        ]
+        if not judged:
+            return
+        if self.controller is not None or self.critic is not None:
+            self._evaluate(groups)
+        rollouts = [rollout for rollout, _ in judged]
+        scores = self._scaled(np.array([reward for _, reward in judged]), rollouts)
+        beta = 0.0 if self.controller is None else self.controller.coefficient
+        kl = [_kl(rollout, self.advantages.kl) for rollout in rollouts]
+        rewards = [token_rewards(beta * one, score) for one, score in zip(kl, scores, strict=True)]
+        if self.advantages.whiten_rewards:
+            rewards = whitened(rewards, centre=False)
+        for rollout, mine in zip(rollouts, rewards, strict=True):
+            rollout.rewards = mine
+        self._estimate(groups, rollouts)
+        if self.controller is not None:
+            self.objective_metrics = objective_metrics(rollouts, scores, [beta * one.sum() for one in kl])
+            self.objective_metrics["kl_coefficient"] = beta
+            self.controller.update(self.objective_metrics["objective/kl"], len(rollouts))
 
-    def _reference_kl(self, groups: Sequence[RolloutGroup]) -> dict[int, float]:
-        """For every answer the sampled log-ratio to the reference, summed (k1)."""
-        answers, rows = [], []
+    def _rewards(self, group: RolloutGroup) -> list[float | None]:
+        """The weighted sum of the scores of each completion, with what its length costs it."""
+        table = np.array([[np.nan if score is None else score for score in part] for part in group.scores]).T
+        total = combined(table, self.reward.weights, normalise_first=self.settings.normalise_first)
+        for index, rollout in enumerate(group.rollouts):
+            if rollout.environment_reward is not None:
+                total[index] = rollout.environment_reward + np.nan_to_num(total[index])
+            if self.settings.overlong_buffer:
+                total[index] += overlong_penalty(
+                    len(rollout.tokens), self.longest, self.settings.overlong_buffer
+                )
+            elif rollout.truncated and self.settings.truncated == "penalise":
+                total[index] = min(total[index], 0.0)
+        return [None if np.isnan(value) else float(value) for value in total]
+
+    def _scaled(self, scores: np.ndarray, rollouts: Sequence[Rollout]) -> np.ndarray:
+        """Scores brought to scale and clipped, less the penalty for a completion that did not end."""
+        if self.advantages.normalise == "batch":
+            self.scale = RunningScale()
+        if self.advantages.normalise != "none":
+            self.scale.accumulate(scores)
+            scores = self.scale.apply(scores)
+        if self.advantages.clip_score is not None:
+            scores = scores.clip(-self.advantages.clip_score, self.advantages.clip_score)
+        if self.advantages.missing_eos_penalty is not None:
+            endless = np.array([rollout.truncated for rollout in rollouts])
+            scores = scores - self.advantages.missing_eos_penalty * endless
+        return scores
+
+    def _evaluate(self, groups: Sequence[RolloutGroup]) -> None:
+        """Ask the reference and the critic about every learned token."""
+        members, rows = [], []
         for group in groups:
-            count = len(group.rollouts)
-            unscored = replace(group, rewards=[0.0] * count, advantages=np.zeros(count))
-            for index, answer in enumerate(group.rollouts):
-                # A truncated answer that is masked has no learned token, and so no divergence either.
-                if self._learned_tokens(answer):
-                    answers.append(answer)
-                    rows.append(self._row(unscored, [index]))
-        assert self.reference is not None
-        found = self._measured(self.reference, rows)
-        return {
-            id(answer): float(np.sum(np.array(answer.logprobs)[answer.learned]) - values.sum())
-            for answer, values in zip(answers, found, strict=True)
-        }
+            learned = [index for index, one in enumerate(group.rollouts) if self._learned_tokens(one)]
+            for some in _portions(group, learned, len(self.prompts[group.prompt_index].ids)):
+                members.append([group.rollouts[index] for index in some])
+                rows.append(self._row(group, some))
+        asked = {} if self.controller is None else {"reference": self._under_reference(rows)}
+        if self.critic is not None:
+            asked["values"] = self._measured(self.model, rows, self.critic)
+        for name, found in asked.items():
+            for rollouts, flat in zip(members, found, strict=True):
+                sizes = np.cumsum([sum(rollout.learned) for rollout in rollouts])[:-1]
+                for rollout, mine in zip(rollouts, np.split(flat, sizes), strict=True):
+                    column = getattr(rollout, name).copy()
+                    column[rollout.learned] = mine
+                    setattr(rollout, name, column)
+
+    def _estimate(self, groups: Sequence[RolloutGroup], judged: Sequence[Rollout]) -> None:
+        """A_t by the algorithm's estimator."""
+        settings, estimator = self.advantages, self.algorithm.advantage
+        if estimator == "gae" or estimator == "reinforce++":
+            for one in judged:
+                if estimator == "gae":
+                    one.advantages = gae(one.rewards, one.values, settings.discount, settings.decay)
+                    one.returns = one.advantages + one.values
+                else:
+                    one.advantages = discounted(one.rewards, settings.discount)
+            if settings.whiten_advantages:
+                for one, mine in zip(judged, whitened([one.advantages for one in judged]), strict=True):
+                    one.advantages = mine
+            return
+        for group in groups:
+            # The completion is one action here, and what it pays for the KL part of its reward.
+            group.rewards = [
+                None if reward is None else float(rollout.rewards.sum())
+                for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+            ]
+            found = group_advantages(
+                group.rewards, estimator, baseline=self.baseline, threshold=self.settings.threshold or 0.0
+            )
+            for rollout, advantage in zip(group.rollouts, found, strict=True):
+                rollout.advantages = np.full(len(rollout.tokens), advantage)
 
     # rows
 
     def _rows(self, groups: Sequence[RolloutGroup]) -> list[PackedSequence]:
-        """Rows of all answers that can teach something; the others only count in the divisor."""
+        """Rows of all completions that can teach something; the others only count in the divisor."""
         rows, left_out = [], 0.0
         for group in groups:
             useful = [i for i in range(len(group.rollouts)) if self._teaches(group, i)]
@@ -298,80 +386,88 @@ class RolloutBatches:
             index = max(range(len(group.rollouts)), key=lambda i: self._learned_tokens(group.rollouts[i]))
             left_out -= self._divisor(group, index)
             rows = [self._row(group, [index])]
-        if self.settings.kl and not self.settings.kl_in_reward:
-            assert self.reference is not None
-            rows = _with_column(rows, "reference", self._measured(self.reference, rows))
+        if self.settings.kl_in_loss:
+            rows = _with_column(rows, "reference", self._under_reference(rows))
         if self.settings.correction != "none":
             rows = self._corrected(rows)
         # Spread evenly, so that every optimiser step divides by its share of what was left out.
         return [_heavier(row, left_out / len(rows)) for row in rows]
 
     def _teaches(self, group: RolloutGroup, index: int) -> bool:
-        if not self._learned_tokens(group.rollouts[index]):
+        if not self._learned_tokens(group.rollouts[index]) or group.rewards[index] is None:
             return False
-        keeps_close = self.settings.kl > 0 and not self.settings.kl_in_reward
-        known = group.rewards[index] is not None
-        return known and (bool(group.advantages[index]) or keeps_close or self.settings.entropy_bonus > 0)
+        always = self.settings.kl_in_loss or self.critic is not None or self.settings.entropy_bonus > 0
+        return always or _has_advantage(group.rollouts[index])
 
-    def _learned_tokens(self, answer: Rollout) -> int:
-        return 0 if answer.truncated and self.settings.truncated == "mask" else sum(answer.learned)
+    def _learned_tokens(self, rollout: Rollout) -> int:
+        return 0 if rollout.truncated and self.settings.truncated == "mask" else sum(rollout.learned)
+
+    def _weights(self, rollout: Rollout) -> tuple[float, float]:
+        return loss_weights(self._learned_tokens(rollout), self.algorithm.aggregation, self.longest)
 
     def _divisor(self, group: RolloutGroup, index: int) -> float:
-        """What an answer adds to the divisor; one that no grader could judge adds nothing."""
-        accepts = self.algorithm.advantage == "accept"
-        if group.rewards[index] is None or (accepts and not group.advantages[index]):
-            return 0.0
-        length = torch.tensor([self._learned_tokens(group.rollouts[index])])
-        return weight_of(length, self.algorithm.aggregation, self.longest)
+        """What a completion adds to the divisor; one that no scorer could judge adds nothing."""
+        rollout = group.rollouts[index]
+        rejected = self.algorithm.advantage == "accept" and not _has_advantage(rollout)
+        return 0.0 if group.rewards[index] is None or rejected else self._weights(rollout)[1]
 
     def _row(self, group: RolloutGroup, some: Sequence[int]) -> PackedSequence:
-        """Some answers of a group behind their prompt, which is computed once where that pays."""
+        """Some completions of a group behind their prompt, which is computed once where that pays."""
         prompt = self.prompts[group.prompt_index]
-        # The last token of the prompt goes with every answer: its hidden state predicts the first token.
+        # The last token of the prompt goes with every completion: its hidden state predicts the first token.
         shares = self.settings.share_prompts and len(some) > 1 and len(prompt.ids) > 1
         beginning = prompt.ids[-1:] if shares else prompt.ids
         documents = [np.array(prompt.ids[:-1])] if shares else []
-        learned = [np.zeros(len(part)) for part in documents]
-        names = ("advantage", "old_logprob", "sampled_logprob", "correction")
+        weights = [np.zeros(len(part)) for part in documents]
+        names = ["advantage", "old_logprob", "sampled_logprob", "correction"]
+        names += [] if self.critic is None else ["value", "return"]
         columns = {name: [np.zeros(len(part), dtype=np.float32) for part in documents] for name in names}
         for index in some:
-            answer = group.rollouts[index]
-            size, start = len(beginning) + len(answer.tokens), len(beginning) - 1
-            documents.append(np.array([*beginning, *answer.tokens]))
-            kept = np.zeros(size)
-            if self._learned_tokens(answer):
-                kept[start + 1 :] = answer.learned
-            learned.append(kept)
+            rollout = group.rollouts[index]
+            size, start = len(beginning) + len(rollout.tokens), len(beginning) - 1
+            documents.append(np.array([*beginning, *rollout.tokens]))
+            learned = np.zeros(size)
+            if self._learned_tokens(rollout):
+                learned[start + 1 :] = np.array(rollout.learned) * self._weights(rollout)[0]
+            weights.append(learned)
             values = {name: np.zeros(size, dtype=np.float32) for name in names}
-            values["advantage"][start:] = group.advantages[index]
-            values["old_logprob"][start:-1] = values["sampled_logprob"][start:-1] = answer.logprobs
+            values["advantage"][start:-1] = rollout.advantages
+            values["old_logprob"][start:-1] = values["sampled_logprob"][start:-1] = rollout.logprobs
             values["correction"][:] = 1.0
+            if self.critic is not None:
+                values["value"][start:-1], values["return"][start:-1] = rollout.values, rollout.returns
             for name in names:
                 columns[name].append(values[name])
-        back = [0] * len(documents) if not shares else list(range(len(documents)))
         count = len(documents) - len(some)
         facts: dict[str, list] = {
-            "back": back,
+            "back": list(range(len(documents))) if shares else [0] * len(documents),
             "divisor": [0.0] * count + [self._divisor(group, index) for index in some],
-            "measures": [{} for _ in documents],
-            "fresh": [True for _ in documents],
         }
         ids = [f"{prompt.id}"] * count + [f"{prompt.id}/{index}" for index in some]
-        return row_of_documents(documents, learned=learned, columns=columns, facts=facts, ids=ids)
+        return row_of_documents(documents, learned=weights, columns=columns, facts=facts, ids=ids)
 
     @torch.no_grad()
-    def _measured(self, model: Transformer, rows: Sequence[PackedSequence]) -> list[np.ndarray]:
-        """The log-probabilities of every row's learned tokens under a model."""
+    def _measured(
+        self, model: Transformer, rows: Sequence[PackedSequence], critic: ScalarHead | None = None
+    ) -> list[np.ndarray]:
+        """The log-probability, or the critic's value, of every row's learned tokens under a model."""
         found: list[np.ndarray] = []
         for some in groups_of(rows, PASS_TOKENS):
             batch = collate(some, model.device)
             with one_pass(self.precision, model.device):
-                logprobs, _ = answer_log_probabilities(
-                    model, batch, temperature=self.sampling.temperature, filtered=self.filtered
-                )
+                outputs = token_outputs(
+                    model, batch, temperature=self.sampling.temperature, filtered=self.filtered,
+                    critic=critic, prune=critic is not None,
+                )  # fmt: skip
             sizes = [int((row.weights > 0).sum()) for row in some]
-            found += [part.float().cpu().numpy() for part in logprobs.split(sizes)]
+            values = outputs.logprobs if outputs.values is None else outputs.values
+            found += [part.float().cpu().numpy() for part in values.split(sizes)]
         return found
+
+    def _under_reference(self, rows: Sequence[PackedSequence]) -> list[np.ndarray]:
+        assert self.reference is not None
+        with selected(self.model, None) if self.reference is self.model else nullcontext():
+            return self._measured(self.reference, rows)
 
     def _corrected(self, rows: list[PackedSequence]) -> list[PackedSequence]:
         """The trainer's own numbers as the old ones; how far off the engine's were is a capped weight."""
@@ -388,20 +484,23 @@ class RolloutBatches:
         return corrected
 
 
+def _has_advantage(rollout: Rollout) -> bool:
+    return bool(rollout.advantages.any())
+
+
+def _kl(rollout: Rollout, estimator: Literal["k1", "k2", "k3"]) -> np.ndarray:
+    """The estimate of the KL at every token, 0 where the reference was not asked: [tokens]"""
+    logprobs = torch.tensor(rollout.logprobs, dtype=torch.float64)
+    return kl_estimate(logprobs, torch.from_numpy(rollout.reference), estimator).numpy()
+
+
 def _portions(group: RolloutGroup, useful: Sequence[int], prompt: int) -> list[list[int]]:
-    """The useful answers in rows of at most `ROW_TOKENS`."""
+    """The useful completions in rows of at most `ROW_TOKENS`."""
     if not useful:
         return []
     longest = max(len(group.rollouts[index].tokens) for index in useful)
     size = max(1, (ROW_TOKENS - prompt) // longest)
     return [list(useful[start : start + size]) for start in range(0, len(useful), size)]
-
-
-def _marked(row: PackedSequence, measures: dict[str, float], fresh: bool) -> PackedSequence:
-    """The row with what the objective logs beside its own measures."""
-    count = len(row.lengths)
-    facts = {**row.facts, "measures": [measures, *({} for _ in range(count - 1))], "fresh": [fresh] * count}
-    return replace(row, facts=facts)
 
 
 def _heavier(row: PackedSequence, divisor: float) -> PackedSequence:

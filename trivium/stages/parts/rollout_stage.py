@@ -1,0 +1,227 @@
+"""What `rlvr` and `ppo` share: a model samples completions, scorers reward them, the model learns."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from trivium.generate.engine import Engine
+from trivium.generate.sampling import Sampling
+from trivium.grade.rewards import Combined, ready_scorers
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import Count
+from trivium.learn.objectives.policy import PolicyGradient
+from trivium.learn.objectives.policy_losses import Algorithm
+from trivium.learn.settings import LearningRate
+from trivium.model.branches import prompts_can_be_shared
+from trivium.model.folder import load_config, load_model
+from trivium.model.hub import resolve
+from trivium.model.transformer import Transformer
+from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
+from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
+from trivium.stages.parts.parents import gentle_rates_after, moments_after
+from trivium.stages.parts.prompts import Prompt, read_prompts
+from trivium.stages.parts.rollout_metrics import write_completions
+from trivium.stages.parts.rollout_worker import EngineWorker, RolloutWorker
+from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
+from trivium.stages.parts.stage import Reference, Work
+from trivium.stages.parts.training import TrainingStage, adapt, train
+from trivium.tokens.tokenizer import Tokenizer
+
+DEFAULT_STEPS = 100
+
+
+class RolloutStage(TrainingStage):
+    """Settings and steps of a stage that learns from what the model samples itself."""
+
+    formerly: ClassVar[Mapping[str, str]] = {
+        "prompts": "prompts_per_step",
+        "group": "num_generations",
+        "passes": "epochs_per_rollout",
+        "parts": "minibatches",
+        "wording": "prompt_template",
+        "rows": "max_rows",
+    }
+    unused: ClassVar[Mapping[str, str]] = {
+        "batch": "a batch is counted in `prompts_per_step` and `num_generations` here, not in tokens",
+        "tokens": "how many tokens it takes is not known before; say `steps` or `epochs`",
+        "z_loss": "`z_loss` belongs to next-token prediction; leave it out",
+        "validation": "rollouts are measured as they are made: leave `validation` out, and ask other prompts "
+        "in an `evaluate` stage",
+    }
+    # AdamW's learning rate for a model of width 4096 (narrower ones bear more in proportion), and Muon's.
+    adamw_at_4096: ClassVar[float]
+    muon: ClassVar[float]
+
+    start: str = Field(alias="from")
+    """The model to start from, which is also the reference."""
+    data: Mixture
+    """Prompts, with the columns that the reward needs to judge a completion."""
+    reward: list[Named] = Field(min_length=1)
+    """Scorers by name, `file.py:function` with TRL's signature, or {model: rm} for a reward stage; {name,
+    weight, ...} to weigh them, with `weight: 0` to watch one and not learn from it."""
+    prompts_per_step: Count = Field(default=8, ge=1)
+    """Prompts per rollout."""
+    num_generations: Count = Field(default=8, ge=1)
+    """Completions per prompt."""
+    epochs_per_rollout: int = Field(default=1, ge=1)
+    """How often a rollout is learned from."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimiser steps in one epoch over a rollout."""
+    max_new_tokens: Count = Field(default=256, ge=1)
+    """The longest completion in tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """The sampling temperature."""
+    prompt_template: str | None = None
+    """How a model without a chat template is asked, such as `Question: {prompt}\\nAnswer:`."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    """The weight of the entropy in the objective."""
+    max_rows: Count = Field(default=64, ge=1)
+    """How many completions are sampled at once."""
+    share_prompts: bool = True
+    """Whether the training forward computes a group's prompt once."""
+    learning_rate: LearningRate = LearningRate(decay="constant")
+    """The learning rate: a number, `parent`, or a schedule."""
+    optimiser: Literal["muon", "adamw"] = "adamw"
+    """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
+    compile: Literal["auto", "on", "off"] = "off"
+    """Whether to compile the model."""
+
+    @model_validator(mode="after")
+    def length_is_said_once(self) -> Self:
+        """Steps or epochs."""
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("say how long to train with one of `steps` and `epochs`")
+        return self
+
+    def scorers(self) -> list[Named]:
+        """All scorers of a completion."""
+        return self.reward
+
+    def files(self) -> list[Named]:
+        """What may lie in files: the scorers."""
+        return self.scorers()
+
+    def references(self) -> list[Reference]:
+        """`from` names the model, `data` its prompts; a reward may be a reward stage or lie in a file."""
+        return [
+            Reference("from", self.start, ("model",)),
+            *mixture_references(self.data, without=PROMPTS),
+            *model_references(self.scorers()),
+            *file_references(self.files()),
+        ]
+
+    def counted(self) -> dict[str, Any]:
+        """The text of the files that hold rewards counts as well."""
+        return {**super().counted(), "reward_files": reward_files(self.files())}
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """What can be said before the prompts are read."""
+        parent = inputs.get(self.start)
+        known = {"parameters", "vocabulary", "width"}
+        return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
+
+    def check_machine(self) -> None:
+        """Try the scorers."""
+        ready_scorers(self.scorers())
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Sample, score and learn to the end, and leave a Hugging Face folder."""
+        folder = resolve(str(work.path(self.start)))
+        tokenizer = Tokenizer.load(folder)
+        model = load_model(folder, dtype=torch.float32, device=machine.device())
+        # The engine keeps the model's layers, so an adapter has to lie on them before there is one.
+        adapt(work, self, model)
+        reward = judges_of(self.scorers(), work)
+        room = load_config(folder).context - self.max_new_tokens
+        if room < 1:
+            raise TriviumError(
+                f"{work.stage}: the model reads {model.config.context} tokens, which `max_new_tokens: "
+                f"{self.max_new_tokens}` fills; lower it."
+            )
+        prompts = self.prompts(work, tokenizer, room)
+        rows = min(self.max_rows, self.prompts_per_step * self.num_generations)
+        worker = self.worker(work, Engine(model, tokenizer, max_rows=rows), tokenizer)
+        batches = self.rollouts(work, model, worker, prompts, reward)
+        rates = gentle_rates_after(
+            work, self, self.start, folder, model.config, adamw_at_4096=self.adamw_at_4096, muon=self.muon
+        )
+        summary = train(
+            work, self, model, tokenizer, self.objective(batches), batches, rates,
+            parent_moments=moments_after(work, self, self.start, folder),
+        )  # fmt: skip
+        rollouts = -(-batches.steps // batches.settings.steps_per_rollout)
+        outcome = self.outcome(work, model, tokenizer)
+        return {**summary, "prompts": len(prompts), "rollouts": rollouts, **outcome}
+
+    def prompts(self, work: Work, tokenizer: Tokenizer, room: int) -> list[Prompt]:
+        """All prompts of at most `room` tokens."""
+        return read_prompts(work, self.data, tokenizer, room=room, prompt_template=self.prompt_template)
+
+    def worker(self, work: Work, engine: Engine, tokenizer: Tokenizer) -> RolloutWorker:
+        """Who samples the completions."""
+        return EngineWorker(engine, self.sampling())
+
+    def sampling(self) -> Sampling:
+        """How the completions are drawn."""
+        return Sampling(
+            temperature=self.temperature, max_new_tokens=self.max_new_tokens, stop=self.stop, logprobs=True
+        )
+
+    def reference(self, model: Transformer) -> Transformer:
+        """The model as it is now: itself where it will differ by an adapter alone, else a frozen copy."""
+        off = self.adapter is not None and not self.adapter.train
+        return model if off else copy.deepcopy(model).requires_grad_(False)
+
+    def rollouts(
+        self,
+        work: Work,
+        model: Transformer,
+        worker: RolloutWorker,
+        prompts: Sequence[Prompt],
+        reward: Combined,
+    ) -> RolloutBatches:
+        """The batch source: prompts in, graded completions with advantages out."""
+        raise NotImplementedError
+
+    def batches(
+        self, work: Work, model: Transformer, worker: RolloutWorker, prompts: Sequence[Prompt],
+        reward: Combined, algorithm: Algorithm, settings: Mapping[str, Any], **more: Any,
+    ) -> RolloutBatches:  # fmt: skip
+        """The batch source with what all methods have in common, and what one adds to it."""
+        common = RolloutSettings(
+            steps=self._steps(len(prompts)), prompts_per_step=self.prompts_per_step,
+            num_generations=self.num_generations, epochs_per_rollout=self.epochs_per_rollout,
+            minibatches=self.minibatches, entropy_bonus=self.entropy_bonus,
+            share_prompts=self.share_prompts and prompts_can_be_shared(model.config), **settings,
+        )  # fmt: skip
+        return RolloutBatches(
+            model, worker, prompts, reward, algorithm, common, sampling=self.sampling(), seed=work.seed,
+            on_rollout=lambda rollout, groups, asked: write_completions(
+                work, rollout, groups, asked, reward.names
+            ),
+            precision=self.precision, **more,
+        )  # fmt: skip
+
+    def _steps(self, prompts: int) -> int:
+        if self.epochs is None:
+            return self.steps or DEFAULT_STEPS
+        rollouts = max(1, math.ceil(self.epochs * prompts / self.prompts_per_step))
+        return rollouts * self.epochs_per_rollout * self.minibatches
+
+    def objective(self, batches: RolloutBatches) -> PolicyGradient:
+        """The loss."""
+        raise NotImplementedError
+
+    def outcome(self, work: Work, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
+        """What the summary says besides."""
+        return {}
