@@ -396,8 +396,10 @@ class RolloutBatches:
     def _teaches(self, group: RolloutGroup, index: int) -> bool:
         if not self._learned_tokens(group.rollouts[index]) or group.rewards[index] is None:
             return False
-        always = self.settings.kl_in_loss or self.critic is not None or self.settings.entropy_bonus > 0
-        return always or _has_advantage(group.rollouts[index])
+        # Only a comparison within a group has advantages of exactly zero that say there is nothing to learn.
+        compares = self.algorithm.advantage not in ("gae", "reinforce++")
+        other_terms = self.settings.kl_in_loss or self.settings.entropy_bonus > 0
+        return not compares or other_terms or _has_advantage(group.rollouts[index])
 
     def _learned_tokens(self, rollout: Rollout) -> int:
         return 0 if rollout.truncated and self.settings.truncated == "mask" else sum(rollout.learned)
