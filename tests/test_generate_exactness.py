@@ -20,8 +20,8 @@ from trivium.generate.exactness import (
     Heads,
     Product,
     VerifiedSizes,
-    found,
     probe,
+    probed,
 )
 from trivium.generate.forward import FusedForward, ModuleForward, forward_pass_of
 from trivium.model.config import ExpertsConfig
@@ -80,14 +80,14 @@ def test_where_no_number_of_rows_will_do_the_promise_is_the_weaker_one(monkeypat
 
 def test_what_was_found_is_kept_on_disk_and_a_damaged_file_is_not_believed(tmp_path, monkeypatch):
     monkeypatch.setenv("TRIVIUM_CACHE", str(tmp_path))
-    exactness._found.cache_clear()
-    first = found(PRODUCTS, HEADS)
+    exactness._probed.cache_clear()
+    first = probed(PRODUCTS, HEADS)
     (file,) = tmp_path.rglob("*.json")
-    exactness._found.cache_clear()
+    exactness._probed.cache_clear()
     with monkeypatch.context() as inside:
         inside.setattr(exactness, "probe", lambda *asked: pytest.fail("probed again"))
-        assert found(PRODUCTS, HEADS) == first
-        assert found(PRODUCTS, HEADS) is found(PRODUCTS, HEADS)
+        assert probed(PRODUCTS, HEADS) == first
+        assert probed(PRODUCTS, HEADS) is probed(PRODUCTS, HEADS)
     for damage in (
         "{",
         "[]",
@@ -95,23 +95,23 @@ def test_what_was_found_is_kept_on_disk_and_a_damaged_file_is_not_believed(tmp_p
         json.dumps({**json.loads(file.read_text()), "version": 0}),
     ):
         file.write_text(damage)
-        exactness._found.cache_clear()
-        assert found(PRODUCTS, HEADS) == first
+        exactness._probed.cache_clear()
+        assert probed(PRODUCTS, HEADS) == first
     # other kernels, another answer
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    found(PRODUCTS, HEADS)
+    probed(PRODUCTS, HEADS)
     assert len(list(tmp_path.rglob("*.json"))) == 2
 
 
 def test_a_folder_that_cannot_be_written_costs_a_probe_and_nothing_else(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRIVIUM_CACHE", str(tmp_path / "file"))
-    exactness._found.cache_clear()
-    assert isinstance(found(PRODUCTS, HEADS), Exactness)
+    exactness._probed.cache_clear()
+    assert isinstance(probed(PRODUCTS, HEADS), Exactness)
 
 
 def test_each_model_is_promised_what_its_passes_can_keep():
-    assert FusedForward(tiny_model()).exactness.promise == found(PRODUCTS, HEADS).promise
+    assert FusedForward(tiny_model()).exactness.promise == probed(PRODUCTS, HEADS).promise
     assert ModuleForward(tiny_model().to(torch.bfloat16)).exactness.promise == "none in bfloat16"
     mixed = tiny_model(experts=ExpertsConfig(count=4, per_token=2, inner_width=48))
     assert forward_pass_of(mixed, 8).exactness.promise == CLOSE

@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
-from trivium.generate.streaming import TextStream, spelling
+from trivium.generate.streaming import TextStream, token_texts
 from trivium.kit.errors import TriviumError
 
 SAMPLE = "Zoë saw 3 doves 🕊️ over the town; its bell rings — “twelve” — ünder 東京."
@@ -55,7 +55,7 @@ def test_a_stream_is_its_tokens_decoded_at_once(parts, watching):
 
 
 def test_a_token_is_decoded_once_for_all_texts(monkeypatch):
-    spelling.cache_clear()
+    token_texts.cache_clear()
     ids = tokenizer().encode("the town of number 3 has a baker and 3 doves. " * 20)
     decoded, decode = [], type(tokenizer()).decode
     monkeypatch.setattr(

@@ -21,9 +21,9 @@ def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, c
     scores = torch.matmul(query, key.transpose(-1, -2)) * scale
     scores = torch.tanh(scores / cap) * cap + mask
     weights = scores.float().softmax(-1).to(value.dtype)
-    # stretch by stretch, as the fused kernel does: how one longer product is cut depends on all of its length
-    stretches = zip(weights.split(WHOLE_BLOCKS, -1), value.split(WHOLE_BLOCKS, -2), strict=True)
-    first, *others = (torch.matmul(*stretch) for stretch in stretches)
+    # part by part, as the fused kernel does: how one longer product is cut depends on all of its length
+    parts = zip(weights.split(WHOLE_BLOCKS, -1), value.split(WHOLE_BLOCKS, -2), strict=True)
+    first, *others = (torch.matmul(*part) for part in parts)
     return sum(others, start=first)
 
 
@@ -182,8 +182,8 @@ def _blocks(run: Run) -> list[Run]:
 
 
 @dataclass
-class Slice:
-    """The generating rows of one pool: a slice of the batch and a slice of the pool."""
+class PoolRows:
+    """The rows of one pool that decode: a slice of the batch and a slice of the pool."""
 
     pool: Pool
     start: int
@@ -200,7 +200,7 @@ class Slice:
 
 
 class DecodeContext(CacheContext):
-    """One more token for every generating row; kept from step to step while the set of rows is the same."""
+    """One more token for every row that decodes; kept from step to step while the set of rows is the same."""
 
     def __init__(
         self,
@@ -227,94 +227,107 @@ class DecodeContext(CacheContext):
         self._marks = dict(zip(self._windows, marks, strict=True))
         self.positions.copy_(torch.tensor(lengths))
         self.furthest = max(lengths) + 1
-        self._slices: list[Slice] = []
+        self._slices: list[PoolRows] = []
         start = 0
         for pool in pools:
             part = lengths[start : start + pool.decoding]
-            self._slices.append(Slice(pool, start, start + len(part), part, max(part) + 1, 0, [], {}, {}))
+            self._slices.append(PoolRows(pool, start, start + len(part), part, max(part) + 1, 0, [], {}, {}))
             start += len(part)
-        for one in self._slices:
-            self._mark(one)
-        self._flat = [one.pool.storage.flatten(1, 2).flatten(2).unbind(0) for one in self._slices]
+        for pool_rows in self._slices:
+            self._mark(pool_rows)
+        self._flat = [pool_rows.pool.storage.flatten(1, 2).flatten(2).unbind(0) for pool_rows in self._slices]
         self.stored = 0
-        for one in self._slices:
-            self._extend(one)
+        for pool_rows in self._slices:
+            self._extend(pool_rows)
 
-    def _mark(self, one: Slice) -> None:
+    def _mark(self, pool_rows: PoolRows) -> None:
         """Where in the pool's flat storage the next keys and values go, and where in each mask."""
-        device, now = self.positions.device, self.positions[one.start : one.end, None]
-        lines = torch.arange(one.end - one.start, device=device)
-        places = torch.arange(one.pool.capacity, device=device)
-        self._places[one.start : one.end] = lines * one.pool.capacity + now[:, 0]
+        device, now = self.positions.device, self.positions[pool_rows.start : pool_rows.end, None]
+        lines = torch.arange(pool_rows.end - pool_rows.start, device=device)
+        places = torch.arange(pool_rows.pool.capacity, device=device)
+        self._places[pool_rows.start : pool_rows.end] = lines * pool_rows.pool.capacity + now[:, 0]
         for window in self._windows:
             lead = window or 0
             hidden = places > now
             if window is not None:
                 hidden |= places <= now - window
-            shape = one.pool.shape
+            shape = pool_rows.pool.shape
             wide = torch.zeros(
-                one.end - one.start, lead + one.pool.capacity, dtype=shape.dtype, device=shape.device
+                pool_rows.end - pool_rows.start,
+                lead + pool_rows.pool.capacity,
+                dtype=shape.dtype,
+                device=shape.device,
             )
             # the columns ahead of the first place let the trailing edge be marked before it has entered
             wide[:, lead:].masked_fill_(hidden, NEVER)
-            one.masks[window] = wide
-            self._marks[window][one.start : one.end] = lines * wide.shape[1] + now[:, 0]
+            pool_rows.masks[window] = wide
+            self._marks[window][pool_rows.start : pool_rows.end] = lines * wide.shape[1] + now[:, 0]
 
-    def _extend(self, one: Slice) -> None:
-        one.reach = min(reach_for(one.longest, lone=self._lone), one.pool.capacity)
-        rows = one.pool.storage[:, : one.end - one.start, : one.reach].transpose(2, 4).unbind(0)
-        one.cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in rows]
-        for window, mask in one.masks.items():
-            one.seen[window] = mask[:, None, None, (window or 0) : (window or 0) + one.reach]
+    def _extend(self, pool_rows: PoolRows) -> None:
+        pool_rows.reach = min(reach_for(pool_rows.longest, lone=self._lone), pool_rows.pool.capacity)
+        rows = (
+            pool_rows.pool.storage[:, : pool_rows.end - pool_rows.start, : pool_rows.reach]
+            .transpose(2, 4)
+            .unbind(0)
+        )
+        pool_rows.cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in rows]
+        for window, mask in pool_rows.masks.items():
+            pool_rows.seen[window] = mask[:, None, None, (window or 0) : (window or 0) + pool_rows.reach]
 
     def advance(self) -> None:
-        """Move to the next token; every row's length has grown by one."""
+        """Move to the next token; every row's length has grown by pool_rows."""
         self._growing += 1
         self._steps += 1
         self.furthest += 1
-        for one in self._slices:
-            one.longest += 1
+        for pool_rows in self._slices:
+            pool_rows.longest += 1
             for window, marks in self._marks.items():
-                wide, mark = one.masks[window].view(-1), marks[one.start : one.end]
+                wide, mark = pool_rows.masks[window].view(-1), marks[pool_rows.start : pool_rows.end]
                 if window is None:
                     wide.index_fill_(0, mark, 0.0)
                 else:
                     wide.index_fill_(0, mark, NEVER)
                     wide.index_fill_(0, mark + window, 0.0)
-            if one.longest > one.reach:
-                self._extend(one)
+            if pool_rows.longest > pool_rows.reach:
+                self._extend(pool_rows)
 
     def synchronise_lengths(self) -> None:
         """Write the sequences' lengths back, before any of them moves; the context is then invalid."""
-        for one in self._slices:
-            for slot in one.pool.slots[: one.pool.decoding]:
+        for pool_rows in self._slices:
+            for slot in pool_rows.pool.slots[: pool_rows.pool.decoding]:
                 slot.length += self.stored
 
     @property
     def pairs(self) -> int:
-        return sum((one.end - one.start) * one.reach for one in self._slices)
+        return sum((pool_rows.end - pool_rows.start) * pool_rows.reach for pool_rows in self._slices)
 
     def store(self, layer: int, key_value: Tensor) -> None:
         if len(self._slices) == 1 and key_value.shape[0] == self.tokens:
             self._flat[0][layer].index_copy_(0, self._places, key_value)
             return
-        for one, flat in zip(self._slices, self._flat, strict=True):
-            flat[layer].index_copy_(0, self._places[one.start : one.end], key_value[one.start : one.end])
+        for pool_rows, flat in zip(self._slices, self._flat, strict=True):
+            flat[layer].index_copy_(
+                0, self._places[pool_rows.start : pool_rows.end], key_value[pool_rows.start : pool_rows.end]
+            )
 
     def read(
         self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
     ) -> Tensor:
         outputs = []
-        for one in self._slices:
-            keys, values = one.cached[layer]
-            part = query if query.shape[0] == one.end - one.start else query[one.start : one.end]
-            mask = one.seen[window]
+        for pool_rows in self._slices:
+            keys, values = pool_rows.cached[layer]
+            part = (
+                query
+                if query.shape[0] == pool_rows.end - pool_rows.start
+                else query[pool_rows.start : pool_rows.end]
+            )
+            mask = pool_rows.seen[window]
             if self._together:
                 out = mix(part, keys, values, mask, scale, soft_cap)
-                outputs.append(out.reshape(one.end - one.start, -1))
+                outputs.append(out.reshape(pool_rows.end - pool_rows.start, -1))
                 continue
-            for row, length in enumerate(one.lengths):
-                here, reach = slice(row, row + 1), min(in_blocks(length + self._steps + 1), one.reach)
+            for row, length in enumerate(pool_rows.lengths):
+                here, reach = slice(row, row + 1), min(in_blocks(length + self._steps + 1), pool_rows.reach)
                 texts = (keys[here, :, :reach], values[here, :, :reach], mask[here, ..., :reach])
                 outputs.append(mix(part[here], *texts, scale, soft_cap).reshape(1, -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

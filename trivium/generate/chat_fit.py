@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trivium.data.shapes import Example, example_of, recognised
 from trivium.data.sources import read_documents
-from trivium.generate.requests import Request, Slide
+from trivium.generate.requests import GenerationEngine, Request, Slide
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 
 if TYPE_CHECKING:
-    from trivium.generate.engine import Engine
     from trivium.tokens.tokenizer import Tokenizer
 
 
@@ -93,15 +92,15 @@ def few_shot_text(
 
 def read_examples(path: str | Path) -> list[dict[str, Any]]:
     """The examples of a file as one conversation: rows of messages, or of a prompt and its answer."""
-    told: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     for document in read_documents(str(path)):
         try:
-            told += _exchange(example_of(recognised(document.fields), document.fields))
+            shown += _exchange(example_of(recognised(document.fields), document.fields))
         except TriviumError as error:
             raise TriviumError(f"The example {document.id} {error}.") from None
-    if not told:
+    if not shown:
         raise TriviumError(f"{path} holds no examples; give a prompt and a completion on each line.")
-    return told
+    return shown
 
 
 def _exchange(example: Example) -> list[dict[str, Any]]:
@@ -213,7 +212,7 @@ def fit_conversation(
             assert summarise is not None, "the policy summarise needs a summariser"
             first, summary = _summary(system, turns, tokens_of, room, summarise)
             left_out = sum(map(len, turns[:first]))
-            kept = _told(system, turns[first:], summary)
+            kept = _summarised(system, turns[first:], summary)
             tokens = tokens_of(kept)
             if len(tokens) > room:
                 raise Unfit(
@@ -264,7 +263,7 @@ def _summary(
             f"the window leaves room for {room} tokens and there are no earlier turns to summarise: "
             "shorten the last message or ask for fewer new tokens."
         )
-    heading = len(tokens_of(_told(system, turns[-1:], ""))) - len(tokens_of(_flat(system, turns[-1:])))
+    heading = len(tokens_of(_summarised(system, turns[-1:], ""))) - len(tokens_of(_flat(system, turns[-1:])))
     # written again, a text may have a few tokens more than when the model wrote it
     first, _, _ = _drop(system, turns, tokens_of, room - longest - heading - longest // 8 - 1)
     return first, summarise(_flat([], turns[:first]), longest)
@@ -276,9 +275,9 @@ def with_summary(messages: Sequence[Message], summary: str) -> list[dict[str, An
     It is not put into the system message: what a user said must not come back with more authority.
     """
     first, *rest = (dict(message) for message in messages)
-    told, content = f"{SUMMARY_HEADING} {summary}\n\n", first.get("content") or ""
+    heading, content = f"{SUMMARY_HEADING} {summary}\n\n", first.get("content") or ""
     is_text = isinstance(content, str)
-    first["content"] = f"{told}{content}" if is_text else [{"type": "text", "text": told}, *content]
+    first["content"] = f"{heading}{content}" if is_text else [{"type": "text", "text": heading}, *content]
     return [first, *rest]
 
 
@@ -286,7 +285,7 @@ def _flat(system: Sequence[Message], turns: Sequence[Sequence[Message]]) -> list
     return [dict(message) for message in system] + [dict(message) for turn in turns for message in turn]
 
 
-def _told(
+def _summarised(
     system: Sequence[Message], turns: Sequence[Sequence[Message]], summary: str
 ) -> list[dict[str, Any]]:
     return [*_flat(system, []), *with_summary(_flat([], turns), summary)]
@@ -321,7 +320,7 @@ class Summariser:
         return summary
 
     def _part(self, summary: str, rest: str, most: int) -> tuple[int, list[int]]:
-        """How many letters of the rest can be read at once, to the end of a line if possible."""
+        """How many characters of the rest fit into one prompt, to the end of a line if possible."""
         earlier = f"{SUMMARY_HEADING} {summary}\n\n" if summary else ""
 
         def tokens_of(size: int) -> list[int]:
@@ -348,8 +347,8 @@ class Summariser:
         return low, tokens_of(low)
 
 
-def summariser(engine: Engine) -> Summariser:
-    """A summariser that asks an engine which nobody else steps."""
+def summariser(engine: GenerationEngine) -> Summariser:
+    """A summariser that asks an engine, which no other thread steps meanwhile."""
 
     def complete(request: Request) -> tuple[str, int]:
         [[completion]] = engine.generate([request])

@@ -68,7 +68,7 @@ class Engine:
             prefix_cache_size=prefix_cache_size,
         )
         self.counts = self.scheduler.counts
-        # Whoever trains may be in the middle of a pass; the engine computes in the type it has chosen.
+        # A trainer may be in the middle of a pass; the engine computes in the type it has chosen.
         self._own_precision = torch.autocast(model.device.type, enabled=False)
         self._unbounded = config.positions == "rope" and config.rope.get("rope_type") == "dynamic"
         self._random = np.random.default_rng(seed)

@@ -172,7 +172,7 @@ def of_model(model: Transformer, products: Iterable[Product]) -> Exactness:
     """What holds for this model here; only float32 on a processor is probed."""
     if (unprobed := _unprobed(model.device.type, model.dtype)) is not None:
         return unprobed
-    return found(tuple(sorted(set(products), key=repr)), Heads.of(model.config))
+    return probed(tuple(sorted(set(products), key=repr)), Heads.of(model.config))
 
 
 def _unprobed(device: str, dtype: torch.dtype) -> Exactness | None:
@@ -205,16 +205,16 @@ def typical() -> Exactness:
         return unprobed
     shapes = ((128, 256), (128, 128), (128, 352), (352, 128))
     products = [Product(inputs, outputs, form) for inputs, outputs in shapes for form in ("mm", "addmm")]
-    return found(tuple(products), Heads(1, 2, 32, None))
+    return probed(tuple(products), Heads(1, 2, 32, None))
 
 
-def found(products: tuple[Product, ...], heads: Heads) -> Exactness:
+def probed(products: tuple[Product, ...], heads: Heads) -> Exactness:
     """What was found before with the same kernels, in this process or another, or else by probing now."""
-    return _found(kernels(), products, heads)
+    return _probed(kernels(), products, heads)
 
 
 @lru_cache(maxsize=256)
-def _found(here: Kernels, products: tuple[Product, ...], heads: Heads) -> Exactness:
+def _probed(here: Kernels, products: tuple[Product, ...], heads: Heads) -> Exactness:
     shapes = {"products": [list(asdict(one).values()) for one in products], "heads": asdict(heads)}
     question = {"version": VERSION, "kernels": asdict(here), **shapes}
     file = _file(question)
@@ -244,12 +244,12 @@ def _read(file: Path, question: dict) -> Exactness | None:
     """What a file of the cache says, or None if it is absent, damaged or of another question."""
     try:
         content = read_json(file)
-        said = content.pop("found")
+        answer = content.pop("found")
         if content != question:
             return None
-        sizes = tuple(int(size) for size in said["rows"])
+        sizes = tuple(int(size) for size in answer["rows"])
         return Exactness(
-            VerifiedSizes(sizes), bool(said["prompts"]), bool(said["steps"]), str(said["promise"])
+            VerifiedSizes(sizes), bool(answer["prompts"]), bool(answer["steps"]), str(answer["promise"])
         )
     except (OSError, TriviumError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from trivium.generate.attention import CacheContext
 from trivium.generate.exactness import BIT_EXACT, CLOSE, Exactness, InVerifiedSizes, of_model, of_modules
-from trivium.generate.matrices import WIDEST, Blocks, FusedLayer, Scale, covers, multiply, versions
+from trivium.generate.matrices import WIDEST, Blocks, FusedLayer, Matrix, Scale, covers, versions
 from trivium.kit.errors import TriviumError
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
@@ -266,7 +266,7 @@ class FusedForward:
         return self.last.whole(room.stream, room.rows, room.lengths, room.long)[: len(tokens)]
 
     def prefill(self, tokens: Tensor, context: CacheContext) -> None:
-        """Cache the tokens' keys and values; what the last layer would make of them nobody asks."""
+        """Cache the tokens' keys and values; the last layer computes no more than these."""
         note_pass(self.model, self._padded(len(tokens)), context, filling=True)
         room = self._forward(tokens, context, self.layers[:-1])
         self._project(self.layers[-1], room, self._rotation[id(self.layers[-1].rotary)])
@@ -356,18 +356,18 @@ class FusedForward:
         self,
         stream: Tensor,
         rows: Tensor,
-        weight: Tensor,
+        weight: Matrix,
         bias: Tensor | None,
         norm: Scale | None,
         room: Buffers,
     ) -> None:
         """Add a sub-layer's result to the stream."""
         if norm is None:
-            multiply(rows, weight, stream, room.cuts, stream)
+            weight.multiply(rows, stream, room.cuts, stream)
             if bias is not None:
                 stream.add_(bias)
             return
-        result = multiply(rows, weight, room.rows, room.cuts)
+        result = weight.multiply(rows, room.rows, room.cuts)
         if bias is not None:
             result.add_(bias)
         stream.add_(norm.whole(result, room.rows, room.lengths))

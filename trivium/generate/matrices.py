@@ -1,4 +1,4 @@
-"""The weights the engine multiplies with."""
+"""The weights the engine multiplies with: a copy in its type, fused, folded and transposed matrices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Versions = list[tuple[int, int] | str | None]
 
 
 def engine_dtype(model: Transformer) -> torch.dtype:
-    """The type the engine computes in unless it is told: float32 weights are rounded where that is faster."""
+    """The type the engine computes in by default: float32 weights are rounded where that is faster."""
     best = compute_dtype(str(model.device))
     return best if model.dtype == torch.float32 and can_be_copied(model) else model.dtype
 
@@ -109,7 +109,7 @@ def fixed(module: nn.Module | None) -> bool:
 
 
 def covers(model: Transformer) -> bool:
-    """Whether a plan can stand for this model."""
+    """Whether a fused pass can stand for this model."""
     if model.dtype != torch.float32 or model.device.type != "cpu":
         return False
     config, selection = model.config, selection_of(model)
@@ -136,17 +136,28 @@ def matrix_of(linear: nn.Linear) -> Tensor:
     return whole(linear.weight)
 
 
-def multiply(
-    rows: Tensor, weight: Tensor, out: Tensor, cuts: Sequence[slice], added: Tensor | None = None
-) -> Tensor:
-    """Write rows [N, in] times weight [in, out], plus what is added, to `out`, some rows at a time."""
-    for cut in cuts:
-        mine, here = (rows, out) if len(cuts) == 1 else (rows[cut], out[cut])
-        if added is None:
-            torch.mm(mine, weight, out=here)
-        else:
-            torch.addmm(added if added.dim() == 1 or len(cuts) == 1 else added[cut], mine, weight, out=here)
-    return out
+class Matrix:
+    """A matrix [in, out] of a fused pass: the one place where the kernel of a product is chosen."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.contiguous()
+
+    def multiply(
+        self, rows: Tensor, out: Tensor, cuts: Sequence[slice], added: Tensor | None = None
+    ) -> Tensor:
+        """Write rows [N, in] times the matrix, plus what is added, to `out`, some rows at a time."""
+        for cut in cuts:
+            mine, here = (rows, out) if len(cuts) == 1 else (rows[cut], out[cut])
+            if added is None:
+                torch.mm(mine, self.weight, out=here)
+            else:
+                plus = added if added.dim() == 1 or len(cuts) == 1 else added[cut]
+                torch.addmm(plus, mine, self.weight, out=here)
+        return out
+
+    def product(self, form: str) -> Product:
+        """What `multiply` computes, for the probe of this machine's kernels."""
+        return Product(len(self.weight), self.weight.shape[1], form)
 
 
 class Blocks:
@@ -162,7 +173,7 @@ class Blocks:
         count = -(-weight.shape[1] // widest)
         self.columns = -(-weight.shape[1] // (16 * count)) * 16
         self.width = weight.shape[1]
-        self.weights = [block.contiguous() for block in weight.split(self.columns, 1)]
+        self.blocks = [Matrix(block) for block in weight.split(self.columns, 1)]
         self.biases: list[Tensor] = []
         if biases:
             self.biases = list(torch.cat(list(biases)).split(self.columns))
@@ -173,19 +184,18 @@ class Blocks:
 
     def multiply(self, rows: Tensor, parts: Sequence[Tensor], cuts: Sequence[slice]) -> None:
         """Write the products of rows [N, in], cut into some at a time, into the parts of an output."""
-        biases: Sequence[Tensor | None] = self.biases or [None] * len(self.weights)
-        for bias, weight, part in zip(biases, self.weights, parts, strict=True):
-            multiply(rows, weight, part, cuts, bias)
+        biases: Sequence[Tensor | None] = self.biases or [None] * len(self.blocks)
+        for bias, block, part in zip(biases, self.blocks, parts, strict=True):
+            block.multiply(rows, part, cuts, bias)
 
     @property
     def products(self) -> list[Product]:
         """What `multiply` computes."""
-        form = "bias" if self.biases else "mm"
-        return [Product(len(weight), weight.shape[1], form) for weight in self.weights]
+        return [block.product("bias" if self.biases else "mm") for block in self.blocks]
 
 
 class Scale:
-    """A norm in the plan: RMS norms divide only, since their scale lies in the next matrix."""
+    """A norm of a fused pass: RMS norms divide only, since their scale lies in the next matrix."""
 
     def __init__(self, norm: nn.Module, width: int) -> None:
         self.norm, self.width = norm, width
@@ -231,7 +241,7 @@ def _bias(module: nn.Linear) -> Tensor | None:
 
 
 class FusedLayer:
-    """One layer's matrices as the plan multiplies with them."""
+    """One layer's matrices as a fused pass multiplies with them."""
 
     def __init__(self, layer: Layer, model: Transformer, widest: int = WIDEST) -> None:
         config, attention, inner = model.config, layer.attention, layer.mlp
@@ -273,7 +283,7 @@ class FusedLayer:
             repeats = counts if self.norms == "head" else (1, 1)
             scales = [one.weight.repeat(times) for one, times in zip(self.head_scales, repeats, strict=True)]
             self.head_weight = torch.cat([rotated(one) for one in scales]).view(-1, head_width)
-        self.output = matrix_of(attention.output).t().contiguous()
+        self.output = Matrix(matrix_of(attention.output).t())
         self.output_bias = _bias(attention.output)
         entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]
         self.entry = Blocks(
@@ -281,7 +291,7 @@ class FusedLayer:
             [bias for one in entries if (bias := _bias(one)) is not None],
             widest,
         )
-        self.exit = matrix_of(inner.down).t().contiguous()
+        self.exit = Matrix(matrix_of(inner.down).t())
         self.exit_bias = _bias(inner.down)
         self.gated, self.activation = inner.gate is not None, inner.activation
 
@@ -289,7 +299,5 @@ class FusedLayer:
     def products(self) -> list[Product]:
         """The products of rows with matrices that the layer takes."""
         last = [(self.output, self.after), (self.exit, self.inner_after)]
-        added = [
-            Product(len(weight), weight.shape[1], "addmm" if norm is None else "mm") for weight, norm in last
-        ]
+        added = [matrix.product("addmm" if norm is None else "mm") for matrix, norm in last]
         return [*self.projection.products, *self.entry.products, *added]

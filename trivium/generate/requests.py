@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from trivium.generate.kv_cache import BLOCK
 from trivium.generate.sampling import Sampling
 
 if TYPE_CHECKING:
     from trivium.generate.constraints import Constraint
+    from trivium.tokens.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -66,7 +67,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
-    """The model's own favourites at each place, and what was drawn, before temperature and filters."""
+    """The model's most likely tokens at each place, and what was drawn, before temperature and filters."""
 
 
 class Scores(NamedTuple):
@@ -78,7 +79,7 @@ class Scores(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A token as it is drawn; the text may lag behind it until letters and stop texts are settled."""
+    """A token as it is drawn; the text may lag behind it until characters and stop texts are complete."""
 
     sample: int
     token: int
@@ -90,7 +91,7 @@ class Event(NamedTuple):
     ends: bool = False
     """Whether the token ends the text and is no part of it."""
     unsettled: int = 0
-    """How many of the tokens heard of last may yet belong to a stop text; in the last event, how many do."""
+    """How many of the latest tokens may yet belong to a stop text; in the last event, how many do."""
     failure: Exception | None = None
     """Why the whole request failed; it has no further event."""
 
@@ -117,3 +118,35 @@ class RequestHandle:
     def completions(self) -> list[Completion]:
         """The samples that have ended, in order."""
         return [result for result in self.results if result is not None]
+
+
+class GenerationEngine(Protocol):
+    """Prompt ids in, token ids and log-probabilities out: what callers may rely on.
+
+    `engine.Engine` is the one here; another one, such as vLLM or an endpoint, keeps to the same names.
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns text into the ids of its prompts."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """How many tokens a prompt and its completion may have together."""
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """The completions of each request, in the order of its samples."""
+        ...
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        *,
+        top: int = 0,
+        adapter: str | None = None,
+    ) -> list[Scores]:
+        """The log-probability of every token of each completion after its prompt."""
+        ...

@@ -1,4 +1,4 @@
-"""Text as it arrives: whole letters only, and never a piece of a stop text."""
+"""Text as it arrives: whole characters only, never a piece of a stop text, thinking apart from the answer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from trivium.tokens.tokenizer import Tokenizer
 
 BROKEN = "\ufffd"
-LONGEST_LETTER = 8
+LONGEST_CHARACTER = 8
 
 
 @lru_cache(maxsize=8)
-def spelling(tokenizer: Tokenizer) -> dict[int, str] | None:
-    """Where to note what single tokens spell; None where that depends on what stands before them."""
+def token_texts(tokenizer: Tokenizer) -> dict[int, str] | None:
+    """Where the texts of single tokens are noted; None where they depend on the tokens before."""
     return {} if isinstance(tokenizer.backend.decoder, decoders.ByteLevel) else None
 
 
@@ -29,7 +29,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._tokenizer, self._stops = tokenizer, tuple(stops)
-        self._spelling = spelling(tokenizer)
+        self._texts = token_texts(tokenizer)
         self._before: list[int] = []
         self._open: list[int] = []
         self._held = ""
@@ -42,19 +42,19 @@ class TextStream:
         """Take a token in and return the text that is settled by it."""
         if self._stops:
             self._begun.append(len(self.text) + len(self._held))
-        if self._spelling is not None and not self._open:
-            piece = self._spelt(token)
+        if self._texts is not None and not self._open:
+            piece = self._text_of(token)
             if not piece.endswith(BROKEN):
                 self._before = [token]
-                return self._settle(piece, last=False)
+                return self._release(piece, last=False)
         self._open.append(token)
         piece = self._decoded()
         if piece.endswith(BROKEN):
-            if len(self._open) < LONGEST_LETTER:
+            if len(self._open) < LONGEST_CHARACTER:
                 return ""
-            self._spelling = None  # what comes next may complete a letter given up on
+            self._texts = None  # what comes next may complete a character given up on
         self._before, self._open = self._open, []
-        return self._settle(piece, last=False)
+        return self._release(piece, last=False)
 
     @property
     def unsettled(self) -> int:
@@ -67,22 +67,22 @@ class TextStream:
         """Return what was still held back."""
         piece = self._decoded() if self._open else ""
         self._open = []
-        return self._settle(piece, last=True)
+        return self._release(piece, last=True)
 
-    def _spelt(self, token: int) -> str:
-        """The letters of one token, decoded once for all texts."""
-        assert self._spelling is not None
-        found = self._spelling.get(token)
-        if found is None:
-            found = self._spelling[token] = self._tokenizer.decode([token])
-        return found
+    def _text_of(self, token: int) -> str:
+        """The text of one token, decoded once for all."""
+        assert self._texts is not None
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = self._tokenizer.decode([token])
+        return text
 
     def _decoded(self) -> str:
         # decoders that treat the first token of a text differently need one to stand before
         decode = self._tokenizer.decode
         return decode(self._before + self._open)[len(decode(self._before)) :]
 
-    def _settle(self, piece: str, *, last: bool) -> str:
+    def _release(self, piece: str, *, last: bool) -> str:
         if not self._stops:
             self.text += piece
             return piece
