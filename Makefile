@@ -12,7 +12,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install -q -e ".[serve,report,math]"
+	$(BIN)/python -m pip install -q -e ".[serve]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml

@@ -9,7 +9,7 @@ import pytest
 
 from trivium.grade.maths.scorer import MathScorer
 
-SCORER = MathScorer(symbolic=False)
+SCORER = MathScorer()
 TABLE = Path(__file__).parent / "grade" / "golden.txt"
 
 
@@ -164,4 +164,4 @@ def test_random_noise_never_raises() -> None:
     pieces += ["\\pm", "%", "$", "\\text{", "_", "|", "!", "\\{", "\\}", "[", "]", " ", "or", "cm", "&", '"']
     for _ in range(3000):
         noise = "".join(chance.choice(pieces) for _ in range(chance.randint(1, 14)))
-        assert MathScorer(symbolic=False).compare(noise, "17").value == 0.0, noise
+        assert MathScorer().compare(noise, "17").value == 0.0, noise

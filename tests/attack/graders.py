@@ -131,7 +131,7 @@ def long_run(scratch: Path, text: str) -> None:
     """Every grader reads 100,000 characters within seconds."""
     start = time.process_time()
     program_of(text)
-    scorer("math", symbolic=False)(text, gold="3")
+    scorer("math")(text, gold="3")
     scorer("steps")(text)
     scorer("format", schema={"type": "object"})(text)
     scorer("format", tags=("a", "b"))(text)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -40,16 +41,8 @@ class Difference:
         return self.p_value < 1 - CONFIDENCE and self.interval.excludes(0.0)
 
 
-def normal_quantile(probability: float) -> float:
-    """The value below which a standard normal variable falls with this probability, by Newton's method."""
-    assert 0 < probability < 1
-    value = 0.0
-    for _ in range(60):
-        density = math.exp(-value * value / 2) / math.sqrt(2 * math.pi)
-        error = 0.5 * (1 + math.erf(value / math.sqrt(2))) - probability
-        # A step of at most one keeps Newton's method from overshooting in the flat tails.
-        value -= max(-1.0, min(1.0, error / density))
-    return value
+normal_quantile = NormalDist().inv_cdf
+"""The value below which a standard normal variable falls with a probability."""
 
 
 def t_below(value: float, degrees: int) -> float:

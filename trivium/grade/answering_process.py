@@ -52,16 +52,6 @@ class Helper:
                 self.stop()
                 raise Late from error
 
-    def why_unusable(self) -> str:
-        """Why the helper cannot be started, or nothing where it can."""
-        with self.lock:
-            try:
-                if self.process is None or self.owner != os.getpid():
-                    self._start()
-            except Unusable as error:
-                return str(error)
-        return ""
-
     def _start(self) -> None:
         if self.trouble:
             raise Unusable(self.trouble)

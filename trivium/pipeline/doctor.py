@@ -18,8 +18,6 @@ _EXTRAS = {
     "serve": "fastapi",
     "hub": "datasets",
     "eval": "lm_eval",
-    "report": "matplotlib",
-    "math": "math_verify",
     "quant": "torchao",
     "structured": "llguidance",
 }

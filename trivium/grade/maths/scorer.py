@@ -1,21 +1,16 @@
 """The scorer of mathematical answers."""
 
 import re
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.grade.answering_process import Unusable
 from trivium.grade.maths.answers import Answer, Quantity, read_answer
 from trivium.grade.maths.compare import Undecided, same
 from trivium.grade.maths.expressions import number
 from trivium.grade.maths.extract import after_thinking, marked_answers
 from trivium.grade.maths.notation import LONGEST_ANSWER, tidy
-from trivium.grade.maths.symbolic import symbolic_verdict
-from trivium.grade.maths.symbolic import trouble as why_unusable
 from trivium.grade.maths.tokens import Unreadable
 from trivium.grade.scorer import Score, column
-from trivium.kit.errors import TriviumError
 
 GOLD_COLUMNS = ("gold", "answer", "solution", "ground_truth", "target")
 _CHOICE = re.compile(r"^\(?([A-J])(?:\)|[.:]|\s*$)")
@@ -27,16 +22,9 @@ class MathScorer:
 
     name: str = "math"
     tolerance: float = 0.0
-    symbolic: bool = True
+    symbolic: bool = False
+    """Without effect, as `seconds`: earlier recipes may set them."""
     seconds: float = 5.0
-
-    def ready(self) -> None:
-        """Try the process that compares formulas."""
-        if self.symbolic and (why := why_unusable()):
-            raise TriviumError(
-                f"The scorer 'math' cannot compare formulas: {why}; repair math-verify and sympy for "
-                f"{sys.executable}, or set `symbolic: false`."
-            )
 
     def __call__(self, completion: str, **columns: Any) -> Score:
         gold = gold_answer(str(column(columns, GOLD_COLUMNS, self.name)))
@@ -78,19 +66,6 @@ class MathScorer:
                 trouble = "it could not be compared"
                 if not _comparable(wanted):
                     wanted, gold_trouble = None, "it could not be compared with anything"
-        if self.symbolic:
-            try:
-                verdict = symbolic_verdict(gold, answer, self.seconds)
-            except Unusable as error:
-                return Score(None, f"{shorten(answer)} needs the algebra system: {error}", "fault")
-            if verdict in ("ok", "wrong"):
-                return _verdict(verdict == "ok", answer, gold)
-            if verdict == "timeout":
-                return Score(
-                    None, f"comparing {shorten(answer)} with {shorten(gold)} took too long", "timeout"
-                )
-            if verdict == "gold_bad" and wanted is None:
-                return Score(None, f"the gold answer {shorten(gold)} cannot be read", "gold_bad")
         if wanted is None:
             return Score(None, f"the gold answer {shorten(gold)} cannot be read: {gold_trouble}", "gold_bad")
         return Score(0.0, f"the answer {shorten(answer)} cannot be read: {trouble}", "unparsed")
