@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,3 +19,13 @@ IN_MEMORY = Path("/dev/shm")
 ROOM = 4 << 30
 if IN_MEMORY.is_dir() and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+@pytest.fixture(scope="session")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of results of the recipe `pocket`, run once for all tests of a process that look at it."""
+    import trivium
+
+    runs = tmp_path_factory.mktemp("pocket") / "runs"
+    trivium.run("pocket", runs=runs)
+    return runs

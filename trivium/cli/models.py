@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from trivium.cli.options import runs_option, unsafe_option
 from trivium.kit.errors import TriviumError
@@ -32,7 +33,9 @@ from trivium.kit.table import print_table
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Write the numbers here, answers beside.")
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with what --json wrote before.")
 @unsafe_option
+@click.pass_context
 def eval_(
+    context: click.Context,
     model: str,
     runs: str,
     tasks: str,
@@ -41,21 +44,37 @@ def eval_(
     unsafe_sandbox: bool,
     **asking: Any,
 ) -> None:
-    """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval."""
+    """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval.
+
+    A task named without options is asked of a stage as the report of its recipe asks it.
+    """
     from trivium.evals import command
     from trivium.evals.results import Results
     from trivium.evals.settings import settings_of
     from trivium.grade.sandbox.client import announced, permitting_unsafe
-    from trivium.model.named import find_model
+    from trivium.lab.asked import asked_of, written
+    from trivium.model.named import find_model, find_stage
 
-    folder = find_model(model, runs)
+    folder, stage = find_model(model, runs), find_stage(model, runs)
+    asked = None if stage is None else asked_of([stage], Path(runs))
+    specs: list[Any] = tasks.split(",")
+    if asked is not None:
+        for name, value in asked.asking.model_dump().items():
+            if name in asking and context.get_parameter_source(name) == ParameterSource.DEFAULT:
+                asking[name] = value
+        other = [asked.otherwise(spec) for spec in specs]
+        specs = [asked.as_the_report_asks(spec) for spec in specs]
+        click.echo(f"asked as the report of {asked.recipe}: {', '.join(map(written, specs))}", err=True)
+        for spec in other:
+            if spec is not None:
+                click.echo(f"the report asks differently: {written(spec)}", err=True)
     settings = settings_of("trivium eval", asking)
     before = None if against is None else Results.load(against)
     if to is not None and to.is_dir():
         raise TriviumError(f"{to} is a folder; name a file for the numbers.")
     say = lambda line: click.echo(line, err=True)
     with announced(say), permitting_unsafe(unsafe_sandbox):
-        results = command.evaluate_folder(folder, tasks.split(","), settings, name=model, say=say)
+        results = command.evaluate_folder(folder, specs, settings, name=model, say=say)
     print_table(results.table())
     if to is not None:
         results.save(to)
@@ -70,13 +89,13 @@ def eval_(
 @click.option(
     "--on", "tasks", help="What to ask: sums?samples=8,instructions; else what fits the models' data."
 )
-@click.option("--limit", default=100, show_default=True, help="Questions per task.")
+@click.option("--limit", type=int, help="Questions per task; else as many as the report asks, or 100.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--html", "to", type=click.Path(path_type=Path), help="The page; else compare.html under --runs."
 )
 def compare(
-    models: tuple[str, ...], runs: str, tasks: str | None, limit: int, seed: int, to: Path | None
+    models: tuple[str, ...], runs: str, tasks: str | None, limit: int | None, seed: int, to: Path | None
 ) -> None:
     """Ask models the same things and show side by side what each can do; writes one HTML page.
 
@@ -85,7 +104,9 @@ def compare(
     from trivium.evals.settings import settings_of
     from trivium.lab.compare import compare, summary_table
 
-    settings = settings_of("trivium compare", {"limit": limit, "seed": seed})
+    plain = tasks is None and limit is None and seed == 0
+    given = {"limit": 100 if limit is None else limit, "seed": seed}
+    settings = None if plain else settings_of("trivium compare", given)
     place = to or Path(runs) / "compare.html"
     say = lambda line: click.echo(line, err=True)
     on = tasks.split(",") if tasks else []

@@ -18,7 +18,7 @@ from trivium.kit.files import read_json, write_text
 from trivium.kit.fingerprint import fingerprint
 from trivium.lab.formatting import compact
 from trivium.lab.gather import Member
-from trivium.lab.gather_answers import code
+from trivium.lab.gather_answers import code, fitting
 from trivium.model.attention import Documents
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
@@ -46,9 +46,9 @@ def passages(sources: Mapping[str, Mapping[str, str]], count: int = 12, seed: in
     options = {name: one for found in sources.values() for name, one in found.items()}
     found = []
     for source, kind in (("chat", "instructions"), ("sums", "sums")):
-        own: dict[str, Any] = {
-            name: options[name] for name in options if source == "chat" or name == "country"
-        }
+        own = fitting(
+            source, {name: options[name] for name in options if source == "chat" or name == "country"}
+        )
         for one in world.questions(source, "test", seed=seed + 1, limit=count, **own):
             said = (*one.messages, {"role": "assistant", "content": one.answer})
             found.append(Passage(one.id, kind, one.prompt, f" {one.answer}", said))

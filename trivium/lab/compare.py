@@ -13,6 +13,7 @@ from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
+from trivium.lab.asked import asked_of
 from trivium.lab.behaviour import divergence, passages
 from trivium.lab.compare_judge import judged
 from trivium.lab.compare_numbers import numbers
@@ -43,9 +44,26 @@ def compare(
             f"{to} is where the numbers beside the page would go; name the page {to.stem}.html."
         )
     members = find_all(names, runs)
+    if not on and members:
+        on, settings = _as_the_report(members, runs, settings, say)
     seen = stages_above([*stages, *(member.seen for member in members if member.seen)])
     raw = collect(members, seen, runs / "store" / "answers", on, settings, title or " · ".join(names), say)
     return write(raw, to)
+
+
+def _as_the_report(
+    members: Sequence[Member], runs: Path, settings: Settings | None, say: Say | None
+) -> tuple[Sequence[TaskSpec], Settings | None]:
+    """What the report of the models' recipe asks, and how; nothing where they are of several recipes."""
+    folders = [member.seen.folder for member in members if member.seen is not None]
+    asked = asked_of(folders, runs) if len(folders) == len(members) else None
+    if asked is None:
+        if say is not None and folders:
+            say("asked what fits the models' data; the reports of their recipes may ask differently")
+        return [], settings
+    if say is not None:
+        say(f"asked as the report of {asked.recipe} asks")
+    return asked.on, asked.asking if settings is None else settings
 
 
 def write(raw: Mapping[str, Any], to: Path) -> dict[str, Any]:
@@ -89,6 +107,8 @@ def collect(
     drawn = {stage.name: curves(stage.metrics) for stage in stages}
     return {
         "title": title,
+        "on": [one if isinstance(one, str) else dict(one) for one in tasks],
+        "asking": asking.model_dump(mode="json"),
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "version": trivium.__version__,
         "stages": [stage_facts(stage, stages) for stage in stages],

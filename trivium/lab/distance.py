@@ -8,7 +8,8 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
-from trivium.lab.behaviour import continued, divergence, passages
+from trivium.lab.behaviour import NO_KL, continued, divergence, passages
+from trivium.lab.byte_distance import per_byte
 from trivium.lab.compare_behaviour import distances
 from trivium.lab.formatting import compact, with_ci
 from trivium.lab.gather import find_all, stages_above, world_sources
@@ -25,7 +26,10 @@ def distance(
     seed: int = 0,
     to: Path | None = None,
 ) -> list[list[str]]:
-    """A table of KL both ways and Jensen-Shannon; every other model against the first, by kind of text."""
+    """A table of KL both ways and Jensen-Shannon; every other model against the first, by kind of text.
+
+    Models that cut text into different tokens are compared on bytes.
+    """
     if len(names) < 2:
         raise TriviumError("A distance takes two models; name a second one.")
     members = find_all(names, runs)
@@ -37,14 +41,20 @@ def distance(
         texts = passages(world_sources(stages), count, seed)
     found: list[dict[str, Any]] = []
     for member in members[1:]:
-        found.append(divergence(member, first, texts, runs / "store" / "answers"))
+        pair = divergence(member, first, texts, runs / "store" / "answers")
+        if pair["why_not"] == NO_KL:
+            pair["per byte"] = per_byte(member, first, texts, seed)
+        found.append(pair)
         member.forget()
     if to is not None:
         write_text(to, compact(found))
     rows = [["models", "texts", "KL", "KL the other way", "Jensen-Shannon", "n"]]
     for pair in found:
         between = f"{pair['model']} from {pair['before']}"
-        if pair["why_not"]:
+        for one in pair.get("per byte", []):
+            ways = (with_ci(one[name]) for name in ("kl", "reverse"))
+            rows.append([between, f"{one['kind']} (per byte)", *ways, "", str(one["kl"]["n"])])
+        if pair["why_not"] and not pair.get("per byte"):
             rows.append([between, f"not measured: {pair['why_not']}", "", "", "", ""])
             continue
         for kind in dict.fromkeys(text["kind"] for text in pair["texts"]):

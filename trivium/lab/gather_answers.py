@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from trivium.kit.files import checksum
 from trivium.kit.fingerprint import fingerprint
 from trivium.lab.gather import Member
 from trivium.recipe.outside import Checksums, content_fingerprint, locate
+from trivium.world.catalogue import SOURCES
 
 DEFAULT_LIMIT = 100
 _ASKING = ("evals", "generate", "grade", "model", "tokens", "world")
@@ -25,7 +27,7 @@ def default_tasks(
     sources: Mapping[str, Mapping[str, str]], windows: Sequence[int], limit: int = DEFAULT_LIMIT
 ) -> list[dict[str, Any]]:
     """A small set: sums and instructions always, the rest where its subject was in the data."""
-    options = {name: one for found in sources.values() for name, one in found.items()}
+    every = {name: one for found in sources.values() for name, one in found.items()}
     # What takes several answers an item, or long texts, is asked less often.
     fewer = max(limit * 3 // 5, 2)
     chosen: list[dict[str, Any]] = []
@@ -33,18 +35,18 @@ def default_tasks(
     if read:
         chosen.append({"task": "bits", "sources": "+".join(read), "limit": max(limit // 4, 24)})
     if "facts" in sources:
-        chosen.append({"task": "facts", **options})
+        chosen.append({"task": "facts", **fitting("facts", every)})
     if "craft" in sources:
-        chosen.append({"task": "craft", **options})
+        chosen.append({"task": "craft", **fitting("craft", every)})
     if "tongue" in sources:
-        chosen.append({"task": "tongue", "limit": fewer, **options})
-    chosen.append({"task": "instructions", **options})
+        chosen.append({"task": "tongue", "limit": fewer, **fitting("tongue", every)})
+    chosen.append({"task": "instructions", **fitting("chat", every)})
     chosen.append({"task": "sums", "samples": 4})
     chosen.append({"task": "sums", "name": "sums at once", "chain_of_thought": False, "reasoning": "off"})
     if "ledger" in sources:
-        chosen.append({"task": "sql", "limit": fewer, **options})
+        chosen.append({"task": "sql", "limit": fewer, **fitting("ledger", every)})
     if "facts" in sources and ("chat" in sources or "taste" in sources):
-        chosen.append({"task": "sycophancy", "limit": fewer, **options})
+        chosen.append({"task": "sycophancy", "limit": fewer, **fitting("taste", every)})
     if "chronicle" in sources:
         longest = max(windows)
         lengths = sorted({max(64, longest // 8), longest // 4, longest // 2, longest - 16})
@@ -53,6 +55,12 @@ def default_tasks(
             "lengths": "+".join(str(one) for one in lengths if one >= 64),
         })  # fmt: skip
     return chosen
+
+
+def fitting(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a source of the world knows."""
+    known = {field.name for field in dataclasses.fields(SOURCES[source].options)}
+    return {name: value for name, value in options.items() if name in known}
 
 
 def answers(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trivium.evals.settings import Settings
 from trivium.kit.progress import Progress
+from trivium.lab.asked import note
 from trivium.lab.compare import compare, summary_table
 from trivium.lab.gather import Seen
 
@@ -28,4 +30,7 @@ def report(going: Run) -> tuple[Path, list[list[str]]]:
             names, runs=going.store.runs, to=place / "report.html", on=on, settings=asking,
             title=recipe.name, stages=stages, say=progress.say,
         )  # fmt: skip
+    if names:
+        asked = found["collected"]
+        note(place, asked["on"], Settings.model_validate(asked["asking"]))
     return place / "report.html", summary_table(found) if names else []
