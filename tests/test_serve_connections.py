@@ -188,6 +188,28 @@ def test_an_old_client_that_closes_its_side_is_taken_for_gone():
         until(lambda: not slow.rows_in_use, 5)
 
 
+@pytest.mark.parametrize("close", [True, False])
+def test_a_client_that_is_still_sending_hears_why_it_is_refused(close):
+    """The answer was lost in a reset where the connection was to be closed behind it."""
+    with running({"one": ScriptedEngine("a")}, limits=Limits(head_seconds=0.5)) as address:
+        wire = dial(address)
+        head = HEAD + b"Connection: close\r\n" * close
+        wire.sendall(head + b"Content-Length: 9000000\r\n\r\n" + b"a" * 2_000_000)
+        time.sleep(0.2)
+        wire.sendall(b"a" * 1_000_000)
+        assert b" 413 " in wire.recv(65536)
+        # and is ended by its deadline though it does not close its side
+        until(lambda: is_ended(wire))
+
+
+def is_ended(wire):
+    try:
+        wire.sendall(b"a" * 1000)
+    except OSError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_waits_in_line_and_leaves_is_noticed(stream):
     """Its answer has not begun, so nothing but a probe tells it from one that has only closed its side."""

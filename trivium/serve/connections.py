@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -117,6 +118,34 @@ class Connections:
             self._sweeping = asyncio.get_running_loop().call_later(max(0.01, pause), self._sweep)
 
 
+class _Lingering:
+    """A transport that ends without a reset where its client is still sending (RFC 9112, section 9.6).
+
+    A socket that is closed while unread bytes lie in it resets the connection, and with it the answer that
+    says why. So the answer ends first, and what comes then is passed over until the client closes its side.
+    """
+
+    def __init__(self, transport: asyncio.Transport, is_sending: Callable[[], bool]) -> None:
+        self._transport, self._is_sending = transport, is_sending
+        self.ended = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more will be written."""
+        return self.ended or self._transport.is_closing()
+
+    def close(self) -> None:
+        """End the answer, and the connection where nothing more can come or this is asked for once more."""
+        if self.ended or self._transport.is_closing() or not self._is_sending():
+            self._transport.close()
+        else:
+            self.ended = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+
+
 class Connection(H11Protocol):
     """One connection: uvicorn's, with a deadline for heads, for closing and for clients that do not read.
 
@@ -156,7 +185,8 @@ class Connection(H11Protocol):
         return not self.busy or self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        lingering: Any = _Lingering(transport, lambda: self.cycle is None or self.cycle.more_body)
+        super().connection_made(lingering)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
         self.since = time.monotonic()
@@ -174,7 +204,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self.transport.is_closing():
             return
         super().data_received(data)
         self._watch_head()
@@ -198,6 +228,9 @@ class Connection(H11Protocol):
         """The server stops: what has not arrived is not waited for."""
         if self.busy and self.cycle.more_body:
             self._refuse(503, "the server is being stopped")
+            self.transport.close()
+        elif self.transport.is_closing():
+            self.transport.close()
         else:
             super().shutdown()
 
@@ -205,9 +238,10 @@ class Connection(H11Protocol):
         """End the connection if it takes too long."""
         limits = self._connections.limits
         if self.transport.is_closing():
-            # what is left of an answer may wait for ever for a client that does not read
+            # a client may leave what is left of an answer unread for ever, or go on sending for ever
             self._closing_since = self._closing_since or now
-            if now - self._closing_since > limits.stalled_seconds:
+            most = limits.head_seconds if self.transport.ended else limits.stalled_seconds  # type: ignore
+            if now - self._closing_since > most:
                 self.transport.abort()
         elif self._stuck_since is not None and now - self._stuck_since > limits.stalled_seconds:
             self.transport.abort()
