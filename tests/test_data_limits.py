@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trivium.data import formats, opening, sources
+from trivium.data.parquet_pages import pages
 from trivium.data.sources import Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
 
@@ -138,6 +139,74 @@ def test_a_parquet_file_that_expands_is_refused(tmp_path: Path) -> None:
     assert path.stat().st_size < 1 << 20
     said = within(ROOM, lambda: list(read_documents(str(path))))
     assert said.startswith("TriviumError: a.parquet expands to more than 100 times its size")
+
+
+def with_a_page_of(content: bytes, bytes_of_page: int) -> bytes:
+    """A parquet file whose first page says that it is as large when decompressed; nothing else is changed."""
+
+    def number(value: int) -> bytes:
+        found, value = bytearray(), value << 1
+        while value > 0x7F:
+            found.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*found, value])
+
+    # The header begins behind the file's mark: the page's type, then its sizes.
+    _, true = next(iter(pages(io.BytesIO(content), len(content))))
+    place = content.index(b"\x15" + number(true), 4)
+    said = number(bytes_of_page)
+    assert len(said) == len(number(true)), "the places of all that follows would be others"
+    return content[: place + 1] + said + content[place + 1 + len(said) :]
+
+
+def test_a_parquet_page_that_says_it_is_huge_is_refused(tmp_path: Path) -> None:
+    """The library would make room for two GiB before it looks at what is in the page."""
+    table = arrow.table({"text": [os.urandom(700_000).hex() for _ in range(100)]})
+    path, sink = tmp_path / "a.parquet", io.BytesIO()
+    parquet.write_table(table, sink, compression="zstd", use_dictionary=False, data_page_size=1 << 28)
+    content = sink.getvalue()
+    ((compressed, expanded),) = pages(io.BytesIO(content), len(content))
+    assert 150_000_000 > expanded > compressed > 70_000_000
+    path.write_bytes(content)
+    assert len(list(read_documents(str(path)))) == 100
+    # A number of as many bytes, so that nothing moves.
+    small = arrow.table({"text": [os.urandom(1_100_000).hex()]})
+    parquet.write_table(small, path, compression="zstd", use_dictionary=False)
+    path.write_bytes(with_a_page_of(path.read_bytes(), 130_000_000))
+    said = within(ROOM, lambda: list(read_documents(str(path))))
+    assert said.startswith("TriviumError: a.parquet expands to more than 100 times its size")
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", "lz4", "brotli"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_every_page_of_an_honest_file_is_found(compression: str, version: str) -> None:
+    rows = [
+        {"text": f"{n} " * (n % 90), "n": n, "of": [n, None], "in": {"a": 1.5 if n % 3 else None}}
+        for n in range(900)
+    ]
+    table = arrow.Table.from_pylist(rows)
+    for written in ({"use_dictionary": False}, {"write_page_index": True, "write_page_checksum": True}):
+        sink = io.BytesIO()
+        parquet.write_table(
+            table, sink, compression=compression, data_page_version=version, data_page_size=2000,
+            row_group_size=400, **written,
+        )  # fmt: skip
+        content = sink.getvalue()
+        known = parquet.ParquetFile(io.BytesIO(content)).metadata
+        columns = [
+            known.row_group(n).column(m)
+            for n in range(known.num_row_groups)
+            for m in range(known.num_columns)
+        ]
+        found = list(pages(io.BytesIO(content), len(content)))
+        assert len(found) > len(columns)
+        # What the footer says of the columns holds their headers, too, of some hundred bytes each.
+        for place, whole in ((0, "total_compressed_size"), (1, "total_uncompressed_size")):
+            headers = sum(getattr(column, whole) for column in columns) - sum(page[place] for page in found)
+            assert 0 < headers < 200 * len(found)
+    sink = io.BytesIO()
+    parquet.write_table(table.slice(0, 0), sink)
+    assert sum(page[1] for page in pages(io.BytesIO(sink.getvalue()), len(sink.getvalue()))) < 100
 
 
 TWICE = {

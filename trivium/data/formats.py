@@ -14,6 +14,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from trivium.data.opening import MOST_EXPANDED, MOST_PER_BYTE, kind_of, opened
+from trivium.data.parquet_pages import pages
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import without_duplicates
 
@@ -238,7 +239,7 @@ def _parquet(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry
     content.seek(0)
     try:
         table = parquet.ParquetFile(content)
-        _refuse_expanding(name, table.metadata, size)
+        _refuse_expanding(name, table.metadata, content, size)
         names = table.schema_arrow.names
         if len(set(names)) < len(names):
             twice = next(column for column in names if names.count(column) > 1)
@@ -252,11 +253,16 @@ def _parquet(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry
         raise TriviumError(f"{name} is not a whole parquet file ({error}); fetch it again.") from error
 
 
-def _refuse_expanding(name: str, metadata: parquet.FileMetaData, size: int) -> None:
-    """Name a file whose row groups say that they expand as no ordinary data does."""
+def _refuse_expanding(name: str, metadata: parquet.FileMetaData, file: Any, size: int) -> None:
+    """Name a file whose row groups or pages say that they expand as no ordinary data does."""
     # Of the columns themselves nothing is asked: on statistics that are wrong, the library ends the process.
     total = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    if total > max(MOST_EXPANDED, MOST_PER_BYTE * size):
+    of_pages, is_large = 0, total > max(MOST_EXPANDED, MOST_PER_BYTE * size)
+    for compressed, expanded in () if is_large else pages(file, size):
+        of_pages += expanded
+        is_large |= expanded > max(MOST_EXPANDED, MOST_PER_BYTE * compressed)
+    file.seek(0)
+    if is_large or of_pages > max(MOST_EXPANDED, MOST_PER_BYTE * size):
         raise TriviumError(
             f"{name} expands to more than {MOST_PER_BYTE} times its size, as no ordinary data does; write it "
             "again without compression if you trust it."
