@@ -176,43 +176,43 @@ def test_a_bad_chat_is_refused_in_openais_shape(address, fault):
         assert http.get("/health").json()["status"] == "ok"
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"prompt": []},
-        {"prompt": [[]]},
-        {"prompt": [-1]},
-        {"prompt": [10**6]},
-        {"prompt": [10**40]},
-        {"prompt": ["a", 1]},
-        {"prompt": {"a": 1}},
-        {"prompt": None},
-        {"prompt": ["a"] * 5000},
-        {"prompt": "a", "best_of": 5},
-        {"prompt": "a", "logprobs": -1},
-        {"prompt": "a", "min_tokens": 17},
-        {"prompt": "a", "min_tokens": 3, "max_tokens": 2},
-        {"prompt": [1] * 600},
-    ],
-)
+BAD_COMPLETIONS = [
+    {"prompt": []},
+    {"prompt": [[]]},
+    {"prompt": [-1]},
+    {"prompt": [10**6]},
+    {"prompt": [10**40]},
+    {"prompt": ["a", 1]},
+    {"prompt": {"a": 1}},
+    {"prompt": None},
+    {"prompt": ["a"] * 5000},
+    {"prompt": "a", "best_of": 5},
+    {"prompt": "a", "logprobs": -1},
+    {"prompt": "a", "min_tokens": 17},
+    {"prompt": "a", "min_tokens": 3, "max_tokens": 2},
+    {"prompt": [1] * 600},
+]
+
+
+@pytest.mark.parametrize("fields", BAD_COMPLETIONS)
 def test_a_bad_completion_is_refused(address, fields):
     with raw(address) as http:
         assert_error(http.post("/v1/completions", json={"model": "one", **fields}), 400)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"input": []},
-        {"input": ""},
-        {"input": ["a", ""]},
-        {"input": 7},
-        {"input": ["a"] * 1000},
-        {"input": "word " * 5000},
-        {"input": "a", "dimensions": 3},
-        {"input": "a", "encoding_format": "hex"},
-    ],
-)
+BAD_EMBEDDINGS = [
+    {"input": []},
+    {"input": ""},
+    {"input": ["a", ""]},
+    {"input": 7},
+    {"input": ["a"] * 1000},
+    {"input": "word " * 5000},
+    {"input": "a", "dimensions": 3},
+    {"input": "a", "encoding_format": "hex"},
+]
+
+
+@pytest.mark.parametrize("fields", BAD_EMBEDDINGS)
 def test_a_bad_embedding_is_refused(address, fields):
     with raw(address) as http:
         assert_error(http.post("/v1/embeddings", json={"model": "one", **fields}), 400)

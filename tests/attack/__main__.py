@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -18,6 +19,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="Name the attacks and run none.")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    # Whoever ends this ends what it has started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if chosen.serve:
         module, first, report = chosen.serve
         frame.serve(module, int(first), int(report))
