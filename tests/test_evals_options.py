@@ -202,3 +202,15 @@ def test_a_text_is_read_beside_the_recipe(folder: Path, monkeypatch):
     report = trivium.run(folder / "r.yaml", runs=folder / "runs")["asked"].folder / "report"
     (found,) = Results.load(report / "results.json").tasks.values()
     assert set(found.by_group()["source"]) == {"prose", str(folder / "mine.txt")}
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [["prose"]], [None], [{}]])
+def test_an_option_that_is_no_text_is_refused_in_a_sentence(value: object) -> None:
+    """It was a raw AttributeError."""
+    with pytest.raises(TriviumError):
+        planned({"task": "bits", "sources": value}, Settings())
+
+
+def test_a_number_is_a_text_where_one_is_wanted() -> None:
+    assert planned({"task": "gsm8k", "data": 2020}, Settings()).options["data"] == "2020"
+    assert planned({"task": "bits", "sources": ["prose", 3]}, Settings()).options["sources"] == ["prose", "3"]

@@ -114,6 +114,13 @@ def test_a_run_ends_in_tables_a_page_and_json(tmp_path, capsys):
     assert run(tmp_path / "toy.yaml", tmp_path / "runs", only=["base.6"]).concluded is None
 
 
+@pytest.mark.parametrize("seeds", ["1000000000", "501", "1e30", str(10**40)])
+def test_more_runs_than_anybody_can_mean_are_refused(seeds, tmp_path):
+    """The graph was written down for every seed, and `plan` did not end."""
+    with pytest.raises(TriviumError, match=r"toy\.yaml.*seeds|seeds.*toy\.yaml"):
+        load(written(tmp_path), [f"experiment.seeds={seeds}"])
+
+
 def test_seeds_may_be_set_named_or_one(tmp_path):
     path = written(tmp_path)
     assert {seed for _, seed in load(path, ["experiment.seeds=[3, 8]"]).expanded.cells} == {3, 8}

