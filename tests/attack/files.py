@@ -26,6 +26,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, save_tensors, write_json
 from trivium.learn.checkpoints import Checkpoints
 from trivium.model.folder import load_model
+from trivium.pipeline.plan import plan
 from trivium.pipeline.run import prepare, run
 from trivium.pipeline.store import Store
 from trivium.tokens.tokenizer import Tokenizer
@@ -144,7 +145,7 @@ ABSURD = (
 @attack("recipes", "a shipped recipe with --set", seconds=60.0, cases={one: one for one in ABSURD})
 def absurd(scratch: Path, setting: str) -> None:
     """A plan of it ends in one sentence."""
-    _refused(lambda: prepare("pocket", scratch / "runs", [setting]))
+    _refused(lambda: plan("pocket", scratch / "runs", [setting]))
 
 
 @attack("recipes", "an experiment of a thousand million seeds")
