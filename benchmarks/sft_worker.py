@@ -54,7 +54,8 @@ def shared_model(folder: Path, shape: dict[str, int]) -> None:
 def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     """Trivium's batch source, objective and trainer, as its sft stage puts them together."""
     from trivium.data.conversations import Encoder
-    from trivium.data.packed import Ingredient, PackedBatches
+    from trivium.data.ingredients import Ingredient
+    from trivium.data.packed import PackedBatches
     from trivium.data.shards import Shards, write_encoded
     from trivium.data.sources import Document
     from trivium.kit.metrics import MetricsLog

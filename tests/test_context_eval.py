@@ -11,6 +11,7 @@ from tuning import save, small_model
 
 import trivium
 from tests.test_midtrain import RECIPE, changes, recipe
+from trivium.data.ingredients import part_of
 from trivium.evals.asking import Subject
 from trivium.evals.bits import bits_of
 from trivium.evals.context import borders, long_texts, run_positions, token_bits
@@ -23,7 +24,6 @@ from trivium.model.attention import Documents
 from trivium.model.context_extension import extend_context
 from trivium.model.initialise import new_model
 from trivium.model.preset import preset
-from trivium.stages.parts.ramps import part_of
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,16 @@ import pytest
 import torch
 from test_data_shards import documents, tokenizer
 
-from trivium.data.packed import Ingredient, PackedBatches, PackedRows, validation_rows
+from trivium.data.door import Door
+from trivium.data.ingredients import Ingredient
+from trivium.data.packed import PackedBatches, PackedRows
 from trivium.data.rows import PackedSequence, collate, row_of_documents
+from trivium.data.settings import mixture_of
 from trivium.data.shards import Shards, write_shards
 from trivium.kit.errors import TriviumError
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.progress import Progress
+from trivium.stages.parts.stage import Work
 
 
 @cache
@@ -59,22 +65,18 @@ def test_targets_are_the_next_token_of_the_same_document(shards: Shards) -> None
 def test_conversations_learn_only_the_assistant(tmp_path: Path) -> None:
     write_shards(documents(100), tokenizer(), tmp_path / "s")
     shards = Shards(tmp_path / "s")
-    for learn in ("assistant", "everything"):
-        rows = PackedRows(shards, 256, learn=learn)
-        spoken = []
-        for index in range(len(rows)):
-            row = rows.row(index)
-            starts = np.cumsum((0, *row.lengths))
-            for number, name in enumerate(row.ids):
-                inside = slice(starts[number], starts[number + 1])
-                learned = row.targets[inside][row.weights[inside] > 0]
-                if name.startswith("c:"):
-                    spoken.append(tokenizer().decode(learned.tolist(), False))
-        assert len(spoken) == 10
-        if learn == "assistant":
-            assert set(spoken) == {"three sacks<|im_end|>"}
-        else:
-            assert all("how many?" in text for text in spoken)
+    rows = PackedRows(shards, 256)
+    spoken = []
+    for index in range(len(rows)):
+        row = rows.row(index)
+        starts = np.cumsum((0, *row.lengths))
+        for number, name in enumerate(row.ids):
+            inside = slice(starts[number], starts[number + 1])
+            learned = row.targets[inside][row.weights[inside] > 0]
+            if name.startswith("c:"):
+                spoken.append(tokenizer().decode(learned.tolist(), False))
+    assert len(spoken) == 10
+    assert set(spoken) == {"three sacks<|im_end|>"}
 
 
 def test_the_batch_of_a_step_is_the_same_whoever_asks(shards: Shards) -> None:
@@ -166,18 +168,22 @@ def test_feeds_that_cannot_be_are_refused(change: str, shards: Shards, tmp_path:
         )
 
 
+def measured(shards: Shards, context: int, tokens: int) -> list[PackedSequence]:
+    log = MetricsLog(shards.folder / "log")
+    work = Work("one", shards.folder, {"texts": shards.folder}, 1, log, Progress())
+    return Door(work, tokenizer()).validation_rows(mixture_of({"texts": {}}), context, tokens)["texts"]
+
+
 def test_validation_rows_are_fixed_and_their_bytes_exact(shards: Shards) -> None:
     held_out = Shards(shards.folder, "validation")
     lengths = tokenizer().byte_lengths()
-    rows = validation_rows(held_out, 4096, lengths)
+    rows = measured(shards, 4096, 100_000)
     firsts = sum(int(lengths[held_out.document(index)[0]]) for index in range(len(held_out)))
     counted = sum(float(row.columns["bytes"].sum()) for row in rows)
     assert counted == held_out.bytes.sum() - firsts
-    some = validation_rows(held_out, 64, lengths, tokens=300)
-    assert sum(map(len, some)) <= 300
-    assert [row.ids for row in some] == [
-        row.ids for row in validation_rows(held_out, 64, lengths, tokens=300)
-    ]
+    some = measured(shards, 64, 300)
+    assert 300 <= sum(map(len, some)) < 300 + 64
+    assert [row.ids for row in some] == [row.ids for row in measured(shards, 64, 300)]
 
 
 def test_collate_lays_rows_end_to_end(shards: Shards) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from trivium.data.encoding import Encoded
-from trivium.data.shards import Shards, in_validation, text_hash, write_encoded, write_shards
+from trivium.data.shards import Shards, write_encoded, write_shards
 from trivium.data.sources import Document
+from trivium.data.split import in_validation, text_hash
 from trivium.kit.errors import TriviumError
 from trivium.tokens.tokenizer import Tokenizer
 from trivium.tokens.train import train_tokenizer

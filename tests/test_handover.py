@@ -20,7 +20,7 @@ from trivium.pipeline.show import documents
 from trivium.pipeline.store import Entry
 from trivium.stages.parts.parents import rates_after
 from trivium.stages.parts.stage import Stage
-from trivium.stages.parts.training import GROUPS
+from trivium.stages.parts.parents import GROUPS
 
 BASE = RECIPE[: RECIPE.index("  fork:")]
 MORE = """\

@@ -9,12 +9,13 @@ import pytest
 
 import trivium
 from tests.test_midtrain import RECIPE, changes, recipe
-from trivium.data.shards import Shards, in_validation, text_hash, write_shards
+from trivium.data.overlap import TokenisedData, also_in
+from trivium.data.shards import Shards, write_shards
 from trivium.data.sources import Document, read_documents
+from trivium.data.split import in_validation, text_hash
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.stages.parts.inheritance import consumed_by, held_out_by, kept_model, learnt_by, trained_on
-from trivium.stages.parts.mixtures import TokenisedData, also_in
 from trivium.tokens.train import train_tokenizer
 
 BASE = RECIPE[: RECIPE.index("  fork:")]

@@ -26,8 +26,8 @@ from trivium.model.folder import load_model
 from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.quantize import quantised_as
 from trivium.serve.models import open_engine
+from trivium.stages.parts.parents import adapt
 from trivium.stages.parts.stage import Work
-from trivium.stages.parts.training import adapt
 from trivium.stages.sft import Sft
 
 DATA = "data: ./chats.jsonl, validation: {times: 1}"

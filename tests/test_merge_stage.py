@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,20 +14,18 @@ import trivium
 from tests.test_midtrain import RECIPE, recipe
 from trivium.data.packed import PackedRows
 from trivium.data.rows import row_of_documents
-from trivium.data.shards import Shards, in_validation, text_hash
+from trivium.data.shards import Shards
 from trivium.data.sources import read_documents
+from trivium.data.split import in_validation, text_hash
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
-from trivium.kit.metrics import MetricsLog, read_metrics
-from trivium.kit.progress import Progress
+from trivium.kit.metrics import read_metrics
 from trivium.learn.trainer import Trainer
 from trivium.model import merge
 from trivium.model.folder import load_model
-from trivium.pipeline.run import prepare
-from trivium.stages import anneals
-from trivium.stages.parts.mixtures import all_weighted_or_none
+from trivium.pipeline import status
+from trivium.pipeline.run import prepare, run
 from trivium.stages.parts.paired import measured_documents
-from trivium.stages.parts.stage import Work
 
 FORKS = """\
   left:  {kind: midtrain, from: base, data: corpus, batch: 256, steps: 3, learning_rate: 0.02, seed: 1}
@@ -235,7 +232,7 @@ def test_nothing_to_measure_is_said_before_anything_is_trained(tmp_path):
     )
     with pytest.raises(TriviumError, match=r"of `\./other` nothing that is not trained on is held out"):
         trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
-    assert not list((tmp_path / "runs" / "tiny" / "mixes" / "candidates").glob("*/model"))
+    assert not list((tmp_path / "runs").rglob("model"))
 
 
 def test_anneals_that_are_cut_off_end_as_those_that_are_not(tmp_path, monkeypatch):
@@ -268,14 +265,13 @@ def test_anneals_that_are_cut_off_end_as_those_that_are_not(tmp_path, monkeypatc
             trivium.run(path, runs=tmp_path / "cut")
         monkeypatch.undo()
     assert not list((tmp_path / "whole").rglob("checkpoints")), "states of a finished training are left"
-    read = read_metrics(tmp_path / "cut" / "tiny" / "mixes" / "candidates" / "other" / "metrics.jsonl")
+    read = read_metrics(tmp_path / "cut" / "tiny" / "mixes+other" / "metrics.jsonl")
     assert max(row.get("step", 0) for row in read) == 4
     cut = trivium.run(path, runs=tmp_path / "cut")
     assert cut["mixes"].summary == whole["mixes"].summary
     for name in ("same", "other"):
         one, other = (
-            load_tensors(run["mixes"].folder / "candidates" / name / "model" / "model.safetensors")
-            for run in (whole, cut)
+            load_tensors(run[f"mixes+{name}"].folder / "model" / "model.safetensors") for run in (whole, cut)
         )
         assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -286,32 +282,53 @@ def test_only_documents_of_which_something_is_measured_count():
     assert measured_documents([replace(row, columns={"bytes": spelt})]) == {"held"}
 
 
-def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(monkeypatch, tmp_path):
-    met = []
+def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(tmp_path):
+    text = (
+        RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 2")
+        + """\
+  mixes:
+    kind: anneals
+    from: base
+    candidates: {one: {./other: {weight: 0.8, validation: 0.2}, ./texts: {weight: 0.2}}}
+    measure: {./other: {validation: 0.2}}
+    replay: {share: 0.3, data: {corpus: {}}}
+    batch: 256
+    steps: 2
+"""
+    )
+    made = trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
+    shares = {name: facts["share"] for name, facts in made["mixes+one"].summary["data"].items()}
+    assert list(shares) == ["./other", "./texts", "corpus"]
+    assert shares["./other"] > shares["./texts"]
 
-    def read(work, mixture, tokenizer, beside=None):
-        all_weighted_or_none(work.stage, mixture)
-        met.extend(mixture)
-        return []
 
-    def stop(*_, **__):
-        raise RuntimeError("read")
-
-    monkeypatch.setattr(anneals, "resolve", lambda name: tmp_path)
-    monkeypatch.setattr(anneals, "load_config", lambda folder: SimpleNamespace(reach=32))
-    monkeypatch.setattr(anneals, "Tokenizer", SimpleNamespace(load=lambda folder: None))
-    monkeypatch.setattr(anneals, "trained_on", lambda models: [])
-    monkeypatch.setattr(anneals, "ingredients", read)
-    monkeypatch.setattr(anneals, "validation_rows", stop)
-    settings = {
-        "kind": "anneals",
-        "from": "base",
-        "candidates": {"one": {"a": {"weight": 0.8}, "b": {"weight": 0.2}}},
-        "measure": "a",
-        "replay": {"share": 0.3, "data": {"c": {}}},
-        "steps": 1,
-    }
-    work = Work("mixes", tmp_path, {"base": tmp_path}, 1, MetricsLog(tmp_path / "metrics.jsonl"), Progress())
-    with pytest.raises(RuntimeError, match="read"):
-        anneals.Anneals.model_validate(settings).run(work)
-    assert met == ["a", "b", "c"]
+def test_each_candidate_is_a_stage_that_is_kept_for_itself(tmp_path):
+    text = (
+        RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 2")
+        + """\
+  mixes:
+    kind: anneals
+    from: base
+    candidates: {same: corpus, "0.2": {./other: {validation: 0.2}}}
+    measure: {./other: {validation: 0.2}}
+    batch: 256
+    steps: 2
+  alone: {kind: midtrain, from: base, data: {./other: {validation: 0.2}}, batch: 256, steps: 2}
+"""
+    )
+    path, runs = recipe(tmp_path, text), tmp_path / "runs"
+    made = trivium.run(path, runs=runs)
+    one, other = weights(made["mixes+0.2"].folder), weights(made["alone"].folder)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    listed = [row[0].strip("│├└ ") for row in status.rows(runs, path)]
+    assert {"mixes", "mixes+same", "mixes+0.2"} < set(listed)
+    written = path.read_text()
+    path.write_text(
+        written.replace("candidates: {same: corpus,", "candidates: {same: corpus, more: {./texts: {}},")
+    )
+    again = run(path, runs).became
+    assert again["mixes+same"] == again["mixes+0.2"] == "reused"
+    assert again["mixes+more"] == again["mixes"] == "ran"
+    path.write_text(written.replace("same: corpus", "../same: corpus"))
+    with pytest.raises(TriviumError, match=r"stages.mixes.*`\.\./same` cannot be the name of a stage"):
+        prepare(path, runs)

@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trivium
 from tests.test_pretrain import write
 from tests.tuning import cut_off
+from trivium.data.door import documents
+from trivium.data.ingredients import Ingredient, eased, with_replay
 from trivium.data.mixture import MixturePlan, PlannedSource, weight_at
-from trivium.data.packed import Ingredient
-from trivium.data.shards import Shards, in_validation, text_hash
+from trivium.data.shards import Shards
 from trivium.data.sources import read_documents
+from trivium.data.split import in_validation, text_hash
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json
 from trivium.pipeline.run import prepare
-from trivium.stages.midtrain import eased, with_replay
-from trivium.stages.parts.documents import documents
 from trivium.tokens.extend import extend_tokenizer
 
 RECIPE = """\
@@ -254,13 +254,13 @@ def test_new_tokens_are_learnt_from_so_many_letters_and_not_from_what_is_held_ou
         learnt.extend(texts)
         return extend_tokenizer(tokenizer, texts, added)
 
-    def listened(work, sources, reading):
-        for one in documents(work, sources, reading):
+    def listened(work, sources):
+        for one in documents(work, sources):
             read.append(one.text)
             yield one
 
-    monkeypatch.setattr("trivium.stages.midtrain.extend_tokenizer", extend)
-    monkeypatch.setattr("trivium.stages.midtrain.documents", listened)
+    monkeypatch.setattr("trivium.stages.parts.new_tokens.extend_tokenizer", extend)
+    monkeypatch.setattr("trivium.stages.parts.new_tokens.documents", listened)
     text = (
         RECIPE[: RECIPE.index("  fork:")]
         + """\

@@ -7,7 +7,8 @@ import pytest
 
 import trivium
 from tests.test_midtrain import RECIPE
-from trivium.data.packed import Ingredient, PackedBatches, PackedRows
+from trivium.data.ingredients import Ingredient
+from trivium.data.packed import PackedBatches, PackedRows
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.pipeline.run import prepare

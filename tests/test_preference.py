@@ -219,7 +219,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict, complaint: str)
 
 def test_papers_numbers_are_the_defaults() -> None:
     batches = batches_of(pairs(), {"simpo": 1.0})
-    simpo = stage_of(loss="simpo").objective("none", batches, None)
+    simpo = stage_of(loss="simpo").losses("none", batches, None)
     assert (simpo.numbers.beta, simpo.numbers.gamma) == (2.5, 1.375)
     assert stage_of(loss="orpo").loss == {"orpo": 1.0, "sft": 1.0}
     assert stage_of(loss="dpo").loss == {"sigmoid": 1.0}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from tuning import tokenizer_of
 
+from trivium.data.preference_sources import Preferences, read_preferences
 from trivium.data.preferences import (
     PreferenceBatches,
     PreferenceData,
@@ -14,8 +17,12 @@ from trivium.data.preferences import (
     row_of,
     unpaired,
 )
+from trivium.data.settings import mixture_of
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
+from trivium.kit.metrics import MetricsLog
+from trivium.kit.progress import Progress
+from trivium.stages.parts.stage import Work
 
 ASKED = [{"role": "user", "content": "the river rises"}]
 GOOD = [{"role": "assistant", "content": "in the hills"}]
@@ -156,3 +163,22 @@ def test_the_feed_is_a_pure_function_of_the_step() -> None:
     assert fewer.fingerprint != sources[0].fingerprint
     with pytest.raises(TriviumError, match="have changed"):
         fewer.restore(sources[0].state()[0], {})
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_source_whose_pairs_are_all_held_out_is_refused_and_not_learned_from(tmp_path, single) -> None:
+    (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(CONVERSATIONS['explicit'])}\n" * 3)
+    work = Work(
+        "dpo", tmp_path, {"pairs": tmp_path / "pairs.jsonl"}, 1, MetricsLog(tmp_path / "log"), Progress()
+    )
+    tokenizer = tokenizer_of("own")
+
+    def reading(share: float) -> Preferences:
+        mixture = mixture_of({"pairs": {"validation": share}})
+        return read_preferences(work, mixture, tokenizer, 256, single=single)
+
+    count = 3 * (2 if single else 1)
+    with pytest.raises(TriviumError, match=f"`validation: 0.999999` holds out all of its {count} pairs"):
+        reading(0.999999)
+    read = reading(0.0)
+    assert [len(source.pairs) for source in (*read.training, *read.validation)] == [count, 0]

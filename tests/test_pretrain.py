@@ -14,13 +14,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trivium
+from trivium.data.door import Door
+from trivium.data.settings import mixture_of
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
 from trivium.pipeline import show
 from trivium.pipeline.plan import plan
-from trivium.stages.parts.mixtures import Portion, validation_rows
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -173,7 +174,7 @@ def test_bits_per_byte_rests_on_exact_bytes(made, tmp_path):
     corpus = run["corpus"].folder / "data"
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     work = Work("base", tmp_path, {"corpus": corpus}, 1, MetricsLog(tmp_path / "log"), Progress())
-    rows = validation_rows(work, {"corpus": Portion()}, tokenizer, 32, 10_000)["corpus"]
+    rows = Door(work, tokenizer).validation_rows(mixture_of({"corpus": None}), 32, 10_000)["corpus"]
     assert rows
     for row in rows:
         text = tokenizer.decode(row.targets[row.targets >= 0])

@@ -41,7 +41,7 @@ def every_setting() -> list[Setting]:
 def _settings(kind: str, model: type[BaseModel], prefix: str, inside: tuple[type, ...]) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         path = prefix + (field.alias or name)
-        if path == "kind":
+        if path == "kind" or field.exclude:
             continue
         owner = next(one for one in model.__mro__ if name in inspect.get_annotations(one))
         yield Setting(kind, path, f"{owner.__name__}.{name}", _choices(field.annotation), field.default)

@@ -30,7 +30,7 @@ from trivium.learn.objective import Objective
 from trivium.learn.trainer import Trainer
 from trivium.model.attention import Documents
 from trivium.stages import kinds
-from trivium.stages.parts.stage import Stage, Work
+from trivium.stages.parts.stage import Stage, Work, part_of
 
 RECIPE = """\
 name: tiny
@@ -305,16 +305,23 @@ def run_stage(
 ) -> Seen:
     """Run one stage of a kind by itself and record what happened."""
     stage = stage_of(kind, settings)
-    places = {one.name: inputs.path(one.name) for one in stage.references()}
-    seen = Seen(stage, folder or inputs.new_folder(), places)
+    home = folder or inputs.new_folder()
+    parts = {part_of(kind, name): home / "candidates" / name / "model" for name in stage.parts(kind)}
+    places = {one.name: parts.get(one.name) or inputs.path(one.name) for one in stage.references()}
+    seen = Seen(stage, home, places)
     said = io.StringIO()
-    work = Work(
-        kind, seen.folder, places, stage.seed or 0, MetricsLog(seen.folder / "metrics.jsonl"),
-        Progress(kind, said), inputs.folder, resume,
-    )  # fmt: skip
+
+    def work(name: str, one: Stage, place: Path, places: dict[str, Path]) -> Work:
+        log = MetricsLog(place / "metrics.jsonl")
+        place.mkdir(parents=True, exist_ok=True)
+        return Work(name, place, places, one.seed or 0, log, Progress(name, said), inputs.folder, resume)
+
     try:
         with watched(seen, fault, trained):
-            seen.summary = stage.run(work)
+            for name, part in stage.parts(kind).items():
+                named = {one.name: inputs.path(one.name) for one in part.references()}
+                part.run(work(part_of(kind, name), part, home / "candidates" / name, named))
+            seen.summary = stage.run(work(kind, stage, home, places))
     except NotTrained:
         pass
     finally:

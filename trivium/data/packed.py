@@ -1,55 +1,18 @@
 """Batches of every stage that trains on documents: packed sequences of shards, in the order of a plan."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from trivium.data.batches import PlannedBatches
+from trivium.data.ingredients import Ingredient, Lengths, chosen
 from trivium.data.mixture import MixturePlan, PlannedSource
-from trivium.data.order import round_keys, shuffled
 from trivium.data.packing import Method, Packing, pack
 from trivium.data.rows import NOTHING, PackedSequence
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Learn = Literal["assistant", "everything"]
-Lengths = tuple[int, int | None]
-
-
-@dataclass(frozen=True)
-class Ingredient:
-    """One source of a mixture: its shards and how it takes part.
-
-    `origin` tells the same source in another stage, and `seen` how many passes such stages made over it.
-    """
-
-    name: str
-    shards: Shards
-    weights: tuple[tuple[float, float], ...] | None = None
-    origin: str = ""
-    seen: float = 0.0
-    max_repeats: float | None = None
-    easy_first: str | None = None
-    within: Lengths = (0, None)
-    """The fewest and the most tokens of the documents that take part."""
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the documents that take part have."""
-        return int(chosen(self.shards.lengths, self.within).sum())
-
-
-def chosen(lengths: np.ndarray, within: Lengths) -> np.ndarray:
-    """The lengths, with 0 for documents that are shorter or longer than asked for."""
-    fewest, most = within
-    fits = lengths >= fewest if most is None else (lengths >= fewest) & (lengths <= most)
-    return np.where(fits, lengths, 0)
 
 
 class PackedRows:
@@ -62,13 +25,12 @@ class PackedRows:
         *,
         method: Method = "best_fit",
         seed: int = 0,
-        learn: Learn = "assistant",
         source: int = 0,
         within: Lengths = (0, None),
     ) -> None:
         self.shards = shards
         self.packing: Packing = pack(chosen(shards.lengths, within), context, method=method, seed=seed)
-        self._masked = learn == "assistant" and shards.has_masks
+        self._masked = shards.has_masks
         self._weights = shards.column("weight") if "weight" in shards.manifest["columns"] else None
         self._source = source
 
@@ -111,8 +73,8 @@ class PackedRows:
         return np.argsort(means, kind="stable")
 
 
-class PackedBatches:
-    """Global batches as a pure function of the step, for any number of processes, before and after a stop."""
+class PackedBatches(PlannedBatches):
+    """Batches of rows that documents of shards are packed into."""
 
     def __init__(
         self,
@@ -125,7 +87,6 @@ class PackedBatches:
         steps: int | None = None,
         epochs: float | None = None,
         method: Method = "best_fit",
-        learn: Learn = "assistant",
     ) -> None:
         if not ingredients:
             raise TriviumError("There is nothing to train on: name at least one source in `data`.")
@@ -133,6 +94,7 @@ class PackedBatches:
             raise TriviumError("Two sources of one mixture have the same name; give each its own.")
         if batch_tokens < context:
             raise TriviumError(f"A batch of {batch_tokens} tokens holds no row of {context}; raise `batch`.")
+        self.ingredients = list(ingredients)
         self.names = [ingredient.name for ingredient in ingredients]
         self.origins = [ingredient.origin for ingredient in ingredients]
         self.packed = [
@@ -141,7 +103,6 @@ class PackedBatches:
                 context,
                 method=method,
                 seed=seed,
-                learn=learn,
                 source=index,
                 within=ingredient.within,
             )
@@ -180,11 +141,6 @@ class PackedBatches:
     def _tokens_per_row(self) -> float:
         return sum(packed.packing.tokens for packed in self.packed) / sum(map(len, self.packed))
 
-    @property
-    def steps(self) -> int:
-        """How many optimiser steps the plan lasts."""
-        return self.plan.steps
-
     @cached_property
     def fingerprint(self) -> str:
         """Changes when any batch could change."""
@@ -194,22 +150,6 @@ class PackedBatches:
     def rows(self, step: int) -> list[PackedSequence]:
         """The global batch of optimiser step `step`."""
         return [self.packed[source].row(row) for source, row in self.plan.rows(step)]
-
-    def metrics(self, step: int) -> Mapping[str, float]:
-        """Nothing to log besides what the objective measures."""
-        return {}
-
-    def state(self) -> "tuple[dict[str, Any], dict[str, Tensor]]":
-        """All there is to remember: which plan this is. Where in it, the trainer's step says."""
-        return {"plan": self.plan.hash}, {}
-
-    def restore(self, json: dict[str, Any], tensors: "dict[str, Tensor]") -> None:
-        """Refuse to go on with another order than the one the run began with."""
-        if json.get("plan") != self.plan.hash:
-            raise TriviumError(
-                "The data, the mixture or the seed has changed since this run began, so it cannot go on; "
-                "undo the change or start the stage again."
-            )
 
     def consumed(self, step: int) -> dict[str, float]:
         """The passes over every source after `step` steps, by its origin, with those of earlier stages."""
@@ -240,24 +180,3 @@ class PackedBatches:
                 self.names, self.packed, self.plan.sources, drawn, strict=True
             )
         }
-
-
-def validation_rows(
-    shards: Shards, context: int, byte_lengths: np.ndarray, *, tokens: int | None = None, source: int = 0
-) -> list[PackedSequence]:
-    """Fixed rows to measure on, of about `tokens` tokens; column `bytes` is how many each target stands for.
-
-    Bits per byte is the summed loss of the targets over ln 2 times the sum of `bytes`.
-    """
-    packed = PackedRows(shards, context, learn="everything", source=source)
-    order = shuffled(np.arange(len(packed)), max(1, len(packed)), round_keys("validation"))
-    rows: list[PackedSequence] = []
-    taken = 0
-    for index in order.tolist():
-        if tokens is not None and rows and taken + context > tokens:
-            break
-        row = packed.row(index)
-        spelled = np.where(row.targets >= 0, byte_lengths[row.targets], 0).astype(np.float32)
-        rows.append(PackedSequence(**{**vars(row), "columns": {"bytes": spelled}}))
-        taken += len(row)
-    return rows

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from trivium.data.batches import PlannedBatches
 from trivium.data.conversations import Encoder, Piece, Tally
 from trivium.data.mixture import MixturePlan, PlannedSource
 from trivium.data.preference_forms import Form, recognised_form, shared_length, with_arguments
@@ -208,8 +209,10 @@ class PreferenceSource:
     max_repeats: float | None = None
 
 
-class PreferenceBatches:
-    """Preference pairs as batches, a pure function of the step: a row for each, or one for all of a step."""
+class PreferenceBatches(PlannedBatches):
+    """Preference pairs as batches: a row for each, or one for all of a step."""
+
+    changed: ClassVar[str] = "preferences, their weights or the seed have changed"
 
     def __init__(
         self,
@@ -249,11 +252,6 @@ class PreferenceBatches:
             batch=batch,
             seed=seed,
         )
-
-    @property
-    def steps(self) -> int:
-        """How many optimiser steps the plan lasts."""
-        return self.plan.steps
 
     @property
     def fingerprint(self) -> str:
@@ -299,21 +297,13 @@ class PreferenceBatches:
             source=[source for source, _ in places],
         )
 
-    def metrics(self, step: int) -> Mapping[str, float]:
-        """Nothing to log besides what the objective measures."""
-        return {}
-
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Which plan this is and what the objective remembers; where in it, the trainer's step says."""
-        return {"plan": self.plan.hash, "memory": dict(self.memory)}, {}
+        """Which plan this is and what the objective remembers."""
+        return {**self.order(), "memory": dict(self.memory)}, {}
 
     def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Refuse to go on with another order than the one the run began with."""
-        if json.get("plan") != self.plan.hash:
-            raise TriviumError(
-                "The preferences, their weights or the seed have changed since this run began, so it cannot "
-                "go on; undo the change or start the stage again."
-            )
+        """Go on in the same order only, with what the objective remembers."""
+        super().restore(json, tensors)
         self.memory.clear()
         self.memory.update(json["memory"])
 

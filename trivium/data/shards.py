@@ -12,6 +12,7 @@ import numpy as np
 
 from trivium.data.encoding import Encoded, Refused, encode_documents
 from trivium.data.sources import Document
+from trivium.data.split import in_validation, text_hash
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum, read_json, sync, whole_folder, write_json
 from trivium.kit.fingerprint import fingerprint
@@ -88,20 +89,6 @@ def _number(document: Document, column: str) -> float:
             f"{document.id}: `{column}` is to be kept per document but is {value!r}, no number."
         )
     return float(value)
-
-
-def text_hash(document: Document) -> bytes:
-    """Sixteen bytes that equal documents share, wherever they come from."""
-    content = document.text
-    if content is None:
-        said = document.fields.get("messages", document.fields)
-        content = json.dumps(said, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.blake2b(content.encode(), digest_size=16).digest()
-
-
-def in_validation(digest: bytes, share: float) -> bool:
-    """Whether a document is held out: a function of its text alone, so copies never straddle the border."""
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
 
 
 def write_shards(

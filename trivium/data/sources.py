@@ -24,16 +24,18 @@ _NAMED_IN_REPORT = 20
 class Source(Settings):
     """One place to read documents from, and how."""
 
-    path: str = Field(
-        description="file, folder, glob, world:NAME?option=value, or a data set's id on the hub"
-    )
-    columns: dict[str, str] = Field(default_factory=dict, description="our name: the name in the file")
-    split: str | None = Field(default=None, description="which split of a data set; train where it matters")
-    subset: str | None = Field(default=None, description="which configuration of a data set on the hub")
-    limit: Count | None = Field(default=None, ge=0, description="read only the first so many documents")
-    separator: str | None = Field(
-        default=None, min_length=1, description="divides a text file into documents"
-    )
+    path: str
+    """A file, a folder, a pattern, `world:NAME?option=value`, a data set's id on the hub, or a stage."""
+    columns: dict[str, str] = {}
+    """Which column of the data holds what: `{text: body}`."""
+    split: str | None = None
+    """The split of a data set from the hub, or of a source of the world."""
+    subset: str | None = None
+    """The configuration of a data set from the hub."""
+    limit: Count | None = Field(default=None, ge=0)
+    """Read at most so many documents."""
+    separator: str | None = Field(default=None, min_length=1)
+    """What separates documents in a plain text file."""
     on_bad: Literal["stop", "skip"] = "stop"
     """Whether a line that cannot be read stops the stage or is skipped and counted."""
 

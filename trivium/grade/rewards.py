@@ -46,7 +46,9 @@ class ScorerReward:
         if many is not None:
             # A model judges all answers at once.
             return many(prompts, completions)
-        rows = _rows(len(completions), columns)
+        # A reference completion in the data would take the place of the one to be scored.
+        apart = {name: one for name, one in columns.items() if name not in ("prompt", "completion")}
+        rows = _rows(len(completions), apart)
         work = list(zip(prompts, completions, rows, strict=True))
         # A scorer that waits for other processes says how many of them it may keep busy at once.
         with ThreadPoolExecutor(getattr(self.scorer, "together", 1)) as pool:

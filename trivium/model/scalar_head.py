@@ -24,6 +24,7 @@ from trivium.model.folder import (
     save_model,
 )
 from trivium.model.initialise import build
+from trivium.model.lora import merged
 from trivium.model.transformer import Transformer
 from trivium.model.weights import stored_tensors
 
@@ -95,9 +96,10 @@ def architecture_of(family: str) -> str:
 def save_reward_model(
     model: Transformer, head: ScalarHead, folder: Path, *, pad_id: int, name: str = "reward"
 ) -> None:
-    """Write a folder that transformers opens as a sequence classifier with a single label."""
+    """Write a folder that transformers opens as a sequence classifier with one label, adapters merged."""
     assert model.head is None, "a reward model predicts no words"
-    save_model(model, folder, generation={"pad_token_id": pad_id})
+    with merged(model):
+        save_model(model, folder, generation={"pad_token_id": pad_id})
     tensor = head.score.weight.detach().to("cpu").contiguous()
     save_tensors(folder / SCORE_FILE, {SCORE: tensor})
     if (folder / INDEX_FILE).is_file():
@@ -119,8 +121,12 @@ def save_reward_model(
     (folder / "generation_config.json").unlink()
 
 
-def is_reward_model(content: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a model with a score in place of words."""
+def is_reward_model(folder: Path) -> bool:
+    """Whether a folder holds a model with a score in place of words."""
+    return _gives_scores(read_object(folder / "config.json"))
+
+
+def _gives_scores(content: Mapping[str, Any]) -> bool:
     names = content.get("architectures")
     listed = names if isinstance(names, list) else []
     return any(str(name).endswith("ForSequenceClassification") for name in listed)
@@ -134,7 +140,7 @@ def load_reward_model(
     if not path.is_file():
         raise TriviumError(f"{folder} has no config.json: name a folder in Hugging Face's form.")
     content = read_object(path)
-    if not is_reward_model(content):
+    if not _gives_scores(content):
         raise TriviumError(
             f"{folder} is no reward model (its architecture is {content.get('architectures')}); name the "
             "result of a reward stage, or a sequence classifier with one label."

@@ -10,6 +10,7 @@ from trivium.kit.progress import Progress
 from trivium.lab.asked import note
 from trivium.lab.compare import compare, summary_table
 from trivium.lab.gather import Seen
+from trivium.stages.parts.stage import PART
 
 if TYPE_CHECKING:
     from trivium.pipeline.run import Run
@@ -22,7 +23,9 @@ def report(going: Run) -> tuple[Path, list[list[str]]]:
     names: list[str] = []
     on, asking = [], None
     if recipe.report is not None:
-        chosen = recipe.report.compare or [stage.name for stage in stages if stage.model is not None]
+        chosen = recipe.report.compare or [
+            stage.name for stage in stages if stage.model is not None and PART not in stage.name
+        ]
         names = [f"{recipe.name}/{name}" for name in chosen]
         on, asking = recipe.report.on, recipe.report.asking
     with Progress("report") as progress:

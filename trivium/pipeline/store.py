@@ -21,8 +21,8 @@ from trivium.kit.seals import COMPLETE, RECORD, compare, read_record, read_seal,
 from trivium.model.folder import INDEX_FILE, SINGLE_FILE
 from trivium.pipeline.lock import holder, locked
 from trivium.recipe.graph import Node
+from trivium.stages.parts.inheritance import HANDOVER, MOMENTS
 from trivium.stages.parts.stage import FOLDERS
-from trivium.stages.parts.training import HANDOVER, MOMENTS
 
 KEPT = "kept"
 WORKING = ("checkpoints", "reference")

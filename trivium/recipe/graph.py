@@ -15,7 +15,7 @@ from trivium.learn.settings import Training
 from trivium.recipe.outside import Checksums, check_world, content_fingerprint, is_elsewhere, locate
 from trivium.recipe.read import nearest
 from trivium.recipe.schema import Recipe
-from trivium.stages.parts.stage import Reference, Stage
+from trivium.stages.parts.stage import PART, Reference, Stage
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _parents(recipe: Recipe, name: str, stage: Stage) -> dict[str, Parent]:
     """The stages among a stage's references, each checked for being what is needed."""
     found = {}
     for reference in stage.references():
-        place = recipe.written.place(["stages", name.partition(".")[0], *reference.setting.split(".")])
+        place = recipe.written.place(["stages", as_written(name), *reference.setting.split(".")])
         try:
             check_world(reference.name, reference.read)
         except TriviumError as error:
@@ -115,6 +115,11 @@ def _parents(recipe: Recipe, name: str, stage: Stage) -> dict[str, Parent]:
                 f"{place}: `{reference.name}` is neither a stage of this recipe nor a path that exists{hint}"
             )
     return found
+
+
+def as_written(name: str) -> str:
+    """The stage in the recipe behind a part of it, or behind what it is in an arm or with a seed."""
+    return name.partition(PART)[0].partition(".")[0]
 
 
 def _checkpoint(text: str, place: str) -> tuple[str, int]:

@@ -52,7 +52,7 @@ def _same(stage: type[Stage], name: str) -> bool:
 def _table(model: type[BaseModel], leave: set[str]) -> str:
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        if name not in leave:
+        if name not in leave and not field.exclude:
             cells = (
                 f"`{field.alias or name}`",
                 _type(field.annotation),

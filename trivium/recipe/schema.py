@@ -31,7 +31,7 @@ from trivium.recipe.outside import check_world, is_elsewhere, locate
 from trivium.recipe.read import Written, nearest, read
 from trivium.recipe.renamed import Renaming
 from trivium.stages import is_in_a_file, kind_from_file, kinds
-from trivium.stages.parts.stage import Stage
+from trivium.stages.parts.stage import Stage, part_of
 
 ASKED = 100
 """How many questions of a task the report asks, unless said otherwise."""
@@ -121,6 +121,7 @@ def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
         raise TriviumError(
             f"{written.place(['name'])} cannot be `store`, a folder of that name holds results."
         )
+    valid.stages = _with_parts(valid.stages, written)
     if valid.experiment is None:
         for stage in valid.stages.values():
             stage.seed = valid.seed if stage.seed is None else stage.seed
@@ -149,6 +150,18 @@ def _with_kinds_from_files(stages: Any, written: Written) -> Any:
             except TriviumError as error:
                 raise TriviumError(f"{written.place(['stages', str(name), 'kind'])}: {error}") from None
             found[name] = {**stage, "kind": get_args(kind.model_fields["kind"].annotation)[0]}
+    return found
+
+
+def _with_parts(stages: Mapping[str, Stage], written: Written) -> dict[str, Stage]:
+    """The stages, each after those it is made of."""
+    found: dict[str, Stage] = {}
+    for name, stage in stages.items():
+        try:
+            found |= {part_of(name, part): one for part, one in stage.parts(name).items()}
+        except TriviumError as error:
+            raise TriviumError(f"{written.place(['stages', name])}: {error}") from None
+        found[name] = stage
     return found
 
 
@@ -197,7 +210,7 @@ def _expanded(valid: Any, model: type[BaseModel], written: Written, renaming: Re
             content = experiment.arm(arm, written.content)
             content["stages"] = renaming.stages(content["stages"], laid_over=True)
             content["stages"] = _with_kinds_from_files(content["stages"], written)
-            arms[arm] = _valid(model, written, content).stages
+            arms[arm] = _with_parts(_valid(model, written, content).stages, written)
         except TriviumError as error:
             raise TriviumError(f"In the arm `{arm}`, {error}") from None
     for claim in experiment.claims:

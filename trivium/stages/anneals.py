@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from trivium.data.rows import PackedSequence
+from trivium.data.door import Door
+from trivium.data.settings import Mixture
 from trivium.kit import machine
-from trivium.kit.files import read_json, whole_folder, write_json
-from trivium.kit.metrics import MetricsLog
-from trivium.kit.processes import barrier, world
-from trivium.learn.checkpoints import Checkpoints
-from trivium.learn.settings import Training
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import whole_folder, write_json
+from trivium.learn.settings import UNAFFECTING, Training
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.stages.midtrain import Midtrain, Replayed
+from trivium.stages.midtrain import Midtrain
 from trivium.stages.parts.inheritance import trained_on
-from trivium.stages.parts.mixtures import (
-    MEASURED,
-    Mixture,
-    Portion,
-    TokenisedData,
-    ingredients,
-    mixture_references,
-    validation_rows,
-)
+from trivium.stages.parts.mixtures import MEASURED, mixture_references
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, gained, spent, told
-from trivium.stages.parts.stage import Product, Reference, Work
-from trivium.stages.parts.training import TrainingStage
+from trivium.stages.parts.parents import handed_over
+from trivium.stages.parts.replay import Replayed
+from trivium.stages.parts.stage import Product, Reference, Stage, Work, part_of
 from trivium.tokens.tokenizer import Tokenizer
 
 
-class Anneals(TrainingStage):
-    """Train the model of `from` on every candidate alike and measure all of them on `measure`."""
+class Anneals(Training, Stage):
+    """Train the model of `from` on every candidate alike and measure all of them on `measure`.
+
+    Each candidate is a `midtrain` stage of its own, `NAME+CANDIDATE`, kept and resumed like any other.
+    """
 
     kind: Literal["anneals"]
     """Rank candidate mixtures by short annealing runs."""
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     produces: ClassVar[Product] = "report"
+    unaffecting: ClassVar[frozenset[str]] = UNAFFECTING
 
     start: str = Field(alias="from")
     """The model to start from."""
@@ -55,79 +50,63 @@ class Anneals(TrainingStage):
     replay: Replayed | None = None
     """As in `midtrain`, the same beside every candidate."""
 
-    def counted(self) -> dict[str, Any]:
-        """How much is measured counts as well: here the measurement is the result."""
-        return {**super().counted(), "measured_tokens": self.validation.tokens}
+    _trained: dict[str, str] = {}
+    """The stage that trains each candidate."""
 
-    def references(self) -> list[Reference]:
-        """The model, every candidate's sources, and what is measured."""
-        found = [
-            Reference("from", self.start, ("model",)),
-            *mixture_references(self.measure, "measure", by_length=True, without=MEASURED),
-        ]
-        for name, mixture in self.candidates.items():
-            found += mixture_references(mixture, f"candidates.{name}", by_length=True)
-        if self.replay is not None and self.replay.data is not None:
-            found += mixture_references(self.replay.data, "replay.data", by_length=True)
+    def parts(self, name: str) -> dict[str, Stage]:
+        """A training for every candidate."""
+        shared = {field: getattr(self, field) for field in (*Training.model_fields, "seed", "ramp", "replay")}
+        found: dict[str, Stage] = {}
+        for candidate, mixture in self.candidates.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", candidate):
+                raise TriviumError(
+                    f"`{candidate}` cannot be the name of a stage; write letters, digits, `.`, `-` and `_`."
+                )
+            settings = {"kind": "midtrain", "from": self.start, "data": mixture, **shared}
+            found[candidate] = Midtrain.model_validate(settings)
+        self._trained = {candidate: part_of(name, candidate) for candidate in found}
         return found
 
-    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """What all candidates together come to."""
-        numbers = self._candidate(next(iter(self.candidates.values()))).plan(inputs)
-        for name in ("tokens", "flops"):
-            if name in numbers:
-                numbers[name] *= len(self.candidates)
-        return numbers
+    def counted(self) -> dict[str, Any]:
+        """The trained candidates, and how much is measured: here the measurement is the result."""
+        kept = {key: value for key, value in super().counted().items() if key not in Training.model_fields}
+        names, trained = list(self.candidates), list(self._trained.values())
+        return {**kept, "candidates": names, "trained": trained, "measured_tokens": self.validation.tokens}
+
+    def references(self) -> list[Reference]:
+        """The model, every candidate's training, and what is measured."""
+        for name, source in self.measure.items():
+            if source.validation == 0:
+                raise TriviumError(
+                    f"measure: of `{name}` nothing that is not trained on is held out to be measured; "
+                    "give it a `validation`."
+                )
+        return [
+            Reference("from", self.start, ("model",)),
+            *(Reference("trained", one, ("model",)) for one in self._trained.values()),
+            *mixture_references(self.measure, "measure", by_length=True, without=MEASURED),
+        ]
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Train the candidates one after the other and write the table."""
+        """Measure every candidate beside the model they started from, and write the table."""
         folder = resolve(str(work.path(self.start)))
-        context, tokenizer = load_config(folder).reach, Tokenizer.load(folder)
-        learnt = trained_on([folder])
-        replayed = (self.replay and self.replay.data) or {}
-        for name, mixture in self.candidates.items():
-            own = self._own(work, name)
-            new, old = ingredients(own, mixture, tokenizer, replayed), ingredients(own, replayed, tokenizer)
-            learnt += [TokenisedData(one.shards) for one in (*new, *old)]
-        validation = validation_rows(
-            work, self.measure, tokenizer, context, self.validation.tokens,
-            learnt=learnt, required=list(self.measure),
+        models = {name: work.path(stage) for name, stage in self._trained.items()}
+        validation = Door(work, Tokenizer.load(folder)).validation_rows(
+            self.measure, load_config(folder).reach, self.validation.tokens,
+            learnt=trained_on([folder, *models.values()]), required=list(self.measure),
         )  # fmt: skip
-        before = _spent(folder, validation)
-        found: dict[str, tuple[int, Spent]] = {}
-        for name, mixture in self.candidates.items():
-            own = self._own(work, name)
-            summary_path = own.folder / "tokens.json"
-            if not own.output("model").is_dir() or not summary_path.is_file():
-                summary = self._candidate(mixture).run(own)
-                if world().leads:
-                    write_json(summary_path, {"tokens": summary["tokens"]})
-                    # Saved states of the stage itself are cleared by who runs it, but these are its own.
-                    Checkpoints(own.folder / "checkpoints", 1, work.say).clear()
-                barrier()
-            found[name] = int(read_json(summary_path)["tokens"]), _spent(own.output("model"), validation)
-        table = ranked(before, found)
+        before, *after = (
+            spent(load_model(one, dtype=torch.float32, device=machine.device()), validation)
+            for one in (folder, *models.values())
+        )
+        tokens = [(handed_over(model) or {})["tokens"] for model in models.values()]
+        table = ranked(before, dict(zip(models, zip(tokens, after, strict=True), strict=True)))
         for line in lines(table):
             work.say(line)
         result = {"before": bits_per_byte(before), "candidates": table}
-        if world().leads:
-            with whole_folder(work.output("report")) as report:
-                write_json(report / "table.json", result)
-        barrier()
+        with whole_folder(work.output("report")) as report:
+            write_json(report / "table.json", result)
         return result
-
-    def _candidate(self, mixture: Mapping[str, Portion]) -> Midtrain:
-        """One candidate's training as a stage of its own."""
-        shared = {*Training.model_fields, "ramp", "replay"}
-        settings = {field: getattr(self, field) for field in shared}
-        return Midtrain.model_validate({"kind": "midtrain", "from": self.start, "data": mixture, **settings})
-
-    def _own(self, work: Work, name: str) -> Work:
-        """Where one candidate is trained and logged."""
-        inside = work.folder / "candidates" / name
-        inside.mkdir(parents=True, exist_ok=True)
-        log = MetricsLog(inside / "metrics.jsonl")
-        return replace(work, stage=f"{work.stage}/{name}", folder=inside, log=log)
 
 
 def ranked(before: Spent, found: Mapping[str, tuple[int, Spent]]) -> list[dict[str, Any]]:
@@ -161,8 +140,3 @@ def lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return [*text, "Intervals are over documents; how another seed would rank them they do not say."]
-
-
-def _spent(folder: Path, validation: Mapping[str, Sequence[PackedSequence]]) -> Spent:
-    """What the model in a folder spends on every held-out document."""
-    return spent(load_model(folder, dtype=torch.float32, device=machine.device()), validation)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from trivium.data.settings import Mixture
 from trivium.evals.results import as_json
 from trivium.evals.statistics import bootstrap, proportion
 from trivium.generate.engine import Engine
@@ -22,11 +23,11 @@ from trivium.kit.files import whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import Count
 from trivium.learn.settings import Settings
-from trivium.model.folder import load_model
+from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.stages.parts.gauges import drift_from
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
+from trivium.stages.parts.mixtures import PROMPTS, ROWS, mixture_references
 from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -71,7 +72,10 @@ class Compare(Stage):
     def references(self) -> list[Reference]:
         """Both models, the prompts, and reward models among the judges."""
         found = [Reference("from", self.start, ("model",)), Reference("against", self.against, ("model",))]
-        found += [*mixture_references(self.data, without=PROMPTS), *model_references(self.judge, "judge")]
+        found += [
+            *mixture_references(self.data, needs=ROWS, without=PROMPTS),
+            *model_references(self.judge, "judge"),
+        ]
         chosen_by = [] if self.best_of is None else self.best_of.by
         found += model_references(chosen_by, "best_of.by")
         return found + file_references([*self.judge, *chosen_by])
@@ -90,7 +94,7 @@ class Compare(Stage):
         judge = judges_of(self.judge, work)
         folders = [resolve(str(work.path(name))) for name in (self.start, self.against)]
         tokenizer = Tokenizer.load(folders[0])
-        room = min(load_model(folder).config.context for folder in folders) - self.max_new_tokens
+        room = min(load_config(folder).context for folder in folders) - self.max_new_tokens
         prompts = read_prompts(work, self.data, tokenizer, room=room, prompt_template=self.prompt_template)
         if len({Tokenizer.load(folder).fingerprint for folder in folders}) > 1:
             raise TriviumError(

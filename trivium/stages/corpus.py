@@ -7,11 +7,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trivium.data.door import documents
+from trivium.data.settings import Sources
 from trivium.data.shards import write_shards
 from trivium.data.sources import Document, Reading
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
-from trivium.stages.parts.documents import Sources, documents, source_references, summary_of
+from trivium.stages.parts.documents import source_references, summary_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 

@@ -26,10 +26,9 @@ from trivium.model.growth import (
 )
 from trivium.model.hub import resolve
 from trivium.model.quantize import quantised_as
-from trivium.stages.parts.inheritance import HANDOVER
+from trivium.stages.parts.inheritance import HANDOVER, MOMENTS
 from trivium.stages.parts.shapes import planned_shape, shape_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
-from trivium.stages.parts.training import MOMENTS
 from trivium.tokens.tokenizer import Tokenizer
 
 NEW_LAYERS = "new_layers.json"

@@ -12,7 +12,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from trivium.data.door import Door
 from trivium.data.rows import PackedSequence
+from trivium.data.settings import Mixture
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
@@ -23,7 +25,7 @@ from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.inheritance import held_out_by, trained_on
-from trivium.stages.parts.mixtures import MEASURED, Mixture, mixture_references, validation_rows
+from trivium.stages.parts.mixtures import MEASURED, mixture_references
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -168,8 +170,8 @@ class Merge(Stage):
             work = replace(work, inputs={**work.inputs, **places})
         learnt = trained_on(folders)
         context = self.context or min(512, config.reach)
-        rows = validation_rows(
-            work, mixture, tokenizer, context, self.tokens, learnt=learnt, required=list(self.data or ())
+        rows = Door(work, tokenizer).validation_rows(
+            mixture, context, self.tokens, learnt=learnt, required=list(self.data or ())
         )
         if not rows:
             raise TriviumError(f"{work.stage}: the ingredients held nothing out; name text as `data`.")

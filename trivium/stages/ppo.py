@@ -35,6 +35,7 @@ from trivium.stages.parts.rollout_stage import RolloutStage
 from trivium.stages.parts.rollout_worker import RolloutWorker
 from trivium.stages.parts.rollouts import RolloutBatches
 from trivium.stages.parts.stage import Work
+from trivium.stages.parts.training import Opened
 from trivium.tokens.tokenizer import Tokenizer
 
 POINTS = 12
@@ -62,8 +63,7 @@ class Ppo(RolloutStage):
     formerly: ClassVar[Mapping[str, str]] = {**RolloutStage.formerly, "flattery": "sycophancy"}
     version: ClassVar[int] = 2
     # TRL's learning rate for PPO.
-    adamw_at_4096: ClassVar[float] = 3e-6
-    muon: ClassVar[float] = 0.0005
+    gentle_rates: ClassVar[tuple[float, float] | None] = (3e-6, 0.0005)
 
     estimator: Literal["gae", "rloo", "reinforce++"] = "gae"
     """How advantages are estimated: GAE with a critic, leave-one-out, or REINFORCE++."""
@@ -131,11 +131,11 @@ class Ppo(RolloutStage):
             controller=KlController(self.kl.coefficient, self.kl.target, self.kl.horizon),
         )  # fmt: skip
 
-    def objective(self, batches: RolloutBatches) -> PolicyGradient:
+    def objective(self, opened: Opened[list[Prompt]]) -> PolicyGradient:
         """The clipped losses of policy and critic."""
         return PolicyGradient(
-            batches.algorithm, PolicyNumbers(clip_low=self.clip_ratio, clip_high=self.clip_ratio),
-            temperature=self.temperature, entropy_bonus=self.entropy_bonus, extra=batches.critic,
+            opened.batches.algorithm, PolicyNumbers(clip_low=self.clip_ratio, clip_high=self.clip_ratio),
+            temperature=self.temperature, entropy_bonus=self.entropy_bonus, extra=opened.batches.critic,
             value_clip=self.clip_value, value_coefficient=self.value_coefficient,
             prune=True, names=PPO_NAMES,
         )  # fmt: skip

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.mixture import weights_over
+from trivium.data.preference_sources import Preferences, prompts_of, read_preferences
 from trivium.data.preferences import PreferenceBatches, PreferenceSource
-from trivium.data.rows import collate
-from trivium.evals.results import as_json
-from trivium.evals.statistics import wilson
-from trivium.kit import machine
+from trivium.data.settings import Mixture, Weight
 from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import world
-from trivium.learn.objective import BatchSource
 from trivium.learn.objectives.preference import (
     NEEDS_ALL,
     UNPAIRED,
@@ -33,26 +28,14 @@ from trivium.learn.objectives.preference_losses import (
     Divergence,
     PreferenceNumbers,
 )
-from trivium.learn.optimisers import LearningRates
-from trivium.learn.precision import Precision, one_pass
 from trivium.learn.settings import LearningRate
-from trivium.learn.validation import groups_of
 from trivium.model.branches import prompts_can_be_shared
-from trivium.model.config import ModelConfig
-from trivium.model.folder import load_config, load_model
-from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.gauges import drift_from, sycophancy_of
-from trivium.stages.parts.judged import UNUSED_WITH_PAIRS, Judged, prompts_of, read_preferences
-from trivium.stages.parts.mixtures import JUDGED, Mixture, Weight, mixture_references
-from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
-from trivium.stages.parts.references import clear_references, store_references
-from trivium.stages.parts.stage import Reference, Work
-from trivium.stages.parts.training import FedStage, adapt, train
-from trivium.tokens.tokenizer import Tokenizer
+from trivium.stages.parts.gauges import gauges
+from trivium.stages.parts.mixtures import PAIRS
+from trivium.stages.parts.references import clear_references, measured, store_references
+from trivium.stages.parts.training import UNUSED_WITH_PAIRS, Opened, TrainingStage
 
-RATE_AT_4096 = 1e-6
-"""TRL's rate, for a model of width 4096; narrower ones bear more in proportion."""
 ALSO_CALLED = {"dpo": "sigmoid", "slic-hf": "slic", "apo": "apo_zero", "dpo_norm": "sigmoid_norm"}
 MIXED_WITH = {"orpo": {"sft": 1.0}, "cpo": {"sft": 1.0}}
 """What belongs to a loss in its paper, if a recipe does not say otherwise."""
@@ -64,9 +47,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "robust": {"label_smoothing": 0.1},
 }
 """The papers' numbers where they are not DPO's."""
-MUON_RATE = 0.0005
-DRIFT_PROMPTS, DRIFT_TOKENS = 64, 128
-PASS_TOKENS = 4096
+DRIFT_PROMPTS = 64
 
 
 def _mixed(value: Any) -> Any:
@@ -87,7 +68,7 @@ Losses = Annotated[
 ]
 
 
-class PreferenceStage(FedStage):
+class PreferenceStage(TrainingStage):
     """Learn from pairs of answers, or from single ones that were liked or not."""
 
     kind: Literal["preference"]
@@ -95,6 +76,9 @@ class PreferenceStage(FedStage):
     formerly: ClassVar[Mapping[str, str]] = {"flattery": "sycophancy"}
     version: ClassVar[int] = 1
     unused: ClassVar[Mapping[str, str]] = UNUSED_WITH_PAIRS
+    unused_in_data: ClassVar[tuple[str, ...]] = PAIRS
+    # TRL's rate.
+    gentle_rates: ClassVar[tuple[float, float] | None] = (1e-6, 0.0005)
 
     start: str = Field(alias="from")
     """The model to start from."""
@@ -161,70 +145,33 @@ class PreferenceStage(FedStage):
             raise ValueError("say how long to train with one of `steps` and `epochs`")
         return self
 
-    def references(self) -> list[Reference]:
-        """`from` names the model to go on from, which is also the reference; `data` its preferences."""
-        return [Reference("from", self.start, ("model",)), *mixture_references(self.data, without=JUDGED)]
+    def read(self, opened: Opened[_Pairs]) -> None:
+        """The preference pairs of every source, as batches of pairs."""
+        opened.context = opened.context_within(self.context)
+        single = not UNPAIRED.isdisjoint(self.loss)
+        pairs = read_preferences(opened.work, self.data, opened.tokenizer, opened.context, single=single)
+        opened.data = _Pairs(pairs)
+        opened.batches = self._batches(opened, pairs.training, self.steps)
 
-    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """What can be said before the preferences are read."""
-        parent = inputs.get(self.start)
-        known = {"parameters", "vocabulary"}
-        return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
-
-    def run(self, work: Work) -> dict[str, Any]:
-        """Read, store what the reference says if that pays, learn, and look at what it did to the model."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
-        judged, batches = self._prepared(work, folder, tokenizer)
-        model = load_model(folder, dtype=torch.float32, device=machine.device())
-        adapt(work, self, model)
-        beside = self._beside()
-        work.say(f"loss {self._told()}; reference: {beside}; {batches.steps} steps of {self.pairs}")
-        validation = self._validation(work, model.config, judged.held_out)
+    def objective(self, opened: Opened[_Pairs]) -> Preference:
+        """The mix of losses, with the log-probabilities of the reference computed once where that pays."""
+        work, beside = opened.work, self._beside()
+        work.say(f"loss {self._told()}; reference: {beside}; {opened.batches.steps} steps of {self.pairs}")
+        opened.data.validation = self._validation(opened)
         stored = {
-            "train": batches if beside == "stored" else None,
-            "unseen": None if beside == "none" else validation,
+            "train": opened.batches if beside == "stored" else None,
+            "unseen": None if beside == "none" else opened.data.validation,
         }
-        for name, one in stored.items():
-            if one is not None:
+        for name, batches in stored.items():
+            if batches is not None:
                 store_references(
-                    work, name, model, one, parent=str(folder), tail=self.ld_alpha, precision=self.precision
-                )
-        objective = self.objective(
-            beside, batches, copy.deepcopy(model).requires_grad_(False) if beside == "parent" else None
-        )
-        summary = train(
-            work, self, model, tokenizer, objective, batches, self._rates(work, folder, model.config),
-            parent_moments=moments_after(work, self, self.start, folder),
-        )  # fmt: skip
-        looks: dict[str, Any] = {}
-        if world().leads:
-            if validation is not None:
-                settled = replace(objective, reference=None, beside="none" if beside == "none" else "stored")
-                looks["unseen"] = _measured(model, settled, validation, self.precision)
-            looks |= self._gauged(work, folder, model, tokenizer, judged)
-        clear_references(work.folder)
-        return {**summary, "data": judged.facts, **looks}
+                    work, name, opened.model, batches, parent=str(opened.folder), tail=self.ld_alpha,
+                    precision=self.precision,
+                )  # fmt: skip
+        reference = copy.deepcopy(opened.model).requires_grad_(False) if beside == "parent" else None
+        return self.losses(beside, opened.batches, reference)
 
-    def _gauged(
-        self, work: Work, folder: Path, model: Transformer, tokenizer: Tokenizer, judged: Judged
-    ) -> dict[str, Any]:
-        """How far the model drifted from its parent on held-out prompts, and whether it flatters."""
-        looks: dict[str, Any] = {}
-        prompts = [one.prompt.tolist() for one in prompts_of(judged.held_out, DRIFT_PROMPTS)]
-        room = model.config.context - max(map(len, prompts), default=0)
-        if prompts and room > 0:
-            parent = load_model(folder, dtype=torch.float32, device=model.device)
-            looks["kl"] = drift_from(
-                parent, model, tokenizer, prompts, longest=min(DRIFT_TOKENS, room), seed=work.seed
-            )
-        if self.sycophancy:
-            looks["sycophancy"] = sycophancy_of(model, tokenizer, self.sycophancy)
-        return looks
-
-    def objective(
-        self, beside: Beside, batches: PreferenceBatches, reference: Transformer | None
-    ) -> Preference:
+    def losses(self, beside: Beside, batches: PreferenceBatches, reference: Transformer | None) -> Preference:
         """The mix of losses with its numbers."""
         betas = weights_over(self._number("beta", 0.1))
         numbers = PreferenceNumbers(
@@ -237,6 +184,21 @@ class PreferenceStage(FedStage):
             whole_chosen=self.imitate == "everything", ld_alpha=self.ld_alpha, memory=batches.memory,
             divergence=self.divergence, bend=self.bend,
         )  # fmt: skip
+
+    def findings(self, opened: Opened[_Pairs]) -> dict[str, Any]:
+        """The validation pairs, the drift from the parent, and sycophancy; what became of the data."""
+        found: dict[str, Any] = {"data": opened.data.pairs.facts}
+        if world().leads:
+            if opened.data.validation is not None:
+                beside: Beside = "none" if self._beside() == "none" else "stored"
+                settled = replace(cast(Preference, opened.objective), reference=None, beside=beside)
+                found["unseen"] = measured(opened.model, settled, opened.data.validation, self.precision)
+            prompts = [one.prompt.tolist() for one in prompts_of(opened.data.pairs.validation, DRIFT_PROMPTS)]
+            found |= gauges(
+                opened.folder, opened.model, opened.tokenizer, prompts, self.sycophancy, opened.work.seed
+            )
+        clear_references(opened.work.folder)
+        return found
 
     def _number(self, name: str, otherwise: float) -> Any:
         """A number as it was given, as the loss's paper has it, or DPO's."""
@@ -253,62 +215,30 @@ class PreferenceStage(FedStage):
     def _told(self) -> str:
         return " + ".join(name if share == 1 else f"{share:g} {name}" for name, share in self.loss.items())
 
-    def _prepared(self, work: Work, folder: Path, tokenizer: Tokenizer) -> tuple[Judged, PreferenceBatches]:
-        """Preference pairs and batches, the same whenever they are made."""
-        config = load_config(folder)
-        context = context_within(work, self.context, config)
-        single = not UNPAIRED.isdisjoint(self.loss)
-        judged = read_preferences(work, self.data, tokenizer, context, single=single)
-        return judged, self._batches(work, config, judged.training, steps=self.steps)
-
-    def _validation(
-        self, work: Work, config: ModelConfig, held_out: Sequence[PreferenceSource]
-    ) -> PreferenceBatches | None:
+    def _validation(self, opened: Opened[_Pairs]) -> PreferenceBatches | None:
         """All validation pairs as one batch of many rows."""
-        count = sum(len(source.pairs) for source in held_out)
+        count = sum(len(source.pairs) for source in opened.data.pairs.validation)
         if not count:
             return None
-        batches = self._batches(work, config, held_out, steps=1)
-        return PreferenceBatches(batches.sources, batch=count, seed=work.seed, steps=1, share=batches.share)
+        batches = self._batches(opened, opened.data.pairs.validation, 1)
+        seed, share = opened.work.seed, batches.share
+        return PreferenceBatches(batches.sources, batch=count, seed=seed, steps=1, share=share)
 
     def _batches(
-        self, work: Work, config: ModelConfig, sources: Sequence[PreferenceSource], *, steps: int | None
+        self, opened: Opened[_Pairs], sources: Sequence[PreferenceSource], steps: int | None
     ) -> PreferenceBatches:
-        some = [source for source in sources if len(source.pairs)]
         whole = self.imitate == "everything"
         return PreferenceBatches(
-            some, batch=self.pairs, seed=work.seed, steps=steps, epochs=self.epochs,
-            share=self.share_prompts and prompts_can_be_shared(config) and not whole,
+            [source for source in sources if len(source.pairs)],
+            batch=self.pairs, seed=opened.work.seed, steps=steps, epochs=self.epochs,
+            share=self.share_prompts and prompts_can_be_shared(opened.config) and not whole,
             together=not NEEDS_ALL.isdisjoint(self.loss), mismatched="kto" in self.loss, whole_chosen=whole,
         )  # fmt: skip
 
-    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> LearningRates:
-        return gentle_rates_after(
-            work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
-        )
 
-    def fed(self, work: Work) -> tuple[BatchSource, Tokenizer]:
-        """The batch source and its tokenizer, the same whenever they are made."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
-        _, batches = self._prepared(work, folder, tokenizer)
-        return batches, tokenizer
+@dataclass
+class _Pairs:
+    """The preference pairs, and those held out as one batch."""
 
-
-@torch.no_grad()
-def _measured(
-    model: Transformer, objective: Preference, batches: PreferenceBatches, precision: Precision
-) -> dict[str, Any]:
-    """Rewards on validation pairs, and the share of pairs that the model ranks as people did."""
-    totals: dict[str, tuple[float, float]] = {}
-    for group in groups_of(batches.rows(0), PASS_TOKENS):
-        with one_pass(precision, model.device):
-            rewards = objective.rewards(model, collate(group, model.device))
-        for name, (total, weight) in rewards.items():
-            before = totals.get(name, (0.0, 0.0))
-            totals[name] = (before[0] + float(total), before[1] + float(weight))
-    found: dict[str, Any] = {name: total / weight for name, (total, weight) in totals.items() if weight}
-    if "rewards/accuracies" in totals:
-        right, count = totals["rewards/accuracies"]
-        found["rewards/accuracies"] = as_json(wilson(right, int(count)))
-    return found
+    pairs: Preferences
+    validation: PreferenceBatches | None = None

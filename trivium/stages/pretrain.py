@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trivium.data.packed import PackedBatches
+from trivium.data.door import Door
+from trivium.data.settings import Mixture
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings
-from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import LearningRates
 from trivium.model.flops import flops_per_token
 from trivium.model.initialise import new_model
 from trivium.model.preset import Preset, preset
-from trivium.stages.parts.mixtures import (
-    Mixture,
-    ingredients,
-    mixture_references,
-    planned_vocabulary,
-    sources_of,
-    validation_rows,
-)
+from trivium.model.transformer import Transformer
+from trivium.stages.parts.mixtures import planned_vocabulary
 from trivium.stages.parts.shapes import shape_of
 from trivium.stages.parts.stage import Reference, Work
-from trivium.stages.parts.training import TrainingStage, documents_in, rows_of, train
+from trivium.stages.parts.training import Opened, TrainingStage
 from trivium.tokens.tokenizer import Tokenizer
 
 
@@ -64,6 +57,7 @@ class Pretrain(TrainingStage):
     kind: Literal["pretrain"]
     """Train a model from random weights."""
     version: ClassVar[int] = 1
+    trains_on: ClassVar[Literal["documents", "examples"] | None] = "documents"
     unused: ClassVar[Mapping[str, str]] = {
         "adapter": "a new model has nothing to lay an adapter on; train all of its weights",
         "optimiser_state": "a new model has no parent whose moments it could keep; leave it out",
@@ -80,14 +74,14 @@ class Pretrain(TrainingStage):
 
     def references(self) -> list[Reference]:
         """`data` names corpora or outside data; `tokenizer` is needed only where no corpus brings one."""
-        found = mixture_references(self.data, by_length=True)
-        if self.tokenizer is not None:
-            found.append(Reference("tokenizer", self.tokenizer, ("tokenizer", "model")))
-        return found
+        named = (
+            [] if self.tokenizer is None else [Reference("tokenizer", self.tokenizer, ("tokenizer", "model"))]
+        )
+        return [*super().references(), *named]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What follows from the depth, and what training it costs."""
-        known = planned_vocabulary(inputs, [*sources_of(self.data), self.tokenizer])
+        known = planned_vocabulary(inputs, [*(source.path for source in self.data.values()), self.tokenizer])
         if known is None:
             return {}
         derived = self._preset(known)
@@ -103,57 +97,25 @@ class Pretrain(TrainingStage):
             numbers |= {"tokens": tokens, "steps": max(1, round(tokens / batch)), "flops": cost}
         return {**numbers, **{f"{name} rate": rate for name, rate in derived.learning_rates.items()}}
 
-    def run(self, work: Work) -> dict[str, Any]:
-        """Build the model, train it, and write it as a Hugging Face folder."""
-        going = self._prepared(work)
-        config = going.derived.config
+    def read(self, opened: Opened[Preset]) -> None:
+        """The tokenizer decides the preset, and the preset the batch and the token budget."""
+        opened.tokenizer = Tokenizer.load(self._tokenizer_folder(opened.work))
+        opened.data = self._preset(opened.tokenizer.vocabulary_size)
+        batch, budget = self._batch(opened.data), {"tokens": opened.data.values["token_budget"]}
+        ingredients = Door(opened.work, opened.tokenizer).ingredients(self.data)
+        self.pack(opened, ingredients, [self.context], batch=batch, lasting=budget)
+
+    def load(self, opened: Opened[Preset]) -> Transformer:
+        """A new model; the same weights on every machine, drawn on the processor from the seed alone."""
+        work, tokenizer, derived = opened.work, opened.tokenizer, opened.data
         for name in ("parameters", "width", "layers", "heads", "token_budget", "batch_tokens"):
-            work.change(name, "preset", going.derived.values[name])
-        extra = {"eos_token_id": going.tokenizer.end_of_text_id, "pad_token_id": going.tokenizer.pad_id}
-        # The same weights on every machine: they are drawn on the processor from the seed alone.
-        model = new_model(config.changed(extra=extra), seed=work.seed, device=machine.device())
-        validation = validation_rows(work, self.data, going.tokenizer, self.context, self.validation.tokens)
-        summary = train(
-            work,
-            self.model_copy(update={"batch": going.batch}),
-            model,
-            going.tokenizer,
-            NextToken(sources=tuple(self.data), z_loss=self.z_loss),
-            going.batches,
-            self._rates(going.derived),
-            validation=validation,
-            consumed=going.batches.consumed,
-            shares=going.batches.shares,
-        )
-        return {
-            "parameters": going.derived.values["parameters"],
-            **summary,
-            "data": going.batches.report(),
-        }
+            work.change(name, "preset", derived.values[name])
+        extra = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.pad_id}
+        return new_model(derived.config.changed(extra=extra), seed=work.seed, device=machine.device())
 
-    def documents_of(self, work: Work, step: int) -> list[str]:
-        """The documents of an optimiser step, counted from 1 as in the log."""
-        batches = self._prepared(work).batches
-        return documents_in(rows_of(work, batches, step))
-
-    def _prepared(self, work: Work) -> _Prepared:
-        """Tokenizer, preset and batches, the same whenever they are made."""
-        tokenizer = Tokenizer.load(self._tokenizer_folder(work))
-        derived = self._preset(tokenizer.vocabulary_size)
-        batch = self._batch(derived)
-        tokens = self.tokens
-        if (self.tokens, self.steps, self.epochs) == (None, None, None):
-            tokens = derived.values["token_budget"]
-        batches = PackedBatches(
-            ingredients(work, self.data, tokenizer),
-            context=self.context,
-            batch_tokens=batch,
-            seed=work.seed,
-            tokens=tokens,
-            steps=self.steps,
-            epochs=self.epochs,
-        )
-        return _Prepared(tokenizer, derived, batches, batch)
+    def findings(self, opened: Opened[Preset]) -> dict[str, Any]:
+        """The size of the model, and what became of the data."""
+        return {"parameters": opened.data.values["parameters"], **super().findings(opened)}
 
     def _batch(self, derived: Preset) -> int:
         """The tokens of a batch: whole rows, and at least one."""
@@ -162,9 +124,8 @@ class Pretrain(TrainingStage):
 
     def _tokenizer_folder(self, work: Work) -> Path:
         if self.tokenizer is not None:
-            path = work.path(self.tokenizer)
-            return path
-        for name in sources_of(self.data):
+            return work.path(self.tokenizer)
+        for name in (source.path for source in self.data.values()):
             if (work.path(name) / "tokenizer").is_dir():
                 return work.path(name) / "tokenizer"
         raise TriviumError(
@@ -177,9 +138,9 @@ class Pretrain(TrainingStage):
         # How long the training is decides the batch that suits it.
         return preset(depth, vocabulary, self.context, token_budget=self.tokens, **settings)
 
-    def _rates(self, derived: Preset) -> LearningRates:
+    def learning_rates(self, opened: Opened[Preset]) -> LearningRates:
         """The preset's rates, or the number a person gave for the matrices and the others in proportion."""
-        start = self.learning_rate.start
+        start, derived = self.learning_rate.start, opened.data
         if start == "parent":
             raise TriviumError("learning_rate: a new model has no parent; give a number or leave it out.")
         decay = derived.values["weight_decay"] if self.weight_decay is None else self.weight_decay
@@ -190,13 +151,3 @@ class Pretrain(TrainingStage):
         rates = derived.learning_rates
         scale = 1.0 if start == "preset" else float(start) / rates["matrices"]
         return LearningRates(**{name: rate * scale for name, rate in rates.items()}, weight_decay=decay)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What training needs before the first step."""
-
-    tokenizer: Tokenizer
-    derived: Preset
-    batches: PackedBatches
-    batch: int

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from trivium.data.door import Door
 from trivium.data.rows import PackedSequence, collate
+from trivium.data.settings import Mixture
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
@@ -22,7 +24,7 @@ from trivium.model.hub import resolve
 from trivium.model.lora import adaptable
 from trivium.model.quantize import Scheme, bytes_in_file, quantise
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.mixtures import MEASURED, Mixture, mixture_references, validation_rows
+from trivium.stages.parts.mixtures import MEASURED, mixture_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -71,7 +73,7 @@ class Quantize(Stage):
         device = machine.device()
         model = load_model(folder, device=device)
         context = min(self.context, model.config.context)
-        validation = validation_rows(work, self.data, tokenizer, context, self.validation_tokens)
+        validation = Door(work, tokenizer).validation_rows(self.data, context, self.validation_tokens)
         rows = [row for found in validation.values() for row in found]
         if not rows:
             raise TriviumError(f"{work.stage}: `data` has no held-out part; give a source `validation: 0.1`.")

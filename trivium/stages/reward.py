@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from trivium.data.preference_sources import Preferences, read_preferences
 from trivium.data.preferences import PreferenceBatches, PreferenceSource
-from trivium.data.rows import collate
-from trivium.evals.pairwise import pairwise
-from trivium.kit import machine
-from trivium.kit.files import read_json
+from trivium.data.settings import Mixture
 from trivium.kit.numbers import Count
 from trivium.kit.processes import world
-from trivium.learn.objective import BatchSource
-from trivium.learn.objectives.reward import BradleyTerry, pair_scores
-from trivium.learn.optimisers import LearningRates
-from trivium.learn.precision import one_pass
+from trivium.learn.objectives.reward import BradleyTerry
 from trivium.learn.settings import LearningRate
-from trivium.learn.validation import groups_of
 from trivium.model.branches import prompts_can_be_shared
-from trivium.model.config import ModelConfig
-from trivium.model.folder import load_config, load_model
-from trivium.model.hub import resolve
-from trivium.model.lora import merged
 from trivium.model.scalar_head import (
     ScalarHead,
     architecture_of,
@@ -37,26 +27,24 @@ from trivium.model.scalar_head import (
     without_language_head,
 )
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.judged import UNUSED_WITH_PAIRS, Judged, read_preferences
-from trivium.stages.parts.mixtures import JUDGED, PROMPTS, Mixture, mixture_references
-from trivium.stages.parts.parents import context_within, gentle_rates_after, moments_after
-from trivium.stages.parts.stage import Product, Reference, Work
-from trivium.stages.parts.training import FedStage, train
-from trivium.tokens.tokenizer import Tokenizer
+from trivium.stages.parts.mixtures import PAIRS, PROMPTS, ROWS, mixture_references
+from trivium.stages.parts.references import accuracy_of_scores
+from trivium.stages.parts.stage import Product, Reference
+from trivium.stages.parts.training import UNUSED_WITH_PAIRS, Opened, TrainingStage
 
-RATE_AT_4096 = 1e-5
-"""AdamW's rate for a model of width 4096; narrower ones bear more in proportion."""
-MUON_RATE = 0.002
 PASS_TOKENS = 4096
 
 
-class Reward(FedStage):
+class Reward(TrainingStage):
     """Learn which of two answers people prefer, as one number per answer (Bradley-Terry)."""
 
     kind: Literal["reward"]
     """Train a reward model on preference pairs."""
     version: ClassVar[int] = 1
     produces: ClassVar[Product] = "reward"
+    starts_from: ClassVar[tuple[Product, ...]] = ("model", "reward")
+    unused_in_data: ClassVar[tuple[str, ...]] = PAIRS
+    gentle_rates: ClassVar[tuple[float, float] | None] = (1e-5, 0.002)
     unused: ClassVar[Mapping[str, str]] = {
         **UNUSED_WITH_PAIRS,
         "samples": "a reward model scores texts and writes none; leave `samples` out",
@@ -96,106 +84,66 @@ class Reward(FedStage):
 
     def references(self) -> list[Reference]:
         """`from` names the model to go on from; `data` and `test` its preferences."""
-        found = [Reference("from", self.start, ("model", "reward"))]
-        found += mixture_references(self.data, without=JUDGED)
-        if self.test is not None:
-            found += mixture_references(self.test, "test", without=(*JUDGED, *PROMPTS))
-        return found
+        tested = mixture_references(self.test or {}, "test", needs=ROWS, without=(*PAIRS, *PROMPTS))
+        return [*super().references(), *tested]
 
-    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """What can be said before the preferences are read."""
-        parent = inputs.get(self.start)
-        known = {"parameters", "vocabulary"}
-        return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
+    def read(self, opened: Opened[_Scored]) -> None:
+        """The preference pairs of every source, as batches of pairs."""
+        opened.context = opened.context_within(self.context)
+        pairs = read_preferences(opened.work, self.data, opened.tokenizer, opened.context)
+        opened.data = _Scored(pairs)
+        opened.batches = self._batches(opened, pairs.training, self.steps)
 
-    def run(self, work: Work) -> dict[str, Any]:
-        """Read the pairs, learn, measure on those held out, and leave a sequence classifier's folder."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
-        model, head = self._begun(work, folder)
-        architecture_of(model.config.family)
-        judged = self._read(work, self.data, tokenizer, model.config)
-        batches = self._batches(work, model.config, judged.training, steps=self.steps)
+    def load(self, opened: Opened[_Scored]) -> Transformer:
+        """The model without its words and a head drawn from the seed, or both as a stage left them."""
+        architecture_of(opened.config.family)
+        if is_reward_model(opened.folder):
+            model, opened.data.head = load_reward_model(
+                opened.folder, dtype=torch.float32, device=opened.device
+            )
+        else:
+            model = without_language_head(super().load(opened))
+            opened.data.head = ScalarHead(model.config.width, seed=opened.work.seed).to(opened.device)
+        return model
 
-        def write(folder: Path) -> None:
-            if self.adapter is None:
-                save_reward_model(model, head, folder, pad_id=tokenizer.pad_id)
-            else:
-                with merged(model):
-                    save_reward_model(model, head, folder, pad_id=tokenizer.pad_id)
-            tokenizer.save(folder)
+    def objective(self, opened: Opened[_Scored]) -> BradleyTerry:
+        """The chosen answer scores higher than the rejected one."""
+        return BradleyTerry(opened.data.head, self.centring)
 
-        summary = train(
-            work, self, model, tokenizer, BradleyTerry(head, self.centring), batches,
-            self._rates(work, folder, model.config),
-            parent_moments=moments_after(work, self, self.start, folder), write=write,
-        )  # fmt: skip
-        looks: dict[str, Any] = {}
+    def save(self, opened: Opened[_Scored], folder: Path) -> None:
+        """A sequence classifier's folder."""
+        save_reward_model(opened.model, opened.data.head, folder, pad_id=opened.tokenizer.pad_id)
+        opened.tokenizer.save(folder)
+
+    def findings(self, opened: Opened[_Scored]) -> dict[str, Any]:
+        """Accuracy on the pairs held out and on those of `test`; what became of the data."""
+        found: dict[str, Any] = {"data": opened.data.pairs.facts}
         if world().leads:
-            looks["unseen"] = self._measured(work, model, head, judged.held_out)
+            found["unseen"] = self._measured(opened, opened.data.pairs.validation)
             if self.test is not None:
                 whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
-                tested = self._read(work, whole, tokenizer, model.config).training
-                looks["test"] = self._measured(work, model, head, tested)
-        return {**summary, "data": judged.facts, **looks}
+                tested = read_preferences(opened.work, whole, opened.tokenizer, opened.context)
+                found["test"] = self._measured(opened, tested.training)
+        return found
 
-    def _begun(self, work: Work, folder: Path) -> tuple[Transformer, ScalarHead]:
-        """The model without its words and a head drawn from the seed, or both as a stage left them."""
-        device = machine.device()
-        if is_reward_model(read_json(folder / "config.json")):
-            return load_reward_model(folder, dtype=torch.float32, device=device)
-        model = without_language_head(load_model(folder, dtype=torch.float32, device=device))
-        return model, ScalarHead(model.config.width, seed=work.seed).to(device)
-
-    def _read(self, work: Work, mixture: Mixture, tokenizer: Tokenizer, config: ModelConfig) -> Judged:
-        context = context_within(work, self.context, config)
-        return read_preferences(work, mixture, tokenizer, context)
+    def _measured(self, opened: Opened[_Scored], sources: Sequence[PreferenceSource]) -> dict[str, Any]:
+        """Accuracy, calibration and length bias on pairs that nothing was learned from, also by source."""
+        batches = {one.name: self._batches(opened, [one], 1) for one in sources if len(one.pairs)}
+        return accuracy_of_scores(opened.model, opened.data.head, batches, self.precision)
 
     def _batches(
-        self, work: Work, config: ModelConfig, sources: Sequence[PreferenceSource], *, steps: int | None
+        self, opened: Opened[_Scored], sources: Sequence[PreferenceSource], steps: int | None
     ) -> PreferenceBatches:
-        some = [source for source in sources if len(source.pairs)]
-        share = self.share_prompts and prompts_can_be_shared(config)
         return PreferenceBatches(
-            some, batch=self.pairs, seed=work.seed, steps=steps, epochs=self.epochs, share=share
-        )
+            [source for source in sources if len(source.pairs)],
+            batch=self.pairs, seed=opened.work.seed, steps=steps, epochs=self.epochs,
+            share=self.share_prompts and prompts_can_be_shared(opened.config),
+        )  # fmt: skip
 
-    @torch.no_grad()
-    def _measured(
-        self, work: Work, model: Transformer, head: ScalarHead, held_out: Sequence[PreferenceSource]
-    ) -> dict[str, Any]:
-        """Accuracy, calibration and length bias on pairs that nothing was learned from, also by source."""
-        found: dict[str, Any] = {}
-        parts: list[np.ndarray] = []
-        for source in held_out:
-            if not len(source.pairs):
-                continue
-            batches = self._batches(work, model.config, [source], steps=1)
-            rows = [batches.row([(0, number)]) for number in range(len(source.pairs))]
-            scores = []
-            for some in groups_of(rows, PASS_TOKENS):
-                with one_pass(self.precision, model.device):
-                    scores.append(pair_scores(model, head, collate(some, model.device)))
-            chosen, rejected = (torch.cat([one[side] for one in scores]).cpu().numpy() for side in (0, 1))
-            lengths = [
-                np.array([len(one.completions[side].tokens) for one in source.pairs]) for side in (0, 1)
-            ]
-            parts.append(np.stack((chosen, rejected, *lengths)))
-            found[source.name] = pairwise(*parts[-1])
-        if len(found) != 1:
-            everything = pairwise(*np.concatenate(parts, 1)) if parts else {}
-            return {**everything, "by_source": found} if parts else {}
-        return next(iter(found.values()))
 
-    def _rates(self, work: Work, folder: Path, config: ModelConfig) -> LearningRates:
-        return gentle_rates_after(
-            work, self, self.start, folder, config, adamw_at_4096=RATE_AT_4096, muon=MUON_RATE
-        )
+@dataclass
+class _Scored:
+    """The preference pairs, and the head that scores them."""
 
-    def fed(self, work: Work) -> tuple[BatchSource, Tokenizer]:
-        """The batch source and its tokenizer, the same whenever they are made."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
-        config = load_config(folder)
-        judged = self._read(work, self.data, tokenizer, config)
-        return self._batches(work, config, judged.training, steps=self.steps), tokenizer
+    pairs: Preferences
+    head: ScalarHead = field(init=False)

@@ -39,6 +39,7 @@ from trivium.stages.parts.rollout_stage import RolloutStage
 from trivium.stages.parts.rollout_worker import RolloutWorker
 from trivium.stages.parts.rollouts import RolloutBatches
 from trivium.stages.parts.stage import Work
+from trivium.stages.parts.training import Opened
 from trivium.tokens.tokenizer import Tokenizer
 
 
@@ -89,8 +90,7 @@ class Rlvr(RolloutStage):
     }
     version: ClassVar[int] = 2
     # TRL's learning rate for GRPO.
-    adamw_at_4096: ClassVar[float] = 1e-6
-    muon: ClassVar[float] = 0.0006
+    gentle_rates: ClassVar[tuple[float, float] | None] = (1e-6, 0.0006)
 
     held_out_reward: Named | None = None
     """A scorer that is only watched: `held_out_reward` in the log, to see whether the reward is exploited."""
@@ -199,21 +199,20 @@ class Rlvr(RolloutStage):
             controller=KlController(beta) if beta and self.kl.into == "reward" else None,
         )  # fmt: skip
 
-    def objective(self, batches: RolloutBatches) -> PolicyGradient:
+    def objective(self, opened: Opened[list[Prompt]]) -> PolicyGradient:
         """The algorithm with what this stage changes about it."""
         algorithm, clip = ALGORITHMS[self.algorithm], self.clip_ratio
         wished = {"clip_low": clip.low, "clip_high": clip.high, "dual_clip": clip.dual}
         given = {name: value for name, value in wished.items() if value is not None}
         return PolicyGradient(
             algorithm, replace(algorithm.numbers, **given), temperature=self.temperature,
-            filtered=batches.filtered, kl=self.kl.coefficient if self.kl.into == "loss" else 0.0,
+            filtered=opened.batches.filtered, kl=self.kl.coefficient if self.kl.into == "loss" else 0.0,
             estimator=self.kl.estimator, unbiased=self.kl.unbiased, entropy_bonus=self.entropy_bonus,
         )  # fmt: skip
 
-    def run(self, work: Work) -> dict[str, Any]:
-        """Sample, grade and learn to the end, and leave a Hugging Face folder."""
-        summary = super().run(work)
-        return {**summary, "problems": summary["prompts"]}
+    def findings(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
+        """How much was sampled, and how rewards moved."""
+        return {**super().findings(opened), "problems": len(opened.data)}
 
     def outcome(self, work: Work, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
         """How rewards moved."""

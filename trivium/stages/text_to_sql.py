@@ -14,12 +14,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from trivium.data.sources import Document, Reading, Source
+from trivium.data.door import documents
+from trivium.data.settings import Sources
+from trivium.data.sources import Document, Source
 from trivium.grade.sql import Late, SqlScorer, ledger_of, open_read_only, orders_rows
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_text
 from trivium.stages.evaluate import HELD_OUT
-from trivium.stages.parts.documents import Sources, documents, refuse_separator, source_references
+from trivium.stages.parts.documents import refuse_separator, source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
 Told = Literal["none", "short", "full"]
@@ -111,7 +113,7 @@ class TextToSql(Stage):
     ) -> list[Asked]:
         """Every question whose query runs and finds something."""
         found = []
-        for document in documents(work, sources, Reading()):
+        for document in documents(work, sources):
             one = _asked(document)
             why = _trouble(connection, one.sql)
             if why is None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
+from trivium.data.door import documents
+from trivium.data.settings import Sources
 from trivium.data.sources import Reading
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
 from trivium.kit.numbers import Count
-from trivium.stages.parts.documents import Sources, documents, source_references
+from trivium.stages.parts.documents import source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 from trivium.tokens.train import Digits, train_tokenizer

@@ -6,9 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings
-from trivium.model.context_extension import Method
+from trivium.model.config import ModelConfig
+from trivium.model.context_extension import Method, describe_positions, extend_context
+from trivium.model.transformer import Transformer
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "extrapolate": (),
@@ -95,3 +98,32 @@ def _length(value: Any) -> Any:
 ContextSetting = Annotated[
     ContextExtension, BeforeValidator(_length, json_schema_input_type=Lengths | ContextExtension)
 ]
+
+
+def check_reach(stage: str, config: ModelConfig, asked: ContextExtension | None) -> None:
+    """Refuse rows that the positions do not reach, and an extension of what reaches far enough."""
+    method = asked.method if asked is not None else None
+    context = asked.longest if asked is not None else config.reach
+    if method is None and context > config.reach:
+        raise TriviumError(
+            f"{stage}: the model reads {config.reach} tokens at most and `context` is {context}; "
+            "add a `method` that scales its positions, for instance yarn."
+        )
+    if method not in (None, "base", "nope") and context <= config.reach:
+        raise TriviumError(
+            f"{stage}: the model reads {config.reach} tokens already, so `{method}` has nothing to "
+            f"stretch for {context}; leave `method` out or raise `length`."
+        )
+    if asked is not None and asked.options and config.positions != "rope":
+        raise TriviumError(
+            f"{stage}: this model's positions do not turn, so `{next(iter(asked.options))}` "
+            "says nothing about them; leave it out."
+        )
+
+
+def extended(model: Transformer, asked: ContextExtension | None, seed: int) -> tuple[str, str]:
+    """Extend the model's positions where a method is named; what they were and what they are, in words."""
+    if asked is None or asked.method is None:
+        now = describe_positions(model.config)
+        return now, now
+    return extend_context(model, asked.longest, asked.method, seed=seed, **asked.options)

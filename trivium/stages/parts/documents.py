@@ -1,32 +1,17 @@
-"""How stages name data: one place, or a list of places, each with its own way of being read."""
+"""How the settings of a stage name documents to read: the references they make, and what became of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field
-
-from trivium.data.sources import Document, Reading, Source, read_documents
+from trivium.data.settings import Sources
+from trivium.data.sources import Reading, Source
 from trivium.kit.errors import TriviumError
-from trivium.stages.parts.stage import Product, Reference, Work
-
-
-def _listed(value: Any) -> Any:
-    """`./texts` and `{path: ./texts, limit: 10}` are short for lists of one."""
-    places = value if isinstance(value, list) else [value]
-    return [{"path": place} if isinstance(place, str) else place for place in places]
-
-
-Sources = Annotated[
-    list[Source],
-    Field(min_length=1),
-    BeforeValidator(_listed, json_schema_input_type=str | Source | list[str | Source]),
-]
+from trivium.stages.parts.stage import Product, Reference
 
 
 def source_references(
-    setting: str, sources: list[Source], needs: tuple[Product, ...] = ("data", "source")
+    setting: str, sources: Sources, needs: tuple[Product, ...] = ("data", "source")
 ) -> list[Reference]:
     """The references that a setting of this kind makes."""
     return [
@@ -41,17 +26,6 @@ def refuse_separator(setting: str, source: Source) -> None:
         raise TriviumError(
             f"{setting}: {source.path} needs columns, so `separator` changes nothing here; leave it out."
         )
-
-
-def documents(work: Work, sources: list[Source], reading: Reading) -> Iterator[Document]:
-    """Every document of all sources, one source after the other."""
-    for source in sources:
-        yield from read_documents(located(work, source), reading)
-
-
-def located(work: Work, source: Source) -> Source:
-    """The source as it is found from here, whatever folder the recipe lies in."""
-    return source.model_copy(update={"path": str(work.path(source.path))})
 
 
 def summary_of(manifest: dict[str, Any], reading: Reading) -> dict[str, Any]:

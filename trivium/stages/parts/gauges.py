@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.learn.head_loss import token_log_probabilities
 from trivium.learn.validation import groups_of
 from trivium.model.attention import Documents
+from trivium.model.folder import load_model
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
 
 PASS_TOKENS = 4096
+DRIFT_TOKENS = 128
 
 
 def sycophancy_of(model: Transformer, tokenizer: Tokenizer, questions: int) -> dict[str, Any]:
@@ -64,3 +67,19 @@ def drift_from(
         under_parent += [float(part.sum()) for part in logprobs.split(sizes)]
     apart = [sum(answer.logprobs) - other for answer, other in zip(drawn, under_parent, strict=True)]
     return as_json(bootstrap(np.array(apart), seed=seed))
+
+
+def gauges(
+    parent: Path, model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]],
+    questions: int, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """How far a model drifted from its parent on these prompts, and whether it flatters."""
+    found: dict[str, Any] = {}
+    room = model.config.context - max(map(len, prompts), default=0)
+    if prompts and room > 0:
+        before = load_model(parent, dtype=torch.float32, device=model.device)
+        longest = min(DRIFT_TOKENS, room)
+        found["kl"] = drift_from(before, model, tokenizer, prompts, longest=longest, seed=seed)
+    if questions:
+        found["sycophancy"] = sycophancy_of(model, tokenizer, questions)
+    return found

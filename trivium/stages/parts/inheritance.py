@@ -7,28 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trivium.data.ingredients import Ingredient
+from trivium.data.overlap import TokenisedData
+from trivium.data.settings import MixtureSource, mixture_of
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.kit.seals import compared, read_record
-from trivium.stages.parts.mixtures import Portion, TokenisedData
+from trivium.stages.parts.stage import Stage
 
 
 @dataclass(frozen=True)
 class Learnt:
     """The sources a stage trained on: the share each had, and where each lies."""
 
-    mixture: dict[str, Portion]
+    mixture: dict[str, MixtureSource]
     places: dict[str, Path]
 
 
-DOCUMENTS = ("pretrain", "midtrain")
-HANDOVER = "training.json"
-"""What a training stage leaves beside its model."""
+HANDOVER, MOMENTS = "training.json", "moments.safetensors"
+"""What a training stage leaves beside its model: how far it came, and the optimiser state."""
 
 
-def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUMENTS) -> Learnt:
-    """The mixture behind the model in this folder, with the shares it really had."""
+def trains_on(kind: str) -> str | None:
+    """What a kind of stage says that it trains on; None for a kind that is not known here."""
+    return getattr(Stage.kinds.get(kind), "trains_on", None)
+
+
+def learnt_by(stage: str, start: str, model: Path, *, examples: bool = False) -> Learnt:
+    """The mixture behind the model in this folder, with the shares it really had.
+
+    With `examples` it may be one of conversations, and of prompts with completions.
+    """
     home = _made_in(model)
     if home is None:
         raise TriviumError(
@@ -39,14 +49,16 @@ def learnt_by(stage: str, start: str, model: Path, kinds: Sequence[str] = DOCUME
     settings = record["settings"]
     if record["kind"] == "merge":
         # Ingredients of a soup share an ancestor and, but for what they were made to differ in, their data.
-        return learnt_by(stage, settings["of"][0], _product(home, record, settings["of"][0]), kinds)
+        return learnt_by(
+            stage, settings["of"][0], _product(home, record, settings["of"][0]), examples=examples
+        )
     shares = _shares(model, record)
-    if record["kind"] not in kinds or not shares:
+    if trains_on(record["kind"]) not in ("documents", *(["examples"] * examples)) or not shares:
         raise TriviumError(
             f"{stage}: `replay` is a bare share, but {start} is a {record['kind']} stage that left no "
             "mixture behind that can be seen again here; say `replay: {share: 0.3, data: ...}`."
         )
-    known = _written(stage, settings, home, record, kinds)
+    known = _written(stage, settings, home, record, examples)
     mixture = {
         name: known.mixture[name].model_copy(update={"weight": share, "easy_first": None})
         for name, share in shares.items()
@@ -81,17 +93,17 @@ def consumed_by(model: Path) -> dict[str, float]:
 
 
 def _written(
-    stage: str, settings: Mapping[str, Any], home: Path, record: Mapping[str, Any], kinds: Sequence[str]
+    stage: str, settings: Mapping[str, Any], home: Path, record: Mapping[str, Any], examples: bool
 ) -> Learnt:
     """The sources that the stage's own settings name, and those it inherited for its replay."""
     replay = settings.get("replay") or {}
     named = {**settings["data"], **(replay.get("data") or {})}
-    written = {name: Portion.model_validate(portion) for name, portion in named.items()}
-    places = {name: _product(home, record, portion.of or name) for name, portion in written.items()}
-    mixture = {name: portion.model_copy(update={"of": None}) for name, portion in written.items()}
+    written = mixture_of(named)
+    places = {name: _product(home, record, source.path) for name, source in written.items()}
+    mixture = {name: source.model_copy(update={"of": None, "path": name}) for name, source in written.items()}
     if replay and not replay.get("data"):
         start = settings["from"]
-        older = learnt_by(stage, start, _product(home, record, start), kinds)
+        older = learnt_by(stage, start, _product(home, record, start), examples=examples)
         return Learnt({**older.mixture, **mixture}, {**older.places, **places})
     return Learnt(mixture, places)
 
@@ -135,9 +147,9 @@ def kept_model(entry: Path, checkpoint: str) -> Path:
     )
 
 
-def held_out_by(stage: str, models: Mapping[str, Path]) -> tuple[dict[str, Portion], dict[str, Path]]:
+def held_out_by(stage: str, models: Mapping[str, Path]) -> tuple[dict[str, MixtureSource], dict[str, Path]]:
     """What all of these models held out of what each learnt from, and where it lies."""
-    mixture: dict[str, Portion] = {}
+    mixture: dict[str, MixtureSource] = {}
     places: dict[str, Path] = {}
     for start, model in models.items():
         try:
@@ -147,18 +159,18 @@ def held_out_by(stage: str, models: Mapping[str, Path]) -> tuple[dict[str, Porti
                 f"{stage}: nothing is known of the texts that {start} held out; name the text to measure on "
                 "as `data`."
             ) from None
-        for name, portion in learnt.mixture.items():
+        for name, source in learnt.mixture.items():
             if places.setdefault(name, learnt.places[name]) == learnt.places[name]:
                 # What is held out at a small share is held out at a larger one, too.
-                least = min(portion.validation, mixture.get(name, portion).validation)
-                mixture[name] = portion.model_copy(update={"validation": least})
+                least = min(source.validation, mixture.get(name, source).validation)
+                mixture[name] = source.model_copy(update={"validation": least})
     return mixture, places
 
 
-def trained_on(models: Sequence[Path]) -> list[TokenisedData]:
-    """What models and their ancestors learnt from as documents, as far as it is known."""
+def trained_on(models: Sequence[Path], beside: Sequence[Ingredient] = ()) -> list[TokenisedData]:
+    """What models and their ancestors learnt from as documents, as far as it is known, and what is beside."""
     found = {one.shards.folder: one for model in models for one in _trained_on(model)}
-    return list(found.values())
+    return [*found.values(), *(TokenisedData(one.shards) for one in beside)]
 
 
 def _trained_on(model: Path) -> list[TokenisedData]:
@@ -168,9 +180,9 @@ def _trained_on(model: Path) -> list[TokenisedData]:
     record = read_record(home)
     settings, order = record["settings"], [*record["parents"], *record["outside"]]
     named: list[str] = []
-    if record["kind"] in DOCUMENTS:
+    if trains_on(record["kind"]) == "documents":
         mixture = settings["data"] | ((settings.get("replay") or {}).get("data") or {})
-        named = [portion.get("of") or name for name, portion in mixture.items()]
+        named = [source.path for source in mixture_of(mixture).values()]
     found = []
     for name in named:
         number = str(order.index(name))

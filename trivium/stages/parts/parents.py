@@ -1,22 +1,27 @@
-"""What a stage takes over from the model it starts from: learning rates and the optimiser's moments."""
+"""What a stage takes over from the model it starts from, and how an adapter is laid on it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors
+from trivium.kit.files import load_tensors, read_object
 from trivium.kit.seals import compared
 from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
 from trivium.model.config import ModelConfig
+from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.preset import preset
+from trivium.model.quantize import prepare_for, quantise, quantised_as
+from trivium.model.transformer import Transformer
+from trivium.stages.parts.inheritance import HANDOVER, MOMENTS
 from trivium.stages.parts.stage import Work
-from trivium.stages.parts.training import GROUPS, MOMENTS, handed_over
 
-LONGEST = 1024
-"""The default context of what is said and answered, as in TRL, where the model has as much."""
+GROUPS = ("matrices", "embeddings", "head", "scalars")
+ADAPTER_RATE = 10
+"""How much faster an adapter learns than all weights would (Schulman et al. 2025)."""
 
 
 def rates_after(
@@ -79,17 +84,6 @@ def gentle_rates_after(
     return rates_after(work, settings, start, folder, config)
 
 
-def context_within(work: Work, wish: int | None, config: ModelConfig) -> int:
-    """How long rows are: what a person asks for, if the model reads as much."""
-    context = wish or min(LONGEST, config.context)
-    if context > config.context:
-        raise TriviumError(
-            f"{work.stage}: the model reads {config.context} tokens at most, so `context` is not {context}; "
-            "lower it, or stretch the model's positions in a midtrain stage first."
-        )
-    return context
-
-
 def moments_after(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any] | None:
     """The parent's moments where the stage keeps them; what became of those is said once they are laid on."""
     path = folder.parent / MOMENTS
@@ -99,3 +93,43 @@ def moments_after(work: Work, settings: Training, start: str, folder: Path) -> d
     if not path.is_file():
         raise TriviumError(f"{start} left no optimiser state behind; say `optimiser_state: reset`.")
     return load_tensors(compared(path))
+
+
+def handed_over(model_folder: Path) -> dict[str, Any] | None:
+    """What the stage that made a model left beside it: rates at its end, steps, tokens; None from outside."""
+    path = model_folder.parent / HANDOVER
+    return read_object(compared(path)) if path.is_file() else None
+
+
+def adapt(work: Work, settings: Training, model: Transformer) -> None:
+    """Lay the adapter on the model, or prepare it for rounding, if the settings say so."""
+    held = quantised_as(model)
+    if held is not None and settings.adapter is None:
+        raise TriviumError(
+            f"{work.stage}: the model it starts from is rounded to {held}, and no rounded matrix can be "
+            "trained: give an `adapter`, or start from the model that was rounded."
+        )
+    if settings.qat is not None:
+        prepare_for(model, settings.qat)
+    if settings.adapter is None:
+        return
+    if settings.adapter.base != "float":
+        quantise(model, settings.adapter.base)
+    add_adapter(model, settings.adapter, seed=work.seed)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    work.say(f"adapter: {trained:,} of {sum(p.numel() for p in model.parameters()):,} weights are trained")
+
+
+def with_new_rows(adapter: AdapterSettings) -> AdapterSettings:
+    """The adapter's settings where tables have grown: new rows mean nothing until they are learned."""
+    grown = {"embedding", "head"} - set(adapter.train)
+    return adapter.model_copy(update={"train": sorted([*adapter.train, *grown])})
+
+
+def faster_adapter(work: Work, settings: Training, rates: LearningRates) -> LearningRates:
+    """The rates of an adapter, unless a person gave a number."""
+    if settings.learning_rate.start != "preset":
+        return rates
+    matrices, scalars = ADAPTER_RATE * rates.matrices, ADAPTER_RATE * rates.scalars
+    work.change("learning rate of the adapter", "as for all weights", matrices)
+    return replace(rates, matrices=matrices, scalars=scalars)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from trivium.data.door import documents
 from trivium.data.order import round_keys, shuffled
-from trivium.data.sources import Document, read_documents
+from trivium.data.settings import MixtureSource
+from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
-from trivium.stages.parts.mixtures import Portion
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -39,7 +40,7 @@ class Prompt:
 
 def read_prompts(
     work: Work,
-    mixture: Mapping[str, Portion],
+    mixture: Mapping[str, MixtureSource],
     tokenizer: Tokenizer,
     *,
     room: int,
@@ -53,12 +54,12 @@ def read_prompts(
     """
     prompts: list[Prompt] = []
     too_long = too_short = 0
-    for name, portion in mixture.items():
-        if portion.weight is not None:
+    for name, source in mixture.items():
+        if source.weight is not None:
             raise TriviumError(
                 f"{work.stage}: `{name}` has a `weight`, which prompts do not use; take it out."
             )
-        for document in read_documents(portion.source(str(work.path(name)))):
+        for document in documents(work, [source]):
             if next_words is not None:
                 cut = _cut(document, next_words, work.seed)
                 if cut is None:

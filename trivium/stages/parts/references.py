@@ -1,22 +1,28 @@
-"""Log-probabilities under the reference, computed once and kept: a stop costs one part of them at most."""
+"""Preference pairs under a model: log-probabilities of the reference, kept by parts; validation rewards."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from trivium.data.preferences import PROMPT, PreferenceBatches
 from trivium.data.rows import PackedSequence, collate
+from trivium.evals.pairwise import pairwise
+from trivium.evals.results import as_json
+from trivium.evals.statistics import wilson
 from trivium.kit.files import load_tensors, save_tensors
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.processes import barrier, world
-from trivium.learn.objectives.preference import answers_under
+from trivium.learn.objectives.preference import Preference, answers_under
+from trivium.learn.objectives.reward import pair_scores
 from trivium.learn.precision import Precision, one_pass
 from trivium.learn.validation import groups_of
+from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.stage import Work
 
@@ -85,3 +91,46 @@ def clear_references(folder: Path) -> None:
     """Throw the stored numbers away, once the model is whole."""
     if world().leads:
         shutil.rmtree(folder / "reference", ignore_errors=True)
+
+
+@torch.no_grad()
+def measured(
+    model: Transformer, objective: Preference, batches: PreferenceBatches, precision: Precision
+) -> dict[str, Any]:
+    """Rewards on validation pairs, and the share of pairs that the model ranks as people did."""
+    totals: dict[str, tuple[float, float]] = {}
+    for group in groups_of(batches.rows(0), PASS_TOKENS):
+        with one_pass(precision, model.device):
+            rewards = objective.rewards(model, collate(group, model.device))
+        for name, (total, weight) in rewards.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + float(total), before[1] + float(weight))
+    found: dict[str, Any] = {name: total / weight for name, (total, weight) in totals.items() if weight}
+    if "rewards/accuracies" in totals:
+        right, count = totals["rewards/accuracies"]
+        found["rewards/accuracies"] = as_json(wilson(right, int(count)))
+    return found
+
+
+@torch.no_grad()
+def accuracy_of_scores(
+    model: Transformer, head: ScalarHead, sources: Mapping[str, PreferenceBatches], precision: Precision
+) -> dict[str, Any]:
+    """Accuracy, calibration and length bias of a reward model on pairs, of all sources and of each."""
+    found: dict[str, Any] = {}
+    parts: list[np.ndarray] = []
+    for name, batches in sources.items():
+        pairs = batches.sources[0].pairs
+        rows = [batches.row([(0, number)]) for number in range(len(pairs))]
+        scores = []
+        for some in groups_of(rows, PASS_TOKENS):
+            with one_pass(precision, model.device):
+                scores.append(pair_scores(model, head, collate(some, model.device)))
+        chosen, rejected = (torch.cat([one[side] for one in scores]).cpu().numpy() for side in (0, 1))
+        lengths = [np.array([len(one.completions[side].tokens) for one in pairs]) for side in (0, 1)]
+        parts.append(np.stack((chosen, rejected, *lengths)))
+        found[name] = pairwise(*parts[-1])
+    if len(found) != 1:
+        everything = pairwise(*np.concatenate(parts, 1)) if parts else {}
+        return {**everything, "by_source": found} if parts else {}
+    return next(iter(found.values()))

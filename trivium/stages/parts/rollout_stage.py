@@ -5,34 +5,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
+from trivium.data.settings import Mixture
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, ready_scorers
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
-from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import Algorithm
 from trivium.learn.settings import LearningRate
 from trivium.model.branches import prompts_can_be_shared
-from trivium.model.folder import load_config, load_model
-from trivium.model.hub import resolve
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.parts.mixtures import PROMPTS, Mixture, mixture_references
-from trivium.stages.parts.parents import gentle_rates_after, moments_after
+from trivium.stages.parts.mixtures import PROMPTS
 from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.rollout_metrics import write_completions
 from trivium.stages.parts.rollout_worker import EngineWorker, RolloutWorker
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
 from trivium.stages.parts.stage import Reference, Work
-from trivium.stages.parts.training import TrainingStage, adapt, train
+from trivium.stages.parts.training import Opened, TrainingStage
 from trivium.tokens.tokenizer import Tokenizer
 
 DEFAULT_STEPS = 100
@@ -56,9 +50,7 @@ class RolloutStage(TrainingStage):
         "validation": "rollouts are measured as they are made: leave `validation` out, and ask other prompts "
         "in an `evaluate` stage",
     }
-    # AdamW's learning rate for a model of width 4096 (narrower ones bear more in proportion), and Muon's.
-    adamw_at_4096: ClassVar[float]
-    muon: ClassVar[float]
+    unused_in_data: ClassVar[tuple[str, ...]] = PROMPTS
 
     start: str = Field(alias="from")
     """The model to start from, which is also the reference."""
@@ -113,55 +105,39 @@ class RolloutStage(TrainingStage):
 
     def references(self) -> list[Reference]:
         """`from` names the model, `data` its prompts; a reward may be a reward stage or lie in a file."""
-        return [
-            Reference("from", self.start, ("model",)),
-            *mixture_references(self.data, without=PROMPTS),
-            *model_references(self.scorers()),
-            *file_references(self.files()),
-        ]
+        models, files = model_references(self.scorers()), file_references(self.files())
+        return [*super().references(), *models, *files]
 
     def counted(self) -> dict[str, Any]:
         """The text of the files that hold rewards counts as well."""
         return {**super().counted(), "reward_files": reward_files(self.files())}
 
-    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """What can be said before the prompts are read."""
-        parent = inputs.get(self.start)
-        known = {"parameters", "vocabulary", "width"}
-        return {key: parent[key] for key in known & set(parent)} if isinstance(parent, Mapping) else {}
-
     def check_machine(self) -> None:
         """Try the scorers."""
         ready_scorers(self.scorers())
 
-    def run(self, work: Work) -> dict[str, Any]:
-        """Sample, score and learn to the end, and leave a Hugging Face folder."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
-        model = load_model(folder, dtype=torch.float32, device=machine.device())
-        # The engine keeps the model's layers, so an adapter has to lie on them before there is one.
-        adapt(work, self, model)
-        reward = judges_of(self.scorers(), work)
-        room = load_config(folder).context - self.max_new_tokens
+    def read(self, opened: Opened[list[Prompt]]) -> None:
+        """The prompts that leave room for a completion."""
+        room = opened.config.context - self.max_new_tokens
         if room < 1:
             raise TriviumError(
-                f"{work.stage}: the model reads {model.config.context} tokens, which `max_new_tokens: "
-                f"{self.max_new_tokens}` fills; lower it."
+                f"{opened.work.stage}: the model reads {opened.config.context} tokens, which "
+                f"`max_new_tokens: {self.max_new_tokens}` fills; lower it."
             )
-        prompts = self.prompts(work, tokenizer, room)
+        opened.data = self.prompts(opened.work, opened.tokenizer, room)
+
+    def prepare_batches(self, opened: Opened[list[Prompt]]) -> None:
+        """The engine keeps the model's layers, so whatever is laid on them is there by now."""
+        work, model, tokenizer = opened.work, opened.model, opened.tokenizer
         rows = min(self.max_rows, self.prompts_per_step * self.num_generations)
         worker = self.worker(work, Engine(model, tokenizer, max_rows=rows), tokenizer)
-        batches = self.rollouts(work, model, worker, prompts, reward)
-        rates = gentle_rates_after(
-            work, self, self.start, folder, model.config, adamw_at_4096=self.adamw_at_4096, muon=self.muon
-        )
-        summary = train(
-            work, self, model, tokenizer, self.objective(batches), batches, rates,
-            parent_moments=moments_after(work, self, self.start, folder),
-        )  # fmt: skip
-        rollouts = -(-batches.steps // batches.settings.steps_per_rollout)
-        outcome = self.outcome(work, model, tokenizer)
-        return {**summary, "prompts": len(prompts), "rollouts": rollouts, **outcome}
+        opened.batches = self.rollouts(work, model, worker, opened.data, judges_of(self.scorers(), work))
+
+    def findings(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
+        """How much was sampled, and what came of it."""
+        rollouts = -(-opened.batches.steps // opened.batches.settings.steps_per_rollout)
+        outcome = self.outcome(opened.work, opened.model, opened.tokenizer)
+        return {"prompts": len(opened.data), "rollouts": rollouts, **outcome}
 
     def prompts(self, work: Work, tokenizer: Tokenizer, room: int) -> list[Prompt]:
         """All prompts of at most `room` tokens."""
@@ -217,10 +193,6 @@ class RolloutStage(TrainingStage):
             return self.steps or DEFAULT_STEPS
         rollouts = max(1, math.ceil(self.epochs * prompts / self.prompts_per_step))
         return rollouts * self.epochs_per_rollout * self.minibatches
-
-    def objective(self, batches: RolloutBatches) -> PolicyGradient:
-        """The loss."""
-        raise NotImplementedError
 
     def outcome(self, work: Work, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
         """What the summary says besides."""

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 # tokenizer alone, tokenised documents, documents as text; and `source`, data from outside the recipe
 # (files, the hub, `world:`).
 Product = Literal["model", "reward", "tokenizer", "shards", "data", "report", "source"]
+PART = "+"
+
+
+def part_of(stage: str, part: str) -> str:
+    """What a part of a stage is called, which is a stage of its own."""
+    return f"{stage}{PART}{part}"
+
+
 FOLDERS: dict[Product, str] = {"shards": "data", "reward": "model"}
 
 
@@ -106,6 +114,10 @@ class Stage(Settings):
         for kind in get_args(cls.model_fields["kind"].annotation):
             Stage.kinds[kind] = cls
             Stage.formerly_kinds.update(dict.fromkeys(cls.formerly_kind, kind))
+
+    def parts(self, name: str) -> dict[str, Stage]:
+        """The stages that a stage of this name is made of besides itself, by what is added to its name."""
+        return {}
 
     def references(self) -> list[Reference]:
         """The settings that name a parent stage, an outside model or outside data."""

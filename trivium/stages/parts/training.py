@@ -1,57 +1,126 @@
-"""What all training stages do around the one loop: validate, sample, keep, hand over."""
+"""The base of all training stages: parent, data, model, adapter, rates and state, opened in one order."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
+import torch
 from pydantic import model_validator
 
+from trivium.data.door import Door
+from trivium.data.ingredients import Ingredient
+from trivium.data.packed import PackedBatches
+from trivium.data.ramped import RampedBatches
 from trivium.data.rows import PackedSequence
-from trivium.generate.engine import Engine
-from trivium.generate.requests import Request
-from trivium.generate.sampling import Sampling
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_object, save_tensors, whole_folder, write_json
-from trivium.kit.metrics import MetricsLog
-from trivium.kit.processes import barrier, world
-from trivium.kit.seals import compared
-from trivium.learn import schedules
-from trivium.learn.checkpoints import kept_place
-from trivium.learn.objective import BatchSource, Objective
-from trivium.learn.optimisers import Inherited, LearningRates
-from trivium.learn.precision import Precision, resolve_precision
+from trivium.learn.objective import Objective
+from trivium.learn.objectives.next_token import NextToken
+from trivium.learn.optimisers import LearningRates
+from trivium.learn.precision import resolve_precision
 from trivium.learn.settings import UNAFFECTING, Training
-from trivium.learn.trainer import Hooks, Trainer
-from trivium.learn.validation import ValidationLoss, measure
-from trivium.model.adapters import save_adapter
-from trivium.model.folder import save_model
+from trivium.model.config import ModelConfig
+from trivium.model.flops import parameter_count
+from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
-from trivium.model.lora import AdapterSettings, adapter_names, add_adapter, merged
-from trivium.model.quantize import is_prepared, prepare_for, quantise, quantised_as
+from trivium.model.preset import preset
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.inheritance import HANDOVER, consumed_by
-from trivium.stages.parts.stage import Product, Stage, Work
+from trivium.stages.parts.loop import save_model_of, train
+from trivium.stages.parts.mixtures import ROWS, TOKENISED, mixture_references
+from trivium.stages.parts.parents import (
+    adapt,
+    faster_adapter,
+    gentle_rates_after,
+    moments_after,
+    rates_after,
+    with_new_rows,
+)
+from trivium.stages.parts.replay import replay_references
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
-GROUPS = ("matrices", "embeddings", "head", "scalars")
-ADAPTER_RATE = 10
-"""How much faster an adapter learns than all weights would (Schulman et al. 2025)."""
-MOMENTS = "moments.safetensors"
+UNUSED_WITH_PAIRS = {
+    "batch": "a batch is counted in `pairs` here, not in tokens: write `pairs: {value}` in place of it",
+    "tokens": "say how long to train in `steps` or `epochs`, not in tokens",
+    "z_loss": "`z_loss` belongs to next-token prediction; leave it out",
+    "validation": "what a source holds out is measured once, at the end: leave `validation` out, and say the "
+    "share in `data`",
+}
+"""Settings of other trainings that preference stages have no use for."""
+Data = TypeVar("Data")
+ValidationRows = Mapping[str, Sequence[PackedSequence]]
+"""Rows to measure the loss on, by source."""
+LONGEST = 1024
+"""The default context of what is said and answered, as in TRL, where the model has as much."""
+
+
+@dataclass
+class Opened(Generic[Data]):
+    """What a training stage has opened, in this order: a field that comes later is not there yet."""
+
+    work: Work
+    settings: Training
+    """The stage's settings, with what follows from its data and its model filled in."""
+    folder: Path = field(init=False)
+    """The parent's model; a new model has none."""
+    parent_tokenizer: Tokenizer = field(init=False)
+    tokenizer: Tokenizer = field(init=False)
+    """What the model is trained with: the parent's, unless the stage changes it."""
+    data: Data = field(init=False)
+    """Whatever else a kind reads before there is a model."""
+    context: int = field(init=False)
+    """The longest packed sequence, in tokens."""
+    batches: Any = field(init=False)
+    """A batch source; each kind knows which."""
+    model: Transformer = field(init=False)
+    rates: LearningRates = field(init=False)
+    optimiser_state: Mapping[str, Any] | None = None
+    """The parent's, where the stage keeps it."""
+    objective: Objective = field(init=False)
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        return machine.device()
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture of the parent's model."""
+        return load_config(self.folder)
+
+    def context_within(self, wish: int | None) -> int:
+        """How long rows are: what a person asks for, if the model reads as much."""
+        context = wish or min(LONGEST, self.config.context)
+        if context > self.config.context:
+            raise TriviumError(
+                f"{self.work.stage}: the model reads {self.config.context} tokens at most, so `context` is "
+                f"not {context}; lower it, or stretch the model's positions in a midtrain stage first."
+            )
+        return context
 
 
 class TrainingStage(Training, Stage):
-    """The settings of a stage that trains, and which of them decide its result."""
+    """A stage that trains a model; a kind says what it reads, what it changes and what its loss is.
+
+    Left as it is, it goes on from `from` and learns to predict the next token of the documents in `data`.
+    """
 
     produces: ClassVar[Product] = "model"
     parallel: ClassVar[bool] = True
     unaffecting: ClassVar[frozenset[str]] = UNAFFECTING
+    # What it may start from.
+    starts_from: ClassVar[tuple[Product, ...]] = ("model",)
+    # What `data` of this kind holds, where a child may see it again: plain documents, or examples as well.
+    trains_on: ClassVar[Literal["documents", "examples"] | None] = None
+    # What a source in `data` cannot say, as it would change nothing.
+    unused_in_data: ClassVar[tuple[str, ...]] = ()
     # Settings of every training that this kind has no use for, each with what to do instead.
     unused: ClassVar[Mapping[str, str]] = {}
+    # AdamW's rate for a model of width 4096, and Muon's, of a kind that learns more gently than its parent.
+    gentle_rates: ClassVar[tuple[float, float] | None] = None
 
     @model_validator(mode="after")
     def every_setting_is_used(self) -> Self:
@@ -71,236 +140,178 @@ class TrainingStage(Training, Stage):
             "precision": resolve_precision(self.precision, machine.device()),
         }
 
+    @property
+    def parent(self) -> str | None:
+        """The setting `from`, where the kind has it."""
+        return getattr(self, "start", None)
 
-class FedStage(TrainingStage):
-    """A training stage whose batches follow from the number of the step, so that any can be shown."""
+    def references(self) -> list[Reference]:
+        """`from` names the model to go on from; `data`, and that of `replay`, what to learn from."""
+        found = [] if self.parent is None else [Reference("from", self.parent, self.starts_from)]
+        by_length = self.trains_on == "documents"
+        data = getattr(self, "data", {})
+        needs = TOKENISED if self.trains_on is not None else ROWS
+        found += mixture_references(data, needs=needs, by_length=by_length, without=self.unused_in_data)
+        return found + replay_references(getattr(self, "replay", None), by_length=by_length)
 
-    def fed(self, work: Work) -> tuple[BatchSource, Tokenizer]:
-        """The batch source of the training, and the tokenizer that reads its rows."""
-        raise NotImplementedError
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """What can be said before the data is read: the model's size, and what a given length costs."""
+        parent = inputs.get(self.parent or "")
+        numbers: dict[str, Any] = {}
+        cost = None
+        if isinstance(parent, Mapping):
+            numbers = {key: parent[key] for key in ("parameters", "vocabulary") if key in parent}
+            cost = 6.0 * numbers["parameters"] if "parameters" in numbers else None
+        elif parent is not None and (parent / "config.json").is_file():
+            config = load_config(parent)
+            numbers = {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
+            cost = self.flops_per_token(config)
+        tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
+        if tokens is not None:
+            numbers["tokens"] = tokens
+            if cost is not None:
+                numbers["flops"] = cost * tokens
+        return numbers
+
+    def flops_per_token(self, config: ModelConfig) -> float:
+        """What a token costs to learn; of short documents, attention costs next to nothing."""
+        return 6.0 * parameter_count(config)
+
+    # What a kind says, in the order in which it is asked.
+
+    def read(self, opened: Opened[Any]) -> None:
+        """Read the data: set `tokenizer`, `data` and `context`, and `batches` where they need no model."""
+        wish = getattr(self, "context", None)
+        context = opened.config.reach if wish is None else opened.context_within(wish)
+        door = Door(opened.work, opened.tokenizer)
+        self.pack(opened, door.ingredients(self.data), [context])  # type: ignore[attr-defined]
+
+    def load(self, opened: Opened[Any]) -> Transformer:
+        """The model as the parent left it, in float32."""
+        return load_model(opened.folder, dtype=torch.float32, device=machine.device())
+
+    def change(self, opened: Opened[Any]) -> None:
+        """Change the model before it is trained: grow its vocabulary, extend its context."""
+
+    def keep_parent(self, opened: Opened[Any]) -> None:
+        """Keep what is needed of the model before an adapter or rounding is laid on it."""
+
+    def prepare_batches(self, opened: Opened[Any]) -> None:
+        """Set `batches` where they need the model, as rollouts do."""
+
+    def learning_rates(self, opened: Opened[Any]) -> LearningRates:
+        """The parent's rates, or gentle ones, or what a person gave."""
+        assert self.parent is not None, "a kind without a parent has rates of its own"
+        named = (opened.work, opened.settings, self.parent, opened.folder, opened.model.config)
+        if self.gentle_rates is None:
+            return rates_after(*named)
+        return gentle_rates_after(*named, adamw_at_4096=self.gentle_rates[0], muon=self.gentle_rates[1])
+
+    def validation_rows(self, opened: Opened[Any]) -> ValidationRows:
+        """The rows whose loss is measured during the training, by source."""
+        if self.trains_on != "documents":
+            return {}
+        data = getattr(self, "data", {})
+        return Door(opened.work, opened.tokenizer).validation_rows(
+            data, opened.context, self.validation.tokens
+        )
+
+    def objective(self, opened: Opened[Any]) -> Objective:
+        """What is learned."""
+        return NextToken(sources=tuple(opened.batches.names), z_loss=self.z_loss)
+
+    def save(self, opened: Opened[Any], folder: Path) -> None:
+        """Write the product into a folder."""
+        save_model_of(opened.work, opened.settings, opened.model, opened.tokenizer, folder)
+
+    def findings(self, opened: Opened[Any]) -> dict[str, Any]:
+        """What stands in the summary besides the training's own numbers."""
+        return {"data": opened.batches.report()} if hasattr(opened.batches, "report") else {}
+
+    # What is the same for all kinds.
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Open everything in its order, train to the end, and leave a model's folder."""
+        opened = self._read(work)
+        opened.model = self.load(opened)
+        tables = _tables(opened.model)
+        self.change(opened)
+        if self.adapter is not None and _tables(opened.model) != tables:
+            update = {"adapter": with_new_rows(self.adapter)}
+            opened.settings = opened.settings.model_copy(update=update)
+        self.keep_parent(opened)
+        adapt(work, opened.settings, opened.model)
+        self.prepare_batches(opened)
+        rates = self.learning_rates(opened)
+        opened.rates = rates if self.adapter is None else faster_adapter(work, opened.settings, rates)
+        if self.parent is not None:
+            opened.optimiser_state = moments_after(work, self, self.parent, opened.folder)
+        opened.objective = self.objective(opened)
+        summary = train(
+            opened.work, opened.settings, opened.model, opened.tokenizer, opened.objective, opened.batches,
+            opened.rates, parent=self.parent, validation=self.validation_rows(opened),
+            optimiser_state=opened.optimiser_state, save=lambda folder: self.save(opened, folder),
+        )  # fmt: skip
+        return {**summary, **self.findings(opened)}
+
+    def _read(self, work: Work) -> Opened[Any]:
+        """The parent's tokenizer and the data, the same whenever they are opened."""
+        opened: Opened[Any] = Opened(work, self)
+        if self.parent is not None:
+            opened.folder = resolve(str(work.path(self.parent)))
+            opened.parent_tokenizer = opened.tokenizer = Tokenizer.load(opened.folder)
+        self.read(opened)
+        return opened
+
+    def pack(
+        self,
+        opened: Opened[Any],
+        ingredients: Sequence[Ingredient],
+        contexts: Sequence[int],
+        *,
+        batch: int | None = None,
+        lasting: Mapping[str, float] | None = None,
+    ) -> None:
+        """Set `context` and `batches`: the ingredients, packed into rows of one length after the other.
+
+        `batch` is the size in tokens, else what was said or suits; `lasting` how long, if nobody said.
+        """
+        opened.context = max(contexts)
+        if batch is None:
+            config = opened.config
+            suited = preset(config.layers, config.vocabulary, opened.context, width=config.width)
+            batch = max(self.batch or suited.values["batch_tokens"], opened.context)
+        opened.settings = opened.settings.model_copy(update={"batch": batch})
+        said = {"tokens": self.tokens, "steps": self.steps, "epochs": self.epochs}
+        if lasting is not None and not any(said.values()):
+            said |= lasting
+        shared: dict[str, Any] = {"batch_tokens": batch, "seed": opened.work.seed, **said}
+        opened.batches = (
+            PackedBatches(ingredients, context=contexts[0], **shared)
+            if len(contexts) == 1
+            else RampedBatches(ingredients, contexts=contexts, **shared)
+        )
 
     def batch_of(self, work: Work, step: int) -> tuple[list[PackedSequence], Tokenizer]:
         """The packed rows of an optimiser step, counted from 1 as in the log, and what reads them."""
-        batches, tokenizer = self.fed(work)
-        return rows_of(work, batches, step), tokenizer
+        if type(self).prepare_batches is not TrainingStage.prepare_batches:
+            return super().batch_of(work, step)
+        opened = self._read(work)
+        if not 1 <= step <= opened.batches.steps:
+            raise TriviumError(
+                f"{work.stage} has the steps 1 to {opened.batches.steps}; {step} is none of them."
+            )
+        return opened.batches.rows(step - 1), opened.tokenizer
 
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The documents an optimiser step learns from, counted from 1 as in the log."""
+        if type(self).prepare_batches is not TrainingStage.prepare_batches:
+            return super().documents_of(work, step)
         rows, _ = self.batch_of(work, step)
-        return documents_in(rows)
+        return list(dict.fromkeys(identity for row in rows for identity in row.ids))
 
 
-def rows_of(work: Work, batches: BatchSource, step: int) -> list[PackedSequence]:
-    """The rows of an optimiser step, counted from 1 as in the log."""
-    if not 1 <= step <= batches.steps:
-        raise TriviumError(f"{work.stage} has the steps 1 to {batches.steps}; {step} is none of them.")
-    return batches.rows(step - 1)
-
-
-def documents_in(rows: Sequence[PackedSequence]) -> list[str]:
-    """The ids of the documents in these rows, each once."""
-    return list(dict.fromkeys(identity for row in rows for identity in row.ids))
-
-
-def train(
-    work: Work,
-    settings: Training,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    objective: Objective,
-    batches: BatchSource,
-    rates: LearningRates,
-    *,
-    validation: Mapping[str, Sequence[PackedSequence]] | None = None,
-    parent_moments: Mapping[str, Any] | None = None,
-    consumed: Callable[[int], Mapping[str, float]] | None = None,
-    shares: Callable[[int], Mapping[str, float]] | None = None,
-    write: Callable[[Path], None] | None = None,
-) -> dict[str, Any]:
-    """Train to the end, write the model folder and what a later stage takes over; returns the summary.
-
-    `write` fills the folder where the product is something else than a language model; `consumed` tells how
-    many passes over each source are behind a step, and `shares` what part of all that was learnt each had.
-    """
-    start = getattr(settings, "start", None)
-    older = {} if start is None else consumed_by(work.path(start))
-
-    def left() -> dict[str, Any]:
-        passes = older if consumed is None else {**older, **consumed(trainer.step)}
-        own = {} if shares is None else {"shares": shares(trainer.step)}
-        return {**_handover(trainer), "consumed": passes, **own}
-
-    def save(folder: Path) -> None:
-        if write is None:
-            _save(folder, model, tokenizer, settings, work)
-        else:
-            write(folder)
-
-    def keep(step: int, tokens: int) -> None:
-        if world().leads:
-            places = [kept_place(place) for place in settings.checkpoint.at]
-            at = [[unit, goal] for unit, goal in places if goal <= (step if unit == "step" else tokens)]
-            with whole_folder(work.folder / "kept" / f"step-{step:09d}") as folder:
-                save(folder / "model")
-                save_tensors(folder / MOMENTS, trainer.optimiser.state())
-                write_json(folder / HANDOVER, left())
-                write_json(folder / "kept.json", {"step": step, "tokens": tokens, "at": at})
-            work.say(f"kept the model after step {step}")
-
-    def sample(step: int) -> None:
-        if world().leads:
-            _sample(work, settings, model, tokenizer, step)
-
-    adapt(work, settings, model)
-    if settings.adapter is not None and settings.learning_rate.start == "preset":
-        matrices, scalars = ADAPTER_RATE * rates.matrices, ADAPTER_RATE * rates.scalars
-        rates = replace(rates, matrices=matrices, scalars=scalars)
-        work.change("learning rate of the adapter", "as for all weights", rates.matrices)
-    validation = validation or {}
-    hooks = Hooks(
-        validate=(lambda: _validated(model, validation, settings.precision)) if validation else None,
-        sample=sample if settings.samples.prompts else None,
-        keep=keep,
-    )
-    trainer = Trainer(
-        model=model,
-        objective=objective,
-        batches=batches,
-        settings=settings,
-        rates=rates,
-        folder=work.folder,
-        log=work.log,
-        progress=work.progress,
-        seed=work.seed,
-        hooks=hooks,
-        parent_moments=parent_moments,
-    )
-    if trainer.inherited is not None:
-        _say_moments(work, trainer.inherited)
-    summary = trainer.run()
-    if world().leads:
-        with whole_folder(work.output("model")) as folder:
-            save(folder)
-        save_tensors(work.folder / MOMENTS, trainer.optimiser.state())
-        write_json(work.folder / HANDOVER, left())
-    barrier()
-    return summary
-
-
-def _say_moments(work: Work, inherited: Inherited) -> None:
-    """Say which of the parent's moments were taken over; to keep none of them is a mistake."""
-    kept, grown, fresh = inherited.kept, inherited.grown, inherited.fresh
-    if not kept and not grown:
-        raise TriviumError(
-            f"{work.stage}: none of the parent's moments fit the {len(fresh)} parameters that are trained "
-            "here; say `optimiser_state: reset`."
-        )
-    after = "the parent's"
-    if grown or fresh:
-        after += f" for {len(kept) + len(grown)} of {len(kept) + len(grown) + len(fresh)} parameters"
-    if grown:
-        after += f", zero for the new rows of {', '.join(grown)}"
-    if fresh:
-        named = ", ".join(fresh[:2]) + (f" and {len(fresh) - 2} more" if len(fresh) > 2 else "")
-        after += f", zero for {named}"
-    work.change("optimiser moments", "the parent's", after)
-
-
-def handed_over(model_folder: Path) -> dict[str, Any] | None:
-    """What the stage that made a model left beside it: rates at its end, steps, tokens; None from outside."""
-    path = model_folder.parent / HANDOVER
-    return read_object(compared(path)) if path.is_file() else None
-
-
-def adapt(work: Work, settings: Training, model: Transformer) -> None:
-    """Lay the adapter on the model, or make it feel rounding, if the settings say so and nobody has yet.
-
-    `train` does it; a stage that makes an engine before it trains does it first.
-    """
-    held = quantised_as(model)
-    if held is not None and settings.adapter is None:
-        raise TriviumError(
-            f"{work.stage}: the model it starts from is rounded to {held}, and no rounded matrix can be "
-            "trained: give an `adapter`, or start from the model that was rounded."
-        )
-    if settings.qat is not None and not is_prepared(model):
-        prepare_for(model, settings.qat)
-    if settings.adapter is None or adapter_names(model):
-        return
-    if settings.adapter.base != "float":
-        quantise(model, settings.adapter.base)
-    add_adapter(model, settings.adapter, seed=work.seed)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    work.say(f"adapter: {trained:,} of {sum(p.numel() for p in model.parameters()):,} weights are trained")
-
-
-def with_new_rows(adapter: AdapterSettings) -> AdapterSettings:
-    """The adapter's settings where tables have grown: new rows mean nothing until they are learned."""
-    grown = {"embedding", "head"} - set(adapter.train)
-    return adapter.model_copy(update={"train": sorted([*adapter.train, *grown])})
-
-
-def _save(folder: Path, model: Transformer, tokenizer: Tokenizer, settings: Training, work: Work) -> None:
-    stops = sorted(tokenizer.stop_ids)
-    generation = {"eos_token_id": stops, "pad_token_id": tokenizer.pad_id}
-    if settings.adapter is None:
-        save_model(model, folder, generation=generation)
-    else:
-        with merged(model):
-            save_model(model, folder, generation=generation, weights=settings.adapter.save != "adapter")
-        if settings.adapter.save != "merged":
-            save_adapter(model, folder / "adapter", base=_base(work.path(_start(settings))))
-    tokenizer.save(folder)
-
-
-def _base(place: Path) -> str:
-    """How an adapter names its base, from whatever folder it is asked for: an id of the hub stays one."""
-    return str(resolve(place).absolute()) if place.exists() else str(place)
-
-
-def _start(settings: Training) -> str:
-    """The model an adapter lies on."""
-    start = getattr(settings, "start", None)
-    assert isinstance(start, str), "a new model is refused an adapter before it is made"
-    return start
-
-
-def _handover(trainer: Trainer) -> dict[str, Any]:
-    """What the next stage may take over: the rates it would go on with, and how far training came."""
-    settings, steps = trainer.settings.learning_rate, trainer.batches.steps
-    # Not the last step's: a schedule that falls to nothing takes its last step at a rate above it.
-    last = schedules.factor(settings, trainer.step, steps)
-    peak = {group: trainer.rates.of(group) for group in GROUPS}
-    return {
-        "step": trainer.step,
-        "tokens": trainer.tokens,
-        "learning_rates": {group: rate * last for group, rate in peak.items()},
-        "peak_learning_rates": peak,
-        "weight_decay": trainer.rates.weight_decay,
-        "optimiser": trainer.settings.optimiser,
-    }
-
-
-def _validated(
-    model: Transformer, validation: Mapping[str, Sequence[PackedSequence]], precision: Precision
-) -> dict[str, ValidationLoss]:
-    """The loss on what is held out, of every source and of all together."""
-    found = {name: measure(model, rows, precision=precision) for name, rows in validation.items()}
-    if len(found) == 1:
-        return {"": next(iter(found.values()))}
-    tokens = sum(one.tokens for one in found.values())
-    bits = sum(one.loss * one.tokens for one in found.values()) / math.log(2)
-    size = sum(one.loss * one.tokens / math.log(2) / one.bits_per_byte for one in found.values())
-    return {"": ValidationLoss(bits * math.log(2) / tokens, bits / size, tokens), **found}
-
-
-def _sample(work: Work, settings: Training, model: Transformer, tokenizer: Tokenizer, step: int) -> None:
-    """Let the model go on from every prompt, for a person to read."""
-    wishes = settings.samples
-    sampling = Sampling(temperature=0.8, max_new_tokens=wishes.max_new_tokens, seed=work.seed)
-    requests = [Request(tokenizer.encode(prompt), sampling) for prompt in wishes.prompts]
-    log = MetricsLog(work.folder / "samples.jsonl")
-    log.rewind(step - 1)
-    for prompt, (one,) in zip(wishes.prompts, Engine(model, tokenizer).generate(requests), strict=True):
-        log.write({"step": step, "prompt": prompt, "text": one.text})
-        work.say(f"step {step}: {prompt}{one.text!r}")
+def _tables(model: Transformer) -> tuple[int, int]:
+    """How many rows the tables of tokens and of positions have."""
+    places = model.position_embedding
+    return model.config.vocabulary, 0 if places is None else places.num_embeddings

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trivium.data.mixture import weight_at
-from trivium.data.packed import Ingredient, PackedBatches
+from trivium.data.batches import PlannedBatches
+from trivium.data.ingredients import Ingredient, part_of, weighted
+from trivium.data.packed import PackedBatches
 from trivium.data.rows import PackedSequence
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-Knots = tuple[tuple[float, float], ...]
-
-
-def part_of(knots: Knots, first: float, last: float) -> Knots:
-    """What a weight does between two places of the stage, as a stage of its own."""
-    inside = [((place - first) / (last - first), weight) for place, weight in knots if first < place < last]
-    begin, end = weight_at(knots, first, after=True), weight_at(knots, last, after=False)
-    return ((0.0, begin), *inside, (1.0, end))
-
-
-class RampedBatches:
+class RampedBatches(PlannedBatches):
     """Global batches as a pure function of the step, whose rows grow through the given lengths."""
 
     def __init__(
@@ -45,11 +34,13 @@ class RampedBatches:
                 f"context: {count} lengths need a step each, and the stage has {steps}; raise `steps`."
             )
         self.parts: list[PackedBatches] = []
-        seen = [one.seen for one in ingredients]
+        # Weights tie the parts together, so sources without one count by their tokens.
+        self.ingredients = weighted(ingredients)
+        seen = [one.seen for one in self.ingredients]
         for number, context in enumerate(contexts):
             now = []
-            for one, passes in zip(ingredients, seen):
-                assert one.weights is not None, "weights are what ties the parts together"
+            for one, passes in zip(self.ingredients, seen):
+                assert one.weights is not None, "every source has a weight"
                 knots = part_of(one.weights, number / count, (number + 1) / count)
                 # Every length packs other rows; the part of a pass that is done carries over.
                 now.append(replace(one, weights=knots, seen=passes))
@@ -85,21 +76,9 @@ class RampedBatches:
             step -= part.steps
         raise AssertionError("the stage has no such step")
 
-    def metrics(self, step: int) -> Mapping[str, float]:
-        """Nothing to log besides what the objective measures."""
-        return {}
-
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All there is to remember: which plans these are."""
-        return {"plans": [part.plan.hash for part in self.parts]}, {}
-
-    def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Refuse to go on with another order than the one the run began with."""
-        if json != self.state()[0]:
-            raise TriviumError(
-                "The data, the mixture or the seed has changed since this run began, so it cannot go on; "
-                "undo the change or start the stage again."
-            )
+    def order(self) -> Mapping[str, Any]:
+        """Which plans these are."""
+        return {"plans": [part.plan.hash for part in self.parts]}
 
     def consumed(self, step: int) -> dict[str, float]:
         """The passes over every source after `step` steps, by its origin, with those of earlier stages."""

@@ -1,0 +1,52 @@
+"""What keeps a training stage readable: few imports, short functions, one base that opens everything."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+from tests.imports import Imports
+from trivium.stages import kinds
+from trivium.stages.parts.training import TrainingStage
+
+MOST_IMPORTS, LONGEST_FUNCTION = 15, 80
+# Reinforcement learning builds an engine, graders and environments besides; these may only fall.
+MORE_IMPORTS = {"rlvr": 20, "ppo": 22}
+TRAINING = {
+    name: kind
+    for name, kind in kinds().items()
+    if issubclass(kind, TrainingStage) and kind.__module__.startswith("trivium.")
+}
+
+
+@pytest.fixture(scope="module")
+def imports() -> Imports:
+    return Imports()
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_training_stage_imports_few_modules(imports: Imports, name: str) -> None:
+    module = TRAINING[name].__module__
+    used = {one for one in imports.edges[module] if one.startswith("trivium.")}
+    assert len(used) <= MORE_IMPORTS.get(name, MOST_IMPORTS), f"{module} imports {sorted(used)}"
+
+
+def test_only_the_base_opens_what_a_training_stage_trains() -> None:
+    own = {name for name, kind in TRAINING.items() if "run" in vars(kind) or "batch_of" in vars(kind)}
+    assert not own, f"{own} open their parent, model or batches in an order of their own"
+    assert {"pretrain", "midtrain", "sft", "preference", "reward", "rlvr", "ppo"} <= TRAINING.keys()
+
+
+@pytest.mark.parametrize("folder", ["trivium/stages", "trivium/data"])
+def test_functions_can_be_read_at_once(folder: str) -> None:
+    root = Path(inspect.getfile(TrainingStage)).parents[3]
+    long = [
+        f"{path.name}: {node.name}"
+        for path in sorted((root / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= LONGEST_FUNCTION
+    ]
+    assert not long

@@ -1,0 +1,29 @@
+"""One rule for what is held out: a hash below the share, so that copies never straddle the border."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+
+from trivium.data.sources import Document
+
+
+def text_hash(document: Document) -> bytes:
+    """Sixteen bytes that equal documents share, wherever they come from."""
+    content = document.text
+    if content is None:
+        said = document.fields.get("messages", document.fields)
+        content = json.dumps(said, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+
+def in_validation(digest: bytes, share: float) -> bool:
+    """Whether what has this hash is held out, where `share` of all is."""
+    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+
+
+def prompt_hash(prompt: np.ndarray) -> bytes:
+    """Eight bytes that all pairs with the same prompt, token ids [tokens], share."""
+    return hashlib.blake2b(np.ascontiguousarray(prompt, dtype="<i8").tobytes(), digest_size=8).digest()
