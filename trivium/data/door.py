@@ -41,8 +41,7 @@ class Place(Protocol):
 
 def located(work: Place, source: Source) -> Source:
     """The source as it is found from here: what a stage of data made, or a place outside the recipe."""
-    said = source.model_dump(include=set(Source.model_fields))
-    return Source.model_validate({**said, "path": str(work.inputs[source.path])})
+    return source.at(str(work.inputs[source.path]))
 
 
 def documents(work: Place, sources: Iterable[Source], reading: Reading | None = None) -> Iterator[Document]:

@@ -1,5 +1,7 @@
 """Where documents come from: files of every usual kind, data sets on disk and on the hub, and the world."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator
@@ -38,6 +40,10 @@ class Source(Settings):
     """What separates documents in a plain text file."""
     on_bad: Literal["stop", "skip"] = "stop"
     """Whether a line that cannot be read stops the stage or is skipped and counted."""
+
+    def at(self, path: str) -> Source:
+        """The source alone, read in the same way from this place."""
+        return Source(**{**self.model_dump(include=set(Source.model_fields)), "path": path})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from trivium.model.hub import resolve
 from trivium.pipeline.looking import Looked, look
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
-from trivium.stages.parts.inheritance import DOCUMENTS
+from trivium.stages.parts.inheritance import trains_on
 from trivium.stages.parts.stage import Reference, Stage
 
 TEXTS = ("corpus", "pretrain", "midtrain", "anneals", "merge", "quantize")
@@ -240,7 +240,7 @@ def _check_merge(going: Run, name: str) -> None:
             known = found is not None and (found / "stage.yaml").is_file()
         else:
             kind = going.nodes[parent.stage].stage.kind
-            known = kind in (*DOCUMENTS, "merge")
+            known = kind == "merge" or trains_on(kind) == "documents"
         if not known:
             raise TriviumError(
                 f"{name}: nothing is known of the texts that {written} held out; name the text to measure on "

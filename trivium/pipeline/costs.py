@@ -11,6 +11,7 @@ import numpy as np
 
 from trivium.data.mixture import weights_over
 from trivium.data.packing import pack
+from trivium.data.settings import MixtureSource
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
@@ -22,9 +23,8 @@ from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import lengths
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
-from trivium.stages.parts.mixtures import Portion
-from trivium.stages.parts.parents import LONGEST
 from trivium.stages.parts.stage import Stage
+from trivium.stages.parts.training import LONGEST
 from trivium.stages.sft import ROWS_PER_BATCH
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -95,8 +95,8 @@ def amounts(
     tokenizer = tokenizer_of(going, name)
     mixture = _mixture(node.stage)
     for written in mixture or checked.sources.get(name, {}):
-        portion = mixture.get(written)
-        source = portion.of or written if portion is not None else written
+        said = mixture.get(written)
+        source = said.path if said is not None else written
         if source in node.parents:
             made = derived[node.parents[source].stage]
             if "tokens to learn" in made:
@@ -106,7 +106,7 @@ def amounts(
         if looked is None or not looked.documents:
             continue
         sizes = lengths(looked, tokenizer, vocabulary)
-        share = portion.validation if portion is not None else 0.0
+        share = said.validation if said is not None else 0.0
         if node.stage.kind == "corpus":
             share = float(getattr(node.stage, "validation", 0.0))
         left = looked.documents - (looked.held_out(share) or 0)
@@ -114,9 +114,9 @@ def amounts(
     return found
 
 
-def _mixture(stage: Stage) -> dict[str, Portion]:
+def _mixture(stage: Stage) -> dict[str, MixtureSource]:
     data = getattr(stage, "data", None)
-    if isinstance(data, dict) and all(isinstance(one, Portion) for one in data.values()):
+    if isinstance(data, dict) and all(isinstance(one, MixtureSource) for one in data.values()):
         return data
     return {}
 
@@ -209,8 +209,8 @@ def check_repeats(name: str, stage: Any, epochs: Mapping[str, float]) -> None:
     if getattr(stage, "epochs", None) is not None:
         return
     for source, passes in epochs.items():
-        portion = _mixture(stage).get(source)
-        most = portion.max_repeats if portion is not None and portion.max_repeats else None
+        said = _mixture(stage).get(source)
+        most = said.max_repeats if said is not None and said.max_repeats else None
         if most is not None and passes > most * 1.1:
             raise TriviumError(
                 f"{name}: {source} would be repeated {passes:,.0f} times, more than its "

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from trivium.data.door import Door
 from trivium.data.settings import Mixture
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings
@@ -111,7 +110,7 @@ class Pretrain(TrainingStage):
         for name in ("parameters", "width", "layers", "heads", "token_budget", "batch_tokens"):
             work.change(name, "preset", derived.values[name])
         extra = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.pad_id}
-        return new_model(derived.config.changed(extra=extra), seed=work.seed, device=machine.device())
+        return new_model(derived.config.changed(extra=extra), seed=work.seed, device=opened.device)
 
     def findings(self, opened: Opened[Preset]) -> dict[str, Any]:
         """The size of the model, and what became of the data."""

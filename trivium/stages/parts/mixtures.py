@@ -48,7 +48,12 @@ def mixture_references(
         if source.of is not None and "." in name:
             raise TriviumError(f"{setting}: `{name}` has an `of`; give it a name without a dot.")
     return [
-        Reference(setting if source.of is None else f"{setting}.{name}.of", source.path, needs, source)
+        Reference(
+            setting if source.of is None else f"{setting}.{name}.of",
+            source.path,
+            needs,
+            source.at(source.path),
+        )
         for name, source in mixture.items()
     ]
 
