@@ -18,9 +18,8 @@ from trivium.pipeline import show
 from trivium.pipeline.plan import plan
 from trivium.pipeline.show import documents
 from trivium.pipeline.store import Entry
-from trivium.stages.parts.parents import rates_after
+from trivium.stages.parts.parents import GROUPS, rates_after
 from trivium.stages.parts.stage import Stage
-from trivium.stages.parts.parents import GROUPS
 
 BASE = RECIPE[: RECIPE.index("  fork:")]
 MORE = """\

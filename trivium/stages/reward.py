@@ -87,6 +87,11 @@ class Reward(TrainingStage):
         tested = mixture_references(self.test or {}, "test", needs=ROWS, without=(*PAIRS, *PROMPTS))
         return [*super().references(), *tested]
 
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """What can be said before the pairs are read; a model in a folder loses its language head first."""
+        known = inputs.get(self.start)
+        return super().plan(inputs) if isinstance(known, Mapping) else {}
+
     def read(self, opened: Opened[_Scored]) -> None:
         """The preference pairs of every source, as batches of pairs."""
         opened.context = opened.context_within(self.context)
