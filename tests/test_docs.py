@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from trivium.learn.objectives.policy_losses import ALGORITHMS, PPO_ALGORITHMS
 from trivium.recipe.read import _load
 from trivium.recipe.reference import reference
 from trivium.stages import is_in_a_file, kinds
@@ -47,6 +48,16 @@ def test_every_kind_is_documented():
     listed = set(re.findall(r"^\| `(\w+)` \|", table, re.M))
     # Other tests bring toy stages of their own.
     assert listed == {name for name, kind in kinds().items() if kind.__module__.startswith("trivium.")}
+
+
+def test_every_algorithm_is_documented():
+    table = (DOCS / "reinforcement.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w+]+)`", table, re.M)) == {
+        "algorithm",
+        "estimator",
+        *ALGORITHMS,
+        *PPO_ALGORITHMS,
+    }
 
 
 def test_the_pages_that_are_linked_exist():

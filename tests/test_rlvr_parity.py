@@ -89,7 +89,7 @@ def padded(feed: RolloutBatches) -> dict[str, torch.Tensor]:
             answer = row.tokens[end - length : end]
             count = length - (1 if row.facts["back"][index] else len(prompt))
             columns = {name: column[piece][-count:] for name, column in row.columns.items()}
-            learned = row.weights[piece][-count:]
+            learned = row.weights[piece][-count:] > 0
             assert kept.size
             found.append((prompt, answer[-count:], learned, columns))
     longest, head = max(len(one[1]) for one in found), max(len(one[0]) for one in found)
