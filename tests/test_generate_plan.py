@@ -7,6 +7,7 @@ from trivium.generate.attention import DecodeContext, Piece, PrefillContext
 from trivium.generate.exactness import BIT_EXACT, Exactness
 from trivium.generate.forward import FusedForward, covers
 from trivium.generate.kv_cache import Cache, Shape
+from trivium.generate.packed import packs
 from trivium.generate.sequence import Sequence
 from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig, ModelConfig
@@ -139,7 +140,8 @@ def test_what_a_plan_does_not_cover_is_said():
 
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_rounded_matrices_are_multiplied_out(scheme):
+def test_matrices_that_no_kernel_packs_are_multiplied_out(scheme, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     model = model_of(inner_width=64)
     text = torch.randint(61, (30,)).tolist()
     before = model(torch.tensor(text), Documents([30]))
@@ -149,6 +151,45 @@ def test_rounded_matrices_are_multiplied_out(scheme):
     (found,) = read_and_step(model, FusedForward(model).forward, [text])
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
     assert (found - before).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["plain", "grouped", "biased", "gpt2", "gemma"])
+def test_packed_matrices_are_the_quantised_ones(kind, scheme):
+    """A product has the rows' rounding to bfloat16 and nothing else; each row is the same among others."""
+    model = model_of(**KINDS[kind] | {"inner_width": 64})
+    quantise(model, scheme)
+    if not packs(model):
+        pytest.fail("this processor has AVX2 or better")
+    layer = FusedForward(model).layers[1]
+    attention, inner = model.layers[1].attention, model.layers[1].mlp
+    rows = torch.randn(9, 32)
+    for packed, linear in ((layer.output, attention.output), (layer.exit, inner.down)):
+        mine = torch.randn(9, linear.in_features)
+        expected = mine.bfloat16().float() @ linear.weight.dequantize().t()
+        found = packed.product(mine)
+        torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.01)
+        assert torch.equal(torch.cat([packed.product(row[None]) for row in mine]), found)
+    up = layer.entry.product(rows)[:, -64:].float()
+    expected = rows.bfloat16().float() @ inner.up.weight.dequantize().t()
+    expected = expected if inner.up.bias is None else expected + inner.up.bias
+    torch.testing.assert_close(up, expected, atol=0.02, rtol=0.01)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["plain", "grouped", "biased", "gpt2", "gemma", "head-norm"])
+def test_a_packed_model_computes_what_its_modules_do(kind, scheme):
+    model = model_of(**KINDS[kind] | {"inner_width": 64})
+    quantise(model, scheme)
+    text = torch.randint(61, (30,)).tolist()
+    expected = model(torch.tensor(text), Documents([30]))
+    forward = FusedForward(model)
+    (found,) = read_and_step(model, forward.forward, [text])
+    assert (found - expected).pow(2).mean().sqrt() < 0.03 * expected.std()
+    scores, exact = forward.logits(found), model.logits(found)
+    assert (scores - exact).pow(2).mean().sqrt() < 0.02 * exact.std()
 
 
 def test_rounded_rows_stay_with_the_modules():

@@ -71,7 +71,8 @@ def test_an_adapter_becomes_part_of_the_copy(kind: str) -> None:
         assert answers(engine) == answers(Engine(baked.to(HALF), tokenizer())), "it follows every step"
 
 
-def test_whole_numbers_are_multiplied_out() -> None:
+def test_whole_numbers_are_multiplied_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     model = tiny_model()
     quantise(model, "int8")
     engine = Engine(model, tokenizer(), dtype=HALF)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from trivium.generate.attention import CacheContext
 from trivium.generate.exactness import BIT_EXACT, CLOSE, Exactness, InVerifiedSizes, of_model, of_modules
 from trivium.generate.matrices import WIDEST, Blocks, FusedLayer, Matrix, Scale, covers, versions
+from trivium.generate.packed import PackedMatrix, packed_head, packs
 from trivium.kit.errors import TriviumError
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
@@ -166,8 +167,9 @@ class FusedForward:
             self._tables.clear()
             # one row reads each matrix once, in order, however wide it is
             widest = sys.maxsize if self.alone else WIDEST
+            packed = packs(self.model)
             self.layers = [
-                FusedLayer(layer, self.model, widest)
+                FusedLayer(layer, self.model, widest, packed)
                 for layer in self.model.layers
                 if isinstance(layer, Layer)
             ]
@@ -180,7 +182,8 @@ class FusedForward:
             leasts = {float(one.least) if one.rms else None for one in norms if one is not None}
             # rows that do not lie end to end are divided more slowly, unless there is only one
             self.least = leasts.pop() if self.alone and len(leasts) == 1 else None
-            self.head = Blocks([self.model.head_weight.detach()], widest=widest)
+            head = self.model.head_weight.detach()
+            self.head = packed_head(head) if packed else Blocks([head], widest=widest)
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
 
     def refresh_if_changed(self) -> None:
@@ -315,9 +318,7 @@ class FusedForward:
 
     def _project(self, layer: FusedLayer, room: Buffers, rotations: Tensor | None) -> None:
         """Queries, keys and values of one layer, normalised and rotated."""
-        stream = room.stream
-        before = layer.before
-        rows = stream if before is None else before.divide(stream, room.rows, room.lengths, room.long)
+        rows = self._normalised(layer, layer.before, room)
         layer.projection.multiply(rows, room.projected_parts, room.cuts)
         if layer.norms == "head":
             layer.head_scales[0].divide(room.queries_keys, room.queries_keys, room.head_lengths)
@@ -340,8 +341,7 @@ class FusedForward:
 
     def _inner(self, layer: FusedLayer, room: Buffers) -> None:
         stream = room.stream
-        before = layer.inner_before
-        rows = stream if before is None else before.divide(stream, room.rows, room.lengths, room.long)
+        rows = self._normalised(layer, layer.inner_before, room)
         layer.entry.multiply(rows, room.entered_parts, room.cuts)
         gate = room.gate
         if layer.activation == "silu":
@@ -352,11 +352,19 @@ class FusedForward:
             active = torch.mul(active, room.up, out=room.inner)
         self._add(stream, active, layer.exit, layer.exit_bias, layer.inner_after, room)
 
+    @staticmethod
+    def _normalised(layer: FusedLayer, norm: Scale | None, room: Buffers) -> Tensor:
+        """The stream as a sub-layer reads it: a packed matrix has no norm's scale in it, others do."""
+        if norm is None:
+            return room.stream
+        divide = norm.whole if layer.packed else norm.divide
+        return divide(room.stream, room.rows, room.lengths, room.long)
+
     def _add(
         self,
         stream: Tensor,
         rows: Tensor,
-        weight: Matrix,
+        weight: Matrix | PackedMatrix,
         bias: Tensor | None,
         norm: Scale | None,
         room: Buffers,

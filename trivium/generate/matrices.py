@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.generate.exactness import Product
+from trivium.generate.packed import PackedBlocks, PackedMatrix
 from trivium.kit.errors import TriviumError
 from trivium.kit.machine import compute_dtype
 from trivium.model.initialise import build
@@ -241,9 +242,9 @@ def _bias(module: nn.Linear) -> Tensor | None:
 
 
 class FusedLayer:
-    """One layer's matrices as a fused pass multiplies with them."""
+    """One layer's matrices as a fused pass multiplies with them; packed where they are quantised."""
 
-    def __init__(self, layer: Layer, model: Transformer, widest: int = WIDEST) -> None:
+    def __init__(self, layer: Layer, model: Transformer, widest: int = WIDEST, packed: bool = False) -> None:
         config, attention, inner = model.config, layer.attention, layer.mlp
         assert isinstance(inner, Inner)
         width, head_width = config.width, config.head_width
@@ -265,13 +266,32 @@ class FusedLayer:
         def fold(norm: Scale | None, weight: Tensor) -> Tensor:
             return norm.fold(weight) if norm is not None else weight
 
-        query, key = rotated(matrix_of(attention.query)), rotated(matrix_of(attention.key))
-        projections = [fold(self.before, weight) for weight in (query, key, matrix_of(attention.value))]
         biases: list[Tensor] = []
         if attention.query.bias is not None:
             parts = (rotated(attention.query.bias), rotated(attention.key.bias), attention.value.bias)
             biases = [bias.detach() for bias in parts]
-        self.projection = Blocks(projections, biases, widest)
+        three = (attention.query, attention.key, attention.value)
+        entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]
+        entry_biases = [bias for one in entries if (bias := _bias(one)) is not None]
+        self.packed = packed
+        self.projection: Blocks | PackedBlocks
+        self.entry: Blocks | PackedBlocks
+        self.output: Matrix | PackedMatrix
+        self.exit: Matrix | PackedMatrix
+        if packed:
+            query, key = (rotated(torch.arange(one.out_features)) for one in three[:2])
+            self.projection = PackedBlocks([one.weight for one in three], (query, key, None), biases)
+            self.output = PackedMatrix([attention.output.weight])
+            self.entry = PackedBlocks([one.weight for one in entries], biases=entry_biases)
+            self.exit = PackedMatrix([inner.down.weight])
+        else:
+            query, key = rotated(matrix_of(attention.query)), rotated(matrix_of(attention.key))
+            projections = [fold(self.before, weight) for weight in (query, key, matrix_of(attention.value))]
+            self.projection = Blocks(projections, biases, widest)
+            self.output = Matrix(matrix_of(attention.output).t())
+            entered = [fold(self.inner_before, matrix_of(one)) for one in entries]
+            self.entry = Blocks(entered, entry_biases, widest)
+            self.exit = Matrix(matrix_of(inner.down).t())
         self.norms = attention.norm_kind
         if self.norms != "none":
             norms = (attention.query_norm, attention.key_norm)
@@ -283,15 +303,7 @@ class FusedLayer:
             repeats = counts if self.norms == "head" else (1, 1)
             scales = [one.weight.repeat(times) for one, times in zip(self.head_scales, repeats, strict=True)]
             self.head_weight = torch.cat([rotated(one) for one in scales]).view(-1, head_width)
-        self.output = Matrix(matrix_of(attention.output).t())
         self.output_bias = _bias(attention.output)
-        entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]
-        self.entry = Blocks(
-            [fold(self.inner_before, matrix_of(one)) for one in entries],
-            [bias for one in entries if (bias := _bias(one)) is not None],
-            widest,
-        )
-        self.exit = Matrix(matrix_of(inner.down).t())
         self.exit_bias = _bias(inner.down)
         self.gated, self.activation = inner.gate is not None, inner.activation
 
@@ -299,5 +311,9 @@ class FusedLayer:
     def products(self) -> list[Product]:
         """The products of rows with matrices that the layer takes."""
         last = [(self.output, self.after), (self.exit, self.inner_after)]
-        added = [matrix.product("addmm" if norm is None else "mm") for matrix, norm in last]
+        added = [
+            matrix.product("addmm" if norm is None else "mm")
+            for matrix, norm in last
+            if isinstance(matrix, Matrix)
+        ]
         return [*self.projection.products, *self.entry.products, *added]

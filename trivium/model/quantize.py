@@ -4,8 +4,8 @@
 - `int4`: each group of 32 weights shares a scale.
 - `int8-dynamic`: like `int8`, and activations are rounded to 8 bits too, so that products are of integers.
 
-In a file, which is in the layout of compressed-tensors, two values of `int4` share a byte; in memory each has
-one: torch's kernel for packed ones is slower.
+In a file, which is in the layout of compressed-tensors, two values of `int4` share a byte; in memory each
+has one, and the engine packs them again where it decodes on a processor (`generate/packed.py`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,113 @@
+"""Quantised matrices as a processor multiplies with them: packed, and never multiplied out to float32.
+
+One row times a matrix takes as long as the matrix takes to be read. torch's kernels read 8 or 4 bits of a
+weight and multiply with rows in bfloat16, so that is what the rows are rounded to; sums are kept in
+float32. The head, which the files keep unrounded, is rounded to 8 bits here: it is a fifth of what a small
+model reads for a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trivium.model.quantize import GROUP, is_quantised, quantised_as, rounds_rows
+from trivium.model.transformer import Layer, Transformer
+
+MOST_8, MIDDLE_4 = 127, 8
+KERNELS = ("AVX2", "AVX512")
+"""The instructions that torch has these kernels for; elsewhere they are slower than what they replace."""
+WHOLE_ROWS = 16
+"""The kernel for 4 bits packs so many rows together."""
+
+
+def packs(model: Transformer) -> bool:
+    """Whether all matrices of a model are quantised in a form, and of a shape, that a kernel here takes."""
+    if torch.backends.cpu.get_cpu_capability() not in KERNELS or quantised_as(model) not in ("int8", "int4"):
+        return False
+    return all(
+        type(linear) is nn.Linear
+        and is_quantised(linear.weight)
+        and not rounds_rows(linear.weight)
+        and linear.out_features % WHOLE_ROWS == 0
+        and linear.in_features % GROUP == 0
+        for layer in model.layers
+        if isinstance(layer, Layer)
+        for linear in layer.modules()
+        if isinstance(linear, nn.Linear)
+    )
+
+
+class PackedMatrix:
+    """A quantised matrix [out, in], or several one under the other, with a bias."""
+
+    def __init__(
+        self, weights: Sequence[Any], orders: Sequence[Tensor | None] = (), biases: Sequence[Tensor] = ()
+    ) -> None:
+        """`orders` are the rows of each weight in the order in which they shall stand, if in another."""
+        self.bias = torch.cat(list(biases)) if biases else None
+        values, scales = [], []
+        for index, weight in enumerate(weights):
+            order = orders[index] if orders else None
+            own, scale = weight.qdata.cpu(), weight.scale.cpu().view(len(weight.qdata), -1)
+            values.append(own if order is None else own[order])
+            scales.append(scale if order is None else scale[order])
+        self._pack(torch.cat(values), torch.cat(scales).to(torch.bfloat16))
+
+    def _pack(self, values: Tensor, scales: Tensor) -> None:
+        """Lay out values [out, in] with scales [out, groups]; a single group means 8 bits."""
+        self.width = len(values)
+        self.groups = scales.shape[1]
+        if self.groups == 1:
+            self.values, self.scales = values.contiguous(), scales.flatten()
+            return
+        raised = (values.to(torch.int32) + MIDDLE_4).contiguous()
+        self.values = torch.ops.aten._convert_weight_to_int4pack_for_cpu(raised, 1)
+        steps = scales.t().contiguous()
+        # The kernel adds a number to each group's weights: none of theirs is off the middle.
+        self.scales = torch.stack([steps, torch.zeros_like(steps)], -1).contiguous()
+
+    def product(self, rows: Tensor) -> Tensor:
+        """Rows [N, in] times the matrix, bias included: bfloat16, [N, out]."""
+        rows = rows.to(torch.bfloat16)
+        if self.groups == 1:
+            found = torch.ops.aten._weight_int8pack_mm(rows, self.values, self.scales)
+        else:
+            found = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.values, GROUP, self.scales)
+        return found if self.bias is None else found.add_(self.bias)
+
+    def multiply(
+        self, rows: Tensor, out: Tensor, cuts: Sequence[slice], added: Tensor | None = None
+    ) -> Tensor:
+        """Write rows [N, in] times the matrix, plus what is added, to `out`; a row's are the same among any."""
+        product = self.product(rows)
+        return out.copy_(product) if added is None else torch.add(added, product, out=out)
+
+
+class PackedBlocks(PackedMatrix):
+    """A packed matrix where others are cut into blocks of columns: one block holds all of them."""
+
+    products: ClassVar[list[Any]] = []
+    """The products whose bits depend on the number of rows: none."""
+
+    def split(self, out: Tensor) -> tuple[Tensor, ...]:
+        """Where the products go in `out`, [N, out]."""
+        return (out,)
+
+    def multiply(self, rows: Tensor, out: Any, cuts: Sequence[slice], added: Tensor | None = None) -> Tensor:
+        """Write the products of rows [N, in] into the one part of an output."""
+        return super().multiply(rows, out[0], cuts, added)
+
+
+def packed_head(weight: Tensor) -> PackedBlocks:
+    """A head [vocabulary, width] rounded to 8 bits, a scale for each token."""
+    matrix = PackedBlocks.__new__(PackedBlocks)
+    matrix.bias = None
+    scales = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / MOST_8
+    scales = scales.to(torch.bfloat16)
+    values = torch.round(weight / scales.float()).clamp_(-MOST_8, MOST_8).to(torch.int8)
+    matrix._pack(values, scales)
+    return matrix
