@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SECONDS ?= 120
 ONLY ?=
 
-.PHONY: demo test quick mutate lint attack fuzz test-matrix
+.PHONY: demo test test-real quick mutate lint attack fuzz test-matrix
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# A real checkpoint (100 MB, fetched once) against transformers, PEFT and llama.cpp; no part of `make test`
+REAL ?= $(HOME)/.cache/trivium/real
+test-real: $(VENV)/.installed-dev
+	@$(BIN)/python tests/real/fetch.py $(REAL); case $$? in \
+	  0) TRIVIUM_REAL=$(REAL) $(BIN)/python -m pytest -m real tests/real;; 75) ;; *) exit 1;; esac
 
 quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -x

@@ -82,7 +82,7 @@ class PackedMatrix:
     def multiply(
         self, rows: Tensor, out: Tensor, cuts: Sequence[slice], added: Tensor | None = None
     ) -> Tensor:
-        """Write rows [N, in] times the matrix, plus what is added, to `out`; a row's are the same among any."""
+        """Write rows [N, in] times the matrix, plus what is added, to `out`."""
         product = self.product(rows)
         return out.copy_(product) if added is None else torch.add(added, product, out=out)
 
