@@ -68,5 +68,5 @@ def test_a_setting_changes_what_its_description_says(bench: Bench, line: Line) -
     after = bench.run(line.kind, line.settings(moved=True), **how)
     assert line.check is not None
     line.check(before, after)
-    if before.stage.counted() == after.stage.counted() and line.trained:
+    if before.counted == after.counted and line.trained:
         assert not differences(before, after), "the result changes and its fingerprint does not"

@@ -212,6 +212,11 @@ class Seen:
         return next(iter(sorted(self.folder.glob("candidates/*/"))), self.folder)
 
     @property
+    def counted(self) -> list[dict[str, Any]]:
+        """What decides the result: the settings that count, of the stage and of its parts."""
+        return [one.counted() for one in (self.stage, *self.stage.parts(self.stage.kind).values())]
+
+    @property
     def left(self) -> list[str]:
         """The states that were on disk when the training ended; who runs the stage clears them away."""
         return self.cleared or [path.name for path in sorted((self.place / "checkpoints").glob("step-*"))]

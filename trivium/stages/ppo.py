@@ -14,12 +14,12 @@ Two estimators need no critic: RLOO (2402.14740) compares the completions of a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trivium.grade.rewards import Combined
 from trivium.kit.metrics import read_metrics
 from trivium.kit.numbers import Count
 from trivium.kit.processes import world
@@ -28,15 +28,10 @@ from trivium.learn.objectives.advantages import AdvantageSettings, KlController
 from trivium.learn.objectives.policy import PPO_NAMES, PolicyGradient
 from trivium.learn.objectives.policy_losses import PPO_ALGORITHMS, PolicyNumbers
 from trivium.model.scalar_head import ScalarHead
-from trivium.model.transformer import Transformer
 from trivium.stages.parts.gauges import sycophancy_of
 from trivium.stages.parts.prompts import Prompt
-from trivium.stages.parts.rollout_stage import RolloutStage
-from trivium.stages.parts.rollout_worker import RolloutWorker
-from trivium.stages.parts.rollouts import RolloutBatches
-from trivium.stages.parts.stage import Work
+from trivium.stages.parts.rollout_stage import Method, RolloutStage
 from trivium.stages.parts.training import Opened
-from trivium.tokens.tokenizer import Tokenizer
 
 POINTS = 12
 """How many points of the curve of reward and held-out reward against KL the summary keeps."""
@@ -109,15 +104,9 @@ class Ppo(RolloutStage):
             )
         return self
 
-    def rollouts(
-        self,
-        work: Work,
-        model: Transformer,
-        worker: RolloutWorker,
-        prompts: Sequence[Prompt],
-        reward: Combined,
-    ) -> RolloutBatches:
-        """The batch source: prompts in, completions with advantages and returns out."""
+    def method(self, opened: Opened[list[Prompt]]) -> Method:
+        """PPO's algorithm over completions with advantages and returns."""
+        model = opened.model
         advantages = AdvantageSettings(
             kl=self.kl.estimator, discount=self.discount, decay=self.decay,
             whiten_advantages=self.whiten_advantages, whiten_rewards=self.whiten_rewards,
@@ -125,11 +114,12 @@ class Ppo(RolloutStage):
             clip_score=self.clip_score,
         )  # fmt: skip
         critic = ScalarHead(model.config.width).to(model.device) if self.estimator == "gae" else None
-        return self.batches(
-            work, model, worker, prompts, reward, PPO_ALGORITHMS[self.estimator], {"threshold": None},
-            advantages=advantages, critic=critic, reference=self.reference(model),
-            controller=KlController(self.kl.coefficient, self.kl.target, self.kl.horizon),
-        )  # fmt: skip
+        return PPO_ALGORITHMS[self.estimator], {"threshold": None}, {
+            "advantages": advantages,
+            "critic": critic,
+            "reference": self.reference(model),
+            "controller": KlController(self.kl.coefficient, self.kl.target, self.kl.horizon),
+        }  # fmt: skip
 
     def objective(self, opened: Opened[list[Prompt]]) -> PolicyGradient:
         """The clipped losses of policy and critic."""
@@ -140,18 +130,18 @@ class Ppo(RolloutStage):
             prune=True, names=PPO_NAMES,
         )  # fmt: skip
 
-    def outcome(self, work: Work, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
+    def outcome(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """Rewards against the KL, and what became of the model's honesty."""
         if not world().leads:
             return {}
         asked = self.sycophancy
-        found = {"sycophancy": sycophancy_of(model, tokenizer, asked)} if asked else {}
-        return {"curve": _curve(work), **found}
+        found = {"sycophancy": sycophancy_of(opened.model, opened.tokenizer, asked)} if asked else {}
+        return {"curve": _curve(opened.work.log.path), **found}
 
 
-def _curve(work: Work) -> list[dict[str, float]]:
+def _curve(log: Path) -> list[dict[str, float]]:
     """Rewards against the KL from the start, at a few evenly spread rollouts."""
-    rows = [row for row in read_metrics(work.log.path) if "objective/kl" in row]
+    rows = [row for row in read_metrics(log) if "objective/kl" in row]
     places = (
         sorted({round(place * (len(rows) - 1) / (POINTS - 1)) for place in range(POINTS)}) if rows else []
     )

@@ -17,30 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
-from trivium.grade.rewards import Combined, reward_from_file
-from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import read_metrics
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.advantages import KlController
 from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS
-from trivium.model.transformer import Transformer
-from trivium.stages.parts.environments import EnvironmentWorker, Maker, described, with_tools
+from trivium.stages.parts.environments import EnvironmentWorker, described, maker_of
 from trivium.stages.parts.judges import Named
 from trivium.stages.parts.prompts import Curriculum, Prompt, read_prompts
-from trivium.stages.parts.rollout_stage import RolloutStage
+from trivium.stages.parts.rollout_stage import Method, RolloutStage
 from trivium.stages.parts.rollout_worker import RolloutWorker
-from trivium.stages.parts.rollouts import RolloutBatches
 from trivium.stages.parts.stage import Work
 from trivium.stages.parts.training import Opened
-from trivium.tokens.tokenizer import Tokenizer
 
 
 class Divergence(Settings):
@@ -148,38 +143,29 @@ class Rlvr(RolloutStage):
         """The scorers and the environment."""
         return [*self.scorers(), *([] if self.environment is None else [self.environment])]
 
-    def prompts(self, work: Work, tokenizer: Tokenizer, room: int) -> list[Prompt]:
+    def prompts(self, opened: Opened[list[Prompt]], room: int) -> list[Prompt]:
         """Prompts that describe the tools, or the beginnings of texts."""
         return read_prompts(
-            work, self.data, tokenizer, room=room, prompt_template=self.prompt_template,
+            opened.work, self.data, opened.tokenizer, room=room, prompt_template=self.prompt_template,
             tools=described(self.tools) if self.tools else None, next_words=self.next_words,
         )  # fmt: skip
 
-    def worker(self, work: Work, engine: Engine, tokenizer: Tokenizer) -> RolloutWorker:
+    def worker(self, opened: Opened[list[Prompt]], engine: Engine) -> RolloutWorker:
         """The engine alone, or in turns with tools or an environment."""
         if self.environment is None and not self.tools:
-            return super().worker(work, engine, tokenizer)
-        if self.environment is not None and self.tools:
-            raise TriviumError(f"{work.stage}: give it `tools` or an `environment`, not both.")
-        make = with_tools(self.tools)
-        if self.environment is not None:
-            make = cast(Maker, reward_from_file(self.environment, work.base).function)
+            return super().worker(opened, engine)
+        make = maker_of(opened.work, self.tools, self.environment)
         earns = self.environment is not None
-        return EnvironmentWorker(engine, self.sampling(), tokenizer, make, turns=self.turns, earns=earns)
+        return EnvironmentWorker(
+            engine, self.sampling(), opened.tokenizer, make, turns=self.turns, earns=earns
+        )
 
     def sampling(self) -> Sampling:
         """How the completions are drawn."""
         return replace(super().sampling(), top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
 
-    def rollouts(
-        self,
-        work: Work,
-        model: Transformer,
-        worker: RolloutWorker,
-        prompts: Sequence[Prompt],
-        reward: Combined,
-    ) -> RolloutBatches:
-        """The batch source: prompts in, graded completions with advantages out."""
+    def method(self, opened: Opened[list[Prompt]]) -> Method:
+        """The algorithm over graded completions, prompts in an order of their own."""
         rates, beta = self.pass_rates, self.kl.coefficient
         settings: dict[str, Any] = {
             "dynamic_sampling_retries": self.dynamic_sampling_retries,
@@ -192,12 +178,13 @@ class Rlvr(RolloutStage):
             "correction": self.correction,
             "correction_cap": self.correction_cap,
         }
-        return self.batches(
-            work, model, worker, prompts, reward, ALGORITHMS[self.algorithm], settings,
-            curriculum=Curriculum(len(prompts), work.seed, low=rates.low, high=rates.high, rest=rates.rest),
-            reference=self.reference(model) if beta else None,
-            controller=KlController(beta) if beta and self.kl.into == "reward" else None,
-        )  # fmt: skip
+        return ALGORITHMS[self.algorithm], settings, {
+            "curriculum": Curriculum(
+                len(opened.data), opened.work.seed, low=rates.low, high=rates.high, rest=rates.rest
+            ),
+            "reference": self.reference(opened.model) if beta else None,
+            "controller": KlController(beta) if beta and self.kl.into == "reward" else None,
+        }  # fmt: skip
 
     def objective(self, opened: Opened[list[Prompt]]) -> PolicyGradient:
         """The algorithm with what this stage changes about it."""
@@ -214,9 +201,9 @@ class Rlvr(RolloutStage):
         """How much was sampled, and how rewards moved."""
         return {**super().findings(opened), "problems": len(opened.data)}
 
-    def outcome(self, work: Work, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
+    def outcome(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """How rewards moved."""
-        return _from_to(work, ("reward", "held_out_reward", "pass@1"))
+        return _from_to(opened.work, ("reward", "held_out_reward", "pass@1"))
 
 
 def _from_to(work: Work, names: Sequence[str]) -> dict[str, list[float]]:

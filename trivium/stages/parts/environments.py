@@ -10,17 +10,19 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, seed_of_sample
+from trivium.grade.rewards import reward_from_file
 from trivium.grade.sandbox.client import Fault, Limits, sandbox
 from trivium.grade.sandbox.script import run_script
 from trivium.grade.sql import open_read_only
 from trivium.kit.errors import TriviumError
 from trivium.stages.parts.prompts import Prompt
 from trivium.stages.parts.rollout_worker import Rollout
+from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.S)
@@ -271,3 +273,12 @@ def described(names: Sequence[str]) -> list[dict[str, Any]]:
 def with_tools(names: Sequence[str]) -> Maker:
     """An environment that offers these tools."""
     return lambda **columns: ToolUse({name: TOOLS[name] for name in names}, columns)
+
+
+def maker_of(work: Work, tools: Sequence[str], environment: str | None) -> Maker:
+    """What makes the environment of a prompt: the tools, or a class in a file."""
+    if environment is None:
+        return with_tools(tools)
+    if tools:
+        raise TriviumError(f"{work.stage}: give it `tools` or an `environment`, not both.")
+    return cast(Maker, reward_from_file(environment, work.base).function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from trivium.data.settings import Mixture
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
-from trivium.grade.rewards import Combined, ready_scorers
+from trivium.grade.rewards import ready_scorers
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.learn.objectives.policy_losses import Algorithm
@@ -25,11 +25,11 @@ from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.rollout_metrics import write_completions
 from trivium.stages.parts.rollout_worker import EngineWorker, RolloutWorker
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
-from trivium.stages.parts.stage import Reference, Work
+from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import Opened, TrainingStage
-from trivium.tokens.tokenizer import Tokenizer
 
 DEFAULT_STEPS = 100
+Method = tuple[Algorithm, dict[str, Any], dict[str, Any]]
 
 
 class RolloutStage(TrainingStage):
@@ -124,26 +124,40 @@ class RolloutStage(TrainingStage):
                 f"{opened.work.stage}: the model reads {opened.config.context} tokens, which "
                 f"`max_new_tokens: {self.max_new_tokens}` fills; lower it."
             )
-        opened.data = self.prompts(opened.work, opened.tokenizer, room)
+        opened.data = self.prompts(opened, room)
 
     def prepare_batches(self, opened: Opened[list[Prompt]]) -> None:
         """The engine keeps the model's layers, so whatever is laid on them is there by now."""
-        work, model, tokenizer = opened.work, opened.model, opened.tokenizer
+        work, reward = opened.work, judges_of(self.scorers(), opened.work)
         rows = min(self.max_rows, self.prompts_per_step * self.num_generations)
-        worker = self.worker(work, Engine(model, tokenizer, max_rows=rows), tokenizer)
-        opened.batches = self.rollouts(work, model, worker, opened.data, judges_of(self.scorers(), work))
+        algorithm, settings, more = self.method(opened)
+        common = RolloutSettings(
+            steps=self._steps(len(opened.data)), prompts_per_step=self.prompts_per_step,
+            num_generations=self.num_generations, epochs_per_rollout=self.epochs_per_rollout,
+            minibatches=self.minibatches, entropy_bonus=self.entropy_bonus,
+            share_prompts=self.share_prompts and prompts_can_be_shared(opened.model.config), **settings,
+        )  # fmt: skip
+        opened.batches = RolloutBatches(
+            opened.model, self.worker(opened, Engine(opened.model, opened.tokenizer, max_rows=rows)),
+            opened.data, reward, algorithm, common, sampling=self.sampling(), seed=work.seed,
+            on_rollout=lambda rollout, groups, asked: write_completions(
+                work, rollout, groups, asked, reward.names
+            ),
+            precision=self.precision, **more,
+        )  # fmt: skip
 
     def findings(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """How much was sampled, and what came of it."""
         rollouts = -(-opened.batches.steps // opened.batches.settings.steps_per_rollout)
-        outcome = self.outcome(opened.work, opened.model, opened.tokenizer)
-        return {"prompts": len(opened.data), "rollouts": rollouts, **outcome}
+        return {"prompts": len(opened.data), "rollouts": rollouts, **self.outcome(opened)}
 
-    def prompts(self, work: Work, tokenizer: Tokenizer, room: int) -> list[Prompt]:
+    def prompts(self, opened: Opened[list[Prompt]], room: int) -> list[Prompt]:
         """All prompts of at most `room` tokens."""
-        return read_prompts(work, self.data, tokenizer, room=room, prompt_template=self.prompt_template)
+        return read_prompts(
+            opened.work, self.data, opened.tokenizer, room=room, prompt_template=self.prompt_template
+        )
 
-    def worker(self, work: Work, engine: Engine, tokenizer: Tokenizer) -> RolloutWorker:
+    def worker(self, opened: Opened[list[Prompt]], engine: Engine) -> RolloutWorker:
         """Who samples the completions."""
         return EngineWorker(engine, self.sampling())
 
@@ -158,35 +172,9 @@ class RolloutStage(TrainingStage):
         off = self.adapter is not None and not self.adapter.train
         return model if off else copy.deepcopy(model).requires_grad_(False)
 
-    def rollouts(
-        self,
-        work: Work,
-        model: Transformer,
-        worker: RolloutWorker,
-        prompts: Sequence[Prompt],
-        reward: Combined,
-    ) -> RolloutBatches:
-        """The batch source: prompts in, graded completions with advantages out."""
+    def method(self, opened: Opened[list[Prompt]]) -> Method:
+        """What the method is: its algorithm, its rollout settings, and what else its rollouts need."""
         raise NotImplementedError
-
-    def batches(
-        self, work: Work, model: Transformer, worker: RolloutWorker, prompts: Sequence[Prompt],
-        reward: Combined, algorithm: Algorithm, settings: Mapping[str, Any], **more: Any,
-    ) -> RolloutBatches:  # fmt: skip
-        """The batch source with what all methods have in common, and what one adds to it."""
-        common = RolloutSettings(
-            steps=self._steps(len(prompts)), prompts_per_step=self.prompts_per_step,
-            num_generations=self.num_generations, epochs_per_rollout=self.epochs_per_rollout,
-            minibatches=self.minibatches, entropy_bonus=self.entropy_bonus,
-            share_prompts=self.share_prompts and prompts_can_be_shared(model.config), **settings,
-        )  # fmt: skip
-        return RolloutBatches(
-            model, worker, prompts, reward, algorithm, common, sampling=self.sampling(), seed=work.seed,
-            on_rollout=lambda rollout, groups, asked: write_completions(
-                work, rollout, groups, asked, reward.names
-            ),
-            precision=self.precision, **more,
-        )  # fmt: skip
 
     def _steps(self, prompts: int) -> int:
         if self.epochs is None:
@@ -194,6 +182,6 @@ class RolloutStage(TrainingStage):
         rollouts = max(1, math.ceil(self.epochs * prompts / self.prompts_per_step))
         return rollouts * self.epochs_per_rollout * self.minibatches
 
-    def outcome(self, work: Work, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
+    def outcome(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """What the summary says besides."""
         return {}
