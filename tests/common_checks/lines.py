@@ -44,6 +44,7 @@ BASES: dict[str, dict[str, Any]] = {
         "steps": 2, "max_new_tokens": 6,
     },
     "sft": {"from": "base", "data": "answers.jsonl", "batch": 128, "steps": 2, "context": 64},
+    "curate": {"data": "texts.jsonl", "steps": [{"deduplicate": "exact"}]},
     "text_to_sql": {"database": "shop.sql", "data": "questions.jsonl", "held_out": 0.25},
     "tokenizer": {"data": "texts.jsonl", "vocabulary": 272},
 }  # fmt: skip

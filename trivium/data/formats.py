@@ -19,6 +19,8 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import without_duplicates
 
 BOM = b"\xef\xbb\xbf"
+ID_COLUMN = b"trivium.id"
+"""The key of a parquet file's metadata that names the column with the documents' ids."""
 LONGEST, LARGEST = 1 << 26, 1 << 30
 """The most bytes of one entry (a line, a table's row, a part of a text), and of a file read as a whole."""
 _PIECE, _ROWS = 1 << 20, 32
@@ -245,10 +247,12 @@ def _parquet(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry
             twice = next(column for column in names if names.count(column) > 1)
             raise TriviumError(f"{name}: two columns are called {twice!r}; rename one of them.")
         number = 0
+        # A file of documents that have ids already says which column holds them.
+        identity = (table.schema_arrow.metadata or {}).get(ID_COLUMN, b"").decode()
         for batch in table.iter_batches(batch_size=_ROWS):
             for row in batch.to_pylist():
                 number += 1
-                yield f"{name}:{number}", row
+                yield str(row.get(identity) or f"{name}:{number}"), row
     except (arrow.ArrowException, ValueError, MemoryError) as error:
         raise TriviumError(f"{name} is not a whole parquet file ({error}); fetch it again.") from error
 

@@ -190,6 +190,7 @@ def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
 _ARTICLES = {
     "model": "a model",
     "reward": "a reward model",
+    "classifier": "a quality classifier",
     "tokenizer": "a tokenizer",
     "shards": "a tokenised corpus",
     "data": "documents",

@@ -61,8 +61,8 @@ def locate(name: str, base: Path) -> Path | None:
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a name is found when the stage runs: `world:`, or owner/name on the hub."""
-    if name.startswith("world:"):
+    """Whether a name is found when the stage runs: `world:`, a URL, or owner/name on the hub."""
+    if name.startswith("world:") or "://" in name:
         return True
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from trivium.tokens.tokenizer import Tokenizer
 
 # What stages make and need: weights with their tokenizer, the same with a score in place of words, a
-# tokenizer alone, tokenised documents, documents as text; and `source`, data from outside the recipe
-# (files, the hub, `world:`).
-Product = Literal["model", "reward", "tokenizer", "shards", "data", "report", "source"]
+# classifier of texts, a tokenizer alone, tokenised documents, documents as text; and `source`, data from
+# outside the recipe (files, the hub, `world:`).
+Product = Literal["model", "reward", "classifier", "tokenizer", "shards", "data", "report", "source"]
 PART = "+"
 
 

@@ -1,0 +1,105 @@
+"""The curate stage: raw documents through named steps, and what became of each."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from trivium.curate.curation import FUNNEL, Curation
+from trivium.curate.engines import Engine
+from trivium.curate.passes import READ
+from trivium.curate.step import parse_steps
+from trivium.data.settings import Sources
+from trivium.data.sources import Source
+from trivium.stages.parts.documents import source_references
+from trivium.stages.parts.stage import Product, Reference, Stage, Work
+
+
+class Curate(Stage):
+    """Clean, filter, deduplicate and sample `data`; documents that are left out are kept with the reason."""
+
+    kind: Literal["curate"]
+    """Curate raw text."""
+    version: ClassVar[int] = 1
+    produces: ClassVar[Product] = "data"
+    computes: ClassVar[bool] = False
+    unaffecting: ClassVar[frozenset[str]] = frozenset({"seed", "workers", "engine", "most_lost"})
+
+    data: Sources
+    """Where the documents are: files, folders, patterns, URLs, `world:web`, or stages that make data."""
+    steps: list[str | dict[str, Any]]
+    """What is done with them, in order: names, or names with settings."""
+    workers: int = Field(default=1, ge=1)
+    """How many processes work on shards."""
+    engine: Engine = "local"
+    """Where they work: `local`, or `ray` on a cluster."""
+    most_lost: float | None = Field(default=None, gt=0, lt=1)
+    """Stop if a source loses a larger share of its documents than this."""
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _known_steps(cls, steps: Any) -> list[dict[str, Any]]:
+        return [step.written() for step in parse_steps(steps)]
+
+    def references(self) -> list[Reference]:
+        """`data` is outside data or a stage that makes documents; some steps name more."""
+        found = source_references("data", self.data)
+        for place, step in enumerate(parse_steps(self.steps)):
+            for setting, name, needs in step.mentions():
+                found.append(Reference(f"steps.{place}.{step.name}.{setting}", name, needs))  # type: ignore[arg-type]
+        return found
+
+    def run(self, work: Work) -> dict[str, Any]:
+        """Work on what is left of the shards, and put the folders of kept and dropped documents in place."""
+        steps = parse_steps(self.steps)
+        where = {name: work.path(name) for step in steps for _, name, _ in step.mentions() if ":" not in name}
+        for step in steps:
+            step.locate(where)
+        curation = Curation(
+            steps=steps,
+            sources=[(source.path, _located(work, source)) for source in self.data],
+            # What only the work itself needs lies where the store removes it.
+            scratch=work.folder / "checkpoints",
+            kept=work.output("data"),
+            dropped=work.folder / "dropped",
+            funnel=work.folder / FUNNEL,
+            where=where,
+            workers=self.workers,
+            engine=self.engine,
+            most_lost=self.most_lost,
+            said=lambda documents, unit: work.progress.update(documents, None, unit),
+        )
+        summary = summary_of(curation.run())
+        for step in summary["steps"]:
+            work.say(f"{step['step']}: {step['in']:,} -> {step['out']:,} documents")
+        return summary
+
+
+def _located(work: Work, source: Source) -> Source:
+    if "://" in source.path:
+        return source
+    # A copy keeps what the recipe left unsaid unsaid.
+    return source.model_copy(update={"path": str(work.path(source.path))})
+
+
+def summary_of(funnel: dict[str, Any]) -> dict[str, Any]:
+    """The funnel in short, for `stage.yaml`."""
+    steps = []
+    for step in funnel["steps"]:
+        rows = list(step["sources"].values())
+        steps.append(
+            {
+                "step": step["title"],
+                "in": sum(row[0] for row in rows), "out": sum(row[2] for row in rows),
+                "bytes_in": sum(row[1] for row in rows), "bytes_out": sum(row[3] for row in rows),
+                "rules": dict(sorted(step["rules"].items(), key=lambda one: -one[1])),
+            }
+        )  # fmt: skip
+    read = next(step for step in funnel["steps"] if step["key"] == READ)
+    return {
+        "read": sum(row[0] for row in read["sources"].values()),
+        "documents": funnel["documents"],
+        "steps": steps,
+        "decisions": funnel["decisions"],
+    }
