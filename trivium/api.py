@@ -21,6 +21,7 @@ from trivium.generate.chat_fit import (
     split_reasoning,
     summariser,
 )
+from trivium.generate.defaults import sampling_defaults
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
@@ -31,6 +32,7 @@ from trivium.model.attention import Documents
 from trivium.model.folder import load_model, save_model
 from trivium.model.named import RUNS, find_model, model_of
 from trivium.pipeline import run as pipeline
+from trivium.pipeline.cards import CARD
 from trivium.pipeline.store import Entry
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -57,6 +59,7 @@ class Model:
             raise TriviumError(f"dtype {dtype!r} is none of torch's; give one such as torch.bfloat16.")
         self.folder = folder
         self.tokenizer = Tokenizer.load(folder)
+        self.sampling_defaults = sampling_defaults(folder)
         self.transformer = load_model(folder, dtype=dtype or machine.compute_dtype(place), device=place)
         self.transformer.requires_grad_(False).eval()
 
@@ -86,7 +89,7 @@ class Model:
         """
         alone = _is_one(prompt)
         prompts: Sequence[Any] = [prompt] if alone else list(prompt)
-        settings = _sampling(sampling)
+        settings = _sampling({**self.sampling_defaults, **sampling})
         requests = [Request(self._ids(one), settings) for one in prompts]
         completions: list[Completion] = [samples[0] for samples in self.engine.generate(requests)]
         return completions[0] if alone else completions
@@ -101,7 +104,7 @@ class Model:
         **sampling: Any,
     ) -> Reply:
         """Answer a conversation as `trivium chat` does, brought to fit and asked for thoughts as told."""
-        settings = _sampling(sampling)
+        settings = _sampling({**self.sampling_defaults, **sampling})
         if isinstance(conversation, str):
             raise TriviumError('A chat takes a list of messages: [{"role": "user", "content": ...}].')
         if overflow != "slide" and settings.max_new_tokens >= self.engine.window:
@@ -148,8 +151,23 @@ class StageResult:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of its metrics log."""
-        return self._entry.metrics
+        """The rows of its metrics log, one for a step; `changes` are apart."""
+        return [row for row in self._entry.metrics if "step" in row]
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What the stage changed on taking over from its parent: before and after."""
+        return [row for row in self._entry.metrics if "change" in row]
+
+    def metrics_frame(self) -> Any:
+        """The rows of its metrics log as a pandas DataFrame, indexed by step."""
+        try:
+            import pandas
+        except ImportError:
+            raise TriviumError(
+                "metrics_frame needs pandas: pip install pandas; `metrics` is a list."
+            ) from None
+        return pandas.DataFrame(self.metrics).set_index("step")
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -205,7 +223,9 @@ def run(
 def _refuse_to_bury(folder: Path, written: Path) -> None:
     """A folder takes the place of the one before it: nothing else of a person's may lie in that."""
     for there in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not ((written / there.name).exists() or fnmatchcase(there.name, "model*.safetensors*")):
+        if there.name != CARD and not (
+            (written / there.name).exists() or fnmatchcase(there.name, "model*.safetensors*")
+        ):
             raise TriviumError(
                 f"{folder} holds {there.name}, which is no part of a model; name another folder."
             )

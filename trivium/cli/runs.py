@@ -49,6 +49,13 @@ def run(
             click.echo()
             print_table(rows)
         click.echo(f"\nThe page: {page}")
+        made = [name for name, node in going.nodes.items() if node.stage.produces == "model"]
+        if made:
+            last, where = f"{going.recipe.name}/{made[-1]}", "" if runs == "runs" else f" --runs {runs}"
+            click.echo("\nTry next:")
+            click.echo(f"  trivium chat {last}{where}")
+            click.echo(f"  trivium serve {last}{where}")
+            click.echo(f"  trivium show {last}{where}")
 
 
 @click.command()

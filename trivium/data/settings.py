@@ -66,9 +66,18 @@ def _named(value: Any) -> Any:
     """`corpus`, and `[corpus, ./texts]`, are short for a mapping without further wishes."""
     if isinstance(value, str):
         value = [value]
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        value = {name: {} for name in value}
+    if isinstance(value, list) and all(isinstance(one, (str, Mapping)) for one in value):
+        value = dict(map(_place, value))
     return {name: _at(name, one) for name, one in value.items()} if isinstance(value, Mapping) else value
+
+
+def _place(place: str | Mapping[str, Any]) -> tuple[str, Any]:
+    """A place of a list and what is said of it, as in `{path: ./texts, limit: 10}`."""
+    if isinstance(place, str):
+        return place, {}
+    if not isinstance(place.get("path"), str):
+        raise ValueError("a place in a list of `data` is a text, or a mapping with a `path`")
+    return place["path"], {key: value for key, value in place.items() if key != "path"}
 
 
 def _at(name: str, source: Any) -> Any:
@@ -85,7 +94,9 @@ def _at(name: str, source: Any) -> Any:
 Mixture = Annotated[
     dict[str, MixtureSource],
     Field(min_length=1),
-    BeforeValidator(_named, json_schema_input_type=str | list[str] | dict[str, MixtureSource]),
+    BeforeValidator(
+        _named, json_schema_input_type=str | list[str | dict[str, Any]] | dict[str, MixtureSource]
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import abc
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,8 @@ class Engine:
         self._weights = EngineWeights(model, dtype)
         self.source, self.model = model, self._weights.model
         self.tokenizer, self.max_rows = tokenizer, max_rows
+        # What the model's own generation_config says, for whoever asks without saying how to sample.
+        self.sampling_defaults: dict[str, Any] = {}
         config = model.config
         self.vocabulary, self.window = config.vocabulary, config.context
         shape = Shape.of(config, self._weights.dtype, model.device)

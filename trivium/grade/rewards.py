@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -89,7 +90,10 @@ class FunctionReward:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
     ) -> list[float | None]:
-        values = list(self.function(prompts=prompts, completions=completions, **columns))
+        try:
+            values = list(self.function(prompts=prompts, completions=completions, **columns))
+        except Exception as error:
+            raise TriviumError(self._failed(error, prompts, completions, columns)) from error
         if len(values) != len(completions):
             raise TriviumError(
                 f"The reward {self.name} returned {len(values)} values for {len(completions)} completions; "
@@ -97,6 +101,32 @@ class FunctionReward:
             )
         # NaN is how some rewards say "not applicable"; it must not reach an average.
         return [None if value is None or math.isnan(value) else float(value) for value in values]
+
+    def _failed(
+        self,
+        error: Exception,
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        columns: dict[str, Any],
+    ) -> str:
+        """Where a person's function failed: its file and line, and the first row it fails on alone."""
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+        row = "no single row, only all together"
+        for number, completion in enumerate(completions):
+            some = {
+                name: values[number : number + 1]
+                for name, values in columns.items()
+                if isinstance(values, (list, tuple)) and len(values) == len(completions)
+            }
+            try:
+                list(self.function(prompts=prompts[number : number + 1], completions=[completion], **some))
+            except Exception:
+                asked, said = str(prompts[number])[:60], str(completion)[:60]
+                row = f"the row with the prompt {asked!r} and the answer {said!r}"
+                break
+        what = f"{type(error).__name__}: {error}"
+        return f"The reward {self.name} failed at {place} ({what}) on {row}; fix the function."
 
 
 Reward = ScorerReward | FunctionReward

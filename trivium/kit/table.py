@@ -1,4 +1,4 @@
-"""Tables for a terminal: pages of columns where they do not fit its width; whole lines in a pipe."""
+"""Tables for a terminal: pages of columns where they do not fit its width, or 100 columns in a pipe."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from collections.abc import Iterator, Sequence
 
 Cells = Sequence[str]
 GAP = 2
+PIPED = 100
+"""How wide a table is in a pipe, a log or a page of documentation."""
 WRAPPED = 30
 """A column wider than this is wrapped before columns are moved to a page of their own."""
 
 
 def print_table(rows: Sequence[Cells]) -> None:
     """Print rows under their heading, the first of them."""
-    sys.stdout.write(table(rows, _width() if sys.stdout.isatty() else None, colour=sys.stdout.isatty()))
+    if sys.stdout.isatty():
+        text = table(rows, _width(), colour=True)
+    else:
+        # Cells stay whole in a pipe, so that a path can be copied and a number found.
+        text = "\n".join(table(page) for page in _pages(rows, PIPED, whole=True))
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
@@ -42,9 +49,9 @@ def _line(row: Cells, widths: Sequence[int], bold: bool) -> str:
     return f"\033[1m{line}\033[0m\n" if bold else f"{line}\n"
 
 
-def _pages(rows: Sequence[Cells], width: int) -> Iterator[list[list[str]]]:
+def _pages(rows: Sequence[Cells], width: int, *, whole: bool = False) -> Iterator[list[list[str]]]:
     """The first column with as many of the others as fit, page after page."""
-    first, *others = (min(one, WRAPPED) for one in _widths(rows))
+    first, *others = (one if whole else min(one, WRAPPED) for one in _widths(rows))
     page: list[int] = []
     used = first
     for place, needed in enumerate(others, start=1):

@@ -44,6 +44,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
+SHOWN = {
+    "loss": "loss", "bits_per_byte": "bits_per_byte", "validation_loss": "validation", "reward": "reward",
+    "kl": "KL", "objective/kl": "KL", "entropy": "entropy", "policy/entropy_avg": "entropy",
+    "completions/mean_length": "length", "frac_reward_zero_std": "taught nothing",
+    "rewards/accuracies": "accuracy", "rewards/margins": "margin", "accuracy": "accuracy", "margin": "margin",
+}  # fmt: skip
+"""What of a step's row stands in the line of progress, and how it is called there."""
+
+
 @dataclass
 class Hooks:
     """What a stage wants done along the way; the loop itself measures, samples and keeps nothing."""
@@ -311,7 +320,7 @@ class Trainer:
             self.hooks.sample(self.step)
         if self.hooks.keep is not None and self._is_kept(before):
             self.hooks.keep(self.step, self.tokens)
-        shown = {"loss": row["loss"]} | {key: row[key] for key in row if key == "bits_per_byte"}
+        shown = {SHOWN[key]: row[key] for key in SHOWN if row.get(key) is not None}
         self.progress.update(self.step, self.batches.steps, unit="steps", **shown)
 
     def _due(self, times: int) -> bool:

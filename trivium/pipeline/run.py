@@ -24,6 +24,7 @@ from trivium.kit.seals import RECORD
 from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.experiments import conclude
 from trivium.model.arithmetic import counted
+from trivium.pipeline.cards import write_card
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
 from trivium.pipeline.report import report
@@ -174,6 +175,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
             if layers:
                 record["sandbox"] = layers
             entry.note(record)
+    write_card(entry.folder, record)
     entry.complete()
     if node.stage.parallel:
         processes.barrier()

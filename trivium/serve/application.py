@@ -112,7 +112,7 @@ class Served:
             asking.close()
         prompt, slides = fitted.tokens, fitted.slide is not None
         room = self.room(worker, prompt, "messages", slides=slides)
-        chosen = sampling(body, worker.tokenizer, self.limits, room)
+        chosen = sampling(body, worker.tokenizer, self.limits, room, worker.sampling_defaults)
         if not slides:
             self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
         formatted = chosen.json_schema is not None or chosen.regex is not None
@@ -158,7 +158,7 @@ class Served:
             room = self.room(worker, prompt, "prompt")
             if body.max_tokens is None:
                 room = min(room, 16)  # what OpenAI's reference gives this route when nothing is asked for
-            chosen = sampling(body, worker.tokenizer, self.limits, room)
+            chosen = sampling(body, worker.tokenizer, self.limits, room, worker.sampling_defaults)
             self.length(worker, prompt, chosen.max_new_tokens, "max_tokens")
             constraint = await self._form(request, worker, chosen)
             wanted.append(Wanted(prompt, chosen, n=body.n or 1, constraint=constraint))

@@ -38,6 +38,9 @@ HELP = """\
 /quit           leave (so does Ctrl-D; Ctrl-C stops an answer)
 """
 
+TEMPERATURE = 0.8
+"""Where neither the person nor the model says how to sample."""
+
 
 @dataclass
 class Speaker:
@@ -257,14 +260,14 @@ def chat(
     model: str,
     *,
     runs: str = RUNS,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    typical_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    typical_p: float | None = None,
+    repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
     max_new_tokens: int | None = None,
     seed: int | None = None,
     system: str | None = None,
@@ -283,18 +286,14 @@ def chat(
     speakers = [Speaker(name, opener(name)) for name in (model, *compare)]
     shortest = min(speaker.engine.model.config.context for speaker in speakers)
     length = max(1, min(512, shortest // 2)) if max_new_tokens is None else max_new_tokens
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        max_new_tokens=length,
-        seed=seed,
-    )
+    given = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p,
+        "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty, "seed": seed,
+    }  # fmt: skip
+    wished = {name: value for name, value in given.items() if value is not None}
+    defaults = {"temperature": TEMPERATURE, **speakers[0].engine.sampling_defaults}
+    sampling = Sampling(**{**defaults, **wished}, max_new_tokens=length)
     conversation = Conversation(
         speakers,
         sampling,

@@ -89,14 +89,19 @@ _runs = click.option("--runs", default="runs", show_default=True, help="The fold
     type=click.Choice(REASONINGS),
 )
 @option(ASKING, "--examples", help="Worked examples, as rows of prompt and completion, or of messages.")
-@option(ANSWERS, "--temperature", 0.8, "0 always takes the likeliest token.")
-@option(ANSWERS, "--top-k", 0, "Keep this many of the likeliest tokens; 0 keeps all.")
-@option(ANSWERS, "--top-p", 1.0, "Keep the likeliest tokens up to this share.")
-@option(ANSWERS, "--min-p", 0.0, "Drop tokens less likely than this share of the best.")
-@option(ANSWERS, "--typical-p", 1.0, "Keep the most typical tokens up to this share.")
-@option(ANSWERS, "--repetition-penalty", 1.0, "Above 1, what was read or said is less likely.")
-@option(ANSWERS, "--presence-penalty", 0.0, "Taken off the score of what was said.")
-@option(ANSWERS, "--frequency-penalty", 0.0, "The same for each time it was said.")
+@option(
+    ANSWERS,
+    "--temperature",
+    help="0 always takes the likeliest token; else the model's own, or 0.8.",
+    type=float,
+)
+@option(ANSWERS, "--top-k", help="Keep this many of the likeliest tokens; 0 keeps all.", type=int)
+@option(ANSWERS, "--top-p", help="Keep the likeliest tokens up to this share.", type=float)
+@option(ANSWERS, "--min-p", help="Drop tokens less likely than this share of the best.", type=float)
+@option(ANSWERS, "--typical-p", help="Keep the most typical tokens up to this share.", type=float)
+@option(ANSWERS, "--repetition-penalty", help="Above 1, what was read or said is less likely.", type=float)
+@option(ANSWERS, "--presence-penalty", help="Taken off the score of what was said.", type=float)
+@option(ANSWERS, "--frequency-penalty", help="The same for each time it was said.", type=float)
 @option(ANSWERS, "--max-new-tokens", help="How long an answer may be.", type=int)
 @option(ANSWERS, "--seed", help="The same seed gives the same answers.", type=int)
 @_device

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from trivium.generate.defaults import sampling_defaults
 from trivium.generate.engine import Engine
 from trivium.generate.kv_cache import half_of_free_memory
 from trivium.kit import machine
@@ -41,13 +42,15 @@ def open_engine(
     if memory_budget is None:
         # so many models will fill their caches beside each other, and none has yet
         memory_budget = half_of_free_memory(torch.device(place)) // sharing
-    return Engine(
+    engine = Engine(
         loaded.eval(),
         Tokenizer.load(folder),
         max_rows=max_rows,
         memory_budget=memory_budget,
         prefix_cache_size=prefix_cache_size,
     )
+    engine.sampling_defaults = sampling_defaults(folder)
+    return engine
 
 
 def lay_beside(model: Transformer, folder: Path, name: str) -> None:

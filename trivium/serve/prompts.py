@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -40,8 +41,17 @@ def asked_length(body: GenerationBody, limits: Limits) -> int | None:
     return length
 
 
-def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: int) -> Sampling:
-    """What the body asks for, within the server's limits; `room` is what the context leaves."""
+def sampling(
+    body: GenerationBody,
+    tokenizer: Tokenizer,
+    limits: Limits,
+    room: int,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Sampling:
+    """What the body asks for, within the server's limits; `room` is what the context leaves.
+
+    What it says nothing of is as the model's own `defaults` have it.
+    """
     stops = body.stops
     if len(stops) > limits.stop_strings:
         problem = f"stop holds {len(stops)} strings, at most {limits.stop_strings} are served"
@@ -76,7 +86,8 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer, limits: Limits, room: i
         "regex": body.regex,
         "json_schema": _schema(body, tokenizer),
     }
-    chosen: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    said = {name: value for name, value in wanted.items() if value is not None}
+    chosen: dict[str, Any] = {**defaults, **said}
     if body.stop_token_ids:
         if max(body.stop_token_ids) >= tokenizer.vocabulary_size:
             problem = (

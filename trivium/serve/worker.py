@@ -106,6 +106,7 @@ class Worker:
         self, name: str, engine: Engine, thread: EngineThread, *, queued: int, measures: Measures
     ) -> None:
         self.name, self.tokenizer = name, engine.tokenizer
+        self.sampling_defaults = dict(getattr(engine, "sampling_defaults", {}))
         self.context, self.width = engine.model.config.context, engine.model.config.width
         self.grammars: Grammars = engine.grammars
         self.parameters = sum(parameter.numel() for parameter in engine.model.parameters())

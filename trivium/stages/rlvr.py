@@ -199,6 +199,13 @@ class Rlvr(RolloutStage):
 
     def findings(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """How much was sampled, and how rewards moved."""
+        rows = read_metrics(opened.work.log.path)
+        equal = [row["frac_reward_zero_std"] for row in rows if "frac_reward_zero_std" in row]
+        if equal and min(equal) == 1.0:
+            opened.work.say(
+                "nothing was learned: all answers to each prompt earned the same reward in every step; "
+                "give it problems that it sometimes gets right, or a reward that tells its answers apart"
+            )
         return {**super().findings(opened), "problems": len(opened.data)}
 
     def outcome(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:

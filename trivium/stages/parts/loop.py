@@ -13,7 +13,7 @@ from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import save_tensors, whole_folder, write_json
+from trivium.kit.files import read_object, save_tensors, whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.processes import barrier, world
 from trivium.learn import schedules
@@ -33,6 +33,9 @@ from trivium.stages.parts.inheritance import HANDOVER, MOMENTS, consumed_by
 from trivium.stages.parts.parents import GROUPS
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
+
+SAMPLED = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
+"""What a child takes over of its parent's generation_config.json."""
 
 
 def train(
@@ -132,6 +135,9 @@ def save_model_of(
     """Write a model's folder, with its adapter merged into it or beside it."""
     stops = sorted(tokenizer.stop_ids)
     generation = {"eos_token_id": stops, "pad_token_id": tokenizer.pad_id}
+    start = getattr(settings, "start", None)
+    if start is not None and tokenizer.templates:
+        generation |= _sampled_as(work.path(start))
     if settings.adapter is None:
         save_model(model, folder, generation=generation)
     else:
@@ -140,6 +146,14 @@ def save_model_of(
         if settings.adapter.save != "merged":
             save_adapter(model, folder / "adapter", base=_base(work.path(_start(settings))))
     tokenizer.save(folder)
+
+
+def _sampled_as(parent: Path) -> dict[str, Any]:
+    """How the parent asks to be sampled; a chat model that says nothing is asked for its likeliest answer."""
+    path = parent / "generation_config.json"
+    content = read_object(path) if path.is_file() else {}
+    kept = {name: content[name] for name in SAMPLED if name in content}
+    return kept or {"do_sample": False}
 
 
 def _base(place: Path) -> str:
