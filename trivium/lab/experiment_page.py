@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trivium.lab.charts import Row, Rows, Table, axis, render
+from trivium.lab.compute_curves import drawn
 from trivium.lab.experiments_numbers import interval
 from trivium.lab.formatting import figure
 
@@ -24,7 +25,9 @@ def page(found: Mapping[str, Any]) -> str:
         for label, measure in found["measures"].items()
     ]
     title = f"{found['recipe']}: an experiment"
-    return render("experiment.jinja", title=title, found=found, claims=claims, measures=measures) + "\n"
+    compute = drawn(found["compute"]) if found.get("compute") else None
+    shown = {"claims": claims, "measures": measures, "compute": compute}
+    return render("experiment.jinja", title=title, found=found, **shown) + "\n"
 
 
 def sentence(claim: Mapping[str, Any], many: int) -> str:

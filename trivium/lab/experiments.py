@@ -12,6 +12,7 @@ from trivium.evals.results import as_json
 from trivium.evals.statistics import CONFIDENCE, Interval, holm, normal_quantile, t_below, t_quantile
 from trivium.kit.files import write_json, write_text
 from trivium.kit.numbers import short
+from trivium.lab.compute_curves import curve, summary
 from trivium.lab.experiment_page import page
 from trivium.lab.experiments_numbers import Number, cost, interval, taken
 from trivium.lab.formatting import figure
@@ -65,7 +66,21 @@ def judged(experiment: Experiment, folders: Folders) -> dict[str, Any]:
             for label, measure in experiment.measure.items()
         },
         "claims": verdicts(experiment.claims, numbers),
+        "compute": _compute(experiment, folders, seeds),
     }
+
+
+def _compute(experiment: Experiment, folders: Folders, seeds: Sequence[int]) -> dict[str, Any] | None:
+    """The curves over FLOPs, where the experiment asks for them."""
+    wish = experiment.compute
+    if wish is None:
+        return None
+
+    def line(arm: str, seed: int) -> list[Path]:
+        return [folders[arm, seed][one] for one in wish.stages if one in folders[arm, seed]]
+
+    curves = {arm: [curve(line(arm, seed), wish.take) for seed in seeds] for arm in experiment.arms}
+    return summary(curves, wish.targets, wish.take)
 
 
 def over_seeds(values: Sequence[Number], bound: float = 0.0) -> Estimate:

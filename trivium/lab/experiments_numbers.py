@@ -55,10 +55,15 @@ def _present(take: str) -> str:
 
 
 def cost(folders: Iterable[Path]) -> dict[str, float]:
-    """The tokens that a line of stages learnt from, and the seconds it took."""
+    """The tokens that a line of stages learnt from, the seconds it took, and its FLOPs."""
     records = [_record(folder) for folder in folders]
     tokens = sum((one.get("summary") or {}).get("tokens", 0) for one in records if one["produces"] == "model")
-    return {"tokens": float(tokens), "seconds": float(sum(one["seconds"] for one in records))}
+    flops = sum(one.get("flops") or 0.0 for one in records)
+    return {
+        "tokens": float(tokens),
+        "seconds": float(sum(one["seconds"] for one in records)),
+        "flops": float(flops),
+    }
 
 
 def _reported(summary: Mapping[str, Any]) -> dict[str, Number]:

@@ -31,6 +31,7 @@ from trivium.learn.parallel import clip, gradient_norm, measures_of_all, sum_gra
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.settings import Training
 from trivium.learn.validation import ValidationLoss, groups_of
+from trivium.model.arithmetic import counted
 from trivium.model.transformer import Transformer
 
 CPU_TOKENS = 2048
@@ -115,6 +116,7 @@ class Trainer:
         self.kept_places = [kept_place(place) for place in self.settings.checkpoint.at]
         self.stop_signal: int | None = None
         self.seconds = 0.0
+        self.flops = 0.0
 
     def _take_parameters(self) -> None:
         """Whatever the model trains now, with an optimiser whose state is zero."""
@@ -171,7 +173,10 @@ class Trainer:
             while self.step < self.batches.steps:
                 self._reshape_before(self.step + 1)
                 before = self.tokens
-                last = self._one_step()
+                with counted() as tally:
+                    last = self._one_step()
+                self.flops += tally.operations * world().size
+                last["flops"] = self.flops
                 with self._averaged():
                     self._after_step(last, before)
                 due = time.monotonic() - saved >= self.settings.checkpoint.every_seconds
@@ -373,6 +378,7 @@ class Trainer:
             "skipped": self.skipped,
             "budget": self.budget,
             "seconds": self.seconds,
+            "flops": self.flops,
             "feed": source_facts,
             "feed_fingerprint": self.batches.fingerprint,
         }
@@ -427,6 +433,7 @@ class Trainer:
         self.step, self.tokens = facts["step"], facts["tokens"]
         self.bad_steps, self.skipped = facts["bad_steps"], facts["skipped"]
         self.budget, self.seconds = facts["budget"], facts["seconds"]
+        self.flops = facts.get("flops", 0.0)
 
     def _agreed(self, wish: bool) -> bool:
         """Whether any process wishes it: all have to save, or to stop, after the same step."""

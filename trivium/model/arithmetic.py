@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trivium.model.transformer import Transformer
 
 
-@dataclass
+@dataclass(eq=False)
 class Tally:
     """How many operations were done; a multiplication and an addition are two."""
 

@@ -72,6 +72,17 @@ class Claim(Settings):
         return 1 if self.above is not None else -1
 
 
+class ComputeCurve(Settings):
+    """A falling number of the training log, drawn against all FLOPs that an arm spent."""
+
+    take: str = "bits_per_byte"
+    """The column of the log."""
+    stages: list[str] = Field(min_length=1)
+    """The stages along which it is drawn; what each cost counts for those after it."""
+    targets: list[float] = []
+    """The values whose price is told; two between the arms' ends, if not said."""
+
+
 class Experiment(Settings):
     """Arms are laid over the stages as a recipe over the one it extends; each runs with every seed."""
 
@@ -85,6 +96,8 @@ class Experiment(Settings):
     """The numbers taken of every arm and seed, by name."""
     claims: list[Claim] = Field(min_length=1)
     """What is claimed, and the control that must fail."""
+    compute: ComputeCurve | None = None
+    """A curve of what the arms reach for how many FLOPs."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Experiment:
