@@ -110,5 +110,5 @@ def test_the_stage_writes_a_smaller_model_that_trains_on(tmp_path: Path) -> None
     assert (slim.num_hidden_layers, slim.hidden_size, slim.num_key_value_heads) == (3, 48, 1)
     assert (slim.num_attention_heads, slim.intermediate_size) == (2, 100)
     assert run["slim"].summary["parameters"] == models["slim"].num_parameters()
-    with pytest.raises(ValueError, match="name some as `data`"):
+    with pytest.raises(TriviumError, match="name some as `data`"):
         trivium.run(tmp_path / "shrunk.yaml", runs=tmp_path / "runs", set={"stages.slim.data": None})

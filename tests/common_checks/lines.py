@@ -45,6 +45,10 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "sft": {"from": "base", "data": "answers.jsonl", "batch": 128, "steps": 2, "context": 64},
     "curate": {"data": "texts.jsonl", "steps": [{"deduplicate": "exact"}]},
+    "shrink": {
+        "from": "deep", "layers": 2, "layers_by": "influence", "context": 64,
+        "data": {"texts.jsonl": {"validation": 0.3}},
+    },
     "text_to_sql": {"database": "shop.sql", "data": "questions.jsonl", "held_out": 0.25},
     "tokenizer": {"data": "texts.jsonl", "vocabulary": 272},
 }  # fmt: skip

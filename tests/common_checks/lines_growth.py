@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lines import moves, refuses
+from lines import LINES, TRAINS, Line, moves, refuses
 from tiny_run import Seen
 from torch import Tensor
 
@@ -163,3 +163,154 @@ def state_is_reset(before: Seen, after: Seen) -> None:
 def other_noise(before: Seen, after: Seen) -> None:
     gates = [seen.weights["model.layers.0.mlp.gate_proj.weight"] for seen in (before, after)]
     assert not torch.equal(*gates)
+
+
+# growth while a stage trains
+
+GROWS = ("pretrain", "midtrain")
+POINT: dict[str, Any] = {"at": 0.5, "layers": 2}
+
+
+@moves("grow", [POINT], kinds=GROWS, both={"steps": 4})
+def grows(before: Seen, after: Seen) -> None:
+    assert [seen.config["num_hidden_layers"] for seen in (before, after)] == [1, 2]
+    # The function is kept: the step after the growth has the loss it would have had.
+    losses = [seen.column("loss") for seen in (before, after)]
+    assert losses[1][:2] == losses[0][:2]
+    assert abs(losses[1][2] - losses[0][2]) < 1e-4
+    assert losses[1][3] != losses[0][3]
+
+
+def has(key: str, value: int) -> Any:
+    return lambda before, after: _is(before, after, key, value)
+
+
+def _is(before: Seen, after: Seen, key: str, value: int) -> None:
+    assert before.config.get(key) != value
+    assert after.config[key] == value
+
+
+def other_weights(before: Seen, after: Seen) -> None:
+    assert before.weights.keys() == after.weights.keys()
+    assert any(not torch.equal(one, after.weights[name]) for name, one in before.weights.items())
+
+
+def warmed(before: Seen, after: Seen) -> None:
+    assert after.rates[:2] == before.rates[:2]
+    assert after.rates[2] == before.rates[2] / 2
+
+
+def frozen(before: Seen, after: Seen) -> None:
+    assert {name.split(".")[0] for name in before.trainers[0].named} > {"layers"}
+    assert {name.rsplit(".")[1] for name in after.trainers[0].named} == {"1"}
+
+
+def earlier(before: Seen, after: Seen) -> None:
+    names = [[one for one in seen.changes if one.startswith("parameters after")] for seen in (before, after)]
+    assert names == [["parameters after step 2"], ["parameters after step 1"]]
+
+
+WIDE, MIXED = {"at": 0.5, "width": 64}, {"at": 0.5, "experts": {"count": 2}}
+POINTS: list[tuple[str, Any, dict[str, Any], dict[str, Any], Any]] = [
+    ("layers", 3, POINT, {"at": 0.5, "layers": 3}, has("num_hidden_layers", 3)),
+    ("method", "random", POINT, {**POINT, "method": "random"}, other_weights),
+    ("width", 64, POINT, WIDE, has("hidden_size", 64)),
+    ("heads", 6, POINT, {"at": 0.5, "heads": 6}, has("num_attention_heads", 6)),
+    ("key_value_heads", 6, POINT, {"at": 0.5, "key_value_heads": 6}, has("num_key_value_heads", 6)),
+    ("inner_width", 50, POINT, {"at": 0.5, "inner_width": 50}, has("intermediate_size", 50)),
+    ("width_method", "pad", WIDE, {**WIDE, "width_method": "pad"}, other_weights),
+    ("noise", 0.0, WIDE, {**WIDE, "noise": 0.0}, other_weights),
+    ("experts", {"count": 2}, POINT, MIXED, has("num_experts", 2)),
+    ("experts.count", 3, MIXED, {"at": 0.5, "experts": {"count": 3}}, has("num_experts", 3)),
+    ("experts.per_token", 1, MIXED, {"at": 0.5, "experts": {"count": 2, "per_token": 1}},
+     has("num_experts_per_tok", 1)),
+    ("experts.noise", 0.5, MIXED, {"at": 0.5, "experts": {"count": 2, "noise": 0.5}}, other_weights),
+    ("at", "25%", POINT, {**POINT, "at": "25%"}, earlier),
+    ("warmup", 1, POINT, {**POINT, "warmup": 1}, warmed),
+    ("optimiser_state", "reset", POINT, {**POINT, "optimiser_state": "reset"}, other_weights),
+    ("freeze", True, POINT, {**POINT, "freeze": True}, frozen),
+]  # fmt: skip
+for name, value, before, after, check in POINTS:
+    for kind in GROWS:
+        both = {"steps": 4, "learning_rate.decay": "constant"}
+        LINES.append(
+            Line(kind, f"grow.{name}", value, {**both, "grow": [after]}, {**both, "grow": [before]}, check)
+        )
+
+FIRST = {"at": "step=1", "layers": 2}
+SECOND = {"at": "step=2", "layers": 4}
+for kind in GROWS:
+    LINES.append(
+        Line(
+            kind, "grow.place", "end", {"grow": [FIRST, {**SECOND, "place": "end"}]},
+            {"steps": 3, "grow": [FIRST, SECOND]}, other_weights,
+        )
+    )  # fmt: skip
+
+
+@moves("train_only", ["layers.0.mlp"], kinds=TRAINS)
+def only_parts(before: Seen, after: Seen) -> None:
+    parts = {name.rpartition(".")[0] for name in after.trainers[0].named if not name.startswith("extra.")}
+    assert parts == {f"layers.0.mlp.{one}" for one in ("gate", "up", "down")}
+    assert len(before.trainers[0].named) > len(after.trainers[0].named)
+
+
+# shrink
+
+
+def kept(seen: Seen) -> list[int]:
+    found = [old for number in range(seen.config["num_hidden_layers"]) for old in range(4)
+             if is_layer(seen, number, old)]  # fmt: skip
+    assert found == seen.summary["kept_layers"]
+    return found
+
+
+@moves("from", "wide", kinds=["shrink"], both={"layers": 1})
+def shrunk_from(before: Seen, after: Seen) -> None:
+    assert len(kept(before)) == 1
+    assert after.summary["kept_layers"] == [0]
+    assert is_layer(after, 0, 0)
+
+
+@moves("layers", 3, kinds=["shrink"])
+def fewer_layers(before: Seen, after: Seen) -> None:
+    assert [len(kept(seen)) for seen in (before, after)] == [2, 3]
+
+
+HELD_OUT = {"texts.jsonl": {"validation": 0.3}}
+EVEN = {"from": "deep", "layers": 2, "data": None, "layers_by": "even"}
+
+
+@moves("layers_by", "even", kinds=["shrink"], beside={"data": None})
+def evenly(before: Seen, after: Seen) -> None:
+    assert kept(after) == [0, 3]
+    assert before.summary["measured_tokens"] > after.summary["measured_tokens"] == 0
+
+
+@moves("layers_by", "influence", kinds=["shrink"], both=EVEN, beside={"data": HELD_OUT})
+def by_influence(before: Seen, after: Seen) -> None:
+    assert kept(before) == [0, 3]
+    assert after.summary["measured_tokens"] > 0
+
+
+@moves("width", 24, kinds=["shrink"])
+@moves("key_value_heads", 1, kinds=["shrink"])
+@moves("inner_width", 20, kinds=["shrink"])
+def narrower(before: Seen, after: Seen, value: int) -> None:
+    key = {24: "hidden_size", 1: "num_key_value_heads", 20: "intermediate_size"}[value]
+    assert before.config[key] > after.config[key] == value
+
+
+@moves("context", 16, kinds=["shrink"])
+def in_shorter_rows(before: Seen, after: Seen) -> None:
+    assert before.summary["measured_sequences"] < after.summary["measured_sequences"]
+
+
+@moves("tokens", 20, kinds=["shrink"])
+def on_fewer_tokens(before: Seen, after: Seen) -> None:
+    assert before.summary["measured_tokens"] > after.summary["measured_tokens"]
+
+
+@moves("seed", 2, kinds=["shrink"])
+def no_seed(before: Seen, after: Seen) -> None:
+    assert kept(before) == kept(after)

@@ -127,6 +127,8 @@ PLACES = [
     Place("compare", "data", POSED, "problems", posed, column="prompt"),
     Place("quantize", "data", MEASURED, "texts", tokenised, measured=lambda seen: seen.summary["tokens"]),
     Place("merge", "data", MEASURED, "texts", tokenised, measured=lambda seen: seen.summary["bits_per_byte"]),
+    Place("shrink", "data", MEASURED, "texts", tokenised,
+          measured=lambda seen: seen.summary["measured_tokens"]),
     Place("corpus", "data", READ, "texts", tokenised, listed=True),
     Place("text_to_sql", "data", READ, "questions", asked, column="question", listed=True),
 ]  # fmt: skip

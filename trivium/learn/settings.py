@@ -136,6 +136,9 @@ class Training(Settings):
     """Texts the model continues during training."""
     adapter: AdapterSettings | None = None
     """Train small matrices beside the frozen ones."""
+    train_only: list[str] = []
+    """The parts that are trained, such as `layers.3` or `head`, the rest being frozen; `new_layers` are those
+    that a `grow` stage added to the parent."""
     qat: Literal["int8", "int4"] | None = None
     """Round the matrices in every pass as the `quantize` stage will, so that the model learns to bear it."""
 
@@ -144,6 +147,8 @@ class Training(Settings):
         """An adapter's matrices have no full set of singular values for Muon to even out."""
         if self.adapter is None:
             return self
+        if self.train_only:
+            raise ValueError("an adapter says itself what is trained, in `train`; leave `train_only` out")
         if self.qat is not None:
             raise ValueError("`adapter` and `qat` exclude each other; say `base: int4` in the adapter")
         if self.optimiser == "muon":

@@ -26,13 +26,10 @@ from trivium.model.growth import (
 )
 from trivium.model.hub import resolve
 from trivium.model.quantize import quantised_as
-from trivium.stages.parts.inheritance import HANDOVER, MOMENTS
+from trivium.stages.parts.inheritance import HANDOVER, MOMENTS, NEW_LAYERS
 from trivium.stages.parts.shapes import planned_shape, shape_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
-
-NEW_LAYERS = "new_layers.json"
-"""Beside a grown model: which of its layers are new."""
 
 
 class Grow(GrowthSettings, Stage):

@@ -14,6 +14,7 @@ from trivium.model.config import ModelConfig
 from trivium.model.flops import flops_per_token
 from trivium.stages.parts.context_extension import ContextSetting, check_reach, extended
 from trivium.stages.parts.documents import source_references
+from trivium.stages.parts.growing import Growing
 from trivium.stages.parts.inheritance import consumed_by, trained_on
 from trivium.stages.parts.mixtures import MEASURED, mixture_references
 from trivium.stages.parts.new_tokens import NewTokens
@@ -24,7 +25,7 @@ from trivium.stages.parts.training import Opened, TrainingStage, ValidationRows
 Replayable = dict[str, MixtureSource]
 
 
-class Midtrain(TrainingStage):
+class Midtrain(Growing, TrainingStage):
     """Go on training a model: on better data, a new language or domain, or longer texts."""
 
     kind: Literal["midtrain"]

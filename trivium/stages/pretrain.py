@@ -14,12 +14,11 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
 from trivium.kit.settings import Settings
 from trivium.learn.optimisers import LearningRates
-from trivium.model.flops import flops_per_token
 from trivium.model.initialise import new_model
 from trivium.model.preset import Preset, preset
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.growing import Growing
 from trivium.stages.parts.mixtures import planned_vocabulary
-from trivium.stages.parts.shapes import shape_of
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import Opened, TrainingStage
 from trivium.tokens.tokenizer import Tokenizer
@@ -50,7 +49,7 @@ class Architecture(Settings):
     """The RoPE base."""
 
 
-class Pretrain(TrainingStage):
+class Pretrain(Growing, TrainingStage):
     """Train a model from random weights on `data`."""
 
     kind: Literal["pretrain"]
@@ -90,9 +89,9 @@ class Pretrain(TrainingStage):
             tokens = derived.values["token_budget"]
         shape = ("layers", "width", "heads", "parameters")
         numbers = {name: derived.values[name] for name in shape} | {"batch": batch}
-        numbers["model"] = shape_of(derived.config)
+        numbers |= self.grown_numbers(derived.config)
         if tokens is not None:
-            cost = flops_per_token(derived.config, self.context) * tokens
+            cost = self.grown_flops(derived.config, tokens, batch, self.context)
             numbers |= {"tokens": tokens, "steps": max(1, round(tokens / batch)), "flops": cost}
         return {**numbers, **{f"{name} rate": rate for name, rate in derived.learning_rates.items()}}
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, number
+from trivium.kit.settings import Settings
 from trivium.learn.trainer import Reshape
 from trivium.model.config import ModelConfig
 from trivium.model.flops import flops_per_token, parameter_count
@@ -26,7 +27,9 @@ from trivium.model.growth import (
     probe,
 )
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.shapes import shape_of
 from trivium.stages.parts.stage import Work
+from trivium.stages.parts.training import Opened
 
 
 class GrowthPoint(GrowthSettings):
@@ -62,6 +65,54 @@ class GrowthPoint(GrowthSettings):
         unit, _, amount = self.at.partition("=")
         goal = number(amount)
         return int(goal) if unit == "step" else math.ceil(goal / batch)
+
+
+class Growing(Settings):
+    """A training in which the model grows."""
+
+    grow: list[GrowthPoint] = []
+    """Where the model becomes larger while it trains, and how."""
+
+    @model_validator(mode="after")
+    def all_weights_grow(self) -> Growing:
+        """What lies on the weights would have to grow along."""
+        for name in ("adapter", "qat", "train_only"):
+            if self.grow and getattr(self, name):
+                raise ValueError(f"a model does not `grow` under `{name}`: make it a `grow` stage before")
+        return self
+
+    def grown_numbers(self, config: ModelConfig) -> dict[str, Any]:
+        """What a plan says of the model that this one becomes, with its shape for the stages after it."""
+        for point in self.grow:
+            config = grown_config(config, point)
+        numbers = {"layers": config.layers, "width": config.width, "heads": config.heads}
+        grown = numbers | {"parameters": parameter_count(config)} if self.grow else {}
+        return {**grown, "model": shape_of(config)}
+
+    def grown_flops(self, config: ModelConfig, tokens: int, batch: int, context: int) -> float:
+        """What training so many tokens costs while the model grows."""
+        steps = max(1, round(tokens / batch))
+        total, done = 0.0, 0
+        for point in [*self.grow, None]:
+            until = steps if point is None else point.step(steps, batch)
+            total += flops_per_token(config, context) * tokens * (until - done) / steps
+            if point is not None:
+                config, done = grown_config(config, point), until
+        return total
+
+    def findings(self, opened: Opened[Any]) -> dict[str, Any]:
+        """The size that the model has grown to."""
+        found: dict[str, Any] = super().findings(opened)  # type: ignore[misc]
+        if self.grow:
+            config = opened.model.config
+            found |= {"parameters": parameter_count(config), "layers": config.layers}
+        return found
+
+    def reshapes(self, opened: Opened[Any]) -> list[Reshape]:
+        """The growths as the loop takes them."""
+        return reshapes(
+            opened.work, self.grow, opened.batches.steps, opened.settings.batch or 1, opened.context
+        )
 
 
 def reshapes(
@@ -114,24 +165,3 @@ def _grows(
 def _nothing(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An optimiser's state that begins at zero."""
     return {"steps": torch.tensor(0)} | {name: one for name, one in moments.items() if name == "steps"}
-
-
-def final_config(config: ModelConfig, points: Sequence[GrowthPoint]) -> ModelConfig:
-    """What the model is at the end of the stage."""
-    for point in points:
-        config = grown_config(config, point)
-    return config
-
-
-def planned_flops(
-    config: ModelConfig, points: Sequence[GrowthPoint], tokens: int, batch: int, context: int
-) -> float:
-    """What training so many tokens costs while the model grows."""
-    steps = max(1, round(tokens / batch))
-    total, done = 0.0, 0
-    for point in [*points, None]:
-        until = steps if point is None else point.step(steps, batch)
-        total += flops_per_token(config, context) * tokens * (until - done) / steps
-        if point is not None:
-            config, done = grown_config(config, point), until
-    return total

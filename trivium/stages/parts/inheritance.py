@@ -26,6 +26,7 @@ class Learnt:
 
 
 HANDOVER, MOMENTS = "training.json", "moments.safetensors"
+NEW_LAYERS = "new_layers.json"
 """What a training stage leaves beside its model: how far it came, and the optimiser state."""
 
 

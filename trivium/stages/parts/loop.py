@@ -22,7 +22,7 @@ from trivium.learn.objective import BatchSource, Objective
 from trivium.learn.optimisers import Inherited, LearningRates
 from trivium.learn.precision import Precision
 from trivium.learn.settings import Training
-from trivium.learn.trainer import Hooks, Trainer
+from trivium.learn.trainer import Hooks, Reshape, Trainer
 from trivium.learn.validation import ValidationLoss, measure
 from trivium.model.adapters import save_adapter
 from trivium.model.folder import save_model
@@ -51,6 +51,7 @@ def train(
     save: Callable[[Path], None],
     validation: Mapping[str, Sequence[PackedSequence]] | None = None,
     optimiser_state: Mapping[str, Any] | None = None,
+    reshapes: Sequence[Reshape] = (),
 ) -> dict[str, Any]:
     """Train to the end, write the model folder and what a later stage takes over; returns the summary.
 
@@ -97,6 +98,7 @@ def train(
         seed=work.seed,
         hooks=hooks,
         parent_moments=optimiser_state,
+        reshapes=reshapes,
     )
     if trainer.inherited is not None:
         _say_moments(work, trainer.inherited)

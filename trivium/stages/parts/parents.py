@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors, read_object
+from trivium.kit.files import load_tensors, read_json, read_object
 from trivium.kit.seals import compared
 from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
@@ -16,7 +18,7 @@ from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.preset import preset
 from trivium.model.quantize import prepare_for, quantise, quantised_as
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.inheritance import HANDOVER, MOMENTS
+from trivium.stages.parts.inheritance import HANDOVER, MOMENTS, NEW_LAYERS
 from trivium.stages.parts.stage import Work
 
 GROUPS = ("matrices", "embeddings", "head", "scalars")
@@ -118,6 +120,38 @@ def adapt(work: Work, settings: Training, model: Transformer) -> None:
     add_adapter(model, settings.adapter, seed=work.seed)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     work.say(f"adapter: {trained:,} of {sum(p.numel() for p in model.parameters()):,} weights are trained")
+
+
+def freeze(work: Work, parts: Sequence[str], model: Transformer, parent: Path | None) -> None:
+    """Train the named parts alone; `new_layers` are those that a grow stage added to the parent."""
+    wanted: list[str] = []
+    for part in parts:
+        if part != "new_layers":
+            wanted.append(part)
+            continue
+        place = None if parent is None else parent.parent / NEW_LAYERS
+        layers = read_json(place) if place is not None and place.is_file() else []
+        if not layers:
+            raise TriviumError(
+                f"{work.stage}: no `grow` stage added layers to the parent; name parts such as `layers.3`."
+            )
+        wanted += [f"layers.{layer}" for layer in layers]
+    names = [name for name, _ in model.named_parameters()]
+    for part in wanted:
+        if not any(_belongs(name, part) for name in names):
+            known = dict.fromkeys(re.match(r"(layers\.)?[^.]+", name)[0] for name in names)  # type: ignore[index]
+            raise TriviumError(
+                f"{work.stage}: the model has no part `{part}`; `train_only` takes {', '.join(known)} and "
+                "parts of these."
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(_belongs(name, part) for part in wanted))
+    sizes = [(one.numel(), one.numel() * one.requires_grad) for one in model.parameters()]
+    work.change("trained weights", *map(sum, zip(*sizes)))
+
+
+def _belongs(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
 
 
 def with_new_rows(adapter: AdapterSettings) -> AdapterSettings:

@@ -22,6 +22,7 @@ from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import LearningRates
 from trivium.learn.precision import resolve_precision
 from trivium.learn.settings import UNAFFECTING, Training
+from trivium.learn.trainer import Reshape
 from trivium.model.config import ModelConfig
 from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model
@@ -33,12 +34,14 @@ from trivium.stages.parts.mixtures import ROWS, TOKENISED, mixture_references
 from trivium.stages.parts.parents import (
     adapt,
     faster_adapter,
+    freeze,
     gentle_rates_after,
     moments_after,
     rates_after,
     with_new_rows,
 )
 from trivium.stages.parts.replay import replay_references
+from trivium.stages.parts.shapes import planned_shape, shape_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -157,15 +160,16 @@ class TrainingStage(Training, Stage):
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What can be said before the data is read: the model's size, and what a given length costs."""
         parent = inputs.get(self.parent or "")
+        config = planned_shape(parent)
         numbers: dict[str, Any] = {}
         cost = None
-        if isinstance(parent, Mapping):
+        if config is not None:
+            numbers = {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
+            numbers["model"] = shape_of(config)
+            cost = self.flops_per_token(config)
+        elif isinstance(parent, Mapping):
             numbers = {key: parent[key] for key in ("parameters", "vocabulary") if key in parent}
             cost = 6.0 * numbers["parameters"] if "parameters" in numbers else None
-        elif parent is not None and (parent / "config.json").is_file():
-            config = load_config(parent)
-            numbers = {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
-            cost = self.flops_per_token(config)
         tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
         if tokens is not None:
             numbers["tokens"] = tokens
@@ -220,6 +224,10 @@ class TrainingStage(Training, Stage):
         """What is learned."""
         return NextToken(sources=tuple(opened.batches.names), z_loss=self.z_loss)
 
+    def reshapes(self, opened: Opened[Any]) -> Sequence[Reshape]:
+        """The changes of the model's shape while it trains, in order."""
+        return ()
+
     def save(self, opened: Opened[Any], folder: Path) -> None:
         """Write the product into a folder."""
         save_model_of(opened.work, opened.settings, opened.model, opened.tokenizer, folder)
@@ -241,6 +249,8 @@ class TrainingStage(Training, Stage):
             opened.settings = opened.settings.model_copy(update=update)
         self.keep_parent(opened)
         adapt(work, opened.settings, opened.model)
+        if self.train_only:
+            freeze(work, self.train_only, opened.model, None if self.parent is None else opened.folder)
         self.prepare_batches(opened)
         rates = self.learning_rates(opened)
         opened.rates = rates if self.adapter is None else faster_adapter(work, opened.settings, rates)
@@ -251,6 +261,7 @@ class TrainingStage(Training, Stage):
             opened.work, opened.settings, opened.model, opened.tokenizer, opened.objective, opened.batches,
             opened.rates, parent=self.parent, validation=self.validation_rows(opened),
             optimiser_state=opened.optimiser_state, save=lambda folder: self.save(opened, folder),
+            reshapes=self.reshapes(opened),
         )  # fmt: skip
         return {**summary, **self.findings(opened)}
 
