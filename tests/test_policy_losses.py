@@ -44,13 +44,13 @@ def sampled_of(values: dict[str, list[list[float]]], requires_grad: bool = False
     }
     flat["logprobs"].requires_grad_(requires_grad)
     answer = torch.tensor([i for i, answer in enumerate(values["mask"]) for _ in answer])
-    return Sampled(**flat, answer=answer, answers=len(values["mask"]))
+    return Sampled(**flat, completion=answer, completions=len(values["mask"]))
 
 
 def loss_of(algorithm: Algorithm, sampled: Sampled) -> torch.Tensor:
     tokens = algorithm.loss(sampled, algorithm.ratio(sampled), algorithm.numbers)
     parts = [loss_weights(int(n), algorithm.aggregation, LONGEST) for n in sampled.lengths]
-    weights = torch.tensor([weight for weight, _ in parts], dtype=torch.double)[sampled.answer]
+    weights = torch.tensor([weight for weight, _ in parts], dtype=torch.double)[sampled.completion]
     return (tokens * weights * sampled.mask).sum() / sum(divisor for _, divisor in parts)
 
 

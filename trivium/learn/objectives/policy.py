@@ -24,12 +24,12 @@ from trivium.learn.objectives.policy_losses import (
     KlEstimator,
     PolicyNumbers,
     Sampled,
-    answer_ratio,
     cispo,
     clipped,
     gamma_weight,
     kl_estimate,
     product_ratio,
+    sequence_ratio,
     value_losses,
     vespo,
 )
@@ -136,8 +136,8 @@ class PolicyGradient:
             old_logprobs=columns["old_logprob"],
             advantages=columns["advantage"],
             mask=torch.ones_like(logprobs),
-            answer=owner[learned],
-            answers=documents,
+            completion=owner[learned],
+            completions=documents,
         )
         ratio = self.algorithm.ratio(sampled)
         losses = self.algorithm.loss(sampled, ratio, self.numbers) * columns["correction"]
@@ -174,8 +174,8 @@ class PolicyGradient:
         if self.algorithm.loss is cispo:
             capped = (ratio > self.numbers.clip_high) & (sampled.advantages > 0)
             return {"cispo_clip_ratio": (capped.sum(), total)}
-        # One value per answer counts once per answer, as in TRL.
-        share = sampled.lengths.clamp(min=1)[sampled.answer]
+        # One value per completion counts once per completion, as in TRL.
+        share = sampled.lengths.clamp(min=1)[sampled.completion]
         if self.algorithm.loss is vespo:
             weights = gamma_weight(sampled, self.numbers) / share
             return {"vespo/phi_seq_mean": (weights.sum(), (1 / share).sum().round())}
@@ -184,7 +184,7 @@ class PolicyGradient:
         low = (ratio < 1 - self.numbers.clip_low) & (sampled.advantages < 0)
         high = (ratio > 1 + self.numbers.clip_high) & (sampled.advantages > 0)
         extremes = _extremes(sampled, low, high)
-        if self.algorithm.ratio in (answer_ratio, product_ratio):
+        if self.algorithm.ratio in (sequence_ratio, product_ratio):
             total = (1 / share).sum().round()
             low, high = low / share, high / share
         return {
@@ -196,11 +196,11 @@ class PolicyGradient:
 
 
 def _extremes(sampled: Sampled, low: Tensor, high: Tensor) -> dict[str, Measure]:
-    """The share cut below of the answer with the smallest, and above of the one with the largest."""
+    """The share cut below of the completion with the smallest, and above of the one with the largest."""
     if not len(sampled.mask):
         return {}
-    answered = sampled.lengths > 0
-    low, high = (sampled.mean_per_answer(cut.to(sampled.mask))[answered] for cut in (low, high))
+    present = sampled.lengths > 0
+    low, high = (sampled.mean_per_completion(cut.to(sampled.mask))[present] for cut in (low, high))
     return {"clip_ratio/low_min": Minimum(low.min()), "clip_ratio/high_max": Maximum(high.max())}
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Aggregation = Literal["answer", "token", "constant", "sum"]
+Aggregation = Literal["completion", "token", "constant", "sum"]
 GroupEstimator = Literal["group", "centred", "leave_one_out", "baseline", "accept"]
 TokenEstimator = Literal["gae", "reinforce++"]
 KlEstimator = Literal["k1", "k2", "k3"]
@@ -20,29 +20,29 @@ FARTHEST = 20.0
 
 @dataclass(frozen=True)
 class Sampled:
-    """The tokens of several sampled answers laid end to end; every tensor but `answer` is [tokens]."""
+    """The tokens of several completions laid end to end; every tensor but `completion` is [tokens]."""
 
     logprobs: Tensor
     old_logprobs: Tensor
     advantages: Tensor
     mask: Tensor
-    """1 where the model chose the token itself; 0 for a tool's words and for answers that are left out."""
-    answer: Tensor
-    """Which answer a token belongs to, counted from 0."""
-    answers: int
+    """1 where the model chose the token itself; 0 for a tool's words and what is left out."""
+    completion: Tensor
+    """Which completion a token belongs to, counted from 0."""
+    completions: int
 
-    def per_answer(self, values: Tensor) -> Tensor:
-        """The sum of a value over the learned tokens of each answer: [answers]."""
-        return values.new_zeros(self.answers).index_add(0, self.answer, values * self.mask)
+    def per_completion(self, values: Tensor) -> Tensor:
+        """The sum of a value over the learned tokens of each completion: [completions]."""
+        return values.new_zeros(self.completions).index_add(0, self.completion, values * self.mask)
 
-    def mean_per_answer(self, values: Tensor) -> Tensor:
-        """The mean of a value over the learned tokens of each answer: [answers]."""
-        return self.per_answer(values) / self.lengths.clamp(min=1)
+    def mean_per_completion(self, values: Tensor) -> Tensor:
+        """The mean of a value over the learned tokens of each completion: [completions]."""
+        return self.per_completion(values) / self.lengths.clamp(min=1)
 
     @property
     def lengths(self) -> Tensor:
-        """How many learned tokens each answer has."""
-        return self.per_answer(torch.ones_like(self.mask))
+        """How many learned tokens each completion has."""
+        return self.per_completion(torch.ones_like(self.mask))
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ def token_ratio(sampled: Sampled) -> Tensor:
     return torch.exp(sampled.logprobs - sampled.old_logprobs)
 
 
-def answer_ratio(sampled: Sampled) -> Tensor:
-    """GSPO's ratio (Zheng et al., 2507.18071): the geometric mean over the answer, for each of its tokens."""
-    mean = sampled.mean_per_answer(sampled.logprobs - sampled.old_logprobs)
-    return torch.exp(mean)[sampled.answer]
+def sequence_ratio(sampled: Sampled) -> Tensor:
+    """GSPO's ratio (Zheng et al., 2507.18071): the geometric mean over a completion, for its tokens."""
+    mean = sampled.mean_per_completion(sampled.logprobs - sampled.old_logprobs)
+    return torch.exp(mean)[sampled.completion]
 
 
 def product_ratio(sampled: Sampled) -> Tensor:
-    """How much likelier each whole answer has become (RLOO, 2402.14740), for each of its tokens."""
-    return torch.exp(sampled.per_answer(sampled.logprobs - sampled.old_logprobs))[sampled.answer]
+    """How much likelier each whole completion has become (RLOO, 2402.14740), for each of its tokens."""
+    return torch.exp(sampled.per_completion(sampled.logprobs - sampled.old_logprobs))[sampled.completion]
 
 
 def clipped(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
@@ -101,9 +101,9 @@ def sapo(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
 
 
 def gamma_weight(sampled: Sampled, numbers: PolicyNumbers) -> Tensor:
-    """VESPO's weight of an answer, e^d w^p e^(-d w) of its whole ratio w, for each token; detached."""
+    """VESPO's weight of a completion, e^d w^p e^(-d w) of its whole ratio w, for each token; detached."""
     moved = (sampled.logprobs - sampled.old_logprobs).detach().clamp(-FARTHEST, FARTHEST)
-    log_ratio = sampled.per_answer(moved)[sampled.answer].clamp(math.log(1e-8), FARTHEST)
+    log_ratio = sampled.per_completion(moved)[sampled.completion].clamp(math.log(1e-8), FARTHEST)
     rises = sampled.advantages >= 0
     power = torch.where(rises, numbers.power_positive, numbers.power_negative)
     decay = torch.where(rises, numbers.decay_positive, numbers.decay_negative)
@@ -111,7 +111,7 @@ def gamma_weight(sampled: Sampled, numbers: PolicyNumbers) -> Tensor:
 
 
 def vespo(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
-    """VESPO (2602.10693): answers fade out smoothly the further the model has moved from them."""
+    """VESPO (2602.10693): completions fade out smoothly the further the model has moved from them."""
     return -gamma_weight(sampled, numbers) * sampled.advantages * sampled.logprobs
 
 
@@ -121,7 +121,7 @@ def reinforce(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor
 
 
 def likelihood(sampled: Sampled, ratio: Tensor, numbers: PolicyNumbers) -> Tensor:
-    """Expert iteration (STaR, 2203.14465): the plain loss of the answers that were accepted."""
+    """Expert iteration (STaR, 2203.14465): the plain loss of the completions that were accepted."""
     return -sampled.logprobs * (sampled.advantages > 0)
 
 
@@ -140,18 +140,21 @@ class Algorithm:
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "grpo": Algorithm(clipped, aggregation="answer"),
+    "grpo": Algorithm(clipped, aggregation="completion"),
     "bnpo": Algorithm(clipped),
     "dr_grpo": Algorithm(clipped, aggregation="constant", advantage="centred"),
     "dapo": Algorithm(clipped, numbers=PolicyNumbers(clip_high=0.28)),
     "gspo": Algorithm(
-        clipped, answer_ratio, aggregation="answer", numbers=PolicyNumbers(clip_low=3e-4, clip_high=4e-4)
+        clipped,
+        sequence_ratio,
+        aggregation="completion",
+        numbers=PolicyNumbers(clip_low=3e-4, clip_high=4e-4),
     ),
-    "luspo": Algorithm(clipped, answer_ratio, aggregation="sum"),
+    "luspo": Algorithm(clipped, sequence_ratio, aggregation="sum"),
     "cispo": Algorithm(cispo, numbers=PolicyNumbers(clip_high=5.0)),
-    "sapo": Algorithm(sapo, aggregation="answer"),
+    "sapo": Algorithm(sapo, aggregation="completion"),
     "vespo": Algorithm(vespo),
-    "rloo": Algorithm(clipped, product_ratio, aggregation="answer", advantage="leave_one_out"),
+    "rloo": Algorithm(clipped, product_ratio, aggregation="completion", advantage="leave_one_out"),
     "reinforce": Algorithm(reinforce, advantage="baseline"),
     "expert_iteration": Algorithm(likelihood, advantage="accept"),
 }
@@ -170,16 +173,16 @@ def loss_weights(tokens: int, aggregation: Aggregation, longest: int) -> tuple[f
 
     The loss of a batch is sum_i w_i sum_t l_it / sum_i d_i, for completions of |o_i| learned tokens:
 
-        answer    w = 1/|o|  d = 1      mean over completions of the mean over tokens (GRPO)
-        token     w = 1      d = |o|    mean over all tokens (DAPO, PPO)
-        constant  w = 1      d = L      over the tokens there could have been (Dr. GRPO, 2503.20783)
-        sum       w = 1      d = 1      mean over completions of the sum over tokens (LUSPO)
+        completion  w = 1/|o|  d = 1    mean over completions of the mean over tokens (GRPO)
+        token       w = 1      d = |o|  mean over all tokens (DAPO, PPO)
+        constant    w = 1      d = L    over the tokens there could have been (Dr. GRPO, 2503.20783)
+        sum         w = 1      d = 1    mean over completions of the sum over tokens (LUSPO)
     """
     if aggregation == "token":
         return 1.0, float(tokens)
     if aggregation == "constant":
         return 1.0, float(longest)
-    return (1.0 / max(tokens, 1) if aggregation == "answer" else 1.0), 1.0
+    return (1.0 / max(tokens, 1) if aggregation == "completion" else 1.0), 1.0
 
 
 def value_losses(values: Tensor, old: Tensor, returns: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
