@@ -254,7 +254,7 @@ class Chosen(NamedTuple):
 
 
 class SequenceSampling(NamedTuple):
-    """A row that joins: its settings, its seed, its prompt, what ends it, and a grammar it must follow."""
+    """How one sequence is sampled: its settings, seed, prompt, stop ids, and the form it must follow."""
 
     sampling: Sampling
     seed: int
@@ -264,10 +264,12 @@ class SequenceSampling(NamedTuple):
 
 
 _FLOATS = ("temperature", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_DOUBLES = ("top_p", "typical_p")  # a double holds them exactly as written
+_OTHERS = ("greedy", "top_k", "min_new_tokens", "max_new_tokens")
 
 
 class Sampler:
-    """Per-row sampling settings that follow the rows as they come, move and go."""
+    """The sampling settings of all sequences in decode, as tensors that follow them as they come and go."""
 
     def __init__(self, vocabulary: int, device: torch.device | str) -> None:
         self.vocabulary, self.device = vocabulary, torch.device(device)
@@ -275,26 +277,22 @@ class Sampler:
         self.constraints: list[Constraint | None] = []
         self._rows: dict[str, Tensor] = {}
         self._tables: dict[str, Tensor] = {}
-        self._read()
+        self._summarise()
 
-    def rearrange(self, keep: Sequence[int], entrants: Sequence[SequenceSampling]) -> None:
-        """Keep these rows in this order and put the entrants behind them."""
-        fresh = self._enter(entrants)
+    def rearrange(self, keep: Sequence[int], entering: Sequence[SequenceSampling]) -> None:
+        """Keep these rows in this order and put those that enter behind them."""
+        fresh = self._enter(entering)
         index = torch.tensor(keep, dtype=torch.long, device=self.device)
         rows: dict[str, Tensor] = {}
         for name in self._rows.keys() | fresh.keys():
-            parts = [
-                part for part in (_take(self._rows.get(name), index), fresh.get(name)) if part is not None
-            ]
-            rows[name] = _stack(parts)
-        settings = [self.settings[row] for row in keep] + [entrant.sampling for entrant in entrants]
-        tables = self._adjusted(settings, keep, entrants)
-        # only now, so that an entrant that cannot enter leaves the others as they were
+            parts = (_take(self._rows.get(name), index), fresh.get(name))
+            rows[name] = _stack([part for part in parts if part is not None])
+        settings = [self.settings[row] for row in keep] + [one.sampling for one in entering]
+        tables = self._adjusted(settings, keep, entering)
+        # only now, so that what cannot enter leaves the others as they were
         self._rows, self.settings, self._tables = rows, settings, tables
-        self.constraints = [self.constraints[row] for row in keep] + [
-            entrant.constraint for entrant in entrants
-        ]
-        self._read()
+        self.constraints = [self.constraints[row] for row in keep] + [one.constraint for one in entering]
+        self._summarise()
 
     def alone(self, row: int | SequenceSampling) -> Sampler:
         """A sampler of one row, one of this sampler's or one that has yet to enter; this one is unchanged."""
@@ -305,76 +303,62 @@ class Sampler:
             other.rearrange([], [row])
         return other
 
-    def _enter(self, entrants: Sequence[SequenceSampling]) -> dict[str, Tensor]:
-        if not entrants:
+    def _enter(self, entering: Sequence[SequenceSampling]) -> dict[str, Tensor]:
+        """The rows of those that enter: their settings, [N, 1], and what they will draw with, [N, steps]."""
+        if not entering:
             return {}
-        settings = [entrant.sampling for entrant in entrants]
-        rows: dict[str, Tensor] = {
-            name: torch.tensor([[getattr(one, name)] for one in settings], dtype=torch.float32)
-            for name in _FLOATS
-        }
-        # a double holds top_p exactly as written; temperature 0 takes the greedy road and must not divide
-        rows["top_p"] = torch.tensor([[one.top_p] for one in settings], dtype=torch.float64)
-        rows["typical_p"] = torch.tensor([[one.typical_p] for one in settings], dtype=torch.float64)
-        rows["temperature"] = torch.tensor(
-            [[one.temperature or 1.0] for one in settings], dtype=torch.float32
-        )
-        rows["greedy"] = torch.tensor([[one.greedy] for one in settings])
-        rows["top_k"] = torch.tensor([[one.top_k] for one in settings])
-        rows["least"] = torch.tensor([[one.min_new_tokens] for one in settings])
-        rows["most"] = torch.tensor([[one.max_new_tokens] for one in settings])
-        rows["count"] = torch.zeros(len(entrants), 1, dtype=torch.long)
-        rows["last"] = torch.tensor([[entrant.prompt[-1] if entrant.prompt else 0] for entrant in entrants])
-        width = max((len(entrant.stop_ids) for entrant in entrants), default=0)
+        settings = [one.sampling for one in entering]
+        rows: dict[str, Tensor] = {}
+        for names, dtype in ((_FLOATS, torch.float32), (_DOUBLES, torch.float64), (_OTHERS, None)):
+            for name in names:
+                rows[name] = torch.tensor([[getattr(one, name)] for one in settings], dtype=dtype)
+        # temperature 0 is greedy and must not divide
+        rows["temperature"].masked_fill_(rows["greedy"], 1.0)
+        rows["count"] = torch.zeros(len(entering), 1, dtype=torch.long)
+        rows["last"] = torch.tensor([[one.prompt[-1] if one.prompt else 0] for one in entering])
         # a tokenizer may end texts with tokens that the model lacks: what is no id of the model ends nothing,
         # and lands in the spare column when logits are masked
-        ends = [
-            [one if 0 <= one < self.vocabulary else self.vocabulary for one in entrant.stop_ids]
-            for entrant in entrants
-        ]
-        stops = [some + [self.vocabulary] * (width - len(some)) for some in ends]
-        rows["stops"] = torch.tensor(stops, dtype=torch.long).reshape(len(entrants), width)
+        width = max(len(one.stop_ids) for one in entering)
+        stops = torch.full((len(entering), width), self.vocabulary)
         steps = max(one.max_new_tokens for one in settings)
-        numbers = torch.zeros(len(entrants), steps, dtype=torch.float64)
-        for row, entrant in enumerate(entrants):
-            if not entrant.sampling.greedy:
-                length = entrant.sampling.max_new_tokens
-                numbers[row, :length] = torch.from_numpy(uniforms(entrant.seed, length))
-        rows["uniforms"] = numbers
-        rows["drawn"] = torch.zeros(len(entrants), steps, dtype=torch.long)
-        rows["drawn_logprobs"] = torch.zeros(len(entrants), steps)
+        numbers = torch.zeros(len(entering), steps, dtype=torch.float64)
+        for row, one in enumerate(entering):
+            known = [token for token in one.stop_ids if 0 <= token < self.vocabulary]
+            stops[row, : len(known)] = torch.tensor(known, dtype=torch.long)
+            if not one.sampling.greedy:
+                length = one.sampling.max_new_tokens
+                numbers[row, :length] = torch.from_numpy(uniforms(one.seed, length))
+        rows["stops"], rows["uniforms"] = stops, numbers
+        rows["drawn"] = torch.zeros(len(entering), steps, dtype=torch.long)
+        rows["drawn_logprobs"] = torch.zeros(len(entering), steps)
         return {name: value.to(self.device) for name, value in rows.items()}
 
     def _adjusted(
-        self, settings: Sequence[Sampling], keep: Sequence[int], entrants: Sequence[SequenceSampling]
+        self, settings: Sequence[Sampling], keep: Sequence[int], entering: Sequence[SequenceSampling]
     ) -> dict[str, Tensor]:
-        """The tables as wide as the vocabulary, which exist only while some row needs them."""
-        old, rows = self._tables, len(settings)
-        tables: dict[str, Tensor] = {}
+        """The tables [N, vocabulary], which exist only while some row needs them."""
         wanted = {
             "seen": any(one.repetition_penalty != 1 for one in settings),
-            "said": any(one.penalised for one in settings),
+            "generated": any(one.penalised for one in settings),
             "bias": any(one.logit_bias for one in settings),
         }
+        tables: dict[str, Tensor] = {}
         index = torch.tensor(keep, dtype=torch.long, device=self.device)
-        for name, needed in wanted.items():
-            if not needed:
-                continue
+        for name in (name for name, needed in wanted.items() if needed):
             kind = torch.bool if name == "seen" else torch.float32
-            tables[name] = torch.zeros(rows, self.vocabulary, dtype=kind, device=self.device)
-            if name in old and keep:
-                tables[name][: len(keep)] = old[name].index_select(0, index)
-            for row, entrant in enumerate(entrants, start=len(keep)):
-                if name == "seen" and entrant.sampling.repetition_penalty != 1:
-                    tables[name][row, torch.tensor(entrant.prompt, dtype=torch.long, device=self.device)] = (
-                        True
-                    )
+            table = torch.zeros(len(settings), self.vocabulary, dtype=kind, device=self.device)
+            tables[name] = table
+            if name in self._tables and keep:
+                table[: len(keep)] = self._tables[name].index_select(0, index)
+            for row, one in enumerate(entering, start=len(keep)):
+                if name == "seen" and one.sampling.repetition_penalty != 1:
+                    table[row, torch.tensor(one.prompt, dtype=torch.long, device=self.device)] = True
                 if name == "bias":
-                    for token, value in entrant.sampling.logit_bias.items():
-                        tables[name][row, token] = value
+                    for token, value in one.sampling.logit_bias.items():
+                        table[row, token] = value
         return tables
 
-    def _read(self) -> None:
+    def _summarise(self) -> None:
         """What this set of rows needs, decided once per change of membership instead of once per step."""
         settings = self.settings
         self.all_greedy = all(one.greedy for one in settings)
@@ -387,7 +371,7 @@ class Sampler:
         self.alternatives = max((one.top_logprobs for one in settings), default=0)
         self.any_constraint = any(one is not None for one in self.constraints)
         self._guarded_steps = max((one.min_new_tokens for one in settings), default=0)
-        left = (self._rows["most"] - self._rows["count"]) if settings else torch.zeros(1)
+        left = (self._rows["max_new_tokens"] - self._rows["count"]) if settings else torch.zeros(1)
         self._steps_left = int(left.min())
 
     @property
@@ -445,27 +429,27 @@ class Sampler:
         if self.stops.shape[1]:
             ended = (rows["last"] == self.stops).any(-1)
         if self._steps_left <= 0:
-            full = (rows["count"] >= rows["most"])[:, 0]
+            full = (rows["count"] >= rows["max_new_tokens"])[:, 0]
             ended = full if ended is None else ended | full
-        if "said" in self._tables:
-            self._tables["said"].scatter_add_(1, tokens[:, None], torch.ones_like(rows["temperature"]))
+        if "generated" in self._tables:
+            self._tables["generated"].scatter_add_(1, tokens[:, None], torch.ones_like(rows["temperature"]))
         return Chosen(tokens, logprobs, alternatives, ended)
 
     def _shape(self, logits: Tensor) -> Tensor:
         """Penalties, bias, grammar and minimum length, which act before temperature."""
         rows = self._rows
         if self.any_penalty:
-            said = self._tables["said"]
+            generated = self._tables["generated"]
             seen = self._tables.get("seen", torch.zeros((), dtype=torch.bool, device=self.device))
             penalties = (rows["repetition_penalty"], rows["presence_penalty"], rows["frequency_penalty"])
-            logits = penalise(logits, seen, said, *penalties)
+            logits = penalise(logits, seen, generated, *penalties)
         if self.any_bias:
             logits = logits + self._tables["bias"]
         if self.any_constraint:
             allowed = torch.from_numpy(allowed_tokens(self.constraints, self.vocabulary))
             logits = logits.masked_fill(~allowed.to(self.device), NEVER)
         if self._guarded_steps and self.stops.shape[1]:
-            early = (rows["count"] < rows["least"]) & (self.stops >= 0)
+            early = (rows["count"] < rows["min_new_tokens"]) & (self.stops >= 0)
             spare = torch.where(early, self.stops, self.vocabulary)
             barred = torch.zeros(logits.shape[0], self.vocabulary + 1, dtype=torch.bool, device=self.device)
             longer = logits.masked_fill(barred.scatter_(1, spare, True)[:, :-1], NEVER)
