@@ -165,6 +165,24 @@ def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch):
     assert engine.score([[1]], [texts[0]]) == tiny_engine().score([[1]], [texts[0]])
 
 
+def test_long_texts_that_are_given_up_leave_no_slots(monkeypatch):
+    """What remains in prefill is removed outside a step, and the others then move in the cache."""
+    engine, bad = tiny_engine(context=1024), prompt(480, seed=4)
+    forward = engine._forward.forward
+
+    def failing(tokens, context):
+        if found(tokens.tolist(), bad[:8]):
+            raise RuntimeError("this prompt cannot be read")
+        return forward(tokens, context)
+
+    monkeypatch.setattr(engine._forward, "forward", failing)
+    texts = [prompt(700, seed=1), bad, prompt(700, seed=2), prompt(700, seed=3), prompt(700, seed=5)]
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        engine.score([[1]] * 5, texts)
+    assert not engine.busy
+    assert not any(pool.slots for pool in engine.cache.pools.values())
+
+
 def found(tokens, wanted):
     starts = range(len(tokens) - len(wanted) + 1)
     return next(

@@ -149,7 +149,8 @@ class Engine:
                         raise scored.failure
         except BaseException:
             mine = set(sequences)
-            self.scheduler.withdraw(lambda sequence: sequence in mine)
+            with torch.inference_mode():  # other sequences may move in the cache
+                self.scheduler.withdraw(lambda sequence: sequence in mine)
             raise
 
     def submit(self, request: Request, on_token: Listener | None = None) -> RequestHandle:
