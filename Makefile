@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SECONDS ?= 120
 ONLY ?=
 
-.PHONY: demo test test-real quick mutate lint attack fuzz test-matrix
+.PHONY: site notebook dist demo test test-real quick mutate lint attack fuzz test-matrix
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -59,3 +59,16 @@ attack: $(VENV)/.installed-dev
 # Random inputs for SECONDS in all; one target alone: make fuzz ONLY=maths SECONDS=600
 fuzz: $(VENV)/.installed-dev
 	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m fuzz --seconds $(SECONDS) $(ONLY)
+
+# The pages of docs/ as a site, in build/site; a link to nowhere fails
+site: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict --quiet
+
+notebook: $(VENV)/.installed-dev
+	cd $$(mktemp -d) && $(abspath $(BIN))/jupyter execute $(abspath docs/notebooks/first_hour.ipynb)
+
+# A wheel and an sdist, and the wheel in an environment of its own
+dist: $(VENV)/.installed-dev
+	rm -rf build/dist && $(BIN)/python -m build --outdir build/dist . > build/dist.log
+	$(PYTHON) -m venv build/fresh && build/fresh/bin/python -m pip install -q build/dist/*.whl
+	build/fresh/bin/trivium plan pocket --runs build/fresh/runs

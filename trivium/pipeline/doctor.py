@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+from collections.abc import Collection
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
+
+import torch
 
 from trivium import __version__
 from trivium.generate.exactness import BIT_EXACT, typical
@@ -14,13 +20,19 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.kernels import kernels
 from trivium.kit.numbers import short
 
-_EXTRAS = {
-    "serve": "fastapi",
-    "hub": "datasets",
-    "eval": "lm_eval",
-    "quant": "torchao",
-    "structured": "llguidance",
+EXTRAS: dict[str, tuple[str, str]] = {
+    "serve": ("fastapi", "`trivium serve` and `trivium watch`"),
+    "hub": ("datasets", "data sets of the Hugging Face hub as `data`"),
+    "eval": ("lm_eval", "tasks of the LM evaluation harness"),
+    "quant": ("torchao", "the `quantize` stage, QLoRA, quantised models"),
+    "gguf": ("gguf", "GGUF files: reading them, and `trivium export --to gguf`"),
+    "structured": ("llguidance", "answers bound to JSON, a regular expression or a grammar"),
+    "curate": ("trafilatura", "cleaning web pages in the `curate` stage"),
+    "ray": ("ray", "curating on many machines"),
+    "track": ("wandb", "`track: [wandb]` in a recipe"),
 }
+"""Every extra: a module that tells whether it is there, and what it is for."""
+CUDA_INDEX = "https://download.pytorch.org/whl"
 
 
 def rows(runs: str | Path) -> list[list[str]]:
@@ -29,8 +41,7 @@ def rows(runs: str | Path) -> list[list[str]]:
     place = Path(runs).absolute()
     while not place.exists():
         place = place.parent
-    there = [name for name, module in _EXTRAS.items() if find_spec(module)]
-    absent = [name for name in _EXTRAS if name not in there]
+    there = [name for name, (module, _) in EXTRAS.items() if find_spec(module)]
     table = [
         ["trivium", f"{__version__} with torch {here.torch}, Python {here.python}"],
         ["system", here.system],
@@ -45,9 +56,46 @@ def rows(runs: str | Path) -> list[list[str]]:
         ["sandbox", _sandbox()],
         ["extras", ", ".join(there) or "none"],
     ]
-    if absent:
-        table.append(["not installed", f"{', '.join(absent)} (pip install 'trivium[{','.join(absent)}]')"])
-    return table
+    table[5:5] = cuda()
+    return [*table, *missing(there)]
+
+
+def missing(there: Collection[str]) -> list[list[str]]:
+    """A row for every extra that is not installed: what it is for, and the packages that can be installed."""
+    rows = []
+    for name, (_, purpose) in EXTRAS.items():
+        if name not in there:
+            packages = " ".join(f"'{one}'" for one in packages_of(name)) or f"'.[{name}]' in a clone"
+            rows.append([f"without {name}", f"for {purpose}: pip install {packages}"])
+    return rows
+
+
+def packages_of(extra: str) -> list[str]:
+    """The packages of an extra, as the installed package names them; they install without a clone of it."""
+    listed = requires("trivium") or []
+    mark = re.compile(rf"""extra\s*==\s*["']{extra}["']""")
+    return [one.partition(";")[0].strip() for one in listed if mark.search(one)]
+
+
+def cuda() -> list[list[str]]:
+    """What is known of NVIDIA's side: torch's build, the driver, and the command that makes them fit."""
+    built = torch.version.cuda
+    rows = [["torch for", f"CUDA {built}" if built else "processors"]]
+    asking = shutil.which("nvidia-smi")
+    if asking is None:
+        return rows
+    found = subprocess.run([asking], capture_output=True, text=True, timeout=20, check=False).stdout
+    driver = re.search(r"Driver Version: (\S+).*?CUDA Version: (\d+)\.(\d+)", found)
+    if driver is None:
+        return rows
+    version, major, minor = driver[1], int(driver[2]), int(driver[3])
+    rows.append(["NVIDIA driver", f"{version}, for CUDA up to {major}.{minor}"])
+    if built is None or tuple(map(int, built.split(".")[:2])) > (major, minor):
+        suits = "cu130" if major >= 13 else "cu128" if (major, minor) >= (12, 8) else "cu126"
+        rows.append(
+            ["torch that fits", f"pip install --force-reinstall torch --index-url {CUDA_INDEX}/{suits}"]
+        )
+    return rows
 
 
 def _promise() -> str:
