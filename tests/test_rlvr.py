@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from trivium.learn.objectives.policy import PolicyGradient, token_outputs
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.attention import Documents
 from trivium.stages.parts.prompts import Curriculum, Prompt
-from trivium.stages.parts.rollout_worker import EngineWorker
+from trivium.stages.parts.rollout_worker import EngineWorker, Rollout
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
 from trivium.stages.rlvr import _from_to
 
@@ -48,6 +49,7 @@ def rollouts(
     sampling: Sampling | None = None,
     reference: Any = None,
     controller: KlController | None = None,
+    weights: Sequence[float] = (1.0,),
     **changes: Any,
 ) -> RolloutBatches:
     tokenizer = own()
@@ -56,7 +58,7 @@ def rollouts(
     prompts = [Prompt(tokenizer.encode(text), text, {}, text) for text in asked]
     settings = RolloutSettings(**{"steps": 8, "prompts_per_step": 3, "num_generations": 4, **changes})
     worker = EngineWorker(Engine(model, tokenizer, max_rows=12), sampling)
-    reward = Combined([FunctionReward("even", function)], [1.0])
+    reward = Combined([FunctionReward("even", function)], list(weights))
     return RolloutBatches(
         model, worker, prompts, reward, ALGORITHMS[algorithm], settings,
         sampling=sampling, seed=3, reference=reference, controller=controller,
@@ -406,9 +408,43 @@ def test_every_rollout_draws_other_answers_to_the_same_problem_and_the_same_agai
         {"sampling": Sampling(max_new_tokens=12, temperature=0.9)},
         {"num_generations": 5},
         {"overlong_buffer": 3},
+        {"algorithm": "grpo"},
+        {"weights": [2.0]},
     ],
 )
-def test_the_fingerprint_of_rollouts_counts_sampling_and_plan(changed):
+def test_the_fingerprint_of_rollouts_counts_all_that_makes_them(changed):
     model = small_model(own())
     assert rollouts(model, **changed).fingerprint != rollouts(model).fingerprint
     assert rollouts(model).fingerprint == rollouts(model).fingerprint
+
+
+class Elsewhere:
+    """A worker without an engine of ours: token ids with log-probabilities from anywhere."""
+
+    def generate(self, prompts: list, count: int, seeds: list) -> list[list[Rollout]]:
+        random = np.random.default_rng(seeds[0])
+        drawn = [
+            [random.integers(0, own().vocabulary_size, 5).tolist() for _ in range(count)] for _ in prompts
+        ]
+        return [
+            [Rollout(tokens, [-3.0] * 5, [True] * 5, False, str(tokens)) for tokens in some] for some in drawn
+        ]
+
+
+def test_any_worker_that_returns_tokens_and_log_probabilities_will_do():
+    """With a correction the old log-probabilities are the trainer's, and advantages lie on their tokens."""
+    feed = rollouts(small_model(own()), correction="token", share_prompts=False)
+    feed.worker = Elsewhere()
+    groups = feed._groups(0, 0, 3)
+    for group in groups:
+        for place, rollout in enumerate(group.rollouts):
+            rollout.advantages = np.arange(1.0, 6.0) + 10 * place
+    for row in feed._rows(groups):
+        batch = collate([row])
+        learned = batch.weights > 0
+        logprobs = token_outputs(feed.model, batch).logprobs
+        torch.testing.assert_close(logprobs, batch.columns["old_logprob"][learned], atol=1e-5, rtol=0)
+        assert set(batch.columns["sampled_logprob"][learned].tolist()) == {-3.0}
+        places = [int(identity.rpartition("/")[2]) for identity in row.ids]
+        expected = [step + 10 * place for place in places for step in range(1, 6)]
+        assert batch.columns["advantage"][learned].tolist() == expected
