@@ -358,7 +358,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=3, help="Minutes that are left out of the growth.")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=8,
+        help="Minutes left out of the growth: buffers for a number of rows are made when it first occurs.",
+    )
     parser.add_argument("--clients", type=int, default=64)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from generating import tiny_model, tokenizer
 from serving import CHAT
+
+from trivium.model.folder import save_model
 
 TESTS = Path(__file__).parent
 HONEST = {
@@ -37,11 +40,9 @@ given = json.loads(sys.argv[1])
 if given["files"]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (given["files"],) * 2)
 engines = {"one": tiny_engine(rows=8), "two": ScriptedEngine(given["script"], delay=0.01, context=400_000)}
-server.short_names = lambda models: {name: name for name in models}
-server.with_adapters = lambda names: dict.fromkeys(names, {})
-server.resolve = lambda model: model
-server.open_engine = lambda model, **settings: engines[model]
-server.serve(list(engines), port=given["port"], limits=Limits(**given["limits"]))
+server.open_engine = lambda folder, **settings: engines[folder.name]
+folders = [f"{given['folder']}/{name}" for name in engines]
+server.serve(folders, port=given["port"], limits=Limits(**given["limits"]))
 """
 LIMITS: dict[str, Any] = {
     "head_seconds": 1.0, "body_seconds": 2.0, "idle_seconds": 2.0, "stalled_seconds": 2.0,
@@ -111,11 +112,15 @@ def start(
     scratch: Path, *, files: int = 0, port: int = 0, script: str = "word " * 50, **limits: Any
 ) -> Besieged:
     """A server on loopback, ready, warmed up and asked once."""
-    given = {"files": files, "port": port, "script": script, "limits": {**LIMITS, **limits}}
+    for name in ("one", "two"):
+        # The engines are the server's own; the folders are only looked for.
+        tokenizer().save(scratch / name)
+        save_model(tiny_model(), scratch / name)
+    given = {"files": files, "port": port, "script": script, "folder": str(scratch)}
     log = scratch / f"log-{time.monotonic_ns()}"
     with log.open("wb") as told:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-c", SERVER, json.dumps(given)],
+            [sys.executable, "-u", "-c", SERVER, json.dumps({**given, "limits": {**LIMITS, **limits}})],
             stdout=subprocess.PIPE,
             stderr=told,
             cwd=TESTS,

@@ -1,6 +1,8 @@
 """What runs the attacks and the fuzzing sees every failure, also one that takes its process with it."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,6 +59,28 @@ def test_every_attack_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "0.3 seconds" in said[3]
     assert attacks.table(results).splitlines()[1:] == ["probe        |     6 |    2 |      4",
                                                        "all          |     6 |    2 |      4"]  # fmt: skip
+
+
+def test_every_attack_and_target_is_known() -> None:
+    """What they import is there, under the name that it has today."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "attack", "--list"],
+        cwd=attacks.TESTS,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert len(listed) > 400
+    groups = {line.partition(": ")[0] for line in listed}
+    assert {"stored files", "recipes", "model folders", "two writers", "power cuts", "chat template"} < groups
+    assert len({target.name for target in fuzzing.load()}) > 30
+
+
+@pytest.mark.slow
+def test_an_attack_on_a_server_is_held() -> None:
+    known = attacks.load(["attack.connections"])
+    (result,) = attacks.run("attack.connections", known[:1])
+    assert not result.trouble, result.trouble
 
 
 def _refuse(example: int) -> None:
