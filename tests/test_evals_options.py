@@ -214,3 +214,16 @@ def test_an_option_that_is_no_text_is_refused_in_a_sentence(value: object) -> No
 def test_a_number_is_a_text_where_one_is_wanted() -> None:
     assert planned({"task": "gsm8k", "data": 2020}, Settings()).options["data"] == "2020"
     assert planned({"task": "bits", "sources": ["prose", 3]}, Settings()).options["sources"] == ["prose", "3"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"task": "calibration", "source": None}, {"task": "calibration", "source": ["facts"]},
+        {"task": "facts", "shots": 10**30}, {"task": "facts", "samples": 10**30}, "sums?shots=1000000000",
+    ],
+)  # fmt: skip
+def test_what_no_task_can_do_is_refused_before_it_is_tried(spec: object) -> None:
+    """A thousand million worked examples were drawn before any model was asked."""
+    with pytest.raises(TriviumError):
+        planned(spec, Settings())

@@ -101,6 +101,7 @@ def test_measures_in_prometheus_form():
 
 
 def test_models_get_the_shortest_names_that_tell_them_apart(tmp_path):
+    assert short_names(["/"]) == {"/": "/"}
     for name in ("laptop/sft", "laptop/rl", "other/sft/model"):
         (tmp_path / name).mkdir(parents=True)
     laptop, reinforced, other = (

@@ -24,13 +24,13 @@ class Settings(kit.Settings):
     """As text to continue or through the chat template; auto is the latter if the model ends its turns."""
     limit: int = Field(default=200, ge=1)
     """How many questions (or documents) a task asks at most."""
-    shots: int = Field(default=0, ge=0)
+    shots: int = Field(default=0, ge=0, le=1000)
     """How many answered questions of the training split stand before each question."""
     chain_of_thought: bool = True
     """Whether a model may work a sum out; without, it has to state the result at once."""
     reasoning: Reasoning = "off"
     """Whether a model asked through its template is to think first; `open` begins the thought for it."""
-    samples: int = Field(default=0, ge=0)
+    samples: int = Field(default=0, ge=0, le=100_000)
     """How many answers are drawn beside the likeliest one, for pass@k."""
     temperature: float = Field(default=0.8, gt=0)
     """The temperature of those samples."""

@@ -85,20 +85,19 @@ def _typed(task: str, option: str, kind: str, value: Any) -> Any:
     if kind.partition(" ")[0] in ("int", "float"):
         return number_option(task, option, value, int if kind.startswith("int") else float)
     if kind.startswith("str") and "int" not in kind and "float" not in kind:
-        return _text_option(task, option, value)
+        return _text_option(task, option, kind, value)
     return value
 
 
-def _text_option(task: str, option: str, value: Any) -> Any:
+def _text_option(task: str, option: str, kind: str, value: Any) -> Any:
     """An option as a text or texts; a number, which YAML makes of 2020, is one."""
-    several = isinstance(value, list | tuple)
-    if value is not None and not all(
-        isinstance(one, str | int | float) for one in (value if several else [value])
-    ):
+    if value is None and "None" in kind:
+        return None
+    several = isinstance(value, list | tuple) and ("Sequence" in kind or "list" in kind)
+    texts = value if several else [value]
+    if not all(isinstance(one, str | int | float) for one in texts):
         raise TriviumError(f"The task {task} has no use for {option}={value}; write a text.")
-    if value is None or isinstance(value, str):
-        return value
-    return [str(one) for one in value] if several else str(value)
+    return [str(one) for one in texts] if several else str(value)
 
 
 def number_option(task: str, option: str, value: Any, kind: type[int] | type[float]) -> Any:

@@ -104,7 +104,7 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
         if mark and not Path(given).exists():
             _add(names, name, place)
         elif Path(given).exists():
-            parts = Path(given).absolute().parts[1:]
+            parts = Path(given).absolute().parts[1:] or ("/",)
             unnamed.append((given, parts[:-1] if parts[-1] == "model" else parts))
         else:
             _add(names, given, given)
