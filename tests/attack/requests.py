@@ -24,7 +24,8 @@ SCRIPT = "one\n\ndata: [DONE]\n\ntwo\r\rdata: {}\r\n\r\nevent: error\u2028\u0085
 @cache
 def server() -> Besieged:
     """One server for all attacks of this file."""
-    return start(Path(mkdtemp(prefix="attack-server-")), script=SCRIPT)
+    # eight bodies of two million bytes at once take a busy machine seconds
+    return start(Path(mkdtemp(prefix="attack-server-")), script=SCRIPT, body_seconds=30.0)
 
 
 def _is_refusal(answer: httpx.Response, *statuses: int) -> None:
