@@ -14,7 +14,7 @@ from curating import batch_of, curated, reasons, write_lines
 
 from trivium.curate.characters import Characters
 from trivium.curate.minhash import band_keys, probability, signatures
-from trivium.curate.repetition import repeated_grams, repeats_a_gram, top_gram
+from trivium.curate.repetition import repeated_grams, top_gram
 from trivium.curate.step import parse_steps
 
 WORDS = [f"word{number}" for number in range(40)]
@@ -53,7 +53,7 @@ def test_repetition_is_that_of_counters(size: int) -> None:
     chance = random.Random(size)
     texts = [" ".join(chance.choices(WORDS[:count], k=120)) for count in (2, 4, 10, 40)] + ["a b", ""]
     words = Characters(texts).words
-    top, again = top_gram(words, size), repeated_grams(words, size, repeats_a_gram(words, size))
+    top, again = top_gram(words, size), repeated_grams(words, [2, size])[size]
     for text, found, repeated in zip(texts, top, again):
         split = text.split()
         grams = [" ".join(split[place : place + size]) for place in range(len(split) - size + 1)]

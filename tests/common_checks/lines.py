@@ -49,6 +49,7 @@ BASES: dict[str, dict[str, Any]] = {
         "from": "deep", "layers": 2, "layers_by": "influence", "context": 64,
         "data": {"texts.jsonl": {"validation": 0.3}},
     },
+    "quality_classifier": {"data": "texts.jsonl", "label": "ease", "held_out": 0.5},
     "text_to_sql": {"database": "shop.sql", "data": "questions.jsonl", "held_out": 0.25},
     "tokenizer": {"data": "texts.jsonl", "vocabulary": 272},
 }  # fmt: skip

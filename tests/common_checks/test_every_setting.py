@@ -7,6 +7,7 @@ import lines_answers  # noqa: F401
 import lines_curate  # noqa: F401
 import lines_growth  # noqa: F401
 import lines_models  # noqa: F401
+import lines_quality  # noqa: F401
 import lines_reports  # noqa: F401
 import lines_rollouts  # noqa: F401
 import lines_sources  # noqa: F401

@@ -73,7 +73,7 @@ def mixed(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-@lru_cache(2)
+@lru_cache(8)
 def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
     """The powers of the base modulo 2^64 and their inverses, [size] each."""
     both = []
@@ -105,6 +105,11 @@ class Words:
         """Characters of every word."""
         return self.ends - self.starts
 
+    @cached_property
+    def characters(self) -> np.ndarray:
+        """The characters of all words before each, [words + 1]."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
     def per_document(self, values: np.ndarray) -> np.ndarray:
         """The sum over every document's words, [documents]."""
         return np.bincount(self.documents, weights=values, minlength=self.count)
@@ -120,6 +125,15 @@ class Words:
             hashes += self.hashes[place : place + total]
         inside = self.documents[:total] == self.documents[size - 1 :]
         return mixed(hashes[inside]), np.flatnonzero(inside)
+
+    def grams_at(self, places: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same for the runs that begin at these places and end in their document."""
+        places = places[places + size <= len(self.hashes)]
+        places = places[self.documents[places] == self.documents[places + size - 1]]
+        hashes = self.hashes[places]
+        for place in range(1, size):
+            hashes = hashes * _BASE + self.hashes[places + place]
+        return mixed(hashes), places
 
 
 class Characters:

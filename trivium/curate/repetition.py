@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from trivium.curate.characters import Words
+
+_APART = np.uint64(0x9E3779B97F4A7C15)
 
 
 def repeated(parts: Sequence[str]) -> tuple[float, int]:
@@ -22,6 +24,18 @@ def repeated(parts: Sequence[str]) -> tuple[float, int]:
     return count / max(len(parts), 1), characters
 
 
+def _twice(words: Words, hashes: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which runs stand in their document more than once (a mask), and hashes that tell documents apart."""
+    keys = hashes ^ (words.documents[places].astype(np.uint64) * _APART)
+    # Sorting values alone is many times faster than sorting places by them.
+    ordered = np.sort(keys)
+    values = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(values):
+        return np.zeros(len(keys), dtype=bool), keys
+    near = np.searchsorted(values, keys).clip(max=len(values) - 1)
+    return values[near] == keys, keys
+
+
 def top_gram(words: Words, size: int) -> np.ndarray:
     """Characters of all occurrences of the commonest run of `size` words, spaces included; [documents].
 
@@ -31,56 +45,55 @@ def top_gram(words: Words, size: int) -> np.ndarray:
     hashes, places = words.grams(size)
     if not len(hashes):
         return found
-    documents = words.documents[places]
-    # Runs of different documents must not meet: the document goes into the hash.
-    keys = hashes ^ (documents.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    characters = words.characters
+    # Where no run stands twice, the first one is the commonest.
+    documents, first = np.unique(words.documents[places], return_index=True)
+    start = places[first]
+    found[documents] = characters[start + size] - characters[start] + size - 1
+    twice, keys = _twice(words, hashes, places)
+    keys, places = keys[twice], places[twice]
+    if not len(keys):
+        return found
     _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-    characters = np.concatenate([[0], np.cumsum(words.lengths)])
-    order = np.lexsort((first, -counts, documents[first]))
-    _, leads = np.unique(documents[first][order], return_index=True)
+    documents = words.documents[places[first]]
+    order = np.lexsort((first, -counts, documents))
+    leading, leads = np.unique(documents[order], return_index=True)
     best = order[leads]
     start = places[first[best]]
-    length = characters[start + size] - characters[start] + size - 1
-    found[documents[first[best]]] = length * counts[best]
+    found[leading] = (characters[start + size] - characters[start] + size - 1) * counts[best]
     return found
 
 
-def repeated_grams(words: Words, size: int, among: np.ndarray) -> np.ndarray:
-    """Characters in runs of `size` words that stood before, each character once; [documents].
+def repeated_grams(words: Words, sizes: Iterable[int]) -> dict[int, np.ndarray]:
+    """For each size, characters in runs of so many words that stood before, each once; [documents].
 
-    Only the documents where `among` is true are counted: a text without a repeated run of five words has
-    none of six.
+    A text is read from its start: a run that stood before is counted and passed over as a whole. A run can
+    only stand twice where the shorter run that begins it does, so that each size looks at few places.
     """
-    found = np.zeros(words.count)
-    hashes, places = words.grams(size)
-    documents = words.documents[places]
-    lengths = np.concatenate([[0], np.cumsum(words.lengths)])
-    edges = np.searchsorted(documents, np.arange(words.count + 1))
-    for document in np.flatnonzero(among):
-        runs = hashes[edges[document] : edges[document + 1]].tolist()
-        start = int(words.first[document])
-        seen: set[int] = set()
-        place, total = 0, 0
-        while place < len(runs):
-            if runs[place] in seen:
-                total += int(lengths[start + place + size] - lengths[start + place])
-                place += size
-            else:
-                seen.add(runs[place])
-                place += 1
-        found[document] = total
+    found: dict[int, np.ndarray] = {}
+    places: np.ndarray | None = None
+    for size in sorted(sizes):
+        if places is None:
+            hashes, places = words.grams(size)
+        else:
+            hashes, places = words.grams_at(places, size)
+        twice, keys = _twice(words, hashes, places)
+        places = places[twice]
+        found[size] = _in_passing(words, size, keys[twice], places)
     return found
 
 
-def repeats_a_gram(words: Words, size: int) -> np.ndarray:
-    """Whether a document holds any run of `size` words twice; [documents] of bool."""
-    found = np.zeros(words.count, dtype=bool)
-    hashes, places = words.grams(size)
-    documents = words.documents[places]
-    keys = hashes ^ (documents.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    ordered = np.sort(keys)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if len(twice):
-        near = np.searchsorted(twice, keys).clip(max=len(twice) - 1)
-        found[documents[twice[near] == keys]] = True
-    return found
+def _in_passing(words: Words, size: int, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+    total = np.zeros(words.count)
+    characters, documents = words.characters, words.documents
+    seen: set[int] = set()
+    free = -1
+    for key, place in zip(keys.tolist(), places.tolist()):
+        if place < free:
+            continue
+        if key in seen:
+            total[documents[place]] += characters[place + size] - characters[place]
+            free = place + size
+        else:
+            seen.add(key)
+    return total

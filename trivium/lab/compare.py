@@ -22,6 +22,7 @@ from trivium.lab.formatting import compact, count_range, figure
 from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_above, world_sources
 from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, default_tasks
 from trivium.lab.page import page
+from trivium.lab.section_curation import curations
 from trivium.model.folder import load_config
 
 Say = Callable[[str], None]
@@ -113,6 +114,7 @@ def collect(
         "version": trivium.__version__,
         "stages": [stage_facts(stage, stages) for stage in stages],
         "curves": {name: lines for name, lines in drawn.items() if lines},
+        "curation": curations(stages),
         "models": [
             {"name": member.name, "kind": member.seen.record["kind"] if member.seen else "imported",
              "window": configs[member.name].context, "vocabulary": configs[member.name].vocabulary,

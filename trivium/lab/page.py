@@ -7,13 +7,21 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trivium.lab import findings, section_distance, section_examples, section_training, sections
+from trivium.lab import (
+    findings,
+    section_curation,
+    section_distance,
+    section_examples,
+    section_training,
+    sections,
+)
 from trivium.lab.charts import render
 from trivium.lab.compare_examples import all_answers
 from trivium.lab.formatting import compact
 
 SECTIONS = {
     "stages": "Stages",
+    "curation": "Curation",
     "results": "Results",
     "training": "Training",
     "examples": "Example answers",
@@ -103,6 +111,7 @@ def _calibration(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str
 Show = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 SHOW: dict[str, Show] = {
     "stages": lambda raw, numbers: section_training.stages(raw, numbers) if raw["stages"] else None,
+    "curation": lambda raw, numbers: section_curation.shown(raw),
     "results": lambda raw, numbers: sections.skills(raw, numbers) if numbers["skills"] else None,
     "training": lambda raw, numbers: section_training.curves(raw) if raw["curves"] else None,
     "examples": lambda raw, numbers: section_examples.example_answers(raw),

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from trivium.curate.batch import Batch, Outcome
 from trivium.curate.characters import DIGIT, IDEOGRAPH, LETTER, MARK, Words
-from trivium.curate.repetition import repeated, repeated_grams, repeats_a_gram, top_gram
+from trivium.curate.repetition import repeated, repeated_grams, top_gram
 from trivium.curate.step import Step
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -30,8 +30,23 @@ POLICIES = (
     "use cookies",
 )
 _TERMINAL = (".", "?", "!", '"', "'")
-# Marks that end a line of prose in any script, as FineWeb counts them.
-_ENDINGS = tuple(".!?。！？…؟۔։।॥။።፧៕꓿\"'”’»」』）)")
+# The marks that end a sentence in any script: the property Sentence_Terminal of Unicode 15, as ranges.
+_SENTENCE_TERMINAL = (
+    "21 2E 3F 589 61D-61F 6D4 700-702 7F9 837 839 83D-83E 964-965 104A-104B 1362 1367-1368 166E "
+    "1735-1736 17D4-17D5 1803 1809 1944-1945 1AA8-1AAB 1B4E-1B4F 1B5A-1B5B 1B5E-1B5F 1B7D-1B7F "
+    "1C3B-1C3C 1C7E-1C7F 2024 203C-203D 2047-2049 2CF9-2CFB 2E2E 2E3C 2E53-2E54 2E60-2E61 3002 A4FF "
+    "A60E-A60F A6F3 A6F7 A876-A877 A8CE-A8CF A92F A9C8-A9C9 AA5D-AA5F AAF0-AAF1 ABEB FE12 FE15-FE16 "
+    "FE52 FE56-FE57 FF01 FF0E FF1F FF61 10A56-10A57 10F55-10F59 10F86-10F89 11047-11048 110BE-110C1 "
+    "11141-11143 111C5-111C6 111CD 111DE-111DF 11238-11239 1123B-1123C 112A9 113D4-113D5 1144B-1144C "
+    "115C2-115C3 115C9-115D7 11641-11642 1173C-1173E 11944 11946 11A42-11A43 11A9B-11A9C 11C41-11C42 "
+    "11EF7-11EF8 11F43-11F44 16A6E-16A6F 16AF5 16B37-16B38 16B44 16D6E-16D6F 16E98 1BC9F 1DA88 "
+)
+_ENDINGS = tuple(
+    chr(code)
+    for part in _SENTENCE_TERMINAL.split()
+    for low, _, high in [part.partition("-")]
+    for code in range(int(low, 16), int(high or low, 16) + 1)
+)
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)|[。！？]+")
 _PARAGRAPHS, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
@@ -91,11 +106,17 @@ class Filters(Step):
         reasons: list[str | None] = [None] * batch.size
         if self.preset == "c4":
             return _c4(batch, self.rules, reasons)
-        facts = Facts(batch)
-        for rule, found, failed, detail in _RULES[self.preset](facts, self.rules):
-            for place in np.flatnonzero(failed):
-                if reasons[place] is None:
-                    reasons[place] = f"{rule}: {detail(found[place])}"
+        left = np.arange(batch.size)
+        for rules in _RULES[self.preset]:
+            if not len(left):
+                break
+            # The slower rules see only what the faster ones have left.
+            some = batch if len(left) == batch.size else batch.where(np.isin(np.arange(batch.size), left))
+            for rule, found, failed, detail in rules(Facts(some), self.rules):
+                for place in np.flatnonzero(failed):
+                    if reasons[left[place]] is None:
+                        reasons[left[place]] = f"{rule}: {detail(found[place])}"
+            left = np.array([place for place in left if reasons[place] is None], dtype=np.int64)
         return Outcome(reasons)
 
 
@@ -205,7 +226,6 @@ def _gopher(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
         for stop in _stop_hashes():
             found[np.unique(words.documents[words.hashes == stop])] += 1
         yield _below("stop words", found, rules["stop_words"], "different stop words")
-    yield from _repetition(facts, rules)
 
 
 def _repetition(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
@@ -223,12 +243,11 @@ def _repetition(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
         share = top_gram(facts.words, int(size)) / facts.size
         yield _above(f"top {size}-gram", share, most, f"of the text is one run of {size} words")
     if rules["repeated_grams"]:
-        among = repeats_a_gram(facts.words, min(map(int, rules["repeated_grams"])))
+        found = repeated_grams(facts.words, map(int, rules["repeated_grams"]))
         for size, most in rules["repeated_grams"].items():
-            share = repeated_grams(facts.words, int(size), among) / facts.size
-            yield _above(
-                f"repeated {size}-grams", share, most, f"of the text is repeated runs of {size} words"
-            )
+            share = found[int(size)] / facts.size
+            what = f"of the text is repeated runs of {size} words"
+            yield _above(f"repeated {size}-grams", share, most, what)
 
 
 def _fineweb(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
@@ -280,10 +299,10 @@ def _code(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
         yield _above("encoded data", share, rules["encoded"], "of the text is encoded data")
 
 
-_RULES: dict[str, Callable[[Facts, dict[str, Any]], Iterator[Rule]]] = {
-    "gopher": _gopher,
-    "fineweb": _fineweb,
-    "code": _code,
+_RULES: dict[str, tuple[Callable[[Facts, dict[str, Any]], Iterator[Rule]], ...]] = {
+    "gopher": (_gopher, _repetition),
+    "fineweb": (_fineweb,),
+    "code": (_code,),
 }
 
 
