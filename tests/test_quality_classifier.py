@@ -1,4 +1,4 @@
-"""The quality classifier: fitted, calibrated and judged on texts it has not seen; and its control that must fail."""
+"""The quality classifier: fitted, calibrated, judged on texts it has not seen, and its control."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_recipe_keeps_the_better_half_and_the_page_shows_why(tmp_path: Path) -
     assert f"{facts['documents']} held-out texts" in page
     assert f"{len(kept)} of 200 documents are kept" in page
     assert "quality: low quality" in page
-    assert all(row["id"] in page for row in worse[:1])
+    assert sum(row["id"] in page for row in worse) >= 20
 
 
 def test_labels_that_teach_nothing_are_one_sentence(tmp_path: Path) -> None:

@@ -90,10 +90,11 @@ def contrast(before: Seen, after: Seen) -> None:
     assert all((" rises" not in one["text"]) == one["label"] for one in facts(after)["disagreements"])
 
 
-moves("rules", at_least(18), kinds=KIND, both={"labels": "rules", "rules": at_least(17)})(learnt_otherwise)
+moves("rules", at_least(16), kinds=KIND, both={"labels": "rules", "rules": at_least(17)})(learnt_otherwise)
 moves("label", "hard", kinds=KIND, refused="a number as `hard`")(None)
 moves("ngrams", [1], kinds=KIND)(learnt_otherwise)
 moves("buckets", 2048, kinds=KIND)(learnt_otherwise)
+moves("shuffled", True, kinds=KIND)(learnt_otherwise)
 moves("penalty", 0.1, kinds=KIND)(learnt_otherwise)
 moves("held_out", 0.7, kinds=KIND)(fewer)
 moves("documents", 40, kinds=KIND)(fewer)

@@ -58,6 +58,8 @@ class QualityClassifier(Stage):
     """How much large weights cost."""
     held_out: float = Field(default=0.2, gt=0, lt=1)
     """The share of texts that calibrates and judges, half each."""
+    shuffled: bool = False
+    """Shuffle the labels to learn from: a control that must fail."""
     documents: Count = Field(default=100_000, ge=20)
     """Learn from at most so many texts."""
 
@@ -99,9 +101,12 @@ class QualityClassifier(Stage):
                 )
         folder = None if self.model is None else resolve(str(work.path(self.model)))
         features: Features = "ngrams" if folder is None else "hidden"
+        goal = targets[~held]
+        if self.shuffled:
+            goal = np.random.default_rng(work.seed).permutation(goal)
         started = time.perf_counter()
         found = train(
-            _of(texts, ~held), targets[~held], features=features, buckets=self.buckets,
+            _of(texts, ~held), goal, features=features, buckets=self.buckets,
             sizes=tuple(self.ngrams), penalty=self.penalty, model=folder,
         )  # fmt: skip
         seconds = time.perf_counter() - started
