@@ -138,9 +138,9 @@ class QualityClassifier(Stage):
                 some = _first(documents(work, sources, reading), half)
                 found += [(one.text or "", one.id, label) for one in some if one.text]
         elif self.labels == "rules":
-            some = [one for one in _first(documents(work, self.data, reading), self.documents) if one.text]
-            kept = _kept_by(self.rules, [one.text or "" for one in some])
-            found = [(one.text or "", one.id, float(good)) for one, good in zip(some, kept)]
+            read = [one for one in _first(documents(work, self.data, reading), self.documents) if one.text]
+            kept = _kept_by(self.rules, [one.text or "" for one in read])
+            found = [(one.text or "", one.id, float(good)) for one, good in zip(read, kept)]
         else:
             for one in _first(documents(work, self.data, reading), self.documents):
                 value = one.fields.get(self.label)

@@ -243,9 +243,9 @@ def _repetition(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
         share = top_gram(facts.words, int(size)) / facts.size
         yield _above(f"top {size}-gram", share, most, f"of the text is one run of {size} words")
     if rules["repeated_grams"]:
-        found = repeated_grams(facts.words, map(int, rules["repeated_grams"]))
+        again = repeated_grams(facts.words, map(int, rules["repeated_grams"]))
         for size, most in rules["repeated_grams"].items():
-            share = found[int(size)] / facts.size
+            share = again[int(size)] / facts.size
             what = f"of the text is repeated runs of {size} words"
             yield _above(f"repeated {size}-grams", share, most, what)
 
