@@ -19,7 +19,7 @@ from trivium.pipeline import plan, show, status
 from trivium.recipe.schema import json_schema, load
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```python\n(\"\"\".*?)```", PAGE.read_text(), re.DOTALL)
 RECIPE = """\
 name: own
 stages:
