@@ -23,7 +23,7 @@ from trivium.kit.metrics import read_metrics
 from trivium.learn.trainer import Trainer
 from trivium.model import merge
 from trivium.model.folder import load_model
-from trivium.pipeline import status
+from trivium.pipeline import plan, status
 from trivium.pipeline.run import prepare, run
 from trivium.stages.parts.paired import measured_documents
 
@@ -326,6 +326,7 @@ def test_each_candidate_is_a_stage_that_is_kept_for_itself(tmp_path):
     path.write_text(
         written.replace("candidates: {same: corpus,", "candidates: {same: corpus, more: {./texts: {}},")
     )
+    assert {"mixes+more", "mixes"} < {row[0] for row in plan.plan(path, runs)}
     again = run(path, runs).became
     assert again["mixes+same"] == again["mixes+0.2"] == "reused"
     assert again["mixes+more"] == again["mixes"] == "ran"

@@ -55,7 +55,9 @@ class Anneals(Training, Stage):
 
     def parts(self, name: str) -> dict[str, Stage]:
         """A training for every candidate."""
-        shared = {field: getattr(self, field) for field in (*Training.model_fields, "seed", "ramp", "replay")}
+        # Only what was said: the rest is midtrain's own, and `plan` tells a wish from a default.
+        fields = {*Training.model_fields, "seed", "ramp", "replay"} & self.model_fields_set
+        shared = {field: getattr(self, field) for field in sorted(fields)}
         found: dict[str, Stage] = {}
         for candidate, mixture in self.candidates.items():
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", candidate):
