@@ -1,4 +1,4 @@
-"""Answers in several turns: the model acts, an environment or a tool replies; only the acts are learned."""
+"""Completions in several turns: the model acts, an environment or a tool replies, the acts are learned."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _ROWS, _STEPS = 50, 2_000_000
 
 
 class Environment(Protocol):
-    """What answers an act of the model; made anew for every answer, from the columns of its prompt."""
+    """Replies to the model's actions; made anew for every completion, from the columns of its prompt."""
 
     def step(self, action: str) -> tuple[str, float, bool]:
-        """The observation, what the act was worth, and whether all is over."""
+        """The observation, the reward of the action, and whether the episode is over."""
         ...
 
 
@@ -43,7 +43,7 @@ Maker = Callable[..., Environment]
 
 @dataclass
 class Episode:
-    """One answer under way."""
+    """A completion under way."""
 
     prompt: Prompt
     environment: Environment
@@ -57,7 +57,7 @@ class Episode:
     truncated: bool = False
 
     def add(self, tokens: Sequence[int], logprobs: Sequence[float], learned: bool) -> None:
-        """Append tokens exactly as they were drawn or given: nothing is ever tokenised twice."""
+        """Append tokens exactly as they were sampled or given: nothing is ever tokenised twice."""
         self.tokens += tokens
         self.logprobs += logprobs
         self.learned += [learned] * len(tokens)
@@ -86,48 +86,48 @@ class EnvironmentWorker:
             [Episode(prompt, self.make(**prompt.columns), seed_of_sample(seed, i)) for i in range(count)]
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        everyone = [one for some in episodes for one in some]
+        together = [episode for group in episodes for episode in group]
         for turn in range(self.turns):
-            going = [one for one in everyone if not one.over]
-            if not going:
+            unfinished = [episode for episode in together if not episode.over]
+            if not unfinished:
                 break
-            self._take_turn(going, turn)
-        for one in everyone:
-            one.truncated |= not one.over
-        return [[self._rollout(one) for one in some] for some in episodes]
+            self._take_turn(unfinished, turn)
+        for episode in together:
+            episode.truncated |= not episode.over
+        return [[self._rollout(episode) for episode in group] for group in episodes]
 
-    def _take_turn(self, going: Sequence[Episode], turn: int) -> None:
+    def _take_turn(self, episodes: Sequence[Episode], turn: int) -> None:
         room = self.sampling.max_new_tokens
         requests = [
             Request(
-                one.prompt.ids + one.tokens,
+                episode.prompt.ids + episode.tokens,
                 replace(
                     self.sampling,
-                    seed=seed_of_sample(one.seed, 1000 + turn),
+                    seed=seed_of_sample(episode.seed, 1000 + turn),
                     logprobs=True,
-                    max_new_tokens=room - len(one.tokens),
+                    max_new_tokens=room - len(episode.tokens),
                     min_new_tokens=0,
                 ),
             )
-            for one in going
+            for episode in episodes
         ]
-        for one, (act,) in zip(going, self.engine.generate(requests), strict=True):
-            one.add(act.tokens, act.logprobs, True)
-            one.messages.append({"role": "assistant", "content": act.text})
-            if act.finish_reason != "stop":
-                one.over = one.truncated = True
+        for episode, (action,) in zip(episodes, self.engine.generate(requests), strict=True):
+            episode.add(action.tokens, action.logprobs, True)
+            episode.messages.append({"role": "assistant", "content": action.text})
+            if action.finish_reason != "stop":
+                episode.over = episode.truncated = True
                 continue
-            observation, worth, one.over = one.environment.step(act.text)
-            one.earned += worth
-            if one.over:
+            observation, reward, episode.over = episode.environment.step(action.text)
+            episode.earned += reward
+            if episode.over:
                 continue
-            role = getattr(one.environment, "role", "user")
-            words = self._reply(one.prompt, role, observation)
-            if len(one.tokens) + len(words) >= room:
-                one.over = one.truncated = True
+            role = getattr(episode.environment, "role", "user")
+            words = self._reply(episode.prompt, role, observation)
+            if len(episode.tokens) + len(words) >= room:
+                episode.over = episode.truncated = True
                 continue
-            one.add(words, [0.0] * len(words), False)
-            one.messages.append({"role": role, "content": observation})
+            episode.add(words, [0.0] * len(words), False)
+            episode.messages.append({"role": role, "content": observation})
 
     def _reply(self, prompt: Prompt, role: str, text: str) -> list[int]:
         """An observation as the template writes it between two turns of the assistant."""
@@ -143,12 +143,12 @@ class EnvironmentWorker:
             raise TriviumError("The chat template rewrites earlier turns, so it cannot be sampled in turns.")
         return whole[end:]
 
-    def _rollout(self, one: Episode) -> Rollout:
-        text = "".join(message["content"] for message in one.messages)
+    def _rollout(self, episode: Episode) -> Rollout:
+        text = "".join(message["content"] for message in episode.messages)
         return Rollout(
-            one.tokens, one.logprobs, one.learned, one.truncated,
-            completion=one.messages if one.prompt.is_chat else text,
-            environment_reward=one.earned if self.earns else None,
+            episode.tokens, episode.logprobs, episode.learned, episode.truncated,
+            completion=episode.messages if episode.prompt.is_chat else text,
+            environment_reward=episode.earned if self.earns else None,
         )  # fmt: skip
 
 

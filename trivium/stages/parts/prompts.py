@@ -103,7 +103,7 @@ def _cut(document: Document, words: int, seed: int) -> Document | None:
 
 
 def _asked(fields: Mapping[str, Any], where: str) -> PromptContent:
-    """The prompt of a row: `prompt`, `question`, or `messages` up to the last answer."""
+    """The prompt of a row: `prompt`, `question`, or `messages` up to the last reply."""
     asked = fields.get("prompt", fields.get("question", fields.get("problem")))
     if asked is None and isinstance(fields.get("messages"), list):
         asked = list(fields["messages"])
@@ -132,16 +132,16 @@ def _encoded(
 
 
 class Curriculum:
-    """In which order prompts come: shuffled passes, without those that are too easy or too hard by now."""
+    """The order of prompts: shuffled in every epoch, without those that are too easy or too hard by now."""
 
     def __init__(self, count: int, seed: int, *, low: float = 0.0, high: float = 1.0, rest: int = 2) -> None:
         self.count, self.seed, self.low, self.high, self.rest = count, seed, low, high, rest
         self.visited = 0
         self.rates: dict[int, tuple[float, int]] = {}
-        """For each prompt the share of right answers when it was last posed, and in which pass."""
+        """For each prompt its pass rate when it was last used, and in which epoch that was."""
 
     def next(self, wanted: int) -> list[int]:
-        """The next prompts; one whose pass rate lay outside the bounds rests for `rest` passes."""
+        """The next prompts; one whose pass rate lay outside the bounds is left out for `rest` epochs."""
         found: list[int] = []
         skipped = 0
         while len(found) < wanted:
@@ -157,7 +157,7 @@ class Curriculum:
         return found
 
     def note(self, index: int, rate: float) -> None:
-        """Remember how a prompt went."""
+        """Remember the pass rate of a prompt."""
         self.rates[index] = (rate, max(self.visited - 1, 0) // self.count)
 
     def state(self) -> dict[str, Any]:
