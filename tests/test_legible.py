@@ -14,6 +14,7 @@ from trivium.generate.defaults import sampling_defaults
 from trivium.grade.rewards import reward_from_file
 from trivium.kit.errors import TriviumError
 from trivium.learn.trainer import SHOWN
+from trivium.pipeline.cards import results_in
 from trivium.serve.models import open_engine
 
 RECIPE = """\
@@ -70,7 +71,7 @@ def run(folder):
     return trivium.run(folder / "told.yaml", runs=folder / "runs")
 
 
-def test_every_model_has_a_card_with_its_lineage_data_and_results(folder, run):
+def test_every_model_has_a_card_with_its_lineage_data_andresults_in(folder, run):
     text = (folder / "runs" / "told" / "dpo" / "README.md").read_text()
     _, header, body = text.split("---\n", 2)
     assert yaml.safe_load(header) == {
@@ -85,6 +86,13 @@ def test_every_model_has_a_card_with_its_lineage_data_and_results(folder, run):
     assert "| loss | " in body
     assert str(folder) not in text
     assert not (folder / "runs" / "told" / "words" / "README.md").exists()
+
+
+def test_a_card_leaves_out_an_interval_that_is_not_known():
+    known = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 12}
+    unknown = {"value": 1.0, "low": None, "high": None, "n": 1}
+    rows = dict(results_in({"validation": {"right": known, "margin": unknown}}))
+    assert rows == {"validation: right": "0.5 (0.25 to 0.75, n = 12)"}
 
 
 def test_metrics_are_rows_of_steps_and_changes_are_apart(run):

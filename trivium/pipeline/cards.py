@@ -33,6 +33,8 @@ def lineage(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str,
     above = folder.parent / str(entry).partition("@")[0]
     if entry is not None and (above / RECORD).is_file():
         yield from lineage(above, read_record(above))
+    elif isinstance(start, str) and (Path(start) / RECORD).is_file():
+        yield from lineage(Path(start), read_record(Path(start)))
     elif isinstance(start, str):
         yield start, "model from outside", ""
     name = f"{record['stage']}-{record['fingerprint']}"
@@ -63,7 +65,7 @@ def card(record: Mapping[str, Any], grown: list[tuple[str, str, str]]) -> str:
         "## Data\n",
         _table(["source", "content"], [list(one) for one in _data(record)]) or "None of its own.\n",
         "## Results\n",
-        _table(["measure", "value"], [list(one) for one in _results(record.get("summary") or {})])
+        _table(["measure", "value"], [list(one) for one in results_in(record.get("summary") or {})])
         or "None were measured.\n",
         "## Recipe\n",
         f"```yaml\n{_written({record['stage']: _plain(settings)})}```\n",
@@ -86,15 +88,19 @@ def _data(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield (Path(name).name if name.startswith("/") else name), str(content)
 
 
-def _results(summary: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def results_in(summary: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """Numbers of the summary, with a 95 % interval where there is one."""
     for name, value in summary.items():
         if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
+            ends = [value[end] for end in ("value", "low", "high")]
+            if None in ends:
+                # Of one or two items no interval follows.
+                continue
             interval = f"{value['low']:.4g} to {value['high']:.4g}"
             count = f", n = {value['n']}" if value.get("n") is not None else ""
             yield f"{above}{name}", f"{value['value']:.4g} ({interval}{count})"
         elif isinstance(value, Mapping) and name in ("validation", "test", "unseen", "sycophancy", "kl"):
-            yield from _results(value, f"{name}: ")
+            yield from results_in(value, f"{name}: ")
         elif name in MEASURES and isinstance(value, (int, float)):
             yield f"{above}{name}", short(value) if isinstance(value, int) else f"{value:.4g}"
 

@@ -1,0 +1,116 @@
+"""Wrong things typed: `trivium plan` finds each and answers in one sentence with place and fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trivium.cli import main
+
+RECIPE = """\
+name: mine
+stages:
+  words: {kind: tokenizer, data: ./texts, vocabulary: 300}
+  base:
+    kind: pretrain
+    data: ./texts
+    tokenizer: words
+    model: {depth: 1, width: 32}
+    context: 64
+    batch: 512
+    steps: 4
+  sft: {kind: sft, from: base, data: ./chats.jsonl}
+  dpo: {kind: preference, from: sft, data: ./pairs.jsonl}
+  rl: {kind: rlvr, from: sft, data: ./problems.jsonl, reward: [math], steps: 2, max_new_tokens: 16}
+"""
+WRONG = {
+    "an unknown key": (
+        "    steps: 4",
+        "    stepps: 4",
+        "mine.yaml:11: stages.base.stepps",
+        "did you mean `steps`",
+    ),
+    "a key of another tool": ("    steps: 4", "    max_steps: 4", "stages.base.max_steps", "write `steps`"),
+    "an unknown kind": ("kind: sft", "kind: sftt", "mine.yaml:12: stages.sft", "did you mean `sft`"),
+    "a value that cannot be": ("batch: 512", "batch: many", "stages.base.batch cannot be 'many'", "should"),
+    "a missing file": (
+        "./chats.jsonl",
+        "./chat.jsonl",
+        "stages.sft.data: `./chat.jsonl`",
+        "nor a path that exists",
+    ),
+    "pairs where chats are wanted": (
+        "./chats.jsonl",
+        "./pairs.jsonl",
+        "stages.sft.data",
+        "a `preference` stage",
+    ),
+    "chats where pairs are wanted": (
+        "./pairs.jsonl",
+        "./chats.jsonl",
+        "stages.dpo.data",
+        "name yours with `columns`",
+    ),
+    "problems without an answer": (
+        "./problems.jsonl",
+        "./asked.jsonl",
+        "stages.rl.reward",
+        "needs one of the columns",
+    ),
+    "a reward that is not there": ("[math]", "[mine.py:score]", "stages.rl.reward", "nor a path that exists"),
+    "an absurd size": ("depth: 1, width: 32", "depth: 90000", "TiB of memory to train", "lower `depth`"),
+    "a parent that is not there": (
+        "from: base",
+        "from: bass",
+        "stages.sft.from: `bass`",
+        "did you mean `base`",
+    ),
+    "an extra that is missing": (
+        "./texts, vocabulary",
+        "owner/texts, vocabulary",
+        "stages.words",
+        "pip install 'trivium[hub]'",
+    ),
+    "answers longer than the model reads": ("_tokens: 16", "_tokens: 640", "sft reads 64 tokens", "lower it"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "texts").mkdir()
+    for number in range(40):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"{number} and 3 make {number + 3}. " * 4)
+    kinds = {
+        "chats": [{"prompt": f"{n}?", "completion": f" {n}."} for n in range(40)],
+        "pairs": [{"prompt": f"{n}?", "chosen": f" {n}", "rejected": " no"} for n in range(40)],
+        "problems": [{"prompt": f"{n} + 1 =", "answer": str(n + 1)} for n in range(40)],
+        "asked": [{"prompt": f"{n} + 1 ="} for n in range(40)],
+    }
+    for name, rows in kinds.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_thing_is_answered_with_the_place_and_the_fix(what, folder, capsys, monkeypatch):
+    right, wrong, place, fix = WRONG[what]
+    assert right in RECIPE
+    (folder / "mine.yaml").write_text(RECIPE.replace(right, wrong, 1))
+    if "extra" in what:
+        monkeypatch.setattr("trivium.pipeline.checks.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", str(folder / "mine.yaml"), "--runs", str(folder / "runs")])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert place in said
+    assert fix in said
+    assert not (folder / "runs" / "mine").exists(), "nothing was made"
+
+
+def test_the_same_recipe_without_a_mistake_is_planned(folder, capsys):
+    (folder / "mine.yaml").write_text(RECIPE)
+    main(["plan", str(folder / "mine.yaml"), "--runs", str(folder / "runs")])
+    assert "rl" in capsys.readouterr().out
