@@ -65,7 +65,8 @@ def ours(path: str, tokenizer: str, times: int) -> dict[str, float]:
         if len(rows) == 1024:
             kept += work(rows)
             rows = []
-    return {**seconds, "kept": kept + (work(rows) if rows else 0)}
+    kept += work(rows) if rows else 0
+    return {**seconds, "kept": kept}
 
 
 def datatrove(path: str, tokenizer: str, same_words: bool) -> dict[str, float]:
