@@ -94,6 +94,14 @@ def test_files_of_every_kind_and_encoding_become_text(tmp_path: Path) -> None:
     (raw / "d.txt").write_bytes("utf sixteen ü".encode("utf-16"))
     page = f"<html><head><meta charset='iso-8859-2'></head><body><p>{PARAGRAPH * 3} Łódź</p></body></html>"
     (raw / "e.html").write_bytes(page.encode("iso-8859-2"))
+    said = {
+        "koi8-r": "Привет, как дела? Москва и все остальные города",
+        "euc-jp": "ある所に子供のいない老夫婦が住んでいた。",
+    }
+    for encoding, text in said.items():
+        # A page that does not say how it is written.
+        body = f"<html><body><p>{text * 5}</p></body></html>".encode(encoding)
+        (raw / f"{encoding}.html").write_bytes(body)
     (raw / "f.txt").write_bytes(b"\0\1\2binary" * 9)
     (raw / "g.html").write_bytes(b"")
     write_lines(raw / "h.jsonl", [{"html": PAGE}, "plain row"])
@@ -105,6 +113,8 @@ def test_files_of_every_kind_and_encoding_become_text(tmp_path: Path) -> None:
     assert texts["raw/c.txt"][1] == "Größe café"
     assert texts["raw/d.txt"][1] == "utf sixteen ü"
     assert "Łódź" in texts["raw/e.html"][1]
+    for encoding, text in said.items():
+        assert text in texts[f"raw/{encoding}.html"][1]
     assert PARAGRAPH.strip() in texts["raw/h.jsonl:1"][1]
     assert texts["raw/h.jsonl:2"][1] == "plain row"
     assert {row["id"]: row["reason"].partition(":")[0] for row in dropped} == {

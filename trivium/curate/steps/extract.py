@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -87,7 +88,7 @@ class Extract(Step):
 
 
 def decoded(raw: bytes, is_page: bool = False) -> str:
-    """Bytes as text: by their mark, as UTF-8, by what a page says of itself, or as Western European."""
+    """Bytes as text: by their mark, as UTF-8, by what a page says of itself, or by what they look like."""
     for mark, encoding in (
         (b"\xef\xbb\xbf", "utf-8"),
         (b"\xff\xfe", "utf-16-le"),
@@ -105,7 +106,21 @@ def decoded(raw: bytes, is_page: bool = False) -> str:
             return raw.decode(said[1].decode("ascii"), "replace")
         except LookupError:
             pass
-    return raw.decode("cp1252", "replace")
+    return raw.decode(_likeliest(raw), "replace")
+
+
+def _likeliest(raw: bytes) -> str:
+    """The encoding that bytes look like; Western European where nothing can tell."""
+    try:
+        from resiliparse.parse.encoding import detect_encoding
+    except ImportError:
+        return "cp1252"
+    found = detect_encoding(raw) or "cp1252"
+    try:
+        codecs.lookup(found)
+    except LookupError:
+        return "cp1252"
+    return found
 
 
 def _plain_markdown(text: str) -> str:
