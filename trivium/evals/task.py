@@ -260,7 +260,10 @@ def ready_for(spec: TaskSpec) -> None:
 
 
 def task(name: str) -> Task:
-    """The task of this name."""
+    """The task of this name, or one of lm-evaluation-harness."""
+    if name.startswith("lm_eval:"):
+        made: Task = import_module("trivium.evals.harness").harness_task(name)
+        return made
     place = _PLACES.get(ALSO_CALLED.get(name, name))
     if place is None:
         raise TriviumError(f"There is no task called '{name}'; there are {', '.join(_PLACES)}.")
