@@ -148,17 +148,20 @@ def test_kept_checkpoints_are_models_with_what_is_handed_over(made):
 
 
 def test_the_plan_derives_the_same_numbers_before_and_after(made, tmp_path):
-    """Once the corpus is there the plan counts its rows, and so says what the run really learned from."""
+    """What is planned from the first rows of the texts is what a plan of the finished run says."""
     folder, run = made
     before, after = (
         dict(part.rpartition(" ")[::2] for part in plan(recipe, runs)[3][4].split(", "))
         for recipe, runs in ((write(tmp_path), tmp_path / "runs"), (folder / "tiny.yaml", folder / "runs"))
     )
-    same = before.keys() - {"tokens"}
+    same = (before.keys() & after.keys()) - {"tokens"}
+    assert {"layers", "width", "parameters", "batch", "steps", "matrices rate"} <= same
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     assert before["steps"] == "12"
     assert before["parameters"] == f"{run['base'].summary['parameters'] / 1000:.3g}k"
-    assert after["tokens"] == f"{run['base'].summary['tokens'] / 1000:.3g}k"
+    # Rows are not filled to the last token: the plan's count is near the truth.
+    learned = run["base"].summary["tokens"] / 1000
+    assert float(before["tokens"].removesuffix("k")) == pytest.approx(learned, rel=0.2)
 
 
 def test_a_mixture_of_raw_sources_needs_a_tokenizer_and_says_so(tmp_path):
