@@ -43,7 +43,10 @@ def status_of(words: list[str]) -> int:
 
 def words_of(command: str) -> list[str]:
     words = shlex.split(command.partition(": ")[2], comments=True)[1:]
-    return [word.replace("laptop/", "pocket/").replace("Qwen/Qwen3-0.6B", "pocket/rl") for word in words]
+    meant = {"laptop/": "pocket/", "mine/": "pocket/", "Qwen/Qwen3-0.6B": "pocket/rl"}
+    for name, there in meant.items():
+        words = [word.replace(name, there) for word in words]
+    return words
 
 
 def test_the_pages_have_commands_and_each_is_a_verb_with_known_options():
@@ -65,6 +68,7 @@ def test_every_command_of_the_pages_runs_and_its_numbers_are_the_reports(
     (tmp_path / "runs").symlink_to(pocket)
     (tmp_path / "mine").symlink_to((pocket / "pocket" / "sft").resolve() / "model")
     (tmp_path / "my.txt").write_text("The town of\n")
+    (tmp_path / "chats.jsonl").write_text('{"prompt": "2 + 3 =", "completion": " 5"}\n' * 3)
     asked: set[str] = set()
     for command in commands():
         verb, *words = words_of(command)
@@ -72,6 +76,8 @@ def test_every_command_of_the_pages_runs_and_its_numbers_are_the_reports(
         if verb in WAITS or whole.startswith(TAKES_LONG) or re.search(r"\b[A-Z]{4,}\b|\.yaml|RECIPE", whole):
             continue
         if any(word.endswith((".gguf", ".md")) or word.startswith("/") for word in words):
+            continue
+        if "peft" in words:  # none of pocket's stages has an adapter
             continue
         if verb == "chat":
             monkeypatch.setattr(sys, "stdin", io.StringIO("What is 2 + 3?\n"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trivium.generate.engine import Engine
 from trivium.kit.errors import TriviumError
-from trivium.model.named import RUNS, find_model
+from trivium.model.named import RUNS, find_model, find_stage
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
 from trivium.serve.logs import Sparing
@@ -48,6 +48,8 @@ def serve(
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bound(host, port)
     allow_descriptors(limits.connections)
+    # A stage goes by its name; where it lies is known here alone.
+    names = {name: str(find_stage(place, runs) or place) for name, place in names.items()}
     adapters = with_adapters(names)
     with EngineThread() as thread:
         engines = {}
