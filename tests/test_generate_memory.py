@@ -82,3 +82,10 @@ def test_a_budget_holds_while_storage_moves(places: int, monkeypatch: pytest.Mon
     assert PER_TOKEN * 128 <= most <= engine.cache.budget
     alone = tiny_engine()
     assert together == [alone.generate([request])[0] for request in requests]
+
+
+@pytest.mark.parametrize(
+    ("length", "capacity"), [(513, 1024), (768, 1024), (1025, 1536), (1536, 1536), (1537, 2048)]
+)
+def test_capacities_double_and_from_a_thousand_on_have_a_half_step(length: int, capacity: int) -> None:
+    assert kv_cache.Cache.capacity_for(length) == capacity

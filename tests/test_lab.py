@@ -21,10 +21,11 @@ from trivium.cli import cli
 from trivium.grade.learned import LearnedScorer
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.lab import gather_answers
+from trivium.lab import behaviour, gather_answers
 from trivium.lab.behaviour import NO_KL, Passage, apart, divergence, encode, passages
 from trivium.lab.compare import compare
 from trivium.lab.compare_numbers import numbers
+from trivium.lab.compare_stages import curves
 from trivium.lab.gather import Member, Seen, compared_with, find, find_all, stages_above
 from trivium.lab.gather_answers import default_tasks
 from trivium.pipeline.run import run
@@ -47,6 +48,21 @@ def test_divergences_against_plain_sums(tmp_path: Path):
         assert found["logprob before"][place] == pytest.approx(math.log(q[ids[row + 1]]), abs=1e-4)
     assert len(found["kl"]) == len(ids) - 2
     assert max(found["js"]) <= math.log(2)
+
+
+def test_scores_are_compared_one_row_at_a_time_where_no_more_fit(tmp_path: Path, monkeypatch):
+    one, other = (trivium.load(folder) for folder in two_models(tmp_path))
+    ids = one.tokenizer.encode("the river rises in the hills")
+    arguments = (one.transformer, other.transformer, ids, [True] * len(ids), one.tokenizer.vocabulary_size)
+    whole = apart(*arguments)
+    monkeypatch.setattr(behaviour, "_SCORES_AT_ONCE", 1)
+    assert apart(*arguments)["kl"] == pytest.approx(whole["kl"], abs=1e-6)
+
+
+def test_a_curve_has_two_points_at_least():
+    rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+    assert curves(rows)["loss"] == [[1, 3.0], [2, 2.0]]
+    assert curves(rows[:1]) == {}
 
 
 def test_a_model_lies_nowhere_apart_from_itself(tmp_path: Path):

@@ -182,3 +182,9 @@ def test_a_source_whose_pairs_are_all_held_out_is_refused_and_not_learned_from(t
         reading(0.999999)
     read = reading(0.0)
     assert [len(source.pairs) for source in (*read.training, *read.validation)] == [count, 0]
+
+
+def test_a_pair_of_which_one_answer_has_no_token_teaches_nothing() -> None:
+    found, reader = read([{"prompt": ASKED, "chosen": GOOD, "rejected": ASKED}])
+    assert not found
+    assert reader.tally.named == ["rows.jsonl:1 teaches nothing: an answer of it has no token"]

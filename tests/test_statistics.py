@@ -206,3 +206,8 @@ def test_few_entities_widen_the_interval_by_their_factor_and_students_t(groups: 
         pytest.approx(centre - half, abs=1e-6),
         pytest.approx(centre + half, abs=1e-6),
     )
+
+
+def test_one_group_says_nothing_of_the_spread():
+    found = bootstrap([0.2, 0.4], clusters=["one", "one"])
+    assert (found.low, found.high) == (-math.inf, math.inf)

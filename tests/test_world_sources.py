@@ -12,9 +12,11 @@ from trivium.world.chance import Chance
 from trivium.world.country import country_of
 from trivium.world.language import VERBS, language_of
 from trivium.world.ledger import FAMILIES
+from trivium.world.opinions import TAUGHT_TEST, known
 from trivium.world.tables import database, schema
 from trivium.world.tongue import strangers
 from trivium.world.web import LABELS
+from trivium.world.words import THINGS
 
 
 def test_the_languages_words_are_a_bijection():
@@ -341,3 +343,21 @@ def test_chats_ask_what_the_test_does_not(name):
     assert sum(which in answers for which, _ in told) > len(told) // 2
     with pytest.raises(TriviumError, match="has no form 'poem'; use document or chat"):
         next(world.documents(name, form="poem"))
+
+
+def test_chains_of_variables_reach_as_far_as_there_are_names():
+    most = len(THINGS) // 2 - 1
+    assert list(world.questions("chronicle", limit=1, kind="variables", hops=most))
+    with pytest.raises(TriviumError, match="hops"):
+        list(world.questions("chronicle", limit=1, kind="variables", hops=most + 1))
+
+
+def test_two_fifths_of_what_was_taught_are_asked_in_the_test():
+    land, facts = country_of(0, 60), {}
+    for split in ("train", "validation", "test"):
+        chance = Chance(0, split)
+        found = (known(chance, land, split, sums=0.0, taught=True) for _ in range(2000))
+        facts[split] = {(one.entity, one.said) for one in found}
+    assert not facts["test"] & (facts["train"] | facts["validation"])
+    share = len(facts["test"]) / sum(map(len, facts.values()))
+    assert share == pytest.approx(TAUGHT_TEST, abs=0.06)
