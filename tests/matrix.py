@@ -132,12 +132,31 @@ def words(cell: str, kernels: bool) -> list[str]:
     ]
 
 
+def environment_of(cell: str) -> Mapping[str, str]:
+    """The variables under which a cell's tests run."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **SETTINGS.get(cell, {})}
+
+
+FINDING = """
+from trivium.generate.exactness import typical
+found = typical()
+print(f"{found.promise}; rows {found.rows}; prompts {found.prompts}, steps {found.steps}")
+"""
+
+
+def finding(cell: str) -> str:
+    """What the engine's probe finds there, for a small model."""
+    done = subprocess.run(
+        [python_of(cell), "-c", FINDING], cwd=ROOT, env={**environment_of(cell), "TRIVIUM_CACHE": ""},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return ((done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [""])[-1]
+
+
 def run(cell: str, kernels: bool) -> tuple[int, str]:
     """The exit status of a cell's tests, and their last lines."""
-    check(cell)
-    environment: Mapping[str, str] = {"OMP_NUM_THREADS": "1", **SETTINGS.get(cell, {})}
     done = subprocess.run(
-        [python_of(cell), *words(cell, kernels)], cwd=ROOT, env={**os.environ, **environment},
+        [python_of(cell), *words(cell, kernels)], cwd=ROOT, env=environment_of(cell),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     return done.returncode, done.stdout
@@ -161,6 +180,8 @@ def main() -> int:
     for cell in cells:
         start = time.monotonic()
         try:
+            check(cell)
+            print(f"{cell:15} {finding(cell)}", flush=True)
             status, said = run(cell, asked.kernels)
         except NotMade as reason:
             missing.append(cell)
