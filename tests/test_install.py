@@ -87,3 +87,9 @@ def test_the_cells_of_the_notebook_run(tmp_path, monkeypatch):
             assert cell["outputs"] == [], "outputs are made when it runs, not kept"
             exec("".join(cell["source"]), names)
     assert (tmp_path / "runs" / "pocket" / "base").exists()
+
+
+def test_no_page_links_to_one_outside_the_site():
+    """`mkdocs build --strict` fails on such a link; a folder is left as it is."""
+    for page in (ROOT / "docs").glob("*.md"):
+        assert not re.search(r"\]\(\.\./[^)]*\.md", page.read_text(encoding="utf-8")), page.name
