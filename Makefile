@@ -69,6 +69,6 @@ notebook: $(VENV)/.installed-dev
 
 # A wheel and an sdist, and the wheel in an environment of its own
 dist: $(VENV)/.installed-dev
-	rm -rf build/dist && $(BIN)/python -m build --outdir build/dist . > build/dist.log
+	rm -rf build/dist build/fresh && mkdir -p build && $(BIN)/python -m build --outdir build/dist . > build/dist.log
 	$(PYTHON) -m venv build/fresh && build/fresh/bin/python -m pip install -q build/dist/*.whl
 	build/fresh/bin/trivium plan pocket --runs build/fresh/runs
