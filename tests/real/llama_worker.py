@@ -23,7 +23,7 @@ def main() -> None:
     for prompt in asked["prompts"]:
         request = {
             "prompt": prompt, "n_predict": asked["new_tokens"], "temperature": 0.0, "top_k": 1,
-            "ignore_eos": True, "cache_prompt": False, "n_probs": 2,
+            "cache_prompt": False, "n_probs": 2,
         }  # fmt: skip
         [choice] = server.handle_completions(request)["choices"]
         answers.append(

@@ -155,11 +155,12 @@ def test_llama_cpp_writes_the_same_tokens(kind: str, tmp_path: Path) -> None:
 def same_tokens(file: Path) -> None:
     """llama.cpp's greedy tokens are ours of the same file, but where its two best are all but equal."""
     read = trivium.load(file)
+    stops = read.tokenizer.stop_ids
     prompts = [read.tokenizer.encode_prompt([{"role": "user", "content": one}]) for one in QUESTIONS[:6]]
     for prompt, places in zip(prompts, llama_cpp(file, prompts, 40), strict=True):
         written = [best[0] for best, _ in places]
         logprobs = read.logits([*prompt, *written]).log_softmax(-1)[len(prompt) - 1 : -1]
-        assert len(written) == 40
+        assert len(written) == 40 or int(read.logits([*prompt, *written])[-1].argmax()) in stops
         for place, ((best, likely), (_, next_likely)) in enumerate(places):
             # llama.cpp computes with rows in half or 8-bit precision.
             assert abs(float(logprobs[place, best]) - likely) < 0.15
