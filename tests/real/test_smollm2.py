@@ -163,9 +163,9 @@ def same_tokens(file: Path) -> None:
         ended = {written[-1], int(read.logits([*prompt, *written])[-1].argmax())}
         assert len(written) == 40 or ended & stops
         for place, ((best, likely), (_, next_likely)) in enumerate(places):
-            # llama.cpp computes with rows in half or 8-bit precision.
+            # llama.cpp computes with rows in half or 8-bit precision: two scores may move towards each other.
             assert abs(float(logprobs[place, best]) - likely) < 0.15
-            if likely - next_likely > 0.1:
+            if likely - next_likely > 0.3:
                 assert int(logprobs[place].argmax()) == best
 
 
