@@ -5,7 +5,7 @@ import random
 import pytest
 from generating import assert_as_promised, assert_close_enough, prompt, tiny_model, tokenizer
 
-from trivium.generate import exactness
+from trivium.generate import exactness, forward
 from trivium.generate.engine import Engine
 from trivium.generate.forward import ModuleForward
 from trivium.generate.requests import Request
@@ -76,7 +76,7 @@ def test_long_texts_are_read_bit_for_bit_alike_alone_and_behind_others(length, c
 
 def test_kernels_that_keep_no_promise_still_give_the_same_tokens(monkeypatch):
     """What the weaker promise says, with no row padded and nothing attended to alone."""
-    monkeypatch.setattr(exactness, "found", lambda *asked: exactness.Exactness())
+    monkeypatch.setattr(forward, "of_model", lambda *asked: exactness.Exactness())
     engine = Engine(tiny_model(), tokenizer(), max_rows=16)
     requests = [
         Request(

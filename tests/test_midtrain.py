@@ -79,7 +79,7 @@ def made(tmp_path_factory):
 
 
 def changes(stage):
-    return {row["change"]: (row["before"], row["after"]) for row in stage.metrics if "change" in row}
+    return {row["change"]: (row["before"], row["after"]) for row in stage.changes}
 
 
 def test_a_fork_starts_from_the_kept_weights_at_the_rate_they_were_trained_with(made):

@@ -115,7 +115,7 @@ def test_a_model_without_a_template_learns_chatml(tmp_path):
     ids = theirs.apply_chat_template(ASKED, return_dict=True)["input_ids"]
     assert list(ids) == after.encode_chat(ASKED).ids
     assert AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight.shape[0] == len(theirs)
-    changes = [row["change"] for row in run["sft"].metrics if "change" in row]
+    changes = [row["change"] for row in run["sft"].changes]
     assert "chat template" in changes
 
 

@@ -164,7 +164,7 @@ def _check_model(going: Run, name: str, place: str, checked: Checked) -> None:
 def _check_rewards(going: Run, name: str, checked: Checked) -> None:
     """Scorers exist, functions import, and the columns they read are there."""
     stage = going.nodes[name].stage
-    wanted = [*getattr(stage, "reward", [])]
+    wanted = getattr(stage, "reward", None)
     place = going.recipe.written.place(["stages", name.partition(".")[0], "reward"])
     for setting in wanted if isinstance(wanted, list) else []:
         if isinstance(setting, Mapping) and "model" in setting:
