@@ -1,11 +1,13 @@
 """Connections that are slow, many, half closed or never read from: each is bounded, and others are served."""
 
+import asyncio
 import json
 import logging
 import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -208,6 +210,30 @@ def is_ended(wire):
     except OSError:
         return True
     return False
+
+
+def test_a_client_that_resets_while_it_is_refused_harms_nobody():
+    """Ending the answer to a socket that was reset is an error of the socket, and not one of the sweep."""
+
+    class Refusing(asyncio.Protocol):
+        def connection_made(self, transport):
+            transport.pause_reading()
+            self.made.set_result(connections._Lingering(transport, lambda: True))
+
+    async def refused():
+        loop = asyncio.get_running_loop()
+        Refusing.made = loop.create_future()
+        server = await loop.create_server(Refusing, "127.0.0.1", 0)
+        client = socket.create_connection(server.sockets[0].getsockname())
+        lingering = await Refusing.made
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await asyncio.sleep(0.05)
+        lingering.close()
+        assert lingering.is_closing()
+        server.close()
+
+    asyncio.run(refused())
 
 
 @pytest.mark.parametrize("stream", [True, False])

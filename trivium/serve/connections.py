@@ -142,7 +142,12 @@ class _Lingering:
             self._transport.close()
         else:
             self.ended = True
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:
+                # The client has reset the connection meanwhile: there is nobody to hear an answer.
+                self._transport.abort()
+                return
             self._transport.resume_reading()
 
 
