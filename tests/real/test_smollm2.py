@@ -107,9 +107,16 @@ def test_greedy_answers_are_transformers() -> None:
             eos_token_id=sorted(ours().tokenizer.stop_ids), pad_token_id=2,
         )[0, len(prompt) :].tolist()  # fmt: skip
         stops = ours().tokenizer.stop_ids
-        assert [one for one in answer.tokens if one not in stops] == [
-            one for one in expected if one not in stops
-        ]
+        written, wanted = (
+            [one for one in tokens if one not in stops] for tokens in (answer.tokens, expected)
+        )
+        if written != wanted:
+            # Kernels of another processor may decide between two scores that are equal but for rounding.
+            place = next(n for n, pair in enumerate(zip(written, wanted)) if pair[0] != pair[1])
+            with torch.no_grad():
+                scores = theirs()(torch.tensor([[*prompt, *wanted[:place]]])).logits[0, -1]
+            best, next_best = scores.topk(2).values
+            assert float(best - next_best) < 1e-3, (written, wanted)
 
 
 def test_perplexity_is_transformers() -> None:
@@ -125,7 +132,8 @@ def test_perplexity_is_transformers() -> None:
                 sums[name] += float(loss)
     found = {name: math.exp(total / (511 * len(rows))) for name, total in sums.items()}
     print(found)
-    assert f"{found['ours']:.4g}" == f"{found['theirs']:.4g}"
+    # More than four digits, and no knife's edge between two of them.
+    assert found["ours"] == pytest.approx(found["theirs"], rel=1e-5)
 
 
 def test_the_file_gives_the_tensors_that_transformers_reads() -> None:
