@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lines import moves
+from lines import moves, refuses
 from tiny_run import Seen, first_loss, loss_elsewhere, mean_over_learned
 
 from trivium.data.rows import PackedSequence
@@ -151,6 +151,8 @@ moves("alpha", 0.9, kinds=["preference"], both={"loss": "alphapo"})(differs)
 moves("ld_alpha", 0.3, kinds=["preference"])(differs)
 moves("divergence", "forward_kl", "js_divergence", "alpha_divergence", kinds=["preference"])(differs)
 moves("divergence", "reverse_kl", kinds=["preference"], both={"divergence": "forward_kl"})(differs)
+for name in ("gamma", "temperature", "alpha", "bend", "desirable_weight"):
+    refuses(name, 0.7, f"`{name}`", kinds=["preference"])
 moves("bend", 0.8, kinds=["preference"], both={"divergence": "alpha_divergence"})(differs)
 moves(
     "imitate", "everything", kinds=["preference"], both={"loss": ["sigmoid", "sft"], "share_prompts": False}

@@ -68,6 +68,13 @@ Losses = Annotated[
 ]
 
 
+USED_BY = {
+    "gamma": {"simpo", "alphapo"}, "temperature": {"discopop"}, "alpha": {"alphapo"},
+    "desirable_weight": UNPAIRED, "undesirable_weight": UNPAIRED,
+}  # fmt: skip
+"""Settings of single losses, which others would leave unread."""
+
+
 class PreferenceStage(TrainingStage):
     """Learn from pairs of answers, or from single ones that were liked or not."""
 
@@ -137,6 +144,11 @@ class PreferenceStage(TrainingStage):
             raise ValueError(f"{', '.join(single)} judges single answers; losses of pairs do not mix with it")
         if self.divergence != "reverse_kl" and not OF_ANY_DIVERGENCE.issuperset(self.loss):
             raise ValueError(f"`divergence` has a meaning for {', '.join(sorted(OF_ANY_DIVERGENCE))} alone")
+        for name, losses in USED_BY.items():
+            if getattr(self, name) != type(self).model_fields[name].default and losses.isdisjoint(self.loss):
+                raise ValueError(f"`{name}` is used by {' and '.join(sorted(losses))} alone; leave it out")
+        if self.divergence != "alpha_divergence" and self.bend != type(self).model_fields["bend"].default:
+            raise ValueError("`bend` belongs to `divergence: alpha_divergence`; leave it out")
         if self.divergence == "alpha_divergence" and self.bend == 1:
             raise ValueError("`bend: 1` is the reverse KL; say `divergence: reverse_kl`")
         if self.reference == "adapter off" and (self.adapter is None or self.adapter.train):
