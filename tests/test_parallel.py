@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 from small import SmallBatches, small_model, small_trainer
 
 from trivium.data.rows import collate
@@ -65,12 +65,6 @@ def measure(rank: int, size: int, port: int, folder: str) -> None:
         mine["alone"] = Minimum(7.0)
     write_json(Path(folder) / f"{rank}.json", measures_of_all(mine))
     processes.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def together(target: Callable[..., None], size: int, *arguments: object) -> None:

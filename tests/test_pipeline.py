@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 from toys import RECIPE, ToyTrain, write_recipe
 
 from trivium.cli import main
@@ -283,9 +284,7 @@ def test_gc_keeps_what_a_kept_checkpoint_of_it_was_a_parent_of(tmp_path):
 
 def test_two_processes_make_a_recipe_together(tmp_path):
     path, runs = write_recipe(tmp_path), tmp_path / "runs"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     started = []
     for rank in range(2):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from benches import Bench
 from lines import BASES, DOCUMENTS, INHERITS, TRAINS, put
 from lines_sources import PLACES, Place
+from ports import free_port
 from products import differences
 from pydantic import ValidationError
 from tiny_run import Inputs, Seen, run_stage
@@ -119,9 +119,7 @@ def test_two_processes_make_what_one_makes(bench: Bench, kind: str) -> None:
     settings = settings_of(kind, optimiser="adamw", learning_rate__from=0.001)
     alone = bench.known_run(kind, settings)
     folder = bench.inputs.new_folder()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     both = [
         FORK.Process(target=in_company, args=(rank, port, bench.inputs, kind, settings, folder))
         for rank in range(2)

@@ -73,7 +73,8 @@ def planned(
             seconds = read / costs.READ_PER_SECOND
             seconds += speed.seconds(kind, numbers["flops"]) if numbers.get("flops") else 0.0
         total += seconds
-        cost = f"about {duration(seconds)}" if seconds >= 0.05 else ""
+        # Whatever is computed costs something: on a fast machine the least is shown, not nothing.
+        cost = f"about {duration(max(seconds, 0.1))}" if seconds else ""
         rows.append([name, kind, will, cost, costs.told(numbers)])
     rows.append(
         ["all", "", "", f"about {duration(total)}", f"on this machine, {short(speed.peak)}FLOP/s at best"]
