@@ -12,7 +12,7 @@ from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 from trivium.model.config import ModelConfig
 from trivium.model.deepen import blocks_for
-from trivium.model.growth import GrowthSettings, become, grow, grown_model, largest_difference, probe, ranks
+from trivium.model.growth import GrowthSettings, become, grow, grown_model, largest_difference, probe
 from trivium.model.initialise import new_model
 from trivium.model.transformer import Transformer
 
@@ -140,6 +140,20 @@ def test_moments_scale_as_the_gradients_do(family: str, wish: str) -> None:
         compared += int(same.sum())
         torch.testing.assert_close(moment[same], truth[same], rtol=2e-3, atol=1e-7)
     assert compared > 10_000
+
+
+@torch.no_grad()
+def ranks(model: Transformer) -> dict[str, tuple[int, int]]:
+    """The rank of each kind of matrix, the smallest over layers, beside the largest it could be."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, weight in model.named_parameters():
+        if weight.dim() != 2 or "layers." not in name:
+            continue
+        values = torch.linalg.svdvals(weight.detach().float().cpu())
+        rank, full = int((values > 1e-3 * values[0]).sum()) if values[0] > 0 else 0, min(weight.shape)
+        kind = name.split(".", 2)[2].removesuffix(".weight")
+        found[kind] = min(found.get(kind, (rank, full)), (rank, full))
+    return found
 
 
 def trained(model: Transformer, steps: int) -> None:

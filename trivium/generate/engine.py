@@ -54,7 +54,7 @@ class Engine:
         self._weights = EngineWeights(model, dtype)
         self.source, self.model = model, self._weights.model
         self.tokenizer, self.max_rows = tokenizer, max_rows
-        # What the model's own generation_config says, for whoever asks without saying how to sample.
+        # What the model's own generation_config says, for requests that do not say how to sample.
         self.sampling_defaults: dict[str, Any] = {}
         config = model.config
         self.vocabulary, self.window = config.vocabulary, config.context

@@ -44,13 +44,21 @@ def read_state(folder: Path) -> State:
     return State(facts, load_tensors(folder / TENSORS, facts.pop("checksum")))
 
 
-def kept_place(place: str | int) -> tuple[str, int]:
-    """`tokens=2M`, `step=1200` or a bare number of steps, as a unit and an amount."""
+def place_of(place: str | int) -> tuple[str, int] | None:
+    """`tokens=2M`, `step=1200` or a bare number of steps, as a unit and an amount; None for all else."""
     unit, _, amount = place.rpartition("=") if isinstance(place, str) else ("step", "", place)
     goal = number(amount)
     if (unit or "step") not in ("tokens", "step") or not isinstance(goal, int):
-        raise TriviumError(f"checkpoint.at: '{place}' names no place; write tokens=2M or step=1200")
+        return None
     return unit or "step", goal
+
+
+def kept_place(place: str | int) -> tuple[str, int]:
+    """A place whose model is kept, as a unit and an amount."""
+    found = place_of(place)
+    if found is None:
+        raise TriviumError(f"checkpoint.at: '{place}' names no place; write tokens=2M or step=1200")
+    return found
 
 
 class Checkpoints:

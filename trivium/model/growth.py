@@ -154,7 +154,7 @@ def grow(config: ModelConfig, weights: Weights, wish: GrowthSettings, *, seed: i
 
 @torch.no_grad()
 def become(model: Transformer, config: ModelConfig, weights: Weights) -> None:
-    """Give a model another shape in place, so that whoever holds it goes on with the larger one."""
+    """Give a model another shape in place, so that all references to it see the larger one."""
     larger = build(config, dtype=model.dtype, device=str(model.device))
     larger.load_state_dict(dict(weights))
     larger.recompute = model.recompute
@@ -185,17 +185,3 @@ def probe(vocabulary: int, context: int, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     lengths = [min(length, context) for length in (1, 7, 32, 64)]
     return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]
-
-
-@torch.no_grad()
-def ranks(model: Transformer) -> dict[str, tuple[int, int]]:
-    """The rank of each kind of matrix, the smallest over layers, beside the largest it could be."""
-    found: dict[str, tuple[int, int]] = {}
-    for name, weight in model.named_parameters():
-        if weight.dim() != 2 or "layers." not in name:
-            continue
-        values = torch.linalg.svdvals(weight.detach().float().cpu())
-        rank, full = int((values > 1e-3 * values[0]).sum()) if values[0] > 0 else 0, min(weight.shape)
-        kind = name.split(".", 2)[2].removesuffix(".weight")
-        found[kind] = min(found.get(kind, (rank, full)), (rank, full))
-    return found

@@ -16,13 +16,13 @@ from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.numbers import short
-from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config
 from trivium.model.hub import resolve
 from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import lengths
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
+from trivium.stages.parts.shapes import size_of
 from trivium.stages.parts.stage import Stage
 from trivium.stages.parts.training import LONGEST
 from trivium.stages.sft import ROWS_PER_BATCH
@@ -57,10 +57,7 @@ def inherited(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]]) -
     if not (folder / "config.json").is_file():
         return {}
     config = load_config(folder)
-    return {
-        "parameters": parameter_count(config), "vocabulary": config.vocabulary, "context": config.context,
-        "width": config.width, "layers": config.layers,
-    }  # fmt: skip
+    return {**size_of(config), "context": config.context, "width": config.width, "layers": config.layers}
 
 
 def tokenizer_of(going: Run, name: str) -> Tokenizer | None:

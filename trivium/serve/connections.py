@@ -145,7 +145,7 @@ class _Lingering:
             try:
                 self._transport.write_eof()
             except OSError:
-                # The client has reset the connection meanwhile: there is nobody to hear an answer.
+                # The client has reset the connection meanwhile: no answer can reach it.
                 self._transport.abort()
                 return
             self._transport.resume_reading()

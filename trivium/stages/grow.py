@@ -27,7 +27,7 @@ from trivium.model.growth import (
 from trivium.model.hub import resolve
 from trivium.model.quantize import quantised_as
 from trivium.stages.parts.inheritance import HANDOVER, MOMENTS, NEW_LAYERS
-from trivium.stages.parts.shapes import planned_shape, shape_of
+from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -57,14 +57,13 @@ class Grow(GrowthSettings, Stage):
         if config is None:
             return {}
         larger = grown_config(config, self)
-        numbers = {"parameters": parameter_count(larger), "vocabulary": larger.vocabulary}
-        return {**numbers, "layers": larger.layers, "width": larger.width, "model": shape_of(larger)}
+        return {**size_of(larger), "layers": larger.layers, "width": larger.width, "model": shape_of(larger)}
 
     def run(self, work: Work) -> dict[str, Any]:
         """Grow, compare both models' logits, and leave a Hugging Face folder with the optimiser's state."""
         folder = resolve(str(work.path(self.start)))
         tokenizer = Tokenizer.load(folder)
-        # Divided and rescaled weights are rounded anew: in half precision the function would move.
+        # Divided and rescaled weights are rounded again: in half precision the function would move.
         divided = self.widens or self.experts is not None
         model = load_model(folder, dtype=torch.float32 if divided else None, device=machine.device())
         held = quantised_as(model)

@@ -18,13 +18,13 @@ from trivium.kit.files import whole_folder
 from trivium.kit.numbers import Count
 from trivium.learn.validation import groups_of, measure
 from trivium.model.attention import Documents
-from trivium.model.flops import parameter_count
-from trivium.model.folder import load_config, load_model, save_model
+from trivium.model.folder import load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.lora import adaptable
 from trivium.model.quantize import Scheme, bytes_in_file, quantise
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.mixtures import MEASURED, mixture_references
+from trivium.stages.parts.shapes import planned_size
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -58,13 +58,7 @@ class Quantize(Stage):
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """The model's size, which stays."""
-        parent = inputs.get(self.start)
-        if isinstance(parent, Mapping):
-            return {key: parent[key] for key in ("parameters", "vocabulary") if key in parent}
-        if parent is not None and (parent / "config.json").is_file():
-            config = load_config(parent)
-            return {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
-        return {}
+        return planned_size(inputs.get(self.start))
 
     def run(self, work: Work) -> dict[str, Any]:
         """Measure, round, save, load what was saved, and measure that."""

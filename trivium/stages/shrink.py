@@ -29,7 +29,7 @@ from trivium.model.shrink import (
 )
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.mixtures import MEASURED, mixture_references
-from trivium.stages.parts.shapes import planned_shape, shape_of
+from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -95,8 +95,12 @@ class Shrink(Stage):
         if self.layers is not None:
             config, _ = without_layers(config, {}, kept_layers(config, self.layers))
         smaller = self._narrowed(config)
-        numbers = {"parameters": parameter_count(smaller), "vocabulary": smaller.vocabulary}
-        return {**numbers, "layers": smaller.layers, "width": smaller.width, "model": shape_of(smaller)}
+        return {
+            **size_of(smaller),
+            "layers": smaller.layers,
+            "width": smaller.width,
+            "model": shape_of(smaller),
+        }
 
     def run(self, work: Work) -> dict[str, Any]:
         """Measure importance where it decides, prune, and leave a Hugging Face folder."""

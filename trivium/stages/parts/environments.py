@@ -31,7 +31,7 @@ _ROWS, _STEPS = 50, 2_000_000
 
 
 class Environment(Protocol):
-    """Replies to the model's actions; made anew for every completion, from the columns of its prompt."""
+    """Replies to the model's actions; made for every completion, from the columns of its prompt."""
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """The observation, the reward of the action, and whether the episode is over."""

@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.numbers import Count, number
+from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
+from trivium.learn.checkpoints import place_of
 from trivium.learn.trainer import Reshape
 from trivium.model.config import ModelConfig
 from trivium.model.flops import flops_per_token, parameter_count
@@ -53,8 +53,8 @@ class GrowthPoint(GrowthSettings):
             if not 0 < value < 1:
                 raise ValueError("a growth lies within its stage: say more than 0% and less than 100%")
         elif isinstance(value, str):
-            unit, _, amount = value.partition("=")
-            if unit not in ("step", "tokens") or not isinstance(number(amount), int):
+            unit, _, _ = value.partition("=")
+            if unit not in ("step", "tokens") or place_of(value) is None:
                 raise ValueError(f"'{value}' names no place; write 0.5, 50%, step=1200 or tokens=2M")
         return value
 
@@ -62,9 +62,10 @@ class GrowthPoint(GrowthSettings):
         """The number of steps before it, in a stage of so many, each of about so many tokens."""
         if isinstance(self.at, float):
             return round(self.at * steps)
-        unit, _, amount = self.at.partition("=")
-        goal = number(amount)
-        return int(goal) if unit == "step" else math.ceil(goal / batch)
+        place = place_of(self.at)
+        assert place is not None
+        unit, goal = place
+        return goal if unit == "step" else math.ceil(goal / batch)
 
 
 class Growing(Settings):
@@ -163,5 +164,5 @@ def _grows(
 
 
 def _nothing(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An optimiser's state that begins at zero."""
-    return {"steps": torch.tensor(0)} | {name: one for name, one in moments.items() if name == "steps"}
+    """An optimiser's state that begins at zero; its count of steps goes on."""
+    return {"steps": moments["steps"]}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.model.config import ExpertsConfig, ModelConfig
+from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config
 
 Planned = Path | Mapping[str, Any] | None
@@ -16,6 +17,19 @@ Planned = Path | Mapping[str, Any] | None
 def shape_of(config: ModelConfig) -> dict[str, Any]:
     """What a plan keeps of a model that is not made yet."""
     return asdict(config)
+
+
+def size_of(config: ModelConfig) -> dict[str, Any]:
+    """What a plan says of a model's size."""
+    return {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
+
+
+def planned_size(parent: Planned) -> dict[str, Any]:
+    """The size of a parent that exists, or as much of it as the parent's own plan says."""
+    if isinstance(parent, Path):
+        config = planned_shape(parent)
+        return {} if config is None else size_of(config)
+    return {key: parent[key] for key in ("parameters", "vocabulary") if key in parent} if parent else {}
 
 
 def planned_shape(parent: Planned) -> ModelConfig | None:

@@ -41,7 +41,7 @@ from trivium.stages.parts.parents import (
     with_new_rows,
 )
 from trivium.stages.parts.replay import replay_references
-from trivium.stages.parts.shapes import planned_shape, shape_of
+from trivium.stages.parts.shapes import planned_shape, planned_size, shape_of, size_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -161,14 +161,12 @@ class TrainingStage(Training, Stage):
         """What can be said before the data is read: the model's size, and what a given length costs."""
         parent = inputs.get(self.parent or "")
         config = planned_shape(parent)
-        numbers: dict[str, Any] = {}
-        cost = None
+        cost: float | None
         if config is not None:
-            numbers = {"parameters": parameter_count(config), "vocabulary": config.vocabulary}
-            numbers["model"] = shape_of(config)
+            numbers = {**size_of(config), "model": shape_of(config)}
             cost = self.flops_per_token(config)
-        elif isinstance(parent, Mapping):
-            numbers = {key: parent[key] for key in ("parameters", "vocabulary") if key in parent}
+        else:
+            numbers = planned_size(parent)
             cost = 6.0 * numbers["parameters"] if "parameters" in numbers else None
         tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
         if tokens is not None:
@@ -285,7 +283,7 @@ class TrainingStage(Training, Stage):
     ) -> None:
         """Set `context` and `batches`: the ingredients, packed into rows of one length after the other.
 
-        `batch` is the size in tokens, else what was said or suits; `lasting` how long, if nobody said.
+        `batch` is the size in tokens, else what was said or suits; `lasting` how long, unless settings say.
         """
         opened.context = max(contexts)
         if batch is None:
