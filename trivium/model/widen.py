@@ -218,42 +218,51 @@ def widened(
     return {name: _grown(spread, name, weights[name].float()) for name in sorted(weights)}
 
 
+WRITES = ("output", "down")
+"""The modules of a layer that write into the stream; the other matrices read it."""
+
+
 def _grown(spread: Spread, name: str, weight: Tensor) -> Tensor:
     """One tensor of the wider model, by what reads it and what it writes."""
     how = spread.how
-    queries, keys = how.heads.times(how.before.head_width), how.key_value_heads.times(how.before.head_width)
     *_, module, kind = name.split(".")
     matrix = weight.dim() > 1
     if module in ("embedding", "position_embedding"):
         written = spread.into_stream(weight.T).T * (how.before.embedding_scale / how.after.embedding_scale)
         return written.contiguous()
-    if module == "head":
-        return spread.read(weight, how.stream)
     if name in ("norm.weight", "norm.bias"):
         return _last_norm(spread, weight, kind)
-    if module in ("query", "key", "value"):
-        rows = spread.rows(weight, queries if module == "query" else keys)
-        return spread.read(rows, how.stream) if matrix else rows
-    if module == "output":
-        return spread.into_stream(spread.silent(weight, queries) if matrix else weight)
-    if module in ("gate", "up"):
-        rows = spread.rows(weight, _inner(how, weight))
-        return spread.read(rows, how.stream) if matrix else rows
-    if module == "down":
-        return spread.into_stream(spread.silent(weight, _inner(how, weight.T)) if matrix else weight)
-    if module == "router":
-        return spread.read(weight, how.stream)
+    units = _units(how, module, weight)
     if module in ("query_norm", "key_norm"):
-        if how.before.query_key_norm == "head":
-            return weight.clone()
-        return weight[(queries if module == "query_norm" else keys).source].clone()
-    assert module.endswith("norm"), f"no rule for {name}"
-    return spread.norm(weight) if kind == "weight" else _norm_bias(spread, weight)
+        return weight.clone() if units is None else weight[units.source].clone()
+    if module.endswith("norm"):
+        return spread.norm(weight) if kind == "weight" else _norm_bias(spread, weight)
+    if module in WRITES:
+        return spread.into_stream(weight if units is None else spread.silent(weight, units))
+    rows = weight if units is None else spread.rows(weight, units)
+    return spread.read(rows, how.stream) if matrix else rows
 
 
-def _inner(how: Widening, weight: Tensor) -> Axis:
-    """How the inner layer grows that these rows belong to: an expert's may be narrower than a layer's."""
-    if len(weight) == how.before.inner_width:
+def _units(how: Widening, module: str, tensor: Tensor) -> Axis | None:
+    """How the heads or inner units grow that are a tensor's rows, or its columns where it writes into the
+    stream; None where it has none."""
+    if module in WRITES and tensor.dim() == 1:
+        return None
+    if module in ("query_norm", "key_norm") and how.before.query_key_norm == "head":
+        return None
+    if module in ("query", "output", "query_norm"):
+        return how.heads.times(how.before.head_width)
+    if module in ("key", "value", "key_norm"):
+        return how.key_value_heads.times(how.before.head_width)
+    if module in ("gate", "up", "down"):
+        return _inner(how, tensor.shape[-1 if module == "down" else 0])
+    assert module in ("head", "router") or module.endswith("norm"), f"no rule for {module}"
+    return None
+
+
+def _inner(how: Widening, width: int) -> Axis:
+    """How an inner layer of this width grows: an expert's may be narrower than a layer's."""
+    if width == how.before.inner_width:
         return how.inner
     assert how.before.experts is not None
     assert how.after.experts is not None
@@ -306,31 +315,20 @@ def widened_moments(how: Widening, moments: Mapping[str, Tensor]) -> dict[str, T
 
 def _grown_moment(how: Widening, name: str, moment: Tensor, power: int) -> Tensor | None:
     *_, module, _ = name.split(".")
-    queries, keys = how.heads.times(how.before.head_width), how.key_value_heads.times(how.before.head_width)
     if how.before.tied and (module in ("embedding", "head") or name.startswith("norm.")):
         return None
     if module in ("embedding", "position_embedding"):
         scale = how.after.embedding_scale / how.before.embedding_scale
         return _moved(moment.T, how.stream, power).T.contiguous() * scale**power
-    if module == "head":
-        return _columns(moment, how.stream)
-    if module == "router":
-        return _columns(moment, how.stream)
-    if module in ("query", "key", "value"):
-        rows = _moved(moment, queries if module == "query" else keys, power)
-        return _columns(rows, how.stream) if moment.dim() > 1 else rows
-    if module in ("gate", "up"):
-        rows = _moved(moment, _inner(how, moment), power)
-        return _columns(rows, how.stream) if moment.dim() > 1 else rows
-    if module in ("output", "down"):
-        axis = queries if module == "output" else _inner(how, moment.T) if moment.dim() > 1 else how.inner
-        columns = _columns(moment, axis) if moment.dim() > 1 else moment
-        return _moved(columns, how.stream, power)
+    units = _units(how, module, moment)
     if module in ("query_norm", "key_norm"):
-        axis = queries if module == "query_norm" else keys
-        return moment if how.before.query_key_norm == "head" else _moved(moment, axis, power)
-    assert module.endswith("norm"), f"no rule for {name}"
-    return _moved(moment, how.stream, power) / how.eta**power
+        return moment if units is None else _moved(moment, units, power)
+    if module.endswith("norm"):
+        return _moved(moment, how.stream, power) / how.eta**power
+    if module in WRITES:
+        return _moved(moment if units is None else _columns(moment, units), how.stream, power)
+    rows = moment if units is None else _moved(moment, units, power)
+    return _columns(rows, how.stream) if moment.dim() > 1 else rows
 
 
 def _moved(moment: Tensor, axis: Axis, power: int) -> Tensor:
