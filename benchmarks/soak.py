@@ -305,6 +305,22 @@ def start_server(folder: Path, log: Path) -> tuple[subprocess.Popen[str], int]:
     raise SystemExit(f"the server did not start: {log.read_text()[-2000:]}")
 
 
+async def fill(port: int) -> None:
+    """Let all rows hold prompts of every size at once, so that the cache has had its largest extent."""
+    client = Client(port, 0, Tally())
+    for length in (90, 220, CONTEXT - 20):
+        prompts = [[client.random.randint(300, 1000) for _ in range(length)] for _ in range(ROWS)]
+        bodies = [{"prompt": prompt, "max_tokens": 16, "min_tokens": 16} for prompt in prompts]
+        answers = await asyncio.gather(*(client.ask(COMPLETION, body) for body in bodies))
+        assert all(answer.status == 200 for answer in answers), answers[0].content
+    reader, writer = await client.open()
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    for line in (await reader.read()).decode().splitlines():
+        if line.startswith("trivium_cache_bytes"):
+            print(f"  cache         {float(line.split()[-1]) / 2**20:.0f} MiB once all rows were filled")
+    writer.close()
+
+
 async def watch_memory(process: int, samples: list[tuple[float, int]], until: float) -> None:
     """Note once a second how much memory the server holds, in bytes."""
     began = time.monotonic()
@@ -371,6 +387,7 @@ def main() -> None:
         make_model(folder)
         process, port = start_server(folder, log)
         try:
+            asyncio.run(fill(port))
             work = soak(port, process.pid, chosen.clients, chosen.minutes * 60)
             tally, samples = asyncio.run(work)
             process.send_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
 
@@ -89,3 +90,16 @@ def test_a_budget_holds_while_storage_moves(places: int, monkeypatch: pytest.Mon
 )
 def test_capacities_double_and_from_a_thousand_on_have_a_half_step(length: int, capacity: int) -> None:
     assert kv_cache.Cache.capacity_for(length) == capacity
+
+
+def test_scores_over_the_vocabulary_are_kept_once_for_all_numbers_of_rows() -> None:
+    engine = tiny_engine(rows=32)
+    short = Sampling(temperature=0.0, max_new_tokens=2, stop_ids=())
+    for rows in range(32, 0, -1):
+        engine.generate([Request(prompt(8, seed), sampling=short) for seed in range(rows)])
+    tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
+    wide = [one for one in tensors if one.dim() == 2 and one.shape[1] == engine.vocabulary]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in wide}
+    # The embedding and the head, the scores of a step, and a few copies of them that sampling holds.
+    least = engine.vocabulary * 4
+    assert sum(storages.values()) <= 2 * least * engine.model.config.width + 4 * 32 * least

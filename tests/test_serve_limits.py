@@ -1,6 +1,7 @@
 """What a server allows: how many at once, for how long, and what it counts."""
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -118,6 +119,9 @@ def test_metrics_count_what_happened():
         assert 'trivium_requests_total{route="/v1/chat/completions",status="200"} 1' in text
         assert 'trivium_requests_total{route="/v1/chat/completions",status="400"} 1' in text
         assert 'trivium_rows{model="one"} 4' in text
+        held = re.search(r'^trivium_cache_bytes{model="one"} (\d+)', text, re.MULTILINE)
+        assert held is not None
+        assert int(held[1]) > 0
         promise = tiny_engine(rows=4).exactness.promise
         assert f'trivium_promise{{model="one",promise="{promise}"}} 1' in text
         assert 'trivium_first_token_seconds_count{model="one"} 1' in text

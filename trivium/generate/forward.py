@@ -157,6 +157,7 @@ class FusedForward:
         self._buffers: dict[int, Buffers] = {}
         self._tables: dict[int, Tensor] = {}
         self.refresh()
+        self._logits = torch.empty(0, self.head.width)
         products = [product for layer in self.layers for product in layer.products]
         self.exactness = of_model(model, [*products, *self.head.products])
 
@@ -200,6 +201,18 @@ class FusedForward:
         if count not in self._buffers:
             self._buffers[count] = self._lay_out(count)
         return self._buffers[count]
+
+    def _logits_of(self, room: Buffers) -> Tensor:
+        """Where a pass writes its scores: the first rows of one storage, as many as decode at once."""
+        count = len(room.stream)
+        if count > len(self._logits):
+            self._logits = torch.zeros(count, self.head.width)
+            for other in self._buffers.values():
+                other.logits = None
+        if room.logits is None:
+            room.logits = self._logits[:count]
+            room.logits_parts = self.head.split(room.logits)
+        return room.logits
 
     def _space(self, name: str, count: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
         if name not in self._storage:
@@ -281,11 +294,9 @@ class FusedForward:
         note_product(self._padded(len(tokens)), self.model.head_weight)
         room = self._forward(tokens, context, self.layers)
         hidden = self.last.whole(room.stream, room.rows, room.lengths, room.long)
-        if room.logits is None:
-            room.logits = torch.zeros(len(hidden), self.head.width)
-            room.logits_parts = self.head.split(room.logits)
+        logits = self._logits_of(room)
         self.head.multiply(hidden, room.logits_parts, room.cuts)
-        scores = self._capped(room.logits)
+        scores = self._capped(logits)
         count = tokens.shape[0]
         return scores if scores.shape[0] == count else scores[:count]
 

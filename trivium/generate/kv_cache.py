@@ -195,7 +195,12 @@ class Cache:
     @property
     def reserved(self) -> int:
         """Token places that have storage now."""
-        return sum(pool.rows * pool.capacity for pool in self.pools.values())
+        return sum(pool.rows * pool.capacity for pool in list(self.pools.values()))
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes that have storage now; another thread may ask."""
+        return self.reserved * self.shape.bytes_per_token
 
     def place(self, slot: CacheSlot, length: int) -> bool:
         """Give a sequence of this length a slot; false if it must wait."""

@@ -19,6 +19,7 @@ HELP = {
     "trivium_generation_seconds": "Time from a request's arrival at the engine to its last token.",
     "trivium_samples_inside": "Samples that hold or wait for a row of the engine.",
     "trivium_rows": "Rows the engine can hold.",
+    "trivium_cache_bytes": "Memory that keys and values have now.",
     "trivium_promise": "1 for what holds of a seeded answer whatever else is in the batch.",
     "trivium_connections": "Connections that are open.",
     "trivium_connections_refused_total": "Connections that were refused, for all others were being answered.",

@@ -122,6 +122,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         measures.watch("trivium_samples_inside", "gauge", lambda: self._inside, model=name)
         measures.watch("trivium_rows", "gauge", lambda: engine.max_rows, model=name)
+        measures.watch("trivium_cache_bytes", "gauge", lambda: engine.cache.reserved_bytes, model=name)
         promise = engine.exactness.promise
         measures.watch("trivium_promise", "gauge", lambda: 1, model=name, promise=promise)
         written, reused = (
