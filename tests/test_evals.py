@@ -24,7 +24,7 @@ from trivium.generate.requests import Completion
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 
-OWN_FILES = {"gsm8k", "svamp", "humaneval", "own"}
+OWN_FILES = {"gsm8k", "svamp", "humaneval", "own", "first_error"}
 WORLDLY = [name for name in task_names() if name not in OWN_FILES]
 # What the model itself computes cannot be scripted, nor what is asked of its engine.
 COMPUTED = {"bits", "positions", "conversation"}

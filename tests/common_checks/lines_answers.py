@@ -241,3 +241,26 @@ def from_a_reward_model(before: Seen, after: Seen) -> None:
 def test_pairs(before: Seen, after: Seen) -> None:
     assert "test" not in before.summary
     assert after.summary["test"]["pairs"] == 20
+
+
+# reward of steps
+
+
+@moves("process", True, kinds=["reward"], beside={"data": "steps.jsonl"})
+@moves("steps", True, kinds=["reward"], beside={"data": "steps.jsonl", "epochs": 0.4})
+def process(before: Seen, after: Seen) -> None:
+    """A label is learned at the end of every step, and the folder is a classifier of tokens."""
+    assert (len(before.config["id2label"]), len(after.config["id2label"])) == (1, 2)
+    row = after.batches[0][0]
+    assert [int(one) for one in row.columns["label"][row.columns["step"] > 0]] in ([1, 0], [1, 1])
+
+
+@moves("separator", " ;", kinds=["reward"], both={"data": "steps.jsonl", "process": True})
+def separator(before: Seen, after: Seen) -> None:
+    (one, *_), (other, *_) = before.batches[0], after.batches[0]
+    assert set(other.tokens[other.columns["step"] > 0]) != set(one.tokens[one.columns["step"] > 0])
+    assert (before.config["step_separator"], after.config["step_separator"]) == ("\n", " ;")
+
+
+refuses("separator", " ;", "say `steps: true`", kinds=["reward"])
+refuses("centring", 0.1, "belongs to pairs", kinds=["reward"], both={"data": "steps.jsonl", "process": True})

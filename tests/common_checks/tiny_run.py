@@ -73,6 +73,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"prompt": f"{n} and {n} make", "completion": f" {2 * n}", "ease": n % 7, "other": f" zz {n}"}
         for n in range(80)
     ],
+    "steps": [
+        {
+            "prompt": f"{n} and {n} and 1 make",
+            "completions": [f"{n}+{n}={2 * n}", f"{2 * n}+1={2 * n + 1 + n % 2}"],
+            "labels": [True, n % 2 == 0],
+        }
+        for n in range(20)
+    ],
     "turns": [
         {
             "messages": [

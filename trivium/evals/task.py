@@ -234,6 +234,7 @@ _PLACES = {
     "svamp": "published:SVAMP",
     "humaneval": "published:HUMANEVAL",
     "own": "published:OWN",
+    "first_error": "first_error:FIRST_ERROR",
 }
 ALSO_CALLED = {
     "flattery": "sycophancy",

@@ -10,14 +10,26 @@ import torch
 
 from trivium.data.conversations import Encoder
 from trivium.data.shapes import Example
+from trivium.grade.process import ProcessScorer
 from trivium.grade.scorer import Score
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.model.scalar_head import load_reward_model, scores_at_ends
+from trivium.model.scalar_head import load_reward_model, scores_at_ends, step_separator
 from trivium.tokens.tokenizer import Tokenizer
 
 PASS_TOKENS = 8192
 """Tokens per pass: answers of like length are scored together."""
+
+
+def learned_scorer(
+    model: str | Path, called: str = "learned", aggregate: str | None = None
+) -> LearnedScorer | ProcessScorer:
+    """The scorer of a reward model: of whole answers, or of steps, whose scores are aggregated to one."""
+    if step_separator(Path(model)) is not None:
+        return ProcessScorer(model, called, aggregate or "min")
+    if aggregate is not None:
+        raise TriviumError(f"{called} scores whole answers, so `aggregate` changes nothing; leave it out.")
+    return LearnedScorer(model, called)
 
 
 class LearnedScorer:

@@ -42,7 +42,7 @@ _PLACES = {
     "format": "trivium.grade.format:FormatScorer",
     "instructions": "trivium.grade.instructions:InstructionsScorer",
     "random": "trivium.grade.chance:RandomScorer",
-    "learned": "trivium.grade.learned:LearnedScorer",
+    "learned": "trivium.grade.learned:learned_scorer",
 }
 
 

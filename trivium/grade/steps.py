@@ -1,6 +1,7 @@
 """The scorer of worked solutions: every line that claims an equality is worked out again."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -82,6 +83,28 @@ def mistake(step: str) -> str | None:
         if value != values[0] and not _rounded(values[0], side):
             return f"{shorten(step)} is wrong: {sides[0]} is {_spelled(values[0])}"
     return None
+
+
+def labels_of_steps(steps: Sequence[str], worked: Sequence[str] | None = None) -> list[float]:
+    """1 for every step up to the first wrong one and 0 from it on: what an exact checker says of a solution.
+
+    A step is wrong that claims an equality which does not hold. Where the `worked` lines of the problem are
+    known it also has to claim the equality whose turn it is, and a line without one the result of the last.
+    """
+    expected = None if worked is None else [claim for line in worked for claim in steps_in(line)]
+    labels, turn, right = [], 0, True
+    for step in steps:
+        claims = steps_in(step)
+        right = right and not any(mistake(claim) for claim in claims)
+        if expected is not None:
+            if claims:
+                right = right and expected[turn : turn + len(claims)] == claims
+                turn += len(claims)
+            elif numbers := re.findall(r"-?\d+(?:\.\d+)?", step):
+                result = expected[-1].rpartition("=")[2] if expected else numbers[-1]
+                right = right and turn == len(expected) and numbers[-1] == result
+        labels.append(float(right))
+    return labels
 
 
 def _rounded(value: Fraction, written: str) -> bool:

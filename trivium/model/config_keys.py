@@ -21,6 +21,7 @@ HARMLESS = frozenset({
     "return_dict", "output_attentions", "output_hidden_states", "chunk_size_feed_forward", "n_ctx",
     "no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern", "use_bfloat16",
     "unsloth_version", "unsloth_fixed", "reorder_and_upcast_attn", "is_encoder_decoder", "_commit_hash",
+    "classifier_dropout", "step_separator",
 })  # fmt: skip
 # Values under which a key changes nothing.
 INERT: Json = {

@@ -11,6 +11,7 @@ from typing import Any
 from trivium.data.preference_forms import recognised_form
 from trivium.data.shapes import recognised
 from trivium.data.sources import Document, Source
+from trivium.data.steps import labelled_steps
 from trivium.grade.rewards import Reward, reward
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
@@ -109,6 +110,8 @@ def _check_format(stage: Stage, row: Document, place: str) -> None:
     try:
         if kind == "sft":
             recognised(row.fields).read(row.fields)
+        elif getattr(stage, "process", False):
+            labelled_steps(row.fields)
         elif kind in PREFERENCES:
             form = recognised_form(row.fields)
             form.read(row.fields)

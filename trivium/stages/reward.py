@@ -1,20 +1,27 @@
-"""Reward models: a score per answer, learned from pairs of which people chose one."""
+"""Reward models: a score per answer, learned from pairs of which people chose one, or a score per step.
+
+With `steps: true` it is a process reward model: solutions come step by step with a label each (TRL's stepwise
+form), and the model learns to say of every step whether it is right (`learn.objectives.process`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from trivium.data.preference_sources import Preferences, read_preferences
 from trivium.data.preferences import PreferenceBatches, PreferenceSource
 from trivium.data.settings import Mixture
+from trivium.data.steps import SEPARATOR, StepBatches
+from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.kit.processes import world
+from trivium.learn.objectives.process import StepCorrectness
 from trivium.learn.objectives.reward import BradleyTerry
 from trivium.learn.settings import LearningRate
 from trivium.model.branches import prompts_can_be_shared
@@ -24,19 +31,29 @@ from trivium.model.scalar_head import (
     is_reward_model,
     load_reward_model,
     save_reward_model,
+    step_separator,
     without_language_head,
 )
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.mixtures import PAIRS, PROMPTS, ROWS, mixture_references
 from trivium.stages.parts.references import accuracy_of_scores
 from trivium.stages.parts.stage import Product, Reference
+from trivium.stages.parts.stepwise import Solutions, judged_steps, read_solutions
 from trivium.stages.parts.training import UNUSED_WITH_PAIRS, Opened, TrainingStage
 
 PASS_TOKENS = 4096
+STEPS_SCHEMA = {
+    "anyOf": [
+        {"const": True},
+        {"type": "number"},
+        {"type": "string", "pattern": r"^[-+0-9._eE]+ *[kKmMbBT]?( *tokens)?$"},
+        {"type": "null"},
+    ]
+}
 
 
 class Reward(TrainingStage):
-    """Learn which of two answers people prefer, as one number per answer (Bradley-Terry)."""
+    """Learn which of two answers people prefer, as one number per answer, or which steps are right."""
 
     kind: Literal["reward"]
     """Train a reward model on preference pairs."""
@@ -53,11 +70,17 @@ class Reward(TrainingStage):
     start: str = Field(alias="from")
     """A model, whose words are replaced by a score, or a reward model to go on from."""
     data: Mixture
-    """Preference pairs."""
+    """Preference pairs, or with `process` solutions as `prompt`, `completions` (the steps) and `labels`."""
     test: Mixture | None = None
     """Pairs to measure on at the end, beside those that `validation` holds back of every source."""
     pairs: Count = Field(default=32, ge=1)
-    """Pairs per optimiser step."""
+    """Pairs, or with `process` solutions, per optimiser step."""
+    steps: Annotated[Count | None, Field(ge=1), WithJsonSchema(STEPS_SCHEMA)] = None
+    """How many optimiser steps to train for; `true` asks for a process reward model, as `process` does."""
+    process: bool = False
+    """Whether every step of a solution gets a score, instead of the whole answer."""
+    separator: str = Field(default=SEPARATOR, min_length=1)
+    """The text after every step, at whose last token the step's score is read."""
     context: Count | None = Field(default=None, ge=2)
     """The longest prompt and answer in tokens."""
     centring: float = Field(default=0.0, ge=0)
@@ -71,9 +94,23 @@ class Reward(TrainingStage):
     compile: Literal["auto", "on", "off"] = "off"
     """Whether to compile the model."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def scores_of_steps(cls, written: Any) -> Any:
+        """`steps: true` is how a person asks for a process reward model."""
+        if isinstance(written, Mapping) and written.get("steps") is True:
+            return {**{name: one for name, one in written.items() if name != "steps"}, "process": True}
+        return written
+
     @model_validator(mode="after")
     def length_is_said_in_pairs(self) -> Reward:
         """Pairs differ in length: steps count them, not tokens."""
+        unused = {name: type(self).model_fields[name].default for name in ("centring", "share_prompts")}
+        for name, default in unused.items() if self.process else ():
+            if getattr(self, name) != default:
+                raise ValueError(f"`{name}` belongs to pairs of answers; leave it out with `steps: true`")
+        if not self.process and self.separator != SEPARATOR:
+            raise ValueError("`separator` divides the steps of a process reward model; say `steps: true`")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("say how long to train with one of `steps` and `epochs`")
         if self.adapter is not None and "save" not in self.adapter.model_fields_set:
@@ -93,38 +130,75 @@ class Reward(TrainingStage):
         return super().plan(inputs) if isinstance(known, Mapping) else {}
 
     def read(self, opened: Opened[_Scored]) -> None:
-        """The preference pairs of every source, as batches of pairs."""
+        """The preference pairs, or the labelled solutions, of every source, as batches."""
         opened.context = opened.context_within(self.context)
+        if self.process:
+            read = read_solutions(opened.work, self.data, opened.tokenizer, opened.context, self.separator)
+            opened.data = _Scored(read)
+            opened.batches = StepBatches(
+                [source for source in read.training if len(source.solutions)],
+                batch=self.pairs, seed=opened.work.seed, steps=self.steps, epochs=self.epochs,
+            )  # fmt: skip
+            return
         pairs = read_preferences(opened.work, self.data, opened.tokenizer, opened.context)
         opened.data = _Scored(pairs)
         opened.batches = self._batches(opened, pairs.training, self.steps)
 
     def load(self, opened: Opened[_Scored]) -> Transformer:
         """The model without its words and a head drawn from the seed, or both as a stage left them."""
-        architecture_of(opened.config.family)
+        architecture_of(opened.config.family, steps=self.process)
         if is_reward_model(opened.folder):
+            if (step_separator(opened.folder) is not None) != self.process:
+                raise TriviumError(
+                    f"{opened.work.stage}: `{self.start}` scores {'answers' if self.process else 'steps'}; "
+                    f"{'leave `steps: true` out' if self.process else 'add `steps: true`'} to go on from it."
+                )
             model, opened.data.head = load_reward_model(
                 opened.folder, dtype=torch.float32, device=opened.device
             )
         else:
             model = without_language_head(super().load(opened))
-            opened.data.head = ScalarHead(model.config.width, seed=opened.work.seed).to(opened.device)
+            opened.data.head = ScalarHead(
+                model.config.width, seed=opened.work.seed, bias=self.process
+            ).to(opened.device)  # fmt: skip
         return model
 
-    def objective(self, opened: Opened[_Scored]) -> BradleyTerry:
-        """The chosen answer scores higher than the rejected one."""
+    def objective(self, opened: Opened[_Scored]) -> BradleyTerry | StepCorrectness:
+        """The chosen answer scores higher than the rejected one, or the right step than the wrong one."""
+        if self.process:
+            return StepCorrectness(opened.data.head)
         return BradleyTerry(opened.data.head, self.centring)
 
     def save(self, opened: Opened[_Scored], folder: Path) -> None:
-        """A sequence classifier's folder."""
-        save_reward_model(opened.model, opened.data.head, folder, pad_id=opened.tokenizer.pad_id)
+        """A sequence classifier's folder, or with `process` a token classifier's."""
+        save_reward_model(
+            opened.model, opened.data.head, folder, pad_id=opened.tokenizer.pad_id,
+            separator=self.separator if self.process else None,
+        )  # fmt: skip
         opened.tokenizer.save(folder)
 
     def findings(self, opened: Opened[_Scored]) -> dict[str, Any]:
         """Accuracy on the pairs held out and on those of `test`; what became of the data."""
-        found: dict[str, Any] = {"data": opened.data.pairs.facts}
+        read = opened.data.read
+        found: dict[str, Any] = {"data": read.facts}
+        if isinstance(read, Solutions):
+            if world().leads:
+                found["unseen"] = judged_steps(
+                    opened.model, opened.data.head, read.validation, self.precision
+                )
+                if self.test is not None:
+                    whole = {
+                        name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()
+                    }
+                    tested = read_solutions(
+                        opened.work, whole, opened.tokenizer, opened.context, self.separator
+                    )
+                    found["test"] = judged_steps(
+                        opened.model, opened.data.head, tested.training, self.precision
+                    )
+            return found
         if world().leads:
-            found["unseen"] = self._measured(opened, opened.data.pairs.validation)
+            found["unseen"] = self._measured(opened, read.validation)
             if self.test is not None:
                 whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
                 tested = read_preferences(opened.work, whole, opened.tokenizer, opened.context)
@@ -148,7 +222,7 @@ class Reward(TrainingStage):
 
 @dataclass
 class _Scored:
-    """The preference pairs, and the head that scores them."""
+    """The preference pairs or labelled solutions, and the head that scores them."""
 
-    pairs: Preferences
+    read: Preferences | Solutions
     head: ScalarHead = field(init=False)

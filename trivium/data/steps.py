@@ -1,0 +1,252 @@
+"""Solutions step by step to tokens: TRL's stepwise form, and ProcessBench's, with a label for every step.
+
+A row is `prompt`, `completions` (the steps) and `labels` (a bool for each). Every step is followed by a
+separator, and its label lies at the separator's last token, where a process reward model gives its score:
+
+    [prompt] step_1 sep | step_2 sep | ...        labels at the last token of each sep
+
+A label may be a share from 0 to 1 (a soft label), or null for a step about which nothing is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from trivium.data.batches import PlannedBatches
+from trivium.data.conversations import Tally
+from trivium.data.mixture import MixturePlan, PlannedSource
+from trivium.data.rows import PackedSequence, row_of_documents
+from trivium.data.shapes import Fields, is_messages, messages_of, parsed, text_of
+from trivium.data.sources import Document
+from trivium.kit.errors import TriviumError
+from trivium.kit.fingerprint import fingerprint
+from trivium.tokens.tokenizer import Tokenizer
+
+PromptContent = str | Sequence[Mapping[str, Any]]
+SEPARATOR = "\n"
+PROCESS_BENCH = ("steps", "label")
+"""The columns of ProcessBench (2412.06559): the steps, and the number of the first wrong one or -1."""
+
+
+@dataclass(frozen=True)
+class StepSolution:
+    """A prompt with a solution as tokens [tokens], and the places [steps] at which its steps end."""
+
+    id: str
+    tokens: np.ndarray
+    places: np.ndarray
+    labels: np.ndarray
+    """How right each step is, from 0 to 1; NaN where nothing is known: [steps]."""
+    prompt_tokens: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """The tokens of the prompt."""
+        return self.tokens[: self.prompt_tokens]
+
+
+def prompt_ids(prompt: PromptContent, tokenizer: Tokenizer) -> list[int]:
+    """A text after the token that begins texts, or a conversation up to where the assistant answers."""
+    if isinstance(prompt, str):
+        first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
+        return [*first, *tokenizer.encode(prompt)]
+    return tokenizer.encode_prompt([dict(one) for one in prompt])
+
+
+def step_ids(steps: Sequence[str], separator: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens of all steps, each tokenised alone before its separator, and the places of their ends."""
+    after = tokenizer.encode(separator)
+    if not after:
+        raise TriviumError("the `separator` of steps has no token; name a text such as '\\n'.")
+    tokens: list[int] = []
+    places = []
+    for step in steps:
+        tokens += [*tokenizer.encode(step), *after]
+        places.append(len(tokens) - 1)
+    return tokens, places
+
+
+def split_steps(text: str, separator: str = SEPARATOR) -> list[str]:
+    """The steps of a solution: its parts between separators that are not blank."""
+    return [part for part in text.split(separator) if part.strip()]
+
+
+def labelled_steps(fields: Fields) -> tuple[PromptContent, list[str], list[float]]:
+    """The prompt, the steps and their labels (NaN: unknown) of a row, in TRL's form or ProcessBench's."""
+    asked = next((name for name in ("prompt", "problem", "question") if fields.get(name)), None)
+    if asked is None:
+        raise TriviumError("has no `prompt`")
+    prompt: PromptContent = (
+        messages_of(fields[asked], asked) if is_messages(fields[asked]) else text_of(fields, asked)
+    )
+    bench = all(fields.get(name) is not None for name in PROCESS_BENCH) and "completions" not in fields
+    column = "steps" if bench else "completions"
+    if fields.get(column) is None:
+        raise TriviumError(
+            f"holds {', '.join(map(repr, fields)) or 'nothing'}: neither `prompt`, `completions` and "
+            "`labels` nor ProcessBench's `problem`, `steps` and `label`; name yours with `columns`"
+        )
+    steps = parsed(fields[column], column, list)
+    if not steps or not all(isinstance(step, str) and step for step in steps):
+        raise TriviumError(f"has `{column}` that are no list of texts, one for each step")
+    if bench:
+        first = fields["label"]
+        if isinstance(first, bool) or not isinstance(first, int) or not -1 <= first < len(steps):
+            raise TriviumError(f"has the `label` {first!r}, which is neither -1 nor the number of a step")
+        known = len(steps) if first < 0 else first
+        return (
+            prompt,
+            steps,
+            [1.0] * known + [0.0, *[np.nan] * (len(steps) - known - 1)][: len(steps) - known],
+        )
+    labels = parsed(fields.get("labels"), "labels", list)
+    if len(labels) != len(steps):
+        raise TriviumError(f"has {len(steps)} `completions` and {len(labels)} `labels`; every step needs one")
+    return prompt, steps, [_label(one) for one in labels]
+
+
+def _label(value: Any) -> float:
+    if value is None:
+        return float("nan")
+    if not isinstance(value, bool | int | float) or not 0 <= value <= 1:
+        raise TriviumError(f"has the label {value!r}, which is neither true, false nor a share from 0 to 1")
+    return float(value)
+
+
+class StepData:
+    """Reads the solutions of one source; counts what became of each."""
+
+    def __init__(self, tokenizer: Tokenizer, context: int, separator: str = SEPARATOR) -> None:
+        self.tokenizer, self.context, self.separator = tokenizer, context, separator
+        self.tally = Tally(shape="stepwise supervision (prompt, completions, labels)")
+
+    def read(self, documents: Iterable[Document], *, skip: bool = False) -> Iterator[StepSolution]:
+        """Every solution, without steps that do not fit; an unreadable row stops it or is counted."""
+        for document in documents:
+            self.tally.rows += 1
+            try:
+                prompt, steps, labels = labelled_steps(document.fields)
+                before = prompt_ids(prompt, self.tokenizer)
+                tokens, places = step_ids(steps, self.separator, self.tokenizer)
+            except TriviumError as error:
+                if not skip:
+                    raise TriviumError(f"{document.id} {error}; fix it or set `on_bad: skip`.") from None
+                self.tally.unfit += 1
+                self.tally.name(document, str(error))
+                continue
+            kept = self._fitted(document, before, tokens, places, labels)
+            if kept is not None:
+                yield kept
+
+    def _fitted(
+        self, document: Document, before: list[int], tokens: list[int], places: list[int], labels: list[float]
+    ) -> StepSolution | None:
+        tally, whole = self.tally, len(before) + len(tokens)
+        tally.tokens_in += whole
+        fitting = [place for place in places if len(before) + place < self.context]
+        known = ~np.isnan(np.array(labels[: len(fitting)]))
+        if not fitting or not known.any():
+            tally.dropped += 1
+            tally.tokens_dropped += whole
+            why = "has no label" if fitting else f"has no step that fits into a `context` of {self.context}"
+            tally.name(document, why)
+            return None
+        size = len(before) + fitting[-1] + 1
+        if size < whole:
+            tally.cut += 1
+            tally.tokens_cut += whole - size
+            tally.name(document, f"lost its last {len(places) - len(fitting)} steps, {whole - size} tokens")
+        tally.kept += 1
+        tally.tokens_kept += size
+        tally.tokens_learned += int(known.sum())
+        return StepSolution(
+            document.id,
+            np.array([*before, *tokens][:size], dtype=np.int64),
+            np.array(fitting, dtype=np.int64) + len(before),
+            np.array(labels[: len(fitting)]),
+            len(before),
+        )
+
+
+def row_of_steps(solutions: Sequence[StepSolution], sources: Sequence[int] | None = None) -> PackedSequence:
+    """Solutions end to end; the columns `step` (whether a label lies here) and `label`, [tokens] each."""
+    columns: dict[str, list[np.ndarray]] = {"step": [], "label": []}
+    learned = []
+    for one in solutions:
+        known = ~np.isnan(one.labels)
+        marks, labels = np.zeros(len(one), dtype=np.float32), np.zeros(len(one), dtype=np.float32)
+        marks[one.places[known]], labels[one.places[known]] = 1.0, one.labels[known]
+        columns["step"].append(marks)
+        columns["label"].append(labels)
+        # No token is predicted here; what counts as learned is the solution after its prompt.
+        learned.append((np.arange(len(one)) >= one.prompt_tokens).astype(np.float32))
+    return row_of_documents(
+        [one.tokens for one in solutions], learned=learned, columns=columns,
+        ids=[one.id for one in solutions], sources=sources,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepSource:
+    """One source of a mixture of labelled solutions, and how it takes part."""
+
+    name: str
+    solutions: Sequence[StepSolution]
+    weights: tuple[tuple[float, float], ...] | None = None
+    max_repeats: float | None = None
+
+
+class StepBatches(PlannedBatches):
+    """Labelled solutions as batches, a row for each."""
+
+    changed: ClassVar[str] = "solutions, their labels or the seed have changed"
+
+    def __init__(
+        self,
+        sources: Sequence[StepSource],
+        *,
+        batch: int,
+        seed: int,
+        steps: int | None = None,
+        epochs: float | None = None,
+    ) -> None:
+        available = sum(len(source.solutions) for source in sources)
+        if steps is None:
+            steps = max(1, round((1.0 if epochs is None else epochs) * available / batch))
+        self.sources = sources
+        self.plan = MixturePlan(
+            sources=tuple(
+                PlannedSource(
+                    name=source.name,
+                    rows=len(source.solutions),
+                    weights=source.weights or ((0.0, float(len(source.solutions))),),
+                    max_repeats=source.max_repeats,
+                    fingerprint=fingerprint(
+                        [[one.id, np.nan_to_num(one.labels, nan=-1).tolist()] for one in source.solutions]
+                    ),
+                )
+                for source in sources
+            ),
+            total=steps * batch,
+            batch=batch,
+            seed=seed,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any batch could change."""
+        return fingerprint([self.plan.hash, self.plan.batch])
+
+    def rows(self, step: int) -> list[PackedSequence]:
+        """The global batch of an optimiser step."""
+        return [
+            row_of_steps([self.sources[source].solutions[number]], [source])
+            for source, number in self.plan.rows(step)
+        ]
