@@ -36,6 +36,11 @@ def first_below(scores: Sequence[float], threshold: float = THRESHOLD) -> int:
     return next((place for place, score in enumerate(scores) if score < threshold), NONE)
 
 
+def first_wrong(labels: Sequence[float]) -> int:
+    """The number of the first step labelled wrong; a step without a label (NaN) is passed over."""
+    return next((place for place, label in enumerate(labels) if label < 0.5), NONE)
+
+
 def f1_of(found: np.ndarray) -> float:
     """F1 from [solutions, 2]: the first error (-1: none), and which step was named."""
     wrong, hit = found[:, 0] != NONE, found[:, 0] == found[:, 1]
@@ -77,7 +82,7 @@ def step_report(
     known = ~np.isnan(true)
     agrees = (said[known] >= threshold) == (true[known] >= 0.5)
     measures = first_error_measures(
-        [first_below(np.nan_to_num(one, nan=1.0)) for one in labels],
+        [first_wrong(one) for one in labels],
         [first_below(one, threshold) for one in scores],
     )
     return {
@@ -110,7 +115,7 @@ def run_first_error(
     for row, scores in zip(rows, scored, strict=True):
         if not scores:
             continue
-        truth.append(first_below(np.nan_to_num(row["labels"], nan=1.0)))
+        truth.append(first_wrong(row["labels"]))
         named.append(first_below(scores, threshold))
         answer = {"text": judge.separator.join(row["steps"]), "step_scores": scores, "named": named[-1]}
         known = [(one, label) for one, label in zip(scores, row["labels"], strict=True) if label == label]

@@ -16,7 +16,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 
 from trivium.data.preference_sources import Preferences, read_preferences
 from trivium.data.preferences import PreferenceBatches, PreferenceSource
-from trivium.data.settings import Mixture
+from trivium.data.settings import Mixture, MixtureSource
 from trivium.data.steps import SEPARATOR, StepBatches
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
@@ -132,17 +132,18 @@ class Reward(TrainingStage):
     def read(self, opened: Opened[_Scored]) -> None:
         """The preference pairs, or the labelled solutions, of every source, as batches."""
         opened.context = opened.context_within(self.context)
-        if self.process:
-            read = read_solutions(opened.work, self.data, opened.tokenizer, opened.context, self.separator)
-            opened.data = _Scored(read)
+        opened.data = _Scored(self._read(opened, self.data))
+        read = opened.data.read
+        if isinstance(read, Solutions):
             opened.batches = StepBatches(
                 [source for source in read.training if len(source.solutions)],
-                batch=self.pairs, seed=opened.work.seed, steps=self.steps, epochs=self.epochs,
-            )  # fmt: skip
-            return
-        pairs = read_preferences(opened.work, self.data, opened.tokenizer, opened.context)
-        opened.data = _Scored(pairs)
-        opened.batches = self._batches(opened, pairs.training, self.steps)
+                batch=self.pairs,
+                seed=opened.work.seed,
+                steps=self.steps,
+                epochs=self.epochs,
+            )
+        else:
+            opened.batches = self._batches(opened, read.training, self.steps)
 
     def load(self, opened: Opened[_Scored]) -> Transformer:
         """The model without its words and a head drawn from the seed, or both as a stage left them."""
@@ -178,32 +179,30 @@ class Reward(TrainingStage):
         opened.tokenizer.save(folder)
 
     def findings(self, opened: Opened[_Scored]) -> dict[str, Any]:
-        """Accuracy on the pairs held out and on those of `test`; what became of the data."""
+        """Accuracy on what is held out and on what `test` names; what became of the data."""
         read = opened.data.read
         found: dict[str, Any] = {"data": read.facts}
-        if isinstance(read, Solutions):
-            if world().leads:
-                found["unseen"] = judged_steps(
-                    opened.model, opened.data.head, read.validation, self.precision
-                )
-                if self.test is not None:
-                    whole = {
-                        name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()
-                    }
-                    tested = read_solutions(
-                        opened.work, whole, opened.tokenizer, opened.context, self.separator
-                    )
-                    found["test"] = judged_steps(
-                        opened.model, opened.data.head, tested.training, self.precision
-                    )
-            return found
         if world().leads:
-            found["unseen"] = self._measured(opened, read.validation)
+            found["unseen"] = self._judged(opened, read, held_out=True)
             if self.test is not None:
                 whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
-                tested = read_preferences(opened.work, whole, opened.tokenizer, opened.context)
-                found["test"] = self._measured(opened, tested.training)
+                tested = self._read(opened, whole)
+                found["test"] = self._judged(opened, tested, held_out=False)
         return found
+
+    def _read(self, opened: Opened[_Scored], data: Mapping[str, MixtureSource]) -> Preferences | Solutions:
+        work, tokenizer = opened.work, opened.tokenizer
+        if self.process:
+            return read_solutions(work, data, tokenizer, opened.context, self.separator)
+        return read_preferences(work, data, tokenizer, opened.context)
+
+    def _judged(
+        self, opened: Opened[_Scored], read: Preferences | Solutions, *, held_out: bool
+    ) -> dict[str, Any]:
+        if isinstance(read, Solutions):
+            solutions = read.validation if held_out else read.training
+            return judged_steps(opened.model, opened.data.head, solutions, self.precision)
+        return self._measured(opened, read.validation if held_out else read.training)
 
     def _measured(self, opened: Opened[_Scored], sources: Sequence[PreferenceSource]) -> dict[str, Any]:
         """Accuracy, calibration and length bias on pairs that nothing was learned from, also by source."""
