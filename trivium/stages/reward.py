@@ -132,7 +132,7 @@ class Reward(TrainingStage):
     def read(self, opened: Opened[_Scored]) -> None:
         """The preference pairs, or the labelled solutions, of every source, as batches."""
         opened.context = opened.context_within(self.context)
-        opened.data = _Scored(self._read(opened, self.data))
+        opened.data = _Scored(self._sources(opened, self.data))
         read = opened.data.read
         if isinstance(read, Solutions):
             opened.batches = StepBatches(
@@ -186,11 +186,11 @@ class Reward(TrainingStage):
             found["unseen"] = self._judged(opened, read, held_out=True)
             if self.test is not None:
                 whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
-                tested = self._read(opened, whole)
+                tested = self._sources(opened, whole)
                 found["test"] = self._judged(opened, tested, held_out=False)
         return found
 
-    def _read(self, opened: Opened[_Scored], data: Mapping[str, MixtureSource]) -> Preferences | Solutions:
+    def _sources(self, opened: Opened[_Scored], data: Mapping[str, MixtureSource]) -> Preferences | Solutions:
         work, tokenizer = opened.work, opened.tokenizer
         if self.process:
             return read_solutions(work, data, tokenizer, opened.context, self.separator)
