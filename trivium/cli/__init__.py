@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from trivium import __version__
-from trivium.cli import export, models, runs, setup, train
+from trivium.cli import export, models, runs, setup, shared, train
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import BARRED, FAILING
 from trivium.serve.command import chat, serve
@@ -16,6 +16,7 @@ from trivium.serve.command import chat, serve
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _VERBS = (
     *(runs.run, runs.plan, runs.status, runs.ls, runs.watch, runs.show, runs.gc),
+    *(shared.push, shared.pull),
     *(setup.init, setup.data, setup.schema, setup.launch, setup.doctor),
     *train.verbs(),
     *(chat, serve, models.eval_, models.compare, models.distance, models.grade),

@@ -21,6 +21,7 @@ from trivium.kit.table import print_table
 @only_option
 @set_option
 @click.option("--wait/--no-wait", default=True, help="Wait for another process that makes the same stage.")
+@click.option("--store", metavar="URL", help="A shared store: pull what it has, push what is made.")
 @unsafe_option
 def run(
     recipe: str,
@@ -28,12 +29,13 @@ def run(
     only: tuple[str, ...],
     overrides: tuple[str, ...],
     wait: bool,
+    store: str | None,
     unsafe_sandbox: bool,
 ) -> None:
     """Run a recipe: reuse what is done, resume what was cut off, run the rest."""
     from trivium.pipeline.run import run, table
 
-    going = run(recipe, runs, overrides, only, wait, unsafe_sandbox)
+    going = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store)
     if going.became:
         print_table(table(going))
     if going.concluded:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trivium.pipeline.store import Entry, Store
+from trivium.pipeline.store import Store
 from trivium.stages.parts.inheritance import kept_model
 
 
 def product(store: Store, recorded: str) -> Path:
     """The folder behind `base-0123abcd` or `base-0123abcd@tokens=2000000`."""
     name, _, checkpoint = recorded.partition("@")
-    entry = store.folder / name
-    return kept_model(entry, checkpoint) if checkpoint else Entry(entry).output
+    entry = store.named(name)
+    return kept_model(entry.folder, checkpoint) if checkpoint else entry.output

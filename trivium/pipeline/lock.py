@@ -1,9 +1,9 @@
 """One process at a time works on an entry of the store; one that died does not block the next.
 
 The lock is a `flock` on the entry's LOCK file, held as long as the work lasts: the kernel frees it with the
-process, whatever namespace or container that runs in. The file says who holds it, for people, and for the
-file systems whose locks do not reach other machines: there a holder of another boot id counts as alive until
-LOCK is deleted.
+process, whatever namespace or container that runs in. The file says who holds it, for people. On file systems
+whose locks do not reach other machines a lease with a heartbeat (`lease`) decides between machines; a LOCK of
+another machine without one counts as alive until it is deleted.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import fcntl
 import json
 import os
 import re
-import socket
-import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import make_folder
+from trivium.kit.places import Folder
+from trivium.pipeline.holder import Holder, myself, started
+from trivium.pipeline.lease import Lease
 
-BOOT, NAMESPACE, MOUNTS = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid", "/proc/self/mountinfo"
+MOUNTS = "/proc/self/mountinfo"
 LOCAL = frozenset({
     "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "bcachefs", "f2fs", "overlay", "tmpfs", "ramfs", "vfat",
     "exfat", "ntfs3", "apfs", "hfs", "ufs",
@@ -37,26 +39,6 @@ UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 # A look at the lock holds it for microseconds, and is not to be taken for work on the entry.
 _LOOKS, _LOOK_SECONDS = 20, 0.005
 _held: set[int] = set()
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The process that works on an entry, as it wrote itself down."""
-
-    pid: int
-    host: str
-    started: str
-    """When it started, in the system's own words; a later process with the same number has another."""
-    since: float
-    boot: str = ""
-    """The boot id of its machine."""
-    namespace: str = ""
-    """The PID namespace in which its number counts."""
-
-    def __str__(self) -> str:
-        since = time.strftime("%H:%M:%S", time.localtime(self.since))
-        who = f"process {self.pid}" if self.pid else "a process"
-        return f"{who} on {self.host} (since {since})"
 
 
 def holder(entry: Path) -> Holder | None:
@@ -72,25 +54,55 @@ def holder(entry: Path) -> Holder | None:
 
 
 @contextmanager
-def locked(entry: Path, say: Callable[[str], None], wait: bool = True) -> Iterator[None]:
-    """Hold an entry; while another process does, wait for it, or name it and stop."""
+def locked(entry: Path, say: Callable[[str], None], wait: bool = True) -> Iterator[Callable[[], None]]:
+    """Hold an entry; while another process does, wait for it, or name it and stop.
+
+    Gives a function that raises `LeaseLost` if the entry is no longer held, to be called before the result
+    gets its name.
+    """
     make_folder(entry)
+    lease = None if reaches_all_machines(entry / "LOCK") else Lease(Folder(entry), "")
     said = False
-    while isinstance(taken := _take(entry / "LOCK"), Holder):
+    while isinstance(taken := _held_by(entry, lease), Holder):
         place = f"{entry.name} is being made by {taken}"
+        # A lease ends by itself when it is no longer renewed; what has none ends with the file.
+        remedy = "" if taken.leased else f"delete {entry / 'LOCK'} if that machine is gone"
         if not wait:
-            raise TriviumError(f"{place}; wait for it, or delete {entry / 'LOCK'} if that machine is gone.")
+            raise TriviumError(f"{place}; wait for it{remedy and f', or {remedy}'}.")
         if not said:
-            say(f"{place}; waiting for it (delete {entry / 'LOCK'} if that machine is gone)")
+            say(f"{place}; waiting for it{remedy and f' ({remedy})'}")
             said = True
         time.sleep(0.2)
+    if lease is not None:
+        lease.start(interrupts=threading.current_thread() is threading.main_thread())
     try:
-        yield
+        yield lease.check if lease is not None else _nothing
+    except KeyboardInterrupt:
+        if lease is not None and lease.lost:
+            lease.check()
+        raise
     finally:
         _give_back(entry / "LOCK", taken)
+        if lease is not None:
+            lease.release(finished=False)
 
 
-def _take(path: Path) -> int | Holder:
+def _nothing() -> None:
+    """A lock of the kernel's is never lost."""
+
+
+def _held_by(entry: Path, lease: Lease | None) -> int | Holder:
+    """Take the lease, where one is needed, and then the lock; else who holds either."""
+    other = lease.take() if lease is not None else None
+    if other is not None:
+        return other
+    taken = _take(entry / "LOCK", leased=lease is not None)
+    if isinstance(taken, Holder) and lease is not None:
+        lease.release(finished=False)
+    return taken
+
+
+def _take(path: Path, leased: bool) -> int | Holder:
     """The descriptor through which this process now holds the lock, or the living process that does."""
     other: Holder | None = None
     while other is None:
@@ -100,9 +112,9 @@ def _take(path: Path) -> int | Holder:
                 descriptor, is_new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
             except FileExistsError:
                 descriptor, is_new = os.open(path, os.O_RDWR), False
-            other = _living(path, descriptor, fcntl.LOCK_EX, is_new)
+            other = _living(path, descriptor, fcntl.LOCK_EX, is_new or (leased and _is_leased(descriptor)))
             if other is None and _is_named(path, descriptor):
-                text = json.dumps(asdict(_me())).encode()
+                text = json.dumps(asdict(myself(leased))).encode()
                 os.pwrite(descriptor, text, 0)
                 os.ftruncate(descriptor, len(text))
                 _held.add(descriptor)
@@ -146,7 +158,7 @@ def _living(path: Path, descriptor: int, kind: int, is_new: bool = False) -> Hol
             if look == _LOOKS - 1:
                 return _read(descriptor) or Holder(0, "this machine", "", time.time())
             time.sleep(_LOOK_SECONDS)
-    written, me = _read(descriptor), _me()
+    written, me = _read(descriptor), myself()
     if is_new or (written is None and is_supported and reaches_all_machines(path)):
         return None
     if written is None:
@@ -155,7 +167,7 @@ def _living(path: Path, descriptor: int, kind: int, is_new: bool = False) -> Hol
     if written.boot and is_supported and (is_here or reaches_all_machines(path)):
         return None
     is_known = is_here and written.namespace in ("", me.namespace)
-    return None if is_known and _started(written.pid) != written.started else written
+    return None if is_known and started(written.pid) != written.started else written
 
 
 def reaches_all_machines(path: Path) -> bool:
@@ -182,28 +194,15 @@ def _is_named(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _is_leased(descriptor: int) -> bool:
+    """Whether the process that wrote the file held a lease as well, which another one has taken since."""
+    written = _read(descriptor)
+    return written is not None and written.leased
+
+
 def _read(descriptor: int) -> Holder | None:
     try:
         return Holder(**json.loads(os.pread(descriptor, 1 << 16, 0)))
     except (ValueError, TypeError):
         # Empty, or cut off while it was written.
         return None
-
-
-def _me() -> Holder:
-    boot, namespace = "", ""
-    with suppress(OSError):
-        boot, namespace = Path(BOOT).read_text().strip(), os.readlink(NAMESPACE)
-    pid = os.getpid()
-    return Holder(pid, socket.gethostname(), _started(pid) or "", time.time(), boot, namespace)
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine started, in the system's own words; None if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
-    return answer.stdout.strip() or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from trivium.pipeline.cards import write_card
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
 from trivium.pipeline.report import report
+from trivium.pipeline.sharing import SharedStore, obtain
 from trivium.pipeline.store import Entry, Store, now
 from trivium.pipeline.watch import note_graph
 from trivium.recipe import graph
@@ -44,6 +45,8 @@ class Run:
     recipe: Recipe
     nodes: Mapping[str, Node]
     store: Store
+    shared: SharedStore | None = None
+    """The store that other machines reach, too, where one was named."""
     became: dict[str, str] = field(default_factory=dict)
     concluded: dict[str, Any] | None = None
     """What an experiment found, once all of it ran."""
@@ -72,13 +75,15 @@ def run(
     only: Iterable[str] = (),
     wait: bool = True,
     unsafe_sandbox: bool = False,
+    store: str | None = None,
 ) -> Run:
     """Bring a recipe's stages to completion, each after what it stands on.
 
+    `store` is the address of a shared store: what is there is pulled, what is made here is pushed.
     `unsafe_sandbox` runs programs that a model wrote even where the kernel cannot isolate them.
     """
     with permitting_unsafe(unsafe_sandbox):
-        return _run(recipe, runs, overrides, only, wait)
+        return _run(recipe, runs, overrides, only, wait, store)
 
 
 def _run(
@@ -87,9 +92,12 @@ def _run(
     overrides: Iterable[str] | Mapping[str, Any],
     only: Iterable[str],
     wait: bool,
+    store: str | None,
 ) -> Run:
     world = processes.start()
     going = prepare(recipe, runs, overrides)
+    if store is not None and world.leads:
+        going.shared = SharedStore(store)
     chosen = graph.needed(going.nodes, only)
     check(going.recipe.track)
     if world.leads:
@@ -125,23 +133,41 @@ def _lead(going: Run, name: str, wait: bool) -> str:
     with Progress(name) as progress:
         became = "reused"
         if entry.state != "done":
-            with locked(entry.folder, progress.say, wait):
+            with locked(entry.folder, progress.say, wait) as may:
                 # Another process may have finished it while this one waited.
                 if entry.state != "done":
-                    became = _make(going, node, entry, progress)
+                    became = _bring(going, node, entry, progress, wait, may)
         going.store.link(going.recipe.name, name, entry)
         if became == "reused":
             entry.verify()
             entry.tidy()
             entry.expose()
             progress.say(f"{name}: done before, reused")
-        if became == "reused" or not node.stage.parallel:
+            if going.shared is not None and going.shared.push(entry, node.fingerprint).became == "pushed":
+                progress.say(f"{name}: pushed to {going.shared.place.url}")
+        if became in ("reused", "pulled") or not node.stage.parallel:
             processes.broadcast("done")
     return became
 
 
-def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
-    """Make one stage's result in its folder of the store, which this process holds the lock of."""
+def _bring(
+    going: Run, node: Node, entry: Entry, progress: Progress, wait: bool, may: Callable[[], None]
+) -> str:
+    """Make one stage's result, or get it from the shared store; this process holds the entry's lock."""
+    if going.shared is None:
+        return _make(going, node, entry, progress, may)
+
+    def make(may_publish: Callable[[], None]) -> str:
+        return _make(going, node, entry, progress, may, may_publish)
+
+    return obtain(going.shared, going.store, entry, node.fingerprint, make, progress.say, wait)
+
+
+def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callable[[], None]) -> str:
+    """Make one stage's result in its folder of the store, which this process holds the lock of.
+
+    Each of `may` raises if the work has been taken over meanwhile, and the result must not appear.
+    """
     remove_parts(entry.folder)
     resume = (entry.folder / RECORD).is_file()
     try:
@@ -176,6 +202,8 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress) -> str:
                 record["sandbox"] = layers
             entry.note(record)
     write_card(entry.folder, record)
+    for still_held in may:
+        still_held()
     entry.complete()
     if node.stage.parallel:
         processes.barrier()

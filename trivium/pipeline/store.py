@@ -19,6 +19,7 @@ from trivium.kit.files import remove_parts, write_json, write_text
 from trivium.kit.metrics import read_metrics
 from trivium.kit.seals import COMPLETE, RECORD, compare, read_record, read_seal, seal_folder
 from trivium.model.folder import INDEX_FILE, SINGLE_FILE
+from trivium.pipeline.lease import LEASE
 from trivium.pipeline.lock import holder, locked
 from trivium.recipe.graph import Node
 from trivium.stages.parts.inheritance import HANDOVER, MOMENTS
@@ -109,7 +110,8 @@ class Entry:
             return False
         parts = path.relative_to(self.folder).parts
         hidden = any(part.startswith(".") for part in parts)
-        return not hidden and parts[0] not in (*WORKING, COMPLETE, "LOCK")
+        is_left = parts[0] not in (*WORKING, COMPLETE, "LOCK") and not parts[0].startswith(LEASE)
+        return not hidden and is_left
 
     def verify(self, product: Path | None = None) -> None:
         """Name a file of a finished stage that is not what was written.
@@ -140,11 +142,14 @@ class Store:
 
     def entry(self, node: Node) -> Entry:
         """Where a stage's result is or will be; another recipe's name for the same thing is honoured."""
-        named = self.folder / node.entry
-        if not named.exists():
-            for other in self.folder.glob(f"*-{node.fingerprint}"):
+        return self.named(node.entry)
+
+    def named(self, name: str) -> Entry:
+        """The entry `base-0123abcd`, whatever the recipe that made it calls the stage."""
+        if not (self.folder / name).exists():
+            for other in self.folder.glob(f"*-{name.rpartition('-')[2]}"):
                 return Entry(other)
-        return Entry(named)
+        return Entry(self.folder / name)
 
     @property
     def folder(self) -> Path:
@@ -186,7 +191,7 @@ class Store:
             if entry.folder.name not in reached:
                 reached.add(entry.folder.name)
                 parents = (entry.record.get("parents") or {}).values()
-                waiting += [Entry(self.folder / parent.partition("@")[0]) for parent in parents]
+                waiting += [self.named(parent.partition("@")[0]) for parent in parents]
         return [
             entry for entry in self.entries() if entry.folder.name not in reached and entry.state != "running"
         ]
