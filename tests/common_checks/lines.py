@@ -25,6 +25,10 @@ BASES: dict[str, dict[str, Any]] = {
     "corpus": {"data": "texts.jsonl", "tokenizer": "words"},
     "evaluate": {"from": "base", "on": ["instructions"], "asking": {"limit": 2, "max_new_tokens": 2}},
     "grow": {"from": "base", "layers": 2},
+    "label_steps": {
+        "from": "base", "data": "problems.jsonl", "scorer": "mine.py:spread", "threshold": 4, "rollouts": 2,
+        "num_generations": 2, "max_new_tokens": 24, "separator": " ", "temperature": 0.5,
+    },
     "merge": {"of": ["base", "forked"], "data": {"texts.jsonl": {"validation": 0.3}}},
     "midtrain": {"from": "base", "data": "corpus", "batch": 128, "steps": 2},
     "ppo": {

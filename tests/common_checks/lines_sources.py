@@ -51,6 +51,12 @@ def posed(seen: Seen, file: str) -> Texts:
     return {row.get("problem", row.get("id")): row["prompt"] for row in lines}
 
 
+def solved(seen: Seen, file: str) -> Texts:
+    """The problems whose solutions were labelled."""
+    rows = read_metrics(seen.folder / "data" / "train.jsonl")
+    return {row["id"].rpartition("/")[0]: row["prompt"] for row in rows}
+
+
 def asked(seen: Seen, file: str) -> Texts:
     """The questions that are learned from or held out."""
     lines = [row for path in seen.folder.rglob("*.jsonl") for row in read_metrics(path)]
@@ -125,6 +131,7 @@ PLACES = [
     Place("rlvr", "data", POSED, "problems", posed, column="prompt"),
     Place("ppo", "data", POSED, "problems", posed, column="prompt"),
     Place("compare", "data", POSED, "problems", posed, column="prompt"),
+    Place("label_steps", "data", POSED, "problems", solved, column="prompt"),
     Place("quantize", "data", MEASURED, "texts", tokenised, measured=lambda seen: seen.summary["tokens"]),
     Place("merge", "data", MEASURED, "texts", tokenised, measured=lambda seen: seen.summary["bits_per_byte"]),
     Place("shrink", "data", MEASURED, "texts", tokenised,

@@ -11,6 +11,7 @@ import lines_quality  # noqa: F401
 import lines_reports  # noqa: F401
 import lines_rollouts  # noqa: F401
 import lines_sources  # noqa: F401
+import lines_steps  # noqa: F401
 import lines_training  # noqa: F401
 import pytest
 from benches import Bench

@@ -75,7 +75,17 @@ def step_ids(steps: Sequence[str], separator: str, tokenizer: Tokenizer) -> tupl
 
 def split_steps(text: str, separator: str = SEPARATOR) -> list[str]:
     """The steps of a solution: its parts between separators that are not blank."""
-    return [part for part in text.split(separator) if part.strip()]
+    return [step for step, _ in step_ends(text, separator)]
+
+
+def step_ends(text: str, separator: str = SEPARATOR) -> list[tuple[str, int]]:
+    """The steps of a solution, each with the place in the text right after its separator."""
+    found, place = [], 0
+    for part in text.split(separator):
+        place = min(place + len(part) + len(separator), len(text))
+        if part.strip():
+            found.append((part, place))
+    return found
 
 
 def labelled_steps(fields: Fields) -> tuple[PromptContent, list[str], list[float]]:

@@ -122,7 +122,7 @@ def _check_format(stage: Stage, row: Document, place: str) -> None:
                     "is a single answer with a `label`, and this stage compares two answers; use a "
                     "`preference` stage with `loss: kto`, apo_zero_unpaired or bco"
                 )
-        elif kind in PROMPTED and getattr(stage, "next_words", None) is None:
+        elif kind in (*PROMPTED, "label_steps") and getattr(stage, "next_words", None) is None:
             if not any(row.fields.get(column) for column in PROMPT_COLUMNS):
                 raise TriviumError(
                     f"has no prompt, only {_columns(row)}; name its column with `columns: {{prompt: ...}}`"
