@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from small import small_model
 
-from trivium.model.uncompiled import uncompiled
+from trivium.model.attention import Documents
+from trivium.model.uncompiled import compiled, uncompiled
 
 PROGRAM = """
 import sys
@@ -45,12 +48,32 @@ def test_a_marked_function_runs_as_it_is_inside_of_compiled_code() -> None:
         return graph
 
     @torch.compile(backend=backend)
-    def compiled(rows: torch.Tensor) -> torch.Tensor:
+    def whole(rows: torch.Tensor) -> torch.Tensor:
         return twice(rows + 1) - 3
 
     for rows in (torch.ones(2), torch.ones(2), torch.ones(5)):
         traced.clear()
-        assert compiled(rows).tolist() == [1.0] * len(rows)
+        assert whole(rows).tolist() == [1.0] * len(rows)
         assert traced == [False, False]
     # what comes before, and what comes after; once more for another number of rows
     assert len(graphs) == 4
+
+
+def graphs(layers: int) -> int:
+    """How many programs a model of so many layers is compiled to over two batches."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model = small_model(layers=layers)
+    forward = compiled(model, backend="eager")
+    with torch.no_grad():
+        for lengths in ([7, 12, 30], [20, 9, 14]):
+            tokens = torch.arange(sum(lengths)) % model.config.vocabulary
+            torch.testing.assert_close(forward(tokens, Documents(lengths)), model(tokens, Documents(lengths)))
+    torch._dynamo.reset()
+    return int(counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.slow
+def test_layers_share_their_programs() -> None:
+    assert graphs(6) == graphs(2)

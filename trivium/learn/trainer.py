@@ -33,6 +33,7 @@ from trivium.learn.settings import Training
 from trivium.learn.validation import ValidationLoss, groups_of
 from trivium.model.arithmetic import counted
 from trivium.model.transformer import Transformer
+from trivium.model.uncompiled import compiled
 
 CPU_TOKENS = 2048
 """Tokens per pass on a processor: measured, what its cache likes best. A GPU starts with all and halves."""
@@ -465,7 +466,7 @@ class Trainer:
             # Decided by the whole run, not by what is left: a resumed run must round as the first part did.
             wanted = self._seconds_expected() > 10 * COMPILE_SECONDS
         if wanted:
-            self.forward = torch.compile(self.model)
+            self.forward = compiled(self.model)
 
     def _seconds_expected(self) -> float:
         """What the run would take uncompiled, from the model's size and the kind of machine."""
