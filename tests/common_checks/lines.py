@@ -23,6 +23,9 @@ BASES: dict[str, dict[str, Any]] = {
         "max_new_tokens": 6,
     },
     "corpus": {"data": "texts.jsonl", "tokenizer": "words"},
+    "distill": {
+        "from": "base", "teacher": "second", "data": "answers.jsonl", "batch": 128, "steps": 2, "context": 64,
+    },
     "evaluate": {"from": "base", "on": ["instructions"], "asking": {"limit": 2, "max_new_tokens": 2}},
     "grow": {"from": "base", "layers": 2},
     "label_steps": {
@@ -60,7 +63,7 @@ BASES: dict[str, dict[str, Any]] = {
 """For every kind, a stage of it that ends in a tenth of a second."""
 
 TRAINS = tuple(name for name, stage in sorted(kinds().items()) if issubclass(stage, Training))
-DOCUMENTS = ("anneals", "midtrain", "pretrain", "sft")
+DOCUMENTS = ("anneals", "distill", "midtrain", "pretrain", "sft")
 """Kinds that pack documents into rows, so that their steps are counted in tokens."""
 PAIRS = ("preference", "reward")
 ROLLOUTS = ("ppo", "rlvr")

@@ -54,7 +54,7 @@ def longest(seen: Seen) -> int:
     return max(len(row) for rows in seen.batches for row in rows)
 
 
-@moves("context", 32, kinds=["pretrain", "sft"])
+@moves("context", 32, kinds=["pretrain", "sft", "distill"])
 def context(before: Seen, after: Seen) -> None:
     assert 32 < longest(before) <= 64
     assert longest(after) <= 32
@@ -70,7 +70,9 @@ def tokenizer(before: Seen, after: Seen) -> None:
 # midtrain
 
 
-@moves("from", "second", kinds=["midtrain", "anneals", "sft", "preference", "reward", "rlvr", "ppo"])
+@moves(
+    "from", "second", kinds=["midtrain", "anneals", "sft", "distill", "preference", "reward", "rlvr", "ppo"]
+)
 def start(before: Seen, after: Seen) -> None:
     assert after.begun.keys() == before.begun.keys()
     theirs = load_tensors(after.inputs["second"] / "model.safetensors")

@@ -122,6 +122,7 @@ PLACES = [
           both={"candidates.one": "others", "measure": "corpus", "replay.share": 0.5}),
     Place("anneals", "measure", MEASURED, "others", tokenised, measured=_documents),
     Place("sft", "data", LEARNED, "answers", tokenised, column="completion"),
+    Place("distill", "data", LEARNED, "answers", tokenised, column="completion"),
     Place("sft", "replay.data", LEARNED, "answers", tokenised, column="completion",
           both={"data": "others.jsonl", "replay.share": 0.5}),
     Place("preference", "data", JUDGED, "pairs", trained, column="chosen"),
@@ -349,7 +350,7 @@ for place in PLACES:
         refusing(place, "validation", words="changes nothing here")
     if place.role not in (JUDGED, TESTED) and place.kind != "text_to_sql":
         separating(place)
-    if place.kind == "sft" or place.role in (JUDGED, TESTED, POSED):
+    if place.kind in ("sft", "distill") or place.role in (JUDGED, TESTED, POSED):
         refusing(place, *LENGTHS, words="is chosen by length or stands under another name")
     elif place.role != READ:
         by_length(place)

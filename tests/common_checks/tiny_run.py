@@ -49,6 +49,7 @@ stages:
   loud: {kind: merge, of: [base], base: second, method: tasks, scale: 30000,
          data: {./texts.jsonl: {validation: 0.3}}}
   judge: {kind: reward, from: base, data: ./pairs.jsonl, steps: 2, pairs: 4, context: 64}
+  chatty: {kind: sft, from: base, data: ./turns.jsonl, batch: 128, context: 64, steps: 1}
   before: {kind: evaluate, from: base, on: [instructions], asking: {limit: 2, max_new_tokens: 2}}
 """.replace("SHAPE", "depth: 1, width: 32, head_width: 16, heads: 2, inner_width: 32")
 

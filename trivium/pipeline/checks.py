@@ -27,7 +27,7 @@ from trivium.stages.parts.stage import Reference, Stage
 
 TEXTS = ("corpus", "pretrain", "midtrain", "anneals", "merge", "quantize")
 PREFERENCES = ("preference", "reward")
-FITTED = ("midtrain", "sft", "preference", "reward")
+FITTED = ("midtrain", "sft", "distill", "preference", "reward")
 PROMPTED = ("rlvr", "ppo")
 PROMPT_COLUMNS = ("prompt", "question", "problem", "messages")
 BYTES_TO_TRAIN = 16
@@ -108,7 +108,7 @@ def _check_format(stage: Stage, row: Document, place: str) -> None:
     """The first row has to be something that the stage learns from."""
     kind = stage.kind
     try:
-        if kind == "sft":
+        if kind in ("sft", "distill"):
             recognised(row.fields).read(row.fields)
         elif getattr(stage, "process", False):
             labelled_steps(row.fields)
@@ -271,6 +271,7 @@ def _check_memory(name: str, stage: Stage, numbers: Mapping[str, Any], checked: 
     needed = BYTES_TO_TRAIN * parameters
     if getattr(stage, "adapter", None) is not None:
         needed = 4 * parameters
+    needed += 4 * int(numbers.get("teacher_parameters", 0))
     here = machine.describe()
     if needed > here.device_memory:
         checked.notes.append(

@@ -22,10 +22,10 @@ from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import lengths
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
+from trivium.stages.parts.examples import ROWS_PER_BATCH
 from trivium.stages.parts.shapes import size_of
 from trivium.stages.parts.stage import Stage
 from trivium.stages.parts.training import LONGEST
-from trivium.stages.sft import ROWS_PER_BATCH
 from trivium.tokens.tokenizer import Tokenizer
 
 MOST_EPOCHS = 8
@@ -33,6 +33,7 @@ MOST_EPOCHS = 8
 INHERITED = ("parameters", "vocabulary", "context", "width", "layers")
 REACHED = {"rlvr": 0.3, "ppo": 0.3}
 """The share of the machine's matrix peak that generation reaches, roughly; training half of it."""
+EXAMPLES = ("sft", "distill")
 READ_PER_SECOND = 2e6
 """Characters that are read and tokenised in a second, roughly."""
 
@@ -141,11 +142,11 @@ def training_numbers(
     stage: Any = going.nodes[name].stage
     available = sum(tokens for tokens, _ in known.values())
     context = getattr(stage.context, "longest", stage.context) if hasattr(stage, "context") else None
-    if stage.kind == "sft":
+    if stage.kind in EXAMPLES:
         context = context or min(LONGEST, numbers.get("context", LONGEST))
     context = int(context or numbers.get("context", 512))
     batch = stage.batch or numbers.get("batch")
-    if stage.kind == "sft" and stage.batch is None:
+    if stage.kind in EXAMPLES and stage.batch is None:
         rows = ROWS_PER_BATCH if not available else max(1, min(ROWS_PER_BATCH, -(-int(available) // context)))
         batch = rows * context
     if batch is None:
@@ -161,7 +162,7 @@ def training_numbers(
     packing = pack(sizes, context)
     filled = packing.tokens / max(1, len(packing) * context)
     per_step = rows * context * filled
-    epochs = stage.epochs if stage.epochs is not None or stage.kind != "sft" else 1.0
+    epochs = stage.epochs if stage.epochs is not None or stage.kind not in EXAMPLES else 1.0
     if stage.tokens is None and stage.steps is None and epochs is not None:
         steps = max(1, round(epochs * available / per_step)) if available else None
     elif stage.steps is not None:

@@ -21,7 +21,7 @@ from trivium.pipeline.run import Run, prepare
 from trivium.recipe import graph
 from trivium.recipe.outside import locate
 
-PACKED = ("pretrain", "midtrain", "sft")
+PACKED = ("pretrain", "midtrain", "sft", "distill")
 VOCABULARY = 4096
 
 

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trivium.data.conversations import Learned
-from trivium.data.door import Door, Examples
-from trivium.data.examples import any_conversation, described, report
+from trivium.data.examples import any_conversation
 from trivium.data.ingredients import with_replay
-from trivium.data.preview import previewed
-from trivium.data.settings import Mixture, MixtureSource
+from trivium.data.settings import Mixture
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.learn.objectives.near_parent import Guard, NearParent, NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import grow_vocabulary
+from trivium.stages.parts.examples import ExampleSources, batch_of_examples, open_examples
 from trivium.stages.parts.replay import Replayed, replayed
 from trivium.stages.parts.training import Opened, TrainingStage, ValidationRows
 from trivium.tokens.adopt import with_chat_template
-
-ROWS_PER_BATCH = 8
 
 
 class Sft(TrainingStage):
@@ -58,7 +53,7 @@ class Sft(TrainingStage):
     optimiser: Literal["muon", "adamw"] = "adamw"
     """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
 
-    def read(self, opened: Opened[_Sources]) -> None:
+    def read(self, opened: Opened[_Opened]) -> None:
         """Conversations as the chat template writes them, packed into rows."""
         before = opened.parent_tokenizer
         work, again = replayed(
@@ -67,45 +62,37 @@ class Sft(TrainingStage):
         opened.work, mixture = work, self.data | again
         opened.tokenizer = with_chat_template(before) if any_conversation(work, mixture) else before
         context = opened.context_within(self.context)
-        door = Door(work, opened.tokenizer, Examples(context, self.loss), order=list(mixture))
-        new, old = door.ingredients(self.data), door.ingredients(again)
-        # Of little data a batch takes one pass at most, or `epochs` would not mean what it says.
-        rows = max(1, min(ROWS_PER_BATCH, -(-sum(one.tokens for one in (*new, *old)) // context)))
-        batch = max(self.batch or rows * context, context)
+        sources = open_examples(work, opened.tokenizer, mixture, context, self.loss)
+        new, old = sources.door.ingredients(self.data), sources.door.ingredients(again)
+        batch = batch_of_examples(self.batch, (*new, *old), context)
         mixed = new if self.replay is None else with_replay(new, old, self.replay.share)
         self.pack(opened, mixed, [context], batch=batch, lasting={"epochs": 1.0})
-        opened.data = _Sources(door, mixture)
+        opened.data = _Opened(sources)
 
-    def change(self, opened: Opened[_Sources]) -> None:
+    def change(self, opened: Opened[_Opened]) -> None:
         """Report on the data, show an example, and add the tokens of a new chat template."""
         work, tokenizer = opened.work, opened.tokenizer
-        held_out = {name: opened.data.door.held_out(one) for name, one in opened.data.mixture.items()}
-        opened.data.report = report(opened.batches, held_out)
-        for name, facts in opened.data.report.items():
-            for line in described(name, facts):
-                work.say(line)
-        example = previewed(opened.batches.rows(0)[0], tokenizer, colour=sys.stderr.isatty())
-        work.say(f"the first row of the first batch:\n{example}")
+        opened.data.sources.tell(work, opened.batches, tokenizer)
         if tokenizer is not opened.parent_tokenizer:
             work.change("chat template", "none", "ChatML")
             grow_vocabulary(opened.model, opened.parent_tokenizer, tokenizer, seed=work.seed)
 
-    def keep_parent(self, opened: Opened[_Sources]) -> None:
+    def keep_parent(self, opened: Opened[_Opened]) -> None:
         """A frozen copy of the parent, where a guard compares with what it says."""
         near, adapter = self.near_parent, opened.settings.adapter
         # Switched off, an adapter leaves its parent only if nothing else of the model is trained.
         if near is not None and near.kl > 0 and (adapter is None or adapter.train):
             opened.data.parent = copy.deepcopy(opened.model).requires_grad_(False)
 
-    def objective(self, opened: Opened[_Sources]) -> NextToken:
+    def objective(self, opened: Opened[_Opened]) -> NextToken:
         """The next token of what is learned, near the parent where that is wished for."""
         return NextToken(
-            sources=tuple(opened.data.mixture), z_loss=self.z_loss, label_smoothing=self.label_smoothing,
-            noise=self.neftune, guards=self._guards(opened),
+            sources=tuple(opened.data.sources.mixture), z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing, noise=self.neftune, guards=self._guards(opened),
         )  # fmt: skip
 
-    def _guards(self, opened: Opened[_Sources]) -> list[Guard]:
-        near, sources = self.near_parent, list(opened.data.mixture)
+    def _guards(self, opened: Opened[_Opened]) -> list[Guard]:
+        near, sources = self.near_parent, list(opened.data.sources.mixture)
         if near is None:
             return []
         for name in near.on:
@@ -119,21 +106,19 @@ class Sft(TrainingStage):
             guards.append(NearPredictions(near.kl, opened.data.parent, tuple(map(sources.index, near.on))))
         return guards
 
-    def validation_rows(self, opened: Opened[_Sources]) -> ValidationRows:
+    def validation_rows(self, opened: Opened[_Opened]) -> ValidationRows:
         """What every source holds out, where only what would be learned is measured."""
-        door, mixture = opened.data.door, opened.data.mixture
-        return door.validation_rows(mixture, opened.context, self.validation.tokens)
+        found = opened.data.sources
+        return found.door.validation_rows(found.mixture, opened.context, self.validation.tokens)
 
-    def findings(self, opened: Opened[_Sources]) -> dict[str, Any]:
+    def findings(self, opened: Opened[_Opened]) -> dict[str, Any]:
         """What became of every row and token of the data."""
-        return {"data": opened.data.report}
+        return {"data": opened.data.sources.report}
 
 
 @dataclass
-class _Sources:
-    """The sources of fine-tuning, opened."""
+class _Opened:
+    """The sources of fine-tuning, and the parent where a guard compares with it."""
 
-    door: Door
-    mixture: Mapping[str, MixtureSource]
-    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sources: ExampleSources
     parent: Transformer | None = None
