@@ -17,7 +17,18 @@ from trivium.kit.files import read_json
 DOCS = Path(__file__).parent.parent / "docs"
 WAITS = {"serve", "watch"}
 """What goes on until a person stops it; its words are parsed and nothing is started."""
-TAKES_LONG = ("run laptop", "run experiments/", "launch", "pretrain", "sft", "dpo", "rlvr", "init", "doctor")
+TAKES_LONG = (
+    "run laptop",
+    "run experiments/",
+    "launch",
+    "pretrain",
+    "sft",
+    "dpo",
+    "rlvr",
+    "distill",
+    "init",
+    "doctor",
+)
 """What other tests run; here its words are parsed."""
 
 
@@ -56,7 +67,7 @@ def test_the_pages_have_commands_and_each_is_a_verb_with_known_options():
         verb, *words = words_of(command)
         assert verb in cli.commands, command
         known = {name for option in cli.commands[verb].params for name in option.opts}
-        if verb not in ("grade", "pretrain", "midtrain", "sft", "dpo", "reward", "rlvr", "ppo"):
+        if verb not in ("grade", "pretrain", "midtrain", "sft", "dpo", "reward", "rlvr", "ppo", "distill"):
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, command
 
 

@@ -63,7 +63,7 @@ def common_tokenizer(stage: str, start: str, teacher: str, before: Tokenizer, th
     own, known = before.backend.get_vocab(), theirs.backend.get_vocab()
     if any(known.get(token) != identity for token, identity in own.items()):
         raise TriviumError(refusal(stage, start, teacher, len(own), len(known)))
-    return theirs
+    return before if len(own) == len(known) and (before.templates or not theirs.templates) else theirs
 
 
 def refusal(stage: str, start: str, teacher: str, own: int, known: int) -> str:
