@@ -13,6 +13,8 @@ from small import SmallBatches, small_model
 from torch import Tensor
 
 from trivium.data.rows import PackedSequence, row_of_documents
+from trivium.learn.objectives.distillation import Distillation
+from trivium.learn.objectives.distillation_losses import DistillationNumbers
 from trivium.learn.objectives.near_parent import NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.objectives.policy import PolicyGradient
@@ -79,6 +81,13 @@ def _near_predictions(device: str) -> Case:
     model = small_model().to(device)
     guard = NearPredictions(0.3, _frozen(model))
     return Case(model, NextToken(guards=[guard]), SmallBatches().rows(0))
+
+
+def _distillation(device: str, loss: str) -> Case:
+    model, teacher = small_model().to(device), _frozen(small_model(seed=1)).to(device)
+    hidden = loss == "mse_hidden"
+    numbers = DistillationNumbers("forward_kl" if hidden else loss, label_weight=0.2)  # type: ignore[arg-type]
+    return Case(model, Distillation(teacher, numbers, hidden_states=hidden), SmallBatches().rows(0))
 
 
 def _adapter(device: str, *guards: Any) -> Case:
@@ -184,6 +193,10 @@ CASES: dict[str, Callable[[str], Case]] = {
     "near-predictions": _near_predictions,
     "near-predictions-adapter-off": lambda device: _adapter(device, NearPredictions(0.3)),
     **{f"preference-{name}": partial(_preference, loss=name) for name in [*PAIR_LOSSES, *sorted(UNPAIRED)]},
+    **{
+        f"distillation-{loss}": partial(_distillation, loss=loss)
+        for loss in ("forward_kl", "reverse_kl", "js", "mse_hidden")
+    },
     "preference-adapter-off": _adapter_off,
     "reward": _reward,
     **{f"policy-{name}": partial(_policy, name=name) for name in ALGORITHMS},
