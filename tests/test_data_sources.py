@@ -179,13 +179,18 @@ def test_the_hub_is_read_as_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load(path: str, subset: str | None, *, split: str, streaming: bool) -> list[dict]:
-        asked.append((path, subset, split, streaming))
+    def load(
+        path: str, subset: str | None, *, split: str, revision: str | None, streaming: bool
+    ) -> list[dict]:
+        asked.append((path, subset, split, revision, streaming))
         return ROWS
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     documents = list(read_documents(Source(path="someone/texts", subset="en", limit=2)))
-    assert asked == [("someone/texts", "en", "train", True)]
+    assert asked == [("someone/texts", "en", "train", None, True)]
+    at_a_tag = list(read_documents(Source(path="someone/texts@v1.0", subset="en", limit=2)))
+    assert asked[1] == ("someone/texts", "en", "train", "v1.0", True)
+    assert [d.id for d in at_a_tag] == [d.id for d in documents]
     assert [d.id for d in documents] == ["someone/texts/train:1", "someone/texts/train:2"]
 
 

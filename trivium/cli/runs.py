@@ -152,6 +152,19 @@ def show(stage: str, runs: str, step: int | None, batch: bool) -> None:
 
 
 @click.command()
+@recipe_argument
+@click.argument("stage")
+@click.option("--because", required=True, help="Why the change cannot matter; it is recorded.")
+@runs_option
+@set_option
+def accept(recipe: str, stage: str, because: str, runs: str, overrides: tuple[str, ...]) -> None:
+    """Accept a stage's earlier result as unchanged by a change of code alone."""
+    from trivium.pipeline.accepting import accept
+
+    click.echo(accept(recipe, stage, because, runs, overrides))
+
+
+@click.command()
 @runs_option
 @click.option("--yes", is_flag=True, help="Remove; without it, only say what would be removed.")
 def gc(runs: str, yes: bool) -> None:

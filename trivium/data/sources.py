@@ -27,7 +27,7 @@ class Source(Settings):
     """One place to read documents from, and how."""
 
     path: str
-    """A file, a folder, a pattern, `world:NAME?option=value`, a data set's id on the hub, or a stage."""
+    """A file, a folder, a pattern, `world:NAME?option=value`, `owner/name@revision` of the hub, a stage."""
     columns: dict[str, str] = {}
     """Which column of the data holds what: `{text: body}`."""
     split: str | None = None
@@ -150,7 +150,7 @@ def files_of(source: Source) -> list[tuple[str, Path]] | None:
             raise TriviumError(f"No readable file matches {source.path}; check the pattern.")
         fixed = Path(re.split(r"[*?\[]", str(path))[0] + "_").parent
         return [(match.relative_to(fixed).as_posix(), match) for match in kept]
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source.path) and kind_of(path) is None:
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?", source.path) and kind_of(path) is None:
         return None
     raise TriviumError(
         f"There is no file or folder {source.path}; check the path (in a recipe it starts from that file)."
@@ -196,10 +196,11 @@ def _hub(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
             f"There is no file or folder {source.path}; reading the hub needs: pip install 'trivium[hub]'."
         ) from error
     split = source.split or "train"
+    repository, _, revision = source.path.partition("@")
     try:
-        rows = load_dataset(source.path, source.subset, split=split, streaming=True)
+        rows = load_dataset(repository, source.subset, split=split, revision=revision or None, streaming=True)
         for number, row in enumerate(rows, start=1):
-            yield f"{source.path}/{split}:{number}", dict(row)
+            yield f"{repository}/{split}:{number}", dict(row)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TriviumError(

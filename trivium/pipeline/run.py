@@ -13,6 +13,7 @@ from trivium import __version__
 from trivium.generate.exactness import typical
 from trivium.grade.sandbox.client import announced, permitting_unsafe
 from trivium.kit import processes
+from trivium.kit.code import package_code
 from trivium.kit.errors import DamagedError
 from trivium.kit.files import remove_parts
 from trivium.kit.kernels import kernels
@@ -24,6 +25,7 @@ from trivium.kit.seals import RECORD
 from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.experiments import conclude
 from trivium.model.arithmetic import counted
+from trivium.pipeline.accepted import same_as
 from trivium.pipeline.cards import write_card
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
@@ -34,6 +36,7 @@ from trivium.pipeline.watch import note_graph
 from trivium.recipe import graph
 from trivium.recipe.graph import Node
 from trivium.recipe.outside import Checksums, locate
+from trivium.recipe.revisions import Revisions
 from trivium.recipe.schema import Recipe, load
 from trivium.stages.parts.stage import Work
 
@@ -58,14 +61,21 @@ class Run:
         return self.store.entry(self.nodes[stage])
 
 
-def prepare(recipe: str | Path, runs: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Run:
+def prepare(
+    recipe: str | Path,
+    runs: str | Path,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    shared: SharedStore | None = None,
+) -> Run:
     """Read and check a recipe and say what each stage's result is called; nothing runs."""
     valid = load(recipe, overrides)
     for notice in valid.notices if processes.world().leads else ():
         print(notice, file=sys.stderr)
     store = Store(Path(runs))
     checksums = Checksums(store.folder / "checksums.json")
-    return Run(valid, graph.build(valid, checksums), store)
+    revisions = Revisions(store.folder / "revisions.json", None if shared is None else shared.place)
+    nodes = graph.build(valid, checksums, revisions, same_as(store.folder))
+    return Run(valid, nodes, store, shared)
 
 
 def run(
@@ -95,9 +105,8 @@ def _run(
     store: str | None,
 ) -> Run:
     world = processes.start()
-    going = prepare(recipe, runs, overrides)
-    if store is not None and world.leads:
-        going.shared = SharedStore(store)
+    shared = None if store is None else SharedStore(store)
+    going = prepare(recipe, runs, overrides, shared)
     chosen = graph.needed(going.nodes, only)
     check(going.recipe.track)
     if world.leads:
@@ -255,7 +264,7 @@ def _inputs(going: Run, node: Node, verify: bool = False) -> Iterator[tuple[str,
             entry.verify(place)
         yield written, place, recorded
     for written in node.outside:
-        place = locate(written, going.recipe.base) or Path(written)
+        place = locate(written, going.recipe.base) or Path(node.pinned.get(written, written))
         yield written, place, str(place)
 
 
@@ -274,7 +283,8 @@ def _record(going: Run, node: Node) -> dict[str, Any]:
         "parents": {name: recorded for name, _, recorded in inputs if name in node.parents},
         "outside": {name: recorded for name, _, recorded in inputs if name in node.outside},
         "data": dict(node.outside),
-        "versions": {"trivium": __version__, "stage": node.stage.version},
+        **({"code": node.stage.code} if node.stage.code is not None else {}),
+        "versions": {"trivium": __version__, "stage": node.stage.version, "code": package_code()},
         "machine": {**asdict(describe()), "kernels": str(kernels()), "generation": typical().promise},
         "processes": processes.world().size,
         "started": now(),

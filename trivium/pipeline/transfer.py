@@ -48,7 +48,8 @@ def pull(
     only: Iterable[str] = (),
 ) -> list[list[str]]:
     """Copy what the store has of a recipe to this machine; the rows of a table that says what was copied."""
-    going, shared = prepare(recipe, runs, overrides), SharedStore(url)
+    shared = SharedStore(url)
+    going = prepare(recipe, runs, overrides, shared)
     rows = [HEADER]
     for name in graph.needed(going.nodes, only):
         entry, moved = going.entry(name), Moved("here before")

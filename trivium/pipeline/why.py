@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from trivium.kit.errors import DamagedError
 from trivium.kit.machine import device_class
@@ -20,40 +20,57 @@ def reasons(going: Run, name: str) -> list[str]:
         return ["done before"]
     if entry.state in ("running", "cut off"):
         return [f"{entry.state}; the run goes on from there"]
-    before = _before(going, name)
+    before = earlier(going, name)
     if before is None:
         return ["has not run yet"]
     try:
-        record = before.record
+        found = [sentence for _, sentence in differences(going, name, before)]
     except DamagedError as error:
         return [str(error)]
-    found = list(_changed(record.get("settings") or {}, node.stage.settings(), node.stage.unaffecting))
+    return found or [f"another fingerprint: {before.folder.name} -> {node.entry}"]
+
+
+Difference = tuple[Literal["setting", "new setting", "parent", "data", "code", "device"], str]
+
+
+def differences(going: Run, name: str, before: Entry) -> list[Difference]:
+    """Everything in which a stage as it reads now differs from an earlier result of it."""
+    node, record = going.nodes[name], before.record
+    settings = record.get("settings") or {}
+    found: list[Difference] = []
+    for key, sentence in _changed(settings, node.stage.settings(), node.stage.unaffecting):
+        found.append(("setting" if key.partition(".")[0] in settings else "new setting", sentence))
     for written, parent in node.parents.items():
         was = str((record.get("parents") or {}).get(written, "")).partition("@")[0]
         now = going.entry(parent.stage).folder.name
         if was and was != now:
-            found.append(f"{written} is another result: {was} -> {now}")
+            found.append(("parent", f"{written} is another result: {was} -> {now}"))
     for written, fingerprint in node.outside.items():
         content = (record.get("data") or {}).get(written)
         if content is not None and content != fingerprint:
-            found.append(f"the content of {written} changed")
+            found.append(("data", f"the content of {written} changed"))
     version = (record.get("versions") or {}).get("stage")
     if version != node.stage.version:
-        found.append(f"the stage's own version: {version} -> {node.stage.version}")
+        found.append(("code", f"the stage's own version: {version} -> {node.stage.version}"))
+    code = record.get("code")
+    if node.stage.code is not None and code is not None and code != node.stage.code:
+        found.append(("code", f"the code of {node.stage.file} changed"))
     device = str((record.get("machine") or {}).get("device", "")).partition(":")[0]
     if node.stage.computes and device and device != device_class():
-        found.append(f"the device: {device} -> {device_class()}")
-    return found or [f"another fingerprint: {before.folder.name} -> {node.entry}"]
+        found.append(("device", f"the device: {device} -> {device_class()}"))
+    return found
 
 
-def _before(going: Run, name: str) -> Entry | None:
+def earlier(going: Run, name: str) -> Entry | None:
     """The result that the recipe's link leads to."""
     link = going.store.runs / going.recipe.name / name
     return Entry(link.resolve()) if link.exists() else None
 
 
-def _changed(before: Any, now: Any, unaffecting: frozenset[str], place: str = "") -> Iterator[str]:
-    """The settings that differ; what cannot change the result is left out."""
+def _changed(
+    before: Any, now: Any, unaffecting: frozenset[str], place: str = ""
+) -> Iterator[tuple[str, str]]:
+    """The settings that differ, each with a sentence; what cannot change the result is left out."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys([*before, *now]):
             if not place and key in unaffecting:
@@ -61,7 +78,7 @@ def _changed(before: Any, now: Any, unaffecting: frozenset[str], place: str = ""
             inside = f"{place}.{key}" if place else str(key)
             yield from _changed(before.get(key), now.get(key), frozenset(), inside)
     elif before != now:
-        yield f"{place}: {_short(before)} -> {_short(now)}"
+        yield place, f"{place}: {_short(before)} -> {_short(now)}"
 
 
 def _short(value: Any) -> str:

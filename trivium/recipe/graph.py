@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from types import MappingProxyType
 from typing import Any
 
 from trivium.kit.errors import TriviumError
@@ -12,8 +13,16 @@ from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import number
 from trivium.learn.checkpoints import kept_place
 from trivium.learn.settings import Training
-from trivium.recipe.outside import Checksums, check_world, content_fingerprint, is_elsewhere, locate
+from trivium.recipe.outside import (
+    Checksums,
+    check_world,
+    content_fingerprint,
+    is_elsewhere,
+    is_on_the_hub,
+    locate,
+)
 from trivium.recipe.read import nearest
+from trivium.recipe.revisions import Revisions
 from trivium.recipe.schema import Recipe
 from trivium.stages.parts.stage import PART, Reference, Stage
 
@@ -35,6 +44,8 @@ class Node:
     parents: Mapping[str, Parent]
     outside: Mapping[str, str]
     fingerprint: str
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    """For what lies on the hub, the commit that is read: `owner/name@commit`."""
 
     @property
     def entry(self) -> str:
@@ -42,20 +53,33 @@ class Node:
         return f"{self.name}-{self.fingerprint}"
 
 
-def build(recipe: Recipe, checksums: Checksums | None = None) -> dict[str, Node]:
-    """All stages, each after what it needs, with their fingerprints."""
-    checksums = checksums or Checksums()
+def build(
+    recipe: Recipe,
+    checksums: Checksums | None = None,
+    revisions: Revisions | None = None,
+    accepted: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Node]:
+    """All stages, each after what it needs, with their fingerprints.
+
+    `accepted` holds fingerprints that a person said stand for the result of an earlier one.
+    """
+    checksums, revisions = checksums or Checksums(), revisions or Revisions()
     parents = {name: _parents(recipe, name, stage) for name, stage in recipe.stages.items()}
     nodes: dict[str, Node] = {}
     for name in _order(recipe, parents):
         stage = recipe.stages[name]
         splits: dict[str, dict[str | None, None]] = {}
+        pinned: dict[str, str] = {}
         for reference in stage.references():
             if reference.name not in parents[name]:
                 split = reference.read.split if reference.read is not None else None
                 splits.setdefault(reference.name, {})[split] = None
+                commit = _pinned(reference, recipe, revisions)
+                if commit is not None:
+                    pinned[reference.name] = commit
         outside = {
-            one: content_fingerprint(one, recipe.base, checksums, read) for one, read in splits.items()
+            one: content_fingerprint(one, recipe.base, checksums, read, pinned.get(one))
+            for one, read in splits.items()
         }
         made_of = {written: _identity(parent, nodes) for written, parent in parents[name].items()} | outside
         identity = fingerprint(
@@ -66,9 +90,16 @@ def build(recipe: Recipe, checksums: Checksums | None = None) -> dict[str, Node]
                 "inputs": sorted(made_of.values()),
             }
         )
-        nodes[name] = Node(name, stage, parents[name], outside, identity)
+        nodes[name] = Node(name, stage, parents[name], outside, accepted.get(identity, identity), pinned)
     checksums.keep()
     return nodes
+
+
+def _pinned(reference: Reference, recipe: Recipe, revisions: Revisions) -> str | None:
+    """The commit of a repository of the hub that a setting names, where that can be found out."""
+    if locate(reference.name, recipe.base) is not None or not is_on_the_hub(reference.name):
+        return None
+    return revisions.pinned(reference.name, "dataset" if "source" in reference.needs else "model")
 
 
 def needed(nodes: Mapping[str, Node], only: Iterable[str]) -> list[str]:

@@ -64,7 +64,14 @@ def is_elsewhere(name: str) -> bool:
     """Whether a name is found when the stage runs: `world:`, a URL, or owner/name on the hub."""
     if name.startswith("world:") or "://" in name:
         return True
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    return is_on_the_hub(name)
+
+
+def is_on_the_hub(name: str) -> bool:
+    """Whether a name that is no path here reads `owner/name` or `owner/name@revision`."""
+    repository = name.partition("@")[0]
+    named = repository.count("/") == 1 and not repository.startswith((".", "/", "~"))
+    return named and "://" not in name and ":" not in repository and not name.endswith(("/", "@"))
 
 
 def check_world(name: str, read: Source | None = None) -> None:
@@ -76,11 +83,17 @@ def check_world(name: str, read: Source | None = None) -> None:
 
 
 def content_fingerprint(
-    name: str, base: Path, checksums: Checksums, splits: Collection[str | None] = (None,)
+    name: str,
+    base: Path,
+    checksums: Checksums,
+    splits: Collection[str | None] = (None,),
+    pinned: str | None = None,
 ) -> str:
-    """Changes when the content behind a name changes; for what lies elsewhere, when the name does."""
+    """Changes when the content behind a name does; for what lies elsewhere, when its commit or name does."""
     path = locate(name, base)
     if path is None:
+        if pinned is not None:
+            return fingerprint(["hub", pinned])
         return fingerprint(["elsewhere", name, *(_sample(name, split) for split in splits)])
     files = [path] if path.is_file() else sorted(_files(path))
     if not files:
