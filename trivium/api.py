@@ -22,6 +22,7 @@ from trivium.generate.chat_fit import (
     summariser,
 )
 from trivium.generate.defaults import sampling_defaults
+from trivium.generate.drafting import open_draft
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
@@ -53,7 +54,15 @@ class Reply:
 class Model:
     """A model with its tokenizer: ask it, look at its logits, save it."""
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
+        draft: str | Path | None = None,
+        runs: str | Path = RUNS,
+    ) -> None:
         place = machine.usable(device)
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise TriviumError(f"dtype {dtype!r} is none of torch's; give one such as torch.bfloat16.")
@@ -62,11 +71,12 @@ class Model:
         self.sampling_defaults = sampling_defaults(folder)
         self.transformer = load_model(folder, dtype=dtype or machine.compute_dtype(place), device=place)
         self.transformer.requires_grad_(False).eval()
+        self._draft = open_draft(draft, runs=runs, device=device)
 
     @cached_property
     def engine(self) -> Engine:
         """The engine that generates with this model."""
-        return Engine(self.transformer, self.tokenizer, dtype=self.transformer.dtype)
+        return Engine(self.transformer, self.tokenizer, dtype=self.transformer.dtype, draft=self._draft)
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int]) -> Tensor:
@@ -202,9 +212,14 @@ def load(
     runs: str | Path = RUNS,
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    draft: str | Path | None = None,
 ) -> Model:
-    """The model of a stage (`laptop/sft`, `runs/laptop/sft`), of a Hugging Face folder, or of a hub id."""
-    return Model(find_model(name, runs), dtype=dtype, device=device)
+    """The model of a stage (`laptop/sft`, `runs/laptop/sft`), of a Hugging Face folder, or of a hub id.
+
+    `draft` is a smaller model with the same tokenizer, or "lookup": the same answers, sooner where it guesses
+    the next tokens right.
+    """
+    return Model(find_model(name, runs), dtype=dtype, device=device, draft=draft, runs=runs)
 
 
 def run(

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from trivium.generate.constraints import Grammars
+from trivium.generate.drafts import Draft, drafter_of
 from trivium.generate.exactness import Exactness
 from trivium.generate.forward import ModuleForward, forward_pass_of
-from trivium.generate.kv_cache import BLOCK, Cache, Shape, in_blocks
-from trivium.generate.matrices import EngineWeights
+from trivium.generate.kv_cache import BLOCK, Cache, Shape, half_of_free_memory, in_blocks
+from trivium.generate.matrices import EngineWeights, engine_dtype
 from trivium.generate.requests import Completion, Listener, Request, RequestHandle, Scores
 from trivium.generate.sampling import SequenceSampling, seed_of_sample
 from trivium.generate.scheduler import Scheduler
 from trivium.generate.sequence import ScoredText, Sequence
+from trivium.generate.speculation import Speculation
 from trivium.generate.streaming import TextStream
 from trivium.kit.errors import TriviumError
 from trivium.model.lora import adapter_names, selection_of
@@ -43,11 +45,13 @@ class Engine:
         prefix_cache_size: int = 0,
         seed: int | None = None,
         dtype: torch.dtype | None = None,
+        draft: Draft | str | None = None,
     ) -> None:
         """At most `max_rows` sequences are computed at once, within `memory_budget` bytes of cache.
 
         `prefix_cache_size` finished prompts stay cached; only for weights that do not change. `dtype` is what
-        it computes and caches in; without one it is what `matrices.engine_dtype` says.
+        it computes and caches in; without one it is what `matrices.engine_dtype` says. `draft` is a smaller
+        model or `"lookup"`: answers stay the same, and come sooner where its guesses are right.
         """
         if max_rows < 1:
             raise TriviumError(f"max_rows must be at least 1, not {max_rows}.")
@@ -59,9 +63,22 @@ class Engine:
         config = model.config
         self.vocabulary, self.window = config.vocabulary, config.context
         shape = Shape.of(config, self._weights.dtype, model.device)
+        if isinstance(draft, Draft):
+            # as many tokens are cached of the draft as of the model
+            memory_budget = half_of_free_memory(shape.device) if memory_budget is None else memory_budget
+            share = Shape.of(draft.model.config, engine_dtype(draft.model), shape.device).bytes_per_token
+            share = memory_budget * share // (share + shape.bytes_per_token)
+            memory_budget -= share
+        else:
+            share = None
         self.cache = Cache(shape, rows=max_rows, budget=memory_budget)
+        speculation = None
+        if draft is not None:
+            drafter = drafter_of(draft, tokenizer, self.vocabulary, max_rows=max_rows, memory_budget=share)
+            speculation = Speculation(drafter)
         self.grammars = Grammars(tokenizer, config.vocabulary)
-        self._forward = forward_pass_of(self.model, max_rows)
+        # one row that is computed as such differs in its last bits from the rows of a draft
+        self._forward = forward_pass_of(self.model, max_rows if draft is None else max(max_rows, 2))
         self.scheduler = Scheduler(
             self.model,
             self._forward,
@@ -69,6 +86,7 @@ class Engine:
             tokenizer,
             max_rows=max_rows,
             prefix_cache_size=prefix_cache_size,
+            speculation=speculation,
         )
         self.counts = self.scheduler.counts
         # A trainer may be in the middle of a pass; the engine computes in the type it has chosen.
@@ -193,6 +211,22 @@ class Engine:
     def exactness(self) -> Exactness:
         """What this machine's kernels were found to do with the model's shapes, and so what is promised."""
         return self._forward.exactness
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the engine was given something that drafts."""
+        return self.scheduler.speculation is not None
+
+    @property
+    def drafting(self) -> bool:
+        """Whether drafts are in use now; they are not where they were found to cost more than they save."""
+        speculation = self.scheduler.speculation
+        return speculation is not None and speculation.active
+
+    @property
+    def acceptance(self) -> float:
+        """The share of the drafted tokens that were accepted; 0 where nothing was drafted."""
+        return self.counts["accepted_tokens"] / max(1, self.counts["drafted_tokens"])
 
     @property
     def busy(self) -> bool:

@@ -294,14 +294,40 @@ class Sampler:
         self.constraints = [self.constraints[row] for row in keep] + [one.constraint for one in entering]
         self._summarise()
 
+    def part(self, rows: Sequence[int]) -> Sampler:
+        """A sampler of these rows alone, which draws as they do; this one is unchanged."""
+        other = copy(self)
+        other.rearrange(rows, [])
+        return other
+
     def alone(self, row: int | SequenceSampling) -> Sampler:
         """A sampler of one row, one of this sampler's or one that has yet to enter; this one is unchanged."""
-        other = copy(self)
         if isinstance(row, int):
-            other.rearrange([row], [])
-        else:
-            other.rearrange([], [row])
+            return self.part([row])
+        other = copy(self)
+        other.rearrange([], [row])
         return other
+
+    def forked(self, rows: Sequence[int]) -> Sampler:
+        """A part that may run ahead: it draws with the same numbers, and follows grammars in copies."""
+        other = self.part(rows)
+        other.constraints = [None if one is None else one.fork() for one in other.constraints]
+        other.any_logprobs, other.alternatives = False, 0
+        return other
+
+    def choose_of(self, rows: Sequence[int], logits: Tensor) -> Chosen:
+        """One token of each of these rows from their logits [n, V]; the others stay as they are."""
+        if list(rows) == list(range(len(self.settings))):
+            return self.choose(logits)
+        part = self.part(rows)
+        chosen = part.choose(logits)
+        index = torch.tensor(rows, device=self.device)
+        for name in ("last", "count", "drawn", "drawn_logprobs"):
+            self._rows[name][index] = part._rows[name]
+        if "generated" in part._tables:
+            self._tables["generated"][index] = part._tables["generated"]
+        self._steps_left -= 1  # of the row with the fewest left it may now be too few: it is only looked at
+        return chosen
 
     def _enter(self, entering: Sequence[SequenceSampling]) -> dict[str, Tensor]:
         """The rows of those that enter: their settings, [N, 1], and what they will draw with, [N, steps]."""
@@ -389,6 +415,11 @@ class Sampler:
         count = int(self.count[row])
         rows = self._rows
         return rows["drawn"][row, :count].tolist(), rows["drawn_logprobs"][row, :count].tolist()
+
+    def drawn_since(self, row: int, start: int) -> list[int]:
+        """What a row has drawn after its first `start` tokens."""
+        drawn: list[int] = self._rows["drawn"][row, start : int(self.count[row])].tolist()
+        return drawn
 
     @property
     def stops(self) -> Tensor:

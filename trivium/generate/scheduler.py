@@ -1,179 +1,33 @@
-"""The scheduler: sequences wait, are prefilled chunk by chunk, and decode together, one token each a step."""
+"""The scheduler: sequences wait, are prefilled chunk by chunk, and decode together, one token each a step.
+
+With drafts a step may verify several tokens of each (`speculation`)."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import abc, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from operator import is_
 
 import torch
 from torch import Tensor
 
-from trivium.generate.attention import DecodeContext, Piece, PrefillContext
+from trivium.generate.attention import DecodeContext
 from trivium.generate.forward import ForwardPass
-from trivium.generate.kv_cache import BLOCK, Cache, Pool, PrefixCache, in_blocks, shared_prefix
+from trivium.generate.kv_cache import Cache, Pool, PrefixCache, shared_prefix
+from trivium.generate.prefill import Prefill, forget_oldest
 from trivium.generate.requests import Event, FinishReason, RequestHandle
 from trivium.generate.sampling import Chosen, Sampler
-from trivium.generate.sequence import ScoredText, Sequence
+from trivium.generate.sequence import Sequence
+from trivium.generate.spans import SpanContext
+from trivium.generate.speculation import Speculation
 from trivium.model.lora import mixing, selection_of
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
-
-CHUNK = 512
-SCORES_AT_ONCE = 2**24
-
-
-class Prefill:
-    """The sequences whose prompts are not yet in the cache; texts to be scored and embedded end here."""
-
-    def __init__(
-        self, model: Transformer, forward: ForwardPass, cache: Cache, counts: dict[str, int]
-    ) -> None:
-        self.sequences: list[Sequence] = []
-        self._forward, self._cache, self._counts = forward, cache, counts
-        self._selection = selection_of(model)
-        config = model.config
-        self._device, self._vocabulary = model.device, config.vocabulary
-        self._last_position = config.context - 1 if config.positions == "learned" else 2**62
-        rotaries = (model.rotary, model.local_rotary)
-        self.dynamic_positions = any(rotary is not None and rotary.grows for rotary in rotaries)
-
-    def step(self, sequences: abc.Sequence[Sequence] | None = None) -> list[Sequence]:
-        """Compute one chunk, of these sequences only where they are given; those whose prompts are complete.
-
-        What raises leaves every sequence as it was, so that they can then be tried one by one.
-        """
-        pieces: list[Piece] = []
-        chunk: list[tuple[Sequence, int]] = []
-        room, tokens = CHUNK, []
-        for sequence in self.sequences if sequences is None else sequences:
-            if room <= 0:
-                break
-            if not sequence.copy_prefix(self._counts) or sequence.prefilled >= sequence.prefill_length:
-                continue
-            if sequence.slides:
-                forget_oldest(sequence, self._forward)
-            start, free = sequence.prefilled, (sequence.places - sequence.length) // BLOCK * BLOCK
-            count = min(sequence.prefill_length - start, room, free)
-            padded = in_blocks(count)
-            pieces.append(Piece(sequence, sequence.length, padded))
-            tokens += sequence.tokens[start : start + count] + [0] * (padded - count)
-            chunk.append((sequence, count))
-            room -= padded
-        if pieces:
-            self._compute(tokens, chunk, pieces)
-        sources = {id(one.prefix_source) for one in self.sequences if one.prefix_source is not None}
-        done = [one for one in self.sequences if one.prefilled >= one.prefill_length]
-        # a scored text stays for those that wait to copy from it
-        done = [one for one in done if one.scored is None or id(one) not in sources]
-        self.sequences = [one for one in self.sequences if one not in done]
-        return done
-
-    def _compute(
-        self, tokens: list[int], chunk: abc.Sequence[tuple[Sequence, int]], pieces: abc.Sequence[Piece]
-    ) -> None:
-        """Cache the keys and values of a chunk, and score what is to be scored."""
-        counts = [piece.count for piece in pieces]
-        reserved: Tensor | int = 0
-        if self.dynamic_positions:
-            lengths = torch.tensor([sequence.reserved for sequence, _ in chunk])
-            reserved = lengths.repeat_interleave(torch.tensor(counts)).to(self._device)
-        together = self._forward.exactness.prompts
-        context = PrefillContext(pieces, reserved, self._last_position, together=together)
-        batch = torch.tensor(tokens, device=self._device)
-        with mixing(self._selection, [sequence.adapter for sequence, _ in chunk], counts):
-            if any(sequence.scored is not None for sequence, _ in chunk):
-                self._score(self._forward.forward(batch, context), chunk, counts)
-            else:
-                self._forward.prefill(batch, context)
-        for sequence, count in chunk:
-            sequence.prefilled += count
-            sequence.length += count
-            self._counts["prompt_tokens"] += count
-
-    def _score(
-        self, hidden: Tensor, chunk: abc.Sequence[tuple[Sequence, int]], counts: abc.Sequence[int]
-    ) -> None:
-        """Keep what scoring and embedding need of the hidden states, [tokens, width]."""
-        offset = 0
-        wanted: list[Tensor] = []
-        targets: list[int] = []
-        owners: list[tuple[ScoredText, int]] = []
-        sums: list[tuple[ScoredText, Tensor]] = []
-        for (sequence, count), padded in zip(chunk, counts, strict=True):
-            scored, start = sequence.scored, sequence.prefilled
-            if scored is not None and sequence.pooled:
-                # block by block, so that the sum does not show where chunks ended
-                total = scored.hidden_sum
-                for block in hidden[offset : offset + count].split(BLOCK):
-                    total = block.sum(0) if total is None else total + block.sum(0)
-                assert total is not None, "a piece has tokens"
-                sums.append((scored, total))
-            elif scored is not None:
-                first = max(scored.first - 1 - start, 0)
-                if first < count:
-                    wanted.append(hidden[offset + first : offset + count])
-                    targets += sequence.tokens[start + first + 1 : start + count + 1]
-                    owners.append((scored, count - first))
-            offset += padded
-        logprobs: list[float] = []
-        best: list[dict[int, float]] = []
-        if wanted:
-            most = max(scored.top for scored, _ in owners)
-            logprobs, best = self._logprobs(torch.cat(wanted), targets, most)
-        # from here on nothing raises
-        for scored, total in sums:
-            scored.hidden_sum = total
-        begin = 0
-        for scored, count in owners:
-            scored.logprobs += logprobs[begin : begin + count]
-            for place in range(begin, begin + count) if scored.top else ():
-                likeliest = dict(list(best[place].items())[: scored.top])
-                scored.top_logprobs.append({**likeliest, targets[place]: logprobs[place]})
-            begin += count
-
-    def _logprobs(
-        self, hidden: Tensor, targets: list[int], top: int
-    ) -> tuple[list[float], list[dict[int, float]]]:
-        """Log-probabilities of the targets and of the `top` best, few at once so that scores stay small."""
-        logprobs: list[float] = []
-        best: list[dict[int, float]] = []
-        ids = torch.tensor(targets, device=self._device)
-        size = max(16, SCORES_AT_ONCE // self._vocabulary)
-        for start in range(0, len(targets), size):
-            scores = torch.log_softmax(self._forward.logits(hidden[start : start + size]), dim=-1)
-            logprobs += scores.gather(1, ids[start : start + size, None])[:, 0].tolist()
-            if top:
-                values, places = scores.topk(min(top, self._vocabulary), dim=-1)
-                rows = zip(places.tolist(), values.tolist(), strict=True)
-                best += [dict(zip(*row, strict=True)) for row in rows]
-        return logprobs, best
-
-    def replace(self, source: Sequence, target: Sequence) -> bool:
-        """Give a scored text's slot to the next that waits, if the texts begin alike and it fits."""
-        assert source.pool is not None
-        if target.scored is None or target.pooled:
-            return False
-        _, shared = shared_prefix(target, [source], dynamic_positions=self.dynamic_positions)
-        if not shared or self._cache.capacity_for(target.reserved) != source.pool.capacity:
-            return False
-        source.pool.replace(source, target, shared)
-        target.prefilled = shared
-        self._counts["copied_tokens"] += shared
-        self.sequences.append(target)
-        return True
-
-    def remove(self, chosen: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Take sequences out and free their slots."""
-        removed = [sequence for sequence in self.sequences if chosen(sequence)]
-        self.sequences = [sequence for sequence in self.sequences if not chosen(sequence)]
-        for sequence in removed:
-            assert sequence.pool is not None
-            sequence.pool.remove(sequence)
-        return removed
 
 
 class Scheduler:
@@ -188,9 +42,11 @@ class Scheduler:
         *,
         max_rows: int,
         prefix_cache_size: int,
+        speculation: Speculation | None = None,
     ) -> None:
-        self.cache, self.max_rows = cache, max_rows
-        self.counts = {"prompt_tokens": 0, "copied_tokens": 0, "generated_tokens": 0, "steps": 0}
+        self.cache, self.max_rows, self.speculation = cache, max_rows, speculation
+        names = ("prompt", "copied", "generated", "drafted", "accepted")
+        self.counts = {**{f"{name}_tokens": 0 for name in names}, "steps": 0}
         self.waiting: deque[Sequence] = deque()
         self.prefill = Prefill(model, forward, cache, self.counts)
         self.decode: list[Sequence] = []
@@ -231,7 +87,10 @@ class Scheduler:
         if self.prefill.sequences:
             self._prefill_step()
         if any(pool.decoding for pool in self.cache.pools.values()):
-            self._decode_step()
+            if self.speculation is None:
+                self._decode_step()
+            else:
+                self._speculative_step(self.speculation)
 
     def abandon(self) -> list[Sequence]:
         """Drop everything, as after a step that was cut off half done; what had generated nothing yet."""
@@ -240,6 +99,8 @@ class Scheduler:
         self.prefill.sequences, self.decode, self._watched, self._context = [], [], [], None
         self.prefixes.sequences.clear()
         self.cache.pools.clear()
+        if self.speculation is not None:
+            self.speculation.forget()
         self.sampler = Sampler(self._vocabulary, self._device)
         return dropped
 
@@ -329,15 +190,16 @@ class Scheduler:
             return
         context, chosen = drawn
         failed: dict[Sequence, Exception] = {}
-        ended = self._observe(chosen, failed) if self._watched else {}
-        if chosen.ended is not None and bool(chosen.ended.any()):
-            for index in chosen.ended.nonzero()[:, 0].tolist():
-                ended.setdefault(self.decode[index], self._reason(index))
+        ended = self._ended(chosen, range(len(self.decode)), failed)
         self._steps_to_slide -= 1
         if not ended and not failed and self._steps_to_slide != 0:
             context.advance()
             return
         self._invalidate()
+        self._leave(ended, failed)
+
+    def _leave(self, ended: Mapping[Sequence, FinishReason], failed: Mapping[Sequence, Exception]) -> None:
+        """End a step in which sequences ended or failed, or in which one is full."""
         self._fail(failed)
         if ended:
             self._finish(ended)
@@ -345,6 +207,72 @@ class Scheduler:
         for sequence in self.decode:
             if sequence.slides:
                 forget_oldest(sequence, self._forward)
+
+    def _speculative_step(self, speculation: Speculation) -> None:
+        """Verify drafts where there are any, else decode one token of every sequence."""
+        began, before = time.perf_counter(), self.counts["generated_tokens"]
+        try:
+            if self._context is None:
+                self._bring_into_order()
+            rows, drafts = len(self.decode), speculation.drafts(self.decode, self.sampler)
+        except Exception:
+            rows, drafts = 0, None  # the step without drafts finds whose fault it is
+        drafted = drafts is not None and self._verify(drafts, speculation)
+        if not drafted:
+            self._decode_step()
+        tokens = self.counts["generated_tokens"] - before
+        speculation.payoff.note(rows, drafted, tokens, time.perf_counter() - began)
+
+    def _verify(self, drafts: abc.Sequence[list[int]], speculation: Speculation) -> bool:
+        """Draw the next token of every sequence, and more as long as they are those of its draft.
+
+        False where not even the first could be drawn, which leaves all as they were.
+        """
+        self._invalidate()
+        sequences, counts = self.decode, [1 + len(draft) for draft in drafts]
+        context = SpanContext(
+            sequences, counts, self._windows, self._reserved(sequences, counts),
+            lone=self._lone, together=self._forward.exactness.steps,
+        )  # fmt: skip
+        lasts = self.sampler.last.tolist()
+        read = [token for last, draft in zip(lasts, drafts, strict=True) for token in (last, *draft)]
+        starts = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+        rows: list[int] = list(range(len(sequences)))
+        ended: dict[Sequence, FinishReason] = {}
+        failed: dict[Sequence, Exception] = {}
+        accepted, drawn = [0] * len(sequences), False
+        try:
+            with mixing(self._selection, [one.adapter for one in sequences], counts):
+                logits = self._forward.decode(torch.tensor(read, device=self._device), context)
+            for place in range(max(counts)):
+                where = torch.tensor([starts[row] + place for row in rows], device=self._device)
+                chosen = self.sampler.choose_of(rows, logits.index_select(0, where))
+                drawn = True
+                self.counts["generated_tokens"] += len(rows)
+                for row in rows:
+                    sequences[row].length += 1
+                ended |= self._ended(chosen, rows, failed)
+                right = [
+                    row
+                    for row, token in zip(rows, chosen.tokens.tolist(), strict=True)
+                    if place < len(drafts[row]) and drafts[row][place] == token
+                ]
+                for row in right:
+                    accepted[row] += 1
+                rows = [row for row in right if sequences[row] not in ended and sequences[row] not in failed]
+                if not rows:
+                    break
+        except Exception:
+            if not drawn:
+                return False
+            # what was drawn before this place stands; a step without drafts finds whose fault it is
+        for sequence, draft, right_ones in zip(sequences, drafts, accepted, strict=True):
+            self.counts["drafted_tokens"] += len(draft)
+            self.counts["accepted_tokens"] += right_ones
+            speculation.learn(sequence, len(draft), right_ones)
+        self.counts["steps"] += 1
+        self._leave(ended, failed)
+        return True
 
     def _draw_all_that_can(self) -> tuple[DecodeContext, Chosen] | None:
         """One token of every sequence but those that make this fail, which fail alone; None if all do."""
@@ -393,6 +321,13 @@ class Scheduler:
 
     def _arrange(self) -> DecodeContext:
         """Bring sampler and context into the order in which the sequences now lie in the cache."""
+        self._bring_into_order()
+        sliding = [sequence for sequence in self.decode if sequence.slides]
+        self._steps_to_slide = min((one.places - one.length for one in sliding), default=0)
+        return self._context_of(list(self.cache.pools.values()), self.decode)
+
+    def _bring_into_order(self) -> None:
+        """Let the sampler's rows follow the order in which the sequences now lie in the cache."""
         order = self._in_cache_order()
         if order != self.decode:
             known = {id(sequence): index for index, sequence in enumerate(self.decode)}
@@ -405,16 +340,18 @@ class Scheduler:
                 self.sampler.rearrange(arranged, [])
             self.decode = order
         self._watched = [(index, sequence) for index, sequence in enumerate(order) if sequence.watched]
-        sliding = [sequence for sequence in order if sequence.slides]
-        self._steps_to_slide = min((one.places - one.length for one in sliding), default=0)
-        return self._context_of(list(self.cache.pools.values()), order)
 
     def _context_of(self, pools: abc.Sequence[Pool], sequences: abc.Sequence[Sequence]) -> DecodeContext:
-        reserved: Tensor | int = 0
-        if self.prefill.dynamic_positions:
-            reserved = torch.tensor([sequence.reserved for sequence in sequences], device=self._device)
+        reserved = self._reserved(sequences, [1] * len(sequences))
         together = self._forward.exactness.steps
         return DecodeContext(pools, self._windows, reserved, lone=self._lone, together=together)
+
+    def _reserved(self, sequences: abc.Sequence[Sequence], counts: abc.Sequence[int]) -> Tensor | int:
+        """How long each token's sequence may become, [tokens], where that decides how keys are rotated."""
+        if not self.prefill.dynamic_positions:
+            return 0
+        lengths = torch.tensor([sequence.reserved for sequence in sequences])
+        return lengths.repeat_interleave(torch.tensor(counts)).to(self._device)
 
     def _invalidate(self) -> None:
         """Synchronise the sequences' lengths and drop the context, before any of them moves."""
@@ -426,9 +363,22 @@ class Scheduler:
         stops = self.sampler.stops[index].tolist()
         return "stop" if int(self.sampler.last[index]) in stops else "length"
 
-    def _observe(self, chosen: Chosen, failed: dict[Sequence, Exception]) -> dict[Sequence, FinishReason]:
+    def _ended(
+        self, chosen: Chosen, rows: abc.Sequence[int], failed: dict[Sequence, Exception]
+    ) -> dict[Sequence, FinishReason]:
+        """The sequences that a step ends, after those that look at each token have looked at theirs."""
+        ended = self._observe(chosen, rows, failed) if self._watched else {}
+        if chosen.ended is not None and bool(chosen.ended.any()):
+            for place in chosen.ended.nonzero()[:, 0].tolist():
+                ended.setdefault(self.decode[rows[place]], self._reason(rows[place]))
+        return ended
+
+    def _observe(
+        self, chosen: Chosen, rows: abc.Sequence[int], failed: dict[Sequence, Exception]
+    ) -> dict[Sequence, FinishReason]:
         """Pass this step on to the sequences that have a listener or that must look at every token."""
         ended: dict[Sequence, FinishReason] = {}
+        places = {row: place for place, row in enumerate(rows)}
         tokens = chosen.tokens.tolist()
         over = [False] * len(tokens) if chosen.ended is None else chosen.ended.tolist()
         logprobs = chosen.logprobs.tolist() if chosen.logprobs is not None else None
@@ -436,18 +386,20 @@ class Scheduler:
         if chosen.alternatives is not None:
             alternatives = [part.tolist() for part in chosen.alternatives]
         for index, sequence in self._watched:
-            token, top_logprobs = tokens[index], None
+            if (place := places.get(index)) is None:
+                continue
+            token, top_logprobs = tokens[place], None
             if alternatives is not None and (most := sequence.sampling.top_logprobs):
-                own, values, ids = (part[index] for part in alternatives)
+                own, values, ids = (part[place] for part in alternatives)
                 top_logprobs = {**dict(zip(ids[:most], values[:most], strict=True)), token: own}
                 sequence.top_logprobs.append(top_logprobs)
-            stop = over[index] and self._reason(index) == "stop"
+            stop = over[place] and self._reason(index) == "stop"
             try:
-                finished = sequence.observe(token, stop, logprobs[index] if logprobs else None, top_logprobs)
+                finished = sequence.observe(token, stop, logprobs[place] if logprobs else None, top_logprobs)
             except Exception as error:
                 failed[sequence] = error
                 continue
-            if (finished and not over[index]) or (sequence.stream is not None and sequence.stream.stopped):
+            if (finished and not over[place]) or (sequence.stream is not None and sequence.stream.stopped):
                 ended[sequence] = "stop"
         return ended
 
@@ -504,19 +456,3 @@ class Scheduler:
             # it may be the listener that failed
             with suppress(Exception):
                 handle.listener(Event(sample, -1, "", None, None, failure=error))
-
-
-def forget_oldest(sequence: Sequence, forward: ForwardPass) -> None:
-    """Make room in a full sliding slot: the oldest quarter after the sinks goes, the rest moves back."""
-    assert sequence.handle is not None
-    assert sequence.pool is not None
-    slide = sequence.handle.request.slide
-    assert slide is not None
-    if sequence.length < sequence.places:
-        return
-    gone = slide.at_once(sequence.places)
-    for layer, places in enumerate(sequence.pool.storage[:, sequence.slot]):
-        kept = places[slide.sinks + gone : sequence.length].clone()
-        kept[:, 0] = forward.rotate_keys(kept[:, 0], layer, gone)
-        places[slide.sinks : sequence.length - gone] = kept
-    sequence.length -= gone

@@ -66,6 +66,10 @@ def limit_options(verb: Any) -> Any:
 _device = option(MACHINE, "--device", help="Such as cpu or cuda:1; else the best there is.")
 
 
+DRAFT = (
+    "A smaller model that guesses tokens ahead, or lookup: the same answers, sooner where it guesses right"
+)
+
 _runs = click.option("--runs", default="runs", show_default=True, help="The folder of results.")
 
 
@@ -104,6 +108,7 @@ _runs = click.option("--runs", default="runs", show_default=True, help="The fold
 @option(ANSWERS, "--frequency-penalty", help="The same for each time it was said.", type=float)
 @option(ANSWERS, "--max-new-tokens", help="How long an answer may be.", type=int)
 @option(ANSWERS, "--seed", help="The same seed gives the same answers.", type=int)
+@option(MACHINE, "--draft", help=f"{DRAFT}.")
 @_device
 def chat(model: str, **settings: Any) -> None:
     """Talk with a model: a stage (`laptop/sft`), a Hugging Face folder, or an id on the hub."""
@@ -129,6 +134,13 @@ def chat(model: str, **settings: Any) -> None:
     "Finished prompts each model keeps cached, for follow-up requests.",
     argument="prefix_cache_size",
     type=click.IntRange(min=0),
+)
+@option(
+    MACHINE,
+    "--draft",
+    help=f"{DRAFT}; NAME=DRAFT drafts for one model only.",
+    argument="drafts",
+    multiple=True,
 )
 @_device
 @option(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from trivium.generate.defaults import sampling_defaults
+from trivium.generate.drafting import open_draft
 from trivium.generate.engine import Engine
 from trivium.generate.kv_cache import half_of_free_memory
 from trivium.kit import machine
@@ -31,8 +33,12 @@ def open_engine(
     adapters: Mapping[str, str | Path] | None = None,
     sharing: int = 1,
     prefix_cache_size: int = 0,
+    draft: str | Path | None = None,
 ) -> Engine:
-    """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it."""
+    """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it.
+
+    `draft` is another model, or "lookup": what guesses the next few tokens.
+    """
     folder = find_model(model, runs)
     place = machine.usable(device)
     loaded = load_model(folder, dtype=machine.compute_dtype(place), device=place)
@@ -48,9 +54,20 @@ def open_engine(
         max_rows=max_rows,
         memory_budget=memory_budget,
         prefix_cache_size=prefix_cache_size,
+        draft=open_draft(draft, runs=runs, device=device),
     )
     engine.sampling_defaults = sampling_defaults(folder)
     return engine
+
+
+def drafts_of(names: abc.Collection[str], drafts: Sequence[str]) -> dict[str, str]:
+    """What drafts for each model: `NAME=DRAFT` for the model of that name, DRAFT for all others."""
+    found: dict[str, str] = {}
+    for given in sorted(drafts, key=lambda one: one.partition("=")[0] in names):
+        name, mark, place = given.partition("=")
+        for target in [name] if mark and name in names else names:
+            found[target] = place if mark and name in names else given
+    return found
 
 
 def lay_beside(model: Transformer, folder: Path, name: str) -> None:

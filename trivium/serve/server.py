@@ -20,7 +20,7 @@ from trivium.model.named import RUNS, find_model, find_stage
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
 from trivium.serve.logs import Sparing
-from trivium.serve.models import open_engine, short_names, with_adapters
+from trivium.serve.models import drafts_of, open_engine, short_names, with_adapters
 
 if TYPE_CHECKING:
     import uvicorn
@@ -38,6 +38,7 @@ def serve(
     allow_origins: Sequence[str] = (),
     max_rows: int = 32,
     prefix_cache_size: int = 8,
+    drafts: Sequence[str] = (),
     limits: Limits | None = None,
     device: str | None = None,
     memory_budget: int | None = None,
@@ -51,6 +52,7 @@ def serve(
     # A stage goes by its name; where it lies is known here alone.
     names = {name: str(find_stage(place, runs) or place) for name, place in names.items()}
     adapters = with_adapters(names)
+    drafting = drafts_of(adapters, drafts)
     with EngineThread() as thread:
         engines = {}
         for name, beside in adapters.items():
@@ -59,6 +61,7 @@ def serve(
             opening = partial(
                 open_engine, folder, max_rows=max_rows, device=device, memory_budget=memory_budget,
                 adapters=beside, sharing=len(adapters), prefix_cache_size=prefix_cache_size,
+                draft=drafting.get(name), runs=runs,
             )  # fmt: skip
             engines[name] = thread.do(opening)
             with suppress(TriviumError):  # without its package forms are refused when one is asked for

@@ -130,6 +130,12 @@ class Worker:
         )
         measures.watch("trivium_generated_tokens_total", "counter", written, model=name)
         measures.watch("trivium_reused_prompt_tokens_total", "counter", reused, model=name)
+        if engine.drafts:
+            for one, kind in (("drafted", "drafted"), ("accepted", "accepted_draft")):
+                read = partial(engine.counts.__getitem__, f"{one}_tokens")
+                measures.watch(f"trivium_{kind}_tokens_total", "counter", read, model=name)
+            measures.watch("trivium_draft_acceptance", "gauge", lambda: engine.acceptance, model=name)
+            measures.watch("trivium_drafting", "gauge", lambda: engine.drafting, model=name)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to serve the event loop."""
