@@ -36,7 +36,7 @@ class ScriptedEngine:
         self.model = SimpleNamespace(config=SimpleNamespace(context=context, width=64), parameters=lambda: [])
         self.script, self.delay = self.tokenizer.encode(text), delay
         self.rows, self.prompts, self.samplings, self.broken = [], [], [], False
-        self.drafts = False
+        self.drafts, self.cache = False, SimpleNamespace(reserved_bytes=0)
         self.counts = {"generated_tokens": 0, "copied_tokens": 0}
         self.grammars = Grammars(self.tokenizer, self.tokenizer.vocabulary_size)
 
