@@ -225,16 +225,16 @@ class DraftModel:
                 continue
             if max(text.tokens) >= self._own_vocabulary:
                 continue
-            twin = self._twins.get(text.sequence) or self._twin(text)
-            if twin is None or twin in self._prefill.sequences:
+            mine = self._twins.get(text.sequence) or self._twin(text)
+            if mine is None or mine in self._prefill.sequences:
                 continue
-            twin.rewind(text.tokens)
-            if len(text.tokens) - twin.length > BLOCK:
-                self._read_on(twin)
+            mine.rewind(text.tokens)
+            if len(text.tokens) - mine.length > BLOCK:
+                self._read_on(mine)
         if self._prefill.sequences:
             self._prefill.step()
-            for twin in self._twins.values():
-                twin.agreed = max(twin.agreed, min(twin.prefilled, twin.length))
+            for one in self._twins.values():
+                one.agreed = max(one.agreed, min(one.prefilled, one.length))
 
     def _twin(self, text: DraftedText) -> Twin | None:
         """A place for a text in the cache, if there is room, and a prompt to copy from."""
