@@ -29,7 +29,7 @@ from trivium.model.attention import Documents
 from trivium.stages.parts.prompts import Curriculum, Prompt
 from trivium.stages.parts.rollout_worker import EngineWorker, Rollout
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
-from trivium.stages.rlvr import _from_to
+from trivium.stages.rlvr import Rlvr, _from_to
 
 REWARD = """
 def lengths(prompts, completions, **columns):
@@ -448,3 +448,14 @@ def test_any_worker_that_returns_tokens_and_log_probabilities_will_do():
         places = [int(identity.rpartition("/")[2]) for identity in row.ids]
         expected = [step + 10 * place for place in places for step in range(1, 6)]
         assert batch.columns["advantage"][learned].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "clip"),
+    [("sapo", {"low": 0.1}), ("vespo", {"high": 0.1}), ("reinforce", {"dual": 3}), ("cispo", {"low": 0.1})],
+)
+def test_a_clip_that_the_algorithm_does_not_read_is_refused(algorithm, clip):
+    common = {"kind": "rlvr", "from": "base", "data": "world:sums", "reward": ["math"], "steps": 1}
+    with pytest.raises(ValueError, match=f"{algorithm} does not read `clip_ratio.{next(iter(clip))}`"):
+        Rlvr.model_validate({**common, "algorithm": algorithm, "clip_ratio": clip})
+    Rlvr.model_validate({**common, "algorithm": "cispo", "clip_ratio": {"high": 3}})

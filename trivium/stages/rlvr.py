@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
@@ -28,7 +28,7 @@ from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.advantages import KlController
 from trivium.learn.objectives.policy import PolicyGradient
-from trivium.learn.objectives.policy_losses import ALGORITHMS
+from trivium.learn.objectives.policy_losses import ALGORITHMS, cispo, clipped
 from trivium.stages.parts.environments import EnvironmentWorker, described, maker_of
 from trivium.stages.parts.judges import Named
 from trivium.stages.parts.prompts import Curriculum, Prompt, read_prompts
@@ -128,6 +128,16 @@ class Rlvr(RolloutStage):
     """`file.py:Class`, made from the columns of a prompt: `step(action) -> observation, reward, done`."""
     turns: Count = Field(default=4, ge=1)
     """How often the model may act in one completion, where there are tools or an environment."""
+
+    @model_validator(mode="after")
+    def the_algorithm_clips(self) -> Rlvr:
+        """A clip is given only to what reads it."""
+        given = {name for name, value in self.clip_ratio if value is not None}
+        loss = ALGORITHMS[self.algorithm].loss
+        read = {"low", "high", "dual"} if loss is clipped else {"high"} if loss is cispo else set()
+        if unread := sorted(given - read):
+            raise ValueError(f"{self.algorithm} does not read `clip_ratio.{unread[0]}`; leave it out")
+        return self
 
     def scorers(self) -> list[Named]:
         """The rewards, and last the held-out one, which weighs nothing."""
