@@ -9,6 +9,7 @@ from trivium.lab.charts import Row, Rows, Table, axis, render
 from trivium.lab.compute_curves import drawn
 from trivium.lab.experiments_numbers import interval
 from trivium.lab.formatting import figure
+from trivium.lab.ladder import drawn as ladder_drawn
 
 CLASSES = {"supported": "yes", "not shown": "open", "control did not fail": "no"}
 
@@ -26,7 +27,8 @@ def page(found: Mapping[str, Any]) -> str:
     ]
     title = f"{found['recipe']}: an experiment"
     compute = drawn(found["compute"]) if found.get("compute") else None
-    shown = {"claims": claims, "measures": measures, "compute": compute}
+    ladder = ladder_drawn(found["ladder"]) if found.get("ladder") else None
+    shown = {"ladder": ladder, "claims": claims, "measures": measures, "compute": compute}
     return render("experiment.jinja", title=title, found=found, **shown) + "\n"
 
 

@@ -16,6 +16,8 @@ from trivium.lab.compute_curves import curve, summary
 from trivium.lab.experiment_page import page
 from trivium.lab.experiments_numbers import Number, cost, interval, taken
 from trivium.lab.formatting import figure
+from trivium.lab.ladder import climbed
+from trivium.lab.ladder import table as ladder_table
 from trivium.recipe.experiment import Claim, Experiment, Measure
 
 SUPPORTED, NOT_SHOWN, NOT_FAILED = "supported", "not shown", "control did not fail"
@@ -67,6 +69,7 @@ def judged(experiment: Experiment, folders: Folders) -> dict[str, Any]:
         },
         "claims": verdicts(experiment.claims, numbers),
         "compute": _compute(experiment, folders, seeds),
+        "ladder": None if experiment.ladder is None else climbed(experiment.ladder, folders, seeds),
     }
 
 
@@ -195,4 +198,6 @@ def tables(found: Mapping[str, Any]) -> list[list[list[str]]]:
             *(f"{figure(one[key]['value'])} ({interval(one[key])})"
               for key in ("effect", "control_effect", "over_control")),
         ])  # fmt: skip
-    return [numbers, claims]
+    ladder = found.get("ladder")
+    verdict = [] if ladder is None else [ladder_table(ladder)]
+    return [*(table for table in (numbers, claims) if len(table) > 1), *verdict]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from trivium.kit.errors import TriviumError
 from trivium.kit.settings import Settings
 from trivium.recipe.read import laid_over
 from trivium.stages.parts.stage import Stage
@@ -83,6 +84,60 @@ class ComputeCurve(Settings):
     """The values whose price is told; two between the arms' ends, if not said."""
 
 
+class Ladder(Settings):
+    """Growing sizes of one stage: their losses forecast the next size's, before that one is trained."""
+
+    depths: list[Annotated[int, Field(ge=1)]] = Field(min_length=3)
+    """The depths that are fitted, in rising order."""
+    next: int | None = None
+    """The depth that is forecast, trained and judged; one step beyond the last where it is left out."""
+    stage: str | None = None
+    """The stage that is trained in every size; the only `pretrain` stage where it is left out."""
+    take: str = "bits_per_byte"
+    """The column of its log that is forecast."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, written: Any) -> Any:
+        """A list is the depths; the first may be written `depth 2`."""
+        if not isinstance(written, list):
+            return written
+        return {"depths": [one.removeprefix("depth ") if isinstance(one, str) else one for one in written]}
+
+    @model_validator(mode="after")
+    def _rising(self) -> Ladder:
+        if self.next is None:
+            self.next = 2 * self.depths[-1] - self.depths[-2]
+        if sorted({*self.depths, self.next}) != [*self.depths, self.next]:
+            raise ValueError("the depths of a ladder rise, and `next` is larger than all of them")
+        return self
+
+    def named(self, stages: Mapping[str, Any]) -> str:
+        """The stage that is trained in every size."""
+        able = [name for name, one in stages.items() if one.kind == "pretrain"]
+        if self.stage is None and len(able) == 1:
+            return able[0]
+        if self.stage not in able:
+            raise TriviumError(
+                f"a ladder needs the `stage` to train; one of {', '.join(able) or 'none here'}."
+            )
+        return self.stage
+
+    def arms(self, stage: str) -> dict[str, dict[str, Any]]:
+        """An arm for every depth, the next one last."""
+        assert self.next is not None
+        return {rung(depth): {stage: {"model": {"depth": depth}}} for depth in (*self.depths, self.next)}
+
+
+def rung(depth: int) -> str:
+    """What a ladder calls the arm of a depth."""
+    return f"depth-{depth}"
+
+
+FORECAST = "forecast"
+"""The stage that a ladder adds."""
+
+
 class Experiment(Settings):
     """Arms are laid over the stages as a recipe over the one it extends; each runs with every seed."""
 
@@ -90,17 +145,25 @@ class Experiment(Settings):
     """What the experiment asks."""
     seeds: int | Annotated[list[int], Field(min_length=1)] = Field(default=3)
     """The seeds, or how many."""
-    arms: dict[Name, dict[str, Any] | None] = Field(min_length=2)
-    """Changes laid over the stages, by name."""
-    measure: dict[str, Measure] = Field(min_length=1)
+    arms: dict[Name, dict[str, Any] | None] = {}
+    """Changes laid over the stages, by name; two or more, unless there is a `ladder`, which makes its own."""
+    measure: dict[str, Measure] = {}
     """The numbers taken of every arm and seed, by name."""
-    claims: list[Claim] = Field(min_length=1)
+    claims: list[Claim] = []
     """What is claimed, and the control that must fail."""
+    ladder: Ladder | None = None
+    """Growing sizes whose losses forecast the next one's; it stands in the place of arms and claims."""
     compute: ComputeCurve | None = None
     """A curve of what the arms reach for how many FLOPs."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Experiment:
+        if self.ladder is None and (len(self.arms) < 2 or not self.measure or not self.claims):
+            raise ValueError(
+                "an experiment needs two `arms`, a `measure` and a claim in `claims`, or a `ladder`"
+            )
+        if self.ladder is not None and self.arms:
+            raise ValueError("a `ladder` makes the arms itself; leave `arms` or `ladder` out")
         count = self.seeds if isinstance(self.seeds, int) else len(self.seeds)
         if count < 1:
             raise ValueError("`seeds` needs to be one at least")
@@ -137,6 +200,8 @@ class Expanded:
     """For every stage of the graph, what the names written in it stand for."""
     cells: Mapping[tuple[str, int], Mapping[str, str]]
     """For every arm and seed, the graph's name of each stage."""
+    after: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Stages that wait for others of which they read nothing."""
 
 
 def expand(arms: Mapping[str, Mapping[str, Stage]], seeds: Sequence[int]) -> Expanded:
@@ -192,3 +257,22 @@ def _name(stage: str, identity: str, identities: Mapping[tuple[str, int], Mappin
     parts = [stage] if arm == PLAIN else [stage, arm]
     everywhere = all((arm, other) in same for one, other in identities if one == arm)
     return ".".join(parts if everywhere else [*parts, str(seed)])
+
+
+def forecast_between(found: Expanded, ladder: Ladder, stage: str, make: Callable[..., Stage]) -> Expanded:
+    """The graph with a forecast from the ladder's sizes, for which the next size waits."""
+    assert ladder.next is not None
+
+    def trained(depth: int) -> list[str]:
+        return list(
+            dict.fromkeys(names[stage] for (arm, _), names in found.cells.items() if arm == rung(depth))
+        )
+
+    made = make(of=[trained(depth) for depth in ladder.depths], take=ladder.take)
+    return replace(
+        found,
+        stages={**found.stages, FORECAST: made},
+        meant={**found.meant, FORECAST: {}},
+        cells={cell: {**names, FORECAST: FORECAST} for cell, names in found.cells.items()},
+        after={name: [FORECAST] for name in trained(ladder.next)},
+    )

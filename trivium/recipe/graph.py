@@ -46,6 +46,8 @@ class Node:
     fingerprint: str
     pinned: Mapping[str, str] = field(default_factory=dict)
     """For what lies on the hub, the commit that is read: `owner/name@commit`."""
+    after: tuple[str, ...] = ()
+    """Stages that come before it although nothing of theirs decides its result."""
 
     @property
     def entry(self) -> str:
@@ -90,7 +92,9 @@ def build(
                 "inputs": sorted(made_of.values()),
             }
         )
-        nodes[name] = Node(name, stage, parents[name], outside, accepted.get(identity, identity), pinned)
+        known = accepted.get(identity, identity)
+        after = tuple(recipe.waits_for(name))
+        nodes[name] = Node(name, stage, parents[name], outside, known, pinned, after)
     checksums.keep()
     return nodes
 
@@ -116,7 +120,7 @@ def needed(nodes: Mapping[str, Node], only: Iterable[str]) -> list[str]:
     while waiting:
         name = waiting.pop()
         wanted.add(name)
-        waiting += [parent.stage for parent in nodes[name].parents.values()]
+        waiting += [*(parent.stage for parent in nodes[name].parents.values()), *nodes[name].after]
     return [name for name in nodes if name in wanted]
 
 
@@ -181,7 +185,10 @@ def _kept(text: str, recipe: Recipe, name: str, place: str) -> tuple[str, int]:
 
 def _order(recipe: Recipe, parents: Mapping[str, Mapping[str, Parent]]) -> list[str]:
     sorter = TopologicalSorter(
-        {name: [parent.stage for parent in of.values()] for name, of in parents.items()}
+        {
+            name: [*(parent.stage for parent in of.values()), *recipe.waits_for(name)]
+            for name, of in parents.items()
+        }
     )
     try:
         return list(sorter.static_order())
@@ -208,13 +215,14 @@ def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
         inside: Any = settings
         for key in above:
             inside = inside[int(key) if isinstance(inside, list) else key]
-        value, identity = inside[last], names[reference.name]
+        here: Any = int(last) if isinstance(inside, list) else last
+        value, identity = inside[here], names[reference.name]
         if isinstance(value, dict):
-            inside[last] = {identity if key == reference.name else key: one for key, one in value.items()}
+            inside[here] = {identity if key == reference.name else key: one for key, one in value.items()}
         elif isinstance(value, list):
-            inside[last] = [identity if one == reference.name else one for one in value]
+            inside[here] = [identity if one == reference.name else one for one in value]
         else:
-            inside[last] = identity
+            inside[here] = identity
     return settings
 
 

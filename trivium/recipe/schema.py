@@ -26,7 +26,15 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.settings import Settings
 from trivium.kit.trackers import Tracker
 from trivium.recipe.complaints import sentence
-from trivium.recipe.experiment import PLAIN, Expanded, Experiment, expand
+from trivium.recipe.experiment import (
+    FORECAST,
+    PLAIN,
+    Expanded,
+    Experiment,
+    Ladder,
+    expand,
+    forecast_between,
+)
 from trivium.recipe.outside import check_world, is_elsewhere, locate
 from trivium.recipe.read import Written, nearest, read
 from trivium.recipe.renamed import Renaming
@@ -102,6 +110,10 @@ class Recipe:
     def meant(self, stage: str, written: str) -> str:
         """The stage that a name written in a stage stands for; in an experiment that of its arm and seed."""
         return written if self.expanded is None else self.expanded.meant[stage].get(written, written)
+
+    def waits_for(self, stage: str) -> Sequence[str]:
+        """Stages that come before this one although it reads nothing of theirs."""
+        return () if self.expanded is None else self.expanded.after.get(stage, ())
 
     @property
     def base(self) -> Path:
@@ -205,6 +217,10 @@ def _expanded(valid: Any, model: type[BaseModel], written: Written, renaming: Re
     """The stages of every arm and seed; what is wrong in an arm is said of that arm."""
     arms: dict[str, Mapping[str, Stage]] = {PLAIN: valid.stages}
     experiment: Experiment = valid.experiment
+    climbs = None if experiment.ladder is None else _climbing(experiment.ladder, valid.stages, written)
+    if experiment.ladder is not None and climbs is not None:
+        experiment.ladder.stage = climbs
+        experiment.arms = dict(experiment.ladder.arms(climbs))
     for arm in experiment.arms:
         try:
             content = experiment.arm(arm, written.content)
@@ -223,7 +239,22 @@ def _expanded(valid: Any, model: type[BaseModel], written: Written, renaming: Re
                         f"{place}: the arm `{arm}` has no stage `{stage}`"
                         f"{nearest(stage, arms[arm]) or '; measure one it has.'}"
                     )
-    return expand(arms, experiment.numbers(valid.seed))
+    found = expand(arms, experiment.numbers(valid.seed))
+    if experiment.ladder is None or climbs is None:
+        return found
+    make = partial(Stage.kinds["forecast"], kind="forecast", seed=valid.seed)
+    return forecast_between(found, experiment.ladder, climbs, make)
+
+
+def _climbing(ladder: Ladder, stages: Mapping[str, Stage], written: Written) -> str:
+    """The stage that a ladder trains in every size."""
+    place = written.place(["experiment", "ladder"])
+    if FORECAST in stages:
+        raise TriviumError(f"{place}: a ladder adds a stage `{FORECAST}`; call the recipe's own otherwise.")
+    try:
+        return ladder.named(stages)
+    except TriviumError as error:
+        raise TriviumError(f"{place}: {error}") from None
 
 
 def json_schema() -> dict[str, Any]:
