@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from trivium.evals.statistics import CONFIDENCE, normal_quantile, t_quantile
 from trivium.kit.errors import TriviumError
@@ -32,7 +33,7 @@ class PowerLaw:
         return float(self.floor + self.scale * flops**-self.power)
 
 
-def fit(flops: Sequence[float], losses: Sequence[float]) -> PowerLaw:
+def fit(flops: ArrayLike, losses: ArrayLike) -> PowerLaw:
     """The law with the least squares in the loss, over a grid of floors."""
     spent, reached = np.log(np.asarray(flops)), np.asarray(losses)
     if np.ptp(spent) == 0:
