@@ -35,6 +35,10 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "merge": {"of": ["base", "forked"], "data": {"texts.jsonl": {"validation": 0.3}}},
     "midtrain": {"from": "base", "data": "corpus", "batch": 128, "steps": 2},
+    "multimodal": {
+        "from": "base", "data": "pictures.jsonl", "batch": 128, "steps": 2, "context": 64,
+        "picture": {"patch": 4, "tokens": 4, "layers": 1, "width": 32}, "steps_frozen": 0.0,
+    },
     "ppo": {
         "from": "base", "data": "problems.jsonl", "reward": ["mine.py:spread"],
         "prompts_per_step": 4, "epochs_per_rollout": 1,
@@ -64,10 +68,12 @@ BASES: dict[str, dict[str, Any]] = {
 """For every kind, a stage of it that ends in a tenth of a second."""
 
 TRAINS = tuple(name for name, stage in sorted(kinds().items()) if issubclass(stage, Training))
-DOCUMENTS = ("anneals", "distill", "midtrain", "pretrain", "sft")
+DOCUMENTS = ("anneals", "distill", "midtrain", "multimodal", "pretrain", "sft")
 """Kinds that pack documents into rows, so that their steps are counted in tokens."""
 PAIRS = ("preference", "reward")
 ROLLOUTS = ("ppo", "rlvr")
+ANSWERS = ("sft", "multimodal")
+"""Kinds that learn from conversations as examples."""
 INHERITS = tuple(name for name in TRAINS if name != "pretrain")
 
 Check = Callable[[Seen, Seen], None]

@@ -38,7 +38,10 @@ def rank(before: Seen, after: Seen) -> None:
     for layer in layers(after).values():
         assert layer.down["default"].shape[0] == layer.up["default"].shape[1] == 3
         assert layer.up["default"].abs().max() > 0
-    assert all(".down." in name or ".up." in name or name.startswith("extra.") for name in after.begun)
+    assert all(
+        ".down." in name or ".up." in name or name.startswith(("extra.", "modalities."))
+        for name in after.begun
+    )
 
 
 @moves("adapter.alpha", 6.0, kinds=INHERITS, both=SMALL)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lines import moves, refuses
+from lines import ANSWERS, moves, refuses
 from tiny_run import Seen, first_loss, loss_elsewhere, mean_over_learned
 
 from trivium.data.rows import PackedSequence
@@ -26,24 +26,24 @@ def learned(seen: Seen) -> float:
 TURNS = {"data": "turns.jsonl"}
 
 
-@moves("loss", "last", kinds=["sft"], both=TURNS)
+@moves("loss", "last", kinds=ANSWERS, both=TURNS)
 def last_turn(before: Seen, after: Seen) -> None:
     """Of two answers one is learned."""
     assert 0 < learned(after) < learned(before)
 
 
-@moves("loss", "all", kinds=["sft"], both=TURNS)
+@moves("loss", "all", kinds=ANSWERS, both=TURNS)
 def everything(before: Seen, after: Seen) -> None:
     predicted = sum(int((row.targets >= 0).sum()) for rows in after.batches for row in rows)
     assert learned(before) < learned(after) == predicted
 
 
-@moves("loss", "assistant", kinds=["sft"], both={**TURNS, "loss": "all"})
+@moves("loss", "assistant", kinds=ANSWERS, both={**TURNS, "loss": "all"})
 def every_answer(before: Seen, after: Seen) -> None:
     assert 0 < learned(after) < learned(before)
 
 
-@moves("label_smoothing", 0.2, kinds=["sft"])
+@moves("label_smoothing", 0.2, kinds=ANSWERS)
 def label_smoothing(before: Seen, after: Seen) -> None:
     """A fifth of the loss is the mean over all tokens instead."""
     uniform = mean_over_learned(before, lambda logits: -logits.log_softmax(-1).mean(-1))
@@ -51,7 +51,7 @@ def label_smoothing(before: Seen, after: Seen) -> None:
     assert first_loss(after) == pytest.approx(expected, rel=1e-4)
 
 
-@moves("neftune", 10.0, kinds=["sft"])
+@moves("neftune", 10.0, kinds=ANSWERS)
 def neftune(before: Seen, after: Seen) -> None:
     """Noise on the embeddings, drawn anew in every pass."""
     assert after.trainer.objective.noise == 10.0  # type: ignore[attr-defined]
@@ -59,7 +59,7 @@ def neftune(before: Seen, after: Seen) -> None:
     assert len({first_loss(after) for _ in range(3)}) == 3
 
 
-@moves("near_parent.weights", 2.0, kinds=["sft"], both={"steps": 1})
+@moves("near_parent.weights", 2.0, kinds=ANSWERS, both={"steps": 1})
 def near_parent_weights(before: Seen, after: Seen) -> None:
     """Half the strength times the squared distance, which is none at the start."""
     assert first_loss(after) == pytest.approx(first_loss(before), abs=1e-6)
@@ -73,14 +73,14 @@ def near_parent_weights(before: Seen, after: Seen) -> None:
 TWO = {"data": {"answers.jsonl": {}, "more-answers.jsonl": {}}}
 
 
-@moves("near_parent.kl", 0.5, kinds=["sft"], both={"steps": 1, "learning_rate.from": 0.05})
+@moves("near_parent.kl", 0.5, kinds=ANSWERS, both={"steps": 1, "learning_rate.from": 0.05})
 def near_parent_kl(before: Seen, after: Seen) -> None:
     assert first_loss(after) == pytest.approx(first_loss(before), abs=1e-5)
     ended = first_loss(after, ended=True), loss_elsewhere(after, before.trainer.objective)
     assert ended[0] - ended[1] > 1e-5
 
 
-@moves("near_parent.on", ["answers.jsonl"], kinds=["sft"], both={
+@moves("near_parent.on", ["answers.jsonl"], kinds=ANSWERS, both={
     **TWO, "near_parent.kl": 0.5, "learning_rate.from": 0.05})  # fmt: skip
 def near_parent_on(before: Seen, after: Seen) -> None:
     """Of two sources alike one is held, so that about half of the pull is left."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lines import moves, refuses
+from lines import ANSWERS, INHERITS, moves, refuses
 from tiny_run import OTHERS, Seen, equal
 from torch import Tensor
 
@@ -54,10 +54,11 @@ def longest(seen: Seen) -> int:
     return max(len(row) for rows in seen.batches for row in rows)
 
 
+@moves("context", 48, kinds=["multimodal"])
 @moves("context", 32, kinds=["pretrain", "sft", "distill"])
 def context(before: Seen, after: Seen) -> None:
-    assert 32 < longest(before) <= 64
-    assert longest(after) <= 32
+    assert after.stage.context < longest(before) <= 64  # type: ignore[attr-defined]
+    assert longest(after) <= after.stage.context  # type: ignore[attr-defined]
 
 
 @moves("tokenizer", "bigger", kinds=["pretrain"], both={"data": "texts.jsonl", "tokenizer": "words"})
@@ -70,9 +71,7 @@ def tokenizer(before: Seen, after: Seen) -> None:
 # midtrain
 
 
-@moves(
-    "from", "second", kinds=["midtrain", "anneals", "sft", "distill", "preference", "reward", "rlvr", "ppo"]
-)
+@moves("from", "second", kinds=INHERITS)
 def start(before: Seen, after: Seen) -> None:
     assert after.begun.keys() == before.begun.keys()
     theirs = load_tensors(after.inputs["second"] / "model.safetensors")
@@ -110,7 +109,7 @@ def replay(before: Seen, after: Seen) -> None:
     assert share(after, "corpus") == 0.25
 
 
-@moves("replay.share", 0.25, kinds=["sft"], both={"replay.share": 0.5})
+@moves("replay.share", 0.25, kinds=ANSWERS, both={"replay.share": 0.5})
 def replay_beside_answers(before: Seen, after: Seen) -> None:
     assert share(before, "corpus") == 0.5
     assert share(after, "corpus") == 0.25

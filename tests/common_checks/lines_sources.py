@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from lines import LINES, Line
+from lines import ANSWERS, LINES, Line
 from tiny_run import ROWS, Seen
 
 from trivium.data.shards import Shards
@@ -123,6 +123,9 @@ PLACES = [
     Place("anneals", "measure", MEASURED, "others", tokenised, measured=_documents),
     Place("sft", "data", LEARNED, "answers", tokenised, column="completion"),
     Place("distill", "data", LEARNED, "answers", tokenised, column="completion"),
+    Place("multimodal", "data", LEARNED, "answers", tokenised, column="completion"),
+    Place("multimodal", "replay.data", LEARNED, "answers", tokenised, column="completion",
+          both={"data": "others.jsonl", "replay.share": 0.5}),
     Place("sft", "replay.data", LEARNED, "answers", tokenised, column="completion",
           both={"data": "others.jsonl", "replay.share": 0.5}),
     Place("preference", "data", JUDGED, "pairs", trained, column="chosen"),
@@ -350,7 +353,7 @@ for place in PLACES:
         refusing(place, "validation", words="changes nothing here")
     if place.role not in (JUDGED, TESTED) and place.kind != "text_to_sql":
         separating(place)
-    if place.kind in ("sft", "distill") or place.role in (JUDGED, TESTED, POSED):
+    if place.kind in (*ANSWERS, "distill") or place.role in (JUDGED, TESTED, POSED):
         refusing(place, *LENGTHS, words="is chosen by length or stands under another name")
     elif place.role != READ:
         by_length(place)

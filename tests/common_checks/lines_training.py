@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lines import DOCUMENTS, INHERITS, PAIRS, ROLLOUTS, TRAINS, moves, refuses
+from lines import ANSWERS, DOCUMENTS, INHERITS, PAIRS, ROLLOUTS, TRAINS, moves, refuses
 from tiny_run import Seen, equal, first_loss, mean_over_learned
 
 from trivium.kit.files import read_json
@@ -283,14 +283,14 @@ def measured(seen: Seen) -> list[int]:
 
 
 @moves("validation.times", 2, kinds=["anneals", "midtrain", "pretrain"], both={"steps": 4})
-@moves("validation.times", 2, kinds=["sft", "distill"], both={"steps": 4, **HELD_OUT})
+@moves("validation.times", 2, kinds=(*ANSWERS, "distill"), both={"steps": 4, **HELD_OUT})
 def validation_times(before: Seen, after: Seen) -> None:
     assert measured(before) == [1, 2, 3, 4]
     assert measured(after) == [2, 4]
 
 
 @moves("validation.tokens", 1, kinds=["midtrain", "pretrain"])
-@moves("validation.tokens", 1, kinds=["sft", "distill"], both={**HELD_OUT, "context": 32})
+@moves("validation.tokens", 1, kinds=(*ANSWERS, "distill"), both={**HELD_OUT, "context": 32})
 def validation_tokens(before: Seen, after: Seen) -> None:
     """On fewer tokens the same model measures another loss."""
     assert after.losses == before.losses

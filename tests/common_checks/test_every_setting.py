@@ -8,6 +8,7 @@ import lines_curate  # noqa: F401
 import lines_distill  # noqa: F401
 import lines_forecast  # noqa: F401
 import lines_growth  # noqa: F401
+import lines_modalities  # noqa: F401
 import lines_models  # noqa: F401
 import lines_quality  # noqa: F401
 import lines_reports  # noqa: F401

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import trivium
@@ -62,6 +64,7 @@ PAIRS = [
     {"prompt": f"{n} and {n} make", "chosen": f" {2 * n}", "rejected": " the river rises" * (1 + n % 3)}
     for n in range(20)
 ]
+COLOURS = (("red", (200, 0, 0)), ("green", (0, 200, 0)), ("blue", (0, 0, 200)))
 QUESTIONS = [
     {"question": f"What costs {price}?", "sql": f"SELECT name FROM goods WHERE price = {price}"}
     for price in range(12)
@@ -92,6 +95,24 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         }
         for n in range(20)
     ],
+    "pictures": [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "path": f"pictures/{n}.png"}]},
+                {"role": "assistant", "content": COLOURS[n % 3][0]},
+            ]
+        }
+        for n in range(40)
+    ],
+    "sounds": [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "audio", "path": f"sounds/{n}.wav"}]},
+                {"role": "assistant", "content": ("low", "high")[n % 2]},
+            ]
+        }
+        for n in range(40)
+    ],
     "problems": [
         {"prompt": one["prompt"], "answer": str(2 * n), "other": f"zz {n}"}
         for n, one in enumerate(PAIRS[:12])
@@ -119,6 +140,21 @@ def write_inputs(folder: Path) -> Path:
         write(f"damaged-{name}.jsonl", rows, "{not json\n")
         write(f"halves-{name}/train.jsonl", rows[::2])
         write(f"halves-{name}/test.jsonl", rows[1::2])
+    (folder / "pictures").mkdir()
+    for n in range(40):
+        red, green, blue = COLOURS[n % 3][1]
+        picture = Image.new("RGB", (10, 8), (red + n, green + n, blue + n))
+        picture.save(folder / "pictures" / f"{n}.png")
+    (folder / "sounds").mkdir()
+    for n in range(40):
+        with wave.open(str(folder / "sounds" / f"{n}.wav"), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            times = np.arange(4000) / 16000
+            samples = np.sin(2 * np.pi * (300 + 600 * (n % 2) + n) * times) * 9000
+            file.writeframes(samples.astype("<i2").tobytes())
+    for place in folder.glob("halves-*"):
+        for items in ("pictures", "sounds"):
+            (place / items).symlink_to(folder / items)
     (folder / "notes.txt").write_text("\n\n".join(f"{one} | {other}" for one, other in pairwise(TEXTS)))
     write("bad-questions.jsonl", [*ROWS["questions"], {"question": "Who?", "sql": "SELECT nobody"}])
     shop = "".join(f"INSERT INTO goods (name, price) VALUES ('thing {n}', {n});\n" for n in range(12))
@@ -174,7 +210,25 @@ def make_inputs(folder: Path) -> Inputs:
         "others": "data",
         "before": "report",
     }
-    return Inputs(folder, {name: run[name].folder / products.get(name, "model") for name in run})
+    places = {name: run[name].folder / products.get(name, "model") for name in run}
+    return Inputs(folder, places | make_encoders(folder))
+
+
+def make_encoders(folder: Path) -> dict[str, Path]:
+    """A vision tower and a Whisper of random weights, as transformers saves them."""
+    import transformers
+
+    torch.manual_seed(1)
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    clip = transformers.CLIPVisionConfig(**small, image_size=8, patch_size=4)
+    whisper = transformers.WhisperConfig(
+        vocab_size=60, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_source_positions=50,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    transformers.CLIPVisionModel(clip).save_pretrained(folder / "clip")
+    transformers.WhisperModel(whisper).save_pretrained(folder / "whisper")
+    return {"clip": folder / "clip", "whisper": folder / "whisper"}
 
 
 @dataclass(repr=False)

@@ -12,6 +12,7 @@ from trivium.data.encoding import Encoded, Refused
 from trivium.data.shapes import Example, Message, Shape, example_of, recognised
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
+from trivium.tokens.items import FIRST, items_of, text_only
 from trivium.tokens.tokenizer import Tokenizer
 
 Learned = Literal["assistant", "last", "all"]
@@ -120,7 +121,11 @@ class Encoder:
         tokens = np.array(kept.tokens, dtype=np.int64)
         learned = None if kept.learned is None else np.array(kept.learned, dtype=bool)
         weighed = replace(document, fields={**document.fields, "weight": example.weight})
-        return Encoded(weighed, tokens, int(self._byte_lengths[tokens].sum()), learned)
+        items = items_of(tokens)
+        if items and learned is None:
+            learned = tokens < FIRST
+        size = int(self._byte_lengths[text_only(tokens)].sum())
+        return Encoded(weighed, tokens, size, learned, items)
 
     def whole(self, example: Example) -> Piece:
         """All of an example, however long."""

@@ -5,13 +5,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 
 import numpy as np
 
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
+from trivium.tokens.items import Item, items_of, text_only
 from trivium.tokens.tokenizer import Tokenizer
 
 _LETTERS_PER_CHUNK = 1 << 19
@@ -26,6 +27,8 @@ class Encoded:
     tokens: np.ndarray
     bytes: int
     learned: np.ndarray | None
+    items: dict[int, Item] = field(default_factory=dict)
+    """The pictures and sounds that the tokens name."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def _encode_conversation(document: Document, tokenizer: Tokenizer, lengths: np.n
     except TriviumError as error:
         return Refused(document, str(error))
     tokens = np.array(chat.ids, dtype=np.int64)
-    return Encoded(document, tokens, int(lengths[tokens].sum()), np.array(chat.learned, dtype=bool))
+    size = int(lengths[text_only(tokens)].sum())
+    return Encoded(document, tokens, size, np.array(chat.learned, dtype=bool), items_of(tokens))
 
 
 def _encode_chunk(

@@ -9,7 +9,7 @@ from trivium.data.batches import PlannedBatches
 from trivium.data.ingredients import Ingredient, Lengths, chosen
 from trivium.data.mixture import MixturePlan, PlannedSource
 from trivium.data.packing import Method, Packing, pack
-from trivium.data.rows import NOTHING, PackedSequence
+from trivium.data.rows import NOTHING, PackedSequence, predict_text_alone
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
@@ -59,6 +59,7 @@ class PackedRows:
             if self._weights is not None:
                 weights[place : place + predicted] *= self._weights[document]
             place += length
+        predict_text_alone(targets, weights)
         ids = tuple(self.shards.id(document) for document in documents)
         return PackedSequence(
             tokens, targets, weights, lengths, ids=ids, sources=(self._source,) * len(lengths)

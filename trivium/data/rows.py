@@ -7,7 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trivium.tokens.items import FIRST
+
 NOTHING = -1
+
+
+def predict_text_alone(targets: np.ndarray, weights: np.ndarray) -> None:
+    """Nothing predicts a picture or a sound: take them out of the targets, in place."""
+    if len(targets) and targets.max() >= FIRST:
+        inside = targets >= FIRST
+        targets[inside], weights[inside] = NOTHING, 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +88,7 @@ def row_of_documents(
         )
         weights[:-1] = per_token[1:]
     weights[last] = 0.0
+    predict_text_alone(targets, weights)
     return PackedSequence(
         tokens=tokens,
         targets=targets,

@@ -16,9 +16,11 @@ from trivium.data.split import in_validation, text_hash
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum, read_json, sync, whole_folder, write_json
 from trivium.kit.fingerprint import fingerprint
+from trivium.tokens.items import LIBRARY, ItemsFile
 from trivium.tokens.tokenizer import Tokenizer
 
 VERSION = 1
+ITEMS = "items.bin"
 _PARTS = (".bin", ".idx", ".bytes", ".ids")
 _NAMED_IN_REPORT = 20
 
@@ -134,13 +136,16 @@ def write_encoded(
     facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write what is tokenised already; `facts` are kept as they are once the last document is written."""
-    dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4")
+    small = "<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4"
+    # Ids of pictures and sounds need 62 bits.
+    dtype = np.dtype(small if tokenizer.forms is None else "<i8")
     seen: set[bytes] = set()
     counts = {"documents": 0, "duplicates": 0, "refused": 0}
     refused: list[str] = []
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     open_shards: dict[str, _Shard] = {}
     with whole_folder(folder) as beside:
+        items = ItemsFile(beside / ITEMS)
         for encoded in found:
             counts["documents"] += 1
             if isinstance(encoded, Refused):
@@ -162,6 +167,7 @@ def write_encoded(
                 name = f"{split}-{len(splits[split]):05d}"
                 shard = open_shards[split] = _Shard(beside, name, dtype, columns)
             shard.add(encoded)
+            items.add(encoded.items)
             if shard.tokens >= tokens_per_shard:
                 splits[split].append(open_shards.pop(split).finish())
         for split, shard in open_shards.items():
@@ -176,6 +182,9 @@ def write_encoded(
             "read": {**counts, "named": refused},
             "splits": {split: _totals(beside, shards) for split, shards in splits.items()},
         }
+        if items.index:
+            sync(items.path)
+            manifest["items"] = {"checksum": checksum(items.path), "index": items.index}
         write_json(beside / "manifest.json", {**manifest, "seal": fingerprint(manifest)})
     return manifest
 
@@ -221,6 +230,8 @@ class Shards:
         self._shards: list[dict[str, Any]] = self.manifest["splits"][split]["shards"]
         if verify:
             self.verify()
+        if "items" in self.manifest:
+            LIBRARY.add_stored(self.folder / ITEMS, self.manifest["items"]["index"])
         dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
         self._maps = [np.memmap(self._path(shard, ".bin"), dtype=dtype, mode="r") for shard in self._shards]
         ends = [np.fromfile(self._path(shard, ".idx"), "<u8").astype(np.int64) for shard in self._shards]
@@ -235,6 +246,10 @@ class Shards:
 
     def verify(self) -> None:
         """Compare every file with the manifest; a damaged one is named and nothing is read from it."""
+        if "items" in self.manifest:
+            path = self.folder / ITEMS
+            if not path.is_file() or checksum(path) != self.manifest["items"]["checksum"]:
+                raise TriviumError(f"{path} is damaged or gone; make the corpus again.")
         for shard in self._shards:
             for name, expected in shard["files"].items():
                 path = self.folder / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from trivium.kit.files import bare_name, expanded, read_object
 from trivium.kit.listing import files_below, matching
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
+from trivium.tokens.parts import has_items, is_part
 
 _NAMED_IN_REPORT = 20
 
@@ -131,7 +132,26 @@ def _found(source: Source) -> Iterator[tuple[str, dict[str, Any]] | BadLine]:
             "leave it out, or name the part's own folder."
         )
     for name, path in listed:
-        yield from entries(name, path, source.separator)
+        for entry in entries(name, path, source.separator):
+            if not isinstance(entry, BadLine):
+                place_items(entry[1], path.parent)
+            yield entry
+
+
+def place_items(fields: dict[str, Any], folder: Path) -> None:
+    """Make the paths of pictures and sounds in messages, relative to the file that names them, absolute."""
+    for part in items_in(fields):
+        if isinstance(part.get("path"), str) and not part["path"].startswith("data:"):
+            part["path"] = str(folder / Path(part["path"]).expanduser())
+
+
+def items_in(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of all messages of a row that are pictures or sounds."""
+    for value in fields.values():
+        if isinstance(value, list) and has_items(value):
+            for message in value:
+                content = message.get("content") if isinstance(message, dict) else None
+                yield from (part for part in content if is_part(part)) if isinstance(content, list) else ()
 
 
 def files_of(source: Source) -> list[tuple[str, Path]] | None:

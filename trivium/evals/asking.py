@@ -261,4 +261,11 @@ def _with_pass_at_k(record: Record, temperature: float) -> Record:
 
 
 def _spoken(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return "\n".join(f"{message['role']}: {_words(message['content'])}" for message in messages)
+
+
+def _words(content: Any) -> str:
+    """A message's text, with a word for each picture or sound."""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.get("text") or f"[{part.get('type')}]" for part in content)

@@ -230,6 +230,8 @@ _PLACES = {
     "positions": "context:POSITIONS",
     "conversation": "conversation:CONVERSATION",
     "forgetting": "bits:FORGETTING",
+    "pictures": "modalities:PICTURES",
+    "sounds": "modalities:SOUNDS",
     "gsm8k": "published:GSM8K",
     "svamp": "published:SVAMP",
     "humaneval": "published:HUMANEVAL",

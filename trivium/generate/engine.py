@@ -29,6 +29,7 @@ from trivium.generate.streaming import TextStream
 from trivium.kit.errors import TriviumError
 from trivium.model.lora import adapter_names, selection_of
 from trivium.model.transformer import Transformer
+from trivium.tokens.items import is_item
 from trivium.tokens.tokenizer import Tokenizer
 
 
@@ -191,10 +192,12 @@ class Engine:
         handle = RequestHandle(request, on_token)
         self._under_way.add(handle)
         seed = int(self._random.integers(2**63)) if sampling.seed is None else sampling.seed
+        # penalties are on words
+        words = prompt if self.model.modalities is None else [one for one in prompt if not is_item(one)]
         sequences = []
         for sample in range(request.n):
             fork = constraint.fork() if constraint is not None else None
-            state = SequenceSampling(sampling, seed_of_sample(seed, sample), prompt, stop_ids, fork)
+            state = SequenceSampling(sampling, seed_of_sample(seed, sample), words, stop_ids, fork)
             sequence = Sequence(prompt, len(prompt) - 1, reserved, handle=handle, sample=sample, state=state)
             # text is decoded on the way where someone reads along or a stop text must be found
             if on_token is not None or sampling.stop:
@@ -275,7 +278,12 @@ class Engine:
     def _check(self, prompt: abc.Sequence[int], reserved: int) -> None:
         if not prompt:
             raise TriviumError("the prompt is empty: give at least one token, such as the end-of-text token.")
-        if min(prompt) < 0 or max(prompt) >= self.vocabulary:
+        known = prompt
+        if self.model.modalities is not None:
+            known = [token for token in prompt if not is_item(token)]
+            if is_item(prompt[-1]):
+                raise TriviumError("the prompt ends in a picture or a sound: let text follow it.")
+        if min(known) < 0 or max(known) >= self.vocabulary:
             raise TriviumError(f"the prompt has a token outside the model's vocabulary of {self.vocabulary}.")
         if reserved > self.window and not self._unbounded:
             raise TriviumError(

@@ -312,9 +312,14 @@ class FusedForward:
             room.tokens[:count].copy_(tokens)
             room.positions[:count].copy_(positions)
             tokens, positions = room.tokens, room.positions
+        found = None if model.modalities is None else model.modalities.places(tokens)
+        if found is not None:
+            tokens = tokens.index_fill(0, found[0], 0)
         stream = torch.index_select(model.embedding.weight, 0, tokens, out=room.stream)
         if model.config.embedding_scale != 1.0:
             stream.mul_(model.config.embedding_scale)
+        if found is not None:
+            stream.index_copy_(0, *found)
         if model.position_embedding is not None:
             stream.add_(model.position_embedding.weight.index_select(0, positions))
         for index, rotary in enumerate(self.rotaries):

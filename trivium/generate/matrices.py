@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -66,6 +67,9 @@ class EngineWeights:
                     "which holds several adapters or rounds what it multiplies; load it in that type."
                 )
             self.model = build(source.config, dtype=self.dtype, device=str(source.device)).eval()
+            self.model.modalities = copy.deepcopy(source.modalities)
+            if self.model.modalities is not None:
+                self.model.modalities.to(dtype=self.dtype)
             self.model.requires_grad_(False)
             self.refresh()
 

@@ -28,10 +28,16 @@ class LearningRates:
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-10
+    new_parts: float = 1.0
+    """How many times faster the encoders and projectors of other modalities learn."""
 
     def of(self, group: str) -> float:
         """The full rate of one group."""
         return float(getattr(self, group))
+
+    def factor_of(self, name: str) -> float:
+        """By how much the rate of a parameter differs from its group's."""
+        return self.new_parts if name.startswith("modalities.") else 1.0
 
 
 def group_of(name: str, parameter: Tensor) -> str:
@@ -92,9 +98,11 @@ class Optimiser:
             self.groups[group_of(name, parameter)].append(name)
         self.muon = [] if not muon else self.groups["matrices"]
         matrices = set(self.muon)
-        self.adam = {
-            group: [name for name in names if name not in matrices] for group, names in self.groups.items()
-        }
+        self.adam: dict[tuple[str, float], list[str]] = defaultdict(list)
+        for group, names in self.groups.items():
+            for name in names:
+                if name not in matrices:
+                    self.adam[group, rates.factor_of(name)].append(name)
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
@@ -110,8 +118,8 @@ class Optimiser:
         """Move every parameter that has a gradient; `factor` is the schedule's share of the full rates."""
         self.steps += 1
         self._muon_step(factor)
-        for group, names in self.adam.items():
-            self._adam_step(names, group, factor)
+        for (group, faster), names in self.adam.items():
+            self._adam_step(names, group, factor * faster)
 
     def _moving(self, names: list[str]) -> tuple[list[str], list[Tensor], list[Tensor]]:
         """Of these parameters, those that have a gradient: their names, themselves, their gradients."""
@@ -120,11 +128,11 @@ class Optimiser:
         return kept, [self.parameters[name] for name in kept], gradients
 
     def _muon_step(self, factor: float) -> None:
-        shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        shapes: dict[tuple[tuple[int, ...], float], list[str]] = defaultdict(list)
         for name in self.muon:
-            shapes[tuple(self.parameters[name].shape)].append(name)
-        rate = self.rates.matrices * factor
-        for shape, same in shapes.items():
+            shapes[tuple(self.parameters[name].shape), self.rates.factor_of(name)].append(name)
+        for (shape, faster), same in shapes.items():
+            rate = self.rates.matrices * factor * faster
             names, parameters, gradients = self._moving(same)
             if not names:
                 continue

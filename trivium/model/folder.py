@@ -19,6 +19,7 @@ from trivium.model.families import read_config, write_config
 from trivium.model.hub import resolve
 from trivium.model.initialise import build
 from trivium.model.lora import bake
+from trivium.model.modalities.folder import load_modalities, save_modalities
 from trivium.model.quantize import KEY as QUANTISED
 from trivium.model.quantize import (
     Scheme,
@@ -161,6 +162,7 @@ def load_model(
             tensors = [weights.tensor(name) for name in names]
             fill_matrix(parts, tensors, scheme, f"{folder}: {stored.name}")
     assert not parameters, f"not in any family's files: {sorted(parameters)}"
+    model.modalities = load_modalities(folder, dtype=model.dtype, device=device)
     return model
 
 
@@ -182,6 +184,9 @@ def _on_its_base(
     model = load_model(base, dtype=dtype, device=device)
     load_adapter(model, folder)
     bake(model)
+    # What the training made of eyes and ears stands beside the adapter.
+    own, model.modalities = model.modalities, None
+    found = load_modalities(folder.parent, dtype=model.dtype, device=device) or own
     # What the training changed besides weights, such as the positions, stands in the folder's own config.
     with torch.device("meta"):
         configured = Transformer(config)
@@ -191,6 +196,7 @@ def _on_its_base(
         raise TriviumError(
             f"{folder.parent}: config.json is of another model than {name}: restore it."
         ) from None
+    configured.modalities = found
     return configured
 
 
@@ -301,3 +307,4 @@ def save_model(
     ids = {key: content[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in content}
     write_json(folder / "generation_config.json", ids | (generation or {}))
     write_json(folder / "config.json", content)
+    save_modalities(model, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,9 @@ from trivium.model.layers import Inner, make_norm
 from trivium.model.operations import project, rotate
 from trivium.model.positions import Rotary
 from trivium.model.recompute import Recompute, run
+
+if TYPE_CHECKING:
+    from trivium.model.modalities.towers import Modalities
 
 Angles = tuple[Tensor, Tensor]
 
@@ -103,6 +108,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute: Recompute = "none"
+        self.modalities: Modalities | None = None
         self.embedding = make_table(config.vocabulary, config.width)
         self.position_embedding = (
             make_table(config.context, config.width) if config.positions == "learned" else None
@@ -117,7 +123,17 @@ class Transformer(nn.Module):
             self.local_rotary = Rotary(config.local_rope, config.head_width, config.context)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """The vectors of these tokens before the first layer, without positions."""
+        """The vectors of these tokens before the first layer, without positions: [N, width].
+
+        Ids of pictures and sounds (`tokens.items`) become the rows of their projector."""
+        if self.modalities is not None and (found := self.modalities.places(tokens)) is not None:
+            places, rows = found
+            text = self.embed_text(tokens.index_fill(0, places, 0))
+            return text.index_copy(0, places, rows.to(text.dtype))
+        return self.embed_text(tokens)
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """The vectors of tokens of the vocabulary, [N, width]."""
         rows = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
             # Gemma rounds the scale to the weights' precision.

@@ -24,4 +24,6 @@ def with_chat_template(tokenizer: Tokenizer) -> Tokenizer:
         backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in missing])
         content = json.loads(backend.to_str())
     template = resources.files("trivium.tokens").joinpath("templates/chatml.jinja").read_text("utf-8")
-    return Tokenizer(content, tokenizer.settings, {"default": template}, sorted(tokenizer.stop_ids))
+    return Tokenizer(
+        content, tokenizer.settings, {"default": template}, sorted(tokenizer.stop_ids), tokenizer.forms
+    )

@@ -42,6 +42,8 @@ class Written:
     messages: list[Message]
     render: Renderer
     disguise: Disguise
+    items: list[list[int]]
+    """The tokens of its pictures and sounds, by the number that marks them in the text."""
 
     @property
     def header(self) -> str:

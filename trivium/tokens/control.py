@@ -15,6 +15,8 @@ from trivium.kit.errors import TriviumError
 # A noncharacter-free private-use mark plus a per-process secret: no text anybody writes contains it.
 _SECRET = "\U0010fffd" + secrets.token_hex(12)
 OPEN, CLOSE = _SECRET + "(", _SECRET + ")"
+MARK = _SECRET + "*"
+"""Stands in a text where a picture or a sound is."""
 # Code points that mean nothing to anybody: private use, then planes in which nothing is assigned. A text of
 # two million bytes has room for about half of them.
 _MEANINGLESS = (range(0xF0000, 0xFFFFD), range(0xE000, 0xF900), range(0x40000, 0xE0000))
@@ -31,10 +33,11 @@ def pattern_of(strings: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def without_control(tokenizer: dict[str, Any], control: dict[str, int]) -> tuple[Backend, int, int]:
+def without_control(tokenizer: dict[str, Any], control: dict[str, int]) -> tuple[Backend, int, int, int]:
     """A copy of the tokenizer in which every control token answers only to its alias.
 
-    Also adds two tokens that cut a text without leaving a trace in its neighbours; their ids are returned.
+    Also adds three tokens that cut a text without leaving a trace in its neighbours: those around what the
+    assistant says and that of pictures and sounds; their ids are returned.
     """
     changed = copy.deepcopy(tokenizer)
     changed["post_processor"] = None
@@ -59,11 +62,12 @@ def without_control(tokenizer: dict[str, Any], control: dict[str, int]) -> tuple
             if left not in names and right not in names and left + right not in names
         ]
     backend = Backend.from_str(json.dumps(changed))
-    backend.add_special_tokens([OPEN, CLOSE])
-    opening, closing = backend.token_to_id(OPEN), backend.token_to_id(CLOSE)
+    backend.add_special_tokens([OPEN, CLOSE, MARK])
+    opening, closing, mark = (backend.token_to_id(one) for one in (OPEN, CLOSE, MARK))
     assert opening is not None, "just added"
     assert closing is not None, "just added"
-    return backend, opening, closing
+    assert mark is not None, "just added"
+    return backend, opening, closing, mark
 
 
 class ControlStrings:

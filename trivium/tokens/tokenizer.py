@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object, write_json, write_text
 from trivium.kit.fingerprint import fingerprint
-from trivium.tokens import roles, template
+from trivium.tokens import parts, roles, template
 from trivium.tokens.chat import (
     ChatTokens,
     Message,
@@ -24,6 +24,8 @@ from trivium.tokens.chat import (
     stop_after_turn,
 )
 from trivium.tokens.control import CLOSE, OPEN, ControlStrings, Disguise, alias, without_control
+from trivium.tokens.forms import read_forms
+from trivium.tokens.items import expanded, is_item
 from trivium.tokens.lengths import byte_lengths
 
 MOST_TOKENS = 2**24
@@ -38,7 +40,10 @@ class Tokenizer:
         settings: Mapping[str, Any] | None = None,
         templates: Mapping[str, str] | None = None,
         stop_ids: Sequence[int] = (),
+        forms: parts.Forms | None = None,
     ) -> None:
+        self.forms = forms
+        """How pictures and sounds become tokens, where the model takes any."""
         self._json = dict(tokenizer)
         self.settings = dict(settings or {})
         self.templates = dict(templates or {})
@@ -51,7 +56,8 @@ class Tokenizer:
         self._control = self._find_control()
         self._control_strings = ControlStrings(self._control)
         self.control_ids: frozenset[int] = frozenset(self._control.values()) - self._written_for_unknown()
-        self._text_backend, self._open_id, self._close_id = without_control(self._json, self._control)
+        found = without_control(self._json, self._control)
+        self._text_backend, self._open_id, self._close_id, self._item_id = found
         self._extra_stops = tuple(stop_ids)
         self._named = roles.named_tokens(self.settings)
         self._cuts_cleanly = self._encoded("\nb") == [
@@ -59,7 +65,11 @@ class Tokenizer:
         ]
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Any, ...]]:
-        return Tokenizer, (self._json, self.settings, self.templates, self._extra_stops)
+        return Tokenizer, (self._json, self.settings, self.templates, self._extra_stops, self.forms)
+
+    def with_forms(self, forms: parts.Forms | None) -> "Tokenizer":
+        """The same tokenizer for a model that takes pictures and sounds in these forms."""
+        return Tokenizer(self._json, self.settings, self.templates, self._extra_stops, forms)
 
     def _find_control(self) -> dict[str, int]:
         special = {token["content"] for token in self._json.get("added_tokens") or [] if token["special"]}
@@ -96,6 +106,7 @@ class Tokenizer:
                         f"{tokenizer.vocabulary_size - 1}; correct it."
                     )
             tokenizer._extra_stops = tuple(stops)
+            tokenizer.forms = read_forms(folder)
             return tokenizer
         except TriviumError:
             raise
@@ -202,7 +213,9 @@ class Tokenizer:
         return frozenset(stop for stop in stops if stop is not None)
 
     def token(self, identity: int) -> str:
-        """How the vocabulary writes an id."""
+        """How the vocabulary writes an id; a token of a picture or a sound is a filled square."""
+        if is_item(identity):
+            return "\u25a3"
         piece = self.backend.id_to_token(identity)
         if piece is None:
             raise TriviumError(
@@ -237,8 +250,12 @@ class Tokenizer:
         return [one.ids for one in encoded]
 
     def decode(self, ids: Sequence[int], skip_control: bool = True) -> str:
-        """Ids to text; control tokens are left out unless asked for."""
-        kept = [int(identity) for identity in ids if not skip_control or identity not in self.control_ids]
+        """Ids to text without pictures and sounds; control tokens are left out unless asked for."""
+        kept = [
+            int(identity)
+            for identity in ids
+            if not is_item(identity) and (not skip_control or identity not in self.control_ids)
+        ]
         return self.backend.decode(kept, skip_special_tokens=False)
 
     def _template(self, tools: Any) -> str:
@@ -270,12 +287,13 @@ class Tokenizer:
         template_arguments: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as its template writes it, for people to look at."""
-        normal, arguments = template.normal_messages(messages), template.own_arguments(template_arguments)
+        shown, _ = parts.taken_out(messages, self.forms)
+        normal, arguments = template.normal_messages(shown), template.own_arguments(template_arguments)
         try:
             rendered = self._render(normal, template.plain_data(tools), add_generation_prompt, arguments)
         except template.REFUSALS as error:
             raise TriviumError(f"The chat template refuses the conversation: {error}.") from error
-        return rendered.replace(OPEN, "").replace(CLOSE, "")
+        return parts.shown(rendered).replace(OPEN, "").replace(CLOSE, "")
 
     def encode_chat(
         self,
@@ -294,7 +312,7 @@ class Tokenizer:
         else:
             text = written.text
             spans = self._finder().unmarked(text, written.messages, written.render)
-        return self._assembled(text, spans, written.disguise)
+        return self._assembled(text, spans, written)
 
     def encode_prompt(
         self,
@@ -310,12 +328,13 @@ class Tokenizer:
             text, spans = self._marked(written)
         else:
             text, spans = written.text, borders_behind(written.header, written.text)
-        return self._assembled(text, spans, written.disguise).ids
+        return self._assembled(text, spans, written).ids
 
     def _written(
         self, messages: Any, tools: Any, prompt: bool, template_arguments: Mapping[str, Any] | None
     ) -> Written:
         """What the template writes, with everything that came from outside in disguise (law L5)."""
+        messages, items = parts.taken_out(messages, self.forms)
         normal, arguments = template.normal_messages(messages), template.own_arguments(template_arguments)
         plain_tools = template.plain_data(tools)
         disguise = Disguise(self._control_strings, [normal, plain_tools, arguments])
@@ -325,7 +344,7 @@ class Tokenizer:
             return self._render(some, hidden_tools, asking, values)
 
         try:
-            return Written(render(hidden, prompt), hidden, render, disguise)
+            return Written(render(hidden, prompt), hidden, render, disguise, items)
         except template.REFUSALS as error:
             raise TriviumError(f"The chat template refuses the conversation: {error}.") from error
 
@@ -341,16 +360,27 @@ class Tokenizer:
             names.add(self.token(self.end_of_turn_id))
         return frozenset(names)
 
-    def _assembled(self, rendered: str, spans: Sequence[Span], disguise: Disguise) -> ChatTokens:
+    def _assembled(self, rendered: str, spans: Sequence[Span], written: Written) -> ChatTokens:
         """Encode in one piece, cut where the assistant begins: as the engine sees it when it generates."""
+        items = parts.InOrder(written.items, self.forms)
 
         def final(text: str) -> str:
-            return disguise.show(
+            text = items.marked(text) if written.items else text
+            return written.disguise.show(
                 self._control_strings.pattern.sub(lambda m: alias(self._control[m[0]]), text)
             )
 
-        if self._cuts_cleanly:
-            return self._cut(rendered, spans, final)
+        chat = (
+            self._cut(rendered, spans, final) if self._cuts_cleanly else self._joined(rendered, spans, final)
+        )
+        if not written.items:
+            return chat
+        ids, turns, inside = expanded(chat.ids, chat.turns, self._item_id, items.all_of_them())
+        learned = [turn >= 0 and not item for turn, item in zip(turns, inside, strict=True)]
+        return ChatTokens(ids, learned, turns)
+
+    def _joined(self, rendered: str, spans: Sequence[Span], final: Any) -> ChatTokens:
+        """The ids of the whole text, for tokenizers that a cut would leave a trace in."""
         text, borders, done = "", [], 0
         for span in spans:
             text += final(rendered[done : span.start])

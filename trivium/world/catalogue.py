@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.world import chat, chronicle, craft, facts, ledger, prose, sums, taste, tongue, web
+from trivium.world import (
+    chat,
+    chronicle,
+    craft,
+    facts,
+    ledger,
+    pictures,
+    prose,
+    sounds,
+    sums,
+    taste,
+    tongue,
+    web,
+)
 from trivium.world.document import SPLITS, Question, Share, Split, WorldDocument
 
 
@@ -84,6 +97,18 @@ SOURCES: dict[str, Source] = {
         taste.Options,
         taste.write,
         taste.ask,
+    ),
+    "pictures": Source(
+        "Questions about shapes, colours, counts, positions, digits and charts in pictures, for modalities.",
+        pictures.Options,
+        pictures.write,
+        pictures.ask,
+    ),
+    "sounds": Source(
+        "Questions about the pitches, order, number and lengths of tones, for modalities.",
+        sounds.Options,
+        sounds.write,
+        sounds.ask,
     ),
 }
 

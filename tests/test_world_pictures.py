@@ -1,0 +1,104 @@
+import base64
+import io
+import wave
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trivium import world
+from trivium.kit.errors import TriviumError
+from trivium.world.drawing import COLOURS
+from trivium.world.pictures import combinations
+from trivium.world.sounds import PITCHES, RATE
+
+
+def picture_of(question):
+    url = question.messages[0]["content"][0]["image_url"]["url"]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
+
+
+def samples_of(question):
+    data = base64.b64decode(question.messages[0]["content"][0]["input_audio"]["data"])
+    with wave.open(io.BytesIO(data)) as file:
+        assert file.getframerate() == RATE
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32767
+
+
+def test_no_combination_is_in_two_splits_and_every_part_is_in_training():
+    splits = {split: set(combinations(split)) for split in ("train", "validation", "test")}
+    assert sum(map(len, splits.values())) == len(set.union(*splits.values())) == 5 * 5 * 4
+    assert len(splits["test"]) > 10
+    for place in range(3):
+        assert {one[place] for one in splits["test"]} <= {one[place] for one in splits["train"]}
+    asked = {
+        (one.truth["shape"], one.truth["colour"], one.truth["count"])
+        for one in world.questions("pictures", limit=300)
+    }
+    assert asked <= splits["test"]
+
+
+def test_the_picture_shows_the_colour_that_is_answered():
+    for question in world.questions("pictures", limit=60, kind="colour", size=64):
+        pixels = picture_of(question).astype(int)
+        near = {
+            name: int((np.abs(pixels - np.array(ink)).sum(-1) < 12).sum()) for name, ink in COLOURS.items()
+        }
+        assert max(near, key=near.get) == question.answer
+
+
+def test_the_picture_shows_as_many_shapes_as_are_answered():
+    from scipy.ndimage import label
+
+    for question in world.questions("pictures", limit=60, kind="count", size=96):
+        pixels = picture_of(question).astype(int)
+        spread = pixels.max(-1) - pixels.min(-1)
+        _, found = label(spread > 25)
+        assert ("one", "two", "three", "four").index(question.answer) + 1 == found
+
+
+@pytest.mark.parametrize("kind", ["what", "position", "digit", "chart"])
+def test_a_pair_differs_in_picture_and_answer_and_asks_the_same(kind):
+    asked = list(world.questions("pictures", limit=40, kind=kind))
+    for one, other in zip(asked[::2], asked[1::2], strict=True):
+        assert one.truth["pair"] == other.truth["pair"]
+        assert one.question == other.question
+        assert one.answer != other.answer
+        assert (picture_of(one) != picture_of(other)).any()
+
+
+def test_what_baselines_show_is_another_picture_an_empty_one_or_none():
+    own, shuffled, blank, none = (
+        list(world.questions("pictures", limit=20, shown=shown))
+        for shown in ("own", "shuffled", "blank", "none")
+    )
+    assert [one.answer for one in own] == [one.answer for one in shuffled]
+    assert sum((picture_of(a) != picture_of(b)).any() for a, b in zip(own, shuffled, strict=True)) > 15
+    assert len({picture_of(one).tobytes() for one in blank}) == 1
+    assert all(len(one.messages[0]["content"]) == 1 for one in none)
+
+
+def test_the_melody_is_the_one_that_is_answered():
+    for question in world.questions("sounds", limit=30, noise=0.0):
+        samples = samples_of(question)
+        loud = np.flatnonzero(np.abs(samples) > 0.02)
+        # Where a pause is longer than a few hundredths of a second, another tone begins.
+        starts = [loud[0], *loud[1:][np.diff(loud) > 0.03 * RATE]]
+        heard = []
+        for start in starts:
+            piece = samples[start : start + int(0.18 * RATE)] * np.hanning(int(0.18 * RATE))
+            peak = np.abs(np.fft.rfft(piece, 1 << 15)).argmax() * RATE / (1 << 15)
+            heard.append(min(PITCHES, key=lambda name: abs(PITCHES[name] - peak)))
+        assert " ".join(heard) == question.answer
+
+
+def test_pairs_for_preferences_have_a_right_and_a_wrong_answer():
+    for one in world.documents("pictures", limit=20, form="pairs"):
+        assert one.fields["chosen"][0]["content"] == one.truth["answer"]
+        assert one.fields["rejected"][0]["content"] != one.truth["answer"]
+
+
+@pytest.mark.parametrize("options", [{"kind": "x"}, {"size": 7}, {"form": "x"}, {"shown": "x"}])
+def test_what_cannot_be_drawn_is_refused(options):
+    with pytest.raises(TriviumError, match="world:pictures"):
+        list(world.documents("pictures", limit=1, **options))

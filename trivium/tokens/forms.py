@@ -1,0 +1,83 @@
+"""How a model's pictures and sounds become tokens, as its folder says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_object
+from trivium.tokens.pictures import PictureForm
+from trivium.tokens.sounds import SoundForm
+
+FOLDER = "modalities"
+"""Beside a model's config.json: its encoders and projectors, with a config.json of their own."""
+LLAVA = "llava"
+_FILTERS = range(6)
+
+
+@dataclass(frozen=True)
+class Forms:
+    """How the pictures and sounds of a model become tokens; None for what it does not take."""
+
+    picture: PictureForm | None = None
+    sound: SoundForm | None = None
+    picture_token: str | None = None
+    """The control token that the model's own chat template writes for a picture, where it does."""
+    sound_token: str | None = None
+
+    def written(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def forms_from(content: Mapping[str, Any], path: Path) -> Forms:
+    """The forms that `written` wrote."""
+    try:
+        picture, sound = content.get("picture"), content.get("sound")
+        return Forms(
+            None if picture is None else PictureForm(**picture),
+            None if sound is None else SoundForm(**sound),
+            content.get("picture_token"),
+            content.get("sound_token"),
+        )
+    except TypeError as error:
+        raise TriviumError(f"{path} says in `forms` what is not known here: {error}.") from error
+
+
+def read_forms(folder: Path) -> Forms | None:
+    """The forms of a model's folder: our own, or those of a LLaVA model; None for a model of text."""
+    own = folder / FOLDER / "config.json"
+    if own.is_file():
+        return forms_from(read_object(own).get("forms") or {}, own)
+    config = folder / "config.json"
+    if config.is_file() and read_object(config).get("model_type") == LLAVA:
+        return llava_forms(folder, read_object(config))
+    return None
+
+
+def llava_forms(folder: Path, config: Mapping[str, Any]) -> Forms:
+    """The forms of a LLaVA folder: the size and filter of its processor, the tokens of its tower."""
+    vision, path = config.get("vision_config") or {}, folder / "preprocessor_config.json"
+    processor = read_object(path) if path.is_file() else {}
+    if "image_processor" in processor:
+        processor = processor["image_processor"]
+    side, patch = int(vision.get("image_size", 336)), int(vision.get("patch_size", 14))
+    with_class = 0 if "siglip" in str(vision.get("model_type")) else 1
+    dropped = 1 if config.get("vision_feature_select_strategy", "default") == "default" else 0
+    tokens = (side // patch) ** 2 + with_class - dropped
+    crops = bool(processor.get("do_center_crop", "clip" in str(vision.get("model_type"))))
+    chosen = processor.get("resample", 3)
+    name = None
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.is_file():
+        added = read_object(tokenizer).get("added_tokens") or []
+        index = config.get("image_token_index", config.get("image_token_id"))
+        name = next((one["content"] for one in added if one["id"] == index), None)
+    form = PictureForm(
+        side=side, tokens=tokens, resize="crop" if crops else "stretch",
+        filter=chosen if chosen in _FILTERS else 3,
+    )  # fmt: skip
+    return Forms(picture=form, picture_token=name)
