@@ -133,7 +133,7 @@ def left_whole(seen: Seen) -> bool:
     return any(
         name.startswith("model/") and name.endswith(".safetensors")
         for name in seen.files
-        if "adapter/" not in name
+        if not any(part in name for part in ("adapter/", "modalities/"))
     )
 
 

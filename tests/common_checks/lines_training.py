@@ -151,7 +151,9 @@ def what_is_left_of_the_rate(before: Seen, after: Seen) -> None:
 
 @moves("optimiser", "muon", "adamw", kinds=TRAINS)
 def optimiser(before: Seen, after: Seen, value: str) -> None:
-    matrices = {name for name in after.begun if ".query." in name or ".mlp." in name}
+    matrices = {
+        name for name, one in after.begun.items() if (".query." in name or ".mlp." in name) and one.dim() > 1
+    }
     assert matrices
     with_second = {name for name in matrices if f"second.{name}" in after.moments}
     assert with_second == (set() if value == "muon" else matrices)
@@ -175,7 +177,8 @@ def weight_decay(before: Seen, after: Seen) -> None:
     for name, start in after.begun.items():
         moved = after.trainer.named[name] - before.trainer.named[name]
         shrinks = start.dim() > 1 and "embedding" not in name
-        rate = before.trainer.rates.of(group_of(name, start))
+        rates = before.trainer.rates
+        rate = rates.of(group_of(name, start)) * rates.factor_of(name)
         expected = -rate * 0.5 * start if shrinks else torch.zeros_like(start)
         torch.testing.assert_close(moved.detach(), expected, atol=1e-6, rtol=0, msg=name)
 

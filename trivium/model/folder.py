@@ -20,6 +20,7 @@ from trivium.model.hub import resolve
 from trivium.model.initialise import build
 from trivium.model.lora import bake
 from trivium.model.modalities.folder import load_modalities, save_modalities
+from trivium.model.modalities.llava import TEXT, is_llava, load_llava, text_config
 from trivium.model.quantize import KEY as QUANTISED
 from trivium.model.quantize import (
     Scheme,
@@ -53,20 +54,26 @@ def load_config(folder: Path | str) -> ModelConfig:
             )
         raise TriviumError(f"{folder} has no config.json: name a folder in Hugging Face's form.")
     content = read_object(path)
+    if is_llava(content):
+        content = text_config(content)
     scheme_of(content, str(path))
     return read_config({key: value for key, value in content.items() if key != QUANTISED}, str(path))
 
 
 class StoredWeights:
-    """The tensors of a folder's safetensors files, found by name and read one at a time."""
+    """The tensors of a folder's safetensors files, found by name and read one at a time.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Of a larger model only those are seen whose names begin with `prefix`, without it.
+    """
+
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        self.folder, self.prefix = folder, prefix
         self.files: dict[str, Path] = {}
         self.handles: dict[Path, Any] = {}
         for path in self.paths():
             for name in self.open(path).keys():  # noqa: SIM118 (a safetensors file is no dict)
-                self.files[name] = path
+                if name.startswith(prefix):
+                    self.files[name.removeprefix(prefix)] = path
 
     def paths(self) -> list[Path]:
         """The files that hold tensors."""
@@ -107,12 +114,12 @@ class StoredWeights:
 
     def header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """A tensor's type and shape as the file's header says them; nothing of the tensor is read."""
-        part = self.open(self.files[name]).get_slice(name)
+        part = self.open(self.files[name]).get_slice(self.prefix + name)
         return part.get_dtype(), tuple(part.get_shape())
 
     def tensor(self, name: str) -> Tensor:
         """A tensor by the name it is stored under."""
-        return self.open(self.files[name]).get_tensor(name)
+        return self.open(self.files[name]).get_tensor(self.prefix + name)
 
 
 def _files_in_index(path: Path) -> list[str]:
@@ -135,8 +142,9 @@ def load_model(
     config = load_config(folder)
     if not list(folder.glob("*.safetensors")) and (folder / "adapter" / ADAPTER).is_file():
         return _on_its_base(folder / "adapter", config, dtype, device)
-    scheme = scheme_of(read_object(folder / "config.json"), str(folder / "config.json"))
-    weights = StoredWeights(folder)
+    content = read_object(folder / "config.json")
+    scheme = scheme_of(content, str(folder / "config.json"))
+    weights = StoredWeights(folder, TEXT if is_llava(content) else "")
     held: dict[Stored, list[str]] = {}
     if scheme is not None:
         for stored in matrices(config):
@@ -162,7 +170,10 @@ def load_model(
             tensors = [weights.tensor(name) for name in names]
             fill_matrix(parts, tensors, scheme, f"{folder}: {stored.name}")
     assert not parameters, f"not in any family's files: {sorted(parameters)}"
-    model.modalities = load_modalities(folder, dtype=model.dtype, device=device)
+    if is_llava(content):
+        model.modalities = load_llava(folder, StoredWeights(folder), dtype=model.dtype, device=device)
+    else:
+        model.modalities = load_modalities(folder, dtype=model.dtype, device=device)
     return model
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -19,9 +20,10 @@ from trivium.learn.optimisers import LearningRates
 from trivium.learn.trainer import Reshape
 from trivium.model.hub import resolve
 from trivium.model.modalities.folder import read_modalities
-from trivium.model.modalities.towers import ModalitiesConfig
+from trivium.model.modalities.towers import Modalities, ModalitiesConfig
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.modalities import OWN, Pictures, Sounds, Tower, add_modalities, planned
+from trivium.stages.parts.shapes import planned_shape
 from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import Opened
 from trivium.stages.sft import Sft
@@ -67,6 +69,18 @@ class Multimodal(Sft):
             for name, tower in self.towers.items()
             if tower.encoder != OWN
         ]
+
+    def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
+        """As in fine-tuning, with what the new parts add to the parameters."""
+        numbers = super().plan(inputs)
+        config = planned_shape(inputs.get(self.start))
+        places = {tower.encoder: inputs.get(tower.encoder) for tower in self.towers.values()}
+        folders = {name: place for name, place in places.items() if isinstance(place, Path)}
+        if config is not None and all(name == OWN or name in folders for name in places):
+            with torch.device("meta"):
+                added = Modalities(planned(self.picture, self.sound, config.width, folders))
+            numbers["parameters"] += sum(one.numel() for one in added.parameters())
+        return numbers
 
     def folders(self, opened: Opened[Any]) -> dict[str, Path]:
         """The folders of the encoders that are not our own."""

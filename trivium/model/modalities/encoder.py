@@ -1,4 +1,4 @@
-"""A bidirectional transformer over the pieces of one item, as in our own encoders, CLIP, SigLIP and Whisper."""
+"""A bidirectional transformer over the pieces of an item: in our own encoders, CLIP, SigLIP and Whisper."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import torch
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_object, save_tensors, write_json
+from trivium.model.modalities.llava import is_llava, llava_config
 from trivium.model.modalities.towers import Modalities, ModalitiesConfig, config_from
 from trivium.tokens.forms import FOLDER, forms_from
 
@@ -36,7 +37,8 @@ def read_modalities(folder: Path) -> ModalitiesConfig | None:
     """What the modalities in a model's folder are, None where it takes only text."""
     path = folder / FOLDER / "config.json"
     if not path.is_file():
-        return None
+        whole = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+        return llava_config(folder, whole) if is_llava(whole) else None
     content = read_object(path)
     if content.get("version") != 1:
         raise TriviumError(f"{path} is of version {content.get('version')!r}, which is not known here.")
