@@ -31,7 +31,7 @@ from trivium.tokens.tokenizer import Tokenizer
 MOST_EPOCHS = 8
 """How often a source may come round before a person has to say `max_repeats`."""
 INHERITED = ("parameters", "vocabulary", "context", "width", "layers")
-REACHED = {"rlvr": 0.3, "ppo": 0.3}
+REACHED = {"rlvr": 0.3, "ppo": 0.3, "synthesize": 0.3}
 """The share of the machine's matrix peak that generation reaches, roughly; training half of it."""
 EXAMPLES = ("sft", "distill")
 READ_PER_SECOND = 2e6
@@ -252,6 +252,16 @@ def pair_numbers(stage: Any, numbers: Mapping[str, Any], pairs: float, length: f
     found = {"steps": steps, "pairs": round(steps * stage.pairs)}
     if "parameters" in numbers and length:
         found["flops"] = 8.0 * numbers["parameters"] * steps * stage.pairs * length
+    return found
+
+
+def synthesis_numbers(stage: Any, numbers: Mapping[str, Any], rows: float, prompt: float) -> dict[str, Any]:
+    """Answers and tokens of a stage that writes data, with answers half as long as they may be."""
+    found: dict[str, Any] = stage.estimate(rows, prompt)
+    if "parameters" in numbers:
+        found["flops"] = (
+            2.0 * numbers["parameters"] * (found["tokens at most"] + found["answers"] * prompt) / 2
+        )
     return found
 
 

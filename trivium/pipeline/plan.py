@@ -124,6 +124,10 @@ def _numbers(
         problems = sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
         length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
         numbers |= costs.policy_numbers(stage, numbers, problems, length)
+    elif stage.kind == "synthesize":
+        rows = sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
+        length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
+        numbers |= costs.synthesis_numbers(stage, numbers, rows, length)
     _note_held_out(going, name, numbers, derived, checked)
     return numbers
 

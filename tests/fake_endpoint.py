@@ -1,0 +1,146 @@
+"""A server with OpenAI's protocol that behaves as badly as it is told to, and counts what it was paid for."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class FakeEndpoint:
+    """`answer` says what a prompt gets, `mood(prompt, attempt)` how: the name of a method of the handler."""
+
+    def __init__(
+        self,
+        answer: Callable[[str], str] = lambda prompt: f"The answer to {prompt}",
+        mood: Callable[[str, int], str] = lambda prompt, attempt: "good",
+        delay: float = 0.0,
+    ) -> None:
+        self.answer, self.mood, self.delay = answer, mood, delay
+        self.attempts: Counter[str] = Counter()
+        self.delivered: Counter[str] = Counter()
+        """Whole answers by prompt: what has to be paid for."""
+        self.tokens = 0
+        """Tokens really read and written, whether the answer arrived or not."""
+        self.in_flight = self.most_in_flight = 0
+        self.open: set[str] = set()
+        self.keys: set[str | None] = set()
+        self.url = ""
+        self.lock = threading.Lock()
+
+    @property
+    def requests(self) -> int:
+        return sum(self.attempts.values())
+
+
+def _handler(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            prompt = body["messages"][-1]["content"]
+            with fake.lock:
+                fake.keys.add(self.headers.get("Authorization"))
+                attempt = fake.attempts[prompt]
+                fake.attempts[prompt] += 1
+                fake.in_flight += 1
+                fake.open.add(prompt)
+                fake.most_in_flight = max(fake.most_in_flight, fake.in_flight)
+            try:
+                time.sleep(fake.delay)
+                getattr(self, fake.mood(prompt, attempt))(prompt, body)
+            finally:
+                with fake.lock:
+                    fake.in_flight -= 1
+                    fake.open.discard(prompt)
+
+        def good(self, prompt: str, body: dict[str, Any], lie: float = 1.0) -> None:
+            words = fake.answer(prompt).split(" ")
+            text = " ".join(words[: body["max_tokens"]])
+            read, written = len(prompt.split()), len(text.split())
+            usage = {"prompt_tokens": int(read * lie), "completion_tokens": int(written * lie)}
+            finish = "length" if len(words) > body["max_tokens"] else "stop"
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+            with fake.lock:
+                fake.delivered[prompt] += 1
+                fake.tokens += read + written
+            self.send(200, json.dumps({"choices": [choice], "usage": usage}))
+
+        def slow(self, prompt: str, body: dict[str, Any]) -> None:
+            time.sleep(0.3)
+            self.good(prompt, body)
+
+        def lies_low(self, prompt: str, body: dict[str, Any]) -> None:
+            self.good(prompt, body, lie=0.0)
+
+        def lies_high(self, prompt: str, body: dict[str, Any]) -> None:
+            self.good(prompt, body, lie=1e6)
+
+        def garbage(self, prompt: str, body: dict[str, Any]) -> None:
+            with fake.lock:
+                fake.tokens += len(prompt.split()) + len(fake.answer(prompt).split())
+            self.send(200, "<html>down for maintenance</html>")
+
+        def empty(self, prompt: str, body: dict[str, Any]) -> None:
+            self.send(200, json.dumps({"choices": [], "usage": None}))
+
+        def half(self, prompt: str, body: dict[str, Any]) -> None:
+            with fake.lock:
+                fake.tokens += len(prompt.split()) + len(fake.answer(prompt).split())
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [{"message": {"content": "The ans')
+            self.close_connection = True
+
+        def busy(self, prompt: str, body: dict[str, Any]) -> None:
+            self.send(429, json.dumps({"error": {"message": "slow down"}}), {"Retry-After": "0.05"})
+
+        def broken(self, prompt: str, body: dict[str, Any]) -> None:
+            self.send(500, "oops")
+
+        def locked(self, prompt: str, body: dict[str, Any]) -> None:
+            self.send(401, json.dumps({"error": {"message": "wrong key"}}))
+
+        def refused(self, prompt: str, body: dict[str, Any]) -> None:
+            self.send(400, json.dumps({"error": {"message": "I will not"}}))
+
+        def send(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
+            content = text.encode()
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    return Handler
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed is what a test wants."""
+
+
+@contextmanager
+def serving(fake: FakeEndpoint) -> Iterator[FakeEndpoint]:
+    """The endpoint on loopback."""
+    server = _Quiet(("127.0.0.1", 0), _handler(fake))
+    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,1 @@
+"""Synthetic data: rows in, rows that models wrote and programs verified out, each with its provenance."""

@@ -1,0 +1,1 @@
+"""The steps of a synthesis, one a file."""

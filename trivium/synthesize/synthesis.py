@@ -1,0 +1,168 @@
+"""The whole of a synthesis: seeds through the steps in rounds, until they, the budget or what is new run out.
+
+The steps are a pure function of seeds and answers, and every answer is on disk as soon as it is there. So a
+synthesis that was cut off is resumed by doing all of it again: what was answered is not asked again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import whole_folder, write_json, write_text
+from trivium.synthesize.diversity import cell_of, compared_text, measured
+from trivium.synthesize.row import Form, Row, as_written, expanded
+from trivium.synthesize.step import Room, Step
+from trivium.synthesize.steps.diversify import Diversify, Steering
+from trivium.synthesize.steps.seed import LISTS, Seed
+
+REPORT = "synthesis.json"
+SHOWN = 20
+
+
+@dataclass
+class Synthesis:
+    """What is made, how, and where the results lie."""
+
+    steps: Sequence[Step]
+    room: Room
+    per_round: int = 256
+    form: Form = "messages"
+    progress: Callable[[int, int], None] = lambda done, all_seeds: None
+    funnel: list[list[int]] = field(default_factory=list)
+    """Rows into and out of each step."""
+
+    def run(self) -> list[Row]:
+        """The rows that are kept, in order."""
+        first = self.steps[0] if self.steps else None
+        seeds = first.seeds(self.room) if isinstance(first, Seed) else list(self.room.data)
+        if not seeds:
+            raise TriviumError("`data` holds no row to start from; name some, or begin with the step `seed`.")
+        self.seeds = len(seeds)
+        self.possible = len({cell_of(row, self._columns()) for row in seeds})
+        self.funnel = [[0, 0] for _ in self.steps]
+        steering = next((one for one in self.steps if isinstance(one, Diversify) and one.steer), None)
+        kept: list[Row] = []
+        self.rounds = 0
+        while seeds and not self.room.asker.ledger.refused:
+            if steering is not None:
+                some = steering.choose(seeds, self.per_round, self._chance())
+            else:
+                some, seeds = seeds[: self.per_round], seeds[self.per_round :]
+            kept += self._round(some)
+            self.rounds += 1
+            self.progress(self.seeds - len(seeds), self.seeds)
+            if steering is not None and steering.saturated:
+                self.room.say(
+                    f"hardly anything new in {self.rounds} rounds: {len(seeds):,} seeds are not drawn"
+                )
+                break
+        self.left = len(seeds)
+        for place, step in enumerate(self.steps):
+            self._enter(place)
+            before = len(kept)
+            kept = step.finish(kept, self.room)
+            self.funnel[place][1] += len(kept) - before
+        return [one for row in kept for one in expanded(row)]
+
+    def _round(self, rows: list[Row]) -> list[Row]:
+        for place, step in enumerate(self.steps):
+            self._enter(place)
+            self.funnel[place][0] += len(rows)
+            rows = step.run(rows, self.room)
+            self.funnel[place][1] += len(rows)
+        return rows
+
+    def _enter(self, place: int) -> None:
+        self.room.place, self.room.title = place, f"{place + 1} {self.steps[place].name}"
+
+    def _chance(self) -> random.Random:
+        self.room.place = -1
+        return self.room.random("round", self.rounds)
+
+    def _columns(self) -> list[str]:
+        """The columns that coverage is measured over."""
+        for step in self.steps:
+            if isinstance(step, Diversify) and step.steer is not None:
+                chosen = step.steer.by
+                if chosen != Steering().by:
+                    return chosen
+        first = self.steps[0] if self.steps else None
+        named = [LISTS[name] for name in LISTS if isinstance(first, Seed) and getattr(first, name)]
+        return named or ["style", "language"]
+
+    def report(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The numbers of the report, and some rows to read."""
+        texts = [compared_text(row) for row in rows]
+        chance = random.Random(self.room.seed)
+        shown = chance.sample(list(rows), min(SHOWN, len(rows)))
+        lost = chance.sample(self.room.dropped, min(SHOWN, len(self.room.dropped)))
+        ledger = self.room.asker.ledger
+        return {
+            "seeds": self.seeds, "not_drawn": self.left, "rounds": self.rounds, "rows": len(rows),
+            "dropped": len(self.room.dropped),
+            "steps": [
+                {
+                    "step": f"{place + 1} {step.name}",
+                    "in": self.funnel[place][0], "out": self.funnel[place][1],
+                    "reasons": dict(self.room.reasons.get(place, Counter()).most_common()),
+                    "facts": step.facts(),
+                }
+                for place, step in enumerate(self.steps)
+            ],
+            "cost": {"tokens": ledger.spent.tokens, "requests": ledger.spent.requests,
+                     "money": round(ledger.spent.money, 6)},
+            "out_of_budget": ledger.refused,
+            "diversity": measured(rows, self._columns(), self.possible, texts),
+            "examples": [as_written(row, self.form) for row in shown],
+            "examples_dropped": [{"step": step, "reason": why, **as_dropped(row)} for row, step, why in lost],
+        }  # fmt: skip
+
+    def write(self, rows: Sequence[Row], data: Path, folder: Path) -> dict[str, Any]:
+        """Put `dropped.jsonl`, the report and last the folder of data in place; returns the report."""
+        if not rows:
+            most = self.room.reasons
+            ranked = sorted(
+                (
+                    (count, f"{self.steps[place].name}: {why}")
+                    for place, some in most.items()
+                    for why, count in some.items()
+                ),
+                reverse=True,
+            )
+            said = ", ".join(f"{why} {count:,}" for count, why in ranked[:4]) or "no step made any"
+            raise TriviumError(f"No row is left ({said}); look at {folder / 'dropped.jsonl'} and the steps.")
+        report = self.report(rows)
+        write_json(folder / REPORT, report)
+        with whole_folder(data) as made:
+            write_text(made / "rows.jsonl", _lines([as_written(row, self.form) for row in rows]))
+        return report
+
+    def write_dropped(self, folder: Path) -> None:
+        """The rows that were left out, each with the step and the reason."""
+        lines = [{"step": step, "reason": why, **as_dropped(row)} for row, step, why in self.room.dropped]
+        write_text(folder / "dropped.jsonl", _lines(lines))
+
+
+def as_dropped(row: Row) -> dict[str, Any]:
+    """The columns of a row in `dropped.jsonl`."""
+    return {**row.fields, "id": row.id, "provenance": row.provenance}
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    # Half a surrogate pair, which a model may write, has no bytes in UTF-8, but JSON can escape it.
+    return "".join(json.dumps(row, ensure_ascii=not _is_plain(row)) + "\n" for row in rows)
+
+
+def _is_plain(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
