@@ -13,11 +13,12 @@ from typing import Any
 
 
 class FakeEndpoint:
-    """`answer` says what a prompt gets, `mood(prompt, attempt)` how: the name of a method of the handler."""
+    """`answer(prompt, seed)` says what a prompt gets, `mood(prompt, attempt)` how: the name of a method of
+    the handler."""
 
     def __init__(
         self,
-        answer: Callable[[str], str] = lambda prompt: f"The answer to {prompt}",
+        answer: Callable[[str, int], str] = lambda prompt, seed: f"The answer to {prompt}",
         mood: Callable[[str, int], str] = lambda prompt, attempt: "good",
         delay: float = 0.0,
     ) -> None:
@@ -30,6 +31,8 @@ class FakeEndpoint:
         self.in_flight = self.most_in_flight = 0
         self.open: set[str] = set()
         self.keys: set[str | None] = set()
+        self.bodies: list[dict[str, Any]] = []
+        self.times: list[float] = []
         self.url = ""
         self.lock = threading.Lock()
 
@@ -50,6 +53,8 @@ def _handler(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
             prompt = body["messages"][-1]["content"]
             with fake.lock:
                 fake.keys.add(self.headers.get("Authorization"))
+                fake.bodies.append(body)
+                fake.times.append(time.monotonic())
                 attempt = fake.attempts[prompt]
                 fake.attempts[prompt] += 1
                 fake.in_flight += 1
@@ -64,7 +69,7 @@ def _handler(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
                     fake.open.discard(prompt)
 
         def good(self, prompt: str, body: dict[str, Any], lie: float = 1.0) -> None:
-            words = fake.answer(prompt).split(" ")
+            words = fake.answer(prompt, body["seed"]).split(" ")
             text = " ".join(words[: body["max_tokens"]])
             read, written = len(prompt.split()), len(text.split())
             usage = {"prompt_tokens": int(read * lie), "completion_tokens": int(written * lie)}
@@ -87,7 +92,7 @@ def _handler(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
 
         def garbage(self, prompt: str, body: dict[str, Any]) -> None:
             with fake.lock:
-                fake.tokens += len(prompt.split()) + len(fake.answer(prompt).split())
+                fake.tokens += len(prompt.split()) + len(fake.answer(prompt, body["seed"]).split())
             self.send(200, "<html>down for maintenance</html>")
 
         def empty(self, prompt: str, body: dict[str, Any]) -> None:
@@ -95,7 +100,7 @@ def _handler(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
 
         def half(self, prompt: str, body: dict[str, Any]) -> None:
             with fake.lock:
-                fake.tokens += len(prompt.split()) + len(fake.answer(prompt).split())
+                fake.tokens += len(prompt.split()) + len(fake.answer(prompt, body["seed"]).split())
             self.send_response(200)
             self.send_header("Content-Length", "5000")
             self.end_headers()
@@ -136,11 +141,17 @@ class _Quiet(ThreadingHTTPServer):
 @contextmanager
 def serving(fake: FakeEndpoint) -> Iterator[FakeEndpoint]:
     """The endpoint on loopback."""
-    server = _Quiet(("127.0.0.1", 0), _handler(fake))
-    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    server = started(fake)
     try:
         yield fake
     finally:
         server.shutdown()
         server.server_close()
+
+
+def started(fake: FakeEndpoint) -> ThreadingHTTPServer:
+    """The endpoint on loopback, until it is shut down."""
+    server = _Quiet(("127.0.0.1", 0), _handler(fake))
+    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return server

@@ -33,7 +33,9 @@ def recipe(folder: Path, name: str = "asked", further: dict[str, Any] | None = N
         written["steps"] = ["answer"]
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"{name}.yaml"
-    place.write_text(yaml.safe_dump({"name": name, "stages": {"asked": written, **(further or {})}}, sort_keys=False))
+    place.write_text(
+        yaml.safe_dump({"name": name, "stages": {"asked": written, **(further or {})}}, sort_keys=False)
+    )
     return place
 
 

@@ -1,4 +1,4 @@
-"""A teacher behind a bad endpoint: nothing lost, nothing paid twice, no budget exceeded, no answer asked again."""
+"""A teacher behind a bad endpoint: nothing lost, nothing paid twice, no budget exceeded."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_no_budget_of_tokens_is_exceeded_whatever_the_server_says(tmp_path, monk
     """Counted by the server itself, for lies about the usage and for answers that are paid for and lost."""
     hurry(monkeypatch)
     long = " ".join(["word"] * 30)
-    with serving(FakeEndpoint(answer=lambda _: long, mood=lambda _, attempt: "good" if attempt else mood)) as fake:
+    with serving(
+        FakeEndpoint(answer=lambda *_: long, mood=lambda _, attempt: "good" if attempt else mood)
+    ) as fake:
         stage = synthesized(
             tmp_path, endpoint={"url": fake.url, "model": "fake", **QUICK}, budget={"tokens": 2000},
             data=str(write_rows(tmp_path, 60)), steps=[{"answer": {"max_new_tokens": 40}}],
@@ -101,7 +103,9 @@ def test_requests_and_money_end_a_stage_too(tmp_path, monkeypatch):
         assert fake.requests == 15 == read_json(stage / "synthesis.json")["cost"]["requests"]
         assert 0 < len(lines(stage / "data" / "rows.jsonl")) <= 7
         steps = [{"answer": {"max_new_tokens": 10}}]
-        money = synthesized(tmp_path, "money", "other", endpoint=there, data=data, budget={"money": 0.1}, steps=steps)
+        money = synthesized(
+            tmp_path, "money", "other", endpoint=there, data=data, budget={"money": 0.1}, steps=steps
+        )
         spent = read_json(money / "synthesis.json")["cost"]["money"]
         # Six tokens an answer at a thousand a million.
         assert spent == pytest.approx(0.006 * len(lines(money / "data" / "rows.jsonl")))
@@ -164,12 +168,19 @@ def test_what_cannot_get_better_stops_and_what_one_prompt_cannot_have_drops_it(t
         assert len(lines(stage / "data" / "rows.jsonl")) == 5
         fake.mood = lambda prompt, _: "broken"
         monkeypatch.setattr("trivium.synthesize.writers.MOST_FAILED", 3)
-        with pytest.raises(TriviumError, match=r"does not answer any more \(no answer after 5 attempts: 500 oops"):
-            synthesized(tmp_path, "other", endpoint=there, data=str(write_rows(tmp_path / "other", 9)), seed=3)
+        with pytest.raises(
+            TriviumError, match=r"does not answer any more \(no answer after 5 attempts: 500 oops"
+        ):
+            synthesized(
+                tmp_path, "other", endpoint=there, data=str(write_rows(tmp_path / "other", 9)), seed=3
+            )
     for wrong, said in (
         ({"url": "ftp://x", "model": "m"}, "is an address such as"),
         ({"url": "https://me:pass@x/v1", "model": "m"}, "holds a password"),
-        ({"url": "https://x/v1", "model": "m", "key_env": "NO_SUCH_KEY_HERE"}, "NO_SUCH_KEY_HERE.*is not set"),
+        (
+            {"url": "https://x/v1", "model": "m", "key_env": "NO_SUCH_KEY_HERE"},
+            "NO_SUCH_KEY_HERE.*is not set",
+        ),
     ):
         with pytest.raises(TriviumError, match=said):
             synthesized(tmp_path, "wrong", endpoint=wrong, data=data)

@@ -62,6 +62,10 @@ BASES: dict[str, dict[str, Any]] = {
         "data": {"texts.jsonl": {"validation": 0.3}},
     },
     "quality_classifier": {"data": "texts.jsonl", "label": "ease", "held_out": 0.5},
+    "synthesize": {
+        "from": "base", "data": "problems.jsonl", "form": "completion",
+        "steps": [{"answer": {"max_new_tokens": 6, "cut": True}}],
+    },
     "text_to_sql": {"database": "shop.sql", "data": "questions.jsonl", "held_out": 0.25},
     "tokenizer": {"data": "texts.jsonl", "vocabulary": 272},
 }  # fmt: skip

@@ -68,6 +68,12 @@ def asked(seen: Seen, file: str) -> Texts:
     }
 
 
+def written(seen: Seen, file: str) -> Texts:
+    """The prompts of the rows that were written."""
+    rows = read_metrics(seen.folder / "data" / "rows.jsonl")
+    return {row["id"]: row["prompt"] for row in rows if row["id"].startswith(file)}
+
+
 def tokenizer_of(seen: Seen) -> Tokenizer:
     """The tokenizer that the stage left, or that of the model it looked at."""
     places = (seen.place / "model", seen.folder / "data" / "tokenizer", seen.inputs.get("base"))
@@ -141,6 +147,8 @@ PLACES = [
     Place("shrink", "data", MEASURED, "texts", tokenised,
           measured=lambda seen: seen.summary["measured_tokens"]),
     Place("corpus", "data", READ, "texts", tokenised, listed=True),
+    Place("synthesize", "data", READ, "problems", written, column="prompt", listed=True,
+          both={"from": None, "steps": ["traces"]}),
     Place("text_to_sql", "data", READ, "questions", asked, column="question", listed=True),
 ]  # fmt: skip
 

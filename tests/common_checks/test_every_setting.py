@@ -15,6 +15,7 @@ import lines_reports  # noqa: F401
 import lines_rollouts  # noqa: F401
 import lines_sources  # noqa: F401
 import lines_steps  # noqa: F401
+import lines_synthesize  # noqa: F401
 import lines_training  # noqa: F401
 import pytest
 from benches import Bench

@@ -15,7 +15,7 @@ import numpy as np
 
 from trivium.curate.characters import Characters
 from trivium.curate.minhash import band_keys, probability, signatures
-from trivium.synthesize.row import Row, prompt_text
+from trivium.synthesize.row import Row
 
 HASHES, SHINGLE = 120, 3
 LENGTHS = ((16, "under 16 words"), (64, "under 64"), (256, "under 256"), (math.inf, "256 and more"))
@@ -157,12 +157,3 @@ def measured(rows: Sequence[Row], columns: Sequence[str], cells: int, texts: Seq
         "coverage": coverage(rows, columns, cells),
         "lengths": dict(Counter(length_class(text) for text in texts)),
     }
-
-
-def compared_text(row: Row) -> str:
-    """What rows are compared by: the prompt where there is one, since answers follow from it; else the
-    text."""
-    try:
-        return prompt_text(row)
-    except Exception:
-        return str(row.fields.get("text") or row.fields.get("completion") or "")

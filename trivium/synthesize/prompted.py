@@ -115,8 +115,10 @@ class PromptedStep(Step):
         if self.system is not None and messages[0]["role"] != "system":
             said = rendered(self.system, columns, self.name, one.row.id)
             messages = [{"role": "system", "content": said}, *messages]
-        # The seed follows from what is asked, so that the same question in another place is known.
-        seed = int(fingerprint([room.seed, one.sample, one.row.fields.get("draw", 0)]), 16) % 2**31
+        # The seed follows from what is asked: the same question elsewhere is known, and questions that are
+        # much alike are not answered with the same chance.
+        draw = [room.seed, one.sample, one.row.fields.get("draw", 0), messages]
+        seed = int(fingerprint(draw), 16) % 2**31
         return ChatRequest(tuple(messages), self.sampling(seed, schema))
 
     def _usable(self, reply: ChatReply) -> ChatReply:

@@ -25,7 +25,7 @@ class Row:
     provenance: list[dict[str, Any]] = field(default_factory=list)
 
     def child(self, mark: str = "", without: tuple[str, ...] = (), /, **columns: Any) -> Row:
-        """A row that comes of this one, with other columns and `without` some; `mark` tells it from others."""
+        """A row that comes of this one, with other columns; `mark` tells it from others of the same."""
         fields = {name: value for name, value in self.fields.items() if name not in without}
         return Row(f"{self.id}{mark}", {**fields, **columns}, list(self.provenance))
 
@@ -80,16 +80,22 @@ def whole_text(row: Row) -> str:
     """All that a row would teach, for comparisons between rows."""
     if isinstance(row.fields.get("text"), str) and "completion" not in row.fields:
         return str(row.fields["text"])
-    parts = [str(one.get("content") or "") for one in _asked_or_none(row)]
+    parts = [asked_text(row)]
     parts += [str(row.fields[name]) for name in ("completion", "chosen") if name in row.fields]
     return "\n".join(parts)
 
 
-def _asked_or_none(row: Row) -> Messages:
+def asked_text(row: Row) -> str:
+    """All that is said up to where the assistant answers; nothing where nothing is asked."""
     try:
-        return asked(row)
+        return "\n".join(str(one.get("content") or "") for one in asked(row))
     except TriviumError:
-        return []
+        return ""
+
+
+def compared_text(row: Row) -> str:
+    """What rows are compared by: what is asked, since answers follow from it; else the text itself."""
+    return asked_text(row) or str(row.fields.get("text") or row.fields.get("completion") or "")
 
 
 def expanded(row: Row) -> list[Row]:

@@ -16,10 +16,10 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_json, write_text
-from trivium.synthesize.diversity import cell_of, compared_text, measured
-from trivium.synthesize.row import Form, Row, as_written, expanded
+from trivium.synthesize.diversity import cell_of, measured
+from trivium.synthesize.row import Form, Row, as_written, compared_text, expanded
 from trivium.synthesize.step import Room, Step
-from trivium.synthesize.steps.diversify import Diversify, Steering
+from trivium.synthesize.steps.diversify import Diversify
 from trivium.synthesize.steps.seed import LISTS, Seed
 
 REPORT = "synthesis.json"
@@ -45,7 +45,8 @@ class Synthesis:
         if not seeds:
             raise TriviumError("`data` holds no row to start from; name some, or begin with the step `seed`.")
         self.seeds = len(seeds)
-        self.possible = len({cell_of(row, self._columns()) for row in seeds})
+        self.columns = self._columns(seeds)
+        self.possible = len({cell_of(row, self.columns) for row in seeds})
         self.funnel = [[0, 0] for _ in self.steps]
         steering = next((one for one in self.steps if isinstance(one, Diversify) and one.steer), None)
         kept: list[Row] = []
@@ -86,16 +87,11 @@ class Synthesis:
         self.room.place = -1
         return self.room.random("round", self.rounds)
 
-    def _columns(self) -> list[str]:
-        """The columns that coverage is measured over."""
-        for step in self.steps:
-            if isinstance(step, Diversify) and step.steer is not None:
-                chosen = step.steer.by
-                if chosen != Steering().by:
-                    return chosen
-        first = self.steps[0] if self.steps else None
-        named = [LISTS[name] for name in LISTS if isinstance(first, Seed) and getattr(first, name)]
-        return named or ["style", "language"]
+    def _columns(self, seeds: Sequence[Row]) -> list[str]:
+        """The columns that coverage is measured over: those that steer, else those of the seeds."""
+        steered = [one.steer.by for one in self.steps if isinstance(one, Diversify) and one.steer is not None]
+        wanted = steered[0] if steered else list(LISTS.values())
+        return [name for name in wanted if any(name in row.fields for row in seeds)]
 
     def report(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The numbers of the report, and some rows to read."""
@@ -119,7 +115,7 @@ class Synthesis:
             "cost": {"tokens": ledger.spent.tokens, "requests": ledger.spent.requests,
                      "money": round(ledger.spent.money, 6)},
             "out_of_budget": ledger.refused,
-            "diversity": measured(rows, self._columns(), self.possible, texts),
+            "diversity": measured(rows, self.columns, self.possible, texts),
             "examples": [as_written(row, self.form) for row in shown],
             "examples_dropped": [{"step": step, "reason": why, **as_dropped(row)} for row, step, why in lost],
         }  # fmt: skip

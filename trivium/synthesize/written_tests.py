@@ -44,7 +44,10 @@ def trouble_of_tests(row: Row) -> str | None:
     functions = sorted({one for candidate in candidates for one in _functions(candidate["text"])})
     for body in _EMPTY:
         stub = "\n".join(f"def {one}(*arguments, **named):\n    {body}" for one in functions) or "pass"
-        if _scorer().run(stub, exam).value == 1.0:
+        score = _scorer().run(stub, exam)
+        if score.status == "gold_bad":
+            return f"tests: {score.reason}"
+        if score.value == 1.0:
             return f"tests: a program passes them whose functions only `{body}`"
     return None
 

@@ -3,10 +3,11 @@
 Each row is compared with those kept so far, by words (MinHash) and by meaning (the mean hidden state of a
 checkpoint). Steering draws the next rows of the seed from cells (topic × style × ...) in proportion to
 
-    (1 + new rows so far) / (2 + drawn so far)  /  (1 + kept so far),
+    ((1 + kept) / (2 + drawn))^2 / (1 + kept),
 
-so that cells with little in them come first, but not cells that bring nothing new however often they are
-drawn.
+kept and drawn being the cell's rows so far. The second factor alone draws towards cells with little in them;
+the first, squared, away from those that bring nothing new however often they are drawn: with its first power
+the two cancel, and every cell is drawn equally often.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pydantic import Field, PrivateAttr
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
-from trivium.synthesize.diversity import Meanings, Words, cell_of, compared_text
-from trivium.synthesize.row import Row
+from trivium.synthesize.diversity import Meanings, Words, cell_of
+from trivium.synthesize.row import Row, compared_text
 from trivium.synthesize.step import Room, Step
 
 
@@ -83,7 +84,8 @@ class Diversify(Step):
         while len(chosen) < count and cells:
             names = list(cells)
             weights = [
-                (1 + self._kept[cell]) / (2 + self._drawn[cell]) / (1 + planned[cell]) for cell in names
+                ((1 + self._kept[cell]) / (2 + self._drawn[cell])) ** 2 / (1 + planned[cell])
+                for cell in names
             ]
             cell = chance.choices(names, weights)[0]
             chosen.add(cells[cell].pop(0))

@@ -33,7 +33,7 @@ class QuestionFromAnswer(PromptedStep):
     column: str | None = None
     """The column with the answer; the first of completion, response, answer, solution, ... else."""
     template: str = (
-        "Below is an answer. Write the question that it answers, as somebody would ask it who does not know "
+        "Below is an answer. Write the question that it answers, as a person would ask it who does not know "
         "the "
         "answer{% if style %}, {{ style }}{% endif %}{% if language %}, in {{ language }}{% endif %}. The "
         "question "

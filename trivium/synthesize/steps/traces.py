@@ -14,7 +14,7 @@ from trivium.curate.characters import Characters
 from trivium.curate.repetition import repeated_grams, top_gram
 from trivium.grade.fences import fenced_lines
 from trivium.kit.numbers import Count
-from trivium.synthesize.row import CANDIDATES, Row, prompt_text
+from trivium.synthesize.row import CANDIDATES, Row, asked_text, compared_text
 from trivium.synthesize.step import Room, Step
 
 
@@ -65,7 +65,8 @@ class Traces(Step):
 
     @staticmethod
     def _text(row: Row) -> str:
-        return str(row.fields.get("completion") or row.fields.get("chosen") or row.fields.get("text") or "")
+        written = [row.fields[name] for name in ("completion", "chosen", "text") if name in row.fields]
+        return str(written[0]) if written else compared_text(row)
 
     def _trouble(self, row: Row, text: str) -> str | None:
         """Why an answer is left out."""
@@ -82,7 +83,7 @@ class Traces(Step):
         often = float(top_gram(words, 3)[0]) / size if count >= 20 else 0.0
         if often > self.most_often:
             return f"repeats: one run of three words is {often:.0%} of it"
-        foreign = foreign_share(text, self._prompt(row))
+        foreign = foreign_share(text, asked_text(row))
         if foreign > self.other_script:
             return f"language: {foreign:.0%} of its letters are in a script that the prompt does not use"
         trouble = broken_form(text) if self.form else None
@@ -91,13 +92,6 @@ class Traces(Step):
         if self.pattern is not None and re.search(self.pattern, text) is None:
             return f"form: it does not hold {self.pattern}"
         return None
-
-    @staticmethod
-    def _prompt(row: Row) -> str:
-        try:
-            return prompt_text(row)
-        except Exception:
-            return ""
 
 
 @lru_cache(1 << 16)
