@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections import abc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -240,6 +242,18 @@ class Engine:
     def rows_in_use(self) -> int:
         """How many sequences hold a slot of the cache."""
         return self.scheduler.in_use
+
+    @contextmanager
+    def keeping_prefixes(self, count: int) -> Iterator[None]:
+        """Within it, so many finished prompts stay cached, so that what goes on from them is cheap."""
+        prefixes = self.scheduler.prefixes
+        before = prefixes.size
+        prefixes.size = max(before, count)
+        try:
+            yield
+        finally:
+            with torch.inference_mode():
+                prefixes.resize(before)
 
     @torch.inference_mode()
     def refresh(self) -> None:

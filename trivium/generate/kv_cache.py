@@ -246,14 +246,14 @@ class PrefixCache:
 
     def __init__(self, cache: Cache, size: int) -> None:
         self.sequences: list[Sequence] = []
-        self._cache, self._size = cache, size
+        self._cache, self.size = cache, size
 
     def keep(self, finished: abc.Sequence[Sequence]) -> None:
         """Keep the prompts of sequences that finish together, as many as fit; the others are removed."""
         # From the last row of a pool to the first, those to be kept at the end: so hardly any has to move.
         ordered = sorted(finished, key=lambda sequence: sequence.slot, reverse=True)
         for index, sequence in enumerate(ordered):
-            pool, chosen = sequence.pool, index >= len(ordered) - self._size
+            pool, chosen = sequence.pool, index >= len(ordered) - self.size
             assert pool is not None
             if not chosen or sequence.slides or not sequence.prefill_length or self._covered(sequence):
                 pool.remove(sequence)
@@ -263,7 +263,7 @@ class PrefixCache:
             for other in [kept for kept in self.sequences if _begins(sequence, kept)]:
                 self._remove(other)
             self.sequences.append(sequence)
-        while len(self.sequences) > self._size:
+        while len(self.sequences) > self.size:
             self.evict()
 
     def _covered(self, sequence: Sequence) -> bool:
@@ -286,6 +286,12 @@ class PrefixCache:
         assert sequence.pool is not None
         sequence.pool.remove(sequence)
         self.sequences.remove(sequence)
+
+    def resize(self, size: int) -> None:
+        """Keep so many from now on; the oldest beyond them are freed."""
+        self.size = size
+        while len(self.sequences) > size:
+            self.evict()
 
     def clear(self) -> None:
         """Free all slots."""

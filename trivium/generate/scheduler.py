@@ -151,6 +151,9 @@ class Scheduler:
                 return True
             if not self.prefixes.evict():
                 return False
+        if sequence.prefix_source in self.prefixes.sequences:
+            # now, as the next sequence that is admitted may need the slot of the kept prefix
+            sequence.copy_prefix(self.counts)
         return True
 
     # From prefill to decode
