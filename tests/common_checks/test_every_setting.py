@@ -13,6 +13,7 @@ import lines_models  # noqa: F401
 import lines_quality  # noqa: F401
 import lines_reports  # noqa: F401
 import lines_rollouts  # noqa: F401
+import lines_search  # noqa: F401
 import lines_sources  # noqa: F401
 import lines_steps  # noqa: F401
 import lines_synthesize  # noqa: F401

@@ -29,6 +29,14 @@ from trivium.kit.table import print_table
     show_default=True,
     help="Whether sums ask for thoughts before the answer.",
 )
+@click.option(
+    "--search", help="Search for answers: best_of, majority, weighted, beam, dvts, mcts, backtrack."
+)
+@click.option(
+    "--n", "search_n", type=int, help="Solutions, steps a round or simulations of the search; or 8."
+)
+@click.option("--scorer", help="What scores partial answers: a reward model, file.py:function, or logprob.")
+@click.option("--token-budget", type=int, help="Tokens after which a search begins no further round.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Write the numbers here, answers beside.")
 @click.option("--against", type=click.Path(path_type=Path), help="Compare with what --json wrote before.")
@@ -42,6 +50,10 @@ def eval_(
     to: Path | None,
     against: Path | None,
     unsafe_sandbox: bool,
+    search: str | None,
+    search_n: int | None,
+    scorer: str | None,
+    token_budget: int | None,
     **asking: Any,
 ) -> None:
     """Ask a model tasks whose truth is known; every number comes with n and a 95 % interval.
@@ -56,6 +68,9 @@ def eval_(
     from trivium.model.named import find_model, find_stage
 
     folder, stage = find_model(model, runs), find_stage(model, runs)
+    found = searched(search, {"n": search_n, "scorer": scorer, "token_budget": token_budget}, runs)
+    if found is not None:
+        asking["search"] = found
     asked = None if stage is None else asked_of([stage], Path(runs))
     specs: list[Any] = tasks.split(",")
     if asked is not None:
@@ -81,6 +96,23 @@ def eval_(
         click.echo(f"Wrote {to} and every answer beside it.")
     if before is not None:
         print_table(command.against(results, before))
+
+
+def searched(method: str | None, given: dict[str, Any], runs: str) -> dict[str, Any] | None:
+    """The settings of a search from options; a scorer that is a stage is named by its folder."""
+    from trivium.grade.scorer import scorer_names
+    from trivium.model.named import find_reward_model
+
+    said = {name: value for name, value in given.items() if value is not None}
+    if method is None:
+        if said:
+            name = {"n": "--n", "scorer": "--scorer", "token_budget": "--token-budget"}[next(iter(said))]
+            raise TriviumError(f"{name} is part of a search: add --search with a method, such as best_of.")
+        return None
+    scorer = said.get("scorer")
+    if scorer is not None and ".py:" not in scorer and scorer not in ("logprob", *scorer_names()):
+        said["scorer"] = str(find_reward_model(scorer, runs))
+    return {"method": method, **said}
 
 
 @click.command()

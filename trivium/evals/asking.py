@@ -12,6 +12,7 @@ import torch
 
 from trivium.evals.likelihood import Likelihood, fits, log_likelihoods
 from trivium.evals.results import Record
+from trivium.evals.searching import Searcher
 from trivium.evals.settings import Settings, Style
 from trivium.evals.statistics import pass_at_k
 from trivium.generate.chat_fit import (
@@ -23,8 +24,10 @@ from trivium.generate.chat_fit import (
     split_reasoning,
 )
 from trivium.generate.engine import Engine
-from trivium.generate.requests import Completion, Request
+from trivium.generate.requests import Completion, FinishReason, Request
 from trivium.generate.sampling import Sampling
+from trivium.generate.search.explore import Explorer
+from trivium.generate.search.run import SearchResult
 from trivium.kit.errors import TriviumError
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
@@ -87,6 +90,7 @@ class Subject:
         self.engine = Engine(model, tokenizer, max_rows=max_rows, seed=0)
         self.window = model.config.reach
         self._ends_turns: bool | None = None
+        self._searchers: dict[str, Searcher] = {}
 
     @property
     def ends_turns(self) -> bool:
@@ -199,6 +203,36 @@ class Subject:
             answers.append([replace(one, text=f"{thought}{one.text}") for one in told] or None)
         return answers
 
+    def searched(
+        self, items: Sequence[Item], style: Style, settings: Settings, most: int
+    ) -> list[SearchResult | None]:
+        """The answer to each item that a search finds; None where the window is too small."""
+        assert settings.search is not None
+        searcher = self._searchers.setdefault(
+            settings.search.model_dump_json(), Searcher(self.engine, settings.search)
+        )
+        longest = settings.max_new_tokens or most
+        explorers: dict[int, Explorer] = {}
+        for number, item in enumerate(items):
+            chat = (item.style or style) == "chat"
+            ids = self.asked_ids(item, style, settings)
+            if len(ids) < self.window:
+                # A base model writes on and on; a chat model ends its turn.
+                stop = () if chat else ("\n\n", "\nQuestion:")
+                asked = [dict(one) for one in item.messages] if chat else item.prompt
+                place = settings.seed * 1_000_003 + number
+                explorers[number] = searcher.explorer(ids, asked, longest, stop, place)
+        with torch.inference_mode():
+            found = dict(zip(explorers, searcher.run(list(explorers.values())), strict=True))
+        return [found.get(number) for number in range(len(items))]
+
+
+def _as_completion(result: SearchResult) -> Completion:
+    """The handed-over text as the completion it is."""
+    reason: FinishReason = "stop" if result.ended else "length"
+    tokens = [] if result.chosen is None else result.chosen.node.all_tokens
+    return Completion(result.text, tokens, [], reason, 0)
+
 
 def ask(
     subject: Subject,
@@ -211,7 +245,14 @@ def ask(
     """Let a model answer, cut what a base model writes after its answer, and judge the rest."""
     style = subject.style(settings)
     records = []
-    for item, completions in zip(items, subject.answer(items, style, settings, most)):
+    searched: Sequence[SearchResult | None] = [None] * len(items)
+    answered: Sequence[list[Completion] | None]
+    if settings.search is not None:
+        searched = subject.searched(items, style, settings, most)
+        answered = [None if one is None else [_as_completion(one)] for one in searched]
+    else:
+        answered = subject.answer(items, style, settings, most)
+    for item, completions, search in zip(items, answered, searched):
         asked = item.prompt if (item.style or style) == "continue" else _spoken(item.messages)
         if completions is None:
             empty = dict.fromkeys(item.judge(""), 0.0)
@@ -240,10 +281,26 @@ def ask(
             "ended": float(completions[0].finish_reason == "stop"),
             "tokens": float(len(completions[0].tokens)),
         }
+        if search is not None:
+            answers[0]["search"] = search.as_json()
+            scores["tokens drawn"] = float(search.tokens)
+            scores["oracle"] = _oracle(search, item, style, cut)
         records.append(
             Record(item.id, asked, item.expected, tuple(answers), scores, {}, item.cluster, item.groups)
         )
     return [_with_pass_at_k(record, settings.temperature) for record in records]
+
+
+def _oracle(search: SearchResult, item: Item, style: Style, cut: Callable[[str], str]) -> float:
+    """Whether any solution that the search has found is right: what a perfect scorer would hand over."""
+    texts = dict.fromkeys(split_reasoning(item.begin + one.node.text).answer for one in search.solutions)
+    return max(
+        (
+            item.judge(cut(text) if (item.style or style) == "continue" else text).get("accuracy", 0.0)
+            for text in texts
+        ),
+        default=0.0,
+    )
 
 
 def _with_pass_at_k(record: Record, temperature: float) -> Record:

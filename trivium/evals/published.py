@@ -210,7 +210,7 @@ def _told(row: Mapping[str, Any]) -> str:
     return str(next((row[key] for key in ANSWERS if row.get(key) is not None), ""))
 
 
-_SUMS = ("shots", "samples", "chain_of_thought", "reasoning")
+_SUMS = ("shots", "samples", "chain_of_thought", "reasoning", "search")
 GSM8K = Task(
     "gsm8k", "GSM8K's word problems, by their result.", ("accuracy",), run_gsm8k, _SUMS, scorer="math"
 )
@@ -230,6 +230,6 @@ OWN = Task(
     "A person's own questions, by the scorer they name.",
     ("accuracy",),
     run_own,
-    ("shots", "samples"),
+    ("shots", "samples", "search"),
     scorer="math",
 )

@@ -76,7 +76,7 @@ SUMS = Task(
     "Word problems of several steps: the answer right, and of answers that show steps the share that hold.",
     ("accuracy", "valid steps"),
     run_sums,
-    ("shots", "samples", "chain_of_thought", "reasoning"),
+    ("shots", "samples", "chain_of_thought", "reasoning", "search"),
     first_question("sums"),
 )
 SQL = Task(
@@ -84,6 +84,6 @@ SQL = Task(
     "Questions over tables: the query finds the right rows.",
     ("accuracy",),
     run_sql,
-    ("shots", "samples"),
+    ("shots", "samples", "search"),
     first_question("ledger"),
 )

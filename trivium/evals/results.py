@@ -15,8 +15,10 @@ from trivium.evals.statistics import Interval, bootstrap, proportion
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_json, write_text
 
-LOWER_IS_BETTER = frozenset({"bits per byte", "floor", "flip rate", "prefers sycophancy", "brier", "tokens"})
-UNBOUNDED = frozenset({"bits per byte", "floor", "tokens", "log-likelihood"})
+LOWER_IS_BETTER = frozenset(
+    {"bits per byte", "floor", "flip rate", "prefers sycophancy", "brier", "tokens", "tokens drawn"}
+)
+UNBOUNDED = frozenset({"bits per byte", "floor", "tokens", "tokens drawn", "log-likelihood"})
 """Measures that are no shares, even where all their values happen to lie between 0 and 1."""
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from trivium.generate.chat_fit import Reasoning
+from trivium.generate.search.settings import SearchSettings
 from trivium.kit import settings as kit
 from trivium.kit.errors import TriviumError
 
 Style = Literal["continue", "chat"]
 TaskSpec = str | Mapping[str, Any]
+
+
+def _by_method(value: Any) -> Any:
+    """The name of a method alone is a search with its defaults."""
+    return {"method": value} if isinstance(value, str) else value
+
+
+Searched = Annotated[SearchSettings, BeforeValidator(_by_method, json_schema_input_type=str | SearchSettings)]
 
 
 class Settings(kit.Settings):
@@ -36,6 +45,8 @@ class Settings(kit.Settings):
     """The temperature of those samples."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """How long an answer may be; None leaves it to the task."""
+    search: Searched | None = None
+    """How answers are searched for, such as `{method: best_of, n: 8, scorer: prm}`; else none is."""
     seed: int = 0
     """Of the questions and of the samples."""
 

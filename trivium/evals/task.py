@@ -13,7 +13,8 @@ from trivium.evals.asking import Subject
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings, TaskSpec, named, read_spec
 from trivium.evals.statistics import Interval
-from trivium.grade.scorer import ready, scorer
+from trivium.generate.search.settings import SearchSettings
+from trivium.grade.scorer import ready, scorer, scorer_names
 from trivium.kit.errors import TriviumError
 
 
@@ -28,10 +29,15 @@ class Found:
 
 
 Run = Callable[..., Found]
-SOME_HEED = ("shots", "samples", "chain_of_thought", "reasoning")
+SOME_HEED = ("shots", "samples", "chain_of_thought", "reasoning", "search")
 """The settings of asking that mean nothing to some tasks."""
 NAMES = ("data", "examples", "model")
 """The options that name a file, a folder or a stage."""
+SEARCH_SCORER = "search.scorer"
+"""What names the reward model of a search."""
+MODELS = ("model", SEARCH_SCORER)
+"""What names a reward model, which may be a stage."""
+OWN_PROBABILITY = "logprob"
 SOURCES = ("source", "sources")
 """The options that name a source of the world, or a file."""
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -144,6 +150,11 @@ def planned(spec: TaskSpec, settings: Settings) -> Planned:
             f"The task {label} is to think first, which only a chat template can ask for: take `reasoning` "
             "away, or set `style: chat`."
         )
+    if heeded.search is not None and heeded.samples:
+        raise TriviumError(
+            f"The task {label} is to search for its answers, so `samples` draws nothing beside them; take "
+            "one of `search` and `samples` away."
+        )
     checked = one.checked(options)
     if one.foresee is not None:
         one.foresee(heeded.model_copy(update={"limit": 1}), **checked)
@@ -167,13 +178,33 @@ def of_the_world(source: str) -> bool:
 def outside(spec: TaskSpec) -> list[tuple[str, str]]:
     """What a task, spelled out, names that is not the world's: pairs of an option and a name."""
     given: Mapping[str, Any] = {} if isinstance(spec, str) else spec
-    return [
+    judge = search_model(given)
+    searched = [] if judge is None else [(SEARCH_SCORER, judge)]
+    return searched + [
         (option, name)
         for option in (*NAMES, *SOURCES)
         if option in given
         for name in _names(option, given[option])
         if not (option in SOURCES and of_the_world(name))
     ]
+
+
+def search_model(spec: Mapping[str, Any]) -> str | None:
+    """The reward model that scores a task's search, a stage or a folder; None where it is something else."""
+    search = spec.get("search")
+    if isinstance(search, SearchSettings):
+        search = search.model_dump()
+    judge = search.get("scorer") if isinstance(search, Mapping) else None
+    if isinstance(judge, Mapping):
+        judge = judge.get("model")
+    plain = not isinstance(judge, str) or judge in (OWN_PROBABILITY, *scorer_names()) or ".py:" in judge
+    return None if plain else judge
+
+
+def with_search_model(search: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings of a search whose reward model lies there."""
+    judge = search["scorer"]
+    return {**search, "scorer": {**judge, "model": where} if isinstance(judge, Mapping) else where}
 
 
 def _names(option: str, value: Any) -> list[str]:
@@ -188,6 +219,9 @@ def placed(spec: TaskSpec, place: Callable[[str, str], str]) -> str | dict[str, 
         return spec
     found = dict(spec)
     for option, name in outside(spec):
+        if option == SEARCH_SCORER:
+            found["search"] = with_search_model(found["search"], place(option, name))
+            continue
         where, value = place(option, name), found[option]
         replaced = [where if str(one) == name else one for one in value] if isinstance(value, list) else []
         found[option] = replaced or where

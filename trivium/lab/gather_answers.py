@@ -99,7 +99,9 @@ def _is_kept(place: Path) -> bool:
 def _question(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     here = Path.cwd()
     files = {
-        one: content_fingerprint(one, here, Checksums()) for _, one in outside(options) if locate(one, here)
+        one: content_fingerprint(one, here, Checksums())
+        for _, one in outside({**options, "search": settings.get("search")})
+        if locate(one, here)
     }
     return fingerprint([name, dict(settings), dict(options), files, code()])
 

@@ -61,6 +61,16 @@ def stage_links(runs: str | Path) -> list[Path]:
     return [place for place in places if place.is_symlink() and (place / RECORD).is_file()]
 
 
+def find_reward_model(name: str | Path, runs: str | Path = RUNS) -> Path:
+    """The folder of a reward model: what a reward stage made, a folder, or a classifier on the hub."""
+    stage = find_stage(name, runs)
+    if stage is None or read_record(stage).get("produces") != "reward":
+        return find_model(name, runs)
+    if not (stage / COMPLETE).is_file():
+        raise TriviumError(f"{name} is not finished; run its recipe again.")
+    return stage / "model"
+
+
 def model_of(stage: Path, name: str) -> Path:
     """The Hugging Face folder of the model that a finished stage made."""
     record = read_record(stage)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trivium.evals.settings import Settings
+from trivium.evals.task import MODELS, placed
 from trivium.kit.progress import Progress
 from trivium.lab.asked import note
 from trivium.lab.compare import compare, summary_table
@@ -14,6 +16,12 @@ from trivium.stages.parts.stage import PART
 
 if TYPE_CHECKING:
     from trivium.pipeline.run import Run
+
+
+def _made(going: Run, option: str, name: str) -> str:
+    """Where the thing that a task names lies: a reward model may be a stage of the recipe."""
+    is_stage = option in MODELS and name in going.nodes
+    return str(going.entry(name).output.absolute()) if is_stage else name
 
 
 def report(going: Run) -> tuple[Path, list[list[str]]]:
@@ -27,7 +35,7 @@ def report(going: Run) -> tuple[Path, list[list[str]]]:
             stage.name for stage in stages if stage.model is not None and PART not in stage.name
         ]
         names = [f"{recipe.name}/{name}" for name in chosen]
-        on, asking = recipe.report.on, recipe.report.asking
+        on, asking = [placed(spec, partial(_made, going)) for spec in recipe.report.on], recipe.report.asking
     with Progress("report") as progress:
         found = compare(
             names, runs=going.store.runs, to=place / "report.html", on=on, settings=asking,

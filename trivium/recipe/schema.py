@@ -21,7 +21,7 @@ from pydantic import (
 from trivium.data.sources import Source
 from trivium.evals.settings import Settings as Asking
 from trivium.evals.settings import TaskSpec
-from trivium.evals.task import checked_specs, placed
+from trivium.evals.task import MODELS, checked_specs, placed
 from trivium.kit.errors import TriviumError
 from trivium.kit.settings import Settings
 from trivium.kit.trackers import Tracker
@@ -198,6 +198,8 @@ def _find_asked(valid: Any, written: Written) -> None:
     """The files that the report's tasks read, seen from the recipe's folder, have to be there."""
 
     def found(number: int, option: str, name: str) -> str:
+        if option in MODELS and name in valid.stages:
+            return name
         at = locate(name, written.path.parent)
         place = written.place(["report", "on", str(number)])
         try:

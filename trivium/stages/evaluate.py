@@ -14,7 +14,7 @@ from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
-from trivium.evals.task import checked_specs, outside, placed, ready_for
+from trivium.evals.task import MODELS, checked_specs, outside, placed, ready_for
 from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
@@ -24,7 +24,7 @@ HELD_OUT = "held_out"
 
 NAMED: dict[str, tuple[Product, ...]] = {
     "data": ("data", "source"), "examples": ("source",), "model": ("reward",),
-    "source": ("source",), "sources": ("source",),
+    "source": ("source",), "sources": ("source",), "search.scorer": ("reward",),
 }  # fmt: skip
 """The options that name something outside the task, and what it has to be."""
 
@@ -64,7 +64,7 @@ class Evaluate(Stage):
         found += [Reference("against", name, ("report",)) for name in self.against]
         for place, spec in enumerate(self.on):
             for option, name in outside(spec):
-                read = None if option == "model" else Source(path=name)
+                read = None if option in MODELS else Source(path=name)
                 found.append(Reference(f"on.{place}.{option}", name, NAMED[option], read))
         return found
 
@@ -100,7 +100,7 @@ class Evaluate(Stage):
 
     def _found(self, work: Work) -> list[str | dict[str, Any]]:
         """The tasks, with what they name where it lies: of a stage of data, what it held out."""
-        reads: dict[str, Callable[[Path], Path]] = {"data": _to_ask, "model": resolve}
+        reads: dict[str, Callable[[Path], Path]] = {"data": _to_ask, **dict.fromkeys(MODELS, resolve)}
 
         def place(option: str, name: str) -> str:
             path = work.path(name)
