@@ -10,7 +10,14 @@ from typing import Any
 
 import click
 
-from trivium.cli.options import only_option, recipe_argument, runs_option, set_option, unsafe_option
+from trivium.cli.options import (
+    AT_LEAST_ONE,
+    only_option,
+    recipe_argument,
+    runs_option,
+    set_option,
+    unsafe_option,
+)
 from trivium.kit.errors import TriviumError
 from trivium.kit.table import print_table
 
@@ -22,6 +29,7 @@ from trivium.kit.table import print_table
 @set_option
 @click.option("--wait/--no-wait", default=True, help="Wait for another process that makes the same stage.")
 @click.option("--store", metavar="URL", help="A shared store: pull what it has, push what is made.")
+@click.option("--jobs", type=AT_LEAST_ONE, help="Make so many stages side by side, one process or GPU each.")
 @unsafe_option
 def run(
     recipe: str,
@@ -30,12 +38,13 @@ def run(
     overrides: tuple[str, ...],
     wait: bool,
     store: str | None,
+    jobs: int | None,
     unsafe_sandbox: bool,
 ) -> None:
     """Run a recipe: reuse what is done, resume what was cut off, run the rest."""
     from trivium.pipeline.run import run, table
 
-    going = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store)
+    going = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs)
     if going.became:
         print_table(table(going))
     if going.concluded:

@@ -69,12 +69,15 @@ def init(
 @click.option(
     "--processes", default=8, show_default=True, type=AT_LEAST_ONE, help="Processes (GPUs) on each machine."
 )
+@click.option("--jobs", type=AT_LEAST_ONE, help="A SLURM array of so many tasks that share the stages.")
 @click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
-def launch(recipe: str, runs: str, target: str, nodes: int, processes: int, to: Path | None) -> None:
+def launch(
+    recipe: str, runs: str, target: str, nodes: int, processes: int, jobs: int | None, to: Path | None
+) -> None:
     """Write the script that runs a recipe on other machines; submitting it is up to you."""
     from trivium.pipeline.launch import script
 
-    write(script(recipe, target, runs, nodes, processes), to)
+    write(script(recipe, target, runs, nodes, processes, jobs), to)
 
 
 @click.command()

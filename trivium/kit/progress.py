@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from trivium.kit.numbers import short
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _PLAIN_SECONDS = 5.0
+_RELAY_SECONDS = 0.25
+_relay: Callable[[dict[str, Any]], None] | None = None
+
+
+def relay_to(send: Callable[[dict[str, Any]], None]) -> None:
+    """Hand all lines of this process to another one, which shows the progress of several: `{"say": ...}`."""
+    global _relay
+    _relay = send
+
+
 _WINDOW = 50
 
 
@@ -38,7 +49,9 @@ class Progress:
         """Print a line that stays."""
         if not self._speaks:
             return
-        if self._live is not None:
+        if _relay is not None:
+            _relay({"say": text})
+        elif self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
@@ -52,7 +65,11 @@ class Progress:
             self._seen.clear()
         self._seen.append((now, done))
         finished = total is not None and done >= total
-        if self._stream.isatty():
+        if _relay is not None:
+            if finished or now - self._last_plain >= _RELAY_SECONDS:
+                self._last_plain = now
+                _relay({"update": self._line(done, total, unit, facts, bar=True)})
+        elif self._stream.isatty():
             self._show(self._line(done, total, unit, facts, bar=True))
         elif finished or now - self._last_plain >= _PLAIN_SECONDS:
             self._last_plain = now
@@ -100,6 +117,52 @@ class Progress:
             self._live.start()
         else:
             self._live.update(text)
+
+
+class Board:
+    """One view of several pieces of work: lines that stay, and below them how far each is."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._live: Live | None = None
+        self._shown: tuple[list[str], float] = ([], time.monotonic())
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def show(self, lines: Sequence[str], total: str) -> None:
+        """Show how far each is, and all together; when piped, the lines that changed, now and then."""
+        if self._stream.isatty():
+            self._show([*lines, total])
+        elif time.monotonic() - self._shown[1] >= _PLAIN_SECONDS:
+            for line in lines:
+                if line not in self._shown[0]:
+                    print(line, file=self._stream, flush=True)
+            self._shown = (list(lines), time.monotonic())
+
+    def _show(self, lines: Sequence[str]) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.text import Text
+
+        group = Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+        if self._live is None:
+            self._live = Live(group, console=Console(file=self._stream), refresh_per_second=8)
+            self._live.start()
+        else:
+            self._live.update(group)
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trivium.kit.errors import TriviumError
+
 BOOT, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"
+
+
+class Busy(TriviumError):
+    """Another process works on the same result, and this one is not to wait for it."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,23 @@ srun torchrun --nnodes={nodes} --nproc-per-node={processes} --rdzv-backend=c10d 
     --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" -m trivium.cli {command}
 """
 
+_ARRAY = """\
+#!/usr/bin/env bash
+#SBATCH --job-name=trivium-{name}
+#SBATCH --array=0-{last}
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={processes}
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=B:TERM@120
+#SBATCH --output=%x-%A-%a.log
+# {tasks} tasks share the stages of one recipe: each takes what is ready and no other task makes.
+# Two minutes before the time is up, SLURM sends TERM: the run saves, and the requeued task goes on.
+set -euo pipefail
+exec python -m trivium.cli {command} --jobs {processes}
+"""
+
 _SKY = """\
 # sky launch -c trivium-{name} FILE; use `sky jobs launch` for spot machines: the run resumes by itself.
 name: trivium-{name}
@@ -51,13 +68,22 @@ run: |
 TARGETS = {"torchrun": _TORCHRUN, "slurm": _SLURM, "sky": _SKY}
 
 
-def script(recipe: str, target: str, runs: str | Path, nodes: int, processes: int) -> str:
-    """The script that runs a recipe on a target, with that many machines and processes on each."""
+def script(
+    recipe: str, target: str, runs: str | Path, nodes: int, processes: int, jobs: int | None = None
+) -> str:
+    """The script that runs a recipe on a target, with that many machines and processes on each.
+
+    With `jobs`, a SLURM array of so many tasks instead, each with `processes` GPUs, which share the stages.
+    """
     if target == "torchrun" and nodes > 1:
         raise TriviumError(
             f"torchrun starts the processes of one machine, not of {nodes}; choose slurm or sky, or leave out"
             " --nodes."
         )
     name = load(recipe).name
+    if jobs is not None and (target != "slurm" or nodes > 1):
+        raise TriviumError("--jobs makes an array of SLURM; write --on slurm, and leave out --nodes.")
     command = shlex.join(["run", recipe, "--runs", str(runs)])
+    if jobs is not None:
+        return _ARRAY.format(name=name, last=jobs - 1, tasks=jobs, processes=processes, command=command)
     return TARGETS[target].format(name=name, nodes=nodes, processes=processes, command=command)

@@ -20,10 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from trivium.kit.errors import TriviumError
 from trivium.kit.files import make_folder
 from trivium.kit.places import Folder
-from trivium.pipeline.holder import Holder, myself, started
+from trivium.pipeline.holder import Busy, Holder, myself, started
 from trivium.pipeline.lease import Lease
 
 MOUNTS = "/proc/self/mountinfo"
@@ -68,7 +67,7 @@ def locked(entry: Path, say: Callable[[str], None], wait: bool = True) -> Iterat
         # A lease ends by itself when it is no longer renewed; what has none ends with the file.
         remedy = "" if taken.leased else f"delete {entry / 'LOCK'} if that machine is gone"
         if not wait:
-            raise TriviumError(f"{place}; wait for it{remedy and f', or {remedy}'}.")
+            raise Busy(f"{place}; wait for it{remedy and f', or {remedy}'}.")
         if not said:
             say(f"{place}; waiting for it{remedy and f' ({remedy})'}")
             said = True

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trivium.generate.exactness import typical
 from trivium.grade.sandbox.client import announced, permitting_unsafe
 from trivium.kit import processes
 from trivium.kit.code import package_code
-from trivium.kit.errors import DamagedError
+from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.files import remove_parts
 from trivium.kit.kernels import kernels
 from trivium.kit.machine import describe
@@ -28,6 +29,7 @@ from trivium.model.arithmetic import counted
 from trivium.pipeline.accepted import same_as
 from trivium.pipeline.cards import write_card
 from trivium.pipeline.checkpoints import product
+from trivium.pipeline.jobs import SideBySide, plain
 from trivium.pipeline.lock import locked
 from trivium.pipeline.report import report
 from trivium.pipeline.sharing import SharedStore, obtain
@@ -39,6 +41,9 @@ from trivium.recipe.outside import Checksums, locate
 from trivium.recipe.revisions import Revisions
 from trivium.recipe.schema import Recipe, load
 from trivium.stages.parts.stage import Work
+
+PAGE = ".page"
+"""What is locked while the page of a recipe is made."""
 
 
 @dataclass
@@ -86,14 +91,16 @@ def run(
     wait: bool = True,
     unsafe_sandbox: bool = False,
     store: str | None = None,
+    jobs: int | None = None,
 ) -> Run:
     """Bring a recipe's stages to completion, each after what it stands on.
 
     `store` is the address of a shared store: what is there is pulled, what is made here is pushed.
+    `jobs` stages that do not need each other are made side by side, each in a process of its own.
     `unsafe_sandbox` runs programs that a model wrote even where the kernel cannot isolate them.
     """
     with permitting_unsafe(unsafe_sandbox):
-        return _run(recipe, runs, overrides, only, wait, store)
+        return _run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs)
 
 
 def _run(
@@ -102,9 +109,13 @@ def _run(
     overrides: Iterable[str] | Mapping[str, Any],
     only: Iterable[str],
     wait: bool,
+    unsafe_sandbox: bool,
     store: str | None,
+    jobs: int | None,
 ) -> Run:
     world = processes.start()
+    if jobs is not None and world.size > 1:
+        raise TriviumError("--jobs starts processes of its own; leave it out under torchrun.")
     shared = None if store is None else SharedStore(store)
     going = prepare(recipe, runs, overrides, shared)
     chosen = graph.needed(going.nodes, only)
@@ -112,16 +123,22 @@ def _run(
     if world.leads:
         entries = {name: going.entry(name) for name in going.nodes}
         note_graph(going.store.runs / going.recipe.name, going.nodes, entries)
-    for name in chosen:
+    if jobs is not None:
+        order = {"recipe": str(recipe), "runs": str(runs), "overrides": plain(overrides), "store": store}
+        order["unsafe_sandbox"] = unsafe_sandbox
+        SideBySide(going, chosen, jobs, order, partial(lead, wait=wait), wait).run()
+    for name in chosen if jobs is None else ():
         if world.leads:
-            going.became[name] = _lead(going, name, wait)
+            going.became[name] = lead(going, name, wait)
         else:
             _follow(going, name)
     if world.leads and len(chosen) == len(going.nodes):
-        if going.recipe.expanded is not None:
-            going.concluded = _concluded(going, going.recipe.expanded.cells)
-        else:
-            going.reported = report(going)
+        # Runs that share the work reach this point together; the second finds what the first one asked.
+        with locked(going.store.runs / going.recipe.name / PAGE, lambda _: None):
+            if going.recipe.expanded is not None:
+                going.concluded = _concluded(going, going.recipe.expanded.cells)
+            else:
+                going.reported = report(going)
     return going
 
 
@@ -136,7 +153,7 @@ def _concluded(going: Run, cells: Mapping[tuple[str, int], Mapping[str, str]]) -
     return conclude(going.recipe.name, going.recipe.experiment, folders, place)
 
 
-def _lead(going: Run, name: str, wait: bool) -> str:
+def lead(going: Run, name: str, wait: bool) -> str:
     """Reuse or make one stage; the processes that follow are told what to do about it."""
     node, entry = going.nodes[name], going.store.entry(going.nodes[name])
     with Progress(name) as progress:

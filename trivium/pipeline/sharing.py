@@ -31,6 +31,7 @@ from trivium.kit.numbers import short
 from trivium.kit.places import Place, place_at
 from trivium.kit.processes import world
 from trivium.kit.seals import COMPLETE, RECORD, compare, read_seal
+from trivium.pipeline.holder import Busy
 from trivium.pipeline.lease import Lease, LeaseLost
 from trivium.pipeline.store import Entry, Store
 
@@ -255,7 +256,7 @@ def _taken(
             # It was finished between the two looks.
             lease.release(finished=True)
         elif not wait:
-            raise TriviumError(f"{entry.folder.name} is being made by {other}; wait for it.")
+            raise Busy(f"{entry.folder.name} is being made by {other}; wait for it.")
         else:
             if not said:
                 say(f"{entry.folder.name} is being made by {other}; waiting for it")
