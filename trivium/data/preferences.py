@@ -199,6 +199,18 @@ def row_of(
     return row_of_documents(documents, learned=learned, facts=facts, ids=ids, sources=sources)
 
 
+def typical_tokens(pairs: Iterable[PreferencePair], *, whole: bool = False) -> float:
+    """The tokens of a first answer in the mean over a step: no part of the batch can know them."""
+    tokens = weights = 0.0
+    for one in pairs:
+        count = int(one.completions[0].learned.sum())
+        if whole:
+            count = len(one.prompt) + len(one.completions[0].tokens) - 1
+        tokens += one.weight * count
+        weights += one.weight
+    return tokens / max(weights, 1e-12)
+
+
 @dataclass(frozen=True)
 class PreferenceSource:
     """One source of a mixture of preferences, and how it takes part."""
@@ -272,16 +284,8 @@ class PreferenceBatches(PlannedBatches):
         return found
 
     def _typical(self, places: Sequence[tuple[int, int]]) -> float:
-        """The tokens of a first answer in the mean over a step: no part of the batch can know them."""
-        tokens = weights = 0.0
-        for source, number in places:
-            one = self.sources[source].pairs[number]
-            count = int(one.completions[0].learned.sum())
-            if self.whole_chosen:
-                count = len(one.prompt) + len(one.completions[0].tokens) - 1
-            tokens += one.weight * count
-            weights += one.weight
-        return tokens / max(weights, 1e-12)
+        pairs = [self.sources[source].pairs[number] for source, number in places]
+        return typical_tokens(pairs, whole=self.whole_chosen)
 
     def row(self, places: Sequence[tuple[int, int]]) -> PackedSequence:
         """One row of the pairs at these places, each a source and a number in it."""

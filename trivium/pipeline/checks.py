@@ -112,7 +112,7 @@ def _check_format(stage: Stage, row: Document, place: str) -> None:
             recognised(row.fields).read(row.fields)
         elif getattr(stage, "process", False):
             labelled_steps(row.fields)
-        elif kind in PREFERENCES:
+        elif kind in PREFERENCES and not is_online(stage):
             form = recognised_form(row.fields)
             form.read(row.fields)
             single = "label" in form.columns
@@ -122,7 +122,7 @@ def _check_format(stage: Stage, row: Document, place: str) -> None:
                     "is a single answer with a `label`, and this stage compares two answers; use a "
                     "`preference` stage with `loss: kto`, apo_zero_unpaired or bco"
                 )
-        elif kind in (*PROMPTED, "label_steps") and getattr(stage, "next_words", None) is None:
+        elif asks_prompts(stage):
             if not any(row.fields.get(column) for column in PROMPT_COLUMNS):
                 raise TriviumError(
                     f"has no prompt, only {_columns(row)}; name its column with `columns: {{prompt: ...}}`"
@@ -133,6 +133,17 @@ def _check_format(stage: Stage, row: Document, place: str) -> None:
             )
     except TriviumError as error:
         raise TriviumError(f"{place}: {row.id} {str(error).rstrip('.')}.") from None
+
+
+def is_online(stage: Stage) -> bool:
+    """Whether a preference stage lets the model answer prompts, and has no pairs to read."""
+    return getattr(stage, "online", None) is not None
+
+
+def asks_prompts(stage: Stage) -> bool:
+    """Whether rows have to be prompts that the model answers."""
+    answers = stage.kind in (*PROMPTED, "label_steps") or is_online(stage)
+    return answers and getattr(stage, "next_words", None) is None
 
 
 def _columns(row: Document) -> str:

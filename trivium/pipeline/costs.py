@@ -265,6 +265,23 @@ def synthesis_numbers(stage: Any, numbers: Mapping[str, Any], rows: float, promp
     return found
 
 
+def online_numbers(
+    stage: Any, numbers: Mapping[str, Any], prompts: int | None, prompt: float
+) -> dict[str, Any]:
+    """Steps and answers of preferences that the model's own answers make, half as long as they may be."""
+    steps = stage.steps or (round(stage.epochs * prompts / stage.pairs) if stage.epochs and prompts else None)
+    if not steps:
+        return {}
+    answers = steps * stage.pairs * stage.online.num_generations
+    found = {"steps": steps, "answers": answers, "tokens at most": answers * stage.online.max_new_tokens}
+    if "parameters" in numbers:
+        # All answers are written; two of each prompt are read by the reference and learned from.
+        length = prompt + stage.online.max_new_tokens / 2
+        pairs = 2 * steps * stage.pairs
+        found["flops"] = numbers["parameters"] * length * (2.0 * answers + 8.0 * pairs)
+    return found
+
+
 class Speed:
     """FLOPs per second on this machine, as earlier stages of a kind reached them or as its peak suggests."""
 

@@ -16,7 +16,7 @@ from trivium.kit.progress import duration
 from trivium.model.gguf.read import is_gguf
 from trivium.model.hub import resolve
 from trivium.pipeline import costs
-from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk
+from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk, is_online
 from trivium.pipeline.run import Run, prepare
 from trivium.recipe import graph
 from trivium.recipe.outside import locate
@@ -112,6 +112,10 @@ def _numbers(
             )
             numbers["flops"] = own * numbers["tokens"]
         costs.check_repeats(name, stage, numbers.get("epochs", {}))
+    elif is_online(stage):
+        problems = sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
+        length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
+        numbers |= costs.online_numbers(stage, numbers, problems, length)
     elif stage.kind in PREFERENCES and known:
         pairs = sum(
             (looked.documents or 0) * (1 - stage.data[source].validation)
@@ -143,7 +147,7 @@ def _note_held_out(
         portion = stage.data.get(source) if isinstance(getattr(stage, "data", None), dict) else None
         if stage.kind == "corpus":
             share = stage.validation
-        elif portion is not None and stage.kind in (*PACKED, *PREFERENCES):
+        elif portion is not None and stage.kind in (*PACKED, *PREFERENCES) and not is_online(stage):
             share = portion.validation
         else:
             continue

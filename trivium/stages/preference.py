@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -14,7 +14,6 @@ from trivium.data.preference_sources import Preferences, prompts_of, read_prefer
 from trivium.data.preferences import PreferenceBatches, PreferenceSource
 from trivium.data.settings import Mixture, Weight
 from trivium.kit.numbers import Count, Number
-from trivium.kit.processes import world
 from trivium.learn.objectives.preference import (
     NEEDS_ALL,
     UNPAIRED,
@@ -28,12 +27,22 @@ from trivium.learn.objectives.preference_losses import (
     Divergence,
     PreferenceNumbers,
 )
-from trivium.learn.settings import LearningRate
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.gauges import gauges
 from trivium.stages.parts.mixtures import PAIRS
+from trivium.stages.parts.online import (
+    Asked,
+    Judges,
+    Prompts,
+    check_judges,
+    judged_by,
+    online_pairs,
+    online_prompts,
+    online_references,
+)
 from trivium.stages.parts.references import clear_references, measured, store_references
+from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import UNUSED_WITH_PAIRS, Opened, TrainingStage
 
 ALSO_CALLED = {"dpo": "sigmoid", "slic-hf": "slic", "apo": "apo_zero", "dpo_norm": "sigmoid_norm"}
@@ -119,14 +128,18 @@ class PreferenceStage(TrainingStage):
     """A frozen copy, the model without its adapter, numbers computed once, or none at all."""
     pairs: Count = Field(default=32, ge=1)
     """Preference pairs per optimiser step."""
+    online: Asked = None
+    """The model itself answers the prompts in `data` at every step, and `reward` says which answer is better:
+    `true`, or settings."""
+    reward: Judges = []
+    """The scorers that judge what the model answers, as in `rlvr`: a name, `file.py:function`, or {model: rm}
+    for a reward stage."""
     context: Count | None = Field(default=None, ge=2)
     """The longest prompt and answer in tokens."""
     share_prompts: bool = True
     """Whether a prompt is computed once for both of its answers."""
     sycophancy: Count = Field(default=60, ge=0)
     """How many questions the sycophancy evaluation asks at the end; 0 for none."""
-    learning_rate: LearningRate = LearningRate()
-    """The learning rate: a number, `parent`, or a schedule."""
     optimiser: Literal["muon", "adamw"] = "adamw"
     """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
     compile: Literal["auto", "on", "off"] = "off"
@@ -157,18 +170,72 @@ class PreferenceStage(TrainingStage):
             raise ValueError("say how long to train with one of `steps` and `epochs`")
         return self
 
+    @model_validator(mode="after")
+    def online_pairs_are_judged(self) -> PreferenceStage:
+        """What the model answers needs a judge, a loss of pairs, and a reference that is there by then."""
+        if self.online is None:
+            if self.reward:
+                raise ValueError(
+                    "`reward` judges what the model answers: say `online: true`, or leave it out"
+                )
+            return self
+        if not self.reward:
+            raise ValueError("`online` needs a judge: name a scorer or a reward model as `reward`")
+        if not UNPAIRED.isdisjoint(self.loss):
+            raise ValueError(f"`online` makes pairs, and {', '.join(self.loss)} learns from single answers")
+        if self.reference == "stored":
+            raise ValueError("what the model will answer is not known before: say `reference: parent`")
+        if self.imitate == "everything" or self.ld_alpha != 1:
+            raise ValueError("`imitate` and `ld_alpha` belong to pairs that are given; leave them out")
+        return self
+
+    @property
+    def draws_batches(self) -> bool:
+        """Whether the model answers as it trains."""
+        return self.online is not None
+
+    def references(self) -> list[Reference]:
+        """`from` names the model, `data` pairs or prompts, `reward` who judges answers to these."""
+        if self.online is None:
+            return super().references()
+        return [Reference("from", self.start, self.starts_from), *online_references(self.data, self.reward)]
+
+    def counted(self) -> dict[str, Any]:
+        """The text of the files that hold rewards counts as well."""
+        return super().counted() if self.online is None else {**super().counted(), **judged_by(self.reward)}
+
+    def check_machine(self) -> None:
+        """Try the scorers."""
+        check_judges(self.reward)
+
     def read(self, opened: Opened[_Pairs]) -> None:
-        """The preference pairs of every source, as batches of pairs."""
+        """The preference pairs of every source, as batches of pairs; or the prompts that will be answered."""
         opened.context = opened.context_within(self.context)
+        if self.online is not None:
+            opened.data = _Pairs(prompts=online_prompts(opened, self.online, self.data))
+            return
         single = not UNPAIRED.isdisjoint(self.loss)
         pairs = read_preferences(opened.work, self.data, opened.tokenizer, opened.context, single=single)
         opened.data = _Pairs(pairs)
         opened.batches = self._batches(opened, pairs.training, self.steps)
 
+    def prepare_batches(self, opened: Opened[_Pairs]) -> None:
+        """The engine keeps the model's layers, so whatever is laid on them is there by now."""
+        if self.online is None:
+            return
+        opened.batches = online_pairs(
+            opened, self.online, opened.data.prompts, self.reward, pairs=self.pairs, steps=self.steps,
+            epochs=self.epochs, precision=self.precision, together=not NEEDS_ALL.isdisjoint(self.loss),
+            share=self.share_prompts and prompts_can_be_shared(opened.model.config),
+        )  # fmt: skip
+
     def objective(self, opened: Opened[_Pairs]) -> Preference:
         """The mix of losses, with the log-probabilities of the reference computed once where that pays."""
         work, beside = opened.work, self._beside()
         work.say(f"loss {self._told()}; reference: {beside}; {opened.batches.steps} steps of {self.pairs}")
+        reference = copy.deepcopy(opened.model).requires_grad_(False) if beside == "parent" else None
+        if self.online is not None:
+            return self.losses(beside, {}, reference)
         opened.data.validation = self._validation(opened)
         stored = {
             "train": opened.batches if beside == "stored" else None,
@@ -180,11 +247,10 @@ class PreferenceStage(TrainingStage):
                     work, name, opened.model, batches, parent=str(opened.folder), tail=self.ld_alpha,
                     precision=self.precision,
                 )  # fmt: skip
-        reference = copy.deepcopy(opened.model).requires_grad_(False) if beside == "parent" else None
-        return self.losses(beside, opened.batches, reference)
+        return self.losses(beside, opened.batches.memory, reference)
 
-    def losses(self, beside: Beside, batches: PreferenceBatches, reference: Transformer | None) -> Preference:
-        """The mix of losses with its numbers."""
+    def losses(self, beside: Beside, memory: dict[str, float], reference: Transformer | None) -> Preference:
+        """The mix of losses with its numbers; `memory` is what lasts from step to step."""
         betas = weights_over(self._number("beta", 0.1))
         numbers = PreferenceNumbers(
             beta=betas[0][1], label_smoothing=self._number("label_smoothing", 0.0),
@@ -193,22 +259,23 @@ class PreferenceStage(TrainingStage):
         return Preference(
             self.loss, numbers, betas=betas if len(betas) > 1 else None, beside=beside, reference=reference,
             desirable=self.desirable_weight, undesirable=self.undesirable_weight,
-            whole_chosen=self.imitate == "everything", ld_alpha=self.ld_alpha, memory=batches.memory,
+            whole_chosen=self.imitate == "everything", ld_alpha=self.ld_alpha, memory=memory,
             divergence=self.divergence, bend=self.bend,
         )  # fmt: skip
 
     def findings(self, opened: Opened[_Pairs]) -> dict[str, Any]:
         """The validation pairs, the drift from the parent, and sycophancy; what became of the data."""
-        found: dict[str, Any] = {"data": opened.data.pairs.facts}
-        if world().leads:
-            if opened.data.validation is not None:
-                beside: Beside = "none" if self._beside() == "none" else "stored"
-                settled = replace(cast(Preference, opened.objective), reference=None, beside=beside)
-                found["unseen"] = measured(opened.model, settled, opened.data.validation, self.precision)
-            prompts = [one.prompt.tolist() for one in prompts_of(opened.data.pairs.validation, DRIFT_PROMPTS)]
-            found |= gauges(
-                opened.folder, opened.model, opened.tokenizer, prompts, self.sycophancy, opened.work.seed
-            )
+        data = opened.data
+        found: dict[str, Any] = (
+            {"prompts": len(data.prompts)} if data.pairs is None else {"data": data.pairs.facts}
+        )
+        if data.validation is not None:
+            beside: Beside = "none" if self._beside() == "none" else "stored"
+            settled = replace(cast(Preference, opened.objective), reference=None, beside=beside)
+            found["unseen"] = measured(opened.model, settled, data.validation, self.precision)
+        found |= gauges(
+            opened.folder, opened.model, opened.tokenizer, data.asked(), self.sycophancy, opened.work.seed
+        )
         clear_references(opened.work.folder)
         return found
 
@@ -222,6 +289,8 @@ class PreferenceStage(TrainingStage):
     def _beside(self) -> Beside:
         if not needs_reference(self.loss):
             return "none"
+        if self.online is not None and self.reference == "auto":
+            return "adapter off" if self.adapter is not None and not self.adapter.train else "parent"
         return cast(Beside, "stored" if self.reference == "auto" else self.reference)
 
     def _told(self) -> str:
@@ -229,6 +298,7 @@ class PreferenceStage(TrainingStage):
 
     def _validation(self, opened: Opened[_Pairs]) -> PreferenceBatches | None:
         """All validation pairs as one batch of many rows."""
+        assert opened.data.pairs is not None, "what the model will answer is not held out"
         count = sum(len(source.pairs) for source in opened.data.pairs.validation)
         if not count:
             return None
@@ -250,7 +320,14 @@ class PreferenceStage(TrainingStage):
 
 @dataclass
 class _Pairs:
-    """The preference pairs, and those held out as one batch."""
+    """The preference pairs, and those held out as one batch; or the prompts whose answers make pairs."""
 
-    pairs: Preferences
+    pairs: Preferences | None = None
     validation: PreferenceBatches | None = None
+    prompts: Prompts = field(default_factory=list)
+
+    def asked(self) -> list[list[int]]:
+        """Prompts that tell how far the model has moved: held-out ones, where there are any."""
+        if self.pairs is None:
+            return [one.ids for one in self.prompts[:DRIFT_PROMPTS]]
+        return [one.prompt.tolist() for one in prompts_of(self.pairs.validation, DRIFT_PROMPTS)]

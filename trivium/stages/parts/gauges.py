@@ -17,6 +17,7 @@ from trivium.evals.statistics import bootstrap
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, seed_of_sample
+from trivium.kit.processes import world
 from trivium.learn.head_loss import token_log_probabilities
 from trivium.learn.validation import groups_of
 from trivium.model.attention import Documents
@@ -73,7 +74,12 @@ def gauges(
     parent: Path, model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]],
     questions: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """How far a model drifted from its parent on these prompts, and whether it flatters."""
+    """How far a model drifted from its parent on these prompts, and whether it flatters.
+
+    The first process alone looks.
+    """
+    if not world().leads:
+        return {}
     found: dict[str, Any] = {}
     room = model.config.context - max(map(len, prompts), default=0)
     if prompts and room > 0:

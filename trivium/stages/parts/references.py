@@ -97,7 +97,12 @@ def clear_references(folder: Path) -> None:
 def measured(
     model: Transformer, objective: Preference, batches: PreferenceBatches, precision: Precision
 ) -> dict[str, Any]:
-    """Rewards on validation pairs, and the share of pairs that the model ranks as people did."""
+    """Rewards on validation pairs, and the share of pairs that the model ranks as people did.
+
+    The first process alone measures.
+    """
+    if not world().leads:
+        return {}
     totals: dict[str, tuple[float, float]] = {}
     for group in groups_of(batches.rows(0), PASS_TOKENS):
         with one_pass(precision, model.device):

@@ -179,6 +179,11 @@ class TrainingStage(Training, Stage):
         """What a token costs to learn; of short documents, attention costs next to nothing."""
         return 6.0 * parameter_count(config)
 
+    @property
+    def draws_batches(self) -> bool:
+        """Whether batches are made while the model trains, so that no step can be shown without it."""
+        return type(self).prepare_batches is not TrainingStage.prepare_batches
+
     # What a kind says, in the order in which it is asked.
 
     def read(self, opened: Opened[Any]) -> None:
@@ -303,7 +308,7 @@ class TrainingStage(Training, Stage):
 
     def batch_of(self, work: Work, step: int) -> tuple[list[PackedSequence], Tokenizer]:
         """The packed rows of an optimiser step, counted from 1 as in the log, and what reads them."""
-        if type(self).prepare_batches is not TrainingStage.prepare_batches:
+        if self.draws_batches:
             return super().batch_of(work, step)
         opened = self._read(work)
         if not 1 <= step <= opened.batches.steps:
@@ -314,7 +319,7 @@ class TrainingStage(Training, Stage):
 
     def documents_of(self, work: Work, step: int) -> list[str]:
         """The documents an optimiser step learns from, counted from 1 as in the log."""
-        if type(self).prepare_batches is not TrainingStage.prepare_batches:
+        if self.draws_batches:
             return super().documents_of(work, step)
         rows, _ = self.batch_of(work, step)
         return list(dict.fromkeys(identity for row in rows for identity in row.ids))
