@@ -10,6 +10,7 @@ import lines_forecast  # noqa: F401
 import lines_growth  # noqa: F401
 import lines_modalities  # noqa: F401
 import lines_models  # noqa: F401
+import lines_online  # noqa: F401
 import lines_quality  # noqa: F401
 import lines_reports  # noqa: F401
 import lines_rollouts  # noqa: F401
