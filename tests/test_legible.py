@@ -57,6 +57,7 @@ def folder(tmp_path_factory) -> Path:
     problems = [{"prompt": f"{n}?", "answer": str(n)} for n in range(20)]
     for name, rows in (("chats", chats), ("pairs", pairs), ("problems", problems)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "zero.jsonl").write_text('{"prompt": "zero", "answer": "0"}\n' * 4)
     (folder / "rewards.py").write_text(
         "def same(completions, **columns):\n    return [1.0 for _ in completions]\n\n\n"
         "def wrong(prompts, completions, **columns):\n"
@@ -128,6 +129,16 @@ def test_a_reward_that_fails_is_named_with_its_line_and_row(folder):
         reward(prompts=["one", "zero"], completions=["a", "b"])
 
 
+def test_status_says_how_reinforcement_goes(folder, run, capsys):
+    main(["status", "told", "--runs", str(folder / "runs")])
+    said = capsys.readouterr().out
+    assert "told/rl, last step: reward 1, " in said
+    assert "taught nothing 100%" in said
+    assert "told/dpo, last step: accuracy " in said
+    assert "told/sft, last step" not in said
+    assert max(map(len, said.splitlines())) <= 100
+
+
 def test_a_model_is_sampled_as_its_own_config_says(folder, run, tmp_path):
     made = folder / "runs" / "told" / "sft" / "model"
     assert sampling_defaults(made) == {"temperature": 0.0}, (
@@ -147,3 +158,12 @@ def test_a_run_ends_with_what_to_try_next_in_a_hundred_columns(folder, capsys):
     assert "Try next:\n  trivium chat told/rl" in printed
     lines = [line for line in printed.splitlines() if str(folder) not in line]
     assert max(map(len, lines)) <= 100
+
+
+def test_a_reward_that_fails_names_its_stage(folder, run):
+    with pytest.raises(TriviumError, match=r"Stage `rl`: The reward wrong failed at rewards.py:\d+"):
+        trivium.run(
+            folder / "told.yaml",
+            runs=folder / "runs",
+            set={"rl.reward": ["rewards.py:wrong"], "rl.data": "./zero.jsonl"},
+        )

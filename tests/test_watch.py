@@ -14,7 +14,8 @@ import toys
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog
-from trivium.lab.watch import Tail, application, thinned
+from trivium.lab.charts import log_axis
+from trivium.lab.watch import Tail, application, page, thinned
 from trivium.pipeline.run import run
 from trivium.pipeline.watch import Watched, watch
 
@@ -88,6 +89,9 @@ def test_a_stage_at_work_says_how_far_it_is(tmp_path):
             if (runs / "toy" / "graph.json").is_file():
                 stages = {one["name"]: one for one in watched.state()["stages"]}
         assert stages["base"]["share"] is None
+        while not (runs / "toy" / "base").is_symlink():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         # A stage that begins takes rows of later steps away: on a busy machine it may begin only now.
         while stages["base"]["share"] is None:
             assert time.monotonic() < deadline
@@ -124,6 +128,60 @@ def test_only_this_machine_is_answered_and_nothing_outside_is_asked(tmp_path):
         f'href="?stage={stage}"' for stage in ("words", "base", "left", "right")
     }
     assert not re.search(r"@import|url\(|innerHTML", page.text)
+
+
+def page_state(**changes):
+    stage = {
+        "name": "rl", "kind": "rlvr", "parents": [], "entry": "rl-1", "state": "running", "share": 0.5,
+        "step": 20, "tokens": 1000, "loss": 0.1, "telling": "reward 0.5", "seconds": None, "rate": 100.0,
+        "progress": {"reward": "0.5", "taught nothing": "25%"}, "left": 90.0,
+    }  # fmt: skip
+    columns = {
+        "loss": [(step, 30.0 if step == 1 else 2.0 / step) for step in range(1, 21)],
+        "validation_loss": [(10, 0.4), (20, 0.3)],
+        "reward": [(step, step / 40) for step in range(1, 21)],
+    }
+    return {
+        "recipe": "mine", "stages": [stage], "shown": "rl", "columns": columns, "changes": [],
+        "others": ["other/rl"], "beside": None, "beside_columns": {}, **changes,
+    }  # fmt: skip
+
+
+def test_the_page_shows_reward_first_time_left_validation_and_what_is_cut():
+    text = page(page_state())
+    titles = re.findall(r'data-title="([^"]*)"', text)
+    assert titles == ["reward", "loss (nats per token)"], "validation lies in the panel of the loss"
+    assert "90 s left" in text
+    assert "Last step: reward 0.5, taught nothing 25%" in text
+    assert text.count("<polyline") == 3
+    assert text.count('class="above"') == 1, "one mark where the loss of the first step leaves the scale"
+    assert "values outside the scale" in text
+
+
+def test_a_logarithmic_page_holds_all_values_and_marks_its_box():
+    plain, log = page(page_state()), page(page_state(), logarithmic=True)
+    assert 'name="log" value="1" checked' in log
+    assert 'name="log" value="1">' in plain
+    ticks = re.findall(r'data-title="reward".*?<div class="y">(.*?)</div>', log, re.S)[0]
+    assert re.findall(r">([0-9.]+)<", ticks) == ["0.02", "0.05", "0.1", "0.2", "0.5"]
+    assert log_axis([0.02, 30.0]).place(30.0) > log_axis([0.02, 30.0]).place(0.02)
+    assert len(log_axis([1.0]).ticks) >= 1
+
+
+def test_another_result_is_laid_over_the_curves(tmp_path):
+    runs = tmp_path / "runs"
+    path = toys.write_recipe(tmp_path)
+    run(path, runs)
+    first = (runs / "toy" / "left").resolve().name
+    path.write_text(path.read_text().replace("name: toy", "name: again"))
+    run(path, runs, ["left.steps=3"])
+    watched = Watched(runs, "again")
+    state = watched.state("left", "toy/left")
+    assert "toy/left" in state["others"]
+    assert state["beside"] == "toy/left"
+    assert state["beside_columns"]["loss"] == watched._tail(first).columns["loss"]
+    assert page(state).count("<polyline") > page(watched.state("left")).count("<polyline")
+    assert watched.state("left", "no/such")["beside"] is None
 
 
 @pytest.mark.slow

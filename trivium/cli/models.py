@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from trivium.cli.options import runs_option, unsafe_option
+from trivium.cli.runs import explain
 from trivium.kit.errors import TriviumError
 from trivium.kit.table import print_table
 
@@ -142,7 +143,9 @@ def compare(
     place = to or Path(runs) / "compare.html"
     say = lambda line: click.echo(line, err=True)
     on = tasks.split(",") if tasks else []
-    print_table(summary_table(compare(models, runs=Path(runs), to=place, on=on, settings=settings, say=say)))
+    rows = summary_table(compare(models, runs=Path(runs), to=place, on=on, settings=settings, say=say))
+    print_table(rows)
+    explain(rows)
     click.echo(f"Wrote {place}, and {place.with_suffix('.json')} with everything it shows.")
 
 

@@ -59,6 +59,7 @@ def run(
         if rows:
             click.echo()
             print_table(rows)
+            explain(rows)
         click.echo(f"\nThe page: {page}")
         made = [name for name, node in going.nodes.items() if node.stage.produces == "model"]
         if made:
@@ -67,6 +68,15 @@ def run(
             click.echo(f"  trivium chat {last}{where}")
             click.echo(f"  trivium serve {last}{where}")
             click.echo(f"  trivium show {last}{where}")
+
+
+def explain(rows: list[list[str]]) -> None:
+    """Say what a number of the final table means that looks at odds with the one beside it."""
+    if any(row[0].endswith("effective context") for row in rows):
+        click.echo(
+            "\neffective context: the longest length up to which 90 % of the pass keys are found at every\n"
+            "length asked; 0 where the shortest already falls below that, whatever the longer ones reach."
+        )
 
 
 @click.command()
@@ -110,9 +120,11 @@ def print_plan(found: Any, reasons_of: Callable[..., list[str]] | None = None) -
 @runs_option
 def status(recipe: str | None, runs: str) -> None:
     """Show how far every stage is."""
-    from trivium.pipeline.status import rows
+    from trivium.pipeline.status import last_steps, rows
 
     print_table(rows(runs, recipe))
+    for line in last_steps(runs, recipe):
+        click.echo("\n" + "\n".join(wrap(line, 96, subsequent_indent="    ")))
 
 
 @click.command("ls")

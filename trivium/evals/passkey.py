@@ -143,8 +143,9 @@ def _item(
 PASSKEY = Task(
     "passkey",
     "Things hidden in long texts: pass keys, a needle, several keys, chains of variables, common words. "
-    "`effective context` is the length up to which 90 % of the keys are found; with fewer than 35 keys a "
-    "length the low end of its interval is 0.",
+    "`effective context` is the longest length up to which 90 % of the keys are found at every length asked, "
+    "so it is 0 where the shortest falls below that, whatever is found at longer ones; with fewer than 35 "
+    "keys a length the low end of its interval is 0.",
     ("accuracy",),
     run_passkey,
     ("samples",),

@@ -66,6 +66,10 @@ class ScorerReward:
         return [score.value for score in self.scores(prompts, completions, **columns)]
 
 
+class RewardFailedError(TriviumError):
+    """A person's reward function raised an exception."""
+
+
 @dataclass
 class FunctionReward:
     """A user's function with TRL's reward signature, whose faults are named instead of trained on."""
@@ -93,7 +97,7 @@ class FunctionReward:
         try:
             values = list(self.function(prompts=prompts, completions=completions, **columns))
         except Exception as error:
-            raise TriviumError(self._failed(error, prompts, completions, columns)) from error
+            raise RewardFailedError(self._failed(error, prompts, completions, columns)) from error
         if len(values) != len(completions):
             raise TriviumError(
                 f"The reward {self.name} returned {len(values)} values for {len(completions)} completions; "

@@ -62,6 +62,22 @@ def axis(values: Iterable[float], label: str = "", write: Format = figure, *, ze
     return Axis(min(low, ticks[0]), max(high, ticks[-1]), ticks, label, write)
 
 
+def log_axis(values: Iterable[float], label: str = "", write: Format = figure) -> Axis:
+    """A logarithmic axis that holds these values, all above zero, with ticks at 1, 2 and 5 of each power."""
+    values = list(values)
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        first = max((one for one in ticks if one <= low), default=low)
+        last = min((one for one in ticks if one >= high), default=high)
+        inside = [one for one in ticks if first <= one <= last]
+        if len(inside) <= 6:
+            break
+    ends = (first, last) if first < last else (first / 2, last * 2)
+    return Axis(ends[0], ends[1], inside, label, write, logarithmic=True)
+
+
 def _round_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
@@ -90,6 +106,17 @@ class Line:
     def path(self, x: Axis, y: Axis) -> str:
         """The points of a polyline in per cent."""
         return " ".join(f"{x.place(a):.2f},{100 - y.place(b):.2f}" for a, b, *_ in self.points)
+
+    def outside(self, x: Axis, y: Axis) -> list[tuple[float, bool]]:
+        """Where along the chart the line leaves its scale, one mark per stretch, and whether upwards."""
+        marks: list[tuple[float, bool]] = []
+        before: bool | None = None
+        for a, b, *_ in self.points:
+            above = True if b > y.high else False if b < y.low else None
+            if above is not None and above is not before:
+                marks.append((x.place(a), above))
+            before = above
+        return marks
 
     def band(self, x: Axis, y: Axis) -> str | None:
         """The points of the polygon between the interval's ends; None where there are none."""

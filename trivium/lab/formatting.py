@@ -37,6 +37,8 @@ def with_ci(interval: Interval | None, kind: str = "number") -> str:
     """A value with its interval."""
     if interval is None or interval.get("value") is None:
         return "–"
+    if interval["low"] is None and interval["high"] is None:
+        return f"{figure(interval['value'], kind)} (interval unknown)"
     low, high = ("?" if end is None else figure(end, kind) for end in (interval["low"], interval["high"]))
     if kind == "share":
         return f"{figure(interval['value'], kind)} ({low.removesuffix(' %')}–{high})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trivium.lab.charts import Axis, Line, Panel, Table, axis
+from trivium.lab.charts import Axis, Line, Panel, Table, axis, log_axis
 from trivium.lab.formatting import figure, with_ci
 
 LABELS = {
@@ -16,6 +16,7 @@ LABELS = {
     "pass@1": "pass@1",
     "entropy": "entropy (nats per token)",
     "completions/mean_length": "tokens per answer",
+    "frac_reward_zero_std": "prompts that taught nothing",
     "kl": "KL from the reference",
     "rewards/accuracies": "accuracy on pairs",
     "rewards/margins": "margin between answers",
@@ -81,16 +82,45 @@ def _tree(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         yield from walk(root, "", "")
 
 
-def curve(name: str, points: Sequence[tuple[int, float]], title: str = "", *, settled: bool = False) -> Panel:
-    """One logged number from step to step; `settled` leaves the first tenth out of the scale."""
-    steps = Axis(points[0][0], points[-1][0], (points[0][0], points[-1][0]), "optimiser step")
-    line = Line(name, [(step, value, None, None) for step, value in points], dots=len(points) <= 12)
+Points = Sequence[tuple[int, float]]
+
+
+def curve(
+    name: str,
+    points: Points,
+    title: str = "",
+    *,
+    settled: bool = False,
+    logarithmic: bool = False,
+    validation: Points = (),
+    beside: Points = (),
+) -> Panel:
+    """One logged number from step to step, its validation, and the same number of another result.
+
+    `settled` leaves the first tenth of a loss out of the scale; `logarithmic` acts where all values are
+    above zero.
+    """
+    every = [*points, *validation, *beside]
+    first, last = min(step for step, _ in every), max(step for step, _ in every)
+    steps = Axis(first, last, (first, last), "optimiser step")
+    drawn = [(name, points, "main"), ("validation", validation, "other"), ("beside", beside, "faint")]
+    lines = [
+        Line(label, [(step, value, None, None) for step, value in some], look, dots=len(some) <= 12)
+        for label, some, look in drawn
+        if some
+    ]
     # The first steps of a loss would flatten all that follows.
-    scale = axis([value for _, value in points[len(points) // 10 if settled else 0 :]])
-    cut = any(not scale.low <= value <= scale.high for _, value in points)
-    note = "the first steps lie outside the scale" if cut else ""
+    settles = settled and name.startswith(("loss", "validation", "bits", "grad_norm"))
+    skipped = first + (last - first) / 10 if settles and len(points) >= 10 else first
+    values = [value for step, value in every if step >= skipped]
+    if logarithmic and min(value for _, value in every) > 0:
+        scale = log_axis(values)
+    else:
+        scale = axis(values)
+    cut = any(not scale.low <= value <= scale.high for _, value in every)
+    note = "▲▼ values outside the scale" if cut else ""
     label = title or LABELS.get(name, name.replace("_", " "))
-    return Panel(label, [line], steps, scale, latest=figure(points[-1][1]), note=note)
+    return Panel(label, lines, steps, scale, latest=figure(points[-1][1]), note=note)
 
 
 def curves(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,14 +13,18 @@ from trivium.lab.charts import render
 from trivium.lab.section_training import curve
 
 POINTS = 240
-State = Callable[[str | None], Mapping[str, Any]]
-"""What holds right now: all stages, and the curves of the one asked for (or of the one that runs)."""
+State = Callable[..., Mapping[str, Any]]
+"""What holds right now: all stages, the curves of the one asked for (or of the one that runs), and those of
+another result laid over them."""
+BESIDE = {"loss": "validation_loss"}
+"""What is drawn in the same panel, where both are logged."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 SHOWN = 6
 """How many curves are drawn before the rest is folded away."""
 FIRST = (
-    "loss", "bits_per_byte", "validation_loss", "reward", "rewards/", "accuracy", "bits_per_byte/",
-    "validation_loss/", "learning_rate", "grad_norm",
+    "reward", "rewards/accuracies", "rewards/margins", "accuracy", "kl", "objective/kl", "entropy",
+    "policy/entropy_avg", "completions/mean_length", "frac_reward_zero_std", "loss", "bits_per_byte",
+    "validation_loss", "rewards/", "bits_per_byte/", "validation_loss/", "learning_rate", "grad_norm",
 )  # fmt: skip
 
 
@@ -91,38 +95,56 @@ def application(state: State) -> Any:
     made.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     headers = {"Cache-Control": "no-store"}
 
-    def state_of(stage: str | None) -> Mapping[str, Any]:
+    def state_of(stage: str | None, beside: str | None) -> Mapping[str, Any]:
         try:
-            return state(stage)
+            return state(stage, beside)
         except TriviumError as error:
             return {"waiting": str(error)}
 
-    def show(stage: str | None = None) -> HTMLResponse:
-        return HTMLResponse(page(state_of(stage)), headers={**headers, "Content-Security-Policy": POLICY})
+    def show(stage: str | None = None, beside: str | None = None, log: bool = False) -> HTMLResponse:
+        content = page(state_of(stage, beside), logarithmic=log)
+        return HTMLResponse(content, headers={**headers, "Content-Security-Policy": POLICY})
 
-    def tell(stage: str | None = None) -> JSONResponse:
-        return JSONResponse(dict(state_of(stage)), headers=headers)
+    def tell(stage: str | None = None, beside: str | None = None) -> JSONResponse:
+        return JSONResponse(dict(state_of(stage, beside)), headers=headers)
 
     made.get("/")(show)
     made.get("/state")(tell)
     return made
 
 
-def page(state: Mapping[str, Any]) -> str:
+def page(state: Mapping[str, Any], *, logarithmic: bool = False) -> str:
     """The page of a run as it is now; in a browser it asks for itself again and again."""
     if "waiting" in state:
         return render("watch.jinja", state=state)
     stages = {stage["name"]: stage for stage in state["stages"]}
-    columns = [name for name, points in state["columns"].items() if name != "tokens" and points]
-    ranked = [curve(name, state["columns"][name], settled=True) for name in sorted(columns, key=_rank)]
+    columns, other = state["columns"], state.get("beside_columns") or {}
+    drawn = {BESIDE[name] for name in BESIDE if name in columns and columns.get(BESIDE[name])}
+    names = [name for name, points in columns.items() if name != "tokens" and points and name not in drawn]
+    ranked = [
+        curve(
+            name, columns[name], settled=True, logarithmic=logarithmic,
+            validation=columns.get(BESIDE.get(name, ""), ()), beside=other.get(name, ()),
+        )
+        for name in sorted(names, key=_rank)
+    ]  # fmt: skip
     return render(
         "watch.jinja",
         state=state,
         stages=[(stages[name], depth) for name, depth in ordered(state["stages"])],
         shown=stages[state["shown"]],
+        logarithmic=logarithmic,
+        keys=_keys(state, bool(drawn), bool(other)),
         first=ranked[:SHOWN],
         more=ranked[SHOWN:],
     )
+
+
+def _keys(state: Mapping[str, Any], validation: bool, beside: bool) -> list[tuple[str, str]]:
+    """What the lines are, where a panel has several."""
+    lines = [("other", "validation")] if validation else []
+    lines += [("faint", str(state.get("beside")))] if beside else []
+    return [("main", str(state["shown"])), *lines] if lines else []
 
 
 def ordered(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from trivium import __version__
 from trivium.generate.exactness import typical
+from trivium.grade.rewards import RewardFailedError
 from trivium.grade.sandbox.client import announced, permitting_unsafe
 from trivium.kit import processes
 from trivium.kit.code import package_code
@@ -220,6 +221,8 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
         try:
             with tracking(work.log, going.recipe.track, tracked, progress.say) as work.log:
                 record["summary"] = node.stage.run(work)
+        except RewardFailedError as error:
+            raise RewardFailedError(f"Stage `{node.name}`: {error}") from error
         finally:
             record["seconds"] = round(record["seconds"] + time.monotonic() - start, 3)
             # Processes share the work evenly; what was computed and then cut off was computed all the same.

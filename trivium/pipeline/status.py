@@ -7,9 +7,11 @@ from pathlib import Path
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.tree import below_the_deepest
-from trivium.pipeline.run import Run, facts, prepare
+from trivium.pipeline.last_step import progress_of
+from trivium.pipeline.run import Run, facts, last_row, prepare
 from trivium.pipeline.store import Entry, Store
 from trivium.recipe.read import nearest
+from trivium.recipe.schema import load
 
 HEADER = ["stage", "state", "tokens", "loss", "time"]
 
@@ -28,7 +30,7 @@ def rows(runs: str | Path, recipe: str | None = None) -> list[list[str]]:
         )
     table = [HEADER]
     for name, entries in ran.items():
-        table.append([name, "", "", "", ""])
+        table.append([name, *[""] * (len(HEADER) - 1)])
         table += _tree(
             {stage: _state(entry) for stage, entry in entries.items()},
             {stage: _parents_in(entry, entries) for stage, entry in entries.items()},
@@ -44,14 +46,32 @@ def _planned(run: Run) -> list[list[str]]:
         entry = run.entry(name)
         state = _state(entry)
         if state[0] == "absent":
-            state = ["changed" if name in linked else "pending", "", "", ""]
+            state = ["changed" if name in linked else "pending", *[""] * (len(HEADER) - 2)]
         states[name] = state
     parents = {name: [parent.stage for parent in node.parents.values()] for name, node in run.nodes.items()}
-    return [[run.recipe.name, "", "", "", ""], *_tree(states, parents)]
+    return [[run.recipe.name, *[""] * (len(HEADER) - 1)], *_tree(states, parents)]
 
 
 def _state(entry: Entry) -> list[str]:
     return [entry.state, *facts(entry)]
+
+
+def last_steps(runs: str | Path, recipe: str | None = None) -> list[str]:
+    """A line for each stage of reinforcement or preferences that ran: what its last step says."""
+    ran = Store(Path(runs)).recipes()
+    if recipe is not None:
+        name = recipe if recipe in ran and not Path(recipe).is_file() else load(recipe).name
+        ran = {name: ran[name]} if name in ran else {}
+    found = [
+        (f"{name}/{stage}", progress_of(last_row(entry)))
+        for name, entries in ran.items()
+        for stage, entry in entries.items()
+    ]
+    return [
+        f"{stage}, last step: {', '.join(f'{name} {value}' for name, value in facts.items())}"
+        for stage, facts in found
+        if facts
+    ]
 
 
 def _parents_in(entry: Entry, entries: Mapping[str, Entry]) -> list[str]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_json
+from trivium.lab.formatting import figure
 from trivium.lab.watch import Tail, serve, thinned
+from trivium.pipeline.last_step import progress_of
 from trivium.pipeline.store import Entry
 from trivium.recipe.graph import Node
 from trivium.recipe.schema import load
@@ -41,8 +43,11 @@ class Watched:
         self._records: dict[Path, tuple[int, dict[str, Any]]] = {}
         self._one_at_a_time = threading.Lock()
 
-    def state(self, stage: str | None = None) -> dict[str, Any]:
-        """All stages as they are, and the curves of one: that asked for, the one at work, or the last."""
+    def state(self, stage: str | None = None, beside: str | None = None) -> dict[str, Any]:
+        """All stages as they are, and the curves of one: that asked for, the one at work, or the last.
+
+        `beside` is one of `others`, whose curves are drawn over them.
+        """
         with self._one_at_a_time:
             place = self._place()
             stages = {
@@ -51,13 +56,35 @@ class Watched:
             }
             shown = stage if stage in stages else _at_work(stages)
             tail = self._tail(stages[shown]["entry"])
+            others = self._others(shown, stages[shown])
+            over = self._tail(others[beside]).columns if beside in others else {}
             return {
                 "recipe": place.name,
                 "stages": list(stages.values()),
                 "shown": shown,
                 "columns": {name: thinned(points) for name, points in tail.columns.items()},
                 "changes": tail.changes,
+                "others": list(others),
+                "beside": beside if beside in others else None,
+                "beside_columns": {name: thinned(points) for name, points in over.items()},
             }
+
+    def _others(self, name: str, stage: Mapping[str, Any]) -> dict[str, str]:
+        """Other results of this kind of stage by name: those of recipes, and those of earlier settings."""
+        found: dict[str, str] = {}
+        for graph in sorted(self.runs.glob(f"*/{GRAPH}")):
+            for other, planned in read_json(graph)["stages"].items():
+                if planned["kind"] == stage["kind"]:
+                    found[f"{graph.parent.name}/{other}"] = planned["entry"]
+        for path in sorted((self.runs / "store").glob(f"{name}-*/metrics.jsonl")):
+            if path.parent.name not in found.values():
+                found[path.parent.name] = path.parent.name
+        store = self.runs / "store"
+        return {
+            other: entry
+            for other, entry in found.items()
+            if entry != stage["entry"] and (store / entry / "metrics.jsonl").is_file()
+        }
 
     def _place(self) -> Path:
         if self.recipe is not None:
@@ -78,6 +105,10 @@ class Watched:
                  if settings.get(whole) and done in tail.last]  # fmt: skip
         state = entry.state
         seconds = record.get("seconds")
+        rate = tail.last.get("tokens_per_second") if state == "running" else None
+        progress = progress_of(tail.last)
+        loss = summary.get("loss", tail.last.get("loss"))
+        first = next(iter(progress.items()), None)
         return {
             "name": name,
             "kind": planned["kind"],
@@ -87,9 +118,12 @@ class Watched:
             "share": 1.0 if state == "done" else min(1.0, share[0]) if share else None,
             "step": tail.last.get("step"),
             "tokens": summary.get("tokens", tail.last.get("tokens")),
-            "loss": summary.get("loss", tail.last.get("loss")),
+            "loss": loss,
+            "telling": " ".join(first) if first else "" if loss is None else f"loss {figure(loss)}",
+            "progress": progress,
             "seconds": seconds if state == "done" else None,
-            "rate": tail.last.get("tokens_per_second") if state == "running" else None,
+            "rate": rate,
+            "left": tail.last["tokens"] * (1 / share[0] - 1) / rate if rate and share and share[0] else None,
         }
 
     def _tail(self, entry: str) -> Tail:

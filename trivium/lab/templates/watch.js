@@ -25,8 +25,14 @@ async function refresh() {
   if (focused) page.querySelector(`[data-stage="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
 
+document.addEventListener("change", (event) => {
+  const form = event.target.closest("form");
+  if (form) location.search = new URLSearchParams(new FormData(form)).toString();
+});
+
 async function follow() {
-  if (!document.hidden) await refresh();
+  // a list of choices that is open would close
+  if (!document.hidden && document.activeElement?.tagName !== "SELECT") await refresh();
   setTimeout(follow, 1500);
 }
 follow();
