@@ -54,7 +54,7 @@ class Watched:
                 name: self._stage(name, planned)
                 for name, planned in read_json(place / GRAPH)["stages"].items()
             }
-            shown = stage if stage in stages else _at_work(stages)
+            shown = stage if stage is not None and stage in stages else _at_work(stages)
             tail = self._tail(stages[shown]["entry"])
             others = self._others(shown, stages[shown])
             over = self._tail(others[beside]).columns if beside in others else {}
