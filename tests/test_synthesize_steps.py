@@ -27,7 +27,7 @@ from trivium.synthesize.steps.traces import broken_form, foreign_share
 NUMBER = re.compile(r"\d+")
 ALL = {
     "seed", "teacher", "rephrase", "question_from_answer", "answer", "verify", "judge", "evolve",
-    "critique_revise", "traces", "pairs", "mix", "diversify", "decontaminate",
+    "critique_revise", "columns", "traces", "pairs", "mix", "diversify", "decontaminate",
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from trivium.generate.chat_fit import (
     split_reasoning,
 )
 from trivium.generate.engine import Engine
-from trivium.generate.requests import Completion, FinishReason, Request
+from trivium.generate.requests import Completion, FinishReason, GenerationEngine, Request
 from trivium.generate.sampling import Sampling
 from trivium.generate.search.explore import Explorer
 from trivium.generate.search.run import SearchResult
@@ -84,10 +84,18 @@ def with_shots(
 class Subject:
     """A model with its tokenizer, and the ways of asking it."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, max_rows: int = 32) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        max_rows: int = 32,
+        engine: GenerationEngine | None = None,
+    ) -> None:
+        """`engine` answers in place of ours; likelihoods and hidden states come from the model here."""
         model.eval()
         self.model, self.tokenizer = model, tokenizer
-        self.engine = Engine(model, tokenizer, max_rows=max_rows, seed=0)
+        self.engine = engine or Engine(model, tokenizer, max_rows=max_rows, seed=0)
         self.window = model.config.reach
         self._ends_turns: bool | None = None
         self._searchers: dict[str, Searcher] = {}

@@ -14,6 +14,7 @@ from trivium.evals.results import LOWER_IS_BETTER, Record, Results, TaskResult, 
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.evals.statistics import Difference, holm, paired_difference
 from trivium.evals.task import planned, ready_for
+from trivium.generate.requests import GenerationEngine
 from trivium.kit.errors import TriviumError
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ def evaluate(
     *,
     name: str = "",
     say: Callable[[str], None] | None = None,
+    engine: GenerationEngine | None = None,
 ) -> Results:
     """Run these tasks on a model; every answer is kept."""
     given = settings or Settings()
@@ -38,7 +40,7 @@ def evaluate(
         raise TriviumError(f"The task {twice} is listed twice; give one of them another `name`.")
     for spec in tasks:
         ready_for(spec)
-    subject = Subject(model, tokenizer)
+    subject = Subject(model, tokenizer, engine=engine)
     results = Results(name, {})
     for asked in wanted:
         one, label, own = asked.task, asked.label, asked.settings

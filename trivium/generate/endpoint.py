@@ -168,6 +168,15 @@ class Endpoint:
         answer, failure = self._attempts("/chat/completions", body, bound, _read_chat, watch)
         return answer if answer is not None else ChatReply("", "", 0, 0, failure)
 
+    def body_of(self, sampling: Sampling) -> dict[str, Any]:
+        """How to draw, in the protocol's words."""
+        return _asked(sampling)
+
+    def completions(self, body: Mapping[str, Any], bound: int, read: Any) -> tuple[Any, str | None]:
+        """What `read` makes of the answer to a request for plain text, or None and why there is none."""
+        whole = {**self.settings.body, "model": self.settings.model, **body}
+        return self._attempts("/completions", whole, bound, read, None)
+
     def _attempts(
         self, path: str, body: Mapping[str, Any], bound: int, read: Any, watch: Watch | None
     ) -> tuple[Any, str | None]:

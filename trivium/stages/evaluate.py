@@ -15,6 +15,7 @@ from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.evals.task import MODELS, checked_specs, outside, placed, ready_for
+from trivium.generate.engines import EngineSettings, engine_settings
 from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
@@ -52,6 +53,10 @@ class Evaluate(Stage):
     """Earlier evaluate stages with the same tasks, the first of a chain first: answers compare one by one."""
     asking: Settings = Settings()
     """How the tasks are asked, where they do not say so themselves."""
+    engine: Annotated[
+        EngineSettings, BeforeValidator(engine_settings, json_schema_input_type=str | EngineSettings)
+    ] = EngineSettings()
+    """What generates the answers: `own`, `vllm`, or `{kind: endpoint, url: ..., model: ...}`."""
 
     @field_validator("on")
     @classmethod
@@ -68,6 +73,13 @@ class Evaluate(Stage):
                 found.append(Reference(f"on.{place}.{option}", name, NAMED[option], read))
         return found
 
+    def counted(self) -> dict[str, Any]:
+        """Our own engine is what every earlier report was made with, and no setting of those."""
+        found = super().counted()
+        if self.engine.kind == "own":
+            del found["engine"]
+        return found
+
     def check_machine(self) -> None:
         """Try the scorers of all tasks."""
         for spec in self.on:
@@ -79,7 +91,8 @@ class Evaluate(Stage):
         if self.seed is not None and "seed" not in asking.model_fields_set:
             asking = asking.model_copy(update={"seed": self.seed})
         folder = resolve(work.path(self.start))
-        results = evaluate_folder(folder, self._found(work), asking, name=self.start, say=work.say)
+        found = self._found(work)
+        results = evaluate_folder(folder, found, asking, name=self.start, say=work.say, engine=self.engine)
         earlier = [Results.load(work.path(name) / "results.json") for name in self.against]
         compared = [one.as_json() for one in compare(earlier[-1], results)] if earlier else []
         chain = chain_table([*earlier, results]) if earlier else []

@@ -48,6 +48,8 @@ class Synthesize(Stage):
     """How many rows go through all steps together."""
     form: Form = "messages"
     """How rows are written: `messages`, or `prompt` and `completion` as plain texts."""
+    engine: Literal["own", "vllm"] = "own"
+    """What `from` is opened in; vLLM needs a GPU and has no `embed`."""
     max_rows: Count = Field(default=32, ge=1)
     """How many answers the own engine writes at once."""
 
@@ -174,7 +176,7 @@ class Synthesize(Stage):
 
         def local(name: str) -> Writer:
             if name not in known:
-                known[name] = LocalWriter(name, resolve(str(work.path(name))), self.max_rows)
+                known[name] = LocalWriter(name, resolve(str(work.path(name))), self.max_rows, self.engine)
             return known[name]
 
         def remote(settings: EndpointSettings) -> Writer:
@@ -212,10 +214,9 @@ class Synthesize(Stage):
         return {
             **{name: report[name] for name in names},
             "steps": [{name: step[name] for name in short} for step in report["steps"]],
-            "diversity": {
-                **{f"distinct-{size}": share for size, share in diversity["distinct"].items()},
-                "nearest": diversity["self_similarity"]["nearest"],
-                "coverage": diversity["coverage"]["share"],
-            },
+            **{f"distinct_{size}": share for size, share in diversity["distinct"].items()},
+            "nearest": diversity["self_similarity"]["nearest"],
+            "coverage": diversity["coverage"]["share"],
+            "evenness": diversity["coverage"]["evenness"],
             "requests": dict(counts),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,9 +104,14 @@ def length_class(text: str) -> str:
 
 
 def cell_of(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
-    """Where in the coverage a row stands: its values of some columns; `length` is measured where it has
-    none."""
-    return tuple(str(row.fields.get(name, "")) for name in columns)
+    """Where in the coverage a row stands: its values of some columns; `truth.family` looks into one."""
+    return tuple(str(_inside(row.fields, name)) for name in columns)
+
+
+def _inside(fields: Any, name: str) -> Any:
+    for part in name.split("."):
+        fields = fields.get(part, "") if isinstance(fields, Mapping) else ""
+    return fields
 
 
 def distinct(texts: Sequence[str], size: int) -> float:

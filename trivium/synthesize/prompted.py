@@ -23,7 +23,8 @@ from trivium.synthesize.writers import ChatRequest
 
 
 @lru_cache(256)
-def _compiled(source: str) -> jinja2.Template:
+def compiled(source: str) -> jinja2.Template:
+    """A template, in a sandbox, that refuses columns which are not there."""
     environment = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -33,7 +34,7 @@ def _compiled(source: str) -> jinja2.Template:
 def rendered(source: str, columns: Mapping[str, Any], step: str, where: str = "") -> str:
     """A template filled with a row's columns."""
     try:
-        return _compiled(source).render(**columns)
+        return compiled(source).render(**columns)
     except jinja2.UndefinedError as error:
         there = ", ".join(sorted(columns)) or "none"
         raise TriviumError(
@@ -84,7 +85,7 @@ class PromptedStep(Step):
     @classmethod
     def _is_template(cls, source: str | None) -> str | None:
         try:
-            _compiled(source or "")
+            compiled(source or "")
         except jinja2.TemplateError as error:
             raise ValueError(f"the template cannot be read: {error}") from None
         return source

@@ -91,7 +91,7 @@ class Synthesis:
         """The columns that coverage is measured over: those that steer, else those of the seeds."""
         steered = [one.steer.by for one in self.steps if isinstance(one, Diversify) and one.steer is not None]
         wanted = steered[0] if steered else list(LISTS.values())
-        return [name for name in wanted if any(name in row.fields for row in seeds)]
+        return [name for name in wanted if any(name.partition(".")[0] in row.fields for row in seeds)]
 
     def report(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The numbers of the report, and some rows to read."""

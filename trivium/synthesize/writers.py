@@ -7,21 +7,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
 from trivium.generate.endpoint import ChatReply, Endpoint, EndpointSettings, Refused, Watch, most_tokens
 from trivium.generate.engine import Engine
-from trivium.generate.requests import Completion, Request, RequestHandle
+from trivium.generate.engines import EngineSettings
+from trivium.generate.requests import Completion, GenerationEngine, Request, RequestHandle
 from trivium.generate.sampling import Sampling
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum
 from trivium.kit.fingerprint import fingerprint
-from trivium.model.folder import load_model
+from trivium.model.folder import load_config, load_model
 from trivium.synthesize.budget import Cost
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -79,8 +81,10 @@ class LocalWriter:
 
     paid = False
 
-    def __init__(self, name: str, folder: Path, max_rows: int = 32) -> None:
-        self.name, self.folder, self.max_rows = name, folder, max_rows
+    def __init__(
+        self, name: str, folder: Path, max_rows: int = 32, kind: Literal["own", "vllm"] = "own"
+    ) -> None:
+        self.name, self.folder, self.max_rows, self.kind = name, folder, max_rows, kind
         files = sorted(
             path for path in folder.rglob("*")
             if path.suffix in (".safetensors", ".json", ".jinja", ".model") and path.name != "stage.yaml"
@@ -101,6 +105,12 @@ class LocalWriter:
             model.requires_grad_(False).eval(), self.tokenizer, max_rows=self.max_rows,
             prefix_cache_size=4, seed=0,
         )  # fmt: skip
+
+    @cached_property
+    def other(self) -> GenerationEngine | None:
+        """The engine that answers in place of ours."""
+        window = load_config(self.folder).reach
+        return EngineSettings(kind=self.kind).open(self.folder, self.tokenizer, window)
 
     def _ids(self, request: ChatRequest) -> list[int]:
         """Through the chat template; a model without one goes on with the text."""
@@ -125,6 +135,9 @@ class LocalWriter:
 
     def write(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, ChatReply | None]]:
         """Keep twice as many requests in line as are computed at once, and give each answer as it ends."""
+        if self.other is not None:
+            yield from self._in_chunks(self.other, iter(jobs))
+            return
         waiting, under_way = iter(jobs), dict[RequestHandle, Job]()
         held: Job | None = None
         try:
@@ -157,8 +170,27 @@ class LocalWriter:
             if under_way:
                 self.engine.step()
 
+    def _in_chunks(
+        self, engine: GenerationEngine, jobs: Iterator[Job]
+    ) -> Iterator[tuple[Job, ChatReply | None]]:
+        """The same through an engine that takes many requests at once and gives all answers together."""
+        while chunk := list(islice(jobs, 2 * self.max_rows)):
+            asked: list[tuple[Job, Request]] = []
+            for job in chunk:
+                ids = self._ids(job[0])
+                if len(ids) + job[0].sampling.max_new_tokens > engine.window:
+                    yield job, ChatReply("", "", 0, 0, f"too long: {len(ids)} tokens of prompt")
+                elif job[1].attempt():
+                    asked.append((job, Request(ids, job[0].sampling)))
+                else:
+                    yield job, None
+            answers = engine.generate([request for _, request in asked])
+            for (job, _), (found,) in zip(asked, answers, strict=True):
+                yield job, _reply(found)
+
     def close(self) -> None:
-        self.__dict__.pop("engine", None)
+        for name in ("engine", "other"):
+            self.__dict__.pop(name, None)
 
 
 def _reply(found: Completion) -> ChatReply:
