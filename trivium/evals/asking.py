@@ -216,6 +216,8 @@ class Subject:
     ) -> list[SearchResult | None]:
         """The answer to each item that a search finds; None where the window is too small."""
         assert settings.search is not None
+        if not isinstance(self.engine, Engine):
+            raise TriviumError("`search` needs our engine; leave out `engine`, or `search`.")
         searcher = self._searchers.setdefault(
             settings.search.model_dump_json(), Searcher(self.engine, settings.search)
         )
