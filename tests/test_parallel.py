@@ -118,7 +118,7 @@ def whole_gradient(rank: int, size: int, port: int, folder: str) -> None:
     meet(rank, size, port)
     torch.manual_seed(rank)
     trainer = small_trainer(Path(folder) / f"{size}-{rank}")
-    measures, norm = trainer._gradient(SmallBatches(rows=5).rows(0)[rank::size])
+    measures, norm = trainer._gradient(SmallBatches(rows=5).rows(0))
     gradients = {name: parameter.grad for name, parameter in trainer.named.items()}
     save_tensors(Path(folder) / f"{size}-{rank}.safetensors", gradients)
     write_json(Path(folder) / f"{size}-{rank}.json", {"measures": measures, "norm": norm})

@@ -229,6 +229,14 @@ def compile_(before: Seen, after: Seen, value: str) -> None:
     assert isinstance(compiled.trainer.forward, torch._dynamo.OptimizedModule)
 
 
+@moves("parallel.shard", 1, "all", kinds=TRAINS, trained=False)
+def parallel(before: Seen, after: Seen, value: Any) -> None:
+    """In a world of one nothing is divided; the tests of two processes show what is divided there."""
+    assert before.trainer.settings.parallel.shard == "auto"
+    assert after.trainer.settings.parallel.shard == value
+    assert after.trainer.layout.model is after.trainer.model
+
+
 @moves("recompute", "full", kinds=TRAINS)
 @moves("recompute", "selective", kinds=["pretrain"])
 def recompute(before: Seen, after: Seen, value: str) -> None:

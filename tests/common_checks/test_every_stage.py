@@ -112,11 +112,15 @@ def in_company(
     os._exit(0)
 
 
+# A reward model and PPO train a head of their own, which is not divided.
+SHARDED = [(kind, "all") for kind in TRAINS if kind not in ("reward", "ppo")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TRAINS)
-def test_two_processes_make_what_one_makes(bench: Bench, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "shard"), [*((kind, 1) for kind in TRAINS), *SHARDED])
+def test_two_processes_make_what_one_makes(bench: Bench, kind: str, shard: int | str) -> None:
     """L2 and L3: the same documents, loss, gradient and weights."""
-    settings = settings_of(kind, optimiser="adamw", learning_rate__from=0.001)
+    settings = settings_of(kind, optimiser="adamw", learning_rate__from=0.001, parallel__shard=shard)
     alone = bench.known_run(kind, settings)
     folder = bench.inputs.new_folder()
     port = free_port()

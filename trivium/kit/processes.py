@@ -82,6 +82,18 @@ def all_reduce_sum(value: Summable) -> Summable:
     return tensor.item()
 
 
+def largest_of_all(value: float) -> float:
+    """The largest of what the processes say."""
+    if world().size == 1:
+        return value
+    import torch
+    import torch.distributed as distributed
+
+    tensor = torch.tensor(value, dtype=torch.float64)
+    distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+    return tensor.item()
+
+
 def broadcast(value: Any) -> Any:
     """What the first process says, in every process."""
     if world().size == 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trivium.learn.sharding import divided_as, gathered
 from trivium.model.arithmetic import note_products
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -140,15 +141,16 @@ class Optimiser:
             torch._foreach_lerp_(momenta, gradients, 1 - self.rates.momentum)
             # Nesterov: look one momentum step ahead.
             ahead = torch._foreach_lerp(gradients, momenta, self.rates.momentum)
-            stack = torch.stack([update.flatten(1) for update in ahead])
+            # Whole matrices: a part of one has other singular values.
+            stack = torch.stack([gathered(update).flatten(1) for update in ahead])
             moves = orthogonalised(stack, self.products)
             # An update whose every singular value is 1 should move tall matrices further (Jordan, 2024).
             scale = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
             if self.rates.weight_decay:
                 torch._foreach_mul_(parameters, 1 - rate * self.rates.weight_decay)
-            torch._foreach_add_(
-                parameters, [move.view(shape).to(parameters[0].dtype) for move in moves], alpha=-rate * scale
-            )
+            whole = [move.view(shape).to(parameters[0].dtype) for move in moves]
+            mine = [divided_as(move, one) for move, one in zip(whole, parameters, strict=True)]
+            torch._foreach_add_(parameters, mine, alpha=-rate * scale)
 
     def _adam_step(self, names: list[str], group: str, factor: float) -> None:
         names, parameters, gradients = self._moving(names)

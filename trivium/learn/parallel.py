@@ -47,13 +47,16 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The length of the whole gradient."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm if type(norm) is Tensor else norm.full_tensor()
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Shorten the gradient to `limit` where it is longer."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    # A gradient of which a process holds a part takes a plain number alone.
+    torch._foreach_mul_(gradients, factor if all(type(one) is Tensor for one in gradients) else factor.item())
 
 
 def measures_of_all(measures: Mapping[str, Measure]) -> dict[str, tuple[float, float]]:

@@ -91,6 +91,28 @@ class Sampling(Settings):
     """How many tokens each continuation has at most."""
 
 
+class Parallel(Settings):
+    """How several processes share one training; in a world of one nothing is shared."""
+
+    shard: Annotated[int, Field(ge=1)] | Literal["all", "auto"] = "auto"
+    """Among how many processes weights, gradients and moments are divided (FSDP2); groups of so many hold the
+    same. `auto` is all of them where a whole training would fill half of a device's memory, else 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_word(cls, value: Any) -> Any:
+        """`auto` decides by the memory there is; other ways to divide are refused by name."""
+        if isinstance(value, str):
+            return {"shard": value}
+        if isinstance(value, dict):
+            for name in ("tensor", "context", "pipeline", "expert"):
+                if value.get(name, 1) == 1:
+                    value = {key: one for key, one in value.items() if key != name}
+                else:
+                    raise ValueError(f"`{name}` parallelism is not there; divide by `shard` alone")
+        return value
+
+
 class Training(Settings):
     """The settings every training stage has."""
 
@@ -124,6 +146,8 @@ class Training(Settings):
     """Whether to compile the model; `auto` does it where the stage is long enough to repay it."""
     recompute: Recompute = "none"
     """What is computed again in the backward pass to save memory: nothing, what is cheap, or whole layers."""
+    parallel: Parallel = Parallel()
+    """How processes that torchrun starts share the work: `auto`, `all`, or `{shard: 8}`."""
     deterministic: bool = False
     """Use only kernels that add in a fixed order, so that a resumed run is bit-identical on a GPU too."""
     max_bad_steps: int = Field(default=5, ge=1)
@@ -167,6 +191,7 @@ UNAFFECTING = frozenset(
         "samples",
         "compile",
         "recompute",
+        "parallel",
         "deterministic",
         "max_bad_steps",
     }

@@ -27,9 +27,10 @@ from trivium.learn.checkpoints import Checkpoints, State, kept_place, read_state
 from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, how_it_resumes, refused
 from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
 from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
-from trivium.learn.parallel import clip, gradient_norm, measures_of_all, sum_gradients
+from trivium.learn.parallel import clip, gradient_norm, measures_of_all
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.settings import Training
+from trivium.learn.sharding import divided, gathered, layout_of, trained_parameters
 from trivium.learn.validation import ValidationLoss, groups_of
 from trivium.model.arithmetic import counted
 from trivium.model.transformer import Transformer
@@ -98,10 +99,14 @@ class Trainer:
     def __post_init__(self) -> None:
         rate = schedules.in_steps(self.settings.learning_rate, self.settings.batch)
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
+        self.model.recompute = self.settings.recompute
+        self.layout = layout_of(
+            self.model, self.settings.parallel, self.objective.extra is not None, bool(self.reshapes)
+        )
         self._take_parameters()
         self.inherited: Inherited | None = None
         if self.parent_moments is not None:
-            self.inherited = self.optimiser.restore(self.parent_moments)
+            self.inherited = self.optimiser.restore(self._divided(self.parent_moments))
         self.average = (
             {name: parameter.detach().clone() for name, parameter in self.named.items()}
             if self.settings.ema is not None
@@ -110,7 +115,6 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", self.settings.checkpoint.keep, self.progress.say
         )
-        self.model.recompute = self.settings.recompute
         self.step = self.tokens = self.bad_steps = self.skipped = 0
         self.budget = self._first_budget()
         self.reshaped = 0
@@ -121,9 +125,7 @@ class Trainer:
 
     def _take_parameters(self) -> None:
         """Whatever the model trains now, with an optimiser whose state is zero."""
-        self.named: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
-        }
+        self.named: dict[str, nn.Parameter] = trained_parameters(self.layout.model)
         if self.objective.extra is not None:
             self.named |= {f"extra.{name}": p for name, p in self.objective.extra.named_parameters()}
         self.optimiser = Optimiser(
@@ -132,7 +134,7 @@ class Trainer:
             muon=self.settings.optimiser == "muon",
             products=product_dtype(self.settings.precision, self.model.device),
         )
-        self.forward: Any = self.model
+        self.forward: Any = self.layout.model
 
     def _reshape_before(self, step: int) -> None:
         """Make the changes of shape that lie before this step, in the order they were made first."""
@@ -209,8 +211,7 @@ class Trainer:
         # Whatever draws random numbers in a step draws the same after a resume.
         torch.manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
         rows = self.batches.rows(self.step)
-        here = world()
-        measures, norm = self._gradient(rows[here.rank :: here.size])
+        measures, norm = self._gradient(rows)
         factor = schedules.factor(self.settings.learning_rate, self.step, self.batches.steps)
         factor *= self._warmed()
         loss = measures["objective"][0]
@@ -220,6 +221,7 @@ class Trainer:
             clip(self.named.values(), torch.tensor(norm, device=self.model.device), self.settings.clip)
             self.optimiser.step(factor)
             self._update_average()
+            self.layout.follow()
         for parameter in self.named.values():
             parameter.grad = None
         if not finite:
@@ -245,22 +247,24 @@ class Trainer:
             **from_source,
         }
 
-    def _gradient(self, mine: Sequence[PackedSequence]) -> tuple[dict[str, tuple[float, float]], float]:
+    def _gradient(self, rows: Sequence[PackedSequence]) -> tuple[dict[str, tuple[float, float]], float]:
         """Leave the gradient of the whole step in the parameters; returns the measures and its length."""
+        here = world()
+        mine, spare = rows[here.rank :: here.size], rows[:1]
         weight = all_reduce_sum(self.objective.weight(mine))
-        while (measures := self._accumulate_if_it_fits(mine, weight)) is None:
+        while (measures := self._accumulate_if_it_fits(mine, spare, weight)) is None:
             # Only here, outside the handler, is what the failed pass held in memory free again.
             self._halve(mine)
-        sum_gradients(self.named.values())
+        self.layout.sum_gradients(self.named.values())
         totals = measures_of_all(measures)
         norm = float(gradient_norm(self.named.values()))
         return totals, norm
 
     def _accumulate_if_it_fits(
-        self, mine: Sequence[PackedSequence], weight: float
+        self, mine: Sequence[PackedSequence], spare: Sequence[PackedSequence], weight: float
     ) -> dict[str, Measure] | None:
         try:
-            return self._accumulate(mine, weight)
+            return self._accumulate(mine, spare, weight)
         except (RuntimeError, MemoryError) as error:
             if self.settings.deterministic and refused(error):
                 raise TriviumError(
@@ -269,20 +273,31 @@ class Trainer:
                 ) from error
             if not is_out_of_memory(error):
                 raise
+            if not self.layout.can_repeat:
+                raise TriviumError("a pass does not fit into memory; lower `micro_batch`.") from error
             return None
 
-    def _accumulate(self, mine: Sequence[PackedSequence], weight: float) -> dict[str, Measure]:
+    def _accumulate(
+        self, mine: Sequence[PackedSequence], spare: Sequence[PackedSequence], weight: float
+    ) -> dict[str, Measure]:
         measures: dict[str, Measure] = {"objective": (0.0, 0.0)}
         for parameter in self.named.values():
             parameter.grad = None
-        for group in groups_of(mine, self.budget):
+        groups = groups_of(mine, self.budget)
+        passes = self.layout.passes(len(groups))
+        for number in range(passes):
+            # A process with fewer rows than others repeats one of the step's, which weighs nothing.
+            counts = number < len(groups)
+            group = groups[number] if counts else spare
+            self.layout.before_backward(number == passes - 1)
             with one_pass(self.settings.precision, self.model.device):
                 result = self.objective.loss(self.forward, collate(group, self.model.device))
                 # Divided by the weight of the whole step, the gradient is the same however rows are grouped.
-                loss = result.sum / max(weight, 1e-12)
+                loss = result.sum / max(weight, 1e-12) if counts else result.sum * 0
             if loss.requires_grad:
                 loss.backward()
-            accumulate(measures, {"objective": (loss.detach(), 1.0), **result.metrics})
+            if counts:
+                accumulate(measures, {"objective": (loss.detach(), 1.0), **result.metrics})
         return measures
 
     def _halve(self, mine: Sequence[PackedSequence]) -> None:
@@ -356,6 +371,8 @@ class Trainer:
     def _take_average(self) -> None:
         for name, average in self.average.items():
             self.named[name].copy_(average)
+        if self.average:
+            self.layout.follow()
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -366,6 +383,8 @@ class Trainer:
         with torch.no_grad():
             for name, weight in now.items():
                 self.named[name].copy_(weight)
+        if now:
+            self.layout.follow()
 
     # stopping and going on
 
@@ -383,17 +402,26 @@ class Trainer:
             "feed": source_facts,
             "feed_fingerprint": self.batches.fingerprint,
         }
-        tensors: dict[str, Tensor] = {f"weights.{name}": weight for name, weight in self.named.items()}
-        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        tensors: dict[str, Tensor] = {f"weights.{name}": gathered(one) for name, one in self.named.items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.moments().items()}
+        tensors |= {f"average.{name}": gathered(tensor) for name, tensor in self.average.items()}
         tensors |= {f"feed.{name}": tensor for name, tensor in source_tensors.items()}
         return facts, tensors
 
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state, whole; all processes ask together."""
+        return {name: gathered(tensor) for name, tensor in self.optimiser.state().items()}
+
+    def _divided(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An optimiser's state as this process holds it."""
+        return divided(moments, self.optimiser.state())
+
     def _save(self, wait: bool) -> None:
+        facts = self._facts()
         if world().leads:
             # A state must not outlive a power cut that the rows before it do not.
             self.log.sync()
-            self.checkpoints.save(self.step, *self._facts(), wait=wait)
+            self.checkpoints.save(self.step, *facts, wait=wait)
         if wait:
             barrier()
 
@@ -424,12 +452,15 @@ class Trainer:
                 "or remove the folder to start the stage again"
             )
         self._reshape_before(facts["step"])
+        weights = divided(_part(tensors, "weights."), self.named)
         for name, parameter in self.named.items():
-            parameter.copy_(tensors[f"weights.{name}"])
-        missing = self.optimiser.restore(_part(tensors, "optimiser.")).fresh
+            parameter.copy_(weights[name])
+        missing = self.optimiser.restore(self._divided(_part(tensors, "optimiser."))).fresh
         assert not missing, f"the state has no moments of {missing}"
+        means = divided(_part(tensors, "average."), self.average)
         for name, average in self.average.items():
-            average.copy_(tensors[f"average.{name}"])
+            average.copy_(means[name])
+        self.layout.follow()
         self.batches.restore(facts["feed"], _part(tensors, "feed."))
         self.step, self.tokens = facts["step"], facts["tokens"]
         self.bad_steps, self.skipped = facts["bad_steps"], facts["skipped"]
@@ -465,7 +496,7 @@ class Trainer:
         if self.settings.compile == "auto":
             # Decided by the whole run, not by what is left: a resumed run must round as the first part did.
             wanted = self._seconds_expected() > 10 * COMPILE_SECONDS
-        if wanted:
+        if wanted and self.layout.can_repeat:
             self.forward = compiled(self.model)
 
     def _seconds_expected(self) -> float:

@@ -172,7 +172,7 @@ def lead(going: Run, name: str, wait: bool) -> str:
             progress.say(f"{name}: done before, reused")
             if going.shared is not None and going.shared.push(entry, node.fingerprint).became == "pushed":
                 progress.say(f"{name}: pushed to {going.shared.place.url}")
-        if became in ("reused", "pulled") or not node.stage.parallel:
+        if became in ("reused", "pulled") or not node.stage.together:
             processes.broadcast("done")
     return became
 
@@ -213,7 +213,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
         progress.say(sentence)
     progress.say(f"{node.name}: {'going on where it was cut off' if resume else node.stage.kind}")
     work = _work(going, node, entry, progress, resume)
-    if node.stage.parallel:
+    if node.stage.together:
         processes.broadcast("work")
     start = time.monotonic()
     tracked = Tracked(going.recipe.name, entry.folder.name, going.store.runs, record["settings"])
@@ -226,7 +226,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
         finally:
             record["seconds"] = round(record["seconds"] + time.monotonic() - start, 3)
             # Processes share the work evenly; what was computed and then cut off was computed all the same.
-            record["flops"] += tally.operations * (processes.world().size if node.stage.parallel else 1)
+            record["flops"] += tally.operations * (processes.world().size if node.stage.together else 1)
             if layers:
                 record["sandbox"] = layers
             entry.note(record)
@@ -234,7 +234,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
     for still_held in may:
         still_held()
     entry.complete()
-    if node.stage.parallel:
+    if node.stage.together:
         processes.barrier()
     return "resumed" if resume else "ran"
 

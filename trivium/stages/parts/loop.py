@@ -66,12 +66,13 @@ def train(
         return {**_handover(trainer), "consumed": passes, **({"shares": shares} if shares else {})}
 
     def keep(step: int, tokens: int) -> None:
+        moments = trainer.moments()
         if world().leads:
             places = [kept_place(place) for place in settings.checkpoint.at]
             at = [[unit, goal] for unit, goal in places if goal <= (step if unit == "step" else tokens)]
             with whole_folder(work.folder / "kept" / f"step-{step:09d}") as folder:
                 save(folder / "model")
-                save_tensors(folder / MOMENTS, trainer.optimiser.state())
+                save_tensors(folder / MOMENTS, moments)
                 write_json(folder / HANDOVER, left())
                 write_json(folder / "kept.json", {"step": step, "tokens": tokens, "at": at})
             work.say(f"kept the model after step {step}")
@@ -103,10 +104,11 @@ def train(
     if trainer.inherited is not None:
         _say_moments(work, trainer.inherited)
     summary = trainer.run()
+    moments = trainer.moments()
     if world().leads:
         with whole_folder(work.output("model")) as folder:
             save(folder)
-        save_tensors(work.folder / MOMENTS, trainer.optimiser.state())
+        save_tensors(work.folder / MOMENTS, moments)
         write_json(work.folder / HANDOVER, left())
     barrier()
     return summary

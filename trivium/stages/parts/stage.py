@@ -90,7 +90,7 @@ class Stage(Settings):
     version: ClassVar[int] = 1
     produces: ClassVar[Product]
     # Whether all processes work on it together; else the first does and the others wait.
-    parallel: ClassVar[bool] = False
+    together: ClassVar[bool] = False
     # Whether it computes with a model: its result then holds for one kind of device.
     computes: ClassVar[bool] = True
     # Settings that cannot change the result, and so do not count in the fingerprint.

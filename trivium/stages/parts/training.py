@@ -112,7 +112,7 @@ class TrainingStage(Training, Stage):
     """
 
     produces: ClassVar[Product] = "model"
-    parallel: ClassVar[bool] = True
+    together: ClassVar[bool] = True
     unaffecting: ClassVar[frozenset[str]] = UNAFFECTING
     # What it may start from.
     starts_from: ClassVar[tuple[Product, ...]] = ("model",)

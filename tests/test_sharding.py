@@ -1,0 +1,131 @@
+"""Weights, gradients and moments divided among processes: the numbers are those of one process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import SmallBatches, small_model, small_trainer, weights_of
+from test_parallel import losses, meet, together
+
+from trivium.kit import processes
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
+from trivium.learn.settings import Parallel, Training
+from trivium.learn.sharding import Replicas, layout_of
+
+pytestmark = pytest.mark.slow
+# Three rows for two processes, one row a pass: one of them has a pass less than the other.
+STEPS, ROWS = 5, 3
+
+
+def train(
+    rank: int, size: int, port: int, folder: str, shard: Any, cut: int | None, changes: dict[str, Any]
+) -> None:
+    """What each process does; with `cut` all of them stop after so many steps."""
+    meet(rank, size, port)
+    settings = {"micro_batch": 1, "checkpoint": {"every_steps": 2}, **changes}
+    trainer = small_trainer(
+        Path(folder),
+        model=small_model(),
+        batches=SmallBatches(STEPS, ROWS),
+        parallel={"shard": shard},
+        **settings,
+    )
+    if cut is not None:
+        trainer.stop_signal = 15
+        trainer._agreed = lambda wish: trainer.step >= cut and wish  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+        processes.stop()
+        return
+    trainer.run()
+    moments = trainer.moments()
+    local = getattr(
+        trainer.named["layers.0.mlp.up.weight"], "to_local", lambda: trainer.model.layers[0].mlp.up.weight
+    )()
+    write_json(Path(folder) / f"held-{rank}.json", {"rows": local.shape[0]})
+    if rank == 0:
+        save_tensors(Path(folder) / "end.safetensors", weights_of(trainer.model))
+        save_tensors(Path(folder) / "moments.safetensors", moments)
+    processes.stop()
+
+
+def assert_the_same(one: Path, other: Path) -> None:
+    """Loss, gradient norm, tokens, updated weights and moments, within rounding."""
+    for mine, theirs in zip(losses(one), losses(other), strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-6)
+    for file in ("end.safetensors", "moments.safetensors"):
+        expected, found = load_tensors(one / file), load_tensors(other / file)
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=f"{file} {name}")
+
+
+@pytest.mark.parametrize(
+    ("size", "shard", "changes"),
+    [
+        (2, "all", {"optimiser": "muon"}),
+        (2, "all", {"optimiser": "muon", "ema": 0.5, "recompute": "full"}),
+        # Two groups of two: divided inside of a group, summed over both.
+        (4, 2, {"optimiser": "muon", "weight_decay": 0.1}),
+    ],
+    ids=str,
+)
+def test_sharded_it_learns_what_one_process_learns(
+    tmp_path: Path, size: int, shard: Any, changes: dict[str, Any]
+) -> None:
+    together(train, 1, str(tmp_path / "one"), 1, None, changes)
+    together(train, size, str(tmp_path / "many"), shard, None, changes)
+    assert_the_same(tmp_path / "one", tmp_path / "many")
+    whole = small_model().layers[0].mlp.up.weight.shape[0]
+    held = [read_json(tmp_path / "many" / f"held-{rank}.json")["rows"] for rank in range(size)]
+    assert held == [whole // 2] * size
+    assert read_json(tmp_path / "one" / "held-0.json")["rows"] == whole
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [((2, "all"), (1, 1)), ((1, 1), (2, "all")), ((2, "all"), (2, 1))], ids=str
+)
+def test_it_goes_on_under_another_layout(
+    tmp_path: Path, first: tuple[int, Any], then: tuple[int, Any]
+) -> None:
+    together(train, 1, str(tmp_path / "one"), 1, None, {})
+    together(train, first[0], str(tmp_path / "many"), first[1], 3, {})
+    assert len(losses(tmp_path / "many")) == 3
+    together(train, then[0], str(tmp_path / "many"), then[1], None, {})
+    assert_the_same(tmp_path / "one", tmp_path / "many")
+
+
+def test_in_one_process_nothing_is_divided() -> None:
+    model = small_model()
+    for wish in ("all", "auto", 8):
+        layout = layout_of(model, Parallel(shard=wish), has_extra=True, reshapes=True)
+        assert isinstance(layout, Replicas)
+        assert layout.model is model
+
+
+def test_what_cannot_be_divided_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
+    model = small_model()
+    with pytest.raises(TriviumError, match="a head of its own"):
+        layout_of(model, Parallel(shard="all"), has_extra=True, reshapes=False)
+    with pytest.raises(TriviumError, match="`grow`"):
+        layout_of(model, Parallel(shard="all"), has_extra=False, reshapes=True)
+    with pytest.raises(TriviumError, match="does not divide the 4 processes"):
+        layout_of(model, Parallel(shard=3), has_extra=False, reshapes=False)
+    # What fits is not divided unless it is said.
+    assert isinstance(layout_of(model, Parallel(), has_extra=True, reshapes=True), Replicas)
+    monkeypatch.setattr("trivium.kit.machine.free_memory", lambda: 1000)
+    with pytest.raises(TriviumError, match="a head of its own"):
+        layout_of(model, Parallel(), has_extra=True, reshapes=False)
+
+
+def test_other_ways_to_divide_are_refused_by_name() -> None:
+    assert Training(parallel="all").parallel.shard == "all"
+    assert Training(parallel={"shard": 8, "tensor": 1}).parallel.shard == 8
+    with pytest.raises(ValueError, match="`tensor` parallelism"):
+        Training(parallel={"shard": 8, "tensor": 2})

@@ -1,0 +1,155 @@
+"""How processes share a training: each holds all of it, or FSDP2 divides a copy of the model among them.
+
+The stage's own model stays whole on every process and follows after each step, so that whoever looks at it
+(validation, samples, the engine of reinforcement learning, what is saved) need not know how it is trained.
+What is divided is what training adds: gradients, moments, the running mean, and the weights it works on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trivium.kit import machine
+from trivium.kit.errors import TriviumError
+from trivium.kit.processes import largest_of_all, world
+from trivium.learn.parallel import sum_gradients
+from trivium.learn.settings import Parallel
+from trivium.model.quantize import is_quantised
+from trivium.model.transformer import Transformer
+
+TRAINING_BYTES = 16
+"""Of a float32 parameter: itself, its gradient and two moments."""
+ROOMY = 0.5
+"""Where training needs no more than this share of the free memory, `auto` divides nothing."""
+
+
+class Replicas:
+    """Every process holds the whole model, and gradients are summed before a step."""
+
+    can_repeat = True
+    """Whether one process may do a pass again by itself, as after running out of memory."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+
+    def passes(self, own: int) -> int:
+        """How many passes a step has on this process, which has rows for `own`."""
+        return own
+
+    def before_backward(self, last: bool) -> None:
+        """Nothing is sent before all passes of a step are done."""
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum over all processes what their rows gave."""
+        sum_gradients(parameters)
+
+    def follow(self) -> None:
+        """The model that is trained is the stage's own."""
+
+
+class Shards:
+    """A copy of a model whose parts lie on several processes, trained in the model's place."""
+
+    can_repeat = False
+    # The others are in the middle of a pass that one process cannot repeat alone.
+
+    def __init__(self, model: Transformer, shard: int) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        replicas = world().size // shard
+        shape, names = ((replicas, shard), ("replicate", "shard")) if replicas > 1 else ((shard,), ("shard",))
+        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=names)
+        self.whole = model
+        self.model = copy.deepcopy(model)
+        for layer in self.model.layers:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        # The root's own weights stay gathered after a pass: the loss reads the head's outside of it.
+        fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
+        self.parts = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        for part in self.parts:
+            # The loss was divided by the weight of all processes' rows, so gradients are summed.
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+
+    def passes(self, own: int) -> int:
+        """All processes take part in every pass: as many as the one with the most rows needs."""
+        return int(largest_of_all(own))
+
+    def before_backward(self, last: bool) -> None:
+        """Only a step's last backward pass sends gradients."""
+        root = self.parts[0]
+        assert root is self.model
+        root.set_requires_gradient_sync(last)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The last backward pass has summed them."""
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Bring the whole model up to date; all processes call it together."""
+        own = dict(self.whole.named_parameters())
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                own[name].copy_(gathered(parameter.detach()))
+
+
+Layout = Replicas | Shards
+
+
+def layout_of(model: Transformer, wish: Parallel, has_extra: bool, reshapes: bool) -> Layout:
+    """How the processes there are share this model's training."""
+    size = world().size
+    shard = size if wish.shard == "all" else wish.shard
+    if shard == "auto":
+        needed = TRAINING_BYTES * sum(one.numel() for one in model.parameters() if one.requires_grad)
+        shard = 1 if needed <= ROOMY * machine.free_memory() else size
+    if size == 1 or shard == 1:
+        return Replicas(model)
+    refused = {
+        "a stage that trains a head of its own": has_extra,
+        "`grow`": reshapes,
+        "quantised weights": any(is_quantised(one) for one in model.parameters()),
+    }
+    if reason := next((what for what, is_so in refused.items() if is_so), None):
+        raise TriviumError(f"`parallel` cannot divide {reason}; leave `parallel.shard` out, or say 1.")
+    if size % shard:
+        raise TriviumError(
+            f"`parallel.shard` is {shard}, which does not divide the {size} processes there are."
+        )
+    return Shards(model, shard)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A whole tensor, of which every process may hold a part; all of them call it together."""
+    whole = getattr(tensor, "full_tensor", None)
+    return tensor if whole is None else whole()
+
+
+def divided_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every process has at hand, divided as another one is; nothing is sent."""
+    if not hasattr(like, "placements"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    whole = tensor.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def divided(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, each divided as the one of its name is."""
+    found = dict(tensors)
+    for name, one in like.items():
+        if name in tensors and tensors[name].shape == one.shape:
+            found[name] = divided_as(tensors[name], one)
+    return found
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What a model trains, by name."""
+    return {name: one for name, one in model.named_parameters() if one.requires_grad}
