@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trivium.data.mixture import BLOCK, MixturePlan, PlannedSource, weights_over
+from trivium.data.settings import mixture_of
 from trivium.kit.errors import TriviumError
 
 knots = st.lists(
@@ -224,3 +225,10 @@ def test_weights_that_cannot_be_are_refused(weight: list) -> None:
 
 def test_the_order_is_written_down_once() -> None:
     assert mixture().rows(5)[:6] == [(0, 237), (0, 714), (2, 75), (0, 738), (0, 297), (0, 854)]
+
+
+def test_one_source_may_be_written_as_a_mapping_with_a_path() -> None:
+    """As a corpus takes it; otherwise the keys are names of sources."""
+    one = {"path": "world:sums?form=prompt", "limit": 50}
+    assert mixture_of(one) == mixture_of([one])
+    assert list(mixture_of(one)) == ["world:sums?form=prompt"]

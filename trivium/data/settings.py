@@ -64,7 +64,7 @@ class MixtureSource(Source):
 
 def _named(value: Any) -> Any:
     """`corpus`, and `[corpus, ./texts]`, are short for a mapping without further wishes."""
-    if isinstance(value, str):
+    if isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("path"), str)):
         value = [value]
     if isinstance(value, list) and all(isinstance(one, (str, Mapping)) for one in value):
         value = dict(map(_place, value))
