@@ -14,6 +14,7 @@ from test_parallel import losses, meet, together
 from trivium.kit import processes
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
+from trivium.learn import sharding
 from trivium.learn.settings import Parallel, Training
 from trivium.learn.sharding import Replicas, layout_of
 
@@ -100,28 +101,49 @@ def test_it_goes_on_under_another_layout(
     assert_the_same(tmp_path / "one", tmp_path / "many")
 
 
-def test_in_one_process_nothing_is_divided() -> None:
-    model = small_model()
-    for wish in ("all", "auto", 8):
-        layout = layout_of(model, Parallel(shard=wish), has_extra=True, reshapes=True)
-        assert isinstance(layout, Replicas)
-        assert layout.model is model
+def laid_out(wish: Parallel, *, has_extra: bool = False, reshapes: bool = False) -> tuple[Any, list[str]]:
+    """The layout of a small model, and what is said of it."""
+    said: list[str] = []
+    found = layout_of(small_model(), wish, has_extra=has_extra, reshapes=reshapes, say=said.append)
+    return found, said
+
+
+@pytest.mark.parametrize("shard", ["all", "auto", 8])
+def test_in_one_process_nothing_is_divided(shard: Any) -> None:
+    layout, said = laid_out(Parallel(shard=shard), has_extra=True, reshapes=True)
+    assert isinstance(layout, Replicas)
+    assert said == []
 
 
 def test_what_cannot_be_divided_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
-    model = small_model()
     with pytest.raises(TriviumError, match="a head of its own"):
-        layout_of(model, Parallel(shard="all"), has_extra=True, reshapes=False)
+        laid_out(Parallel(shard="all"), has_extra=True)
     with pytest.raises(TriviumError, match="`grow`"):
-        layout_of(model, Parallel(shard="all"), has_extra=False, reshapes=True)
+        laid_out(Parallel(shard="all"), reshapes=True)
     with pytest.raises(TriviumError, match="does not divide the 4 processes"):
-        layout_of(model, Parallel(shard=3), has_extra=False, reshapes=False)
-    # What fits is not divided unless it is said.
-    assert isinstance(layout_of(model, Parallel(), has_extra=True, reshapes=True), Replicas)
-    monkeypatch.setattr("trivium.kit.machine.free_memory", lambda: 1000)
-    with pytest.raises(TriviumError, match="a head of its own"):
-        layout_of(model, Parallel(), has_extra=True, reshapes=False)
+        laid_out(Parallel(shard=3))
+
+
+def decide(rank: int, size: int, port: int, folder: str, free: tuple[int, int]) -> None:
+    """What `auto` makes of the memory that the first of two processes has."""
+    meet(rank, size, port)
+    sharding.machine.free_memory = lambda: free[rank]  # type: ignore[attr-defined]
+    layout, said = laid_out(Parallel())
+    write_json(Path(folder) / f"{rank}.json", {"divided": not layout.can_repeat, "said": said})
+    processes.stop()
+
+
+@pytest.mark.parametrize(("free", "divided"), [((10**5, 10**9), True), ((10**9, 10**5), False)])
+def test_auto_divides_what_would_fill_the_memory(
+    tmp_path: Path, free: tuple[int, int], divided: bool
+) -> None:
+    """All as the first process decides, whatever the others have."""
+    together(decide, 2, str(tmp_path), free)
+    for rank in range(2):
+        found = read_json(tmp_path / f"{rank}.json")
+        assert found["divided"] == divided
+        assert ("more than half of the 100kB that are free" in "".join(found["said"])) == divided
 
 
 def test_other_ways_to_divide_are_refused_by_name() -> None:

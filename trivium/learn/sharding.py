@@ -8,14 +8,15 @@ What is divided is what training adds: gradients, moments, the running mean, and
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.processes import largest_of_all, world
+from trivium.kit.numbers import short
+from trivium.kit.processes import broadcast, largest_of_all, world
 from trivium.learn.parallel import sum_gradients
 from trivium.learn.settings import Parallel
 from trivium.model.quantize import is_quantised
@@ -101,13 +102,19 @@ class Shards:
 Layout = Replicas | Shards
 
 
-def layout_of(model: Transformer, wish: Parallel, has_extra: bool, reshapes: bool) -> Layout:
+def layout_of(
+    model: Transformer, wish: Parallel, *, has_extra: bool, reshapes: bool, say: Callable[[str], None]
+) -> Layout:
     """How the processes there are share this model's training."""
     size = world().size
     shard = size if wish.shard == "all" else wish.shard
-    if shard == "auto":
+    why = ""
+    if shard == "auto" and size > 1:
         needed = TRAINING_BYTES * sum(one.numel() for one in model.parameters() if one.requires_grad)
-        shard = 1 if needed <= ROOMY * machine.free_memory() else size
+        # The first process decides for all: each of them sees another amount of free memory.
+        free = broadcast(_free_memory(model.device))
+        shard = 1 if needed <= ROOMY * free else size
+        why = f", since {short(needed)}B to train are more than half of the {short(free)}B that are free"
     if size == 1 or shard == 1:
         return Replicas(model)
     refused = {
@@ -121,7 +128,13 @@ def layout_of(model: Transformer, wish: Parallel, has_extra: bool, reshapes: boo
         raise TriviumError(
             f"`parallel.shard` is {shard}, which does not divide the {size} processes there are."
         )
+    say(f"weights, gradients and moments are divided among {shard} processes{why}")
     return Shards(model, shard)
+
+
+def _free_memory(device: torch.device) -> int:
+    """What is free on the device now, in bytes."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else machine.free_memory()
 
 
 def gathered(tensor: Tensor) -> Tensor:

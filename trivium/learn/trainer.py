@@ -101,8 +101,9 @@ class Trainer:
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
         self.model.recompute = self.settings.recompute
         self.layout = layout_of(
-            self.model, self.settings.parallel, self.objective.extra is not None, bool(self.reshapes)
-        )
+            self.model, self.settings.parallel, has_extra=self.objective.extra is not None,
+            reshapes=bool(self.reshapes), say=self.progress.say,
+        )  # fmt: skip
         self._take_parameters()
         self.inherited: Inherited | None = None
         if self.parent_moments is not None:
