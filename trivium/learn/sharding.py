@@ -107,9 +107,8 @@ def layout_of(
 ) -> Layout:
     """How the processes there are share this model's training."""
     size = world().size
-    shard = size if wish.shard == "all" else wish.shard
-    why = ""
-    if shard == "auto" and size > 1:
+    shard, why = wish.shard if isinstance(wish.shard, int) else size, ""
+    if wish.shard == "auto" and size > 1:
         needed = TRAINING_BYTES * sum(one.numel() for one in model.parameters() if one.requires_grad)
         # The first process decides for all: each of them sees another amount of free memory.
         free = broadcast(_free_memory(model.device))
