@@ -34,6 +34,17 @@ REFEREES = {
     "gemma3": ("Gemma3TextConfig", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 9}),
     "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 9}),
     "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmo3": ("Olmo3Config", {"num_key_value_heads": 2, "sliding_window": 9}),
+    "phi3": ("Phi3Config", {"num_key_value_heads": 2}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 0.5,
+            "attention_multiplier": 0.25,
+        },
+    ),
 }
 
 

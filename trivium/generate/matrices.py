@@ -118,6 +118,8 @@ def covers(model: Transformer) -> bool:
     if model.dtype != torch.float32 or model.device.type != "cpu":
         return False
     config, selection = model.config, selection_of(model)
+    if (config.residual_scale, config.logit_divisor) != (1.0, 1.0):
+        return False
     if config.query_key_norm != "none" and config.norm != "rms":
         return False
     # rows under different adapters need different matrices; a lone adapter is part of its layer's

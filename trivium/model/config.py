@@ -76,6 +76,10 @@ class ModelConfig:
     attention_soft_cap: float | None = None
     final_soft_cap: float | None = None
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """What each sub-layer's result is multiplied by before it is added to the stream (Granite)."""
+    logit_divisor: float = 1.0
+    """What the scores over the vocabulary are divided by (Granite)."""
     experts: ExpertsConfig | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     """Keys of config.json that do not change the computation (token ids and the like), kept for saving."""

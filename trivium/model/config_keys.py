@@ -37,7 +37,8 @@ WHOLE = frozenset({
 })  # fmt: skip
 NUMBERS = frozenset({
     "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping",
-    "final_logit_softcapping", "router_aux_loss_coef", "layer_norm_epsilon",
+    "final_logit_softcapping", "router_aux_loss_coef", "layer_norm_epsilon", "embedding_multiplier",
+    "residual_multiplier", "attention_multiplier", "logits_scaling",
 })  # fmt: skip
 TRUTHS = frozenset({
     "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob",

@@ -43,7 +43,11 @@ def read_rope(keys: Keys, found: Json, theta: float) -> Json:
         new = merged
     rope = dict(new or old)
     rope.setdefault("rope_theta", top)
-    original = keys.take("original_max_position_embeddings", 0)
+    if found["family"] == "phi3" and rope.get("rope_type", rope.get("type")) in ("su", "yarn"):
+        # Its first files named by these what is called longrope today.
+        rope.pop("type", None)
+        rope["rope_type"] = "longrope"
+    original = keys.take("original_max_position_embeddings", 4096 if found["family"] == "phi3" else 0)
     if original and rope.get("rope_type", rope.get("type")) in ("yarn", "longrope", "llama3"):
         rope["original_max_position_embeddings"] = original
     return checked_rope(rope, found["context"], found["head_width"], keys.where)
@@ -177,6 +181,39 @@ def _write_smollm3(config: ModelConfig) -> Json:
     return {**_write_llama(config), **_write_layer_windows(config), "no_rope_layers": rotates}
 
 
+def _read_olmo3(keys: Keys, found: Json) -> None:
+    _read_biases(keys, found)
+    types = ["sliding_attention" if (i + 1) % 4 else "full_attention" for i in range(found["layers"])]
+    _read_layer_windows(keys, found, keys.take_or_null("sliding_window", 4096), types)
+
+
+def _write_olmo3(config: ModelConfig) -> Json:
+    windows = _write_layer_windows(config)
+    del windows["use_sliding_window"]
+    return {**_write_biases(config), **windows, **_write_local_rope(config)}
+
+
+def _read_granite(keys: Keys, found: Json) -> None:
+    _read_llama(keys, found)
+    found["embedding_scale"] = float(keys.take("embedding_multiplier", 1.0))
+    found["residual_scale"] = float(keys.take("residual_multiplier", 1.0))
+    found["attention_scale"] = float(keys.take("attention_multiplier", 1.0))
+    found["logit_divisor"] = float(keys.take("logits_scaling", 1.0))
+
+
+def _write_granite(config: ModelConfig) -> Json:
+    return {
+        **_write_llama(config), "embedding_multiplier": config.embedding_scale,
+        "residual_multiplier": config.residual_scale, "attention_multiplier": config.score_scale,
+        "logits_scaling": config.logit_divisor,
+    }  # fmt: skip
+
+
+def _write_phi3(config: ModelConfig) -> Json:
+    original = config.rope.get("original_max_position_embeddings", config.context)
+    return {**_write_one_window(config), "original_max_position_embeddings": original}
+
+
 def _read_gemma(keys: Keys, found: Json) -> None:
     _read_biases(keys, found)
     found["embedding_scale"] = found["width"] ** 0.5
@@ -200,11 +237,14 @@ def _write_gemma(config: ModelConfig) -> Json:
         "final_logit_softcapping": config.final_soft_cap,
     }  # fmt: skip
     if config.family == "gemma3_text":
-        local = config.local_rope or config.rope
-        both = {"full_attention": dict(config.rope), "sliding_attention": dict(local)}
-        content["rope_parameters"] = both
-        content["rope_local_base_freq"] = both["sliding_attention"]["rope_theta"]
+        content |= _write_local_rope(config)
+        content["rope_local_base_freq"] = content["rope_parameters"]["sliding_attention"]["rope_theta"]
     return content
+
+
+def _write_local_rope(config: ModelConfig) -> Json:
+    local = config.local_rope or config.rope
+    return {"rope_parameters": {"full_attention": dict(config.rope), "sliding_attention": dict(local)}}
 
 
 def _read_mixtral(keys: Keys, found: Json) -> None:
@@ -302,6 +342,9 @@ FAMILIES = {
         Family("qwen2", "Qwen2ForCausalLM", BIASED, _read_qwen2, _write_layer_windows),
         Family("qwen3", "Qwen3ForCausalLM", PER_HEAD, _read_qwen3, _write_qwen3),
         Family("olmo2", "Olmo2ForCausalLM", OLMO, _read_biases, _write_biases, epsilon=1e-5),
+        Family("olmo3", "Olmo3ForCausalLM", OLMO, _read_olmo3, _write_olmo3, theta=5e5, epsilon=1e-5),
+        Family("granite", "GraniteForCausalLM", {}, _read_granite, _write_granite),
+        Family("phi3", "Phi3ForCausalLM", {}, _read_one_window, _write_phi3, epsilon=1e-5),
         Family("smollm3", "SmolLM3ForCausalLM", {}, _read_smollm3, _write_smollm3, True, theta=2e6),
         Family("gemma2", "Gemma2ForCausalLM", GEMMA, _read_gemma, _write_gemma, tied=True),
         Family(
@@ -314,11 +357,11 @@ FAMILIES = {
 }
 
 
-def read_local_rope(keys: Keys, found: Json) -> None:
-    """Gemma 3 turns its windowed layers by a rope of their own."""
+def read_local_rope(keys: Keys, found: Json, family: Family) -> None:
+    """Gemma 3 and OLMo 3 turn their windowed layers by a rope of their own."""
     nested = keys.take("rope_parameters", {})
-    scaling, theta = keys.take("rope_scaling", {}), keys.take("rope_theta", 1e6)
-    local_theta = keys.take("rope_local_base_freq", 10000.0)
+    scaling, theta = keys.take("rope_scaling", {}), keys.take("rope_theta", family.theta)
+    local_theta = theta if found["family"] == "olmo3" else keys.take("rope_local_base_freq", 10000.0)
     inside = {name: nested.get(name) or {} for name in ("full_attention", "sliding_attention")}
     if not all(isinstance(one, dict) for one in inside.values()):
         raise TriviumError(f"{keys.where}: rope_parameters has to hold an object for each kind of layer.")
@@ -339,8 +382,8 @@ def read_config(content: Json, where: str = "config.json") -> ModelConfig:
         found = _read_gpt2(keys)
     else:
         found = read_common(keys, family)
-        if name == "gemma3_text":
-            read_local_rope(keys, found)
+        if name in ("gemma3_text", "olmo3"):
+            read_local_rope(keys, found, family)
         else:
             found["rope"] = read_rope(keys, found, family.theta)
         family.read(keys, found)

@@ -40,10 +40,10 @@ ARCHITECTURES = {
     "gemma3_text": "Gemma3TextForSequenceClassification",
 }
 """Where the name does not follow from that of the language model."""
-WITHOUT = frozenset({"olmoe"})
+WITHOUT = frozenset({"granite", "olmoe"})
 """Families for which transformers has no such class."""
 WITH_TOKEN_CLASSIFIER = frozenset(
-    {"gemma2", "gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "smollm3"}
+    {"gemma2", "gpt2", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3"}
 )
 """Families for which transformers has a classifier of tokens, the form of a process reward model."""
 TOKEN_CLASSIFIER_HEADS = {"gpt2": "classifier"}

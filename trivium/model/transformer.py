@@ -72,7 +72,7 @@ class Layer(nn.Module):
             self.mlp: Mixture | Inner = Mixture(config, config.experts)
         else:
             self.mlp = Inner(config, config.inner_width)
-        width = config.width
+        width, self.residual_scale = config.width, config.residual_scale
         self.attention_norm = make_norm(config, width) if config.norm_before else None
         self.mlp_norm = make_norm(config, width) if config.norm_before else None
         self.attention_post_norm = make_norm(config, width) if config.norm_after else None
@@ -89,10 +89,12 @@ class Layer(nn.Module):
         rows = stream if self.attention_norm is None else self.attention_norm(stream)
         rows = self.attention(rows, context, angles, wanted)
         stream = stream if wanted is None else stream[wanted]
-        stream = stream + (rows if self.attention_post_norm is None else self.attention_post_norm(rows))
+        rows = rows if self.attention_post_norm is None else self.attention_post_norm(rows)
+        stream = stream + (rows if self.residual_scale == 1.0 else rows * self.residual_scale)
         rows = stream if self.mlp_norm is None else self.mlp_norm(stream)
         rows = self.mlp(rows, routing) if isinstance(self.mlp, Mixture) else self.mlp(rows)
-        return stream + (rows if self.mlp_post_norm is None else self.mlp_post_norm(rows))
+        rows = rows if self.mlp_post_norm is None else self.mlp_post_norm(rows)
+        return stream + (rows if self.residual_scale == 1.0 else rows * self.residual_scale)
 
 
 def make_table(rows: int, width: int) -> nn.Embedding:
@@ -165,7 +167,9 @@ class Transformer(nn.Module):
                 layer, self.recompute,
                 stream, context, local_angles if local else angles, routing, wanted if last else None,
             )  # fmt: skip
-        return self.norm(stream)
+        hidden = self.norm(stream)
+        # Whoever multiplies these with the head, in chunks or at once, has the family's scores.
+        return hidden if self.config.logit_divisor == 1.0 else hidden / self.config.logit_divisor
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary in float32."""

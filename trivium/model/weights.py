@@ -53,7 +53,12 @@ def llama_like_tensors(config: ModelConfig) -> Iterator[Stored]:
     place = "both" if both else "before" if config.norm_before else "after"
     for layer in range(config.layers):
         ours, theirs = f"layers.{layer}.", f"model.layers.{layer}."
+        if config.family == "phi3":
+            three = tuple(f"{ours}attention.{part}.weight" for part in ("query", "key", "value"))
+            yield Stored(theirs + "self_attn.qkv_proj.weight", three)
         for part, projection in PROJECTIONS.items():
+            if config.family == "phi3" and part != "output":
+                continue
             name = f"self_attn.{projection}."
             yield Stored(theirs + name + "weight", (f"{ours}attention.{part}.weight",))
             biased = config.attention_output_bias if part == "output" else config.query_key_value_bias
@@ -74,6 +79,10 @@ def inner_tensors(config: ModelConfig, layer: int) -> Iterator[Stored]:
     """The inner network of one layer, or its experts."""
     ours, theirs = f"layers.{layer}.mlp.", f"model.layers.{layer}.mlp."
     names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    if config.family == "phi3":
+        yield Stored(f"{theirs}gate_up_proj.weight", (f"{ours}gate.weight", f"{ours}up.weight"))
+        yield Stored(f"{theirs}down_proj.weight", (f"{ours}down.weight",))
+        return
     if not config.is_mixture(layer):
         for part, name in names.items():
             yield Stored(f"{theirs}{name}.weight", (f"{ours}{part}.weight",))
