@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from trivium.learn.sharding import divided_as, gathered
+from trivium.learn.sharding import divided_as, gathered, is_divided, shared_out
 from trivium.model.arithmetic import note_products
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -143,7 +144,10 @@ class Optimiser:
             ahead = torch._foreach_lerp(gradients, momenta, self.rates.momentum)
             # Whole matrices: a part of one has other singular values.
             stack = torch.stack([gathered(update).flatten(1) for update in ahead])
-            moves = orthogonalised(stack, self.products)
+            if is_divided(parameters[0]):
+                moves = shared_out(stack, partial(orthogonalised, dtype=self.products))
+            else:
+                moves = orthogonalised(stack, self.products)
             # An update whose every singular value is 1 should move tall matrices further (Jordan, 2024).
             scale = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
             if self.rates.weight_decay:

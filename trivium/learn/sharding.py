@@ -142,9 +142,14 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor if whole is None else whole()
 
 
+def is_divided(tensor: Tensor) -> bool:
+    """Whether a process holds a part of it."""
+    return hasattr(tensor, "placements")
+
+
 def divided_as(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor that every process has at hand, divided as another one is; nothing is sent."""
-    if not hasattr(like, "placements"):
+    if not is_divided(like):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -160,6 +165,21 @@ def divided(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[s
         if name in tensors and tensors[name].shape == one.shape:
             found[name] = divided_as(tensors[name], one)
     return found
+
+
+def shared_out(stack: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `work` makes of a stack [n, ...] that all processes have: each does a part, all get the whole."""
+    import torch.distributed as distributed
+
+    here = world()
+    each = -(-len(stack) // here.size)
+    mine = stack[here.rank * each : (here.rank + 1) * each]
+    made = stack.new_zeros((each, *stack.shape[1:]))
+    if len(mine):
+        made[: len(mine)] = work(mine)
+    parts = [torch.empty_like(made) for _ in range(here.size)]
+    distributed.all_gather(parts, made)
+    return torch.cat(parts)[: len(stack)]
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
