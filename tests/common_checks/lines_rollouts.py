@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lines import ROLLOUTS, moves
+from lines import ROLLOUTS, moves, refuses
 from tiny_run import Seen, loss_elsewhere
 
 from trivium.kit.metrics import read_metrics
@@ -501,3 +501,48 @@ def running_scale(before: Seen, after: Seen) -> None:
 def clip_score(before: Seen, after: Seen) -> None:
     assert before.log[0]["objective/scores"] > 0.5
     assert abs(after.log[0]["objective/scores"]) <= 0.5
+
+
+# process rewards and forks
+
+STEPWISE = {"reward": ["mine.py:spread", {"model": "prm", "weight": 0.5}]}
+
+
+@moves("process_rewards", "sum", "outcome", kinds=["rlvr"], both=STEPWISE)
+def process_rewards(before: Seen, after: Seen, value: str) -> None:
+    """The same completions; with `outcome` all tokens of one have the same advantage."""
+    assert answers(before) == answers(after)
+    assert not np.array_equal(column(before, "advantage"), column(after, "advantage"))
+    counts = {name: len(advantages_of(seen)) for name, seen in (("before", before), ("after", after))}
+    assert counts["before"] > len(answers(before))
+    assert (counts["after"] == len(answers(after))) == (value == "outcome")
+
+
+def advantages_of(seen: Seen) -> set[tuple[str, float]]:
+    """Every advantage that a token of a completion has."""
+    found = set()
+    for row in seen.batches[0]:
+        owners = np.repeat(np.arange(len(row.lengths)), row.lengths)[row.weights > 0]
+        values = row.columns["advantage"][row.weights > 0].tolist()
+        found |= {(row.ids[owner], value) for owner, value in zip(owners, values, strict=True)}
+    return found
+
+
+FORKED = {"num_generations": 4, "forks": {"below": 0.9}}
+
+
+@moves("forks", {"branches": 2, "below": 0.9}, kinds=["rlvr"], both={"num_generations": 4})
+@moves("forks.at", "step", kinds=["rlvr"], both={**FORKED, "forks": {"below": 0.9, "separator": "1"}})
+@moves("forks.below", 0.1, kinds=["rlvr"], both=FORKED)
+@moves("forks.branches", 4, kinds=["rlvr"], both=FORKED)
+@moves("forks.within", 1, kinds=["rlvr"], both={**FORKED, "forks": {"at": "step", "separator": " "}})
+@moves("forks.separator", "1", kinds=["rlvr"], both={**FORKED, "forks": {"at": "step", "separator": " "}})
+def forks(before: Seen, after: Seen) -> None:
+    """Other completions share other beginnings, and what they share is drawn once."""
+    for seen in (before, after):
+        drawn_as_learned(seen)
+    assert written(before) != written(after)
+    assert after.column("completions/drawn_tokens") != before.column("completions/drawn_tokens")
+
+
+refuses("forks.branches", 3, "no multiple", kinds=["rlvr"], both=FORKED)

@@ -52,6 +52,7 @@ stages:
          data: {./texts.jsonl: {validation: 0.3}}}
   judge: {kind: reward, from: base, data: ./pairs.jsonl, steps: 2, pairs: 4, context: 64}
   chatty: {kind: sft, from: base, data: ./turns.jsonl, batch: 128, context: 64, steps: 1}
+  prm: {kind: reward, steps: true, from: base, data: ./steps.jsonl, pairs: 4, epochs: 0.4, separator: " "}
   before: {kind: evaluate, from: base, on: [instructions], asking: {limit: 2, max_new_tokens: 2}}
 """.replace("SHAPE", "depth: 1, width: 32, head_width: 16, heads: 2, inner_width: 32")
 

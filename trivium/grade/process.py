@@ -49,12 +49,14 @@ class ProcessScorer:
             raise TriviumError(
                 f"`aggregate` is one of {', '.join(get_args(Aggregation))}, not {aggregate!r}."
             )
-        self.name, self.separator, self.how = called, separator, aggregate
+        self.name, self.separator = called, separator
+        self.how: Aggregation = aggregate  # type: ignore[assignment]
         self.model, self.head = load_reward_model(folder, dtype=torch.float32, device=machine.device())
         self.model.eval()
         self.tokenizer = Tokenizer.load(folder)
         self.tokens = 0
         """How many tokens have been read."""
+        self._last: tuple[Any, list[list[float] | None]] = (None, [])
 
     def __call__(self, completion: str, **columns: Any) -> Score:
         """The score of one completion to the column `prompt`."""
@@ -71,7 +73,7 @@ class ProcessScorer:
                 why = f"the solution has more tokens than the process reward model reads ({self._longest})"
                 found.append(Score(None, why, "fault"))
                 continue
-            value = aggregate(scores, self.how)  # type: ignore[arg-type]
+            value = aggregate(scores, self.how)
             shown = " ".join(f"{one:.2f}" for one in scores)
             found.append(
                 Score(value, f"{self.name} scored {value:.4g} ({self.how} of {shown or 'none'})", "ok")
@@ -83,6 +85,16 @@ class ProcessScorer:
         self, prompts: Sequence[Any], solutions: Sequence[Sequence[str]]
     ) -> list[list[float] | None]:
         """The probability that each step is right, solution by solution; None where it is too long."""
+        # The same solutions are asked about as a whole and step by step, one after the other.
+        asked = [list(prompts), [list(steps) for steps in solutions]]
+        if self._last[0] == asked:
+            return self._last[1]
+        self._last = (asked, self._step_scores(prompts, solutions))
+        return self._last[1]
+
+    def _step_scores(
+        self, prompts: Sequence[Any], solutions: Sequence[Sequence[str]]
+    ) -> list[list[float] | None]:
         documents, ends = [], []
         for prompt, steps in zip(prompts, solutions, strict=True):
             before = prompt_ids(prompt, self.tokenizer)

@@ -29,7 +29,9 @@ from trivium.kit.settings import Settings
 from trivium.learn.objectives.advantages import KlController
 from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS, cispo, clipped
+from trivium.learn.objectives.step_advantages import StepRewards
 from trivium.stages.parts.environments import EnvironmentWorker, described, maker_of
+from trivium.stages.parts.forks import ForkingWorker, Forks
 from trivium.stages.parts.judges import Named
 from trivium.stages.parts.prompts import Curriculum, Prompt, read_prompts
 from trivium.stages.parts.rollout_stage import Method, RolloutStage
@@ -129,6 +131,28 @@ class Rlvr(RolloutStage):
     turns: Count = Field(default=4, ge=1)
     """How often the model may act in one completion, where there are tools or an environment."""
 
+    process_rewards: Literal["potential", "sum", "outcome"] = "potential"
+    """How a process reward model among the rewards teaches: each step by the value it gains or loses, which
+    no number of steps adds to; by the sum of the later steps' scores (DeepSeekMath); or as one reward."""
+    forks: Forks | None = None
+    """Completions that share a beginning and part where the model is uncertain; else all are independent."""
+
+    @model_validator(mode="after")
+    def forks_fit(self) -> Rlvr:
+        """Whole trunks, and a method that compares completions of a group."""
+        if self.forks is None:
+            return self
+        if self.num_generations % self.forks.branches:
+            raise ValueError(
+                f"`num_generations: {self.num_generations}` is no multiple of `forks.branches: "
+                f"{self.forks.branches}`"
+            )
+        if self.tools or self.environment is not None:
+            raise ValueError("`forks` part within one text; leave `tools` and `environment` out")
+        if ALGORITHMS[self.algorithm].advantage not in ("group", "centred"):
+            raise ValueError(f"`forks` are compared within a group, which {self.algorithm} does not do")
+        return self
+
     @model_validator(mode="after")
     def the_algorithm_clips(self) -> Rlvr:
         """A clip is given only to what reads it."""
@@ -162,6 +186,8 @@ class Rlvr(RolloutStage):
 
     def worker(self, opened: Opened[list[Prompt]], engine: Engine) -> RolloutWorker:
         """The engine alone, or in turns with tools or an environment."""
+        if self.forks is not None:
+            return ForkingWorker(engine, self.sampling(), self.forks)
         if self.environment is None and not self.tools:
             return super().worker(opened, engine)
         make = maker_of(opened.work, self.tools, self.environment)
@@ -173,6 +199,11 @@ class Rlvr(RolloutStage):
     def sampling(self) -> Sampling:
         """How the completions are drawn."""
         return replace(super().sampling(), top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
+
+    @property
+    def steps_earn(self) -> StepRewards | None:
+        """How the scores of a process reward model reach the tokens."""
+        return None if self.process_rewards == "outcome" else self.process_rewards
 
     def method(self, opened: Opened[list[Prompt]]) -> Method:
         """The algorithm over graded completions, prompts in an order of their own."""
@@ -216,7 +247,21 @@ class Rlvr(RolloutStage):
                 "nothing was learned: all answers to each prompt earned the same reward in every step; "
                 "give it problems that it sometimes gets right, or a reward that tells its answers apart"
             )
+        if opened.batches.process is not None:
+            self._watch_exploitation(opened, rows)
         return {**super().findings(opened), "problems": len(opened.data)}
+
+    def _watch_exploitation(self, opened: Opened[list[Prompt]], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Say where the steps score higher and higher and what is right does not follow."""
+        process = opened.batches.process
+        true = "held_out_reward" if self.held_out_reward is not None else "pass@1"
+        moved = _from_to(opened.work, [true, *(f"rewards/{one.name}/mean" for one in process.scorers)])
+        for name, (first, last) in moved.items():
+            if name != true and true in moved and last - first > 0.05 and moved[true][1] < moved[true][0]:
+                opened.work.say(
+                    f"{name} rose from {first:.2f} to {last:.2f} while {true} fell from {moved[true][0]:.2f} "
+                    f"to {moved[true][1]:.2f}: the process reward is exploited; lower its weight"
+                )
 
     def outcome(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """How rewards moved."""

@@ -39,6 +39,8 @@ def rollout_metrics(
         "frac_reward_zero_std": float(np.mean([without_variance(group.rewards) for group in groups])),
         "completions/clipped_ratio": 1 - float(ended.mean()),
         "groups": float(len(groups)),
+        # What two completions share is drawn once.
+        "completions/drawn_tokens": float(sum(rollout.drawn for rollout in rollouts)),
     }
     for name, some in (("length", lengths), ("terminated_length", lengths[ended])):
         if len(some):

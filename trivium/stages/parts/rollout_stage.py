@@ -16,11 +16,13 @@ from trivium.grade.rewards import ready_scorers
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.learn.objectives.policy_losses import Algorithm
+from trivium.learn.objectives.step_advantages import StepRewards
 from trivium.learn.settings import LearningRate
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
 from trivium.stages.parts.mixtures import PROMPTS
+from trivium.stages.parts.process_rewards import process_rewards_of
 from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.rollout_metrics import write_completions
 from trivium.stages.parts.rollout_worker import EngineWorker, RolloutWorker
@@ -131,6 +133,8 @@ class RolloutStage(TrainingStage):
         work, reward = opened.work, judges_of(self.scorers(), opened.work)
         rows = min(self.max_rows, self.prompts_per_step * self.num_generations)
         algorithm, settings, more = self.method(opened)
+        if self.steps_earn is not None:
+            more["process"] = process_rewards_of(reward, self.steps_earn, opened.tokenizer)
         common = RolloutSettings(
             steps=self._steps(len(opened.data)), prompts_per_step=self.prompts_per_step,
             num_generations=self.num_generations, epochs_per_rollout=self.epochs_per_rollout,
@@ -171,6 +175,11 @@ class RolloutStage(TrainingStage):
         """The model as it is now: itself where it will differ by an adapter alone, else a frozen copy."""
         off = self.adapter is not None and not self.adapter.train
         return model if off else copy.deepcopy(model).requires_grad_(False)
+
+    @property
+    def steps_earn(self) -> StepRewards | None:
+        """How the scores of a process reward model reach the tokens; None: as a reward of the whole."""
+        return None
 
     def method(self, opened: Opened[list[Prompt]]) -> Method:
         """What the method is: its algorithm, its rollout settings, and what else its rollouts need."""

@@ -32,7 +32,19 @@ class Rollout:
     completion: Any
     """Text, or the messages after the prompt: what the graders read."""
     environment_reward: float | None = None
+    trunk: int | None = None
+    """Which completions of the group share its beginning: those with the same number."""
+    fork: int = 0
+    """How many of its tokens they share."""
+    weight: float = 1.0
+    """How much it counts as a sample; less than one where it shares a beginning."""
 
+    drawn: int = field(init=False)
+    """How many of its tokens were drawn for it alone."""
+    step_ends: list[int] = field(init=False, default_factory=list)
+    """The last token of every step, where process rewards are in force."""
+    step_scores: list[list[float]] = field(init=False, default_factory=list)
+    """For each process reward model, the score of every step."""
     reference: np.ndarray = field(init=False)
     """Log-probabilities under the reference: [tokens]; the policy's own where it was not asked."""
     values: np.ndarray = field(init=False)
@@ -45,6 +57,7 @@ class Rollout:
     """What the critic learns: [tokens]."""
 
     def __post_init__(self) -> None:
+        self.drawn = len(self.tokens)
         self.reference = np.array(self.logprobs, dtype=np.float64)
         self.values = self.rewards = self.advantages = self.returns = np.zeros(len(self.tokens))
 

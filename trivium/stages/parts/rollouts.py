@@ -37,11 +37,13 @@ from trivium.learn.objectives.advantages import (
 )
 from trivium.learn.objectives.policy import token_outputs
 from trivium.learn.objectives.policy_losses import Algorithm, kl_estimate, loss_weights
+from trivium.learn.objectives.step_advantages import tree_advantages
 from trivium.learn.precision import Precision, one_pass
 from trivium.learn.validation import groups_of
 from trivium.model.lora import selected
 from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.process_rewards import ProcessRewards
 from trivium.stages.parts.prompts import Curriculum, Prompt, identity
 from trivium.stages.parts.rollout_metrics import objective_metrics, rollout_metrics
 from trivium.stages.parts.rollout_worker import Rollout, RolloutGroup, RolloutWorker, under_filters
@@ -105,6 +107,7 @@ class RolloutBatches:
         reference: Transformer | None = None,
         controller: KlController | None = None,
         critic: ScalarHead | None = None,
+        process: ProcessRewards | None = None,
         on_rollout: Callable[[int, list[RolloutGroup], Sequence[Prompt]], None] | None = None,
         precision: Precision = "float32",
     ) -> None:
@@ -119,7 +122,7 @@ class RolloutBatches:
         self.advantages = advantages or AdvantageSettings()
         self.curriculum = curriculum or Curriculum(len(prompts), seed)
         self.reference, self.controller, self.critic = reference, controller, critic
-        self.on_rollout, self.precision = on_rollout, precision
+        self.process, self.on_rollout, self.precision = process, on_rollout, precision
         self.longest = sampling.max_new_tokens
         self.filtered = under_filters(sampling)
         self.baseline = 0.0
@@ -259,6 +262,8 @@ class RolloutBatches:
             completion_ids=[rollout.tokens for _, rollout in pairs],
             **{name: [prompt.columns.get(name) for prompt, _ in pairs] for name in sorted(names)},
         )
+        if self.process is not None:
+            self.process.grade(pairs)
         start = 0
         for group in groups:
             piece = slice(start, start + len(group.rollouts))
@@ -301,6 +306,9 @@ class RolloutBatches:
         """The weighted sum of the scores of each completion, with what its length costs it."""
         table = np.array([[np.nan if score is None else score for score in part] for part in group.scores]).T
         total = combined(table, self.reward.weights, normalise_first=self.settings.normalise_first)
+        if self.process is not None and not any(self.reward.weights):
+            # What is rewarded step by step alone has no reward of the whole.
+            total = np.nan_to_num(total)
         for index, rollout in enumerate(group.rollouts):
             if rollout.environment_reward is not None:
                 total[index] = rollout.environment_reward + np.nan_to_num(total[index])
@@ -365,11 +373,32 @@ class RolloutBatches:
                 None if reward is None else float(rollout.rewards.sum())
                 for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
             ]
-            found = group_advantages(
-                group.rewards, estimator, baseline=self.baseline, threshold=self.settings.threshold or 0.0
-            )
-            for rollout, advantage in zip(group.rollouts, found, strict=True):
-                rollout.advantages = np.full(len(rollout.tokens), advantage)
+            if any(rollout.trunk is not None for rollout in group.rollouts):
+                self._estimate_tree(group, scale=estimator == "group")
+            else:
+                found = group_advantages(
+                    group.rewards, estimator, baseline=self.baseline, threshold=self.settings.threshold or 0.0
+                )
+                for rollout, advantage in zip(group.rollouts, found, strict=True):
+                    rollout.advantages = np.full(len(rollout.tokens), advantage)
+            if self.process is not None:
+                earned = self.process.advantages(group.rollouts, scale=estimator == "group")
+                for rollout, mine in zip(group.rollouts, earned, strict=True):
+                    rollout.advantages = rollout.advantages + mine
+
+    def _estimate_tree(self, group: RolloutGroup, *, scale: bool) -> None:
+        """A_t of completions that share beginnings; one without a reward has none and counts for no other."""
+        graded = [
+            (rollout, reward)
+            for rollout, reward in zip(group.rollouts, group.rewards, strict=True)
+            if reward is not None
+        ]
+        found = tree_advantages(
+            np.array([reward for _, reward in graded]), [one.trunk or 0 for one, _ in graded],
+            [one.fork for one, _ in graded], [len(one.tokens) for one, _ in graded], scale=scale,
+        )  # fmt: skip
+        for (rollout, _), mine in zip(graded, found, strict=True):
+            rollout.advantages = mine
 
     # rows
 
@@ -405,7 +434,8 @@ class RolloutBatches:
         return 0 if rollout.truncated and self.settings.truncated == "mask" else sum(rollout.learned)
 
     def _weights(self, rollout: Rollout) -> tuple[float, float]:
-        return loss_weights(self._learned_tokens(rollout), self.algorithm.aggregation, self.longest)
+        token, whole = loss_weights(self._learned_tokens(rollout), self.algorithm.aggregation, self.longest)
+        return rollout.weight * token, rollout.weight * whole
 
     def _divisor(self, group: RolloutGroup, index: int) -> float:
         """What a completion adds to the divisor; one that no scorer could judge adds nothing."""
