@@ -120,9 +120,10 @@ class ForkingWorker:
         last = len(trunk.tokens) - 1
         if self.forks.at == "token":
             border = math.log(self.forks.below)
-            for place, likely in enumerate(trunk.top_logprobs):
+            # Branches share one token at least, or they were independent.
+            for place, likely in enumerate(trunk.top_logprobs[1:], start=1):
                 if max(likely.values()) < border:
-                    return place if place > 0 else None
+                    return place
             return None
         step = 1 + int(np.random.default_rng([seed % 2**63, number]).integers(self.forks.within))
         for place in range(last):
