@@ -533,7 +533,7 @@ FORKED = {"num_generations": 4, "forks": {"below": 0.9}}
 
 @moves("forks", {"branches": 2, "below": 0.9}, kinds=["rlvr"], both={"num_generations": 4})
 @moves("forks.at", "step", kinds=["rlvr"], both={**FORKED, "forks": {"below": 0.9, "separator": "1"}})
-@moves("forks.below", 0.1, kinds=["rlvr"], both=FORKED)
+@moves("forks.below", 0.005, kinds=["rlvr"], both=FORKED)
 @moves("forks.branches", 4, kinds=["rlvr"], both=FORKED)
 @moves("forks.within", 1, kinds=["rlvr"], both={**FORKED, "forks": {"at": "step", "separator": " "}})
 @moves("forks.separator", "1", kinds=["rlvr"], both={**FORKED, "forks": {"at": "step", "separator": " "}})
