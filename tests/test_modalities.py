@@ -18,9 +18,12 @@ from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import checksum
+from trivium.kit.fingerprint import fingerprint
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model, save_model
+from trivium.recipe.outside import Checksums, content_fingerprint
 from trivium.tokens.items import FIRST, LIBRARY, Item, Library, content_of, is_item
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -266,3 +269,20 @@ def test_in_bfloat16_the_engine_sees_as_well(pictures):
     prompts = [reader.encode_prompt(asked(pictures / f"{name}.png")) for name in ("red", "blue")]
     found = engine.generate([Request(prompt, GREEDY) for prompt in prompts])
     assert all(len(one.tokens) == 8 for [one] in found)
+
+
+def test_a_recipe_counts_the_pictures_that_its_data_names(pictures):
+    for _ in conversations(pictures):
+        pass
+    data = pictures / "data.jsonl"
+    before = content_fingerprint("data.jsonl", pictures, Checksums())
+    assert content_fingerprint("data.jsonl", pictures, Checksums()) == before
+    (pictures / "red.png").write_bytes(png((0, 200, 0)))
+    changed = content_fingerprint("data.jsonl", pictures, Checksums())
+    assert changed != before
+    (pictures / "red.png").unlink()
+    with pytest.raises(TriviumError, match=r"data\.jsonl names .*red\.png, which is not there"):
+        content_fingerprint("data.jsonl", pictures, Checksums())
+    data.write_text('{"text": "a"}\n')
+    plain = content_fingerprint("data.jsonl", pictures, Checksums())
+    assert plain == fingerprint([["data.jsonl", checksum(data)]]), "that of text stays what it was"

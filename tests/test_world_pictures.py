@@ -57,7 +57,7 @@ def test_the_picture_shows_as_many_shapes_as_are_answered():
         assert ("one", "two", "three", "four").index(question.answer) + 1 == found
 
 
-@pytest.mark.parametrize("kind", ["what", "position", "digit", "chart"])
+@pytest.mark.parametrize("kind", ["what", "attribute", "all", "position", "digit", "chart"])
 def test_a_pair_differs_in_picture_and_answer_and_asks_the_same(kind):
     asked = list(world.questions("pictures", limit=40, kind=kind))
     for one, other in zip(asked[::2], asked[1::2], strict=True):

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 from pydantic import Field
 
 from trivium.data.formats import BadLine, entries
-from trivium.data.opening import KINDS, kind_of
+from trivium.data.opening import KINDS, kind_of, opened
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import bare_name, expanded, read_object
 from trivium.kit.listing import files_below, matching
@@ -143,6 +143,20 @@ def place_items(fields: dict[str, Any], folder: Path) -> None:
     for part in items_in(fields):
         if isinstance(part.get("path"), str) and not part["path"].startswith("data:"):
             part["path"] = str(folder / Path(part["path"]).expanduser())
+
+
+def named_items(file: Path) -> list[str]:
+    """The files of pictures and sounds that the rows of a file name, each once."""
+    # Most files hold none, which is seen without reading their rows.
+    with opened(file) as content:
+        if not any(b'"path"' in line for line in content):
+            return []
+    found: dict[str, None] = {}
+    for document in read_documents(Source(path=str(file), on_bad="skip")):
+        for part in items_in(document.fields):
+            if isinstance(part.get("path"), str) and not part["path"].startswith("data:"):
+                found[part["path"]] = None
+    return list(found)
 
 
 def items_in(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from trivium.generate.drafts import DraftedText, Drafter
 from trivium.generate.sampling import Sampler
 from trivium.generate.sequence import Sequence
+from trivium.tokens.items import FIRST
 
 log = logging.getLogger("trivium.generate")
 
@@ -120,7 +121,9 @@ class Speculation:
             text = followed.text
             text.tokens += sampler.drawn_since(row, len(text.tokens) - len(sequence.tokens))
             left = sequence.sampling.max_new_tokens - (len(text.tokens) - len(sequence.tokens)) - 1
-            text.limit = 0 if sequence.slides else max(0, min(followed.length, left, room))
+            # A draft of pictures would be one that no model can write.
+            undrafted = sequence.slides or max(sequence.tokens) >= FIRST
+            text.limit = 0 if undrafted else max(0, min(followed.length, left, room))
             texts.append(text)
         if not any(text.limit for text in texts):
             return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trivium.data.sources import Source, read_documents
+from trivium.data.opening import kind_of
+from trivium.data.sources import Source, named_items, read_documents
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.files import checksum, expanded
 from trivium.kit.fingerprint import fingerprint
@@ -15,6 +16,8 @@ from trivium.kit.listing import files_below, is_file, is_pattern, matching
 from trivium.kit.seals import read_sealed, write_sealed
 
 _SAMPLED = 8
+CONVERSATIONS = (".jsonl", ".ndjson", ".json")
+"""Endings of files whose rows may name pictures and sounds."""
 
 
 class Checksums:
@@ -31,13 +34,22 @@ class Checksums:
 
     def of(self, file: Path) -> str:
         """The checksum of a file, read only if the file changed since the last time."""
+        return str(self._found(file, str(file), checksum))
+
+    def items(self, file: Path) -> list[str]:
+        """The pictures and sounds that a file names, looked for only if the file changed."""
+        if kind_of(file) not in CONVERSATIONS:
+            return []
+        return list(self._found(file, f"items {file}", named_items))
+
+    def _found(self, file: Path, name: str, find: Callable[[Path], Any]) -> Any:
         facts = file.stat()
         # A copy may bring an old time of change with it; the time at which it took its place is its own.
         key = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
-        known = self._known.get(str(file))
+        known = self._known.get(name)
         if known is None or known[:-1] != key:
-            known = [*key, checksum(file)]
-            self._known[str(file)] = known
+            known = [*key, find(file)]
+            self._known[name] = known
             self._changed = True
         return known[-1]
 
@@ -100,7 +112,15 @@ def content_fingerprint(
         raise TriviumError(f"{path} is empty; put the data there or name another place.")
     root = path if path.is_dir() else path.parent
     try:
-        return fingerprint([[_relative(file, root), checksums.of(file)] for file in files])
+        contents = [[_relative(file, root), checksums.of(file)] for file in files]
+        for file in files:
+            for item in map(Path, checksums.items(file)):
+                if not item.is_file():
+                    raise TriviumError(
+                        f"{file} names {item}, which is not there: add it or take the row out."
+                    )
+                contents.append([_relative(item, root), checksums.of(item)])
+        return fingerprint(contents)
     except OSError as error:
         raise TriviumError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ from trivium.serve.voice import Voice, printable
 HELP = """\
 /system TEXT    set the system message (without TEXT: show it; /system - removes it)
 /temp NUMBER    set the temperature (0 always takes the likeliest token)
+/show FILE TEXT ask about a picture or a sound
 /reset          forget the conversation
 /save FILE      write the conversation as JSON
 /compare MODEL  let another model answer the same words (/compare - sends it away)
@@ -88,6 +90,7 @@ class Conversation:
         known = {
             "/system": self._set_system,
             "/temp": self._set_temperature,
+            "/show": self._show,
             "/reset": self._reset,
             "/save": self._save,
             "/compare": self._compare,
@@ -104,7 +107,19 @@ class Conversation:
     def _say(self, text: str) -> None:
         print(printable(text), file=self._out, flush=True)
 
-    def _answer(self, speaker: Speaker, words: str) -> None:
+    def _show(self, rest: str) -> None:
+        """Ask about a file; its name stands in quotes if it holds spaces."""
+        try:
+            path, *words = shlex.split(rest)
+        except ValueError:
+            raise TriviumError("name a file: /show a.png How many?") from None
+        kind = "audio" if Path(path).suffix.lower() == ".wav" else "image"
+        part = {"type": kind, "path": str(expanded(path).absolute())}
+        content = [part, *([{"type": "text", "text": " ".join(words)}] if words else [])]
+        for speaker in self.speakers:
+            self._answer(speaker, content)
+
+    def _answer(self, speaker: Speaker, words: str | list[dict[str, Any]]) -> None:
         """Stream one model's answer; what it said before Ctrl-C is kept."""
         if len(self.speakers) > 1:
             self._say(f"[{speaker.name}]")

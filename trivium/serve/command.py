@@ -59,7 +59,8 @@ def limit_options(verb: Any) -> Any:
     for limit in reversed(fields(Limits)):
         kind = int if limit.default is None else type(limit.default)
         name = f"--{limit.name.replace('_', '-')}"
-        verb = option(BOUNDS, name, limit.default, limit.metadata["told"], type=kind)(verb)
+        how = {"is_flag": True} if kind is bool else {"type": kind}
+        verb = option(BOUNDS, name, limit.default, limit.metadata["told"], **how)(verb)
     return verb
 
 

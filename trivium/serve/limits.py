@@ -34,6 +34,9 @@ class Limits:
     stalled_seconds: float = _limit(30.0, "Seconds a client may read nothing of its answer.", least=0)
     connections: int = _limit(512, "Connections at the same time.")
     connections_per_address: int = _limit(256, "Connections from one address at the same time.")
+    allow_fetch: bool = _limit(
+        False, "Fetch pictures that requests name by URL, from public addresses only.", least=0
+    )
     drain_seconds: float = _limit(30.0, "Seconds running answers get when the server is stopped.", least=0)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from trivium.serve.calls import (
     opening_of_call,
 )
 from trivium.serve.failures import RequestRefused
+from trivium.serve.fetching import fetched
 from trivium.serve.limits import Limits
 from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, GenerationBody
 from trivium.tokens.tokenizer import Tokenizer
@@ -145,7 +147,7 @@ def within_reach(messages: Sequence[Mapping[str, Any]], letters: int) -> list[Ma
     _, turns = turns_of(messages)
     gone = 0
     for turn in reversed(turns[:-1]):
-        letters -= sum(len(message["content"]) for message in turn)
+        letters -= sum(map(letters_of, turn))
         gone += len(turn) if letters < 0 else 0
     left = gone
     kept: list[Mapping[str, Any]] = []
@@ -155,6 +157,34 @@ def within_reach(messages: Sequence[Mapping[str, Any]], letters: int) -> list[Ma
         else:
             kept.append(message)
     return kept
+
+
+def letters_of(message: Mapping[str, Any]) -> int:
+    """The letters of a message's text; its pictures and sounds are counted in tokens."""
+    content = message["content"]
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part["text"]) for part in content if part["type"] == "text")
+
+
+def with_fetched(message: dict[str, Any], allowed: bool) -> dict[str, Any]:
+    """The message with the pictures that it names by URL, where the server may fetch them."""
+    if isinstance(message["content"], str):
+        return message
+    parts = []
+    for part in message["content"]:
+        url = part["image_url"]["url"] if part["type"] == "image_url" else "data:"
+        if not url.startswith("data:"):
+            if not allowed:
+                problem = (
+                    "a picture is named by a URL, which this server does not fetch (it was started without "
+                    "--allow-fetch): send a data URL"
+                )
+                raise RequestRefused(problem, parameter="messages", code="invalid_image_url")
+            data = base64.b64encode(fetched(url)).decode()
+            part = {"type": "image_url", "image_url": {"url": f"data:image/*;base64,{data}"}}
+        parts.append(part)
+    return {**message, "content": parts}
 
 
 def refuse_beyond(characters: int, most: int, parameter: str) -> None:
@@ -187,11 +217,13 @@ def chat_prompt(
         # what slides may go on as long as the server lets it
         share = context if overflow == "slide" else max(1, context // ANSWERS_PART)
         room = context - (asked or min(limits.new_tokens, share))
-    messages: list[Mapping[str, Any]] = [message.for_template() for message in body.messages]
+    messages: list[Mapping[str, Any]] = [
+        with_fetched(message.for_template(), limits.allow_fetch) for message in body.messages
+    ]
     reachable = within_reach(messages, letters) if overflow == "drop" else messages
     if overflow != "slide":
         read = PARTS * letters if overflow == "summarise" else 2 * letters
-        refuse_beyond(sum(len(message["content"]) for message in reachable), read, "messages")
+        refuse_beyond(sum(map(letters_of, reachable)), read, "messages")
     begun = None
     if form is not None and forces_call(body):
         begun = partial(opening_of_call, tokenizer=tokenizer, form=form)

@@ -187,6 +187,46 @@ class TextPart(Body):
     text: str
 
 
+class PictureUrl(Body):
+    """Where a picture is: a data URL, or one that the server may fetch."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class PicturePart(Body):
+    """A picture in a message."""
+
+    type: Literal["image_url"]
+    image_url: PictureUrl
+
+    def for_template(self) -> dict[str, Any]:
+        """The part as the tokenizer reads it."""
+        return {"type": "image_url", "image_url": {"url": self.image_url.url}}
+
+
+class SoundData(Body):
+    """A sound in base64."""
+
+    data: str
+    format: str | None = None
+
+
+class SoundPart(Body):
+    """A sound in a message."""
+
+    type: Literal["input_audio"]
+    input_audio: SoundData
+
+    def for_template(self) -> dict[str, Any]:
+        """The part as the tokenizer reads it."""
+        return {"type": "input_audio", "input_audio": {"data": self.input_audio.data}}
+
+
+Part = Annotated[TextPart | PicturePart | SoundPart, Field(discriminator="type")]
+KNOWN_PARTS = ("text", "image_url", "input_audio")
+
+
 class CalledFunction(Body):
     """The function a model called and the JSON text of its arguments."""
 
@@ -211,7 +251,7 @@ class Message(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], _first_of(4096)] | None = None
+    content: str | Annotated[list[Part], _first_of(4096)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], _first_of(1024)] | None = None
     tool_call_id: str | None = None
@@ -224,8 +264,10 @@ class Message(Body):
     def _is_text(cls, content: Any) -> Any:
         for part in content if isinstance(content, list) else []:
             kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind != "text":
-                raise ValueError(f"a part of type {kind!r} cannot be read here; only text can")
+            if isinstance(kind, str) and kind not in KNOWN_PARTS:
+                raise ValueError(
+                    f"a part of type {kind!r} cannot be read here; only text, image_url and input_audio can"
+                )
         return content
 
     @model_validator(mode="after")
@@ -238,9 +280,15 @@ class Message(Body):
 
     def for_template(self) -> dict[str, Any]:
         """The message as a chat template reads it."""
-        content = self.content
+        content: Any = self.content
         if isinstance(content, list):
-            content = "".join(part.text for part in content)
+            if all(isinstance(part, TextPart) for part in content):
+                content = "".join(part.text for part in content if isinstance(part, TextPart))
+            else:
+                content = [
+                    {"type": "text", "text": part.text} if isinstance(part, TextPart) else part.for_template()
+                    for part in content
+                ]
         turn: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
             "content": content or "",

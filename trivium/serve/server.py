@@ -21,11 +21,14 @@ from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
 from trivium.serve.logs import Sparing
 from trivium.serve.models import drafts_of, open_engine, short_names, with_adapters
+from trivium.tokens.items import LIBRARY
 
 if TYPE_CHECKING:
     import uvicorn
 
 KEY_VARIABLE = "TRIVIUM_API_KEY"
+HELD_ITEMS = 1 << 30
+"""How many bytes of pictures and sounds are held for prompts that are not computed yet."""
 
 
 def serve(
@@ -45,6 +48,7 @@ def serve(
 ) -> None:
     """Serve models until SIGTERM or Ctrl-C, then let running answers finish."""
     limits = limits or Limits()
+    LIBRARY.limit = HELD_ITEMS
     names = short_names(models)
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bound(host, port)

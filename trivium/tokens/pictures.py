@@ -6,6 +6,8 @@ import base64
 import binascii
 import io
 import math
+import struct
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from trivium.tokens.items import Item
 MOST_PIXELS = 50_000_000
 """Larger pictures are refused by their header, before a pixel of them is decoded."""
 MOST_BYTES = 64 << 20
+_DECODING = threading.Semaphore(2)
+"""Two pictures are decoded at a time, so that many requests do not fill the memory at once."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
@@ -69,13 +73,15 @@ def opened_picture(data: bytes, name: str) -> np.ndarray:
                 )
             picture.seek(0)
             picture.draft("RGB", (2048, 2048))
-            picture = library.ImageOps.exif_transpose(picture)
-            return np.asarray(_in_rgb(picture, library), dtype=np.uint8)
+            with _DECODING:
+                picture = library.ImageOps.exif_transpose(picture)
+                return np.asarray(_in_rgb(picture, library), dtype=np.uint8)
     except TriviumError:
         raise
-    except (library.UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, MemoryError,
-            ArithmeticError, LookupError, TypeError, AttributeError,
-            library.Image.DecompressionBombError) as error:  # fmt: skip
+    except library.Image.DecompressionBombError as error:
+        raise TriviumError(f"{name} has more than {MOST_PIXELS:,} pixels: make it smaller first.") from error
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError, LookupError, TypeError,
+            AttributeError, struct.error, NotImplementedError) as error:  # fmt: skip
         reason = str(error).split(" <")[0] or type(error).__name__
         raise TriviumError(
             f"{name} is not a picture that can be read ({reason}); use PNG, JPEG, WebP, GIF, BMP or TIFF."

@@ -18,6 +18,7 @@ from trivium.world.document import Question, Share, Split, WorldDocument
 
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 COUNTS = ("one", "two", "three", "four")
+ATTRIBUTES = ("shape", "colour", "count")
 Combination = tuple[str, str, int]
 """Shape, colour and count."""
 
@@ -67,13 +68,15 @@ def named(combination: Combination) -> str:
     return f"{COUNTS[count - 1]} {colour} {shape}{plural}"
 
 
-def _other(chance: Chance, first: Combination, split: Split) -> tuple[Combination, str]:
-    """A combination of the same split that differs from the first in one attribute, and which one that is."""
-    near = [one for one in combinations(split) if sum(a != b for a, b in zip(one, first, strict=True)) == 1]
-    if not near:
-        near = [one for one in combinations(split) if one != first]
-    other = chance.pick(near)
-    changed = [name for name, a, b in zip(("shape", "colour", "count"), first, other, strict=True) if a != b]
+def _other(chance: Chance, first: Combination, split: Split, asked: str) -> tuple[Combination, str]:
+    """A combination of the same split with another answer, in as few attributes as can be; and in which."""
+    place = ATTRIBUTES.index(asked) if asked in ATTRIBUTES else None
+    others = [
+        one for one in combinations(split) if one != first and (place is None or one[place] != first[place])
+    ]
+    distance = [sum(a != b for a, b in zip(one, first, strict=True)) for one in others]
+    other = chance.pick([one for one, apart in zip(others, distance, strict=True) if apart == min(distance)])
+    changed = [name for name, a, b in zip(ATTRIBUTES, first, other, strict=True) if a != b]
     return other, " and ".join(changed)
 
 
@@ -90,8 +93,8 @@ def _places(chance: Chance, count: int) -> list[tuple[float, float]]:
 def _combined(chance: Chance, split: Split, second: bool, options: Options) -> Drawn:
     """Alike shapes: what, how many, of which colour, or all three at once."""
     chosen = chance.pick(combinations(split))
-    other, changed = _other(chance, chosen, split)
-    asked = options.kind if options.kind != "combined" else chance.pick(("what", "shape", "colour", "count"))
+    asked = chance.pick(SEVERAL[options.kind]) if options.kind in SEVERAL else options.kind
+    other, changed = _other(chance, chosen, split, asked)
     shape, colour, count = other if second else chosen
     background, radius = _background(chance), 0.15 + 0.006 * chance.below(9)
     places = _places(chance, len(COUNTS))[:count]
@@ -175,8 +178,15 @@ def _chart(chance: Chance, split: Split, second: bool, options: Options) -> Draw
     return Drawn(picture, f"Which bar is the {asked}?", answer, truth)
 
 
+SEVERAL = {
+    "attribute": ATTRIBUTES,
+    "combined": ("what", *ATTRIBUTES),
+    # Of all kinds this is the part about combinations.
+    "all": ("what", *ATTRIBUTES),
+}
+"""Kinds that ask now for one thing, now for another."""
 KINDS: dict[str, Callable[[Chance, Split, bool, Options], Drawn]] = {
-    **dict.fromkeys(("what", "shape", "colour", "count", "combined"), _combined),
+    **dict.fromkeys(("what", "shape", "colour", "count", "attribute", "combined"), _combined),
     "position": _position,
     "digit": _digit,
     "chart": _chart,

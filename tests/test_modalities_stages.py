@@ -1,0 +1,111 @@
+"""A model that learned to see goes through every later stage, and is killed and resumed on the way."""
+
+import base64
+import json
+
+import pytest
+import torch
+
+import trivium
+from trivium import world
+from trivium.kit.files import read_object
+from trivium.model.folder import load_model
+from trivium.tokens.items import is_item
+
+RECIPE = """\
+name: seen
+seed: 1
+stages:
+  words: {kind: tokenizer, data: {path: world:facts, limit: 300}, vocabulary: 400}
+  base: {kind: pretrain, data: {world:facts: {limit: 200}}, tokenizer: words, context: 128, batch: 512,
+         steps: 3, model: {depth: 1, width: 32, head_width: 16, heads: 2, inner_width: 32}}
+  see:
+    kind: multimodal
+    from: base
+    data: {./pictures.jsonl: {weight: 0.7}, world:facts: {weight: 0.3, limit: 100}}
+    picture: {patch: 8, tokens: 4, layers: 1, width: 32}
+    steps_frozen: 0.5
+    steps: 4
+    batch: 512
+    context: 128
+  hear:
+    kind: multimodal
+    from: see
+    data: {"world:sounds?kind=pitch": {limit: 24}}
+    sound: {layers: 1, width: 32, tokens_per_second: 25, mels: 40}
+    steps: 2
+    batch: 512
+    context: 128
+  sft: {kind: sft, from: hear, data: {world:pictures: {limit: 24}}, steps: 2, batch: 512, context: 128,
+        adapter: {rank: 2}}
+  dpo: {kind: preference, from: hear, data: {"world:pictures?form=pairs": {limit: 16}}, steps: 2, pairs: 4,
+        sycophancy: 0, context: 128}
+  rl: {kind: rlvr, from: hear, data: {"world:pictures?form=prompt": {limit: 16}}, reward: [instructions],
+       steps: 2, prompts_per_step: 2, num_generations: 2, max_new_tokens: 6}
+  look: {kind: evaluate, from: rl, on: [{task: pictures, limit: 4}, {task: sounds, kind: pitch, limit: 4}]}
+"""
+
+
+def write(folder):
+    lines = []
+    for number, one in enumerate(world.documents("pictures", limit=40)):
+        asked, answer = one.fields["messages"]
+        url = asked["content"][0]["image_url"]["url"]
+        (folder / f"{number}.png").write_bytes(base64.b64decode(url.partition(",")[2]))
+        content = [{"type": "image", "path": f"{number}.png"}, asked["content"][1]]
+        lines.append(json.dumps({"messages": [{"role": "user", "content": content}, answer]}) + "\n")
+    (folder / "pictures.jsonl").write_text("".join(lines))
+    (folder / "seen.yaml").write_text(RECIPE)
+    return folder / "seen.yaml"
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seen")
+    return trivium.run(write(folder), runs=folder / "runs"), folder
+
+
+def test_what_it_learned_to_read_stays_in_every_later_stage(seen):
+    run, folder = seen
+    towers = {}
+    for stage in ("see", "hear", "sft", "dpo", "rl"):
+        place = run[stage].folder / "model" / "modalities"
+        towers[stage] = {name for name, one in read_object(place / "config.json").items() if one}
+    assert towers["see"] == {"version", "forms", "picture"}
+    assert all(
+        towers[stage] == {"version", "forms", "picture", "sound"} for stage in towers if stage != "see"
+    )
+    question = [{"type": "image", "path": str(folder / "0.png")}, {"type": "text", "text": "How many?"}]
+    for stage in ("see", "sft", "rl"):
+        model = run[stage].model()
+        asked = [{"role": "user", "content": question}]
+        assert sum(map(is_item, model.tokenizer.encode_prompt(asked))) == 4
+        said = model.generate(asked, max_new_tokens=4, temperature=0)
+        assert said.prompt_tokens > 4
+
+
+def test_the_second_tower_leaves_the_first_as_it_was(seen):
+    run, _ = seen
+    before, after = (load_model(run[stage].folder / "model").modalities for stage in ("see", "hear"))
+    assert before.sound is None
+    assert after.sound is not None
+    shapes = {name: one.shape for name, one in before.picture.named_parameters()}
+    assert shapes == {name: one.shape for name, one in after.picture.named_parameters()}
+
+
+def test_the_language_model_learns_in_the_second_half_alone(seen):
+    run, _ = seen
+    base, model = (load_model(run[stage].folder / "model") for stage in ("base", "see"))
+    rows = [row for row in run["see"].metrics if "step" in row]
+    assert len(rows) == 4
+    assert not torch.equal(base.layers[0].mlp.up.weight, model.layers[0].mlp.up.weight)
+
+
+def test_preferences_and_rewards_are_measured_on_pictures(seen):
+    run, _ = seen
+    assert run["dpo"].summary["data"]["world:pictures?form=pairs"]["learned_from"] > 0
+    assert len([row for row in run["rl"].metrics if "step" in row]) == 2
+    report = next((run["look"].folder / "report").glob("*.json"))
+    text = report.read_text()
+    for name in ("text alone", "shuffled", "blank", "pairs"):
+        assert name in text
