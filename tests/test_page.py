@@ -336,7 +336,15 @@ def test_a_key_is_asked_for_and_used(engines):
 
 def test_the_page_asks_nobody_else(address):
     with raw(address) as http:
-        for path in ("/", "/page.css", "/page.js", "/settings.js", "/words.js", "/elements.js"):
+        for path in (
+            "/",
+            "/page.css",
+            "/page.js",
+            "/settings.js",
+            "/words.js",
+            "/elements.js",
+            "/attachments.js",
+        ):
             text = http.get(path).text
             assert "innerHTML" not in text
             assert text.count("http") == text.count("http://www.w3.org/2000/svg")

@@ -237,12 +237,15 @@ class Served:
         return {"object": "list", "data": [self._card(worker) for worker in self.workers.values()]}
 
     def _card(self, worker: Worker | Adapted) -> dict:
+        forms = worker.tokenizer.forms
         facts = {
             "context": worker.context,
             "width": worker.width,
             "parameters": worker.parameters,
             "chat": bool(worker.tokenizer.templates),
             "tools": call_form(worker.tokenizer) is not None,
+            "pictures": forms is not None and forms.picture is not None,
+            "sounds": forms is not None and forms.sound is not None,
             "new_tokens": self.limits.new_tokens,
             "top_logprobs": self.limits.top_logprobs,
         }

@@ -13,7 +13,8 @@ from trivium.serve.failures import RequestRefused, refusal_response
 from trivium.serve.measures import Measures
 
 PAGE = {"/": "index.html"} | {
-    f"/{name}": name for name in ("page.css", "page.js", "settings.js", "words.js", "elements.js")
+    f"/{name}": name
+    for name in ("page.css", "page.js", "settings.js", "words.js", "elements.js", "attachments.js")
 }
 OPEN_TO_ALL = {*PAGE, "/health"}
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -25,6 +26,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "style-src 'self'",
         "connect-src 'self'",
         "img-src 'self' data:",
+        "media-src data:",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",

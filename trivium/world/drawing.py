@@ -20,8 +20,10 @@ COLOURS = {
     "yellow": (240, 200, 40),
     "purple": (150, 60, 190),
     "white": (245, 245, 245),
+    "orange": (240, 130, 30),
+    "cyan": (60, 200, 215),
 }
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 SUPERSAMPLING = 4
 """A picture is drawn so many times larger and then averaged, so that edges are smooth."""
 
@@ -68,6 +70,8 @@ def draw_mark(draw: Any, side: int, mark: Mark, background: int) -> None:
     elif shape == "square":
         half = radius * 0.88
         draw.rectangle((x - half, y - half, x + half, y + half), fill=ink)
+    elif shape == "diamond":
+        draw.polygon([(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)], fill=ink)
     elif shape == "triangle":
         corners = [(x + radius * math.sin(a), y - radius * math.cos(a)) for a in (0.0, 2.0944, 4.1888)]
         draw.polygon(corners, fill=ink)

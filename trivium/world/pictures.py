@@ -16,7 +16,7 @@ from trivium.world import drawing
 from trivium.world.chance import Chance, split_of
 from trivium.world.document import Question, Share, Split, WorldDocument
 
-COLOURS = ("red", "green", "blue", "yellow", "purple")
+COLOURS = tuple(drawing.COLOURS)
 COUNTS = ("one", "two", "three", "four")
 ATTRIBUTES = ("shape", "colour", "count")
 Combination = tuple[str, str, int]
@@ -58,7 +58,7 @@ def combinations(split: Split) -> tuple[Combination, ...]:
         for colour in COLOURS
         for count in range(1, len(COUNTS) + 1)
     ]
-    return tuple(one for one in every if split_of("picture", *one, validation=0.1, test=0.2) == split)
+    return tuple(one for one in every if split_of("picture", *one, validation=0.05, test=0.15) == split)
 
 
 def named(combination: Combination) -> str:

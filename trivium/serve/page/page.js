@@ -1,5 +1,6 @@
 // The desk: models, turns and answers.
 
+import { attach, contentOf, offer, preview, takeAttached, wireAttachments } from "./attachments.js";
 import { $, copyOf, make } from "./elements.js";
 import { buildDials, keep, openSettings, recall, remember, showSettings, state, wireSettings } from "./settings.js";
 import { forget, place, tokensOf, walkTokens } from "./words.js";
@@ -102,6 +103,7 @@ const running = () => state.turns.flatMap((turn) => [...turn.answers.values()]).
 
 function refresh() {
   const busy = running().length > 0;
+  offer(chosen().some((model) => model.trivium.pictures), chosen().some((model) => model.trivium.sounds));
   $("send").textContent = busy ? "Stop" : "Send";
   $("send").disabled = !busy && (!$("prompt").value.trim() || chosen().length === 0);
   $("empty").hidden = state.turns.length > 0;
@@ -112,10 +114,11 @@ function refresh() {
     for (const answer of turn.answers.values()) answer.parts.again.hidden = turn !== last || Boolean(answer.stopper);
   }
 }
-function ask(words) {
-  const turn = { words, answers: new Map(), element: copyOf("turn-template") };
+function ask(words, parts = []) {
+  const turn = { words, parts, answers: new Map(), element: copyOf("turn-template") };
   state.turns.push(turn);
   turn.element.querySelector(".asked .words").textContent = words;
+  turn.element.querySelector(".asked .shown").append(...parts.map(preview));
   turn.element.querySelector(".edit").addEventListener("click", () => edit(turn));
   $("turns").append(turn.element);
   for (const model of chosen()) answer(turn, model);
@@ -140,7 +143,7 @@ function edit(turn) {
     submit.preventDefault();
     if (!box.value.trim() || chosen().length === 0) return;
     for (const later of state.turns.splice(state.turns.indexOf(turn))) later.element.remove();
-    ask(box.value);
+    ask(box.value, turn.parts);
     $("prompt").focus();
   };
 }
@@ -159,9 +162,9 @@ function requestFor(turn, model) {
   for (const earlier of state.turns.slice(0, state.turns.indexOf(turn))) {
     const answered = earlier.answers.get(model.id);
     if (!answered || !answered.text) continue;
-    messages.push({ role: "user", content: earlier.words }, { role: "assistant", content: answered.text });
+    messages.push({ role: "user", content: contentOf(earlier.parts, earlier.words) }, { role: "assistant", content: answered.text });
   }
-  messages.push({ role: "user", content: turn.words });
+  messages.push({ role: "user", content: contentOf(turn.parts, turn.words) });
   return ["/v1/chat/completions", { ...body, messages, logprobs: true, top_logprobs: alternatives, overflow: settings.overflow, reasoning: settings.reasoning }];
 }
 
@@ -292,7 +295,7 @@ function wireDesk() {
     const words = $("prompt").value;
     if (!words.trim() || chosen().length === 0) return;
     $("prompt").value = "";
-    ask(words);
+    ask(words, takeAttached());
     fitPrompt();
   });
   $("prompt").addEventListener("input", fitPrompt);
@@ -308,6 +311,7 @@ function wireDesk() {
   });
   $("fresh").addEventListener("click", () => {
     stopAll();
+    attach([]);
     state.turns = [];
     $("turns").replaceChildren();
     $("weighed").hidden = true;
@@ -333,4 +337,5 @@ showSettings();
 wireSettings();
 $("key-setting").addEventListener("submit", useKey);
 wireDesk();
+wireAttachments(say);
 loadModels();
