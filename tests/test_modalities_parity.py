@@ -4,18 +4,24 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from generating import tiny_model, tokenizer
 from PIL import Image
+from seeing import seeing_model
 
+from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.model.attention import Documents
 from trivium.model.folder import StoredWeights, load_config, load_model, save_model
 from trivium.model.modalities.foreign import fill_sound, fill_vision, sound_config, vision_config
 from trivium.model.modalities.sound import SoundEncoder, log_mel
 from trivium.model.modalities.vision import VisionEncoder
+from trivium.pipeline.export import to_llava
+from trivium.stages.parts.modalities import Pictures, add_modalities, planned
 from trivium.tokens.forms import read_forms
-from trivium.tokens.items import LIBRARY
+from trivium.tokens.items import FIRST, LIBRARY
 from trivium.tokens.pictures import PictureForm, picture_item
 from trivium.tokens.sounds import SoundForm, sound_item
+from trivium.tokens.tokenizer import Tokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 TEXT = {**SMALL, "num_key_value_heads": 1, "vocab_size": 100, "max_position_embeddings": 128}
@@ -167,3 +173,47 @@ def test_the_pixels_are_those_of_transformers_processors(processor, form, size):
     item = picture_item(np.asarray(picture), form)
     found = pixel_values(item, theirs.image_mean, theirs.image_std)[0]
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_learned_to_see_with_a_clip_tower_opens_as_a_llava(tmp_path):
+    torch.manual_seed(5)
+    vision = transformers.CLIPVisionConfig(**SMALL, image_size=28, patch_size=7)
+    transformers.CLIPVisionModel(vision).save_pretrained(tmp_path / "clip")
+    reader = tokenizer()
+    model = tiny_model(query_key_norm="none", key_value_heads=2, family="llama")
+    tower = Pictures(encoder="clip", layer=-2)
+    folders = {"clip": tmp_path / "clip"}
+    config = planned(tower, None, model.config.width, folders)
+    add_modalities(model, config, folders, {"picture": tower}, 1)
+    save_model(model, tmp_path / "ours")
+    reader.save(tmp_path / "ours")
+    to_llava(tmp_path / "ours", tmp_path / "llava")
+    picture = some_picture()
+    picture.save(tmp_path / "a.png")
+    parts = [{"type": "image", "path": str(tmp_path / "a.png")}, {"type": "text", "text": "What is this?"}]
+    asked = [{"role": "user", "content": parts}]
+    before, after = (Tokenizer.load(tmp_path / name) for name in ("ours", "llava"))
+    ids, same = before.encode_prompt(asked), after.encode_prompt(asked)
+    assert ids == same
+    opened = load_model(tmp_path / "llava")
+    expected = model.logits(model(torch.tensor(ids), Documents([len(ids)])))
+    found = opened.logits(opened(torch.tensor(ids), Documents([len(ids)])))[:, : expected.shape[1]]
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava").eval()
+    placeholder = theirs.config.image_token_index
+    text = torch.tensor([[placeholder if one >= FIRST else one for one in ids]])
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / "llava")
+    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    logits = theirs(input_ids=text, pixel_values=pixels).logits[0]
+    torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=5e-5, rtol=0)
+    written = transformers.AutoTokenizer.from_pretrained(tmp_path / "llava")
+    spoken = written.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert spoken.count("<image>") == 1
+
+
+def test_an_own_encoder_has_no_place_in_a_llava(tmp_path):
+    save_model(seeing_model(), tmp_path / "ours")
+    tokenizer().save(tmp_path / "ours")
+    with pytest.raises(TriviumError, match="LLaVA"):
+        to_llava(tmp_path / "ours", tmp_path / "llava")

@@ -13,8 +13,10 @@ from trivium.kit.errors import TriviumError
 @click.command()
 @click.argument("model")
 @runs_option
-@click.option("--to", "target", required=True, type=click.Choice(["gguf", "hf", "peft", "hub"]), help="Form.")
-@click.option("--out", required=True, help="The file (gguf), folder (hf, peft) or repository (hub).")
+@click.option(
+    "--to", "target", required=True, type=click.Choice(["gguf", "hf", "peft", "hub", "llava"]), help="Form."
+)
+@click.option("--out", required=True, help="The file (gguf), folder (hf, peft, llava) or repository (hub).")
 @click.option(
     "--type",
     "kind",
@@ -44,6 +46,9 @@ def export(
     elif target == "hf":
         exporting.to_folder(folder, Path(out))
         click.echo(f"Wrote {out}.")
+    elif target == "llava":
+        exporting.to_llava(folder, Path(out))
+        click.echo(f"Wrote {out}, which transformers opens as a LLaVA.")
     elif target == "peft":
         base = exporting.to_peft(folder, Path(out))
         click.echo(f"Wrote {out}, an adapter to {base}.")

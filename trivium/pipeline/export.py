@@ -15,10 +15,14 @@ from trivium.model.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.gguf.write import Kind, write_gguf
 from trivium.model.hub import HUB_NAME
+from trivium.model.modalities.llava_export import save_llava
+from trivium.model.vocabulary import grow_vocabulary
+from trivium.tokens.adopt import PLACEHOLDER, with_placeholder
+from trivium.tokens.forms import read_forms
 from trivium.tokens.tokenizer import Tokenizer
 
-Target = Literal["hf", "gguf", "peft", "hub"]
-SENT = ("*.json", "*.safetensors", "*.jinja", "*.model", "README.md", "LICENSE*", "adapter/*")
+Target = Literal["hf", "gguf", "peft", "hub", "llava"]
+SENT = ("*.json", "*.safetensors", "*.jinja", "*.model", "README.md", "LICENSE*", "adapter/*", "modalities/*")
 """What of a folder goes to the hub."""
 CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
@@ -31,6 +35,8 @@ _PROBE = [
 
 def to_gguf(folder: Path, path: Path, kind: Kind, name: str, say: Callable[[str], None]) -> None:
     """Write FILE, and a `Modelfile` beside it from which `ollama create NAME` makes a model."""
+    if read_forms(folder) is not None:
+        say("The file holds the language model alone: its eyes and ears have no place in it.")
     write_gguf(folder, path, kind, name=name, say=say)
     write_text(path.with_name("Modelfile"), modelfile(folder, path.name))
     say(f"Wrote {path} ({path.stat().st_size / 2**20:.0f} MiB) and a Modelfile beside it.")
@@ -65,6 +71,21 @@ def to_folder(folder: Path, target: Path) -> None:
     _refuse_a_filled(target)
     with whole_folder(target) as beside:
         save_model(model, beside, generation=ends)
+        tokenizer.save(beside)
+
+
+def to_llava(folder: Path, target: Path) -> None:
+    """Write the form of LLaVA, in which a control token stands for a picture."""
+    model, before = load_model(folder), Tokenizer.load(folder)
+    tokenizer = with_placeholder(before)
+    if tokenizer is not before:
+        grow_vocabulary(model, before, tokenizer, seed=0)
+    placeholder = tokenizer.token_id(PLACEHOLDER)
+    assert placeholder is not None, "just added"
+    ends = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
+    _refuse_a_filled(target)
+    with whole_folder(target) as beside:
+        save_llava(model, beside, placeholder=placeholder, generation=ends)
         tokenizer.save(beside)
 
 

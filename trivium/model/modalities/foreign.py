@@ -74,7 +74,7 @@ def vision_config(
     )  # fmt: skip
 
 
-def _layers(config: EncoderConfig, ours: str, theirs: str, whisper: bool) -> Iterator[tuple[str, str]]:
+def layer_names(config: EncoderConfig, ours: str, theirs: str, whisper: bool) -> Iterator[tuple[str, str]]:
     """Our names of an encoder's layers beside the stored ones."""
     attention, inner = (
         ("self_attn_layer_norm", "final_layer_norm") if whisper else ("layer_norm1", "layer_norm2")
@@ -106,7 +106,7 @@ def fill_vision(encoder: VisionEncoder, find: Find, prefix: str) -> None:
         pairs.append(("class_embedding", f"{embeddings}class_embedding"))
     if config.encoder.norm_before:
         pairs += [(f"encoder.norm_before.{one}", f"{prefix}pre_layrnorm.{one}") for one in ("weight", "bias")]
-    pairs += _layers(config.encoder, "encoder.", f"{prefix}encoder.", whisper=False)
+    pairs += layer_names(config.encoder, "encoder.", f"{prefix}encoder.", whisper=False)
     for ours, theirs in pairs:
         parameters[ours].copy_(find(theirs))
 
@@ -135,6 +135,6 @@ def fill_sound(encoder: SoundEncoder, find: Find, prefix: str) -> None:
         for ours, theirs in (("first", "conv1"), ("second", "conv2"), ("encoder.norm_after", "layer_norm"))
         for one in ("weight", "bias")
     ]
-    pairs += _layers(encoder.config.encoder, "encoder.", prefix, whisper=True)
+    pairs += layer_names(encoder.config.encoder, "encoder.", prefix, whisper=True)
     for ours, theirs in pairs:
         parameters[ours].copy_(find(theirs))
