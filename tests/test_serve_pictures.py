@@ -122,8 +122,10 @@ def resolving(monkeypatch, *answers):
     """Names resolve to these addresses, one look-up after the other."""
     left = list(answers)
 
-    def look_up(host, port, **_):
-        address = left.pop(0) if len(left) > 1 else left[0]
+    def look_up(host, port, *_, **__):
+        # An address is itself; only names are looked up.
+        literal = host.replace(".", "").isdecimal()
+        address = host if literal else left.pop(0) if len(left) > 1 else left[0]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
     monkeypatch.setattr(fetching.socket, "getaddrinfo", look_up)
