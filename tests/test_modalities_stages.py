@@ -8,6 +8,7 @@ import torch
 
 import trivium
 from trivium import world
+from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.model.folder import load_model
 from trivium.tokens.items import is_item
@@ -109,3 +110,33 @@ def test_preferences_and_rewards_are_measured_on_pictures(seen):
     text = report.read_text()
     for name in ("text alone", "shuffled", "blank", "pairs"):
         assert name in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "kind: grow, layers: 2",
+        "kind: merge, of: [see, hear], data: {world:facts: {limit: 50, validation: 0.5}}",
+    ],
+)
+def test_what_would_lose_the_eyes_is_refused(seen, settings):
+    _, folder = seen
+    start = "" if "of:" in settings else "from: see, "
+    recipe = RECIPE[: RECIPE.index("  sft:")] + f"  more: {{{start}{settings}}}\n"
+    (folder / "more.yaml").write_text(recipe)
+    with pytest.raises(TriviumError, match="before it learns to see"):
+        trivium.run(folder / "more.yaml", runs=folder / "runs")
+
+
+def test_a_step_of_text_alone_trains_nothing_while_the_language_model_is_frozen(tmp_path):
+    write(tmp_path)
+    recipe = RECIPE[: RECIPE.index("  hear:")].replace("steps_frozen: 0.5", "steps_frozen: 1.0")
+    recipe = recipe.replace("batch: 512\n    context: 128", "batch: 128\n    context: 128").replace(
+        "./pictures.jsonl: {weight: 0.7}, world:facts: {weight: 0.3",
+        "./pictures.jsonl: {weight: 0.3}, world:facts: {weight: 0.7",
+    )
+    (tmp_path / "seen.yaml").write_text(recipe.replace("steps: 4", "steps: 12"))
+    run = trivium.run(tmp_path / "seen.yaml", runs=tmp_path / "runs")
+    norms = [row["grad_norm"] for row in run["see"].metrics if "step" in row]
+    assert len(norms) == 12
+    assert min(norms) == 0.0 < max(norms)

@@ -47,6 +47,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The length of the whole gradient."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        # Nothing that is trained took part, as where a step holds text alone and only a new encoder learns.
+        return torch.zeros(())
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return norm if type(norm) is Tensor else norm.full_tensor()
 
@@ -54,6 +57,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Shorten the gradient to `limit` where it is longer."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
     # A gradient of which a process holds a part takes a plain number alone.
     torch._foreach_mul_(gradients, factor if all(type(one) is Tensor for one in gradients) else factor.item())

@@ -25,6 +25,7 @@ from trivium.model.growth import (
     probe,
 )
 from trivium.model.hub import resolve
+from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.quantize import quantised_as
 from trivium.stages.parts.inheritance import HANDOVER, MOMENTS, NEW_LAYERS
 from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
@@ -66,6 +67,7 @@ class Grow(GrowthSettings, Stage):
         # Divided and rescaled weights are rounded again: in half precision the function would move.
         divided = self.widens or self.experts is not None
         model = load_model(folder, dtype=torch.float32 if divided else None, device=machine.device())
+        refuse_modalities(model, work.stage, "grow")
         held = quantised_as(model)
         if held is not None:
             raise TriviumError(

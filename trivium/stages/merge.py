@@ -23,6 +23,7 @@ from trivium.model import merge as soups
 from trivium.model.config import ModelConfig
 from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
+from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.inheritance import held_out_by, trained_on
 from trivium.stages.parts.mixtures import MEASURED, mixture_references
@@ -219,6 +220,7 @@ class Merge(Stage):
 def _weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model, under the names it has here."""
     model = load_model(folder, dtype=torch.float32, device=machine.device())
+    refuse_modalities(model, str(folder), "merge")
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 

@@ -20,6 +20,7 @@ from trivium.model.flops import parameter_count
 from trivium.model.folder import load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.initialise import build
+from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.shrink import (
     importance,
     kept_layers,
@@ -107,6 +108,7 @@ class Shrink(Stage):
         folder = resolve(str(work.path(self.start)))
         tokenizer = Tokenizer.load(folder)
         model = load_model(folder, dtype=torch.float32, device=machine.device())
+        refuse_modalities(model, work.stage, "shrink")
         texts = [] if self.data is None else self._texts(work, tokenizer, model)
         scores = importance(model, texts) if texts else None
         config = model.config

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 
 
+def refuse_modalities(model: Transformer, stage: str, what: str) -> None:
+    """Refuse to change the shape of a model whose encoders were made for the one it has."""
+    if model.modalities is not None:
+        raise TriviumError(
+            f"{stage}: the model takes pictures or sounds, and its encoders fit the shape that it has: "
+            f"{what} the language model before it learns to see."
+        )
+
+
 def save_modalities(model: Transformer, folder: Path) -> None:
     """Write the modalities of a model that has any into its folder."""
     if model.modalities is None:

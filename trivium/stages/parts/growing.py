@@ -26,6 +26,7 @@ from trivium.model.growth import (
     largest_difference,
     probe,
 )
+from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.shapes import shape_of
 from trivium.stages.parts.stage import Work
@@ -140,6 +141,7 @@ def _grows(
     """The change of one growth point, alike whenever it is made."""
 
     def apply(model: Transformer) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        refuse_modalities(model, work.stage, "grow")
         before = copy.deepcopy(model)
         weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         found = grow(model.config, weights, point, seed=seed)
