@@ -116,7 +116,7 @@ def test_preferences_and_rewards_are_measured_on_pictures(seen):
     "settings",
     [
         "kind: grow, layers: 2",
-        "kind: merge, of: [see, hear], data: {world:facts: {limit: 50, validation: 0.5}}",
+        "kind: merge, of: [see, hear], data: {world:prose: {limit: 50, validation: 0.5}}",
     ],
 )
 def test_what_would_lose_the_eyes_is_refused(seen, settings):
