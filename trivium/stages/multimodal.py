@@ -27,6 +27,7 @@ from trivium.stages.parts.shapes import planned_shape
 from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import Opened
 from trivium.stages.sft import Sft
+from trivium.tokens.pictures import pillow
 
 Moments = Mapping[str, Tensor]
 
@@ -81,6 +82,12 @@ class Multimodal(Sft):
                 added = Modalities(planned(self.picture, self.sound, config.width, folders))
             numbers["parameters"] += sum(one.numel() for one in added.parameters())
         return numbers
+
+    def check_machine(self) -> None:
+        """Pictures are read by Pillow."""
+        super().check_machine()
+        if self.picture is not None:
+            pillow()
 
     def folders(self, opened: Opened[Any]) -> dict[str, Path]:
         """The folders of the encoders that are not our own."""
