@@ -60,7 +60,7 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer | None:
             f"{where}: tokenizers of the kind {kind!r} are not read; convert the model's Hugging Face folder."
         )
     content["added_tokens"] = [
-        _added(identity, token, kind == CONTROL)
+        added_token(identity, token, kind == CONTROL)
         for identity, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (CONTROL, USER_DEFINED)
     ]
@@ -73,8 +73,8 @@ def read_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer | None:
     # Files of a time before the flag: SentencePiece and Llama 3 put it there unasked.
     begins = kind_begins(metadata) if begins is None else begins
     if begins and "bos_token" in settings:
-        content["post_processor"] = _begin_with(settings["bos_token"], tokens)
-    return Tokenizer(_complete(content), settings, _templates(metadata), _ends(metadata, len(tokens)))
+        content["post_processor"] = begin_with(settings["bos_token"], tokens)
+    return Tokenizer(complete(content), settings, _templates(metadata), _ends(metadata, len(tokens)))
 
 
 def kind_begins(metadata: Mapping[str, Any]) -> bool:
@@ -112,7 +112,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], where: str) 
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*steps, level]} if steps else level,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         # Llama 3 takes a word that is a token whole, whatever merges would make of it.
-        "model": _bpe(vocabulary, merges, ignore_merges=PATTERNS.get(name) == TRIPLES),
+        "model": bpe_model(vocabulary, merges, ignore_merges=PATTERNS.get(name) == TRIPLES),
     }
 
 
@@ -132,12 +132,12 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], where: st
         normaliser = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, normaliser]}
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
-    model = _bpe(vocabulary, _merges_by_score(tokens, scores), byte_fallback=True, fuse_unk=True)
+    model = bpe_model(vocabulary, merges_by_score(tokens, scores), byte_fallback=True, fuse_unk=True)
     model["unk_token"] = tokens[unknown] if 0 <= unknown < len(tokens) else None
     return {"normalizer": normaliser, "decoder": {"type": "Sequence", "decoders": decoders}, "model": model}
 
 
-def _merges_by_score(tokens: Sequence[str], scores: Sequence[float]) -> list[list[str]]:
+def merges_by_score(tokens: Sequence[str], scores: Sequence[float]) -> list[list[str]]:
     """Every way to make a piece of two others, the best piece first: SentencePiece's rule as a list."""
     ids = {token: identity for identity, token in enumerate(tokens)}
     found: list[tuple[float, int, int, int]] = []
@@ -159,7 +159,8 @@ def _vocabulary(tokens: Sequence[str], where: str) -> dict[str, int]:
     return vocabulary
 
 
-def _bpe(vocabulary: dict[str, int], merges: list[list[str]], **settings: bool) -> Json:
+def bpe_model(vocabulary: dict[str, int], merges: list[list[str]], **settings: bool) -> Json:
+    """The model part of a tokenizer that merges pairs, in the order of `merges`."""
     return {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
@@ -167,12 +168,14 @@ def _bpe(vocabulary: dict[str, int], merges: list[list[str]], **settings: bool) 
     }  # fmt: skip
 
 
-def _added(identity: int, token: str, special: bool) -> Json:
+def added_token(identity: int, token: str, special: bool) -> Json:
+    """A token that is matched whole, before anything is merged."""
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": identity, "content": token, **plain, "special": special}
 
 
-def _begin_with(token: str, tokens: Sequence[str]) -> Json:
+def begin_with(token: str, tokens: Sequence[str]) -> Json:
+    """The step that puts a token before every text."""
     one = {"SpecialToken": {"id": token, "type_id": 0}}
     text, other = ({"Sequence": {"id": name, "type_id": kind}} for name, kind in (("A", 0), ("B", 1)))
     known = {token: {"id": token, "ids": [tokens.index(token)], "tokens": [token]}}
@@ -182,7 +185,8 @@ def _begin_with(token: str, tokens: Sequence[str]) -> Json:
     }  # fmt: skip
 
 
-def _complete(content: Json) -> Json:
+def complete(content: Json) -> Json:
+    """The whole of a `tokenizer.json`, with nothing where a step is left out."""
     keys = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
     head = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": content["added_tokens"]}
     return head | {key: content.get(key) for key in keys} | {"model": content["model"]}

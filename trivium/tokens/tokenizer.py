@@ -91,13 +91,20 @@ class Tokenizer:
         """Open a Hugging Face folder that holds `tokenizer.json`."""
         folder = Path(folder)
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        old = folder / "tokenizer.model"
+        if not path.is_file() and not old.is_file():
             raise TriviumError(
                 f"{folder} holds no tokenizer.json; give a folder saved by Trivium or transformers."
             )
         try:
             settings, templates, stops = _settings_in(folder)
-            tokenizer = cls(read_object(path), settings, templates)
+            if path.is_file():
+                content = read_object(path)
+            else:
+                from trivium.tokens.sentencepiece import tokenizer_json
+
+                content, settings = tokenizer_json(old, settings)
+            tokenizer = cls(content, settings, templates)
             place = folder / "generation_config.json"
             for stop in stops:
                 if type(stop) is not int or not 0 <= stop < tokenizer.vocabulary_size:
