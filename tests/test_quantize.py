@@ -219,3 +219,15 @@ def test_rounding_costs_nothing_where_training_felt_it_and_something_where_not(t
     assert max(map(abs, cost["during"])) < 1e-5, cost
     # Five seeds lost 0.018 to 0.059 nats.
     assert sum(cost["after"]) / 3 > 0.01, cost
+
+
+def test_a_torchao_of_another_time_than_torch_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("raise ImportError('cannot import ScalingType')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [one for one in sys.modules if one.partition(".")[0] == "torchao"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(TriviumError, match=r"torchao [\d.]+ does not work with torch .*ScalingType"):
+        quantise(small_model(), "int8")

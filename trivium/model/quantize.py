@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,9 +36,14 @@ def _torchao() -> Any:
     logging.disable(logging.WARNING)
     try:
         import torchao.quantization as torchao
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise TriviumError(
             "quantisation needs torchao: install it with `pip install trivium[quant]`."
+        ) from error
+    except ImportError as error:
+        raise TriviumError(
+            f"torchao {version('torchao')} does not work with torch {torch.__version__} ({error}); "
+            "install one of its time, such as torchao 0.15 for torch 2.9."
         ) from error
     finally:
         logging.disable(before)
