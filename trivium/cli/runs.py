@@ -42,8 +42,12 @@ def run(
     unsafe_sandbox: bool,
 ) -> None:
     """Run a recipe: reuse what is done, resume what was cut off, run the rest."""
+    from trivium.kit.processes import world
+    from trivium.pipeline.plan import keep_plan
     from trivium.pipeline.run import run, table
 
+    if world().leads:
+        keep_plan(recipe, runs, overrides, only)
     going = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs)
     if going.became:
         print_table(table(going))
@@ -85,11 +89,56 @@ def explain(rows: list[list[str]]) -> None:
 @only_option
 @set_option
 @click.option("--why", is_flag=True, help="Say field by field why a stage would run again.")
-def plan(recipe: str, runs: str, only: tuple[str, ...], overrides: tuple[str, ...], why: bool) -> None:
+@click.option("--on", help="A machine of the catalogue and how many: h100:8; else this one, as measured.")
+@click.option(
+    "--machines",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file of machines and prices of your own.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every number as JSON.")
+@click.option("--compare", "other", help="Print another recipe's plan beside it.")
+@click.option("--sweep", help="Plan for several values of one setting: context=2k,8k,32k.")
+def plan(
+    recipe: str,
+    runs: str,
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    why: bool,
+    on: str | None,
+    machines: Path | None,
+    as_json: bool,
+    other: str | None,
+    sweep: str | None,
+) -> None:
     """Look at settings, data and machine: what a run would do, cost and refuse."""
-    from trivium.pipeline.plan import planned
+    import json
 
-    found = planned(recipe, runs, overrides, only)
+    from trivium.pipeline.plan import planned
+    from trivium.pipeline.plan_tables import machine_table, side_by_side, swept
+
+    wishes: dict[str, Any] = {"only": only, "on": on, "machines": machines}
+    if sweep is not None or other is not None:
+        if sweep is not None and other is not None:
+            raise TriviumError("say one of --sweep and --compare: each prints a table of its own.")
+        plans = (
+            swept(recipe, runs, overrides, sweep, **wishes)
+            if sweep is not None
+            else {
+                one: planned(one, runs, overrides, **wishes) for one in dict.fromkeys([recipe, other or ""])
+            }
+        )
+        if as_json:
+            click.echo(json.dumps({name: one.as_json() for name, one in plans.items()}, indent=2))
+        else:
+            print_table(side_by_side(plans))
+        return
+    found = planned(recipe, runs, overrides, **wishes)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+        return
+    if on is not None:
+        print_table(machine_table(found))
+        click.echo()
     reasons_of = None
     if why:
         from trivium.pipeline.why import reasons
@@ -111,6 +160,9 @@ def print_plan(found: Any, reasons_of: Callable[..., list[str]] | None = None) -
         for name in found.numbers:
             for reason in reasons_of(found.going, name):
                 click.echo("\n".join(wrap(f"{name}: {reason}", 96, subsequent_indent="    ")))
+    for one in found.estimates:
+        for sentence in one.job.advice:
+            click.echo("\n".join(wrap(f"{one.job.stage}: {sentence}", 96, subsequent_indent="    ")))
     for note in found.notes:
         click.echo("\n" + "\n".join(wrap(f"Note: {note}.", 96, subsequent_indent="    ")))
 

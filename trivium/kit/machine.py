@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,27 @@ def free_memory() -> int:
         files = _table(f"{CGROUP}/memory.stat").get("inactive_file", 0)
         free = min(free, int(limit[0]) - int(used[0]) + files)
     return max(free, 0)
+
+
+def forget_peak_memory() -> None:
+    """Begin anew to watch how much memory this process holds at the most."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    # Not on Linux, or not allowed: then the peak is that of the whole process so far.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int | None:
+    """The most bytes this process held since then, on its GPU if it has one; None where nothing tells."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    kilobytes = _table("/proc/self/status").get("VmHWM:")
+    return None if kilobytes is None else kilobytes * 1024
 
 
 def device() -> str:

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_object
 from trivium.lab.gather import Seen
 from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config
 
 POINTS = 160
+PLAN_FILE = "plan.json"
+"""Beside the links to a recipe's stages: what was planned for each."""
 # What a person looks at first in each log; the rest stays in metrics.jsonl.
 SERIES = (
     "loss", "validation_loss", "bits_per_byte", "reward", "pass@1", "entropy", "completions/mean_length",
@@ -40,7 +43,19 @@ def stage_facts(stage: Seen, all_stages: Sequence[Seen]) -> dict[str, Any]:
         "measured": dict(_intervals(summary)),
         "changes": [row for row in stage.metrics if "change" in row],
         "parameters": _parameters(stage),
+        "peak_memory": record.get("peak_memory"),
+        "planned": _planned(stage),
     }
+
+
+def _planned(stage: Seen) -> dict[str, Any] | None:
+    """What was planned for this very result before it ran, where somebody asked."""
+    record = stage.record
+    place = stage.folder.resolve().parents[1] / str(record.get("recipe")) / PLAN_FILE
+    if not place.is_file():
+        return None
+    found = read_object(place).get(str(record.get("stage")), {})
+    return found if found.get("entry") == stage.folder.resolve().name else None
 
 
 def _intervals(summary: Mapping[str, Any], lead: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

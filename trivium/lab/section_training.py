@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trivium.kit.numbers import short
 from trivium.lab.charts import Axis, Line, Panel, Table, axis, log_axis
 from trivium.lab.formatting import figure, with_ci
 
@@ -51,7 +52,35 @@ def stages(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]
         for row in stage["changes"]
     ]
     title = "Inherited and derived settings"
-    return {"rows": rows, "settings": Table(["stage", "setting", "before", "after"], settings, title, title)}
+    return {
+        "rows": rows,
+        "settings": Table(["stage", "setting", "before", "after"], settings, title, title),
+        "planned": planned_and_spent(raw["stages"]),
+    }
+
+
+def planned_and_spent(stages: Sequence[Mapping[str, Any]]) -> Table | None:
+    """What `trivium plan` expected of each stage beside what it took."""
+    rows = []
+    for stage in stages:
+        planned = stage.get("planned")
+        if not planned:
+            continue
+        cells = [stage["name"]]
+        for key, spent in (
+            ("tokens", "tokens"), ("flops", "flops"), ("seconds", "seconds"),
+            ("memory_bytes", "peak_memory"),
+        ):  # fmt: skip
+            expected, took = planned.get(key), stage.get(spent)
+            cells += [short(expected) if expected else "", short(took) if took else "",
+                      f"{took / expected - 1:+.0%}" if expected and took else ""]  # fmt: skip
+        rows.append(cells)
+    if not rows:
+        return None
+    heading = ["stage"]
+    for name in ("tokens", "FLOPs", "seconds", "bytes at peak"):
+        heading += [f"{name}, planned", "spent", "apart"]
+    return Table(heading, rows, "Planned and spent", "Planned and spent")
 
 
 def _text(value: Any) -> str:

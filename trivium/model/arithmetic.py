@@ -85,14 +85,27 @@ def note_pass(
     attention = 4.0 * (config.layers - filling) * config.heads * config.head_width * context.pairs
     total = products + attention
     if torch.is_grad_enabled() and (trained := _share_trained(model)) is not None:
-        total += products * (1 + trained) + 2 * attention
+        total += products * (1 + trained) + 2 * attention + 6.0 * tokens * _beside(model)
     for tally in _open:
         tally.operations += total
 
 
+def _of_adapter(name: str) -> bool:
+    """Whether a parameter is an adapter's, as `...query.down.mine`; a layer's own ends in `weight`."""
+    return name.split(".")[-2] in ("down", "up") and not name.endswith((".weight", ".bias"))
+
+
+def _beside(model: Transformer) -> int:
+    """The weights of the adapters that are trained beside the layers' matrices."""
+    named = model.layers.named_parameters()
+    return sum(one.numel() for name, one in named if one.requires_grad and _of_adapter(name))
+
+
 def _share_trained(model: Transformer) -> float | None:
     """The share of the layers' weights that get a gradient; None where nothing does."""
-    matrices = [one for one in model.layers.parameters() if one.dim() > 1]
+    matrices = [
+        one for name, one in model.layers.named_parameters() if one.dim() > 1 and not _of_adapter(name)
+    ]
     trained = sum(one.numel() for one in matrices if one.requires_grad)
     if not trained and not any(one.requires_grad for one in model.parameters()):
         return None

@@ -1,6 +1,15 @@
-"""How much arithmetic a model does, counted from its config."""
+"""How much arithmetic a model does, counted from its config alone.
+
+A multiplication and an addition are two FLOPs, as `torch.utils.flop_counter` counts them. A pass over tokens
+has three parts: the matrices of the layers, attention, which grows with the square of a document, and the
+head. A backward pass costs a product for the gradient of each factor, so twice the forward; where weights
+are frozen, the products for their gradients are left out.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -17,8 +26,82 @@ def parameter_count(config: ModelConfig) -> int:
 
 def active_matrix_parameters(config: ModelConfig) -> int:
     """The weights one token is multiplied by: all matrices but the embedding, of experts those picked."""
-    layers = sum(layer_matrices(config, layer) for layer in range(config.layers))
-    return config.vocabulary * config.width + layers
+    return config.vocabulary * config.width + layer_matrix_parameters(config)
+
+
+def layer_matrix_parameters(config: ModelConfig) -> int:
+    """The weights of all layers by which one token is multiplied."""
+    return sum(layer_matrices(config, layer) for layer in range(config.layers))
+
+
+@dataclass(frozen=True)
+class Flops:
+    """The FLOPs of some passes, by part."""
+
+    layers: float = 0.0
+    attention: float = 0.0
+    """Of the whole square of every document, as dense kernels compute it."""
+    head: float = 0.0
+    optimiser: float = 0.0
+    """Of Muon's Newton–Schulz iterations."""
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return self.layers + self.attention + self.head + self.optimiser
+
+
+def pass_flops(
+    config: ModelConfig,
+    tokens: float,
+    length: float,
+    predicted: float | None = None,
+    *,
+    trained: float | None = None,
+    head_trained: bool = True,
+    last_layer: float | None = None,
+    head_again: bool = False,
+    beside: float = 0.0,
+) -> Flops:
+    """What it costs to read `tokens` and to score the next token at `predicted` of them (at all if None).
+
+    `length` is the number of keys that each token meets: a document's length, or the mean of its square over
+    the mean. With `trained` there is a backward pass, and that share of the layers' weights gets a gradient.
+    The last layer computes its output for `last_layer` tokens only, where that is given. `head_again`: the
+    backward pass makes the scores anew. `beside` is the number of an adapter's weights.
+    """
+    predicted = tokens if predicted is None else predicted
+    backward = trained is not None
+    layers = 2.0 * tokens * layer_matrix_parameters(config)
+    if last_layer is not None:
+        asking = config.width * (config.heads + 2 * config.key_value_heads) * config.head_width
+        layers -= 2.0 * (tokens - last_layer) * (layer_matrices(config, config.layers - 1) - asking)
+    attention = 4.0 * config.layers * config.heads * config.head_width * length * tokens
+    head = 2.0 * predicted * config.vocabulary * config.width
+    adapter = 2.0 * tokens * beside
+    return Flops(
+        (layers * (2 + (trained or 0.0)) + 3 * adapter) if backward else layers,
+        attention * (3 if backward else 1),
+        head * (2 + head_trained + head_again if backward else 1),
+    )
+
+
+def muon_flops(config: ModelConfig, steps: float = 1.0) -> float:
+    """Newton–Schulz of all layers' matrices in so many optimiser steps: five rounds of three products."""
+    with torch.device("meta"):
+        layers = Transformer(config).layers
+    shapes = Counter(
+        (min(shape), max(shape))
+        for one in layers.parameters()
+        if one.dim() >= 2
+        for shape in [(one.shape[0], one[0].numel())]
+    )
+    return steps * sum(
+        count * (20.0 * rows**2 * columns + 10.0 * rows**3) for (rows, columns), count in shapes.items()
+    )
 
 
 def visible_keys(length: int, window: int | None, causal: bool) -> float:
@@ -33,8 +116,7 @@ def visible_keys(length: int, window: int | None, causal: bool) -> float:
 def flops_per_token(config: ModelConfig, length: int, training: bool = True, *, causal: bool = True) -> float:
     """Floating-point operations per token of a document of `length` tokens, head included.
 
-    A multiplication and an addition are two; the backward pass is twice the forward. With `causal` only
-    the half of attention that is needed counts, without it the whole square."""
+    With `causal` only the half of attention that is needed counts, without it the whole square."""
     forward = 2.0 * active_matrix_parameters(config)
     for layer in range(config.layers):
         met = visible_keys(length, config.window(layer), causal)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from trivium.data.mixture import weights_over
 from trivium.data.packing import pack
 from trivium.data.settings import MixtureSource
+from trivium.data.shards import Shards
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
@@ -19,8 +19,9 @@ from trivium.kit.numbers import short
 from trivium.model.folder import load_config
 from trivium.model.hub import resolve
 from trivium.pipeline.checks import Checked
-from trivium.pipeline.looking import lengths
+from trivium.pipeline.looking import learned_share, lengths, pair_lengths
 from trivium.pipeline.run import Run
+from trivium.pipeline.workload import attended
 from trivium.recipe.outside import locate
 from trivium.stages.parts.examples import ROWS_PER_BATCH
 from trivium.stages.parts.shapes import size_of
@@ -31,11 +32,7 @@ from trivium.tokens.tokenizer import Tokenizer
 MOST_EPOCHS = 8
 """How often a source may come round before a person has to say `max_repeats`."""
 INHERITED = ("parameters", "vocabulary", "context", "width", "layers")
-REACHED = {"rlvr": 0.3, "ppo": 0.3, "synthesize": 0.3}
-"""The share of the machine's matrix peak that generation reaches, roughly; training half of it."""
 EXAMPLES = ("sft", "distill")
-READ_PER_SECOND = 2e6
-"""Characters that are read and tokenised in a second, roughly."""
 
 
 def inherited(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -123,16 +120,23 @@ def corpus_numbers(going: Run, name: str, known: Mapping[str, tuple[float, np.nd
     """How many tokens a corpus has to learn from, counted where it is made and else estimated."""
     entry = going.entry(name)
     if entry.state == "done":
-        manifest = read_json(entry.output / "manifest.json")["splits"]["train"]
-        count = max(1, manifest["documents"])
+        splits = read_json(entry.output / "manifest.json")["splits"]
+        manifest = splits["train"]
         return {
             "tokens to learn": manifest["tokens"],
-            "lengths": np.full(256, max(2, manifest["tokens"] // count)),
+            "held tokens": sum(one["tokens"] for name, one in splits.items() if name != "train"),
+            "lengths": Shards(entry.output, verify=False).lengths,
         }
     total = sum(tokens for tokens, _ in known.values())
     if not known:
         return {}
-    return {"tokens to learn": total, "lengths": np.concatenate([sizes for _, sizes in known.values()])}
+    share = float(getattr(going.nodes[name].stage, "validation", 0.0))
+    held = total * share / max(1e-9, 1 - share)
+    return {
+        "tokens to learn": total,
+        "held tokens": held,
+        "lengths": np.concatenate([sizes for _, sizes in known.values()]),
+    }
 
 
 def training_numbers(
@@ -158,7 +162,7 @@ def training_numbers(
         )
     batch = max(int(batch), context)
     rows = batch // context
-    sizes = np.concatenate([some for _, some in known.values()]) if known else np.array([context])
+    sizes = _mixed(stage, known) if known else np.array([context])
     packing = pack(sizes, context)
     filled = packing.tokens / max(1, len(packing) * context)
     per_step = rows * context * filled
@@ -173,6 +177,11 @@ def training_numbers(
     if steps is None:
         return {"batch": batch}
     found: dict[str, Any] = {"batch": batch, "steps": steps, "tokens": round(steps * per_step)}
+    pieces = packing.ends - packing.starts
+    if len(pieces):
+        found["attended"] = attended(pieces, padded=not machine.device().startswith("cuda"))
+        found["learned"] = 1.0 - len(pieces) / max(1, packing.tokens)
+    found["longest"] = context
     if stage.kind == "pretrain" or (stage.kind == "midtrain" and stage.context is not None):
         found["context"] = context
     if available:
@@ -182,16 +191,41 @@ def training_numbers(
 
 def _epochs(stage: Any, known: Mapping[str, tuple[float, np.ndarray]], tokens: float) -> dict[str, float]:
     """How often each source comes round."""
-    mixture = _mixture(stage)
     share = 1 - (getattr(getattr(stage, "replay", None), "share", 0.0) or 0.0)
-    weights = {}
-    for name, (size, _) in known.items():
-        weight = mixture[name].weight if name in mixture else None
-        weights[name] = size if weight is None else _mean(weights_over(weight))
+    weights = _weights(stage, known)
     total = sum(weights.values())
     if total <= 0:
         return {}
     return {name: share * tokens * weights[name] / total / max(1.0, known[name][0]) for name in known}
+
+
+def _weights(stage: Any, known: Mapping[str, tuple[float, np.ndarray]]) -> dict[str, float]:
+    """What each source counts, in the mean over the stage; its size where no weight was given."""
+    mixture, weights = _mixture(stage), {}
+    for name, (size, _) in known.items():
+        weight = mixture[name].weight if name in mixture else None
+        weights[name] = size if weight is None else _mean(weights_over(weight))
+    return weights
+
+
+SAMPLED = 4096
+"""So many documents stand for all in the lengths of a mixture."""
+
+
+def _mixed(stage: Any, known: Mapping[str, tuple[float, np.ndarray]]) -> np.ndarray:
+    """Lengths of documents as the stage meets them: of every source in proportion to its tokens."""
+    weights = _weights(stage, known)
+    total = sum(weights.values())
+    if len(known) == 1 or total <= 0:
+        return np.concatenate([some for _, some in known.values()])
+    found = []
+    for name, (_, sizes) in known.items():
+        count = max(1, round(SAMPLED * weights[name] / total / max(1.0, float(sizes.mean()))
+                             * min(float(one.mean()) for _, one in known.values())))  # fmt: skip
+        found.append(
+            np.resize(sizes[: max(count, 1)], count) if len(sizes) >= count else np.resize(sizes, count)
+        )
+    return np.concatenate(found)
 
 
 def _mean(knots: tuple[tuple[float, float], ...]) -> float:
@@ -222,6 +256,56 @@ def check_repeats(name: str, stage: Any, epochs: Mapping[str, float]) -> None:
             )
 
 
+def learned(
+    going: Run, name: str, checked: Checked, known: Mapping[str, tuple[float, np.ndarray]]
+) -> float | None:
+    """The share of the tokens of a fine-tuning that are learned, over its sources."""
+    weights, tokenizer = _weights(going.nodes[name].stage, known), tokenizer_of(going, name)
+    share = total = 0.0
+    for source, weight in weights.items():
+        looked = checked.sources.get(name, {}).get(source)
+        own = learned_share(looked, tokenizer) if looked is not None and looked.rows else None
+        share += weight * (1.0 if own is None else own)
+        total += weight
+    return share / total if total else None
+
+
+def pair_tokens(going: Run, name: str, checked: Checked, numbers: Mapping[str, Any]) -> tuple[float, float]:
+    """The mean tokens of a prompt and of its answers, over the sources of pairs."""
+    tokenizer, vocabulary = tokenizer_of(going, name), int(numbers.get("vocabulary", 4096))
+    found = [
+        (looked.documents or 0, pair_lengths(looked, tokenizer, vocabulary))
+        for looked in checked.sources.get(name, {}).values()
+        if looked.rows
+    ]
+    total = sum(count for count, _ in found)
+    if not total:
+        return 0.0, 0.0
+    means = [sum(count * both[side] for count, both in found) / total for side in (0, 1)]
+    return means[0], means[1]
+
+
+def validation_tokens(
+    going: Run, name: str, derived: Mapping[str, Mapping[str, Any]], checked: Checked,
+    known: Mapping[str, tuple[float, np.ndarray]],
+) -> float:  # fmt: skip
+    """The tokens that a source holds out, in the mean over the sources."""
+    node = going.nodes[name]
+    stage: Any = node.stage
+    if not hasattr(stage, "validation") or stage.kind == "corpus" or not known:
+        return 0.0
+    total, mixture = 0.0, _mixture(stage)
+    for source, (tokens, _) in known.items():
+        said = mixture.get(source)
+        parent = node.parents.get(said.path if said is not None else source)
+        if parent is not None and parent.stage in derived and "held tokens" in derived[parent.stage]:
+            total += derived[parent.stage]["held tokens"]
+            continue
+        share = said.validation if said is not None else 0.01
+        total += tokens * share / max(1e-9, 1 - share)
+    return total / len(known)
+
+
 def policy_numbers(
     stage: Any, numbers: Mapping[str, Any], problems: int | None, prompt: float
 ) -> dict[str, Any]:
@@ -235,24 +319,16 @@ def policy_numbers(
     generations = getattr(stage, "num_generations", 1)
     answers = -(-steps // per_rollout) * stage.prompts_per_step * generations
     tokens = answers * stage.max_new_tokens
-    found = {"steps": steps, "answers": answers, "tokens at most": tokens}
-    if "parameters" in numbers:
-        # Answers are written, read by the reference, and learned from; PPO reads and trains a critic as well.
-        factor = (2 + 2 + 6 * stage.epochs_per_rollout) * (2 if stage.kind == "ppo" else 1)
-        found["flops"] = factor * numbers["parameters"] * answers * (stage.max_new_tokens / 2 + prompt)
-    return found
+    return {"steps": steps, "answers": answers, "tokens at most": tokens, "prompt tokens": max(1.0, prompt)}
 
 
-def pair_numbers(stage: Any, numbers: Mapping[str, Any], pairs: float, length: float) -> dict[str, Any]:
-    """Steps of a stage that learns from judgements, and what they cost."""
+def pair_numbers(stage: Any, pairs: float, lengths: tuple[float, float]) -> dict[str, Any]:
+    """Steps of a stage that learns from pairs; `lengths` are the tokens of a prompt and of its answers."""
     epochs = stage.epochs if stage.epochs is not None else 1.0
     steps = stage.steps or (max(1, round(epochs * pairs / stage.pairs)) if pairs else None)
     if steps is None:
         return {}
-    found = {"steps": steps, "pairs": round(steps * stage.pairs)}
-    if "parameters" in numbers and length:
-        found["flops"] = 8.0 * numbers["parameters"] * steps * stage.pairs * length
-    return found
+    return {"steps": steps, "pairs": round(steps * stage.pairs), "pairs there": pairs, "pair tokens": lengths}
 
 
 def synthesis_numbers(stage: Any, numbers: Mapping[str, Any], rows: float, prompt: float) -> dict[str, Any]:
@@ -282,32 +358,25 @@ def online_numbers(
     return found
 
 
-class Speed:
-    """FLOPs per second on this machine, as earlier stages of a kind reached them or as its peak suggests."""
-
-    def __init__(self, going: Run) -> None:
-        self.peak = machine.matmul_peak(0.3)
-        here = machine.describe()
-        self._reached: dict[str, list[float]] = {}
-        for entry in going.store.entries():
-            if entry.state != "done":
-                continue
-            record = entry.record
-            same = (record.get("machine") or {}).get("device_name") == here.device_name
-            if same and record.get("seconds") and record.get("flops"):
-                self._reached.setdefault(record["kind"], []).append(record["flops"] / record["seconds"])
-
-    def seconds(self, kind: str, flops: float) -> float:
-        """How long so many FLOPs take a stage of this kind."""
-        reached = self._reached.get(kind)
-        return flops / (median(reached) if reached else self.peak * REACHED.get(kind, 0.5))
+UNSAID = (
+    "held tokens",
+    "lengths",
+    "flops",
+    "attended",
+    "learned",
+    "longest",
+    "pairs there",
+    "validation tokens",
+    "sources",
+)
+"""Numbers that the planner needs and a person does not."""
 
 
 def told(numbers: Mapping[str, Any]) -> str:
     """The numbers in one line."""
     parts = []
     for name, value in numbers.items():
-        if name in ("lengths", "flops") or isinstance(value, np.ndarray):
+        if name in UNSAID or isinstance(value, (np.ndarray, tuple)):
             continue
         if name == "epochs" and isinstance(value, Mapping):
             parts += [f"{source} {passes:.3g} epochs" for source, passes in value.items()]

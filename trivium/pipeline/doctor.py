@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,8 @@ from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.kernels import kernels
 from trivium.kit.numbers import short
+from trivium.pipeline.calibrate import measure
+from trivium.pipeline.measured import keep
 
 EXTRAS: dict[str, tuple[str, str]] = {
     "serve": ("fastapi", "`trivium serve` and `trivium watch`"),
@@ -42,6 +44,8 @@ def rows(runs: str | Path) -> list[list[str]]:
     while not place.exists():
         place = place.parent
     there = [name for name, (module, _) in EXTRAS.items() if find_spec(module)]
+    measured = measure()
+    keep(Path(runs) / "store", measured)
     table = [
         ["trivium", f"{__version__} with torch {here.torch}, Python {here.python}"],
         ["system", here.system],
@@ -50,14 +54,21 @@ def rows(runs: str | Path) -> list[list[str]]:
         ["computes on", f"{here.device} ({here.device_name}), in {here.dtype}"],
         ["kernels", str(kernels())],
         ["generation", _promise()],
-        ["matrix peak", f"{short(machine.matmul_peak())}FLOP/s"],
-        ["memory bandwidth", f"{short(machine.memory_bandwidth())}B/s"],
+        ["matrix peak", f"{short(measured['peak'])}FLOP/s"],
+        ["memory bandwidth", f"{short(measured['bandwidth'])}B/s"],
+        ["training", _shares(measured)],
         ["disk", f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free under {place}"],
         ["sandbox", _sandbox()],
         ["extras", ", ".join(there) or "none"],
     ]
     table[5:5] = cuda()
     return [*table, *missing(there)]
+
+
+def _shares(measured: Mapping[str, float]) -> str:
+    """What a training reaches here by the model's width, as a plan will take it."""
+    rate = lambda width: measured["ceiling"] * width / (width + measured["half_width"])
+    return f"{rate(128):.0%} of the matrix peak at width 128, {rate(1024):.0%} at 1,024"
 
 
 def missing(there: Collection[str]) -> list[list[str]]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 
 from trivium.data.conversations import Encoder
 from trivium.data.encoding import Encoded
+from trivium.data.preferences import PreferenceData
 from trivium.data.shards import in_validation, text_hash
 from trivium.data.sources import Document, Reading, Source, files_of, read_documents
 from trivium.tokens.adopt import with_chat_template
@@ -122,6 +123,50 @@ def lengths(looked: Looked, tokenizer: Tokenizer | None, vocabulary: int) -> np.
         if whole:
             return np.array(whole)
     return np.array([len(tokenizer.encode(content_of(row))) + 1 for row in rows])
+
+
+def learned_share(looked: Looked, tokenizer: Tokenizer | None) -> float | None:
+    """The share of the tokens of conversations and completions that is learned; None for plain text."""
+    rows = looked.rows[:MEASURED]
+    if rows[0].text is not None:
+        return None
+    if tokenizer is not None:
+        encoded = [one for one in Encoder(with_chat_template(tokenizer), LONGEST).encode(rows)
+                   if isinstance(one, Encoded)]  # fmt: skip
+        tokens = sum(len(one.tokens) for one in encoded)
+        learned = sum(len(one.tokens) if one.learned is None else int(one.learned.sum()) for one in encoded)
+        return learned / tokens if tokens else None
+    whole = sum(_size(row) for row in rows)
+    said = sum(len(text) for row in rows for text in _answers(row))
+    return said / whole if whole else None
+
+
+def _answers(row: Document) -> list[str]:
+    """What the assistant says in a row."""
+    messages = row.fields.get("messages") or row.fields.get("conversations")
+    if isinstance(messages, list):
+        return [text for one in messages if isinstance(one, Mapping)
+                and (one.get("role") or one.get("from")) in ("assistant", "gpt")
+                for text in texts_of(one.get("content") or one.get("value") or "")]  # fmt: skip
+    return texts_of([row.fields.get(name) for name in ("completion", "response", "output", "answer")])
+
+
+def pair_lengths(looked: Looked, tokenizer: Tokenizer | None, vocabulary: int) -> tuple[float, float]:
+    """The mean tokens of a prompt and of all its answers together."""
+    rows = looked.rows[:MEASURED]
+    if tokenizer is not None:
+        pairs = list(PreferenceData(with_chat_template(tokenizer), LONGEST).read(rows, skip=True))
+        if pairs:
+            prompts = [len(one.prompt) for one in pairs]
+            answers = [sum(len(each.tokens) for each in one.completions) for one in pairs]
+            return float(np.mean(prompts)), float(np.mean(answers))
+    each = bytes_per_token(vocabulary)
+    answers = [len("".join(texts_of([row.fields.get(name) for name in ANSWERS]))) for row in rows]
+    prompt = float(np.mean([_size(row) - size for row, size in zip(rows, answers)])) / each
+    return prompt + OF_A_TURN, float(np.mean(answers)) / each + 2 * OF_A_TURN
+
+
+ANSWERS = ("chosen", "rejected", "completion", "response")
 
 
 def _turns(row: Document) -> int:

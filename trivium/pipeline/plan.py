@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,21 @@ import numpy as np
 
 from trivium.kit import trackers
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_object, write_json
 from trivium.kit.numbers import short
 from trivium.kit.progress import duration
+from trivium.lab.compare_stages import PLAN_FILE
+from trivium.lab.planner.advice import advised
+from trivium.lab.planner.catalogue import HERE, Machine
+from trivium.lab.planner.catalogue import machine as catalogued
+from trivium.lab.planner.estimate import Estimate, estimate, total
 from trivium.model.gguf.read import is_gguf
 from trivium.model.hub import resolve
 from trivium.pipeline import costs
 from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk, is_online
+from trivium.pipeline.measured import here
 from trivium.pipeline.run import Run, prepare
+from trivium.pipeline.workload import job_of
 from trivium.recipe import graph
 from trivium.recipe.outside import locate
 
@@ -33,6 +41,21 @@ class Planned:
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     going: Run | None = None
+    estimates: list[Estimate] = field(default_factory=list)
+    """What each stage costs, in the order of the rows; of those that are reused, what they would."""
+
+    def as_json(self) -> dict[str, Any]:
+        """One object for each stage, and what is left to do in total."""
+        assert self.going is not None
+        stages = [{**one.as_json(), "will": _will(self.going, one.job.stage)} for one in self.estimates]
+        left = [one for one, stage in zip(self.estimates, stages) if stage["will"] != "reuse"]
+        return {
+            "recipe": self.going.recipe.name, "machine": self.machine, "stages": stages,
+            "total": total(left), "notes": self.notes,
+        }  # fmt: skip
+
+    machine: dict[str, Any] = field(default_factory=dict)
+    """What the plan was made for."""
 
 
 def plan(
@@ -50,8 +73,13 @@ def planned(
     runs: str | Path = "runs",
     overrides: Iterable[str] | Mapping[str, Any] = (),
     only: Iterable[str] = (),
+    on: str | None = None,
+    machines: Path | None = None,
 ) -> Planned:
-    """The plan; what a stage would refuse when its turn comes is refused here."""
+    """The plan; what a stage would refuse when its turn comes is refused here.
+
+    `on` names a machine of the catalogue, as `h100:8`; `machines` a file whose entries are laid over it.
+    """
     going = prepare(recipe, runs, overrides)
     chosen = graph.needed(going.nodes, only)
     trackers.check(going.recipe.track)
@@ -60,26 +88,84 @@ def planned(
     for name in chosen:
         derived[name] = _numbers(going, name, derived, checked)
     check_disk(going, derived)
-    speed = costs.Speed(going)
+    jobs = [job_of(going, name, derived, checked) for name in chosen]
+    if on is None or on.partition(":")[0] == HERE:
+        sizes = {one.kind: one.parameters for one in jobs if one.parameters}
+        machine = here(going.store, sizes)
+        if on is not None:
+            machine = replace(machine, devices=catalogued(on, machines).devices)
+    else:
+        machine = catalogued(on, machines)
+    estimates = [estimate(advised(job, going.nodes[job.stage].stage), machine) for job in jobs]
     rows = [["stage", "kind", "will", "cost", "derived"]]
-    total = 0.0
-    for name in chosen:
-        kind, will = going.nodes[name].stage.kind, _will(going, name)
-        numbers = derived[name]
-        seconds = 0.0
-        if will != "reuse":
-            read = sum(sum(one.characters) / max(1, len(one.rows)) * (one.documents or 0)
-                       for one in checked.sources.get(name, {}).values())  # fmt: skip
-            seconds = read / costs.READ_PER_SECOND
-            seconds += speed.seconds(kind, numbers["flops"]) if numbers.get("flops") else 0.0
-        total += seconds
+    for name, found in zip(chosen, estimates):
+        will = _will(going, name)
+        if found.flops.total:
+            derived[name]["flops"] = found.flops.total
         # Whatever is computed costs something: on a fast machine the least is shown, not nothing.
-        cost = f"about {duration(max(seconds, 0.1))}" if seconds else ""
-        rows.append([name, kind, will, cost, costs.told(numbers)])
-    rows.append(
-        ["all", "", "", f"about {duration(total)}", f"on this machine, {short(speed.peak)}FLOP/s at best"]
-    )
-    return Planned(rows, derived, checked.notes, going)
+        cost = _cost(found) if found.seconds and will != "reuse" else ""
+        rows.append([name, going.nodes[name].stage.kind, will, cost, costs.told(derived[name])])
+    left = [found for name, found in zip(chosen, estimates) if _will(going, name) != "reuse"]
+    rows.append(["all", "", "", _whole_cost(left), _on(machine)])
+    described = {
+        "name": machine.name, "key": machine.key, "devices": machine.devices,
+        "peak": machine.peak[machine.precision], "precision": machine.precision,
+        "dollars_per_hour": machine.dollars * machine.devices, "source": machine.source,
+    }  # fmt: skip
+    return Planned(rows, derived, checked.notes, going, estimates, described)
+
+
+def keep_plan(
+    recipe: str | Path, runs: str | Path, overrides: Iterable[str] | Mapping[str, Any], only: Iterable[str]
+) -> None:
+    """Write what is planned for this machine beside the recipe's stages, to be held against what is spent.
+
+    What is done already keeps the plan it had. What cannot be planned, the run itself refuses or finds out.
+    """
+    try:
+        found = planned(recipe, runs, overrides, only)
+    except TriviumError:
+        return
+    write_plan(found)
+
+
+def write_plan(found: Planned) -> None:
+    """The plan of each stage by its fingerprint, with those of stages that were planned earlier."""
+    assert found.going is not None
+    place = found.going.store.runs / found.going.recipe.name / PLAN_FILE
+    before = read_object(place) if place.is_file() else {}
+    stages: dict[str, Any] = {}
+    for one in found.estimates:
+        name = one.job.stage
+        entry = found.going.entry(name).folder.name
+        if before.get(name, {}).get("entry") == entry:
+            stages[name] = before[name]
+        elif _will(found.going, name) != "reuse":
+            told = one.as_json()
+            stages[name] = {"entry": entry} | {key: told[key] for key in PLAN_KEEPS}
+    if stages:
+        write_json(place, stages)
+
+
+PLAN_KEEPS = ("tokens", "flops", "seconds", "memory_bytes")
+
+
+def _cost(found: Estimate) -> str:
+    text = f"about {duration(max(found.seconds, 0.1))}"
+    return f"{text}, ${found.dollars:,.2f}" if found.machine.dollars else text
+
+
+def _whole_cost(left: list[Estimate]) -> str:
+    text = f"about {duration(sum(one.seconds for one in left))}"
+    dollars = sum(one.dollars for one in left)
+    return f"{text}, ${dollars:,.2f}" if dollars else text
+
+
+def _on(machine: Machine) -> str:
+    best = short(machine.peak[machine.precision] * machine.devices)
+    if machine.local:
+        return f"on this machine, {best}FLOP/s at best"
+    return f"on {machine.described()}, {best}FLOP/s at best in {machine.precision}"
 
 
 def _will(going: Run, name: str) -> str:
@@ -104,13 +190,10 @@ def _numbers(
     if _will(going, name) == "reuse":
         return numbers
     if stage.kind in PACKED:
-        before = numbers.get("tokens")
         numbers |= costs.training_numbers(going, name, known, numbers)
-        if numbers.get("tokens") and "parameters" in numbers:
-            own = (
-                numbers["flops"] / before if numbers.get("flops") and before else 6.0 * numbers["parameters"]
-            )
-            numbers["flops"] = own * numbers["tokens"]
+        learned = costs.learned(going, name, checked, known) if stage.kind == "sft" else None
+        if learned is not None and "learned" in numbers:
+            numbers["learned"] = learned
         costs.check_repeats(name, stage, numbers.get("epochs", {}))
     elif is_online(stage):
         problems = sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
@@ -122,8 +205,7 @@ def _numbers(
             for source, looked in checked.sources.get(name, {}).items()
             if source in stage.data
         )
-        length = float(np.concatenate([sizes for _, sizes in known.values()]).mean())
-        numbers |= costs.pair_numbers(stage, numbers, pairs, length)
+        numbers |= costs.pair_numbers(stage, pairs, costs.pair_tokens(going, name, checked, numbers))
     elif stage.kind in PROMPTED:
         problems = sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
         length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
@@ -133,6 +215,8 @@ def _numbers(
         length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
         numbers |= costs.synthesis_numbers(stage, numbers, rows, length)
     _note_held_out(going, name, numbers, derived, checked)
+    numbers["validation tokens"] = costs.validation_tokens(going, name, derived, checked, known)
+    numbers["sources"] = max(1, len(known))
     return numbers
 
 

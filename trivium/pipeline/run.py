@@ -19,7 +19,7 @@ from trivium.kit.code import package_code
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.files import remove_parts
 from trivium.kit.kernels import kernels
-from trivium.kit.machine import describe
+from trivium.kit.machine import describe, forget_peak_memory, peak_memory
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import short
 from trivium.kit.progress import Progress, duration
@@ -27,6 +27,7 @@ from trivium.kit.seals import RECORD
 from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.experiments import conclude
 from trivium.model.arithmetic import counted
+from trivium.pipeline import measured
 from trivium.pipeline.accepted import same_as
 from trivium.pipeline.cards import write_card
 from trivium.pipeline.checkpoints import product
@@ -216,6 +217,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
     if node.stage.together:
         processes.broadcast("work")
     start = time.monotonic()
+    forget_peak_memory()
     tracked = Tracked(going.recipe.name, entry.folder.name, going.store.runs, record["settings"])
     with counted() as tally, announced(work.say) as layers:
         try:
@@ -227,6 +229,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
             record["seconds"] = round(record["seconds"] + time.monotonic() - start, 3)
             # Processes share the work evenly; what was computed and then cut off was computed all the same.
             record["flops"] += tally.operations * (processes.world().size if node.stage.together else 1)
+            record["peak_memory"] = max(before.get("peak_memory") or 0, peak_memory() or 0) or None
             if layers:
                 record["sandbox"] = layers
             entry.note(record)
@@ -234,6 +237,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
     for still_held in may:
         still_held()
     entry.complete()
+    measured.note(going.store.folder, record)
     if node.stage.together:
         processes.barrier()
     return "resumed" if resume else "ran"

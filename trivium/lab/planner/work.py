@@ -1,0 +1,124 @@
+"""What a stage computes, as plain numbers from which cost on any machine follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+from trivium.model.config import ModelConfig
+from trivium.model.flops import Flops, layer_matrix_parameters, muon_flops, parameter_count, pass_flops
+from trivium.model.recompute import Recompute
+
+PhaseName = Literal["generation", "scoring", "training"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Passes of one kind: tokens are generated, only read, or learned from."""
+
+    name: PhaseName
+    tokens: float
+    """That go through the layers."""
+    length: float
+    """How many keys each of them meets, masked ones too: the mean length of documents, weighted by length."""
+    predicted: float
+    """The tokens whose successor is scored."""
+    trained: float | None = None
+    """The share of the layers' weights that get a gradient; None without a backward pass."""
+    head_trained: bool = True
+    last_layer: float | None = None
+    """For how many tokens the last layer computes its output, where that is not all of them."""
+    head_again: bool = False
+    """Whether the backward pass makes the scores anew, as losses of log-probabilities do."""
+    beside: float = 0.0
+    """The weights of an adapter that is trained."""
+    decode_steps: float = 0.0
+    """Generation: how often the weights are read, each time for one token of every row."""
+    rows: float = 1.0
+    """Generation: how many rows are decoded at once."""
+    config: ModelConfig | None = None
+    """The shape of the model in these passes, where it is not the one the stage ends with."""
+
+    def flops(self, config: ModelConfig) -> Flops:
+        """What it costs a model of this shape."""
+        return pass_flops(
+            self.config or config, self.tokens, self.length, self.predicted, trained=self.trained,
+            head_trained=self.head_trained, last_layer=self.last_layer, head_again=self.head_again,
+            beside=self.beside,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage as the planner sees it."""
+
+    stage: str
+    kind: str
+    config: ModelConfig | None = None
+    phases: tuple[Phase, ...] = ()
+    steps: float = 0.0
+    """Optimiser steps."""
+    tokens: float = 0.0
+    """The tokens that are trained on, or generated, or read, whichever the stage is for."""
+    batch: float = 0.0
+    """Tokens of an optimiser step."""
+    context: int = 0
+    """The longest packed sequence."""
+    optimiser: Literal["muon", "adamw", "none"] = "none"
+    trained_parameters: float = 0.0
+    """The weights that have a gradient and an optimiser state."""
+    copies: int = 0
+    """Frozen models held beside: a reference, a parent."""
+    recompute: Recompute = "none"
+    cached_tokens: float = 0.0
+    """Tokens in the key/value cache at once."""
+    kept_states: int = 0
+    """Saved states for resuming that lie on the disk at once."""
+    kept_models: int = 1
+    characters: float = 0.0
+    """Text that is read and tokenised."""
+    float8: bool = False
+    compiled: bool = True
+    chunked_loss: bool = True
+    """Whether the head is computed in chunks, so that no tokens x vocabulary tensor exists."""
+    told: float = 0.0
+    """FLOPs that the stage estimates itself, where no phases are known."""
+    advice: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def parameters(self) -> int:
+        """All weights of the model."""
+        return parameter_count(self.config) if self.config is not None else 0
+
+    @cached_property
+    def layer_parameters(self) -> int:
+        """The weights of the layers' matrices that a token meets."""
+        return layer_matrix_parameters(self.config) if self.config is not None else 0
+
+    @property
+    def optimiser_flops(self) -> float:
+        """Muon's own."""
+        if self.config is None or self.optimiser != "muon" or not self.steps:
+            return 0.0
+        learned = [one for one in self.phases if one.trained is not None]
+        tokens = sum(one.tokens for one in learned)
+        # A model that grows makes its first steps with smaller matrices.
+        return sum(muon_flops(one.config or self.config, self.steps * one.tokens / tokens) for one in learned)
+
+    def flops(self) -> Flops:
+        """All phases together."""
+        total = Flops(optimiser=self.optimiser_flops)
+        if self.config is not None:
+            for phase in self.phases:
+                total = total + phase.flops(self.config)
+        return total
+
+    def with_context(self, length: int) -> Job:
+        """The same tokens in documents as long as a context of this length."""
+        assert self.config is not None
+        scale = lambda phase: replace(phase, length=length) if phase.trained is not None else phase
+        return replace(
+            self, config=self.config.changed(context=max(length, self.config.context)), context=length,
+            phases=tuple(map(scale, self.phases)), batch=max(self.batch, length),
+        )  # fmt: skip
