@@ -120,3 +120,17 @@ def test_a_budget_holds_for_an_own_checkpoint_too(tmp_path, budget):
     for name, most in budget.items():
         assert 0.7 * most < report["cost"][name] <= most
     assert report["out_of_budget"]
+
+
+def test_the_page_shows_the_steps_the_cost_and_rows_to_read(tmp_path):
+    run = trivium.run(own(tmp_path), runs=tmp_path / "runs")
+    page = (run["asked"].folder.parents[1] / "asked" / "report.html").read_text()
+    for words in (
+        "Synthetic data",
+        "2 diversify",
+        "rows that were kept, at random",
+        "distinct runs of 2 words",
+    ):
+        assert words in page
+    first = lines(run["asked"].folder / "data" / "rows.jsonl")[0]["prompt"]
+    assert first[:40] in page

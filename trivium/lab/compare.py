@@ -23,6 +23,7 @@ from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_abo
 from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, default_tasks
 from trivium.lab.page import page
 from trivium.lab.section_curation import curations
+from trivium.lab.section_synthesis import syntheses
 from trivium.model.folder import load_config
 
 Say = Callable[[str], None]
@@ -115,6 +116,7 @@ def collect(
         "stages": [stage_facts(stage, stages) for stage in stages],
         "curves": {name: lines for name, lines in drawn.items() if lines},
         "curation": curations(stages),
+        "synthesis": syntheses(stages),
         "models": [
             {"name": member.name, "kind": member.seen.record["kind"] if member.seen else "imported",
              "window": configs[member.name].context, "vocabulary": configs[member.name].vocabulary,

@@ -12,6 +12,7 @@ from trivium.lab import (
     section_curation,
     section_distance,
     section_examples,
+    section_synthesis,
     section_training,
     sections,
 )
@@ -22,6 +23,7 @@ from trivium.lab.formatting import compact
 SECTIONS = {
     "stages": "Stages",
     "curation": "Curation",
+    "synthesis": "Synthetic data",
     "results": "Results",
     "training": "Training",
     "examples": "Example answers",
@@ -112,6 +114,7 @@ Show = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 SHOW: dict[str, Show] = {
     "stages": lambda raw, numbers: section_training.stages(raw, numbers) if raw["stages"] else None,
     "curation": lambda raw, numbers: section_curation.shown(raw),
+    "synthesis": lambda raw, numbers: section_synthesis.shown(raw),
     "results": lambda raw, numbers: sections.skills(raw, numbers) if numbers["skills"] else None,
     "training": lambda raw, numbers: section_training.curves(raw) if raw["curves"] else None,
     "examples": lambda raw, numbers: section_examples.example_answers(raw),
