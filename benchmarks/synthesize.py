@@ -1,6 +1,6 @@
 """Rows a second of a stage that asks an endpoint, and of distilabel with the same questions.
 
-    python benchmarks/synthesize.py MODEL [--with /path/to/python-that-has-distilabel] [--rows 400] [--repeat 3]
+    python benchmarks/synthesize.py MODEL [--with /path/to/python-with-distilabel] [--rows 400] [--repeat 3]
 
 The server is one process, each contestant another; both ask for the same answers, of the same length, with
 as many requests in flight, and write them to disk. Imports are not counted, and neither is the first run of
