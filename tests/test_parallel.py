@@ -20,7 +20,7 @@ from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.kit.metrics import read_metrics
 from trivium.learn.objective import Maximum, Measure, Minimum
 from trivium.learn.objectives.next_token import NextToken
-from trivium.learn.parallel import measures_of_all
+from trivium.learn.parallel import measures_of_all, sum_gradients
 
 
 def meet(rank: int, size: int, port: int) -> None:
@@ -141,6 +141,24 @@ def test_a_step_is_divided_by_the_weight_of_all_processes(tmp_path: Path) -> Non
         assert found["norm"] == pytest.approx(float(norm), rel=1e-5)
         assert found["measures"]["loss"] == pytest.approx([result.sum.item(), weight], rel=1e-5)
         assert found["measures"]["objective"][0] == pytest.approx(result.sum.item() / weight, rel=1e-5)
+
+
+def unreached(rank: int, size: int, port: int, folder: str) -> None:
+    meet(rank, size, port)
+    both, first, none = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    both.grad = torch.full((2,), 1.0 + rank)
+    first.grad = torch.ones(2) if rank == 0 else None
+    sum_gradients([both, first, none])
+    found = [None if one.grad is None else one.grad.tolist() for one in (both, first, none)]
+    write_json(Path(folder) / f"{rank}.json", {"gradients": found})
+    processes.stop()
+
+
+def test_what_no_process_reached_has_no_gradient(tmp_path: Path) -> None:
+    """L3: as in one process, where old momentum does not move what took no part."""
+    together(unreached, 2, str(tmp_path))
+    for rank in range(2):
+        assert read_json(tmp_path / f"{rank}.json")["gradients"] == [[3.0, 3.0], [1.0, 1.0], None]
 
 
 def losses(folder: Path) -> list[tuple[float, float, int]]:

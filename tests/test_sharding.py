@@ -17,6 +17,7 @@ from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.learn import sharding
 from trivium.learn.settings import Parallel, Training
 from trivium.learn.sharding import Replicas, layout_of
+from trivium.model.config import ExpertsConfig
 
 pytestmark = pytest.mark.slow
 # Three rows for two processes, one row a pass: one of them has a pass less than the other.
@@ -121,6 +122,9 @@ def test_what_cannot_be_divided_is_said(monkeypatch: pytest.MonkeyPatch) -> None
         laid_out(Parallel(shard="all"), has_extra=True)
     with pytest.raises(TriviumError, match="`grow`"):
         laid_out(Parallel(shard="all"), reshapes=True)
+    mixed = small_model(experts=ExpertsConfig(4, 2, 48))
+    with pytest.raises(TriviumError, match="a mixture of experts"):
+        layout_of(mixed, Parallel(shard="all"), has_extra=False, reshapes=False, say=print)
     with pytest.raises(TriviumError, match="does not divide the 4 processes"):
         laid_out(Parallel(shard=3))
 

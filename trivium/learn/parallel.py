@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     import torch.distributed as distributed
 
+    parameters = list(parameters)
     bucket: list[Tensor] = []
     filled = 0
 
@@ -33,7 +34,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         bucket.clear()
         filled = 0
 
-    for parameter in parameters:
+    for parameter, takes_part in zip(parameters, _reached(parameters), strict=True):
+        # What no row of the step reached, such as the eyes in a step of text, has no gradient in one process.
+        if not takes_part:
+            continue
         # A process without a document of some kind still has to take its part in the sum.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -42,6 +46,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if filled >= BUCKET_ELEMENTS:
             send()
     send()
+
+
+def _reached(parameters: Sequence[nn.Parameter]) -> list[bool]:
+    """For each parameter whether some process has a gradient of it."""
+    import torch.distributed as distributed
+
+    has = torch.tensor([float(one.grad is not None) for one in parameters])
+    distributed.all_reduce(has)
+    return [one > 0 for one in has.tolist()]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

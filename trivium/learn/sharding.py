@@ -119,6 +119,9 @@ def layout_of(
     refused = {
         "a stage that trains a head of its own": has_extra,
         "`grow`": reshapes,
+        # FSDP2 sends no gradient of what a process's rows did not reach, and the others would wait for it.
+        "a mixture of experts": model.config.experts is not None,
+        "a model that sees or hears": model.modalities is not None,
         "quantised weights": any(is_quantised(one) for one in model.parameters()),
     }
     if reason := next((what for what, is_so in refused.items() if is_so), None):
