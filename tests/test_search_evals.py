@@ -66,6 +66,11 @@ def test_the_evaluate_stage_and_the_report_search_and_keep_the_trees(made):
     asked = report["collected"]["tasks"]["beam"]["models"]["sft"]["records"]
     assert len(asked) == 3
     assert asked[0]["answers"][0]["search"]["settings"]["method"] == "beam"
+    page = (folder / "runs" / "searched" / "report.html").read_text()
+    drawn = page[page.index('id="search"') :]
+    assert drawn.count('<details class="step"') >= len(asked[0]["answers"][0]["search"]["tree"])
+    assert drawn.count("<details") == drawn.count("</details>")
+    assert "<mark>" in drawn
 
 
 def test_model_search_takes_any_callable_and_the_name_of_a_reward_model(made, monkeypatch):
