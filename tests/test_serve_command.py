@@ -43,8 +43,8 @@ def said(verb):
     words, values = [], {}
     for option in verb.params:
         if isinstance(option, click.Option):
-            value = other(option)
-            words += [option.opts[0], str(value)]
+            value = True if option.is_flag else other(option)
+            words += [option.opts[0]] if option.is_flag else [option.opts[0], str(value)]
             values[option.name] = (value,) if option.multiple else value
     return words, values
 
