@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from buckets import made, until
+from toys import own_kinds
 
 from trivium.cli import main
 from trivium.kit.errors import TriviumError
@@ -19,7 +19,6 @@ from trivium.pipeline.jobs import shares
 from trivium.pipeline.launch import script
 from trivium.pipeline.run import run
 
-TESTS = Path(__file__).parent
 RECIPE = """\
 name: toy
 seed: 7
@@ -55,7 +54,7 @@ class Sums(Stage):
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """Kinds from a file: a worker is a process of its own, which knows what the recipe names."""
-    shutil.copy(TESTS / "toys.py", tmp_path)
+    own_kinds(tmp_path)
     (tmp_path / "texts.txt").write_text("some words\n")
     (tmp_path / "toy.yaml").write_text(RECIPE.replace("GATE", str(tmp_path / "gate")))
     return tmp_path / "toy.yaml"
@@ -90,7 +89,7 @@ def test_two_stages_are_made_at_a_time_and_come_to_the_same(recipe, tmp_path):
     gate.touch()
     said, _ = running.communicate(timeout=120)
     assert running.returncode == 0, said
-    assert said.count("base: toy_train") == 1
+    assert said.count("base: own_train") == 1
     alone = run(recipe, tmp_path / "alone")
     assert made(runs, "toy") == made(tmp_path / "alone", "toy")
     assert set(run(recipe, runs, jobs=2).became.values()) == {"reused"}
@@ -164,7 +163,7 @@ def test_runs_that_share_a_folder_share_the_work(recipe, tmp_path):
     gate.touch()
     said = [one.communicate(timeout=120)[0] for one in both]
     assert [one.returncode for one in both] == [0, 0], said
-    for stage in ("words: toy_words", *(f"{name}: toy_train" for name in ("base", "left", "right", "last"))):
+    for stage in ("words: own_words", *(f"{name}: own_train" for name in ("base", "left", "right", "last"))):
         assert sum(one.count(stage) for one in said) == 1, said
 
 

@@ -118,3 +118,10 @@ def write_recipe(folder: Path, text: str = RECIPE, name: str = "toy.yaml") -> Pa
     (folder / "texts" / "a.txt").write_text("some words\n")
     (folder / name).write_text(text)
     return folder / name
+
+
+def own_kinds(folder: Path) -> Path:
+    """A file with the same kinds under other names, for recipes that name kinds by their file."""
+    path = folder / "toys.py"
+    path.write_text(Path(__file__).read_text().replace('Literal["toy_', 'Literal["own_'))
+    return path

@@ -15,12 +15,13 @@ from trivium.serve.command import chat, serve
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _VERBS = (
-    *(runs.run, runs.plan, runs.status, runs.ls, runs.watch, runs.show, runs.accept, runs.gc),
+    *(runs.run, runs.plan, runs.status, runs.ls, runs.watch, runs.show, runs.why, runs.accept, runs.gc),
     *(shared.push, shared.pull),
     *(setup.init, setup.data, setup.schema, setup.launch, setup.doctor),
     *train.verbs(),
     *(chat, serve, models.eval_, models.compare, models.distance, models.grade),
     export.export,
+    export.verify,
 )
 
 

@@ -13,10 +13,13 @@ from trivium.kit.errors import TriviumError
 @click.command()
 @click.argument("model")
 @runs_option
+@click.option("--to", "target", type=click.Choice(["gguf", "hf", "peft", "hub", "llava"]), help="Form.")
+@click.option("--out", help="The file (gguf), folder (hf, peft, llava) or repository (hub).")
 @click.option(
-    "--to", "target", required=True, type=click.Choice(["gguf", "hf", "peft", "hub", "llava"]), help="Form."
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="A folder from which `trivium verify` makes the stage again.",
 )
-@click.option("--out", required=True, help="The file (gguf), folder (hf, peft, llava) or repository (hub).")
 @click.option(
     "--type",
     "kind",
@@ -29,9 +32,30 @@ from trivium.kit.errors import TriviumError
 @click.option("--private", is_flag=True, help="Make a new repository of the hub private.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent to the hub.")
 def export(
-    model: str, runs: str, target: str, out: str, kind: str, licence: str | None, private: bool, dry_run: bool
+    model: str,
+    runs: str,
+    target: str | None,
+    out: str | None,
+    bundle: Path | None,
+    kind: str,
+    licence: str | None,
+    private: bool,
+    dry_run: bool,
 ) -> None:
-    """Write MODEL as a GGUF file with a Modelfile, as a merged folder, as an adapter, or to the hub."""
+    """Write MODEL as a GGUF file with a Modelfile, as a merged folder, as an adapter, or to the hub.
+
+    With --bundle, write the recipe, data, records and checksums from which MODEL, a stage, is made again.
+    """
+    if bundle is not None:
+        from trivium.pipeline.bundle import write_bundle
+
+        if target or out:
+            raise TriviumError("--bundle names its own folder; leave out --to and --out.")
+        stages = write_bundle(runs, model, bundle)
+        click.echo(f"Wrote {bundle} with {', '.join(stages)}; `trivium verify {bundle}` makes them again.")
+        return
+    if target is None or out is None:
+        raise TriviumError("Name a form and a place (--to gguf --out FILE), or a folder with --bundle.")
     from trivium.model.named import find_model
     from trivium.pipeline import export as exporting
 
@@ -54,3 +78,19 @@ def export(
         click.echo(f"Wrote {out}, an adapter to {base}.")
     else:
         exporting.to_hub(folder, out, licence=licence, private=private, dry=dry_run, say=click.echo)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--runs", type=click.Path(path_type=Path), help="Where to make it; else BUNDLE/runs.")
+def verify(bundle: Path, runs: Path | None) -> None:
+    """Make every stage of BUNDLE again, and say whether each result is equal to the bundled one."""
+    from trivium.kit.table import print_table
+    from trivium.pipeline.bundle import verify
+
+    rows = verify(bundle, runs or bundle / "runs")
+    print_table(rows)
+    different = [row[0] for row in rows[1:] if row[1] != "equal"]
+    if different:
+        raise TriviumError(f"{', '.join(different)} came out otherwise than in the bundle; see the table.")
+    click.echo(f"\nAll {len(rows) - 1} results are equal to those of the bundle, bit for bit.")

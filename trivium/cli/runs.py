@@ -182,15 +182,24 @@ def status(recipe: str | None, runs: str) -> None:
 @click.command("ls")
 @click.argument("recipe", required=False)
 @runs_option
-@click.option("--cost", is_flag=True, help="Show time, FLOPs and disk instead, with their sums.")
+@click.option("--cost", is_flag=True, help="Show time, FLOPs, disk and money instead, with their sums.")
+@click.option("--price", type=click.FloatRange(min=0), help="What an hour of a GPU or machine costs.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def ls(recipe: str | None, runs: str, cost: bool, as_json: bool) -> None:
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page to a file.")
+def ls(
+    recipe: str | None, runs: str, cost: bool, price: float | None, as_json: bool, html: Path | None
+) -> None:
     """List every result with its state, date and cost; those of earlier settings by their entry."""
     import json
 
     from trivium.pipeline.listing import results, table
 
-    found = results(runs, recipe)
+    if html is not None:
+        from trivium.pipeline.index import write_index
+
+        click.echo(f"Wrote {write_index(runs, html, price)}.")
+        return
+    found = results(runs, recipe, price=price)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -222,6 +231,20 @@ def show(stage: str, runs: str, step: int | None, batch: bool) -> None:
         click.echo(show.batch(entry, step or 1, colour=sys.stdout.isatty()))
         return
     click.echo(show.text(entry) if step is None else "\n".join(show.documents(entry, step)))
+
+
+@click.command()
+@click.argument("stage")
+@runs_option
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def why(stage: str, runs: str, as_json: bool) -> None:
+    """Tell what a result came from: data, code, machine, every ancestor, and who reuses it since when."""
+    import json
+
+    from trivium.pipeline.lineage import line, text
+
+    found = line(runs, stage)
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text(found))
 
 
 @click.command()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded
-from trivium.model.gguf.read import as_folder, is_gguf
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
@@ -24,9 +23,12 @@ def resolve(name: str | Path, fetch: bool = True) -> Path:
         # A finished stage shows its model's files beside its own as well; what is used is what it sealed.
         is_stage = (path / "stage.yaml").is_file() or not (path / "config.json").is_file()
         return made if is_stage and (made / "config.json").is_file() else path
-    if is_gguf(path):
-        return as_folder(path)
     if path.exists():
+        # Torch is imported only where a file is read.
+        from trivium.model.gguf.read import as_folder, is_gguf
+
+        if is_gguf(path):
+            return as_folder(path)
         raise TriviumError(f"{path} is a file: name the folder that holds config.json, or a .gguf file.")
     if not HUB_NAME.match(str(name)):
         raise TriviumError(f"{name} is neither a folder nor an id of the hub (owner/name).")

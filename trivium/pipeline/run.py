@@ -31,11 +31,12 @@ from trivium.pipeline import measured
 from trivium.pipeline.accepted import same_as
 from trivium.pipeline.cards import write_card
 from trivium.pipeline.checkpoints import product
+from trivium.pipeline.index import write_index
 from trivium.pipeline.jobs import SideBySide, plain
 from trivium.pipeline.lock import locked
 from trivium.pipeline.report import report
 from trivium.pipeline.sharing import SharedStore, obtain
-from trivium.pipeline.store import Entry, Store, now
+from trivium.pipeline.store import Entry, Store, last_row, now
 from trivium.pipeline.watch import note_graph
 from trivium.recipe import graph
 from trivium.recipe.graph import Node
@@ -141,6 +142,7 @@ def _run(
                 going.concluded = _concluded(going, going.recipe.expanded.cells)
             else:
                 going.reported = report(going)
+        write_index(going.store.runs)
     return going
 
 
@@ -289,7 +291,8 @@ def _inputs(going: Run, node: Node, verify: bool = False) -> Iterator[tuple[str,
         yield written, place, recorded
     for written in node.outside:
         place = locate(written, going.recipe.base) or Path(node.pinned.get(written, written))
-        yield written, place, str(place)
+        # Where the recipe was named by a relative path, the record says the whole one.
+        yield written, place, str(place.absolute() if place.exists() else place)
 
 
 def _record(going: Run, node: Node) -> dict[str, Any]:
@@ -338,8 +341,3 @@ def facts(entry: Entry) -> list[str]:
         f"{loss:.3f}" if isinstance(loss, float) else "",
         duration(seconds) if seconds else "",
     ]
-
-
-def last_row(entry: Entry) -> dict[str, Any]:
-    """The newest row of the log that counts tokens, or nothing."""
-    return next((row for row in reversed(entry.metrics) if "tokens" in row), {})

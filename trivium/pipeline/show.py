@@ -8,25 +8,14 @@ from typing import Any
 import yaml
 
 from trivium.data.preview import previewed
-from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
-from trivium.model.named import find_stage
 from trivium.pipeline.checkpoints import product
-from trivium.pipeline.store import Entry, Store
-from trivium.recipe.read import nearest
+from trivium.pipeline.store import Entry, Store, find
 from trivium.stages import kind_from_file, kinds
 from trivium.stages.parts.stage import Stage, Work
 
-
-def find(runs: str | Path, name: str) -> Entry:
-    """The entry of `base`, `laptop/base` or a folder; the latest where several recipes have that stage."""
-    place = find_stage(name, runs)
-    if place is None:
-        known = {linked for entries in Store(Path(runs)).recipes().values() for linked in entries}
-        stage = str(name).rpartition("/")[2]
-        raise TriviumError(f"No stage `{name}` has run under {runs}{nearest(stage, known) or '.'}")
-    return Entry(place)
+__all__ = ["batch", "documents", "find", "text"]
 
 
 def text(entry: Entry) -> str:

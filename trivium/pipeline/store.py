@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from safetensors import safe_open
@@ -18,12 +18,14 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import remove_parts, write_json, write_text
 from trivium.kit.metrics import read_metrics
 from trivium.kit.seals import COMPLETE, RECORD, compare, read_record, read_seal, seal_folder
-from trivium.model.folder import INDEX_FILE, SINGLE_FILE
+from trivium.model.named import find_stage
 from trivium.pipeline.lease import LEASE
 from trivium.pipeline.lock import holder, locked
-from trivium.recipe.graph import Node
-from trivium.stages.parts.inheritance import HANDOVER, MOMENTS
-from trivium.stages.parts.stage import FOLDERS
+from trivium.recipe.read import nearest
+from trivium.stages.parts.stage import FOLDERS, HANDOVER, MOMENTS
+
+if TYPE_CHECKING:
+    from trivium.recipe.graph import Node
 
 KEPT = "kept"
 WORKING = ("checkpoints", "reference")
@@ -87,6 +89,9 @@ class Entry:
         made = self.output
         if self.record["produces"] not in ("model", "reward", "tokenizer") or not made.is_dir():
             return
+        # Where results are only looked at, torch is not imported.
+        from trivium.model.folder import INDEX_FILE, SINGLE_FILE
+
         for path in sorted(made.iterdir()):
             link = self.folder / path.name
             if path.is_file() and not path.name.startswith(".") and not link.exists():
@@ -177,8 +182,12 @@ class Store:
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and not place.is_symlink():
             raise TriviumError(f"{place} is a folder, not a link; move it away.")
+        target = Path("..") / "store" / entry.folder.name
+        if place.is_symlink() and os.readlink(place) == str(target):
+            # Its time says since when this recipe uses the result.
+            return place
         beside = place.with_name(f".{stage}.{uuid.uuid4().hex[:8]}")
-        os.symlink(Path("..") / "store" / entry.folder.name, beside)
+        os.symlink(target, beside)
         os.replace(beside, place)
         return place
 
@@ -212,3 +221,18 @@ def size(folder: Path) -> int:
 def now() -> str:
     """The time as it stands in `stage.yaml`."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def last_row(entry: Entry) -> dict[str, Any]:
+    """The newest row of the log that counts tokens, or nothing."""
+    return next((row for row in reversed(entry.metrics) if "tokens" in row), {})
+
+
+def find(runs: str | Path, name: str) -> Entry:
+    """The entry of `base`, `laptop/base` or a folder; the latest where several recipes have that stage."""
+    place = find_stage(name, runs)
+    if place is None:
+        known = {linked for entries in Store(Path(runs)).recipes().values() for linked in entries}
+        stage = str(name).rpartition("/")[2]
+        raise TriviumError(f"No stage `{name}` has run under {runs}{nearest(stage, known) or '.'}")
+    return Entry(place)

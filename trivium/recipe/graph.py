@@ -209,7 +209,11 @@ def _identity(parent: Parent, nodes: Mapping[str, Node]) -> str:
 
 def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
     """The settings with what they name replaced by its fingerprint, so that names and places do not count."""
-    settings = stage.counted()
+    return with_names(stage, stage.counted(), names)
+
+
+def with_names(stage: Stage, settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Settings of a stage with everything that they name called otherwise."""
     for reference in stage.references():
         *above, last = reference.setting.split(".")
         inside: Any = settings

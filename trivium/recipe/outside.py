@@ -107,7 +107,7 @@ def content_fingerprint(
         if pinned is not None:
             return fingerprint(["hub", pinned])
         return fingerprint(["elsewhere", name, *(_sample(name, split) for split in splits)])
-    files = [path] if path.is_file() else sorted(_files(path))
+    files = files_behind(path)
     if not files:
         raise TriviumError(f"{path} is empty; put the data there or name another place.")
     root = path if path.is_dir() else path.parent
@@ -123,6 +123,11 @@ def content_fingerprint(
         return fingerprint(contents)
     except OSError as error:
         raise TriviumError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
+
+
+def files_behind(path: Path) -> list[Path]:
+    """The files that a file, folder or pattern stands for, in order."""
+    return [path] if path.is_file() else sorted(_files(path))
 
 
 def _files(path: Path) -> list[Path]:

@@ -27,9 +27,9 @@ from trivium.model.growth import (
 from trivium.model.hub import resolve
 from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.quantize import quantised_as
-from trivium.stages.parts.inheritance import HANDOVER, MOMENTS, NEW_LAYERS
+from trivium.stages.parts.inheritance import NEW_LAYERS
 from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
-from trivium.stages.parts.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.stage import HANDOVER, MOMENTS, Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 

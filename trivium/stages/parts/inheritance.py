@@ -14,7 +14,7 @@ from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.kit.seals import compared, read_record
-from trivium.stages.parts.stage import Stage
+from trivium.stages.parts.stage import HANDOVER, Stage
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class Learnt:
     places: dict[str, Path]
 
 
-HANDOVER, MOMENTS = "training.json", "moments.safetensors"
 NEW_LAYERS = "new_layers.json"
-"""What a training stage leaves beside its model: how far it came, and the optimiser state."""
+"""What a training stage leaves beside its model, next to `HANDOVER` and `MOMENTS`."""
 
 
 def trains_on(kind: str) -> str | None:

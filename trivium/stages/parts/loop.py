@@ -29,9 +29,9 @@ from trivium.model.folder import save_model
 from trivium.model.hub import resolve
 from trivium.model.lora import merged
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.inheritance import HANDOVER, MOMENTS, consumed_by
+from trivium.stages.parts.inheritance import consumed_by
 from trivium.stages.parts.parents import GROUPS
-from trivium.stages.parts.stage import Work
+from trivium.stages.parts.stage import HANDOVER, MOMENTS, Work
 from trivium.tokens.tokenizer import Tokenizer
 
 SAMPLED = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty")

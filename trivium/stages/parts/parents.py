@@ -18,8 +18,8 @@ from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.preset import preset
 from trivium.model.quantize import prepare_for, quantise, quantised_as
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.inheritance import HANDOVER, MOMENTS, NEW_LAYERS
-from trivium.stages.parts.stage import Work
+from trivium.stages.parts.inheritance import NEW_LAYERS
+from trivium.stages.parts.stage import HANDOVER, MOMENTS, Work
 
 GROUPS = ("matrices", "embeddings", "head", "scalars")
 ADAPTER_RATE = 10

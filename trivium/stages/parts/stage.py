@@ -34,6 +34,8 @@ def part_of(stage: str, part: str) -> str:
     return f"{stage}{PART}{part}"
 
 
+HANDOVER, MOMENTS = "training.json", "moments.safetensors"
+"""What a training stage leaves beside its model: how far it came, and the optimiser state."""
 FOLDERS: dict[Product, str] = {"shards": "data", "reward": "model"}
 
 

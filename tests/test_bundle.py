@@ -1,0 +1,119 @@
+"""A bundle holds all that makes a result again; what was changed in it, or comes out otherwise, is said."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toys import own_kinds
+
+from trivium.cli import main
+from trivium.kit.errors import DamagedError, TriviumError
+from trivium.kit.files import read_json
+from trivium.kit.seals import write_sealed
+from trivium.pipeline.bundle import verify, write_bundle
+from trivium.pipeline.run import run
+
+RECIPE = """\
+name: toy
+seed: 7
+stages:
+  words: {kind: toys.py:ToyWords, data: ./texts}
+  base:  {kind: toys.py:ToyTrain, words: words, steps: 4, keep: [2]}
+  left:  {kind: toys.py:ToyTrain, from: base, steps: 2, seed: 3}
+  right: {kind: toys.py:ToyTrain, from: base, steps: 2}
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """A recipe with a kind of its own and data of its own, run."""
+    place = tmp_path / "lab"
+    (place / "texts").mkdir(parents=True)
+    (place / "texts" / "a.txt").write_text("some words\n")
+    own_kinds(place)
+    (place / "toy.yaml").write_text(RECIPE)
+    run(place / "toy.yaml", place / "runs")
+    return place
+
+
+def test_a_bundle_is_made_again_elsewhere_and_is_equal(lab, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    main(["export", "toy/left", "--runs", str(lab / "runs"), "--bundle", str(bundle)])
+    assert "left, base, words" in capsys.readouterr().out
+    shutil.move(lab, tmp_path / "gone")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(bundle, elsewhere)
+    assert not (elsewhere / "runs").exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "trivium.cli", "verify", str(elsewhere), "--runs", str(tmp_path / "fresh")],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "All 3 results are equal to those of the bundle, bit for bit." in done.stdout
+    assert (elsewhere / "records" / "left.yaml").is_file()
+
+
+def test_what_comes_out_otherwise_is_named_with_its_files(lab, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    write_bundle(lab / "runs", "toy/left", bundle)
+    manifest = read_json(bundle / "bundle.json")
+    del manifest["seal"]
+    manifest["stages"]["base"] |= {"result": "0" * 16, "kernels": "another processor"}
+    manifest["stages"]["base"]["files"]["model/model.json"] = "0" * 32
+    write_sealed(bundle / "bundle.json", manifest)
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(bundle)])
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "base came out otherwise than in the bundle" in said.err
+    assert "model/model.json (made with another processor, here with" in said.out
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "data/words-1/texts/a.txt", "bundle.json", "kinds/toys.py"])
+def test_a_bundle_that_was_changed_is_named(lab, tmp_path, file):
+    bundle = tmp_path / "bundle"
+    write_bundle(lab / "runs", "toy/left", bundle)
+    path = bundle / file
+    path.write_text(path.read_text().replace("s", "z", 1))
+    with pytest.raises(DamagedError, match=path.name):
+        verify(bundle, tmp_path / "fresh")
+    path.unlink()
+    with pytest.raises(TriviumError, match=f"{path.name} is missing"):
+        verify(bundle, tmp_path / "fresh")
+
+
+def test_what_cannot_be_bundled_says_why(lab, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(TriviumError, match="is there already"):
+        write_bundle(lab / "runs", "toy/left", tmp_path / "there")
+    shutil.rmtree(lab / "texts")
+    with pytest.raises(TriviumError, match=r"texts \(\./texts\) is not there any more"):
+        write_bundle(lab / "runs", "toy/left", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    with pytest.raises(TriviumError, match="No stage `zzz`"):
+        write_bundle(lab / "runs", "zzz", tmp_path / "bundle")
+
+
+def test_a_bundle_of_other_code_is_refused(lab, tmp_path):
+    bundle = tmp_path / "bundle"
+    write_bundle(lab / "runs", "toy/left", bundle)
+    manifest = read_json(bundle / "bundle.json")
+    del manifest["seal"]
+    manifest["stages"]["left"]["fingerprint"] = "0" * 16
+    write_sealed(bundle / "bundle.json", manifest)
+    with pytest.raises(TriviumError, match="left would be another result here"):
+        verify(bundle, tmp_path / "fresh")
+
+
+@pytest.mark.slow
+def test_pocket_is_made_again_from_its_bundle(pocket, tmp_path):
+    bundle = tmp_path / "bundle"
+    assert {"rl", "sft", "long", "mid", "base", "corpus", "words"} <= set(
+        write_bundle(pocket, "pocket/rl", bundle)
+    )
+    rows = verify(bundle, tmp_path / "fresh")
+    assert {row[1] for row in rows[1:]} == {"equal"}, rows

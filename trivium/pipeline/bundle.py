@@ -1,0 +1,186 @@
+"""A bundle: one folder from which another person makes a result again and compares it, bit for bit.
+
+recipe.yaml      the stage and all it stands on, every setting spelled out
+data/, kinds/    what the recipe reads from outside, and kinds of stages from a file
+records/         `stage.yaml` of every stage as it was made
+bundle.json      the checksum of every file here, and of everything that each stage made; sealed
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trivium import __version__
+from trivium.kit.errors import DamagedError, TriviumError
+from trivium.kit.files import bare_name, checksum, whole_folder, write_text
+from trivium.kit.listing import is_pattern
+from trivium.kit.seals import RECORD, read_seal, read_sealed, write_sealed
+from trivium.pipeline.run import Run, prepare, run
+from trivium.pipeline.store import Entry, Store, find
+from trivium.recipe.graph import with_names
+from trivium.recipe.outside import files_behind, is_elsewhere
+from trivium.stages import kind_from_file, kinds
+from trivium.stages.parts.stage import PART, Stage
+
+MANIFEST, RECIPE = "bundle.json", "recipe.yaml"
+
+
+def write_bundle(runs: str | Path, stage: str, to: Path) -> list[str]:
+    """Write the bundle of a finished stage; the names of the stages in it."""
+    if to.exists():
+        raise TriviumError(f"{to} is there already; name a folder that is not.")
+    entries = _line(runs, stage)
+    names = _names(entries)
+    with whole_folder(to) as folder:
+        content: dict[str, Any] = {"name": "bundle", "stages": {}}
+        for entry, record in entries.values():
+            # What is a part of another stage is made by that stage's own settings.
+            if PART not in str(record["stage"]):
+                content["stages"][names[entry.folder.name]] = _stage(record, names, folder)
+            (folder / "records").mkdir(exist_ok=True)
+            shutil.copyfile(entry.folder / RECORD, folder / "records" / f"{names[entry.folder.name]}.yaml")
+        write_text(folder / RECIPE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
+        stages = {names[entry.folder.name]: _result(entry, record) for entry, record in entries.values()}
+        _check(prepare(folder / RECIPE, folder / "runs"), stages)
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+        files = {path.relative_to(folder).as_posix(): checksum(path) for path in files_behind(folder)}
+        wanted = next(iter(stages))
+        write_sealed(
+            folder / MANIFEST, {"trivium": __version__, "stage": wanted, "stages": stages, "files": files}
+        )
+    return list(stages)
+
+
+def verify(bundle: Path, runs: Path) -> list[list[str]]:
+    """Compare a bundle's files, make every stage of it anew, and compare what came of it; rows of a table."""
+    manifest = read_sealed(bundle / MANIFEST, "get the bundle again.")
+    for name, expected in manifest["files"].items():
+        for part in name.split("/"):
+            bare_name(bundle / MANIFEST, part)
+        path = bundle / name
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing; get the bundle again.")
+        if checksum(path) != expected:
+            raise DamagedError(f"{path} is not what was bundled; get the bundle again.")
+    _check(prepare(bundle / RECIPE, runs), manifest["stages"])
+    going = run(bundle / RECIPE, runs)
+    rows = [["stage", "", "files", "where they differ"]]
+    for name, then in manifest["stages"].items():
+        seal, record = read_seal(going.entry(name).folder), going.entry(name).record
+        different = [file for file, one in then["files"].items() if seal["files"].get(file) != one]
+        equal = seal["result"] == then["result"]
+        why = ", ".join(different)
+        if not equal and then["kernels"] != record["machine"].get("kernels"):
+            why += f" (made with {then['kernels']}, here with {record['machine'].get('kernels')})"
+        rows.append([name, "equal" if equal else "differs", str(len(then["files"])), why])
+    return rows
+
+
+def _line(runs: str | Path, stage: str) -> dict[str, tuple[Entry, dict[str, Any]]]:
+    """The entry of a stage and all it stands on, each with its record; all have to be finished and sound."""
+    entry = find(runs, stage)
+    store = Store(entry.folder.parent.parent)
+    found: dict[str, tuple[Entry, dict[str, Any]]] = {}
+    waiting = [entry]
+    while waiting:
+        one = waiting.pop(0)
+        if one.folder.name in found:
+            continue
+        if one.state != "done":
+            raise TriviumError(f"{one.folder.name} is {one.state}; run its recipe again, then bundle it.")
+        one.verify(one.output)
+        record = one.record
+        found[one.folder.name] = (one, record)
+        waiting += [store.named(parent.partition("@")[0]) for parent in (record["parents"] or {}).values()]
+    return found
+
+
+def _names(entries: Mapping[str, tuple[Entry, dict[str, Any]]]) -> dict[str, str]:
+    """What each entry is called in the bundle's recipe: the stage's name in letters that a name may have."""
+    found: dict[str, str] = {}
+    for entry, (_, record) in entries.items():
+        owner, part, rest = str(record["stage"]).partition(PART)
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", owner) + part + rest
+        found[entry] = name if name not in found.values() else f"{name}_{record['fingerprint'][:6]}"
+    return found
+
+
+def _stage(record: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """A stage's settings as the bundle's recipe writes them: with its names, its data and its seed."""
+    stage = _read_stage(record)
+    called: dict[str, str] = {}
+    for written, parent in (record["parents"] or {}).items():
+        entry, at, checkpoint = str(parent).partition("@")
+        called[written] = names.get(entry, entry) + (f"{at}{checkpoint}" if at else "")
+    for number, (written, place) in enumerate((record["outside"] or {}).items(), start=1):
+        called[written] = _copied(written, str(place), folder, f"{record['stage']}-{number}")
+    settings = with_names(stage, stage.settings(), {**{one: one for one in _parts(stage)}, **called})
+    if stage.produces:
+        settings["seed"] = record["seed"]
+    if "kind_from" in record:
+        file, _, name = str(record["kind_from"]).rpartition(":")
+        (folder / "kinds").mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / "kinds" / Path(file).name)
+        settings["kind"] = f"kinds/{Path(file).name}:{name}"
+    return settings
+
+
+def _read_stage(record: Mapping[str, Any]) -> Stage:
+    if "kind_from" in record:
+        return kind_from_file(record["kind_from"], Path()).model_validate(record["settings"])
+    return kinds()[record["kind"]].model_validate(record["settings"])
+
+
+def _parts(stage: Stage) -> list[str]:
+    """What a stage names that is a part of itself."""
+    return [reference.name for reference in stage.references() if PART in reference.name]
+
+
+def _copied(written: str, place: str, folder: Path, under: str) -> str:
+    """Data from outside as the bundle's recipe names it: a copy of files, else a commit or a generator."""
+    path = Path(place)
+    pattern = not path.exists() and is_pattern(place) and not written.startswith("world:")
+    if not path.exists() and not pattern:
+        if not path.is_absolute() and is_elsewhere(place):
+            return place
+        raise TriviumError(f"{place} ({written}) is not there any more; put it back to bundle it.")
+    fixed = Path(re.split(r"[*?\[]", place)[0] + "_").parent if pattern else path.parent
+    target = folder / "data" / re.sub(r"[^A-Za-z0-9_-]", "_", under)
+    for file in files_behind(path):
+        copy = target / file.relative_to(fixed)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    return f"./{target.relative_to(folder).as_posix()}/{path.relative_to(fixed).as_posix()}"
+
+
+def _result(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is compared: the checksums of everything that the stage made, and how it was computed."""
+    seal = read_seal(entry.folder)
+    made = entry.output.relative_to(entry.folder).as_posix()
+    files = {name: one for name, one in seal["files"].items() if name.startswith((f"{made}/", "kept/"))}
+    return {
+        "fingerprint": record["fingerprint"],
+        "result": seal["result"],
+        "files": files,
+        "kernels": (record.get("machine") or {}).get("kernels"),
+        "processes": record.get("processes"),
+    }
+
+
+def _check(going: Run, stages: Mapping[str, Mapping[str, Any]]) -> None:
+    """The recipe has to mean the same results here; other code or another device would make others."""
+    for name, one in stages.items():
+        if name not in going.nodes:
+            raise TriviumError(f"{name} is no stage of the bundle's recipe; get the bundle again.")
+        if going.nodes[name].fingerprint != one["fingerprint"]:
+            raise TriviumError(
+                f"{name} would be another result here ({going.nodes[name].fingerprint} instead of"
+                f" {one['fingerprint']}): its version, its code or the kind of device differs; use the"
+                " version of Trivium and the device that `records` names."
+            )
