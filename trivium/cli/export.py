@@ -90,7 +90,7 @@ def verify(bundle: Path, runs: Path | None) -> None:
 
     rows = verify(bundle, runs or bundle / "runs")
     print_table(rows)
-    different = [row[0] for row in rows[1:] if row[1] != "equal"]
+    different = [row[0] for row in rows[1:] if row[2] != "equal"]
     if different:
         raise TriviumError(f"{', '.join(different)} came out otherwise than in the bundle; see the table.")
     click.echo(f"\nAll {len(rows) - 1} results are equal to those of the bundle, bit for bit.")

@@ -38,7 +38,8 @@ def write_bundle(runs: str | Path, stage: str, to: Path) -> list[str]:
     entries = _line(runs, stage)
     names = _names(entries)
     with whole_folder(to) as folder:
-        content: dict[str, Any] = {"name": "bundle", "stages": {}}
+        recipe = str(next(iter(entries.values()))[1]["recipe"])
+        content: dict[str, Any] = {"name": recipe, "stages": {}}
         for entry, record in entries.values():
             # What is a part of another stage is made by that stage's own settings.
             if PART not in str(record["stage"]):
@@ -70,15 +71,16 @@ def verify(bundle: Path, runs: Path) -> list[list[str]]:
             raise DamagedError(f"{path} is not what was bundled; get the bundle again.")
     _check(prepare(bundle / RECIPE, runs), manifest["stages"])
     going = run(bundle / RECIPE, runs)
-    rows = [["stage", "", "files", "where they differ"]]
+    rows = [["stage", "", "", "files", "where they differ"]]
     for name, then in manifest["stages"].items():
         seal, record = read_seal(going.entry(name).folder), going.entry(name).record
         different = [file for file, one in then["files"].items() if seal["files"].get(file) != one]
-        equal = seal["result"] == then["result"]
+        equal = not different
         why = ", ".join(different)
         if not equal and then["kernels"] != record["machine"].get("kernels"):
             why += f" (made with {then['kernels']}, here with {record['machine'].get('kernels')})"
-        rows.append([name, "equal" if equal else "differs", str(len(then["files"])), why])
+        verdict = "equal" if equal else "differs"
+        rows.append([name, going.became[name], verdict, str(len(then["files"])), why])
     return rows
 
 
@@ -160,13 +162,17 @@ def _copied(written: str, place: str, folder: Path, under: str) -> str:
 
 
 def _result(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What is compared: the checksums of everything that the stage made, and how it was computed."""
+    """What is compared: the checksums of what the stage made, and how it was computed."""
     seal = read_seal(entry.folder)
     made = entry.output.relative_to(entry.folder).as_posix()
-    files = {name: one for name, one in seal["files"].items() if name.startswith((f"{made}/", "kept/"))}
+    # A model's card names the recipe and its data, which lies elsewhere here.
+    files = {
+        name: one
+        for name, one in seal["files"].items()
+        if name.startswith((f"{made}/", "kept/")) and not name.endswith("/README.md")
+    }
     return {
         "fingerprint": record["fingerprint"],
-        "result": seal["result"],
         "files": files,
         "kernels": (record.get("machine") or {}).get("kernels"),
         "processes": record.get("processes"),

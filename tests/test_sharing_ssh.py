@@ -1,0 +1,56 @@
+"""A store on another machine, over ssh: the same promises, and only to a machine that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from buckets import made
+from ssh_server import ssh_machine
+from toys import write_recipe
+
+from trivium.kit.errors import TriviumError
+from trivium.kit.places import place_at
+from trivium.pipeline.lease import Lease
+from trivium.pipeline.run import run
+from trivium.pipeline.transfer import pull
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with ssh_machine(tmp_path / "home") as port:
+        yield f"ssh://somebody@127.0.0.1:{port}{tmp_path / 'far'}"
+
+
+def test_a_name_is_given_once_and_an_object_is_whole(url, tmp_path):
+    place = place_at(url)
+    assert place.read("a/one") is None
+    assert place.names("a") == []
+    assert place.create("a/one", b"first")
+    assert not place.create("a/one", b"second")
+    assert place.read("a/one") == b"first"
+    place.write("a/one", b"longer than it was")
+    assert place.size("a/one") == 18
+    assert place.names("a") == ["one"]
+    first, second = Lease(place, "x"), Lease(place_at(url), "x")
+    assert first.take() is None
+    assert second.take() is not None
+    place.remove("a/one")
+    assert not list((tmp_path / "far").rglob("*.part"))
+
+
+def test_results_go_there_and_come_back(url, tmp_path):
+    path = write_recipe(tmp_path)
+    run(path, tmp_path / "here", store=url)
+    rows = pull(path, url, tmp_path / "there")
+    assert {row[1] for row in rows[1:]} == {"pulled"}
+    assert made(tmp_path / "there", "toy") == made(tmp_path / "here", "toy")
+
+
+def test_a_machine_that_known_hosts_does_not_name_is_refused(url, tmp_path):
+    (tmp_path / "home" / ".ssh" / "known_hosts").write_text("")
+    with pytest.raises(TriviumError, match=r"cannot be used: .*not found in known_hosts"):
+        place_at(url)
