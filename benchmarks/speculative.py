@@ -39,10 +39,22 @@ PROBLEMS = [
     "{0} plants {1} tulips in rows of 6. In every row 2 tulips are red and the others are yellow. How many "
     "yellow tulips has {0} planted?",
 ]
-ASKED = (
-    "Copy the following problem word for word, but call the person Maria.\n\n"
-    "{0}\n\nThe copied problem, and nothing else:"
-)
+ASKED = "Rewrite the problem with the name Maria. Keep every other word.\n\n{0}"
+SHOWN = [
+    "Omar buys 4 pens for $2 each and pays with a note of $20. How much money does Omar get back?",
+    "Lena reads 15 pages a day. After how many days has Lena read a book of 90 pages?",
+]
+
+
+def rewriting(problem: str) -> list[dict[str, str]]:
+    """A request to rewrite a problem after two that were answered: without them a small model solves it."""
+    messages = []
+    for shown in SHOWN:
+        answer = shown.replace("Omar", "Maria").replace("Lena", "Maria")
+        messages += [
+            {"role": "user", "content": ASKED.format(shown)}, {"role": "assistant", "content": answer},
+        ]  # fmt: skip
+    return [*messages, {"role": "user", "content": ASKED.format(problem)}]
 
 
 def problems(count: int) -> list[str]:
@@ -128,7 +140,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.smol:
         tokenizer = trivium.load(arguments.smol).tokenizer
-        asked = [[{"role": "user", "content": ASKED.format(one)}] for one in problems(arguments.prompts)]
+        asked = [rewriting(one) for one in problems(arguments.prompts)]
         prompts = [tokenizer.encode_prompt(one) for one in asked]
         compare("look-up, SmolLM2", arguments.smol, "lookup", prompts, 1.3, arguments)
     if arguments.draft:

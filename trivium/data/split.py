@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import islice
 
 import numpy as np
 
-from trivium.data.sources import Document
+from trivium.data.sources import Document, read_documents
+
+MOST_READ = 50_000
+"""So many rows of a file are looked at for those that were held out."""
 
 
 def text_hash(document: Document) -> bytes:
@@ -27,3 +31,9 @@ def in_validation(digest: bytes, share: float) -> bool:
 def prompt_hash(prompt: np.ndarray) -> bytes:
     """Eight bytes that all pairs with the same prompt, token ids [tokens], share."""
     return hashlib.blake2b(np.ascontiguousarray(prompt, dtype="<i8").tobytes(), digest_size=8).digest()
+
+
+def unseen(data: str, share: float, limit: int) -> list[Document]:
+    """The first documents that a stage with this share holds out; all are taken where it holds out none."""
+    documents = list(islice(read_documents(data), MOST_READ))
+    return ([one for one in documents if in_validation(text_hash(one), share)] or documents)[:limit]

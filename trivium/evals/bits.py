@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from trivium import world
-from trivium.data.sources import read_documents, world_call
+from trivium.data.sources import Document, read_documents, world_call
+from trivium.data.split import unseen
 from trivium.evals.asking import Subject
 from trivium.evals.knowledge import first_question, recall
 from trivium.evals.results import Record
@@ -22,8 +25,13 @@ SOURCES = ("prose", "facts", "sums", "craft", "tongue")
 TOKENS_AT_ONCE = 4096
 
 
-def texts_of(source: str, settings: Settings) -> Iterator[tuple[str, str, float | None]]:
-    """Documents of a source of the world (its test split) or of a file: id, text, and its entropy in bits."""
+def texts_of(
+    source: str, settings: Settings, held_out: float = 0.0
+) -> Iterator[tuple[str, str, float | None]]:
+    """Documents of a source of the world (its test split) or of a file: id, text, and its entropy in bits.
+
+    Of a file only what a stage holds out of it with this share; all where that is nothing.
+    """
     if of_the_world(source):
         name, options = world_call(source)
         arguments = {"split": "test", "seed": settings.seed, "limit": settings.limit, **options}
@@ -32,9 +40,11 @@ def texts_of(source: str, settings: Settings) -> Iterator[tuple[str, str, float 
                 raise TriviumError(f"world:{name} holds no plain texts to predict in this form.")
             yield one.id, one.text, one.truth.get("bits")
         return
-    for number, document in enumerate(read_documents(source)):
-        if number == settings.limit:
-            return
+    if held_out:
+        documents: Iterable[Document] = unseen(source, held_out, settings.limit)
+    else:
+        documents = islice(read_documents(source), settings.limit)
+    for document in documents:
         if document.text is None:
             raise TriviumError(f"{document.id} has no `text` to predict; map one with columns.")
         yield document.id, document.text, None
@@ -74,11 +84,13 @@ def bits_of(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]:
     return list(zip(bits, sizes))
 
 
-def records_of(subject: Subject, settings: Settings, sources: Sequence[str]) -> list[Record]:
+def records_of(
+    subject: Subject, settings: Settings, sources: Sequence[str], held_out: float = 0.0
+) -> list[Record]:
     """One record per document, weighted by its bytes."""
     records = []
     for source in sources:
-        told = list(texts_of(source, settings))
+        told = list(texts_of(source, settings, held_out))
         measured = bits_of(subject, [text for _, text, _ in told])
         for (name, text, floor), (bits, size) in zip(told, measured):
             if not size:
@@ -87,18 +99,19 @@ def records_of(subject: Subject, settings: Settings, sources: Sequence[str]) -> 
             if floor is not None:
                 whole = len(text.encode())
                 scores["floor"], weights["floor"] = floor / whole, float(whole)
-            records.append(
-                Record(name, text, "", (), scores, weights, "", {"source": source.removeprefix("world:")})
-            )
+            label = Path(source).name if held_out else source.removeprefix("world:")
+            records.append(Record(name, text, "", (), scores, weights, "", {"source": label}))
     return records
 
 
-def run_bits(subject: Subject, settings: Settings, sources: str | Sequence[str] = SOURCES) -> Found:
+def run_bits(
+    subject: Subject, settings: Settings, sources: str | Sequence[str] = SOURCES, held_out: float = 0.0
+) -> Found:
     """Bits per byte of unseen documents."""
-    return Found(records_of(subject, settings, listed(sources)), style="continue")
+    return Found(records_of(subject, settings, listed(sources), held_out), style="continue")
 
 
-def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES) -> None:
+def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES, held_out: float = 0.0) -> None:
     """What a task over texts of the world foresees."""
     for source in listed(sources):
         if of_the_world(source):

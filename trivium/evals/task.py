@@ -270,6 +270,8 @@ _PLACES = {
     "svamp": "published:SVAMP",
     "humaneval": "published:HUMANEVAL",
     "own": "published:OWN",
+    "replies": "own:REPLIES",
+    "pairs": "own:PAIRS",
     "first_error": "first_error:FIRST_ERROR",
 }
 ALSO_CALLED = {

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from trivium import world
+from trivium.data.split import unseen
+from trivium.evals.own import exchanges
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
@@ -57,6 +59,21 @@ def passages(sources: Mapping[str, Mapping[str, str]], count: int = 12, seed: in
         for document in world.documents("prose", split="test", seed=seed + 1, limit=count, **own):
             assert document.text is not None
             found.append(Passage(document.id, "prose", "", document.text))
+    return found
+
+
+def own_passages(tasks: Sequence[Mapping[str, Any]], count: int = 12) -> list[Passage]:
+    """Unseen texts and answers of a person's own data, as the tasks about them name it."""
+    found = []
+    for task in tasks:
+        if task["task"] == "bits":
+            (source,) = task["sources"]
+            documents = unseen(source, task["held_out"], count)
+            found += [Passage(one.id, task["name"], "", one.text) for one in documents if one.text]
+        if task["task"] == "replies":
+            for name, prompt, messages, answer in exchanges(unseen(task["data"], task["held_out"], count)):
+                said = (*messages, {"role": "assistant", "content": answer})
+                found.append(Passage(name, task["name"], prompt, f" {answer}", said))
     return found
 
 

@@ -90,7 +90,9 @@ def share_axis(label: str = "", most: float = 1.0) -> Axis:
 
 
 def upper(interval: Interval) -> float:
-    """The upper end of an interval, or its value where nothing bounds it."""
+    """The upper end of an interval, or its value where nothing bounds it; 0 where there is no value."""
+    if interval["value"] is None:
+        return 0.0
     return float(interval["value"] if interval["high"] is None else interval["high"])
 
 

@@ -14,13 +14,14 @@ from trivium.evals.settings import Settings, TaskSpec
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
 from trivium.lab.asked import asked_of
-from trivium.lab.behaviour import divergence, passages
+from trivium.lab.behaviour import divergence, own_passages, passages
 from trivium.lab.compare_judge import judged
 from trivium.lab.compare_numbers import numbers
 from trivium.lab.compare_stages import curves, stage_facts
 from trivium.lab.formatting import compact, count_range, figure
 from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_above, world_sources
 from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, default_tasks
+from trivium.lab.own_data import OWN_LIMIT, own_tasks
 from trivium.lab.page import page
 from trivium.lab.section_curation import curations
 from trivium.lab.section_synthesis import syntheses
@@ -90,10 +91,14 @@ def collect(
     sources = world_sources(stages)
     configs = {member.name: load_config(member.folder) for member in members}
     windows = [one.context for one in configs.values()]
-    tasks = list(on) or (default_tasks(sources, windows, asking.limit) if members else [])
+    # what was not taught is not asked, where there is something of one's own to ask
+    own = own_tasks(stages, min(asking.limit, OWN_LIMIT)) if members and not on else []
+    tasks = list(on) or own
+    if members and not on and (sources or not own):
+        tasks = [*default_tasks(sources, windows, asking.limit), *own]
     before = compared_with(members)
     found: dict[str, Results] = {}
-    texts = passages(sources) if before else []
+    texts = (passages(sources) if sources or not own else own_passages(own)) if before else []
     pairs: dict[str, dict[str, Any]] = {}
     by_name = {member.name: member for member in members}
     for member in members:

@@ -13,6 +13,8 @@ from trivium.evals.statistics import Interval, bootstrap
 from trivium.lab.compare_records import Answers, Numbers, corrected, difference, text_of
 
 FIFTHS = 5
+TOLD = ("instructions", "sums", "own", "gsm8k", "replies")
+"""The tasks that are answered in words."""
 RESULT = ("####", "answer is")
 
 
@@ -59,9 +61,7 @@ def _fifth(texts: Sequence[Mapping[str, Any]], place: int) -> Interval:
 
 def _manner(raw: Mapping[str, Any], answers: Answers) -> dict[str, Numbers]:
     """Length, ending and sameness of the answers to whatever is answered in words."""
-    told = [
-        label for label in answers if raw["tasks"][label]["task"] in ("instructions", "sums", "own", "gsm8k")
-    ]
+    told = [label for label in answers if raw["tasks"][label]["task"] in TOLD]
     found: dict[str, Numbers] = {}
     changes = []
     for model in raw["models"]:

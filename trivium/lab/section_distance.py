@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trivium.lab.charts import Axis, Line, Panel, Row, Rows, Table, axis, upper
+from trivium.lab.charts import Axis, Line, Panel, Table, axis, rows_of, upper
 from trivium.lab.formatting import with_count
 
 FULL_TINT = 3.0
@@ -17,7 +17,7 @@ def divergences(pairs: Pairs) -> dict[str, Any]:
     """KL of every pair of models on every kind of text."""
     scale = axis([upper(one["kl"]) for pair in pairs for one in pair["kinds"].values()], zero=True)
     groups = [
-        Rows(_between(pair), [Row(kind, one["kl"]) for kind, one in pair["kinds"].items()], scale)
+        rows_of(_between(pair), {kind: one["kl"] for kind, one in pair["kinds"].items()}, scale)
         for pair in pairs
     ]
     columns = {
@@ -41,8 +41,14 @@ def by_place(pairs: Pairs) -> dict[str, Any]:
         highest = [upper(one) for fifths in pair["fifths"].values() for one in fifths]
         y = axis([*highest, 0.0], "KL, nats per token", zero=True)
         for kind, fifths in pair["fifths"].items():
-            points = [(place, one["value"], one["low"], one["high"]) for place, one in enumerate(fifths, 1)]
-            panels.append(Panel(f"{pair['model']}, {kind}", [Line(kind, points)], x, y))
+            # texts of a few tokens have none in some of the fifths
+            points = [
+                (place, one["value"], one["low"], one["high"])
+                for place, one in enumerate(fifths, 1)
+                if one["value"] is not None
+            ]
+            if points:
+                panels.append(Panel(f"{pair['model']}, {kind}", [Line(kind, points)], x, y))
             rows.append([f"{_between(pair)}, {kind}", *map(with_count, fifths)])
     heading = ["models and texts", "first fifth", "second", "third", "fourth", "last"]
     return {

@@ -93,7 +93,9 @@ def answer_style(raw: Raw, numbers: Raw) -> dict[str, Any]:
         "same": "Same answer, word for word, as the model before",
     }
     lengths = {name: one["tokens"] for name, one in found.items()}
-    groups = [rows_of("Tokens per answer", lengths, axis(map(upper, lengths.values()), zero=True))]
+    # an answer that never fitted in has no length
+    known = [upper(one) for one in lengths.values() if one["value"] is not None]
+    groups = [rows_of("Tokens per answer", lengths, axis(known or [1.0], zero=True))]
     for key, title in titles.items():
         values = {name: one[key] for name, one in found.items() if key in one}
         groups.append(rows_of(title, values, share_axis(), "share"))

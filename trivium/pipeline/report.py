@@ -11,7 +11,8 @@ from trivium.evals.task import MODELS, placed
 from trivium.kit.progress import Progress
 from trivium.lab.asked import note
 from trivium.lab.compare import compare, summary_table
-from trivium.lab.gather import Seen
+from trivium.lab.gather import Seen, world_sources
+from trivium.lab.own_data import OWN_LIMIT, own_tasks
 from trivium.stages.parts.stage import PART
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ def report(going: Run) -> tuple[Path, list[list[str]]]:
         ]
         names = [f"{recipe.name}/{name}" for name in chosen]
         on, asking = [placed(spec, partial(_made, going)) for spec in recipe.report.on], recipe.report.asking
+    elif own_tasks(stages) and not world_sources(stages):
+        # nothing was asked for: what the person's own data can say is said, of every model
+        names = [
+            f"{recipe.name}/{one.name}" for one in stages if one.model is not None and PART not in one.name
+        ]
+        asking = Settings(limit=OWN_LIMIT)
     with Progress("report") as progress:
         found = compare(
             names, runs=going.store.runs, to=place / "report.html", on=on, settings=asking,
