@@ -68,6 +68,12 @@ def form_of_text(before: Seen, after: Seen) -> None:
     assert [row["messages"][1]["content"] for row in rows(before)] == answers(after)
 
 
+@moves("seeds", 7, kinds=["synthesize"], both={"per_round": 4})
+def seeds(before: Seen, after: Seen) -> None:
+    assert answers(after) == answers(before)[: len(answers(after))]
+    assert after.summary["not_drawn"] == len(rows(before)) + len(rows(before, "dropped.jsonl")) - 7
+
+
 @moves("per_round", 5, kinds=["synthesize"])
 @moves("max_rows", 3, kinds=["synthesize"])
 def rounds(before: Seen, after: Seen) -> None:

@@ -46,6 +46,8 @@ class Synthesize(Stage):
     """The most that may be spent: `tokens`, `requests`, `money`; what comes then is not asked."""
     per_round: Count = Field(default=256, ge=1)
     """How many rows go through all steps together."""
+    seeds: Count | None = Field(default=None, ge=1)
+    """Draw at most so many seeds, whatever is known already; else all, or as many as the budget allows."""
     form: Form = "messages"
     """How rows are written: `messages`, or `prompt` and `completion` as plain texts."""
     engine: Literal["own", "vllm"] = "own"
@@ -148,7 +150,7 @@ class Synthesize(Stage):
             self._rows(work),
         )
         synthesis = Synthesis(
-            steps, room, self.per_round, self.form,
+            steps, room, self.per_round, self.seeds, self.form,
             lambda done, seeds: work.progress.update(done, seeds, "seeds"),
         )  # fmt: skip
         try:

@@ -33,6 +33,8 @@ class Synthesis:
     steps: Sequence[Step]
     room: Room
     per_round: int = 256
+    most: int | None = None
+    """Draw at most so many seeds."""
     form: Form = "messages"
     progress: Callable[[int, int], None] = lambda done, all_seeds: None
     funnel: list[list[int]] = field(default_factory=list)
@@ -52,10 +54,15 @@ class Synthesis:
         kept: list[Row] = []
         self.rounds = 0
         while seeds and not self.room.asker.ledger.refused:
+            count = self.per_round
+            if self.most is not None:
+                count = min(count, self.most - (self.seeds - len(seeds)))
+            if count < 1:
+                break
             if steering is not None:
-                some = steering.choose(seeds, self.per_round, self._chance())
+                some = steering.choose(seeds, count, self._chance())
             else:
-                some, seeds = seeds[: self.per_round], seeds[self.per_round :]
+                some, seeds = seeds[:count], seeds[count:]
             kept += self._round(some)
             self.rounds += 1
             self.progress(self.seeds - len(seeds), self.seeds)
