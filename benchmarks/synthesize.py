@@ -45,7 +45,8 @@ def ours(job: dict) -> float:
     run = trivium.run(folder / "r.yaml", runs=folder / "runs")
     seconds = time.perf_counter() - start
     rows = (run["asked"].folder / "data" / "rows.jsonl").read_text().count("\n")
-    assert rows == len(job["prompts"]), f"{rows} rows"
+    # A small model may say nothing, and such a row is dropped.
+    assert rows > 0.9 * len(job["prompts"]), f"{rows} rows"
     return seconds
 
 
@@ -72,7 +73,7 @@ def distilabel(job: dict) -> float:
     made = pipeline.run(use_cache=False)["default"]["train"]
     made.to_json(str(folder / "rows.jsonl"))
     seconds = time.perf_counter() - start
-    assert len([one for one in made["generation"] if one]) == len(job["prompts"])
+    assert len([one for one in made["generation"] if one]) > 0.9 * len(job["prompts"])
     return seconds
 
 
