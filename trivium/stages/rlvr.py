@@ -242,7 +242,8 @@ class Rlvr(RolloutStage):
         """How much was sampled, and how rewards moved."""
         rows = read_metrics(opened.work.log.path)
         equal = [row["frac_reward_zero_std"] for row in rows if "frac_reward_zero_std" in row]
-        if equal and min(equal) == 1.0:
+        # Where steps earn, completions of equal rewards teach all the same.
+        if equal and min(equal) == 1.0 and opened.batches.process is None:
             opened.work.say(
                 "nothing was learned: all answers to each prompt earned the same reward in every step; "
                 "give it problems that it sometimes gets right, or a reward that tells its answers apart"
