@@ -120,7 +120,29 @@ SHARDED = [(kind, "all") for kind in TRAINS if kind not in ("reward", "ppo")]
 @pytest.mark.parametrize(("kind", "shard"), [*((kind, 1) for kind in TRAINS), *SHARDED])
 def test_two_processes_make_what_one_makes(bench: Bench, kind: str, shard: int | str) -> None:
     """L2 and L3: the same documents, loss, gradient and weights."""
-    settings = settings_of(kind, optimiser="adamw", learning_rate__from=0.001, parallel__shard=shard)
+    two_make_what_one_makes(bench, kind, parallel__shard=shard)
+
+
+ONLINE = {"data": "problems.jsonl", "reward": ["mine.py:spread"], "online": {"max_new_tokens": 6}}
+DIVIDED = [
+    ("distill", {"on_policy": {"max_new_tokens": 6}}),
+    ("distill", {"top_k": 4}),
+    ("preference", ONLINE),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "changes"), DIVIDED, ids=str)
+def test_two_processes_divide_what_is_sampled_or_stored(
+    bench: Bench, kind: str, changes: dict[str, Any]
+) -> None:
+    """Each samples its share of the answers, and one stores the teacher's words for both."""
+    two_make_what_one_makes(bench, kind, **changes)
+
+
+def two_make_what_one_makes(bench: Bench, kind: str, **changes: Any) -> None:
+    """Run a stage alone and in two processes, and compare what it logged and left."""
+    settings = settings_of(kind, optimiser="adamw", learning_rate__from=0.001, **changes)
     alone = bench.known_run(kind, settings)
     folder = bench.inputs.new_folder()
     port = free_port()
