@@ -27,6 +27,7 @@ from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.flops import muon_flops, parameter_count, pass_flops
 from trivium.model.transformer import Transformer
+from trivium.pipeline import economics
 from trivium.pipeline.plan import planned
 
 SMALL = {"vocabulary": 97, "width": 64, "layers": 2, "heads": 4, "inner_width": 96, "context": 64}
@@ -408,3 +409,19 @@ def test_a_persons_own_prices_are_laid_over_those_that_ship(tmp_path):
     (tmp_path / "empty.yaml").write_text("[]")
     with pytest.raises(TriviumError, match="has no `machines:`"):
         machine("h100", tmp_path / "empty.yaml")
+
+
+# the page
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("place", range(len(economics.ASKED)))
+def test_every_number_of_the_economics_page_follows_from_its_command(place):
+    one = economics.ASKED[place]
+    page = (ROOT / "docs" / "economics.md").read_text(encoding="utf-8")
+    section = page.split(f"## {one.title}\n")[1].split("\n## ")[0]
+    assert "\n".join(economics.table(one, ROOT)) in section
+    assert economics.command(one) in section
+    assert one.says in section

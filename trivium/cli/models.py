@@ -157,14 +157,62 @@ def compare(
 )
 @click.option("--count", default=24, show_default=True, help="Texts of a kind, where no prompts are given.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "to", type=click.Path(path_type=Path), help="Write every token's divergence here.")
+@click.option(
+    "--json",
+    "to",
+    is_flag=False,
+    flag_value="-",
+    help="Print all measures as JSON; with a file, write every token's divergence there.",
+)
+@click.option("--base", help="What the models grew from; else the nearest stage they share.")
+@click.option("--probes", help="A versioned probe set (general-1) or a file like one; else unseen texts.")
+@click.option(
+    "--weights/--no-weights", default=True, help="Whether to compare hidden states and weights as well."
+)
+@click.option(
+    "--suggest", "goal", help="Order the models by the predicted cost to reach this one's behaviour."
+)
 def distance(
-    models: tuple[str, ...], runs: str, prompts: Path | None, count: int, seed: int, to: Path | None
+    models: tuple[str, ...],
+    runs: str,
+    prompts: Path | None,
+    count: int,
+    seed: int,
+    to: str | None,
+    base: str | None,
+    probes: str | None,
+    weights: bool,
+    goal: str | None,
 ) -> None:
-    """How far models' next-token distributions lie from the first one's, in nats per token."""
+    """How close models' behaviours are: divergence of the next token, distance, angle, and their tree.
+
+    Distance and angle are of what training changed in the next-token distributions since the base.
+    """
+    import json
+
+    from trivium.lab.closeness_table import closeness, drawn, suggested, tables
     from trivium.lab.distance import distance
 
-    print_table(distance(models, runs=Path(runs), prompts=prompts, count=count, seed=seed, to=to))
+    place = Path(runs)
+    if goal is not None:
+        print_table(suggested(models, goal, runs=place, probes=probes, count=count, seed=seed))
+        return
+    asked: dict[str, Any] = {"base": base, "probes": probes, "count": count, "seed": seed, "weights": weights}
+    if to == "-":
+        click.echo(json.dumps(closeness(models, runs=place, **asked), indent=2))
+        return
+    if len(models) > 2 or base is not None or probes is not None:
+        found = closeness(models, runs=place, **asked)
+        heading = f"from {found['base']}, on {found['probes']}: {found['contexts']:,} contexts"
+        click.echo(f"{heading}, next {found['unit']}")
+        for rows in tables(found):
+            click.echo()
+            print_table(rows)
+        click.echo("\n" + "\n".join(drawn(found["tree"])) + "\n")
+        if probes is not None:
+            return
+    file = None if to is None else Path(to)
+    print_table(distance(models, runs=place, prompts=prompts, count=count, seed=seed, to=file))
 
 
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -15,6 +15,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
 from trivium.lab.asked import asked_of
 from trivium.lab.behaviour import divergence, own_passages, passages
+from trivium.lab.closeness_table import in_report
 from trivium.lab.compare_judge import judged
 from trivium.lab.compare_numbers import numbers
 from trivium.lab.compare_stages import curves, stage_facts
@@ -131,6 +132,7 @@ def collect(
         "before": before,
         "tasks": tasks_asked,
         "behaviour": list(pairs.values()),
+        "distances": in_report(members) if before else None,
         "judged": judged(stages, tasks_asked, before, kept),
     }  # fmt: skip
 

@@ -85,6 +85,7 @@ def _behaviour(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, 
         "divergences": section_distance.divergences(measured) if measured else None,
         "by_place": section_distance.by_place(measured) if measured else None,
         "texts": section_distance.shaded_texts(raw["behaviour"]) if measured else [],
+        "distances": section_distance.matrices(raw.get("distances")),
         "style": sections.answer_style(raw, numbers) if style else None,
     }
 

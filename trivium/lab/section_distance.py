@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.lab.charts import Axis, Line, Panel, Table, axis, rows_of, upper
+from trivium.lab.closeness_table import drawn
 from trivium.lab.formatting import with_count
 
 FULL_TINT = 3.0
@@ -77,3 +78,22 @@ def shaded_texts(pairs: Pairs) -> list[dict[str, Any]]:
 
 def _between(pair: Mapping[str, Any]) -> str:
     return f"{pair['model']} from {pair['before']}"
+
+
+def matrices(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Distance and angle of every two models as heat maps, and their tree."""
+    if found is None:
+        return None
+    maps = {}
+    for name in ("distance", "angle"):
+        most = max((abs(one) for row in found[name] for one in row if one is not None), default=0.0) or 1.0
+        maps[name] = [
+            (model, [_tinted(one, most) for one in row]) for model, row in zip(found["models"], found[name])
+        ]
+    tree = "\n".join(drawn(found["tree"]))
+    return {"models": found["models"], "base": found["base"], "maps": maps, "tree": tree}
+
+
+def _tinted(value: float | None, most: float) -> tuple[str | None, int]:
+    """A number's text, and how deep its cell is coloured, in per cent."""
+    return (None, 0) if value is None else (f"{value:.2f}", round(45 * abs(value) / most))

@@ -40,6 +40,8 @@ class Checked:
 
     sources: dict[str, dict[str, Looked]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    here: bool = True
+    """Whether the plan is for this machine, so that its memory counts."""
     _known: dict[str, Looked] = field(default_factory=dict)
 
     def look(self, source: Source) -> Looked:
@@ -277,7 +279,7 @@ def _check_held_out(name: str, stage: Any, checked: Checked) -> None:
 
 def _check_memory(name: str, stage: Stage, numbers: Mapping[str, Any], checked: Checked) -> None:
     parameters = numbers.get("parameters")
-    if not parameters or not hasattr(stage, "learning_rate"):
+    if not parameters or not hasattr(stage, "learning_rate") or not checked.here:
         return
     needed = BYTES_TO_TRAIN * parameters
     if getattr(stage, "adapter", None) is not None:

@@ -83,18 +83,21 @@ def planned(
     going = prepare(recipe, runs, overrides)
     chosen = graph.needed(going.nodes, only)
     trackers.check(going.recipe.track)
-    checked = Checked()
+    elsewhere = on is not None and on.partition(":")[0] != HERE
+    checked = Checked(here=not elsewhere)
     derived: dict[str, dict[str, Any]] = {}
     for name in chosen:
         derived[name] = _numbers(going, name, derived, checked)
-    check_disk(going, derived)
+    if not elsewhere:
+        check_disk(going, derived)
     jobs = [job_of(going, name, derived, checked) for name in chosen]
-    if on is None or on.partition(":")[0] == HERE:
+    if not elsewhere:
         sizes = {one.kind: one.parameters for one in jobs if one.parameters}
         machine = here(going.store, sizes)
         if on is not None:
             machine = replace(machine, devices=catalogued(on, machines).devices)
     else:
+        assert on is not None
         machine = catalogued(on, machines)
     estimates = [estimate(advised(job, going.nodes[job.stage].stage), machine) for job in jobs]
     rows = [["stage", "kind", "will", "cost", "derived"]]

@@ -119,7 +119,7 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
     """Training on packed sequences, with the validation along the way."""
     tokens = float(numbers["tokens"])
     batch = float(numbers.get("batch") or stage.batch or 0.0)
-    context = int(numbers.get("context") or config.context)
+    context = int(numbers.get("longest") or numbers.get("context") or config.context)
     length = float(numbers.get("attended") or context)
     learned = float(numbers.get("learned", 1.0 - 1.0 / max(2.0, length)))
     few = learned < WORTH_LEAVING_OUT and config.experts is None
