@@ -30,7 +30,7 @@ class Phase:
     last_layer: float | None = None
     """For how many tokens the last layer computes its output, where that is not all of them."""
     head_again: bool = False
-    """Whether the backward pass makes the scores anew, as losses of log-probabilities do."""
+    """Whether the backward pass computes the scores again, as losses of log-probabilities do."""
     beside: float = 0.0
     """The weights of an adapter that is trained."""
     decode_steps: float = 0.0
