@@ -12,6 +12,8 @@ from trivium.kit.numbers import short
 from trivium.kit.progress import duration
 from trivium.lab.planner.estimate import Estimate
 from trivium.pipeline.plan import Planned, planned
+from trivium.pipeline.run import prepare
+from trivium.recipe.graph import Node
 
 GIB = 2**30
 SWEPT = {"context": ("pretrain", "midtrain", "sft", "preference", "reward")}
@@ -96,23 +98,20 @@ def swept(
     listed = [value.strip() for value in values.split(",") if value.strip()]
     if not setting or not listed:
         raise TriviumError(f"--sweep {sweep}: write a setting and its values, such as context=2k,8k,32k.")
-    base = planned(recipe, runs, overrides, **wishes)
-    assert base.going is not None
+    nodes = prepare(recipe, runs, overrides).nodes
     found = {}
     for value in listed:
         found[f"{setting}={value}"] = planned(
-            recipe, runs, _with(overrides, _moved(base, setting, value)), **wishes
+            recipe, runs, _with(overrides, _moved(nodes, setting, value)), **wishes
         )
     return found
 
 
-def _moved(base: Planned, setting: str, value: str) -> list[str]:
+def _moved(nodes: Mapping[str, Node], setting: str, value: str) -> list[str]:
     """The overrides that move a setting: of the stage it names, else of every stage of its kinds."""
-    assert base.going is not None
     if "." in setting:
         key = setting if setting.startswith(("stages.", "report.", "experiment.")) else f"stages.{setting}"
         return [f"{key}={value}"]
-    nodes = base.going.nodes
     kinds = SWEPT.get(setting)
     named = [
         name for name, node in nodes.items()
