@@ -7,8 +7,6 @@ that other work on the machine disturbs little.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -37,13 +35,13 @@ DECODED, DECODE_ROWS = 32, 64
 
 
 def measure() -> dict[str, Any]:
-    """Peak, bandwidth, the two numbers of the shares, the cost of a decoding step, and an empty process."""
+    """Peak, bandwidth, the two numbers of the shares, and the cost of a decoding step."""
     peak, bandwidth = machine.matmul_peak(), machine.memory_bandwidth()
     shares = [_training_rate(width) / peak for width in WIDTHS]
     ceiling, half_width = fitted(WIDTHS, shares)
     return {
         "peak": peak, "bandwidth": bandwidth, "ceiling": ceiling, "half_width": half_width,
-        "runtime": _resident(), "step_seconds": _decoding_step(peak, ceiling, half_width),
+        "step_seconds": _decoding_step(peak, ceiling, half_width),
     }  # fmt: skip
 
 
@@ -117,15 +115,3 @@ def _decoding_step(peak: float, ceiling: float, half_width: float) -> float:
         seconds = min(seconds, time.perf_counter() - start)
     rate = peak * ceiling * config.width / (config.width + half_width)
     return max(0.0, seconds - tally.operations / rate) / DECODED
-
-
-def _resident() -> float:
-    """The bytes that this process holds now, with all its libraries loaded."""
-    if machine.device().startswith("cuda"):
-        return 1.0e9
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return float(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        scale = 1 if sys.platform == "darwin" else 1024
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
