@@ -71,7 +71,9 @@ def cka(members: Sequence[Member], texts: Sequence[Passage]) -> list[list[list[f
 def fisher_diagonal(base: Member, texts: Sequence[Passage], seed: int = 0) -> dict[str, Tensor]:
     """By parameter the mean square of the gradient of log p(y|c), y drawn from the base itself."""
     generator = torch.Generator().manual_seed(seed)
-    model, total, count = base.model, {}, 0
+    model = base.model
+    total: dict[str, Tensor] = {}
+    count = 0
     wanted = {name: one for name, one in model.named_parameters() if one.is_floating_point()}
     before = {name: one.requires_grad for name, one in wanted.items()}
     for one in wanted.values():
@@ -92,7 +94,8 @@ def fisher_diagonal(base: Member, texts: Sequence[Passage], seed: int = 0) -> di
             )
             for name, gradient in zip(wanted, gradients, strict=True):
                 if gradient is not None:
-                    total[name] = total.get(name, 0) + gradient.detach().cpu().double() ** 2
+                    square = gradient.detach().cpu().double() ** 2
+                    total[name] = total[name] + square if name in total else square
             count += len(places)
     finally:
         for name, one in wanted.items():
