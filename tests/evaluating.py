@@ -37,7 +37,8 @@ def oracle(item):
 
 def scripted(monkeypatch, say=oracle, prefer=lambda item, choice: choice == item.expected):
     monkeypatch.setattr(
-        "trivium.evals.evaluate.Subject", lambda model, tokenizer: Scripted(model, tokenizer, say, prefer)
+        "trivium.evals.evaluate.Subject",
+        lambda model, tokenizer, **_: Scripted(model, tokenizer, say, prefer),
     )
 
 
