@@ -276,5 +276,51 @@ def test_scorers_of_answers_are_asked_with_the_prompt():
             return [Score(len(text) / 10, "", "ok") if text else Score(None, "", "fault") for text in texts]
 
     nodes = [Node(1, None, [], "abc"), Node(2, None, [], "")]
-    assert of_answers(Many(), "what?")(nodes) == [0.3, 0.0]
+    assert of_answers(Many(), "what?")(nodes) == [0.3, -math.inf]
+    squashed = of_answers(Many(), "what?", logits=True)(nodes)
+    assert squashed == [pytest.approx(1 / (1 + math.exp(-0.3))), -math.inf]
     assert Sampling(max_new_tokens=1)
+
+
+def test_what_cannot_be_judged_is_preferred_to_nothing():
+    def scored(*scores: float) -> list[Solution]:
+        answers = "xyy"
+        return [
+            Solution(Node(place, None, [], "", score=score), answers[place])
+            for place, score in enumerate(scores)
+        ]
+
+    assert chosen(scored(-math.inf, -2.0, -3.0), "best").answer == "y"
+    assert chosen(scored(-math.inf, -2.0, -3.0), "weighted").answer == "y"
+    assert chosen(scored(0.5, -math.inf, -math.inf), "majority").answer == "y"
+    assert chosen(scored(*[-math.inf] * 3), "weighted").answer == "x"
+    known = {**values(), "a": -math.inf, "ab": -math.inf}
+    result = searched(scorer_of(known), method="mcts", n=60, width=3)
+    assert all(math.isfinite(node.value) for node in result.tree.nodes if node.visits)
+    assert "Infinity" not in json.dumps(result.as_json())
+
+
+def on_and_on(said: str) -> Any:
+    """A model that always writes the same text, each request up to the first stop text in what is new."""
+
+    def generate(requests: list[Request]) -> list[list[Completion]]:
+        found = []
+        for request in requests:
+            rest = said[len(request.prompt) - 1 :]
+            ends = [rest.index(stop) + len(stop) for stop in request.sampling.stop if stop and stop in rest]
+            tokens = [ord(one) for one in rest[: min(ends, default=len(rest))]]
+            found.append([Completion("", tokens, [-0.5] * len(tokens), "stop", 1)] * request.n)
+        return found
+
+    return generate
+
+
+@pytest.mark.parametrize("method", ["best_of", "beam", "dvts", "mcts", "backtrack"])
+@pytest.mark.parametrize("more", ["\n\nQuestion: more?\nd\ne", "\nQuestion: more?\n\nd\ne"])
+def test_a_stop_text_that_spans_two_steps_ends_the_solution(method, more):
+    settings = search_settings({"method": method, "n": 4, "width": 2})
+    stop = ("\n\n", "\nQuestion:")
+    explorer = Explorer([1], settings, of_texts(lambda text: 1.0), Letters(), 100, stop)  # type: ignore[arg-type]
+    (result,) = drive([walk(explorer, lambda text: text)], on_and_on("a\nb" + more))
+    assert result.text == "a\nb"
+    assert result.ended

@@ -11,7 +11,7 @@ from trivium.generate.engine import Engine
 from trivium.generate.search.explore import Explorer, Scorer, of_answers, of_texts, own_probability
 from trivium.generate.search.run import SearchResult, last_line, search_all
 from trivium.generate.search.settings import SearchSettings
-from trivium.grade.learned import learned_scorer
+from trivium.grade.learned import LearnedScorer, learned_scorer
 from trivium.grade.maths.extract import marked_answers
 from trivium.grade.rewards import reward_from_file
 from trivium.grade.scorer import Score, scorer, scorer_names
@@ -74,7 +74,8 @@ class Searcher:
         if judge is None:
             return own_probability
         if hasattr(judge, "many") or isinstance(getattr(judge, "name", None), str):
-            return of_answers(judge, prompt)
+            # A model of whole answers gives any number; its sigmoid is what a threshold and a sum can read.
+            return of_answers(judge, prompt, logits=isinstance(judge, LearnedScorer))
         return of_texts(judge)
 
     def explorer(

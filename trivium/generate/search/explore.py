@@ -1,7 +1,7 @@
 """Drawing and scoring steps: what every method of search is made of.
 
-A method is a generator: it yields requests and is sent their completions, so that whoever drives it decides
-how they are generated. `run` drives many searches at once in one engine, round by round.
+A method is a generator: it yields requests and is sent their completions, so that the caller decides how they
+are generated. `run` drives many searches at once in one engine, round by round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Completions = list[list[Completion]]
 Result = TypeVar("Result")
 Rounds = Generator[Requests, Completions, Result]
 Scorer = Callable[[Sequence[Node]], Sequence[float]]
-"""Scores partial or whole solutions; higher is better, and best from 0 to 1."""
+"""Scores partial or whole solutions, from 0 to 1, higher is better; -inf where one cannot be judged."""
 
 
 def own_probability(nodes: Sequence[Node]) -> list[float]:
@@ -36,8 +36,17 @@ def of_texts(score: Callable[[str], float]) -> Scorer:
     return lambda nodes: [float(score(node.text)) for node in nodes]
 
 
-def of_answers(scorer: Any, prompt: Any, columns: dict[str, Any] | None = None) -> Scorer:
-    """A scorer from one that scores completions to a prompt; what it cannot judge counts 0."""
+def of_answers(
+    scorer: Any, prompt: Any, columns: dict[str, Any] | None = None, *, logits: bool = False
+) -> Scorer:
+    """A scorer from one that scores completions to a prompt; `logits` become probabilities (Bradley-Terry)."""
+
+    def score(value: float | None) -> float:
+        # Below every score, so that what cannot be judged is preferred to nothing.
+        if value is None:
+            return -math.inf
+        # The sigmoid in the form that no large value overflows.
+        return 0.5 * (1 + math.tanh(value / 2)) if logits else float(value)
 
     def scored(nodes: Sequence[Node]) -> list[float]:
         texts = [node.text for node in nodes]
@@ -47,7 +56,7 @@ def of_answers(scorer: Any, prompt: Any, columns: dict[str, Any] | None = None) 
             if many is not None
             else [scorer(text, prompt=prompt, **(columns or {})) for text in texts]
         )
-        return [0.0 if one.value is None else float(one.value) for one in found]
+        return [score(one.value) for one in found]
 
     return scored
 
@@ -156,13 +165,17 @@ class Explorer:
             tokens = [*node.all_tokens, *one.tokens]
             ends = bool(one.tokens) and one.tokens[-1] in self.tokenizer.stop_ids
             text = self.tokenizer.decode(tokens[:-1] if ends else tokens)
-            stopped = next((stop for stop in self.stop if stop in text[len(node.text) :]), None)
-            if stopped is not None:
-                text = text[: text.index(stopped, len(node.text))]
-            ended = ends or stopped is not None
+            stops = [place for stop in self.stop if (place := self._place(stop, text, node)) >= 0]
+            text = text[: min(stops, default=len(text))]
+            ended = ends or bool(stops)
             last = whole or node.depth + 1 >= self.settings.max_steps
             finished = ended or last or len(tokens) >= self.max_new_tokens
             found[key] = (tree or self.tree).add(
                 node, list(one.tokens), text, float(sum(one.logprobs)), finished=finished, ended=ended
             )
         return list(found.values())
+
+    def _place(self, stop: str, text: str, node: Node) -> int:
+        """Where a stop text begins that ends beyond a node's text; -1 where there is none."""
+        # It may begin in the steps before: a stop such as an empty line contains the separator.
+        return text.find(stop, max(0, len(node.text) - len(stop) + 1))

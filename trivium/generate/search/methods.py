@@ -69,9 +69,11 @@ def mcts(explorer: Explorer) -> Rounds[None]:
             node = _most_promising(node, settings.exploration)
         if not node.finished:
             yield from explorer.expand([node], settings.width)
+        # A step that cannot be judged is backed up as the lowest score so far, not as minus infinity.
+        value = node.score if math.isfinite(node.score) else _lowest(tree.nodes)
         for one in (tree.root, *node.path):
             one.visits += 1
-            one.total += node.score
+            one.total += value
         if explorer.spent or _exhausted(tree.root):
             break
     if not tree.solutions:
@@ -120,6 +122,10 @@ METHODS: dict[Method, Callable[[Explorer], Rounds[None]]] = {
 def _best(nodes: Sequence[Node], count: int) -> list[Node]:
     """The highest scores; of equal ones those drawn first."""
     return sorted(nodes, key=lambda node: -node.score)[:count]
+
+
+def _lowest(nodes: Sequence[Node]) -> float:
+    return min((node.score for node in nodes if math.isfinite(node.score)), default=0.0)
 
 
 def _solutions(nodes: Sequence[Node]) -> int:

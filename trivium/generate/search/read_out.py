@@ -7,11 +7,12 @@ With solutions i, their scores s_i and answers a_i (Snell et al., 2408.03314; se
     majority  argmax_a sum_i [a_i = a]            (self-consistency, 2203.11171)
 
 A node that was drawn several times counts as often. A solution whose answer cannot be read (None) votes for
-none. Of the solutions with the chosen answer the best one is handed over; ties go to the one drawn first.
+none, and one that the scorer could not judge (-inf) counts only in `majority`. Of the solutions with the chosen answer the best one is handed over; ties go to the one drawn first.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ def chosen(solutions: Sequence[Solution], how: ReadOut) -> Solution | None:
     best = max(solutions, key=lambda one: one.score)
     votes: dict[str, float] = defaultdict(float)
     for one in solutions:
-        if one.answer is not None:
+        judged = how == "majority" or math.isfinite(one.score)
+        if one.answer is not None and judged:
             votes[one.answer] += one.node.drawn * (one.score if how == "weighted" else 1.0)
     if how == "best" or not votes:
         return best

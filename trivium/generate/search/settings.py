@@ -40,7 +40,7 @@ class SearchSettings(Settings):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Sample from the most likely tokens that together reach this probability."""
     max_new_tokens: Count | None = Field(default=None, ge=1)
-    """The longest solution in tokens; None leaves it to who asks."""
+    """The longest solution in tokens; None: the caller's limit."""
     max_steps: Count = Field(default=40, ge=1)
     """The most steps of a solution."""
     token_budget: Count | None = Field(default=None, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,10 +98,15 @@ class Tree:
         return iter(self.nodes[1:])
 
 
+def number(score: float) -> float | None:
+    """A score for JSON, which has no infinity; None is what could not be judged."""
+    return round(score, 6) if math.isfinite(score) else None
+
+
 def _as_json(node: Node, chosen: bool) -> dict[str, Any]:
     assert node.parent is not None
     return {
-        "id": node.number, "parent": node.parent.number, "text": node.step, "score": round(node.score, 6),
+        "id": node.number, "parent": node.parent.number, "text": node.step, "score": number(node.score),
         "logprob": round(node.logprob, 4), "tokens": len(node.tokens), "drawn": node.drawn,
-        "visits": node.visits, "value": round(node.value, 6), "finished": node.finished, "chosen": chosen,
+        "visits": node.visits, "value": number(node.value), "finished": node.finished, "chosen": chosen,
     }  # fmt: skip
