@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,6 +15,7 @@ from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import combine
 from trivium.kit.errors import TriviumError
+from trivium.stages.label_steps import LabelSteps
 from trivium.stages.parts.prompts import Prompt
 from trivium.stages.parts.step_rollouts import (
     Solution,
@@ -72,7 +74,7 @@ def test_soft_labels_are_shares_and_binary_search_finds_the_same_first_error_for
     assert values_to_first_error(found, [right, wrong]) == [[1] * 5, [1, 1, 0, 0, 0]]
     # The right solution costs nothing, and the wrong one log2(5) prefixes: after 2, 3 of 5 steps.
     assert len(some.asked) == 2
-    assert found.cost == {"solution_tokens": 0, "rollouts": 8, "tokens": 40}
+    assert found.cost == {"solution_tokens": 0, "rollouts": 8, "tokens": 40, "unknown_prefixes": 0}
     # What both share is rolled out once.
     assert len(every.asked) == len(set(every.asked)) == 6
 
@@ -83,6 +85,41 @@ def test_binary_search_agrees_with_every_first_error(first):
     wrong = solution([*lines, "#### 99"], False)
     (found,) = values_to_first_error(rollouts(Solver()), [wrong])
     assert found == [1.0] * min(first, 4) + [0.0] * (5 - min(first, 4))
+
+
+class Silent:
+    """A grader that can judge nothing that goes on from `where`."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.math = where, combine(["math"])
+
+    def __call__(self, prompts: list, completions: list, **columns: list) -> list[float | None]:
+        scores = self.math(prompts, completions, **columns)
+        return [
+            None if text.startswith(self.where) else score
+            for text, score in zip(completions, scores, strict=True)
+        ]
+
+
+def test_a_step_about_which_nothing_is_known_has_no_label():
+    wrong = solution(WRONG, False)
+    unknown = rollouts(Solver())
+    unknown.grader = Silent("\n".join(WRONG[:3]))  # type: ignore[assignment]
+    (found,) = values_of_every_step(unknown, [wrong])
+    assert found == pytest.approx([1, 1, math.nan, math.nan, 0], nan_ok=True)
+    assert unknown.cost["unknown_prefixes"] == 2
+    # The search knows that two steps are right and the last one is not, and cannot divide what lies between.
+    (found,) = values_to_first_error(unknown, [wrong])
+    assert found[:2] == [1, 1]
+    assert all(math.isnan(value) for value in found[2:4])
+    assert found[4] == 0
+    # No room for a roll-out says as little.
+    full = rollouts(Solver())
+    full.sampling = Sampling(max_new_tokens=1)
+    (found,) = values_to_first_error(full, [wrong])
+    assert [math.isnan(value) for value in found] == [True] * 4 + [False]
+    stage = LabelSteps.model_construct(labels="soft")
+    assert stage._labels([0.5, math.nan]) == [0.5, None]
 
 
 def test_a_prefix_is_the_text_as_it_was_written():

@@ -119,6 +119,18 @@ def test_steps_are_found_among_the_tokens():
         "the river\n12 sacks\n",
     ]
     assert ends[-1] == len(tokens) - 1
+    # With a tool the steps are those of the last message, which begins after what the tool said.
+    before, said = tokenizer.encode("the long way\nround"), tokenizer.encode("the hills and the river\n")
+    whole = [*before, *said, *tokens]
+    learned = [True] * len(before) + [False] * len(said) + [True] * len(tokens)
+    messages = [
+        {"role": "assistant", "content": "the long way\nround"},
+        {"role": "tool", "content": "the hills and the river\n"},
+        {"role": "assistant", "content": text},
+    ]
+    turns = Rollout(whole, [0.0] * len(whole), learned, False, messages)
+    shifted = steps._last_tokens(turns, [end for _, end in step_ends(text)])
+    assert shifted == [end + len(before) + len(said) for end in ends]
 
 
 @pytest.mark.parametrize("at", ["token", "step"])
@@ -132,7 +144,10 @@ def test_branches_share_their_beginning_and_are_drawn_from_the_model(at):
     assert [len(group) for group in found] == [6, 6]
     assert any(one.fork for group in found for one in group)
     for prompt, group in zip(prompts, found, strict=True):
-        assert sum(one.weight for one in group) == pytest.approx(len({one.trunk for one in group}))
+        # Every prompt weighs as much as `num_generations` completions, however many of its trunks fork.
+        assert sum(one.weight for one in group) == pytest.approx(6)
+        alone = [one.weight for one in group if not one.fork]
+        assert all(one.weight == pytest.approx(alone[0] / 3) for one in group if one.fork and alone)
         for one in group:
             siblings = [other for other in group if other.trunk == one.trunk]
             assert len(siblings) in (1, 3)

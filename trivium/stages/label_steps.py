@@ -176,8 +176,9 @@ class LabelSteps(Stage):
         return values_of_every_step(rollouts, solutions)
 
     def _labels(self, values: Sequence[float]) -> list[bool | float | None]:
+        # NaN: nothing is known of the step, neither that it is right nor that it is wrong.
         if self.labels == "soft":
-            return list(values)
+            return [None if value != value else value for value in values]
         return [None if value != value else value > 0 for value in values]
 
     def _joined(self, work: Work, written: Sequence[Mapping[str, Any]], problems: int) -> dict[str, Any]:
@@ -212,6 +213,12 @@ class LabelSteps(Stage):
             f"{len(rows):,} solutions with {found['steps']:,} steps, {found['right_steps']:.0%} of them "
             f"right; {cost['rollouts']:,} roll-outs of {cost['tokens']:,} tokens{agrees}"
         )
+        if cost.get("unknown_prefixes"):
+            work.say(
+                f"{cost['unknown_prefixes']:,} prefixes had no room for a roll-out or none that the scorer "
+                "could judge: steps that depend on them have no label; "
+                "raise `max_new_tokens` or check the scorer"
+            )
         return found
 
 

@@ -39,7 +39,7 @@ def of_texts(score: Callable[[str], float]) -> Scorer:
 def of_answers(
     scorer: Any, prompt: Any, columns: dict[str, Any] | None = None, *, logits: bool = False
 ) -> Scorer:
-    """A scorer from one that scores completions to a prompt; `logits` become probabilities (Bradley-Terry)."""
+    """A scorer from one that scores completions to a prompt; `logits` become probabilities."""
 
     def score(value: float | None) -> float:
         # Below every score, so that what cannot be judged is preferred to nothing.

@@ -7,7 +7,8 @@ With solutions i, their scores s_i and answers a_i (Snell et al., 2408.03314; se
     majority  argmax_a sum_i [a_i = a]            (self-consistency, 2203.11171)
 
 A node that was drawn several times counts as often. A solution whose answer cannot be read (None) votes for
-none, and one that the scorer could not judge (-inf) counts only in `majority`. Of the solutions with the chosen answer the best one is handed over; ties go to the one drawn first.
+none, and one that the scorer could not judge (-inf) counts only in `majority`. Of the solutions with the
+chosen answer the best one is handed over; ties go to the one drawn first.
 """
 
 from __future__ import annotations

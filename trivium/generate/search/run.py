@@ -12,7 +12,7 @@ from trivium.generate.search.explore import Completions, Explorer, Requests, Rou
 from trivium.generate.search.methods import METHODS
 from trivium.generate.search.read_out import Solution, chosen
 from trivium.generate.search.settings import SearchSettings
-from trivium.generate.search.tree import Tree, number
+from trivium.generate.search.tree import Tree, finite
 
 AnswerOf = Callable[[str], str | None]
 
@@ -56,7 +56,7 @@ class SearchResult:
         if not isinstance(settings.get("scorer", ""), str):
             settings["scorer"] = dict(settings["scorer"])
         return {
-            "text": self.text, "answer": self.answer, "score": number(self.score), "settings": settings,
+            "text": self.text, "answer": self.answer, "score": finite(self.score), "settings": settings,
             "tokens": self.tokens, "scored": self.scored, "solutions": len(self.solutions),
             "tree": self.tree.as_json(None if self.chosen is None else self.chosen.node),
         }  # fmt: skip

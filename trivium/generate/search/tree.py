@@ -98,7 +98,7 @@ class Tree:
         return iter(self.nodes[1:])
 
 
-def number(score: float) -> float | None:
+def finite(score: float) -> float | None:
     """A score for JSON, which has no infinity; None is what could not be judged."""
     return round(score, 6) if math.isfinite(score) else None
 
@@ -106,7 +106,7 @@ def number(score: float) -> float | None:
 def _as_json(node: Node, chosen: bool) -> dict[str, Any]:
     assert node.parent is not None
     return {
-        "id": node.number, "parent": node.parent.number, "text": node.step, "score": number(node.score),
+        "id": node.number, "parent": node.parent.number, "text": node.step, "score": finite(node.score),
         "logprob": round(node.logprob, 4), "tokens": len(node.tokens), "drawn": node.drawn,
-        "visits": node.visits, "value": number(node.value), "finished": node.finished, "chosen": chosen,
+        "visits": node.visits, "value": finite(node.value), "finished": node.finished, "chosen": chosen,
     }  # fmt: skip

@@ -2,9 +2,12 @@
 
 Where to fork may depend on what was said up to there and on nothing after it: the first token at which the
 likeliest one has less than a given probability, or the end of a step whose number is drawn beforehand. Then
-all completions of a trunk are equally distributed from the fork on, and each weighs 1 / branches
-(`step_advantages.tree_advantages`). A trunk in which no such place comes stays alone; as many further
-completions are drawn from the prompt in place of its branches.
+all completions of a trunk are equally distributed from the fork on, and each weighs 1 / branches of one that
+stands alone (`step_advantages.tree_advantages`). A trunk in which no such place comes stays alone; as many
+further completions are drawn from the prompt in place of its branches. They are samples of their own, so the
+weights are then scaled to add up to `num_generations` for every prompt: else one on which the model is sure
+would weigh up to `branches` times as much as one on which it wavers. That a prompt's sum of weights depends
+on what was drawn costs a bias of the order 1 / trunks, as with every self-normalised mean.
 """
 
 from __future__ import annotations
@@ -83,6 +86,9 @@ class ForkingWorker:
                     mine.append(self._rollout(prompt, tokens, logprobs, branch, place, fork or 0, new=True))
             for place, one in enumerate(further[number]):
                 mine.append(self._rollout(prompt, one.tokens, one.logprobs, one, len(some) + place, 0))
+            scale = len(mine) / sum(rollout.weight for rollout in mine)
+            for rollout in mine:
+                rollout.weight *= scale
             found.append(mine)
         return found
 

@@ -41,13 +41,19 @@ class ProcessRewards:
                 rollout.step_scores.append(mine or [])
 
     def _last_tokens(self, rollout: Rollout, ends: Sequence[int]) -> list[int]:
-        """The last token of every step; the last step has all that follows."""
-        found, low = [], 0
+        """The last token of every step; the first has all that came before it, the last all that follows."""
+        start = 0
+        if not isinstance(rollout.completion, str):
+            # Messages: the steps are those of the last one, whose tokens are the last that the model chose.
+            chosen = np.flatnonzero(rollout.learned)
+            breaks = np.flatnonzero(np.diff(chosen) > 1)
+            start = int(chosen[breaks[-1] + 1]) if len(breaks) else 0
+        found, low = [], start
         for end in ends:
             high = len(rollout.tokens) - 1
             while low < high:
                 middle = (low + high) // 2
-                if len(self.tokenizer.decode(rollout.tokens[: middle + 1])) < end:
+                if len(self.tokenizer.decode(rollout.tokens[start : middle + 1])) < end:
                     low = middle + 1
                 else:
                     high = middle

@@ -8,6 +8,7 @@ if a wrong step cannot be made good later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,8 +49,10 @@ class StepRollouts:
     threshold: float = 1.0
     rollouts: int = 8
     known: dict[str, float] = field(default_factory=dict)
-    """By prompt and prefix, the share of roll-outs that came to the right answer."""
-    cost: dict[str, int] = field(default_factory=lambda: {"solution_tokens": 0, "rollouts": 0, "tokens": 0})
+    """By prompt and prefix, the share of roll-outs that are right; NaN where none was judged."""
+    cost: dict[str, int] = field(
+        default_factory=lambda: {"solution_tokens": 0, "rollouts": 0, "tokens": 0, "unknown_prefixes": 0}
+    )
 
     def draw(self, prompts: Sequence[Prompt], count: int) -> list[tuple[Prompt, str]]:
         """`count` solutions to each prompt."""
@@ -73,7 +76,10 @@ class StepRollouts:
         return [None if score is None else score >= self.threshold for score in scores]
 
     def values(self, prefixes: Sequence[tuple[Prompt, str]]) -> list[float]:
-        """The share of right completions of each prefix; one that is known is not sampled again."""
+        """The share of right completions of each prefix; one that is known is not sampled again.
+
+        NaN where there is no room for a roll-out, or the grader could judge none: nothing is known then.
+        """
         keys = [fingerprint([prompt.id, prompt.ids, text]) for prompt, text in prefixes]
         fresh = {key: pair for key, pair in zip(keys, prefixes, strict=True) if key not in self.known}
         texts = self._completed(list(fresh.values()), self.rollouts, "tokens")
@@ -86,7 +92,8 @@ class StepRollouts:
         verdicts = iter(self.right(pairs))
         for key, some in zip(fresh, texts, strict=True):
             judged = [verdict for verdict in (next(verdicts) for _ in some) if verdict is not None]
-            self.known[key] = sum(judged) / len(judged) if judged else 0.0
+            self.known[key] = sum(judged) / len(judged) if judged else math.nan
+            self.cost["unknown_prefixes"] += not judged
         return [self.known[key] for key in keys]
 
     def _completed(self, prefixes: Sequence[tuple[Prompt, str]], count: int, counter: str) -> list[list[str]]:
@@ -122,22 +129,34 @@ def values_of_every_step(rollouts: StepRollouts, solutions: Sequence[Solution]) 
 def values_to_first_error(rollouts: StepRollouts, solutions: Sequence[Solution]) -> list[list[float]]:
     """1 before the first step from which no roll-out comes to the right answer and 0 from it on.
 
-    A solution with the right answer is right throughout, without a roll-out.
+    A solution with the right answer is right throughout, without a roll-out. Where a prefix says nothing
+    (NaN), the search ends, and the steps between its bounds are NaN.
     """
     # The first `low` steps are right, and of the first `high` steps the last one is not.
     bounds = {
         place: (0, len(one.steps)) for place, one in enumerate(solutions) if not one.right and one.steps
     }
-    while open_ones := [place for place, (low, high) in bounds.items() if high - low > 1]:
+    ended: set[int] = set()
+    while open_ones := [
+        place for place, (low, high) in bounds.items() if high - low > 1 and place not in ended
+    ]:
         middles = {place: sum(bounds[place]) // 2 for place in open_ones}
         found = rollouts.values([solutions[place].prefix(middles[place]) for place in open_ones])
         for place, value in zip(open_ones, found, strict=True):
             low, high = bounds[place]
-            bounds[place] = (middles[place], high) if value > 0 else (low, middles[place])
+            if math.isnan(value):
+                ended.add(place)
+            else:
+                bounds[place] = (middles[place], high) if value > 0 else (low, middles[place])
     return [
-        [float(k < bounds[place][0]) if place in bounds else 1.0 for k in range(len(one.steps))]
+        _labels(len(one.steps), *bounds[place]) if place in bounds else [1.0] * len(one.steps)
         for place, one in enumerate(solutions)
     ]
+
+
+def _labels(steps: int, low: int, high: int) -> list[float]:
+    """1 for the first `low` steps, 0 from step `high` on (counted from 1), NaN for what lies between."""
+    return [1.0] * low + [math.nan] * (high - 1 - low) + [0.0] * (steps - high + 1)
 
 
 def worked_steps(columns: Mapping[str, Any]) -> list[str] | None:
