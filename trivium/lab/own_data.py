@@ -10,7 +10,7 @@ from trivium.grade.scorer import scorer_names
 from trivium.lab.gather import Seen
 
 OWN_LIMIT = 24
-"""Items of a task that nobody asked for: a report shall not take longer than a small run."""
+"""Items of a task that was not asked for: a report shall not take longer than a small run."""
 TASKS = {
     "corpus": "bits", "pretrain": "bits", "midtrain": "bits", "sft": "replies", "preference": "pairs",
     "rlvr": "own",

@@ -38,6 +38,6 @@ def note(store: Path, fingerprint: str, entry: str, because: str, facts: Mapping
     try:
         person = getpass.getuser()
     except (KeyError, OSError):
-        person = "somebody"
+        person = "someone"
     said = {"entry": entry, "because": because.strip(), "by": f"{person}@{socket.gethostname()}", **facts}
     write_sealed(store / FILE, {**acceptances(store), fingerprint: said})

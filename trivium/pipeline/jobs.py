@@ -228,7 +228,7 @@ class SideBySide:
         lost = [name for name in self.chosen if name not in self.going.became and name not in self.failed]
         parts = [f"{name} failed: {why.rstrip('.')}" for name, why in (first, *more)]
         skipped = f"; not run, because they need it: {', '.join(lost)}" if lost else ""
-        return f"{'; '.join(parts)}{skipped}. All else is done; mend that and run the same command again."
+        return f"{'; '.join(parts)}{skipped}. All else is done; fix that and run the same command again."
 
 
 def shares(jobs: int) -> list[dict[str, str]]:

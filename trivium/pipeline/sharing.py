@@ -113,7 +113,7 @@ class SharedStore:
         seal = read_seal(entry.folder)
         if not seal["sizes"]:
             raise TriviumError(
-                f"{entry.folder} was sealed by an older version; run its recipe anew to share it."
+                f"{entry.folder} was sealed by an older version; run its recipe again to share it."
             )
         moved = Moved("pushed", len(seal["files"]))
         parts = {name: self._push_file(entry.folder, seal, name, moved) for name in seal["files"]}
