@@ -163,6 +163,52 @@ def test_a_file_that_is_not_there_is_named_before_anything_runs(tmp_path: Path, 
         load(write_recipe(tmp_path, report))
 
 
+JUDGE = "search: {method: best_of, n: 2, scorer: './judge.py:spread'}"
+
+
+def judge(folder: Path, words: str) -> None:
+    (folder / "judge.py").write_text(f"def spread(completions, **columns):\n    return [{words}]\n")
+
+
+@pytest.mark.parametrize("spec", [f"{{task: sums, {JUDGE}}}", f"sums], asking: {{{JUDGE}}}, against: ["])
+def test_the_function_that_scores_a_search_counts_with_its_text(tmp_path: Path, spec: str):
+    path = write_recipe(tmp_path, RECIPE.format(spec=spec))
+    prints = []
+    for words in ("1", "2", "1"):
+        judge(tmp_path, words)
+        prints.append(graph.build(load(path))["asked"].fingerprint)
+    assert prints[0] == prints[2] != prints[1]
+    (tmp_path / "judge.py").unlink()
+    with pytest.raises(TriviumError, match=r"judge\.py"):
+        graph.build(load(path))
+
+
+def test_a_stage_that_scores_all_searches_is_made_first(tmp_path: Path):
+    for scorer in ("prm", "{model: prm, aggregate: last}"):
+        spec = f"sums], asking: {{search: {{method: beam, scorer: {scorer}}}}}, against: ["
+        reward = "  prm: {kind: reward, steps: true, from: base, data: ./s.jsonl}\n"
+        (tmp_path / "s.jsonl").write_text("{}")
+        path = write_recipe(tmp_path, RECIPE.format(spec=spec) + reward)
+        node = graph.build(load(path))["asked"]
+        assert node.parents["prm"].stage == "prm"
+
+
+def test_a_report_finds_the_scorer_of_its_searches_beside_the_recipe(tmp_path: Path, monkeypatch):
+    asked = f"{{on: [{{task: sums, {JUDGE}}}], asking: {{{JUDGE}}}}}"
+    path = write_recipe(tmp_path, RECIPE.format(spec="facts") + f"report: {asked}\n")
+    with pytest.raises(TriviumError, match=r"report\.on\.0: there is no `\./judge\.py`"):
+        load(path)
+    judge(tmp_path, "1")
+    monkeypatch.chdir("/")
+    report, keys = load(path).report, []
+    assert report.on[0]["search"]["scorer"] == f"{tmp_path}/judge.py:spread"
+    assert report.asking.search.scorer == f"{tmp_path}/judge.py:spread"
+    for words in ("1", "2"):
+        judge(tmp_path, words)
+        keys.append(_question("sums", report.asking.model_dump(), {}))
+    assert keys[0] != keys[1]
+
+
 def test_a_report_reads_its_questions_beside_the_recipe_and_asks_a_hundred(tmp_path: Path, monkeypatch):
     specs = '"own?data=./q.jsonl", "bits?sources=prose+./q.jsonl"'
     report = RECIPE.format(spec="facts") + f"report: {{on: [{specs}], asking: {{shots: 2}}}}\n"

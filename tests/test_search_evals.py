@@ -29,6 +29,9 @@ def made(tmp_path_factory):
     save(folder / "base", small_model(own()), own())
     write_rows(folder / "problems.jsonl", ROWS)
     write_rows(folder / "steps.jsonl", STEPS)
+    (folder / "mine.py").write_text(
+        "def spread(completions, **columns):\n    return [0.25] * len(completions)\n"
+    )
     beam = "search: {method: beam, n: 4, width: 2, separator: ' ', scorer: prm}"
     (folder / "searched.yaml").write_text(
         "name: searched\nstages:\n"
@@ -37,6 +40,9 @@ def made(tmp_path_factory):
         "  asked: {kind: evaluate, from: sft, on: ["
         f"{{task: own, data: ./problems.jsonl, most: 24, {beam}}}, "
         "{task: own, name: majority, data: ./problems.jsonl, most: 24, search: {method: majority, n: 5}}]}\n"
+        "  all: {kind: evaluate, from: sft, on: [{task: own, data: ./problems.jsonl, most: 12}, {task: own, "
+        "name: mine, data: ./problems.jsonl, most: 12, search: {n: 2, scorer: './mine.py:spread'}}], "
+        "asking: {limit: 2, search: {method: best_of, n: 2, scorer: prm}}}\n"
         "report: {compare: [sft], on: [{task: own, name: beam, data: ./problems.jsonl, most: 24, "
         f"limit: 3, {beam}}}]}}\n"
     )
@@ -71,6 +77,13 @@ def test_the_evaluate_stage_and_the_report_search_and_keep_the_trees(made):
     assert drawn.count('<details class="step"') >= len(asked[0]["answers"][0]["search"]["tree"])
     assert drawn.count("<details") == drawn.count("</details>")
     assert "<mark>" in drawn
+
+
+def test_a_search_for_all_tasks_and_a_function_of_a_file_are_found_beside_the_recipe(made):
+    _, run = made
+    lines = (run["all"].folder / "report" / "results.answers.jsonl").read_text().splitlines()
+    searches = [json.loads(line)["answers"][0]["search"] for line in lines]
+    assert [search["score"] == 0.25 for search in searches] == [False, False, True, True]
 
 
 def test_model_search_takes_any_callable_and_the_name_of_a_reward_model(made, monkeypatch):
@@ -122,7 +135,9 @@ def test_a_task_names_the_reward_model_of_its_search():
     assert placed(spec, lambda option, name: f"at/{name}")["search"]["scorer"]["model"] == "at/prm"
     for plain in ("logprob", "steps", "mine.py:spread"):
         spec["search"]["scorer"] = plain
-        assert [name for name, _ in outside(spec)] == ["data"]
+        files = ["mine.py"] if ".py" in plain else []
+        assert [name for _, name in outside(spec)] == [*files, "./problems.jsonl"]
+    assert placed(spec, lambda option, name: f"at/{name}")["search"]["scorer"] == "at/mine.py:spread"
     with pytest.raises(TriviumError, match="samples"):
         planned({"task": "sums", "samples": 2, "search": "majority"}, Settings())
     with pytest.raises(TriviumError, match="search"):

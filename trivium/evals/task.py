@@ -35,6 +35,8 @@ NAMES = ("data", "examples", "model")
 """The options that name a file, a folder or a stage."""
 SEARCH_SCORER = "search.scorer"
 """What names the reward model of a search."""
+SEARCH_FILE = "search.file"
+"""What names the file of a function that scores a search."""
 MODELS = ("model", SEARCH_SCORER)
 """What names a reward model, which may be a stage."""
 OWN_PROBABILITY = "logprob"
@@ -178,8 +180,9 @@ def of_the_world(source: str) -> bool:
 def outside(spec: TaskSpec) -> list[tuple[str, str]]:
     """What a task, spelled out, names that is not the world's: pairs of an option and a name."""
     given: Mapping[str, Any] = {} if isinstance(spec, str) else spec
-    judge = search_model(given)
+    judge, file = search_model(given), search_file(given)
     searched = [] if judge is None else [(SEARCH_SCORER, judge)]
+    searched += [] if file is None else [(SEARCH_FILE, file)]
     return searched + [
         (option, name)
         for option in (*NAMES, *SOURCES)
@@ -191,14 +194,24 @@ def outside(spec: TaskSpec) -> list[tuple[str, str]]:
 
 def search_model(spec: Mapping[str, Any]) -> str | None:
     """The reward model that scores a task's search, a stage or a folder; None where it is something else."""
-    search = spec.get("search")
-    if isinstance(search, SearchSettings):
-        search = search.model_dump()
-    judge = search.get("scorer") if isinstance(search, Mapping) else None
+    judge = _search_scorer(spec)
     if isinstance(judge, Mapping):
         judge = judge.get("model")
     plain = not isinstance(judge, str) or judge in (OWN_PROBABILITY, *scorer_names()) or ".py:" in judge
     return None if plain else judge
+
+
+def search_file(spec: Mapping[str, Any]) -> str | None:
+    """The file of the function that scores a task's search; None where the scorer is something else."""
+    judge = _search_scorer(spec)
+    return judge.rpartition(":")[0] if isinstance(judge, str) and ".py:" in judge else None
+
+
+def _search_scorer(spec: Mapping[str, Any]) -> Any:
+    search = spec.get("search")
+    if isinstance(search, SearchSettings):
+        search = search.model_dump()
+    return search.get("scorer") if isinstance(search, Mapping) else None
 
 
 def with_search_model(search: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -222,10 +235,24 @@ def placed(spec: TaskSpec, place: Callable[[str, str], str]) -> str | dict[str, 
         if option == SEARCH_SCORER:
             found["search"] = with_search_model(found["search"], place(option, name))
             continue
+        if option == SEARCH_FILE:
+            search = found["search"]
+            function = search["scorer"].rpartition(":")[2]
+            found["search"] = {**search, "scorer": f"{place(option, name)}:{function}"}
+            continue
         where, value = place(option, name), found[option]
         replaced = [where if str(one) == name else one for one in value] if isinstance(value, list) else []
         found[option] = replaced or where
     return found
+
+
+def placed_search(asking: Settings, place: Callable[[str, str], str]) -> Settings:
+    """How tasks are asked, with the scorer of the search replaced by where that lies."""
+    if asking.search is None:
+        return asking
+    spec = placed({"search": asking.search.model_dump(exclude_unset=True)}, place)
+    assert isinstance(spec, dict)
+    return asking.model_copy(update={"search": SearchSettings.model_validate(spec["search"])})
 
 
 def spelled_out(spec: TaskSpec) -> str | dict[str, Any]:

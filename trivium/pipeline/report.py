@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trivium.evals.settings import Settings
-from trivium.evals.task import MODELS, placed
+from trivium.evals.task import MODELS, placed, placed_search
 from trivium.kit.progress import Progress
 from trivium.lab.asked import note
 from trivium.lab.compare import compare, summary_table
@@ -36,7 +36,9 @@ def report(going: Run) -> tuple[Path, list[list[str]]]:
             stage.name for stage in stages if stage.model is not None and PART not in stage.name
         ]
         names = [f"{recipe.name}/{name}" for name in chosen]
-        on, asking = [placed(spec, partial(_made, going)) for spec in recipe.report.on], recipe.report.asking
+        place_of = partial(_made, going)
+        on = [placed(spec, place_of) for spec in recipe.report.on]
+        asking = placed_search(recipe.report.asking, place_of)
     elif own_tasks(stages) and not world_sources(stages):
         # nothing was asked for: what the person's own data can say is said, of every model
         names = [

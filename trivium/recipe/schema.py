@@ -21,7 +21,7 @@ from pydantic import (
 from trivium.data.sources import Source
 from trivium.evals.settings import Settings as Asking
 from trivium.evals.settings import TaskSpec
-from trivium.evals.task import MODELS, checked_specs, placed
+from trivium.evals.task import MODELS, checked_specs, placed, placed_search
 from trivium.kit.errors import TriviumError
 from trivium.kit.settings import Settings
 from trivium.kit.trackers import Tracker
@@ -197,11 +197,11 @@ def _check_compared(valid: Any, written: Written) -> None:
 def _find_asked(valid: Any, written: Written) -> None:
     """The files that the report's tasks read, seen from the recipe's folder, have to be there."""
 
-    def found(number: int, option: str, name: str) -> str:
+    def found(setting: Sequence[str], option: str, name: str) -> str:
         if option in MODELS and name in valid.stages:
             return name
         at = locate(name, written.path.parent)
-        place = written.place(["report", "on", str(number)])
+        place = written.place(["report", *setting])
         try:
             check_world(name, Source(path=name))
         except TriviumError as error:
@@ -212,7 +212,8 @@ def _find_asked(valid: Any, written: Written) -> None:
 
     if valid.report is not None:
         specs = enumerate(valid.report.on)
-        valid.report.on = [placed(spec, partial(found, number)) for number, spec in specs]
+        valid.report.on = [placed(spec, partial(found, ["on", str(number)])) for number, spec in specs]
+        valid.report.asking = placed_search(valid.report.asking, partial(found, ["asking"]))
 
 
 def _expanded(valid: Any, model: type[BaseModel], written: Written, renaming: Renaming) -> Expanded:

@@ -14,7 +14,16 @@ from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
-from trivium.evals.task import MODELS, checked_specs, outside, placed, ready_for
+from trivium.evals.task import (
+    MODELS,
+    SEARCH_FILE,
+    checked_specs,
+    outside,
+    placed,
+    placed_search,
+    ready_for,
+    search_file,
+)
 from trivium.generate.engines import EngineSettings, engine_settings
 from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
@@ -64,21 +73,37 @@ class Evaluate(Stage):
         return checked_specs(on)
 
     def references(self) -> list[Reference]:
-        """The model, and the report to compare with."""
+        """The model, the reports to compare with, and what the tasks and their searches name."""
         found = [Reference("from", self.start, ("model",))]
         found += [Reference("against", name, ("report",)) for name in self.against]
         for place, spec in enumerate(self.on):
             for option, name in outside(spec):
-                read = None if option in MODELS else Source(path=name)
-                found.append(Reference(f"on.{place}.{option}", name, NAMED[option], read))
+                if option != SEARCH_FILE:
+                    read = None if option in MODELS else Source(path=name)
+                    found.append(Reference(f"on.{place}.{option}", name, NAMED[option], read))
+        for option, name in outside(self._asking):
+            if option != SEARCH_FILE:
+                found.append(Reference(f"asking.{option}", name, NAMED[option]))
+        found += [Reference("reward_files", file, ("source",)) for file in self._files]
         return found
+
+    @property
+    def _asking(self) -> dict[str, Any]:
+        return {"search": self.asking.search}
+
+    @property
+    def _files(self) -> list[str]:
+        """The files of functions that score a search, each once."""
+        specs = [self._asking, *(spec for spec in self.on if not isinstance(spec, str))]
+        return sorted({file for spec in specs if (file := search_file(spec)) is not None})
 
     def counted(self) -> dict[str, Any]:
         """Our own engine is what every earlier report was made with, and no setting of those."""
         found = super().counted()
         if self.engine.kind == "own":
             del found["engine"]
-        return found
+        # The text of a file that scores counts as well; a stage without one is what it was before.
+        return {**found, "reward_files": self._files} if self._files else found
 
     def check_machine(self) -> None:
         """Try the scorers of all tasks."""
@@ -87,7 +112,7 @@ class Evaluate(Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Ask, write the numbers and every answer, and compare."""
-        asking = self.asking
+        asking = placed_search(self.asking, self._place(work))
         if self.seed is not None and "seed" not in asking.model_fields_set:
             asking = asking.model_copy(update={"seed": self.seed})
         folder = resolve(work.path(self.start))
@@ -113,13 +138,18 @@ class Evaluate(Stage):
 
     def _found(self, work: Work) -> list[str | dict[str, Any]]:
         """The tasks, with what they name where it lies: of a stage of data, what it held out."""
+        place = self._place(work)
+        return [placed(spec, place) for spec in self.on]
+
+    def _place(self, work: Work) -> Callable[[str, str], str]:
+        """Where what an option names lies."""
         reads: dict[str, Callable[[Path], Path]] = {"data": _to_ask, **dict.fromkeys(MODELS, resolve)}
 
         def place(option: str, name: str) -> str:
             path = work.path(name)
             return str(reads[option](path) if option in reads else path)
 
-        return [placed(spec, place) for spec in self.on]
+        return place
 
 
 def _to_ask(data: Path) -> Path:
