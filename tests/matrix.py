@@ -68,7 +68,7 @@ def python_of(cell: str) -> str:
         print(f"{cell}: installing torch {name} into {python.parent.parent}", flush=True)
         must([sys.executable, "-m", "venv", str(python.parent.parent)])
         # Each torchao is made for one torch and later ones.
-        fitting = [f"torch=={name}.*", *(["torchao<0.16"] if wanted == oldest else [])]
+        fitting = [f"torch=={name}.*", *(["torchao<0.18"] if wanted == oldest else [])]
         must([str(python), "-m", "pip", "install", "-q", "-e", f"{ROOT}[dev]", *fitting])
     return str(python)
 

@@ -13,7 +13,6 @@ import transformers
 from kernels import BY_VERSION, varlen_attn_of_2_10, varlen_attn_of_2_12
 from small import small_model
 from test_model_families import FAMILIES
-from torch.nn.attention.varlen import varlen_attn
 
 from trivium.data.rows import collate, row_of_documents
 from trivium.evals.likelihood import log_likelihoods
@@ -26,6 +25,9 @@ from trivium.model.families import read_config
 from trivium.model.initialise import new_model
 from trivium.model.transformer import Transformer
 from trivium.model.varlen import VarlenKernel, varlen_kernel
+
+# Torch has the kernel from 2.10 on.
+varlen_attn = pytest.importorskip("torch.nn.attention.varlen").varlen_attn
 
 LENGTHS = (5, 30, 17, 1)
 USED = [version for version in BY_VERSION if version not in ("2.9", "2.10")]

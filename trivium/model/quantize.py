@@ -43,7 +43,7 @@ def _torchao() -> Any:
     except ImportError as error:
         raise TriviumError(
             f"torchao {version('torchao')} does not work with torch {torch.__version__} ({error}); "
-            "install one of its time, such as torchao 0.15 for torch 2.9."
+            "install one of its time, such as torchao 0.17 for torch 2.9."
         ) from error
     finally:
         logging.disable(before)
@@ -54,9 +54,9 @@ def _method(scheme: Scheme) -> Any:
     """What torchao calls a scheme."""
     torchao = _torchao()
     if scheme == "int8":
-        return torchao.Int8WeightOnlyConfig(set_inductor_config=False)
+        return torchao.Int8WeightOnlyConfig(set_inductor_config=False, version=2)
     if scheme == "int8-dynamic":
-        return torchao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+        return torchao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False, version=2)
     from torchao.quantization.granularity import PerGroup
 
     group = PerGroup(GROUP)
