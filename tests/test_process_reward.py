@@ -14,7 +14,9 @@ import trivium
 from trivium.data.rows import collate
 from trivium.data.sources import Document
 from trivium.data.steps import StepBatches, StepData, StepSource, labelled_steps, split_steps
+from trivium.evals import first_error
 from trivium.evals.first_error import first_error_measures, step_report
+from trivium.evals.settings import Settings
 from trivium.grade.process import ProcessScorer, aggregate
 from trivium.grade.rewards import combine
 from trivium.grade.steps import labels_of_steps
@@ -173,6 +175,26 @@ def test_aggregations_and_the_measures_of_processbench():
     report = step_report([[0.9, 0.2], [0.8]], [[1.0, 0.0], [1.0]])
     assert report["first-error F1"]["value"] == 1.0
     assert report["calibration_error"] == pytest.approx((0.1 + 0.2 + 0.2) / 3)
+    # Whether a solution without a wrong step is right is not known where its end was cut off.
+    cut = step_report([[0.9, 0.2], [0.8, 0.4]], [[1.0, 0.0], [1.0, 1.0]], cut=[True, True])
+    assert (cut["solutions"], cut["cut_solutions"], cut["steps"]) == (2, 1, 4)
+    assert cut["first-error F1"]["value"] == 1.0
+    assert "accuracy_correct" not in cut
+
+
+def test_a_solution_that_the_judge_cannot_read_counts_as_missed(tmp_path, monkeypatch):
+    class Judge:
+        separator = "\n"
+
+        def step_scores(self, prompts, solutions):
+            return [None if len(steps) > 2 else [0.9] * len(steps) for steps in solutions]
+
+    rows = [{"prompt": "a", "completions": ["b"] * size, "labels": [True] * size} for size in (1, 2, 3, 4)]
+    write_rows(tmp_path / "steps.jsonl", rows)
+    monkeypatch.setattr(first_error, "ProcessScorer", lambda model: Judge())
+    found = first_error.run_first_error(None, Settings(), "prm", str(tmp_path / "steps.jsonl"))
+    assert [record.scores["found"] for record in found.records] == [1, 1, 0, 0]
+    assert found.whole["accuracy_correct"].value == found.whole["read"].value == 0.5
 
 
 def test_exact_labels_hold_to_the_first_error():

@@ -42,6 +42,8 @@ class StepSolution:
     labels: np.ndarray
     """How right each step is, from 0 to 1; NaN where nothing is known: [steps]."""
     prompt_tokens: int = 0
+    cut: bool = False
+    """Whether its last steps did not fit."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -182,6 +184,7 @@ class StepData:
             np.array(fitting, dtype=np.int64) + len(before),
             np.array(labels[: len(fitting)]),
             len(before),
+            size < whole,
         )
 
 

@@ -29,6 +29,8 @@ from trivium.kit.errors import TriviumError
 THRESHOLD = 0.5
 BINS = 10
 NONE = -1
+UNREAD = -2
+"""What a judge names that cannot read a solution, which is never right."""
 
 
 def first_below(scores: Sequence[float], threshold: float = THRESHOLD) -> int:
@@ -74,19 +76,27 @@ def calibration_of_steps(scores: np.ndarray, labels: np.ndarray, bins: int = BIN
 
 
 def step_report(
-    scores: Sequence[Sequence[float]], labels: Sequence[Sequence[float]], threshold: float = THRESHOLD
+    scores: Sequence[Sequence[float]],
+    labels: Sequence[Sequence[float]],
+    threshold: float = THRESHOLD,
+    cut: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
-    """What a judge of steps is worth on labelled solutions; NaN is a step without a label."""
+    """What a judge of steps is worth on labelled solutions; NaN is a step without a label.
+
+    Of a solution that was cut before its first wrong step, where it has one, nothing is known about the first
+    error: its steps count, and the first-error measures leave it out.
+    """
     said = np.concatenate([np.array(one) for one in scores])
     true = np.concatenate([np.array(one) for one in labels])
     known = ~np.isnan(true)
     agrees = (said[known] >= threshold) == (true[known] >= 0.5)
-    measures = first_error_measures(
-        [first_wrong(one) for one in labels],
-        [first_below(one, threshold) for one in scores],
-    )
+    truth = [first_wrong(one) for one in labels]
+    whole = [place for place, first in enumerate(truth) if first != NONE or cut is None or not cut[place]]
+    named = [first_below(one, threshold) for one in scores]
+    measures = first_error_measures([truth[k] for k in whole], [named[k] for k in whole]) if whole else {}
     return {
         "solutions": len(scores),
+        **({"cut_solutions": len(scores) - len(whole)} if len(whole) < len(scores) else {}),
         "steps": int(known.sum()),
         "accuracy": as_json(wilson(float(agrees.sum()), int(known.sum()))),
         **{name: as_json(one) for name, one in measures.items()},
@@ -113,21 +123,27 @@ def run_first_error(
     scored = judge.step_scores([row["prompt"] for row in rows], [row["steps"] for row in rows])
     records, truth, named = [], [], []
     for row, scores in zip(rows, scored, strict=True):
-        if not scores:
-            continue
         truth.append(first_wrong(row["labels"]))
-        named.append(first_below(scores, threshold))
+        # A solution that is too long for the judge is one that it gets wrong, not one that was not asked.
+        named.append(first_below(scores, threshold) if scores else UNREAD)
         answer = {"text": judge.separator.join(row["steps"]), "step_scores": scores, "named": named[-1]}
-        known = [(one, label) for one, label in zip(scores, row["labels"], strict=True) if label == label]
-        right = [(one >= threshold) == (label >= 0.5) for one, label in known]
-        found = {"found": float(truth[-1] == named[-1]), "step accuracy": float(np.mean(right))}
+        known = [place for place, label in enumerate(row["labels"]) if label == label]
+        right = [
+            scores is not None and (scores[place] >= threshold) == (row["labels"][place] >= 0.5)
+            for place in known
+        ]
+        found = {"found": float(truth[-1] == named[-1])}
+        found |= {"step accuracy": float(np.mean(right))} if right else {}
         kind = "right" if truth[-1] == NONE else "wrong"
         shown = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         expected = "no wrong step" if truth[-1] == NONE else f"step {truth[-1] + 1} is wrong"
         records.append(Record(row["id"], str(shown), expected, (answer,), found, {}, "", {"solution": kind}))
-    if not records:
+    if all(place == UNREAD for place in named):
         raise TriviumError("The task first_error found no solution with steps that the judge can read.")
-    return Found(records, first_error_measures(truth, named))
+    measures, unread = first_error_measures(truth, named), named.count(UNREAD)
+    if unread:
+        measures["read"] = wilson(float(len(named) - unread), len(named))
+    return Found(records, measures)
 
 
 def _labelled(data: str, settings: Settings) -> list[dict[str, Any]]:

@@ -101,4 +101,7 @@ def judged_steps(
             part.numpy()
             for part in torch.sigmoid(found.float()).cpu().split([len(one.places) for one in mine])
         ]
-    return step_report([one.tolist() for one in scores], [one.labels.tolist() for one in solutions])
+    return step_report(
+        [one.tolist() for one in scores], [one.labels.tolist() for one in solutions],
+        cut=[one.cut for one in solutions],
+    )  # fmt: skip
