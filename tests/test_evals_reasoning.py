@@ -31,7 +31,7 @@ def answering(monkeypatch, said, tokenizer):
         return [[Completion(said, [0], [], "stop", 1)] * one.n for one in requests]
 
     class Stubbed(Subject):
-        def __init__(self, model, tokenizer):
+        def __init__(self, model, tokenizer, engine=None):
             super().__init__(model, tokenizer)
             self.engine = SimpleNamespace(generate=generate)
 
@@ -83,6 +83,17 @@ def test_thoughts_that_a_template_begins_are_not_judged_either(monkeypatch):
     assert all(answer["text"].startswith("<think>\n1 + 1") for answer in endless[0].answers)
     _, ended = asked(monkeypatch, "sums", "1 + 1 = 2\n</think>\n#### 7", thinker)
     assert [record.answers[0]["answer"] for record in ended] == ["#### 7"] * 3
+
+
+def test_thoughts_that_a_template_begins_are_no_answer_of_a_search():
+    thinker = deepcopy(own())
+    thinker.templates["default"] += "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    settings = Settings(limit=2, style="chat", max_new_tokens=6, search={"method": "best_of", "n": 2})
+    results = evaluate(small_model(thinker, context=512), thinker, ["sums"], settings)
+    answers = [record.answers[0] for record in results.tasks["sums"].records]
+    assert all(one["text"] == "<think>\n" + one["search"]["text"] for one in answers)
+    # The thought never ends, so there is no answer.
+    assert [one["answer"] for one in answers] == ["", ""]
 
 
 def test_a_model_asked_as_text_is_asked_without_thoughts_and_that_is_told(monkeypatch):

@@ -133,6 +133,38 @@ def test_steps_are_found_among_the_tokens():
     assert shifted == [end + len(before) + len(said) for end in ends]
 
 
+class Constant:
+    """A process reward model that scores the first step 0.9 and the others 0.2."""
+
+    how = "min"
+
+    def __init__(self, separator: str) -> None:
+        self.separator = separator
+
+    def step_scores(self, prompts: list, solutions: list) -> list:
+        return [[0.9, *[0.2] * (len(steps) - 1)] for steps in solutions]
+
+
+def test_two_process_reward_models_may_divide_at_separators_of_their_own():
+    tokenizer = own()
+    prompt = Prompt(tokenizer.encode("so"), "so", {}, "one")
+    rollouts = []
+    for text in ("the river\n12 sacks and\n345", "the hills"):
+        tokens = tokenizer.encode(text)
+        rollouts.append(Rollout(tokens, [0.0] * len(tokens), [True] * len(tokens), False, text))
+
+    def earned(separators: str) -> list[np.ndarray]:
+        scorers = [Constant(one) for one in separators]
+        rewards = ProcessRewards(scorers, [1.0] * len(scorers), "sum", tokenizer)  # type: ignore[arg-type]
+        rewards.grade([(prompt, one) for one in rollouts])
+        return rewards.advantages(rollouts, scale=True)
+
+    both = earned("\n ")
+    assert [len(ends) for ends in rollouts[0].step_ends] == [3, 4]
+    for whole, lines, words in zip(both, earned("\n"), earned(" "), strict=True):
+        assert whole == pytest.approx(lines + words)
+
+
 @pytest.mark.parametrize("at", ["token", "step"])
 def test_branches_share_their_beginning_and_are_drawn_from_the_model(at):
     model, tokenizer = small_model(own()), own()

@@ -150,7 +150,7 @@ class Subject:
             return self.prompt_ids(item, style)
         assert (item.style or style) == "chat", "thoughts are asked for through a template"
         assert not item.begin, "where a model is to think first, nothing begins its answer"
-        # Whether they fit is seen by whoever asks.
+        # The caller checks whether they fit.
         return fit_conversation(
             item.messages, self.tokenizer, sys.maxsize, reasoning=settings.reasoning
         ).tokens
@@ -197,7 +197,7 @@ class Subject:
             if room < 1:
                 begun.append(None)
                 continue
-            begun.append(f"{THINK}\n" if opens_thinking(ids, self.tokenizer) else "")
+            begun.append(self._thought(ids))
             requests.append(Request(ids, Sampling(temperature=0, max_new_tokens=room)))
             if settings.samples:
                 seed = settings.seed * 1_000_003 + number
@@ -207,9 +207,17 @@ class Subject:
             found = iter(self.engine.generate(requests))
         answers: list[list[Completion] | None] = []
         for thought in begun:
-            told = [] if thought is None else [*next(found), *(next(found) if settings.samples else [])]
-            answers.append([replace(one, text=f"{thought}{one.text}") for one in told] or None)
+            said = [] if thought is None else [*next(found), *(next(found) if settings.samples else [])]
+            answers.append([replace(one, text=f"{thought}{one.text}") for one in said] or None)
         return answers
+
+    def _thought(self, ids: list[int]) -> str:
+        """What a prompt that ends in `<think>` has begun of the answer."""
+        return f"{THINK}\n" if opens_thinking(ids, self.tokenizer) else ""
+
+    def begun(self, item: Item, style: Style, settings: Settings) -> str:
+        """What the prompt has begun of the answer to an item."""
+        return item.begin + self._thought(self.asked_ids(item, style, settings))
 
     def searched(
         self, items: Sequence[Item], style: Style, settings: Settings, most: int
@@ -266,12 +274,13 @@ def ask(
         asked = item.prompt if (item.style or style) == "continue" else _spoken(item.messages)
         if completions is None:
             empty = dict.fromkeys(item.judge(""), 0.0)
-            told = ({"text": "", "tokens": 0, "finish": "too long for the window"},)
-            records.append(Record(item.id, asked, item.expected, told, empty, {}, item.cluster, item.groups))
+            none = ({"text": "", "tokens": 0, "finish": "too long for the window"},)
+            records.append(Record(item.id, asked, item.expected, none, empty, {}, item.cluster, item.groups))
             continue
+        begun = "" if search is None else subject.begun(item, style, settings)
         answers, judged = [], []
         for completion in completions:
-            said = item.begin + completion.text
+            said = (item.begin if search is None else begun) + completion.text
             answer = split_reasoning(said).answer
             if (item.style or style) == "continue":
                 answer = cut(answer)
@@ -294,16 +303,16 @@ def ask(
         if search is not None:
             answers[0]["search"] = search.as_json()
             scores["tokens drawn"] = float(search.tokens)
-            scores["oracle"] = _oracle(search, item, style, cut)
+            scores["oracle"] = _oracle(search, item, begun, style, cut)
         records.append(
             Record(item.id, asked, item.expected, tuple(answers), scores, {}, item.cluster, item.groups)
         )
     return [_with_pass_at_k(record, settings.temperature) for record in records]
 
 
-def _oracle(search: SearchResult, item: Item, style: Style, cut: Callable[[str], str]) -> float:
+def _oracle(search: SearchResult, item: Item, begun: str, style: Style, cut: Callable[[str], str]) -> float:
     """Whether any solution that the search has found is right: what a perfect scorer would hand over."""
-    texts = dict.fromkeys(split_reasoning(item.begin + one.node.text).answer for one in search.solutions)
+    texts = dict.fromkeys(split_reasoning(begun + one.node.text).answer for one in search.solutions)
     return max(
         (
             item.judge(cut(text) if (item.style or style) == "continue" else text).get("accuracy", 0.0)

@@ -26,17 +26,18 @@ class ProcessRewards:
     tokenizer: Tokenizer
 
     def grade(self, pairs: Sequence[tuple[Prompt, Rollout]]) -> None:
-        """Give every completion the scores of its steps, and the last token of each."""
-        for number, scorer in enumerate(self.scorers):
+        """Give every completion, for each model, the scores of its steps and the last token of each."""
+        for _, rollout in pairs:
+            rollout.step_scores, rollout.step_ends = [], []
+        for scorer in self.scorers:
             texts = [text_of(rollout.completion) for _, rollout in pairs]
             found = [step_ends(text, scorer.separator) for text in texts]
             scores = scorer.step_scores(
                 [prompt.content for prompt, _ in pairs], [[step for step, _ in one] for one in found]
             )
             for (_, rollout), ends, mine in zip(pairs, found, scores, strict=True):
-                if number == 0:
-                    rollout.step_scores = []
-                    rollout.step_ends = self._last_tokens(rollout, [end for _, end in ends])
+                # Models may divide a solution at separators of their own.
+                rollout.step_ends.append(self._last_tokens(rollout, [end for _, end in ends]))
                 # A solution that the model cannot read says nothing of its steps.
                 rollout.step_scores.append(mine or [])
 
@@ -71,7 +72,7 @@ class ProcessRewards:
                 steps = potential([running(one, scorer.how) for one in scores], scale=scale)
             for place, (one, mine) in enumerate(zip(rollouts, steps, strict=True)):
                 if len(mine):
-                    total[place] += weight * over_tokens(mine, one.step_ends, len(one.tokens))
+                    total[place] += weight * over_tokens(mine, one.step_ends[number], len(one.tokens))
         return total
 
 

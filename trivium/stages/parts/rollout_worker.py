@@ -41,8 +41,8 @@ class Rollout:
 
     drawn: int = field(init=False)
     """How many of its tokens were drawn for it alone."""
-    step_ends: list[int] = field(init=False, default_factory=list)
-    """The last token of every step, where process rewards are in force."""
+    step_ends: list[list[int]] = field(init=False, default_factory=list)
+    """For each process reward model, the last token of every step."""
     step_scores: list[list[float]] = field(init=False, default_factory=list)
     """For each process reward model, the score of every step."""
     reference: np.ndarray = field(init=False)
