@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,10 @@ from trivium.learn.objectives.policy import PolicyGradient, token_outputs
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.model.attention import Documents
 from trivium.stages.parts.prompts import Curriculum, Prompt
+from trivium.stages.parts.rollout_stage import from_to
 from trivium.stages.parts.rollout_worker import EngineWorker, Rollout
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
-from trivium.stages.rlvr import Rlvr, _from_to
+from trivium.stages.rlvr import Rlvr
 
 REWARD = """
 def lengths(prompts, completions, **columns):
@@ -103,7 +103,7 @@ def test_the_summary_compares_the_first_tenth_of_all_rollouts_with_the_last(tmp_
     for step in range(120):
         rollout = step // 4 + 1
         log.write({"step": step + 1, "loss": 0.0} | ({} if step % 4 else {"reward": float(rollout**2)}))
-    found = _from_to(SimpleNamespace(log=log), ("reward", "pass@1"))
+    found = from_to(log, ("reward", "pass@1"))
     assert found == {"reward": [pytest.approx(14 / 3), pytest.approx((28**2 + 29**2 + 30**2) / 3)]}
 
 

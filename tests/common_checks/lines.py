@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,8 @@ class Line:
     """Whether it is trained; else the trainer is made and left."""
 
     def __str__(self) -> str:
-        shown = str(self.value).replace(" ", "")
+        # Ports differ between the processes that collect the same tests.
+        shown = re.sub(r"(127\.0\.0\.1):\d+", r"\1", str(self.value).replace(" ", ""))
         return f"{self.kind}.{self.path}={shown if len(shown) < 40 else shown[:37] + '...'}"
 
     def settings(self, *, moved: bool) -> dict[str, Any]:

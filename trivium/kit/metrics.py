@@ -29,6 +29,10 @@ class MetricsLog:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows so far."""
+        return read_metrics(self.path)
+
     def sync(self) -> None:
         """Wait until all rows are on the disk itself."""
         if self.path.exists():

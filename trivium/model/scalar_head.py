@@ -219,9 +219,16 @@ def _read_head(weights: StoredWeights, family: str, width: int, folder: Path, *,
 
 
 def load_reward_model(
-    folder: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    steps: bool | None = None,
 ) -> tuple[Transformer, ScalarHead]:
-    """The model and the head of a sequence classifier with one label, or of a token classifier with two."""
+    """The model and the head of a sequence classifier with one label, or of a token classifier with two.
+
+    `steps` says which of the two it has to be, where that matters.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise TriviumError(f"{folder} has no config.json: name a folder in Hugging Face's form.")
@@ -233,9 +240,14 @@ def load_reward_model(
         )
     config = read_config({**content, "tie_word_embeddings": True}, str(path))
     weights = StoredWeights(folder)
-    steps = _is_a(content, "ForTokenClassification")
-    head = _read_head(weights, config.family, config.width, folder, steps=steps)
-    names = set(_head_names(config.family)) if steps else {SCORE}
+    scores_steps = _is_a(content, "ForTokenClassification")
+    if steps not in (None, scores_steps):
+        raise TriviumError(
+            f"{folder} scores {'steps' if scores_steps else 'answers'}; to go on from it, "
+            f"{'add' if scores_steps else 'leave out'} `steps: true`."
+        )
+    head = _read_head(weights, config.family, config.width, folder, steps=scores_steps)
+    names = set(_head_names(config.family)) if scores_steps else {SCORE}
     layout = [(stored, weights.find(stored.name)) for stored in stored_tensors(config)]
     refuse_unexpected(config, weights, {name for _, name in layout} | names)
     refuse_other_shapes(config, weights, layout)

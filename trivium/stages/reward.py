@@ -18,20 +18,16 @@ from trivium.data.preference_sources import Preferences, read_preferences
 from trivium.data.preferences import PreferenceBatches, PreferenceSource
 from trivium.data.settings import Mixture, MixtureSource
 from trivium.data.steps import SEPARATOR, StepBatches
-from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
-from trivium.kit.processes import world
 from trivium.learn.objectives.process import StepCorrectness
 from trivium.learn.objectives.reward import BradleyTerry
 from trivium.learn.settings import LearningRate
-from trivium.model.branches import prompts_can_be_shared
 from trivium.model.scalar_head import (
     ScalarHead,
     architecture_of,
     is_reward_model,
     load_reward_model,
     save_reward_model,
-    step_separator,
     without_language_head,
 )
 from trivium.model.transformer import Transformer
@@ -149,13 +145,8 @@ class Reward(TrainingStage):
         """The model without its words and a head drawn from the seed, or both as a stage left them."""
         architecture_of(opened.config.family, steps=self.process)
         if is_reward_model(opened.folder):
-            if (step_separator(opened.folder) is not None) != self.process:
-                raise TriviumError(
-                    f"{opened.work.stage}: `{self.start}` scores {'answers' if self.process else 'steps'}; "
-                    f"{'leave `steps: true` out' if self.process else 'add `steps: true`'} to go on from it."
-                )
             model, opened.data.head = load_reward_model(
-                opened.folder, dtype=torch.float32, device=opened.device
+                opened.folder, dtype=torch.float32, device=opened.device, steps=self.process
             )
         else:
             model = without_language_head(super().load(opened))
@@ -182,7 +173,7 @@ class Reward(TrainingStage):
         """Accuracy on what is held out and on what `test` names; what became of the data."""
         read = opened.data.read
         found: dict[str, Any] = {"data": read.facts}
-        if world().leads:
+        if opened.leads:
             found["unseen"] = self._judged(opened, read, held_out=True)
             if self.test is not None:
                 whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
@@ -215,7 +206,7 @@ class Reward(TrainingStage):
         return PreferenceBatches(
             [source for source in sources if len(source.pairs)],
             batch=self.pairs, seed=opened.work.seed, steps=steps, epochs=self.epochs,
-            share=self.share_prompts and prompts_can_be_shared(opened.config),
+            share=self.share_prompts and opened.prompts_can_be_shared,
         )  # fmt: skip
 
 

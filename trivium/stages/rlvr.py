@@ -23,7 +23,6 @@ from pydantic import Field, model_validator
 
 from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
-from trivium.kit.metrics import read_metrics
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.advantages import KlController
@@ -34,9 +33,8 @@ from trivium.stages.parts.environments import EnvironmentWorker, described, make
 from trivium.stages.parts.forks import ForkingWorker, Forks
 from trivium.stages.parts.judges import Named
 from trivium.stages.parts.prompts import Curriculum, Prompt, read_prompts
-from trivium.stages.parts.rollout_stage import Method, RolloutStage
+from trivium.stages.parts.rollout_stage import Method, RolloutStage, from_to
 from trivium.stages.parts.rollout_worker import RolloutWorker
-from trivium.stages.parts.stage import Work
 from trivium.stages.parts.training import Opened
 
 
@@ -240,7 +238,7 @@ class Rlvr(RolloutStage):
 
     def findings(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """How much was sampled, and how rewards moved."""
-        rows = read_metrics(opened.work.log.path)
+        rows = opened.work.log.rows()
         equal = [row["frac_reward_zero_std"] for row in rows if "frac_reward_zero_std" in row]
         # Where steps earn, completions of equal rewards teach all the same.
         if equal and min(equal) == 1.0 and opened.batches.process is None:
@@ -256,7 +254,7 @@ class Rlvr(RolloutStage):
         """Say where the steps score higher and higher and what is right does not follow."""
         process = opened.batches.process
         true = "held_out_reward" if self.held_out_reward is not None else "pass@1"
-        moved = _from_to(opened.work, [true, *(f"rewards/{one.name}/mean" for one in process.scorers)])
+        moved = from_to(opened.work.log, [true, *(f"rewards/{one.name}/mean" for one in process.scorers)])
         for name, (first, last) in moved.items():
             if name != true and true in moved and last - first > 0.05 and moved[true][1] < moved[true][0]:
                 opened.work.say(
@@ -266,16 +264,4 @@ class Rlvr(RolloutStage):
 
     def outcome(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """How rewards moved."""
-        return _from_to(opened.work, ("reward", "held_out_reward", "pass@1"))
-
-
-def _from_to(work: Work, names: Sequence[str]) -> dict[str, list[float]]:
-    """The mean of each measure over the first tenth of the steps that have it, and over the last tenth."""
-    rows = read_metrics(work.log.path)
-    found = {}
-    for name in names:
-        values = [row[name] for row in rows if "step" in row and name in row]
-        tenth = max(1, len(values) // 10)
-        if values:
-            found[name] = [sum(some) / len(some) for some in (values[:tenth], values[-tenth:])]
-    return found
+        return from_to(opened.work.log, ("reward", "held_out_reward", "pass@1"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import ready_scorers
 from trivium.kit.errors import TriviumError
+from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import Count
 from trivium.learn.objectives.policy_losses import Algorithm
 from trivium.learn.objectives.step_advantages import StepRewards
@@ -194,3 +195,15 @@ class RolloutStage(TrainingStage):
     def outcome(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
         """What the summary says besides."""
         return {}
+
+
+def from_to(log: MetricsLog, names: Sequence[str]) -> dict[str, list[float]]:
+    """The mean of each measure over the first tenth of the steps that have it, and over the last tenth."""
+    rows = log.rows()
+    found = {}
+    for name in names:
+        values = [row[name] for row in rows if "step" in row and name in row]
+        tenth = max(1, len(values) // 10)
+        if values:
+            found[name] = [sum(some) / len(some) for some in (values[:tenth], values[-tenth:])]
+    return found

@@ -17,12 +17,14 @@ from trivium.data.ramped import RampedBatches
 from trivium.data.rows import PackedSequence
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
+from trivium.kit.processes import world
 from trivium.learn.objective import Objective
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import LearningRates
 from trivium.learn.precision import resolve_precision
 from trivium.learn.settings import UNAFFECTING, Training
 from trivium.learn.trainer import Reshape
+from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
 from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model
@@ -93,6 +95,16 @@ class Opened(Generic[Data]):
     def config(self) -> ModelConfig:
         """The architecture of the parent's model."""
         return load_config(self.folder)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks for all."""
+        return world().leads
+
+    @property
+    def prompts_can_be_shared(self) -> bool:
+        """Whether answers to one prompt can be computed over it once."""
+        return prompts_can_be_shared(self.config)
 
     def context_within(self, wish: int | None) -> int:
         """How long rows are: what a person asks for, if the model reads as much."""
