@@ -46,7 +46,12 @@ def padded(tokens: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask.long()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "olmoe"])
+# transformers has no sequence classifier of Granite and OLMoE, and of LongRoPE it takes the factors that
+# suit the longest row for all rows of a batch.
+SCORED = [name for name in FAMILIES if not name.startswith(("granite", "olmoe")) and name != "phi3-longrope"]
+
+
+@pytest.mark.parametrize("name", SCORED)
 def test_scores_are_those_of_transformers_in_both_directions(name, tmp_path):
     config_class, arguments = FAMILIES[name]
     config = getattr(transformers, config_class)(**arguments, num_labels=1)
