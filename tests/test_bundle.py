@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from toys import own_kinds
+from tuning import own, save, small_model, write_rows
 
 from trivium.cli import main
 from trivium.kit.errors import DamagedError, TriviumError
@@ -96,6 +97,29 @@ def test_what_cannot_be_bundled_says_why(lab, tmp_path):
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(TriviumError, match="No stage `zzz`"):
         write_bundle(lab / "runs", "zzz", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("file", ["./scorers/mine.py", "../mine.py"])
+def test_a_file_that_scores_lies_in_the_bundle_where_the_settings_name_it(tmp_path, file):
+    lab = tmp_path / "lab"
+    save(lab / "base", small_model(own()), own())
+    write_rows(
+        lab / "problems.jsonl", [{"prompt": "what?", "answer": "7", "completions": ["3 + 4 = 7", "7"]}]
+    )
+    (lab / "scorers").mkdir()
+    (lab / file).write_text("def right(completions, **columns):\n    return [1.0] * len(completions)\n")
+    (lab / "auto.yaml").write_text(
+        "name: auto\nstages:\n  auto: {kind: label_steps, from: ./base, data: ./problems.jsonl, "
+        f"labels: exact, max_new_tokens: 100, scorer: '{file}:right'}}\n"
+    )
+    run(lab / "auto.yaml", lab / "runs")
+    if ".." in file:
+        with pytest.raises(TriviumError, match="put it beside the recipe"):
+            write_bundle(lab / "runs", "auto/auto", tmp_path / "bundle")
+        return
+    # Writing checks that the bundle's recipe has the fingerprints of what was made.
+    assert write_bundle(lab / "runs", "auto/auto", tmp_path / "bundle") == ["auto"]
+    assert (tmp_path / "bundle" / "scorers" / "mine.py").read_bytes() == (lab / file).read_bytes()
 
 
 def test_a_bundle_of_other_code_is_refused(lab, tmp_path):

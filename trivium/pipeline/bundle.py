@@ -2,6 +2,7 @@
 
 recipe.yaml      the stage and all it stands on, every setting spelled out
 data/, kinds/    what the recipe reads from outside, and kinds of stages from a file
+mine.py          files of functions that score, named as the recipe names them
 records/         `stage.yaml` of every stage as it was made
 bundle.json      the checksum of every file here, and of everything that each stage made; sealed
 """
@@ -29,6 +30,8 @@ from trivium.stages import kind_from_file, kinds
 from trivium.stages.parts.stage import PART, Stage
 
 MANIFEST, RECIPE = "bundle.json", "recipe.yaml"
+SCORING = "reward_files"
+"""What stages count the files of scoring functions as (`stages.parts.judges.file_references`)."""
 
 
 def write_bundle(runs: str | Path, stage: str, to: Path) -> list[str]:
@@ -120,9 +123,16 @@ def _stage(record: Mapping[str, Any], names: Mapping[str, str], folder: Path) ->
     for written, parent in (record["parents"] or {}).items():
         entry, at, checkpoint = str(parent).partition("@")
         called[written] = names.get(entry, entry) + (f"{at}{checkpoint}" if at else "")
+    scoring = [one.name for one in stage.references() if one.setting == SCORING]
     for number, (written, place) in enumerate((record["outside"] or {}).items(), start=1):
-        called[written] = _copied(written, str(place), folder, f"{record['stage']}-{number}")
-    settings = with_names(stage, stage.settings(), {**{one: one for one in _parts(stage)}, **called})
+        if written in scoring:
+            called[written] = _beside(written, Path(str(place)), folder)
+        else:
+            called[written] = _copied(written, str(place), folder, f"{record['stage']}-{number}")
+    named = {**{one: one for one in _parts(stage)}, **called}
+    settings = with_names(stage, {**stage.settings(), SCORING: scoring}, named)
+    # No setting of its own: the files of `file.py:function`, which other settings name.
+    del settings[SCORING]
     if stage.produces:
         settings["seed"] = record["seed"]
     if "kind_from" in record:
@@ -142,6 +152,22 @@ def _read_stage(record: Mapping[str, Any]) -> Stage:
 def _parts(stage: Stage) -> list[str]:
     """What a stage names that is a part of itself."""
     return [reference.name for reference in stage.references() if PART in reference.name]
+
+
+def _beside(written: str, place: Path, folder: Path) -> str:
+    """A file of functions, copied to where the settings say that it lies, since their words count."""
+    if Path(written).is_absolute() or ".." in Path(written).parts:
+        raise TriviumError(
+            f"{written} lies outside the recipe's folder; put it beside the recipe to bundle it."
+        )
+    target = folder / written
+    if not place.is_file():
+        raise TriviumError(f"{place} ({written}) is not there any more; put it back to bundle it.")
+    if target.exists() and target.read_bytes() != place.read_bytes():
+        raise TriviumError(f"{written} is another file in another recipe; give one of them another name.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(place, target)
+    return written
 
 
 def _copied(written: str, place: str, folder: Path, under: str) -> str:
