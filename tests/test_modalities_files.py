@@ -1,9 +1,12 @@
 """Pictures and sounds as they are found in the world: odd, huge, damaged, hostile."""
 
 import io
+import os
 import struct
+import tracemalloc
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,14 @@ from PIL import Image
 from seeing import png, wav
 
 from trivium.kit.errors import TriviumError
-from trivium.tokens.pictures import MOST_PIXELS, PictureForm, grid_of, opened_picture, picture_item
+from trivium.tokens.pictures import (
+    MOST_PIXELS,
+    PictureForm,
+    file_bytes,
+    grid_of,
+    opened_picture,
+    picture_item,
+)
 from trivium.tokens.sounds import RATE, SoundForm, opened_sound, sound_item
 
 FORM = PictureForm(32, 16)
@@ -79,6 +89,24 @@ def test_sixteen_bits_become_eight():
     pixels = opened_picture(saved(Image.fromarray(values)), "a.png")
     assert np.abs(pixels[..., 0].astype(float) - values / 257).max() <= 1
     assert np.ptp(pixels.astype(int), axis=-1).max() == 0
+
+
+def test_sixteen_bits_need_no_more_memory_than_the_picture():
+    data = saved(Image.new("I;16", (2000, 2000), 30_000))
+    tracemalloc.start()
+    pixels = opened_picture(data, "a.png")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pixels[0, 0, 0] == 117
+    # Pillow's own pixels are not traced; floats of the whole picture were 16 bytes each of them.
+    assert most < 15 * 4_000_000
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (Path("/dev/zero"), tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(TriviumError, match="no regular file"):
+            file_bytes(path, "picture")
 
 
 def test_cmyk_palettes_greys_and_alpha_become_rgb():

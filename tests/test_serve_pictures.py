@@ -4,6 +4,9 @@ import base64
 import http.server
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from seeing import asked, png, seeing_model, seeing_tokenizer, wav
@@ -16,6 +19,7 @@ from trivium.serve import fetching
 from trivium.serve.failures import RequestRefused
 from trivium.serve.fetching import fetched, is_public
 from trivium.serve.limits import Limits
+from trivium.tokens import parts
 
 
 def data_url(data, kind="image/png"):
@@ -80,6 +84,8 @@ def test_what_cannot_be_shown_is_refused_in_a_sentence(messages, words):
         ("169.254.169.254", False), ("192.168.0.1", False), ("172.16.9.9", False), ("100.64.0.1", False),
         ("0.0.0.0", False), ("224.0.0.1", False), ("255.255.255.255", False), ("::1", False), ("::", False),
         ("fe80::1%eth0", False), ("fc00::1", False), ("::ffff:127.0.0.1", False), ("2002:7f00:1::", False),
+        ("168.63.129.16", False), ("192.0.0.192", False), ("192.88.99.1", False), ("fec0::1", False),
+        ("3fff::1", False), ("64:ff9b::a83f:8110", False), ("192.0.1.1", True), ("168.63.129.17", True),
         ("64:ff9b::7f00:1", False), ("64:ff9b::808:808", True), ("ff02::1", False),
     ],
 )  # fmt: skip
@@ -182,6 +188,89 @@ def test_a_public_picture_is_fetched_within_its_bounds(monkeypatch, inside):
             model="one", messages=seen("http://pictures.example/a.png"), max_tokens=3
         )
         assert said.usage.completion_tokens >= 1
+
+
+class Dripping(http.server.BaseHTTPRequestHandler):
+    """Sends a byte of its head now and then, and no body."""
+
+    def do_GET(self):
+        self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+        with suppress(OSError):
+            for _ in range(20):
+                time.sleep(0.05)
+                self.wfile.write(b"x")
+            self.wfile.write(b"\r\n\r\n")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_drips_is_cut_off(monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    resolving(monkeypatch, "127.0.0.1")
+    monkeypatch.setattr(fetching, "is_public", lambda address: True)
+    monkeypatch.setattr(fetching, "_PORTS", {"http": server.server_port})
+    with pytest.raises(RequestRefused, match="takes too long"):
+        fetched("http://pictures.example/a.png", seconds=0.2)
+    server.shutdown()
+    server.server_close()
+
+
+def test_pictures_that_are_fetched_hold_up_nothing_else_and_are_few(monkeypatch):
+    arrived, slow = threading.Semaphore(0), threading.Event()
+
+    def wait(*_, **__):
+        arrived.release()
+        slow.wait(20)
+        raise RequestRefused("stop here")
+
+    monkeypatch.setattr(fetching, "fetched", wait)
+    limits = Limits(allow_fetch=True, fetched_pictures=2)
+    with running({"one": engine()}, limits=limits) as address, raw(address) as http_client:
+        url = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+        bodies = [{"model": "one", "messages": [{"role": "user", "content": [url]}]}] * 5
+        with ThreadPoolExecutor(5) as clients:
+            waiting = [clients.submit(http_client.post, CHAT, json=body, timeout=20) for body in bodies]
+            for _ in bodies:
+                assert arrived.acquire(timeout=10)
+            plain = {"model": "one", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+            assert http_client.post(CHAT, json=plain, timeout=10).status_code == 200
+            slow.set()
+            assert [one.result().status_code for one in waiting] == [400] * 5
+        more = [{**url, "image_url": {"url": f"http://pictures.example/{index}.png"}} for index in range(3)]
+        body = {"model": "one", "messages": [{"role": "user", "content": more}]}
+        assert "at most 2 are fetched" in http_client.post(CHAT, json=body).json()["error"]["message"]
+
+
+def test_pictures_are_bounded_before_they_are_decoded_and_decoded_once(monkeypatch):
+    decoded = []
+    whole = parts.picture_item
+    monkeypatch.setattr(parts, "picture_item", lambda *how: decoded.append(1) or whole(*how))
+    small, large = data_url(png()), data_url(png(size=(1000, 800)))
+
+    def turns(*urls):
+        for url in urls:
+            yield from seen(url)
+            yield {"role": "assistant", "content": "a"}
+
+    def sent(*urls, **how):
+        decoded.clear()
+        messages = [*turns(*urls), {"role": "user", "content": "b"}]
+        return http_client.post(CHAT, json={"model": "one", "messages": messages, "max_tokens": 1, **how})
+
+    limits = Limits(picture_pixels=900_000, request_pixels=2_000_000)
+    with running({"one": engine()}, limits=limits) as address, raw(address) as http_client:
+        context = 4 * 200
+        answer = sent(*[small] * 400)
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert len(decoded) <= context // 4
+        assert sent(*[small] * 400, overflow="drop").status_code == 200
+        assert len(decoded) <= context // 4
+        assert "one request may hold" in sent(large, large, large).json()["error"]["message"]
+        assert len(decoded) == 2
+        too_large = sent(data_url(png(size=(1000, 1000))))
+        assert "more than 900,000" in too_large.json()["error"]["message"]
 
 
 def test_the_terminal_shows_a_file(tmp_path):

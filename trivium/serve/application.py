@@ -28,16 +28,19 @@ from trivium.serve.background import Background
 from trivium.serve.calls import call_form, forces_call, form_of_calls
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
 from trivium.serve.failures import RequestRefused, error_body
+from trivium.serve.fetching import all_fetched
 from trivium.serve.fitting import Asking, told
 from trivium.serve.forms import Forms
 from trivium.serve.guard import PAGE, Guard
 from trivium.serve.limits import Limits
 from trivium.serve.measures import Measures
 from trivium.serve.parts import PartStream
+from trivium.serve.pictures import refuse_to_fetch, urls_in
 from trivium.serve.pieces import Scored, TokenNames
 from trivium.serve.prompts import (
     alternatives,
     chat_prompt,
+    conversation_of,
     longest_prompt,
     sampling,
     token_prompts,
@@ -98,13 +101,14 @@ class Served:
         """POST /v1/chat/completions."""
         body = read_body(await read_bytes(request, self.limits), ChatBody)
         worker = self.worker(body.model)
+        pictures = await self._fetched(request, body, worker)
         asking = Asking(worker)
         summariser = Summariser(worker.tokenizer, worker.context, asking.complete)
         summarised = body.overflow == "summarise"
         run = self.background.wait if summarised else self.background.compute
         preparing = run(
             chat_prompt, body, worker.tokenizer, worker.context, self.limits, self.longest[worker.name],
-            summariser,
+            summariser, pictures,
         )  # fmt: skip
         try:
             fitted = await self._in_time(request, preparing, "summary" if summarised else "prompt")
@@ -144,6 +148,23 @@ class Served:
         response = await self._respond(request, body, answer, generation)
         response.headers.update(headers)
         return response
+
+    async def _fetched(
+        self, request: Request, body: ChatBody, worker: Worker | Adapted
+    ) -> Mapping[str, bytes]:
+        """What lies at the URLs of the request's pictures, for a model that takes any."""
+        forms = worker.tokenizer.forms
+        if (
+            forms is None
+            or forms.picture is None
+            or not any(isinstance(one.content, list) for one in body.messages)
+        ):
+            return {}
+        urls = urls_in(conversation_of(body, self.longest[worker.name])[1])
+        refuse_to_fetch(urls, self.limits)
+        if not urls:
+            return {}
+        return await self._in_time(request, self.background.fetch(all_fetched, urls), "pictures")
 
     async def completion(self, request: Request) -> Response:
         """POST /v1/completions."""

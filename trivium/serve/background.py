@@ -14,14 +14,17 @@ Result = TypeVar("Result")
 PREPARING = 4
 # A summary waits for the model most of the time, and whoever needs none must not wait for it.
 WAITING = 32
+# What others' servers take to send a picture holds up only those who ask for one.
+FETCHING = 8
 
 
 class Background:
-    """Two sets of threads: for work that computes, and for work that waits for a model meanwhile."""
+    """Threads for work that computes, and for work that waits for a model or for other servers."""
 
     def __init__(self) -> None:
         self._preparing = ThreadPoolExecutor(PREPARING, "preparing")
         self._waiting = ThreadPoolExecutor(WAITING, "waiting")
+        self._fetching = ThreadPoolExecutor(FETCHING, "fetching")
 
     async def compute(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """What the function returns, computed beside the event loop."""
@@ -31,6 +34,10 @@ class Background:
         """The same for a function that asks a model and waits for its answer."""
         return await self._run(self._waiting, function, arguments)
 
+    async def fetch(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """The same for a function that asks other servers."""
+        return await self._run(self._fetching, function, arguments)
+
     async def _run(
         self, pool: ThreadPoolExecutor, function: Callable[..., Result], arguments: tuple[Any, ...]
     ) -> Result:
@@ -39,7 +46,7 @@ class Background:
 
     def stop(self) -> None:
         """Begin nothing more."""
-        for pool in (self._preparing, self._waiting):
+        for pool in (self._preparing, self._waiting, self._fetching):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

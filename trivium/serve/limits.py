@@ -37,6 +37,9 @@ class Limits:
     allow_fetch: bool = _limit(
         False, "Fetch pictures that requests name by URL, from public addresses only.", least=0
     )
+    fetched_pictures: int = _limit(8, "Pictures of a request that are fetched.")
+    picture_pixels: int = _limit(25_000_000, "Pixels of a picture.")
+    request_pixels: int = _limit(50_000_000, "Pixels of all pictures of a request.")
     drain_seconds: float = _limit(30.0, "Seconds running answers get when the server is stopped.", least=0)
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +22,8 @@ from trivium.serve.calls import (
     opening_of_call,
 )
 from trivium.serve.failures import RequestRefused
-from trivium.serve.fetching import fetched
 from trivium.serve.limits import Limits
+from trivium.serve.pictures import read_items, with_fetched
 from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, GenerationBody
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -159,32 +158,18 @@ def within_reach(messages: Sequence[Mapping[str, Any]], letters: int) -> list[Ma
     return kept
 
 
+def conversation_of(body: ChatBody, letters: int) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """A request's messages, and those of them that may be read."""
+    messages: list[Mapping[str, Any]] = [message.for_template() for message in body.messages]
+    return messages, within_reach(messages, letters) if body.overflow == "drop" else messages
+
+
 def letters_of(message: Mapping[str, Any]) -> int:
     """The letters of a message's text; its pictures and sounds are counted in tokens."""
     content = message["content"]
     if isinstance(content, str):
         return len(content)
     return sum(len(part["text"]) for part in content if part["type"] == "text")
-
-
-def with_fetched(message: dict[str, Any], allowed: bool) -> dict[str, Any]:
-    """The message with the pictures that it names by URL, where the server may fetch them."""
-    if isinstance(message["content"], str):
-        return message
-    parts = []
-    for part in message["content"]:
-        url = part["image_url"]["url"] if part["type"] == "image_url" else "data:"
-        if not url.startswith("data:"):
-            if not allowed:
-                problem = (
-                    "a picture is named by a URL, which this server does not fetch (it was started without "
-                    "--allow-fetch): send a data URL"
-                )
-                raise RequestRefused(problem, parameter="messages", code="invalid_image_url")
-            data = base64.b64encode(fetched(url)).decode()
-            part = {"type": "image_url", "image_url": {"url": f"data:image/*;base64,{data}"}}
-        parts.append(part)
-    return {**message, "content": parts}
 
 
 def refuse_beyond(characters: int, most: int, parameter: str) -> None:
@@ -203,8 +188,12 @@ def chat_prompt(
     limits: Limits,
     letters: int,
     summarise: Summarise | None = None,
+    pictures: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Fitted:
-    """The conversation as tokens, ending where the assistant begins to speak, and what had to go for it."""
+    """The conversation as tokens, ending where the assistant begins to speak, and what had to go for it.
+
+    `pictures` holds what was fetched, by URL.
+    """
     if not tokenizer.templates:
         problem = "this model has no chat template; send its prompt to /v1/completions"
         raise RequestRefused(problem, parameter="messages", code="no_chat_template")
@@ -217,13 +206,14 @@ def chat_prompt(
         # what slides may go on as long as the server lets it
         share = context if overflow == "slide" else max(1, context // ANSWERS_PART)
         room = context - (asked or min(limits.new_tokens, share))
-    messages: list[Mapping[str, Any]] = [
-        with_fetched(message.for_template(), limits.allow_fetch) for message in body.messages
-    ]
-    reachable = within_reach(messages, letters) if overflow == "drop" else messages
+    messages, reachable = conversation_of(body, letters)
     if overflow != "slide":
         read = PARTS * letters if overflow == "summarise" else 2 * letters
         refuse_beyond(sum(map(letters_of, reachable)), read, "messages")
+    # A picture is decoded once, however often the conversation is made tokens to see whether it fits.
+    reachable = read_items(
+        [with_fetched(message, pictures) for message in reachable], tokenizer.forms, context, limits, overflow
+    )
     begun = None
     if form is not None and forces_call(body):
         begun = partial(opening_of_call, tokenizer=tokenizer, form=form)

@@ -11,13 +11,23 @@ from trivium.kit.errors import TriviumError
 from trivium.tokens.control import MARK
 from trivium.tokens.forms import Forms
 from trivium.tokens.items import LIBRARY, MOST_TOKENS
-from trivium.tokens.pictures import data_bytes, file_bytes, opened_picture, picture_item
+from trivium.tokens.pictures import PixelBudget, data_bytes, file_bytes, opened_picture, picture_item
 from trivium.tokens.sounds import opened_sound, sound_item
 
-__all__ = ["Forms", "InOrder", "has_items", "is_part", "shown", "taken_out"]
+__all__ = ["Forms", "InOrder", "ReadPart", "has_items", "is_part", "read_part", "shown", "taken_out"]
 
 PICTURES = ("image", "image_url", "input_image")
 SOUNDS = ("audio", "input_audio", "audio_url")
+
+
+class ReadPart(dict[str, Any]):
+    """A part that was read already, with the tokens that stand for it; no JSON can hold one."""
+
+    def __init__(self, kind: str, ids: list[int]) -> None:
+        super().__init__(type=kind)
+        self.ids = ids
+
+
 _NUMBERED = re.compile(re.escape(MARK) + r"(\d+);")
 
 
@@ -60,12 +70,23 @@ def bytes_of(part: Mapping[str, Any]) -> tuple[bytes, str]:
     )
 
 
-def ids_of_part(part: Mapping[str, Any], forms: Forms) -> list[int]:
+def read_part(part: Mapping[str, Any], forms: Forms, budget: PixelBudget) -> ReadPart:
+    """A picture or a sound in a form that is not read again, within what a request may decode."""
+    return ReadPart(part["type"], ids_of_part(part, forms, budget))
+
+
+def ids_of_part(part: Mapping[str, Any], forms: Forms, budget: PixelBudget | None = None) -> list[int]:
     """The tokens of a picture or a sound, which the library holds from here on."""
+    if isinstance(part, ReadPart):
+        return part.ids
     if part["type"] in PICTURES:
         if forms.picture is None:
             raise TriviumError("The model takes no pictures: train it on some in a `multimodal` stage.")
-        item = picture_item(opened_picture(*bytes_of(part)), forms.picture)
+        pixels = opened_picture(*bytes_of(part), budget)
+        item = picture_item(pixels, forms.picture)
+        if budget is not None:
+            # A small picture may be made large.
+            budget.take((item.data.size - pixels.size) // 3)
     else:
         if forms.sound is None:
             raise TriviumError("The model takes no sounds: train it on some in a `multimodal` stage.")

@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import math
+import stat
 import struct
 import threading
 import warnings
@@ -23,6 +24,7 @@ MOST_PIXELS = 50_000_000
 MOST_BYTES = 64 << 20
 _DECODING = threading.Semaphore(2)
 """Two pictures are decoded at a time, so that many requests do not fill the memory at once."""
+_PIECE = 1 << 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
@@ -54,7 +56,21 @@ def pillow() -> Any:
     return PIL
 
 
-def opened_picture(data: bytes, name: str) -> np.ndarray:
+@dataclass
+class PixelBudget:
+    """How many pixels may be decoded in one picture, and how many are left for all."""
+
+    largest: int
+    left: int
+
+    def take(self, pixels: int) -> None:
+        """Count pixels that are about to be decoded, and refuse them beyond the bound."""
+        self.left -= max(0, pixels)
+        if self.left < 0:
+            raise TriviumError("The pictures have more pixels than one request may hold: make them smaller.")
+
+
+def opened_picture(data: bytes, name: str, budget: PixelBudget | None = None) -> np.ndarray:
     """The first frame of a picture, upright, in 8-bit RGB on white: uint8 [height, width, 3]."""
     if not data:
         raise TriviumError(f"{name} is empty: it holds no picture.")
@@ -67,12 +83,15 @@ def opened_picture(data: bytes, name: str) -> np.ndarray:
             warnings.simplefilter("ignore")
             picture = library.Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = picture.size
-            if width * height > MOST_PIXELS:
+            most = MOST_PIXELS if budget is None else min(MOST_PIXELS, budget.largest)
+            if width * height > most:
                 raise TriviumError(
-                    f"{name} has {width} × {height} pixels, more than {MOST_PIXELS:,}: make it smaller first."
+                    f"{name} has {width} × {height} pixels, more than {most:,}: make it smaller first."
                 )
             picture.seek(0)
             picture.draft("RGB", (2048, 2048))
+            if budget is not None:
+                budget.take(picture.size[0] * picture.size[1])
             with _DECODING:
                 picture = library.ImageOps.exif_transpose(picture)
                 return np.asarray(_in_rgb(picture, library), dtype=np.uint8)
@@ -91,16 +110,25 @@ def opened_picture(data: bytes, name: str) -> np.ndarray:
 def _in_rgb(picture: Any, library: Any) -> Any:
     """Any mode as RGB: 16 bits are scaled to 8, what is transparent lies on white."""
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        values = np.asarray(picture, dtype=np.float64)
-        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-        top = 1.0 if picture.mode == "F" and values.max(initial=0) <= 1 else 65535.0
-        top = 255.0 if picture.mode != "I;16" and 1 < values.max(initial=0) <= 255 else top
-        picture = library.Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))
+        picture = library.Image.fromarray(_in_eight_bits(np.asarray(picture), picture.mode))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = library.Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = library.Image.alpha_composite(white, picture)
     return picture.convert("RGB")
+
+
+def _in_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey values of more bits from 0 to 255, in pieces: a whole picture in floats fills the memory."""
+    highest = float(np.max(values, where=np.isfinite(values), initial=0))
+    top = 1.0 if mode == "F" and highest <= 1 else 65535.0
+    top = 255.0 if mode != "I;16" and 1 < highest <= 255 else top
+    flat, result = values.reshape(-1), np.empty(values.size, np.uint8)
+    for start in range(0, len(flat), _PIECE):
+        piece = flat[start : start + _PIECE].astype(np.float64)
+        piece = np.nan_to_num(piece, nan=0.0, posinf=0.0, neginf=0.0)
+        result[start : start + _PIECE] = np.clip(piece / top * 255, 0, 255).round()
+    return result.reshape(values.shape)
 
 
 def _resized(pixels: np.ndarray, width: int, height: int, form: PictureForm) -> np.ndarray:
@@ -175,11 +203,14 @@ def picture_item(pixels: np.ndarray, form: PictureForm) -> Item:
 def file_bytes(path: Path, what: str) -> bytes:
     """The content of a picture's or a sound's file."""
     try:
-        if path.is_file() and path.stat().st_size > MOST_BYTES:
-            raise TriviumError(
-                f"{path} has {path.stat().st_size:,} bytes; a {what} has at most {MOST_BYTES:,}."
-            )
-        return path.read_bytes()
+        # A device or a pipe has no end, or waits for one.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise TriviumError(f"{path} is no regular file; name the file of a {what}.")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise TriviumError(f"{path} has more than {MOST_BYTES:,} bytes, the most of a {what}.")
+        return data
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TriviumError(f"The {what} {path} cannot be read: {reason}.") from error
