@@ -47,7 +47,7 @@ def with_fetched(message: Message, pictures: Mapping[str, bytes]) -> Message:
         return message
     parts = []
     for part in message["content"]:
-        if (url := url_of(part)) in pictures:
+        if (url := url_of(part)) is not None and url in pictures:
             data = base64.b64encode(pictures[url]).decode()
             part = {"type": "image_url", "image_url": {"url": f"data:image/*;base64,{data}"}}
         parts.append(part)
