@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 from generating import tokenizer, whole_logits
 from seeing import FORMS, asked, png, seeing_model, seeing_tokenizer, wav
 
+from trivium.data import encoding, shards
 from trivium.data.conversations import Encoder
 from trivium.data.packed import PackedRows
 from trivium.data.rows import NOTHING, collate, row_of_documents
-from trivium.data.shards import ITEMS, Shards, write_encoded
+from trivium.data.shards import ITEMS, Shards, write_encoded, write_shards
 from trivium.data.sources import Source, read_documents
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
@@ -24,6 +26,7 @@ from trivium.learn.objectives.next_token import NextToken
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model, save_model
 from trivium.recipe.outside import Checksums, content_fingerprint
+from trivium.tokens import items, parts
 from trivium.tokens.items import FIRST, LIBRARY, Item, Library, content_of, is_item
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -190,6 +193,20 @@ def test_shards_keep_the_pictures_and_nothing_predicts_them(pictures, tmp_path):
         Shards(tmp_path / "shards")
 
 
+@pytest.mark.parametrize("in_a_prompt", [False, True])
+def test_pictures_of_tokenised_data_leave_memory(pictures, tmp_path, in_a_prompt, monkeypatch):
+    library = Library()
+    for module in (items, parts, shards, encoding):
+        monkeypatch.setattr(module, "LIBRARY", library)
+    reader = seeing_tokenizer()
+    prompt = reader.encode_prompt(asked(pictures / "red.png")) if in_a_prompt else []
+    write_shards(conversations(pictures), reader, tmp_path / "shards")
+    assert set(library._held) == {content_of(one) for one in prompt if is_item(one)}
+    assert library._bytes == sum(item.data.nbytes for _, item in library._held.values())
+    row = PackedRows(Shards(tmp_path / "shards", tokenizer=reader), 128).row(0)
+    assert len(items.items_of(row.tokens)) == 2
+
+
 def test_where_everything_is_learned_pictures_are_not(pictures):
     reader = seeing_tokenizer()
     [one, _] = Encoder(reader, 128, "all").encode(conversations(pictures))
@@ -225,6 +242,17 @@ def test_the_gradient_reaches_projector_and_encoder_and_only_the_seen_tower(pict
     assert model.modalities.picture.encoder.patches.weight.grad.abs().sum() > 0
     assert model.modalities.picture.projector.out.weight.grad.abs().sum() > 0
     assert model.modalities.sound.encoder.first.weight.grad is None
+
+
+def test_an_encoder_that_stays_as_it_is_does_so_when_opened(pictures, tmp_path):
+    model = seeing_model()
+    config = model.modalities.config
+    model.modalities.config = replace(config, picture=replace(config.picture, learns=False))
+    save_model(model, tmp_path / "saved")
+    again = load_model(tmp_path / "saved").modalities
+    assert not any(one.requires_grad for one in again.picture.encoder.parameters())
+    learns = [again.picture.projector, again.sound.encoder, again.sound.projector]
+    assert all(one.requires_grad for part in learns for one in part.parameters())
 
 
 def test_an_encoder_that_does_not_learn_computes_a_picture_once(pictures, monkeypatch):

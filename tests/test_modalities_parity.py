@@ -65,6 +65,7 @@ def test_a_llava_has_the_logits_that_transformers_finds(tmp_path, tower):
     ours = load_model(tmp_path)
     forms = read_forms(tmp_path)
     assert forms.picture.tokens == 16
+    assert not any(one.requires_grad for one in ours.modalities.picture.encoder.parameters())
     item = picture_item(np.asarray(some_picture()), forms.picture)
     ids = LIBRARY.keep(item)
     before, after = [5, 17, 3], [40, 41, 42, 7]
@@ -197,6 +198,7 @@ def test_what_learned_to_see_with_a_clip_tower_opens_as_a_llava(tmp_path):
     ids, same = before.encode_prompt(asked), after.encode_prompt(asked)
     assert ids == same
     opened = load_model(tmp_path / "llava")
+    assert not load_model(tmp_path / "ours").modalities.config.picture.learns
     expected = model.logits(model(torch.tensor(ids), Documents([len(ids)])))
     found = opened.logits(opened(torch.tensor(ids), Documents([len(ids)])))[:, : expected.shape[1]]
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from trivium import world
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.model.folder import load_model
+from trivium.stages.multimodal import Multimodal
 from trivium.tokens.items import is_item
 
 RECIPE = """\
@@ -92,6 +94,18 @@ def test_the_second_tower_leaves_the_first_as_it_was(seen):
     assert after.sound is not None
     shapes = {name: one.shape for name, one in before.picture.named_parameters()}
     assert shapes == {name: one.shape for name, one in after.picture.named_parameters()}
+
+
+def test_a_stage_thaws_no_encoder_of_its_parent(seen):
+    run, _ = seen
+    model = load_model(run["hear"].folder / "model")
+    config = model.modalities.config
+    still = replace(config, picture=replace(config.picture, learns=False))
+    model.modalities.config = still
+    stage = Multimodal(kind="multimodal", data={"world:sounds": {}}, sound={}, **{"from": "see"})
+    stage._let_learn(model)
+    assert not any(one.requires_grad for one in model.modalities.picture.encoder.parameters())
+    assert all(one.requires_grad for one in model.modalities.sound.parameters())
 
 
 def test_the_language_model_learns_in_the_second_half_alone(seen):

@@ -12,11 +12,14 @@ import numpy as np
 
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
-from trivium.tokens.items import Item, items_of, text_only
+from trivium.tokens.items import LIBRARY, Item, items_of, text_only
+from trivium.tokens.parts import has_items
 from trivium.tokens.tokenizer import Tokenizer
 
 _LETTERS_PER_CHUNK = 1 << 19
 _DOCUMENTS_PER_CHUNK = 1024
+_LETTERS_PER_ITEMS = 1 << 14
+"""For how many letters pictures and sounds count, which take much more memory than text."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def _start_worker(tokenizer: Tokenizer, lengths: np.ndarray) -> None:
 
 def _work(chunk: list[Document]) -> list[Encoded | Refused]:
     assert _worker is not None, "the worker was started with a tokenizer"
-    return _encode_chunk(chunk, *_worker)
+    with LIBRARY.passing():
+        return _encode_chunk(chunk, *_worker)
 
 
 def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -107,7 +111,8 @@ def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
     letters = 0
     for document in documents:
         chunk.append(document)
-        letters += len(document.text or "") or 1024
+        items = document.text is None and has_items(document.fields.get("messages"))
+        letters += _LETTERS_PER_ITEMS if items else len(document.text or "") or 1024
         if letters >= _LETTERS_PER_CHUNK or len(chunk) >= _DOCUMENTS_PER_CHUNK:
             yield chunk
             chunk, letters = [], 0

@@ -144,9 +144,11 @@ def write_encoded(
     refused: list[str] = []
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     open_shards: dict[str, _Shard] = {}
-    with whole_folder(folder) as beside:
+    with whole_folder(folder) as beside, LIBRARY.passing() as forget:
         items = ItemsFile(beside / ITEMS)
         for encoded in found:
+            # The document holds its items until they are written.
+            forget()
             counts["documents"] += 1
             if isinstance(encoded, Refused):
                 line = f"{encoded.document.id} {encoded.why}"

@@ -124,11 +124,10 @@ class Multimodal(Sft):
         opened.work.change("parameters", before, sum(one.numel() for one in model.parameters()))
 
     def _let_learn(self, model: Transformer) -> None:
-        """Train the towers, but for encoders that stay as they are."""
+        """Train the towers, but for encoders that stay as they are, the parent's among them."""
         assert model.modalities is not None
         model.modalities.requires_grad_(True)
-        for name, tower in self.towers.items():
-            getattr(model.modalities, name).encoder.requires_grad_(tower.learns)
+        model.modalities.hold_still()
 
     def learning_rates(self, opened: Opened[Any]) -> LearningRates:
         """Those of fine-tuning, and faster ones for what is new."""

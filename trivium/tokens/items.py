@@ -12,7 +12,8 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +96,7 @@ class Library:
         self._held: OrderedDict[int, tuple[bytes, Item]] = OrderedDict()
         self._bytes = 0
         self._stored: dict[int, tuple[Path, dict[str, Any]]] = {}
+        self._new: set[int] | None = None
         self._lock = threading.Lock()
 
     def keep(self, item: Item) -> list[int]:
@@ -112,6 +114,8 @@ class Library:
             self._held[content] = (digest, item)
             if other is None:
                 self._bytes += item.data.nbytes
+                if self._new is not None:
+                    self._new.add(content)
             while self.limit is not None and self._bytes > self.limit and len(self._held) > 1:
                 _, (_, oldest) = self._held.popitem(last=False)
                 self._bytes -= oldest.data.nbytes
@@ -128,6 +132,27 @@ class Library:
         if stored is None:
             raise TriviumError("A picture or sound of the prompt is no longer held in memory: send it again.")
         return _read(*stored)
+
+    @contextmanager
+    def passing(self) -> Iterator[Callable[[], None]]:
+        """Items that arrive within this block leave at its end, or when what it yields is called.
+
+        So data that is tokenised does not stay in memory. What was held before stays.
+        """
+
+        def forget() -> None:
+            with self._lock:
+                for content in self._new or ():
+                    held = self._held.pop(content, None)
+                    self._bytes -= 0 if held is None else held[1].data.nbytes
+                self._new = set()
+
+        before, self._new = self._new, set()
+        try:
+            yield forget
+        finally:
+            forget()
+            self._new = before
 
     def add_stored(self, file: Path, index: Mapping[str, Mapping[str, Any]]) -> None:
         """Let ids name the items in a file of tokenised data."""

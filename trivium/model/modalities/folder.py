@@ -76,4 +76,5 @@ def load_modalities(folder: Path, *, dtype: torch.dtype, device: str | torch.dev
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(tensors[name])
+    modalities.hold_still()
     return modalities.to(device=device, dtype=dtype)

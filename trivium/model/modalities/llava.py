@@ -59,7 +59,7 @@ def llava_config(folder: Path, content: Mapping[str, Any]) -> ModalitiesConfig:
         bias=bool(content.get("multimodal_projector_bias", True)),
         activation=activation_of(content.get("projector_hidden_act", "gelu"), path),
     )  # fmt: skip
-    return ModalitiesConfig(llava_forms(folder, content), PictureConfig(vision, projector))
+    return ModalitiesConfig(llava_forms(folder, content), PictureConfig(vision, projector, learns=False))
 
 
 @torch.no_grad()
@@ -84,4 +84,5 @@ def load_llava(
         ours.weight.copy_(find(f"{PROJECTOR}{theirs}.weight"))
         if ours.bias is not None:
             ours.bias.copy_(find(f"{PROJECTOR}{theirs}.bias"))
+    modalities.hold_still()
     return modalities.to(device=device, dtype=dtype)

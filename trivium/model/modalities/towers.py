@@ -27,6 +27,8 @@ class PictureConfig:
 
     encoder: VisionConfig
     projector: ProjectorConfig
+    learns: bool = True
+    """Whether stages train the encoder; the projector always learns."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class SoundsConfig:
 
     encoder: SoundConfig
     projector: ProjectorConfig
+    learns: bool = True
+    """Whether stages train the encoder; the projector always learns."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,15 @@ def config_from(content: dict[str, Any], forms: Forms) -> ModalitiesConfig:
         vision = dict(picture["encoder"])
         vision |= {key: tuple(vision[key]) for key in ("mean", "deviation")}
         vision["encoder"] = EncoderConfig(**vision["encoder"])
-        made_picture = PictureConfig(VisionConfig(**vision), ProjectorConfig(**picture["projector"]))
+        made_picture = PictureConfig(
+            VisionConfig(**vision), ProjectorConfig(**picture["projector"]), bool(picture.get("learns", True))
+        )
     if sound is not None:
         hearing = dict(sound["encoder"])
         hearing["encoder"] = EncoderConfig(**hearing["encoder"])
-        made_sound = SoundsConfig(SoundConfig(**hearing), ProjectorConfig(**sound["projector"]))
+        made_sound = SoundsConfig(
+            SoundConfig(**hearing), ProjectorConfig(**sound["projector"]), bool(sound.get("learns", True))
+        )
     return ModalitiesConfig(forms, made_picture, made_sound)
 
 
@@ -114,6 +122,13 @@ class Modalities(nn.Module):
         self._cache: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
         self._cached_bytes = 0
         self._seen: list[tuple[int, int]] = []
+
+    def hold_still(self) -> None:
+        """Freeze the encoders that stay as they are, here and in every later stage."""
+        for name in ("picture", "sound"):
+            config = getattr(self.config, name)
+            if config is not None and not config.learns:
+                getattr(self, name).encoder.requires_grad_(False)
 
     @uncompiled
     def places(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -107,7 +107,7 @@ class Pictures(Tower):
         join = tokens_of_square(vision.side, vision.patch, tokens)
         projector = ProjectorConfig(self.projector, vision.encoder.width, width, join)
         form = PictureForm(vision.side, tokens, resize, chosen, self.tiles)
-        return PictureConfig(vision, projector), form
+        return PictureConfig(vision, projector, self.learns), form
 
 
 class Sounds(Tower):
@@ -130,7 +130,7 @@ class Sounds(Tower):
         join = max(1, round(50 / self.tokens_per_second))
         longest = self.longest if hearing.frames is None else min(self.longest, hearing.frames / 100)
         projector = ProjectorConfig(self.projector, hearing.encoder.width, width, join)
-        return SoundsConfig(hearing, projector), SoundForm(join * FRAMES_PER_STATE, longest)
+        return SoundsConfig(hearing, projector, self.learns), SoundForm(join * FRAMES_PER_STATE, longest)
 
 
 def planned(
