@@ -119,10 +119,16 @@ def _in_rgb(picture: Any, library: Any) -> Any:
 
 
 def _in_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey values of more bits from 0 to 255, in pieces: a whole picture in floats fills the memory."""
-    highest = float(np.max(values, where=np.isfinite(values), initial=0))
+    """Grey values of more bits from 0 to 255, never as a whole picture of floats."""
+    sixteen = values.dtype.kind == "u" and values.dtype.itemsize == 2
+    highest = float(
+        values.max(initial=0) if sixteen else np.max(values, where=np.isfinite(values), initial=0)
+    )
     top = 1.0 if mode == "F" and highest <= 1 else 65535.0
     top = 255.0 if mode != "I;16" and 1 < highest <= 255 else top
+    if sixteen:
+        table = np.clip(np.arange(1 << 16) / top * 255, 0, 255).round().astype(np.uint8)
+        return table[values]
     flat, result = values.reshape(-1), np.empty(values.size, np.uint8)
     for start in range(0, len(flat), _PIECE):
         piece = flat[start : start + _PIECE].astype(np.float64)
