@@ -13,6 +13,7 @@ from small import SmallBatches, small_model
 from torch import Tensor
 
 from trivium.data.rows import PackedSequence, row_of_documents
+from trivium.data.steps import StepSolution, row_of_steps
 from trivium.learn.objectives.distillation import Distillation
 from trivium.learn.objectives.distillation_losses import DistillationNumbers
 from trivium.learn.objectives.near_parent import NearPredictions, NearWeights
@@ -21,6 +22,7 @@ from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS, PPO_ALGORITHMS, Aggregation, loss_weights
 from trivium.learn.objectives.preference import UNPAIRED
 from trivium.learn.objectives.preference_losses import PAIR_LOSSES, PreferenceNumbers
+from trivium.learn.objectives.process import StepCorrectness
 from trivium.learn.objectives.reward import BradleyTerry
 from trivium.model.config import ExpertsConfig
 from trivium.model.lora import AdapterSettings, add_adapter
@@ -125,6 +127,19 @@ def _reward(device: str) -> Case:
     return Case(model, objective, in_order(batches_of(pairs(), {"sigmoid": 1.0})), 0.003, "adamw")
 
 
+def _steps(device: str) -> Case:
+    model = without_language_head(small_model()).to(device)
+    random = np.random.default_rng(4)
+    solutions = [
+        StepSolution(
+            f"s{place}", random.integers(0, 61, 18), np.array([8, 12, 17]), np.array([1.0, place % 2, 0.0])
+        )
+        for place in range(6)
+    ]
+    objective = StepCorrectness(ScalarHead(model.config.width, seed=0, bias=True).to(device))
+    return Case(model, objective, [row_of_steps([one]) for one in solutions], 0.003, "adamw")
+
+
 def answers(
     vocabulary: int, *, share: bool = True, aggregation: Aggregation = "token"
 ) -> list[PackedSequence]:
@@ -199,6 +214,7 @@ CASES: dict[str, Callable[[str], Case]] = {
     },
     "preference-adapter-off": _adapter_off,
     "reward": _reward,
+    "process-reward": _steps,
     **{f"policy-{name}": partial(_policy, name=name) for name in ALGORITHMS},
     "policy-kl": partial(_policy, name="grpo", kl=0.1, entropy_bonus=0.01),
     "ppo": partial(_ppo, critic=False),

@@ -407,4 +407,4 @@ def test_a_picture_is_refused_by_name():
         body = {**GOOD, "messages": [{"role": "user", "content": parts}]}
         answer = httpx.post(f"{address}{CHAT}", json=body, trust_env=False)
     assert answer.status_code == 400
-    assert "'image_url' cannot be read here" in answer.json()["error"]["message"]
+    assert "the model takes only text" in answer.json()["error"]["message"]

@@ -112,8 +112,8 @@ def in_company(
     os._exit(0)
 
 
-# A reward model and PPO train a head of their own, which is not divided.
-SHARDED = [(kind, "all") for kind in TRAINS if kind not in ("reward", "ppo")]
+# A reward model and PPO train a head of their own, and what sees or hears is not divided.
+SHARDED = [(kind, "all") for kind in TRAINS if kind not in ("reward", "ppo", "multimodal")]
 
 
 @pytest.mark.slow

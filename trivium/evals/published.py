@@ -177,9 +177,9 @@ def run_own(
     grade = made(scorer) if model is None else made(scorer, model=model)
     items = []
     for name, row in rows_of(data, settings):
-        messages = _messages(name, row)
+        messages = question_of(name, row)
         question = str(messages[-1]["content"])
-        shown = _shown(examples, settings, _told, lambda one: str(_messages("", one)[-1]["content"]), ())
+        shown = _shown(examples, settings, _told, lambda one: str(question_of("", one)[-1]["content"]), ())
         prompt, messages = with_shots(shown, question, messages)
         if not shown and isinstance(row.get("prompt"), str):
             prompt = row["prompt"]
@@ -196,7 +196,8 @@ def run_own(
     return Found(ask(subject, items, settings, most=most))
 
 
-def _messages(name: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def question_of(name: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages that a row asks with."""
     listed = row.get("messages") if isinstance(row.get("messages"), list) else row.get("prompt")
     if isinstance(listed, list) and listed:
         return [dict(one) for one in listed]

@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trivium.data.split import unseen
+from trivium.evals.bits import texts_of
+from trivium.evals.own import exchanges
+from trivium.evals.published import question_of, rows_of
+from trivium.evals.settings import Settings
 from trivium.grade.scorer import scorer_names
+from trivium.kit.errors import TriviumError
 from trivium.lab.gather import Seen
 
 OWN_LIMIT = 24
@@ -36,7 +42,24 @@ def own_tasks(stages: Sequence[Seen], limit: int = OWN_LIMIT) -> list[dict[str, 
             else:
                 asked = {"data": place, "held_out": share}
             found.setdefault((task, place), {"task": task, "name": name, "limit": limit, **asked})
-    return list(found.values())
+    return [one for one in found.values() if _can_be_asked(one)]
+
+
+def _can_be_asked(spec: Mapping[str, Any]) -> bool:
+    """Whether a source has what its task asks about (it was not asked for by name)."""
+    settings = Settings(limit=spec["limit"])
+    try:
+        if spec["task"] == "bits":
+            return all(
+                any(True for _ in texts_of(one, settings, spec["held_out"])) for one in spec["sources"]
+            )
+        if spec["task"] == "replies":
+            return any(True for _ in exchanges(unseen(spec["data"], spec["held_out"], spec["limit"])))
+        if spec["task"] == "own":
+            return bool([question_of(name, row) for name, row in rows_of(spec["data"], settings)])
+    except TriviumError:
+        return False
+    return True
 
 
 def _sources(stage: Seen) -> Iterator[tuple[str, str, float]]:

@@ -31,6 +31,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "structured": ("llguidance", "answers bound to JSON, a regular expression or a grammar"),
     "curate": ("trafilatura", "cleaning web pages in the `curate` stage"),
     "ray": ("ray", "curating on many machines"),
+    "pictures": ("PIL", "pictures in the `multimodal` stage and the server"),
+    "store": ("fsspec", "a store on S3, GCS or over ssh"),
+    "endpoint": ("httpx", "models behind an address in `synthesize` and `evaluate`"),
     "track": ("wandb", "`track: [wandb]` in a recipe"),
 }
 """Every extra: a module that tells whether it is there, and what it is for."""

@@ -154,6 +154,10 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
     if getattr(getattr(stage, "near_parent", None), "kl", 0):
         phases.append(Phase("scoring", tokens, length, tokens * learned))
         job = replace(job, copies=1)
+    if teacher := numbers.get("teacher_parameters"):
+        # The teacher reads the same tokens, at the cost of its own size.
+        times = teacher / max(1.0, float(numbers.get("parameters") or teacher))
+        phases.append(Phase("scoring", tokens * times, length, tokens * times * learned))
     return replace(
         job, phases=tuple(phases), steps=steps, tokens=tokens, batch=batch or tokens / steps, context=context
     )
