@@ -72,19 +72,24 @@ def job_of(going: Run, name: str, derived: Mapping[str, Numbers], checked: Check
     characters = sum(sum(one.characters) / max(1, len(one.rows)) * (one.documents or 0) for one in looked)
     job = Job(name, stage.kind, characters=characters)
     config = config_of(going, name, derived)
-    if config is None:
-        return job
+    if config is not None:
+        job = _with_model(stage, job, config, numbers)
+    # A kind of a person's own says itself what it computes.
+    if not job.phases and numbers.get("flops"):
+        tokens = numbers.get("tokens") or numbers.get("tokens at most") or 0.0
+        job = replace(job, told=float(numbers["flops"]), tokens=float(tokens))
+    return job
+
+
+def _with_model(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     job = replace(job, config=config)
     if hasattr(stage, "learning_rate"):
         job = _trained(stage, job, config)
     make = MAKERS.get(stage.kind)
     if make is not None:
-        job = make(stage, job, config, numbers)
-    elif job.trained_parameters and numbers.get("tokens"):
-        job = _documents(stage, job, config, numbers)
-    if not job.phases and numbers.get("flops"):
-        tokens = numbers.get("tokens") or numbers.get("tokens at most") or 0.0
-        job = replace(job, told=float(numbers["flops"]), tokens=float(tokens))
+        return make(stage, job, config, numbers)
+    if job.trained_parameters and numbers.get("tokens"):
+        return _documents(stage, job, config, numbers)
     return job
 
 
@@ -154,10 +159,9 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
     if getattr(getattr(stage, "near_parent", None), "kl", 0):
         phases.append(Phase("scoring", tokens, length, tokens * learned))
         job = replace(job, copies=1)
-    if teacher := numbers.get("teacher_parameters"):
-        # The teacher reads the same tokens, at the cost of its own size.
-        times = teacher / max(1.0, float(numbers.get("parameters") or teacher))
-        phases.append(Phase("scoring", tokens * times, length, tokens * times * learned))
+    teacher = planned_shape({"model": numbers.get("teacher_model")})
+    if teacher is not None:
+        phases.append(Phase("scoring", tokens, length, tokens * learned, config=teacher))
     return replace(
         job, phases=tuple(phases), steps=steps, tokens=tokens, batch=batch or tokens / steps, context=context
     )

@@ -27,7 +27,7 @@ from trivium.model.config import ModelConfig
 from trivium.model.vocabulary import grow_vocabulary
 from trivium.stages.parts.examples import ExampleSources, batch_of_examples, open_examples
 from trivium.stages.parts.on_policy import Sampled, StudentAnswers
-from trivium.stages.parts.shapes import planned_size
+from trivium.stages.parts.shapes import planned_shape, planned_size, shape_of
 from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.teachers import (
     TaughtBatches,
@@ -110,6 +110,8 @@ class Distill(TrainingStage):
         vocabularies_fit(self.start, self.teacher, inputs.get(self.start), inputs.get(self.teacher))
         if "parameters" in theirs and self.label_weight < 1:
             numbers["teacher_parameters"] = theirs["parameters"]
+            if (shape := planned_shape(inputs.get(self.teacher))) is not None:
+                numbers["teacher_model"] = shape_of(shape)
             if "flops" in numbers:
                 numbers["flops"] += 2.0 * theirs["parameters"] * numbers["tokens"]
         return numbers
