@@ -98,7 +98,7 @@ def free_memory() -> int:
 
 
 def forget_peak_memory() -> None:
-    """Begin anew to watch how much memory this process holds at the most."""
+    """Watch from now on how much memory this process holds at the most."""
     import torch
 
     if torch.cuda.is_available():

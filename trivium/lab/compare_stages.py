@@ -49,7 +49,7 @@ def stage_facts(stage: Seen, all_stages: Sequence[Seen]) -> dict[str, Any]:
 
 
 def _planned(stage: Seen) -> dict[str, Any] | None:
-    """What was planned for this very result before it ran, where somebody asked."""
+    """What was planned for this very result before it ran, where a plan was made."""
     record = stage.record
     place = stage.folder.resolve().parents[1] / str(record.get("recipe")) / PLAN_FILE
     if not place.is_file():

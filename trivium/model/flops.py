@@ -71,7 +71,7 @@ def pass_flops(
     `length` is the number of keys that each token meets: a document's length, or the mean of its square over
     the mean. With `trained` there is a backward pass, and that share of the layers' weights gets a gradient.
     The last layer computes its output for `last_layer` tokens only, where that is given. `head_again`: the
-    backward pass makes the scores anew. `beside` is the number of an adapter's weights.
+    backward pass makes the scores again. `beside` is the number of an adapter's weights.
     """
     predicted = tokens if predicted is None else predicted
     backward = trained is not None
