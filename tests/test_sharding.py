@@ -134,7 +134,7 @@ def decide(rank: int, size: int, port: int, folder: str, free: tuple[int, int]) 
     meet(rank, size, port)
     sharding.machine.free_memory = lambda: free[rank]  # type: ignore[attr-defined]
     layout, said = laid_out(Parallel())
-    write_json(Path(folder) / f"{rank}.json", {"divided": not layout.can_repeat, "said": said})
+    write_json(Path(folder) / f"{rank}.json", {"divided": layout.divided, "said": said})
     processes.stop()
 
 

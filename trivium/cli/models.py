@@ -75,22 +75,13 @@ def eval_(
     asked = None if stage is None else asked_of([stage], Path(runs))
     specs: list[Any] = tasks.split(",")
     if asked is not None:
-        for name, value in asked.asking.model_dump().items():
-            if name == "samples" and found is not None:
-                continue
+        # What is searched for is not drawn as well; the report may do so.
+        without = () if found is None else ("samples",)
+        for name, value in asked.asking.model_dump(exclude=set(without)).items():
             if name in asking and context.get_parameter_source(name) == ParameterSource.DEFAULT:
                 asking[name] = value
         other = [asked.otherwise(spec) for spec in specs]
-        reported = [asked.as_the_report_asks(spec) for spec in specs]
-        if found is not None:
-            # What is searched for is not drawn as well; the report may do so.
-            reported = [
-                {name: value for name, value in one.items() if name != "samples"}
-                if isinstance(one, dict) and one is not spec
-                else one
-                for one, spec in zip(reported, specs, strict=True)
-            ]
-        specs = reported
+        specs = [asked.as_the_report_asks(spec, without) for spec in specs]
         click.echo(f"asked as the report of {asked.recipe}: {', '.join(map(written, specs))}", err=True)
         for spec in other:
             if spec is not None:

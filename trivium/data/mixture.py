@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 
@@ -74,6 +75,22 @@ class MixturePlan:
             if any(weight < 0 for _, weight in source.weights):
                 raise TriviumError(f"{source.name} has a weight below zero.")
         self._check_repeats()
+
+    @classmethod
+    def of_examples(
+        cls,
+        sources: Sequence[PlannedSource],
+        *,
+        batch: int,
+        seed: int,
+        steps: int | None = None,
+        epochs: float | None = None,
+    ) -> Self:
+        """The order over examples that are counted, not measured: as many steps, or so often all of them."""
+        if steps is None:
+            available = sum(source.rows for source in sources)
+            steps = max(1, round((1.0 if epochs is None else epochs) * available / batch))
+        return cls(sources=tuple(sources), total=steps * batch, batch=batch, seed=seed)
 
     @property
     def steps(self) -> int:

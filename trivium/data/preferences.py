@@ -239,9 +239,6 @@ class PreferenceBatches(PlannedBatches):
         mismatched: bool = False,
         whole_chosen: bool = False,
     ) -> None:
-        available = sum(len(source.pairs) for source in sources)
-        if steps is None:
-            steps = max(1, round((1.0 if epochs is None else epochs) * available / batch))
         self.sources = sources
         self.share, self.together, self.mismatched = share, together, mismatched
         self.whole_chosen = whole_chosen
@@ -249,8 +246,8 @@ class PreferenceBatches(PlannedBatches):
         """What an objective wants to find again after a stop."""
         self.references: Sequence[np.ndarray] | None = None
         """For every source the log-probabilities [pairs, completions] under the reference, once computed."""
-        self.plan = MixturePlan(
-            sources=tuple(
+        self.plan = MixturePlan.of_examples(
+            [
                 PlannedSource(
                     name=source.name,
                     rows=len(source.pairs),
@@ -259,11 +256,9 @@ class PreferenceBatches(PlannedBatches):
                     fingerprint=fingerprint([one.id for one in source.pairs]),
                 )
                 for source in sources
-            ),
-            total=steps * batch,
-            batch=batch,
-            seed=seed,
-        )
+            ],
+            batch=batch, seed=seed, steps=steps, epochs=epochs,
+        )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:

@@ -230,12 +230,9 @@ class StepBatches(PlannedBatches):
         steps: int | None = None,
         epochs: float | None = None,
     ) -> None:
-        available = sum(len(source.solutions) for source in sources)
-        if steps is None:
-            steps = max(1, round((1.0 if epochs is None else epochs) * available / batch))
         self.sources = sources
-        self.plan = MixturePlan(
-            sources=tuple(
+        self.plan = MixturePlan.of_examples(
+            [
                 PlannedSource(
                     name=source.name,
                     rows=len(source.solutions),
@@ -246,11 +243,9 @@ class StepBatches(PlannedBatches):
                     ),
                 )
                 for source in sources
-            ),
-            total=steps * batch,
-            batch=batch,
-            seed=seed,
-        )
+            ],
+            batch=batch, seed=seed, steps=steps, epochs=epochs,
+        )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:

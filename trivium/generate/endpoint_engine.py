@@ -17,16 +17,8 @@ class EndpointEngine:
     """A model that a server has, with a tokenizer and a window that are known here."""
 
     def __init__(self, settings: EndpointSettings, tokenizer: Tokenizer, window: int) -> None:
-        self._tokenizer, self._window = tokenizer, window
+        self.tokenizer, self.window = tokenizer, window
         self.endpoint = Endpoint(settings)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._tokenizer
-
-    @property
-    def window(self) -> int:
-        return self._window
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """The completions of each request, in the order of its samples; each sample is asked for alone."""
@@ -67,10 +59,10 @@ class EndpointEngine:
         if seed is not None:
             body["seed"] = seed
         text, finish = self._asked(body, len(request.prompt) + sampling.max_new_tokens, _read_text)
-        tokens = self._tokenizer.encode(text)
+        tokens = self.tokenizer.encode(text)
         if finish == "stop" and not sampling.stop:
             # A server does not return the token that ends an answer.
-            tokens = [*tokens, self._tokenizer.end_of_reply_id]
+            tokens = [*tokens, self.tokenizer.end_of_reply_id]
         reason = cast(FinishReason, finish if finish in ("stop", "length") else "stop")
         return Completion(text, tokens, [], reason, len(request.prompt))
 

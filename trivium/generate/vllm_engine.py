@@ -23,19 +23,11 @@ class VllmEngine:
                 "`engine: vllm` needs vLLM and a GPU: pip install vllm, or leave the setting out."
             ) from error
         self._vllm: Any = vllm
-        self._tokenizer, self._window = tokenizer, window
+        self.tokenizer, self.window = tokenizer, window
         # Under temperature and filters, as ours are.
         self._model = vllm.LLM(
             model=str(folder), skip_tokenizer_init=False, logprobs_mode="processed_logprobs", **settings
         )
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._tokenizer
-
-    @property
-    def window(self) -> int:
-        return self._window
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """The completions of each request, in the order of its samples."""
@@ -83,7 +75,7 @@ class VllmEngine:
             raise TriviumError(
                 "`engine: vllm` takes no `typical_p`, `json_schema` or `regex`; use our engine."
             )
-        ends = sorted(self._tokenizer.stop_ids) if sampling.stop_ids is None else list(sampling.stop_ids)
+        ends = sorted(self.tokenizer.stop_ids) if sampling.stop_ids is None else list(sampling.stop_ids)
         return self._vllm.SamplingParams(
             n=1,
             temperature=sampling.temperature,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,19 @@ class Asked:
     on: list[TaskSpec]
     asking: Settings
 
-    def as_the_report_asks(self, spec: TaskSpec) -> TaskSpec:
-        """A task named without options, with those that the report gives it; any other as it is written."""
+    def as_the_report_asks(self, spec: TaskSpec, without: Collection[str] = ()) -> TaskSpec:
+        """A task named without options, with those that the report gives it; any other as it is written.
+
+        `without` names options of the report that are not taken over.
+        """
         name, options = named(spec)
         if options:
             return spec
         name = ALSO_CALLED.get(name, name)
-        return next((one for one in self.on if self._is(one, name)), spec)
+        found = next((one for one in self.on if self._is(one, name)), spec)
+        if isinstance(found, Mapping):
+            return {option: value for option, value in found.items() if option not in without}
+        return found
 
     def otherwise(self, spec: TaskSpec) -> TaskSpec | None:
         """What the report asks instead, where a task is written with options of its own."""

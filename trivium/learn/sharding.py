@@ -1,6 +1,6 @@
 """How processes share a training: each holds all of it, or FSDP2 divides a copy of the model among them.
 
-The stage's own model stays whole on every process and follows after each step, so that whoever looks at it
+The stage's own model stays whole on every process and follows after each step, so that what looks at it
 (validation, samples, the engine of reinforcement learning, what is saved) need not know how it is trained.
 What is divided is what training adds: gradients, moments, the running mean, and the weights it works on.
 """
@@ -31,8 +31,8 @@ ROOMY = 0.5
 class Replicas:
     """Every process holds the whole model, and gradients are summed before a step."""
 
-    can_repeat = True
-    """Whether one process may do a pass again by itself, as after running out of memory."""
+    divided = False
+    """Whether a process holds a part of the model, so that none can do a pass by itself."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
@@ -55,8 +55,7 @@ class Replicas:
 class Shards:
     """A copy of a model whose parts lie on several processes, trained in the model's place."""
 
-    can_repeat = False
-    # The others are in the middle of a pass that one process cannot repeat alone.
+    divided = True
 
     def __init__(self, model: Transformer, shard: int) -> None:
         from torch.distributed.device_mesh import init_device_mesh

@@ -274,7 +274,7 @@ class Trainer:
                 ) from error
             if not is_out_of_memory(error):
                 raise
-            if not self.layout.can_repeat:
+            if self.layout.divided:
                 raise TriviumError("a pass does not fit into memory; lower `micro_batch`.") from error
             return None
 
@@ -497,7 +497,7 @@ class Trainer:
         if self.settings.compile == "auto":
             # Decided by the whole run, not by what is left: a resumed run must round as the first part did.
             wanted = self._seconds_expected() > 10 * COMPILE_SECONDS
-        if wanted and self.layout.can_repeat:
+        if wanted and not self.layout.divided:
             self.forward = compiled(self.model)
 
     def _seconds_expected(self) -> float:

@@ -25,6 +25,10 @@ class ValidationLoss:
     tokens: int
 
 
+PASS_TOKENS = 4096
+"""Tokens of a pass that measures and learns nothing."""
+
+
 def groups_of(rows: Sequence[PackedSequence], budget: int) -> list[list[PackedSequence]]:
     """Rows in order, in groups of at most `budget` tokens; a longer row is a group of its own."""
     groups: list[list[PackedSequence]] = []

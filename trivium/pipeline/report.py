@@ -39,7 +39,7 @@ def report(going: Run) -> tuple[Path, list[list[str]]]:
         place_of = partial(_made, going)
         on = [placed(spec, place_of) for spec in recipe.report.on]
         asking = placed_search(recipe.report.asking, place_of)
-    elif own_tasks(stages) and not world_sources(stages):
+    elif not world_sources(stages) and own_tasks(stages):
         # nothing was asked for: what the person's own data can say is said, of every model
         names = [
             f"{recipe.name}/{one.name}" for one in stages if one.model is not None and PART not in one.name

@@ -37,7 +37,6 @@ from trivium.stages.parts.stage import Product, Reference
 from trivium.stages.parts.stepwise import Solutions, judged_steps, read_solutions
 from trivium.stages.parts.training import UNUSED_WITH_PAIRS, Opened, TrainingStage
 
-PASS_TOKENS = 4096
 STEPS_SCHEMA = {
     "anyOf": [
         {"const": True},

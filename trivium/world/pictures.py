@@ -15,6 +15,7 @@ from trivium.kit.errors import TriviumError
 from trivium.world import drawing
 from trivium.world.chance import Chance, split_of
 from trivium.world.document import Question, Share, Split, WorldDocument
+from trivium.world.perceived import document_about, question_about
 
 COLOURS = tuple(drawing.COLOURS)
 COUNTS = ("one", "two", "three", "four")
@@ -244,15 +245,8 @@ def write(index: int, split: Split, seed: int, options: Options) -> WorldDocumen
     """One question about a picture with its answer, as a conversation to learn from."""
     drawn = _drawn(index, split, seed, options, "write")
     content = _content(index, split, seed, options, "write", drawn)
-    asked = {"role": "user", "content": content}
-    truth = {**drawn.truth, "answer": drawn.answer}
-    if options.form == "chat":
-        answer = {"role": "assistant", "content": drawn.answer}
-        return WorldDocument("", None, {"messages": [asked, answer]}, truth)
-    check = {"check": "equals", "arguments": {"answer": drawn.answer}}
-    if options.form == "prompt":
-        fields = {"prompt": [asked], "answer": drawn.answer, "checks": [check]}
-        return WorldDocument("", None, fields, truth)
+    if (document := document_about(drawn, content, options.form)) is not None:
+        return document
     if options.form == "pairs":
         other = next(
             one.answer
@@ -261,20 +255,12 @@ def write(index: int, split: Split, seed: int, options: Options) -> WorldDocumen
             and one.truth["kind"] == drawn.truth["kind"]
         )
         chosen, rejected = ([{"role": "assistant", "content": one}] for one in (drawn.answer, other))
-        return WorldDocument("", None, {"prompt": [asked], "chosen": chosen, "rejected": rejected}, truth)
+        fields = {"prompt": [{"role": "user", "content": content}], "chosen": chosen, "rejected": rejected}
+        return WorldDocument("", None, fields, {**drawn.truth, "answer": drawn.answer})
     raise TriviumError(f"world:pictures has no form '{options.form}'; use chat, prompt or pairs.")
 
 
 def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """One question about a picture; with `paired`, the next one shows the same drawing changed."""
     drawn = _drawn(index, split, seed, options, "ask")
-    content = _content(index, split, seed, options, "ask", drawn)
-    return Question(
-        id="",
-        prompt=f"Question: {drawn.question}\nAnswer:",
-        question=drawn.question,
-        messages=({"role": "user", "content": content},),
-        answer=drawn.answer,
-        check={"check": "equals", "arguments": {"answer": drawn.answer}},
-        truth=drawn.truth,
-    )
+    return question_about(drawn, _content(index, split, seed, options, "ask", drawn))

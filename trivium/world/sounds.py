@@ -17,6 +17,7 @@ from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, split_of
 from trivium.world.document import Question, Share, Split, WorldDocument
 from trivium.world.drawing import sound_part
+from trivium.world.perceived import document_about, question_about
 
 PITCHES = {"do": 262.0, "re": 330.0, "mi": 415.0, "fa": 523.0, "sol": 659.0, "la": 831.0}
 """Six pitches, two thirds apart, so that they can be told by ear."""
@@ -169,27 +170,13 @@ def _content(index: int, split: Split, seed: int, options: Options, part: str, h
 def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One question about a sound with its answer, as a conversation to learn from."""
     heard = _heard(index, split, seed, options, "write")
-    asked = {"role": "user", "content": _content(index, split, seed, options, "write", heard)}
-    truth = {**heard.truth, "answer": heard.answer}
-    if options.form == "chat":
-        answer = {"role": "assistant", "content": heard.answer}
-        return WorldDocument("", None, {"messages": [asked, answer]}, truth)
-    if options.form == "prompt":
-        check = {"check": "equals", "arguments": {"answer": heard.answer}}
-        return WorldDocument("", None, {"prompt": [asked], "answer": heard.answer, "checks": [check]}, truth)
+    content = _content(index, split, seed, options, "write", heard)
+    if (document := document_about(heard, content, options.form)) is not None:
+        return document
     raise TriviumError(f"world:sounds has no form '{options.form}'; use chat or prompt.")
 
 
 def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """One question about a sound; with `paired`, the next one plays the same changed in one way."""
     heard = _heard(index, split, seed, options, "ask")
-    content = _content(index, split, seed, options, "ask", heard)
-    return Question(
-        id="",
-        prompt=f"Question: {heard.question}\nAnswer:",
-        question=heard.question,
-        messages=({"role": "user", "content": content},),
-        answer=heard.answer,
-        check={"check": "equals", "arguments": {"answer": heard.answer}},
-        truth=heard.truth,
-    )
+    return question_about(heard, _content(index, split, seed, options, "ask", heard))

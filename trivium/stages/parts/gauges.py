@@ -19,13 +19,12 @@ from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.kit.processes import world
 from trivium.learn.head_loss import token_log_probabilities
-from trivium.learn.validation import groups_of
+from trivium.learn.validation import PASS_TOKENS, groups_of
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
 
-PASS_TOKENS = 4096
 DRIFT_TOKENS = 128
 
 

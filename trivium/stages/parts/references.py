@@ -21,14 +21,13 @@ from trivium.kit.processes import barrier, world
 from trivium.learn.objectives.preference import Preference, answers_under
 from trivium.learn.objectives.reward import pair_scores
 from trivium.learn.precision import Precision, one_pass
-from trivium.learn.validation import groups_of
+from trivium.learn.validation import PASS_TOKENS, groups_of
 from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.stage import Work
 
 PART = 1024
 """How many pairs are written at once."""
-PASS_TOKENS = 4096
 
 
 def store_references(

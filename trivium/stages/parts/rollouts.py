@@ -39,7 +39,7 @@ from trivium.learn.objectives.policy import token_outputs
 from trivium.learn.objectives.policy_losses import Algorithm, kl_estimate, loss_weights
 from trivium.learn.objectives.step_advantages import tree_advantages
 from trivium.learn.precision import Precision, one_pass
-from trivium.learn.validation import groups_of
+from trivium.learn.validation import PASS_TOKENS, groups_of
 from trivium.model.lora import selected
 from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
@@ -48,8 +48,6 @@ from trivium.stages.parts.prompts import Curriculum, Prompt, identity
 from trivium.stages.parts.rollout_metrics import objective_metrics, rollout_metrics
 from trivium.stages.parts.rollout_worker import Rollout, RolloutGroup, RolloutWorker, under_filters
 
-PASS_TOKENS = 4096
-"""Tokens per pass where no gradient is needed."""
 ROW_TOKENS = 8192
 """A group with more than this is divided into rows that each compute the prompt once."""
 

@@ -20,13 +20,11 @@ from trivium.data.steps import StepData, StepSource, row_of_steps
 from trivium.evals.first_error import step_report
 from trivium.kit.errors import TriviumError
 from trivium.learn.precision import Precision, one_pass
-from trivium.learn.validation import groups_of
+from trivium.learn.validation import PASS_TOKENS, groups_of
 from trivium.model.attention import Documents
 from trivium.model.scalar_head import ScalarHead, scores_at
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
-
-PASS_TOKENS = 4096
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from trivium.learn.objective import Measure, accumulate
 from trivium.learn.objectives.distillation import LOGPROBS, TOKENS, Distillation
 from trivium.learn.objectives.distillation_losses import capped, scores_of, with_rest
 from trivium.learn.precision import Precision, one_pass
-from trivium.learn.validation import groups_of
+from trivium.learn.validation import PASS_TOKENS, groups_of
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
 from trivium.model.hub import resolve
@@ -38,7 +38,6 @@ from trivium.tokens.tokenizer import Tokenizer
 
 PART = 64
 """How many rows are written at once."""
-PASS_TOKENS = 4096
 
 
 def in_common(
