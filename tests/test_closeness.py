@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lab import two_models
-from test_tokens import own
+from test_tokens import kind, own
 from tuning import save, small_model
 
 from trivium.cli import main
@@ -18,7 +19,7 @@ from trivium.lab.behaviour import Passage
 from trivium.lab.closeness_table import VERSION, closeness, drawn, probe_set, tree
 from trivium.lab.function_distance import Probed, measures, pairwise, shifts
 from trivium.lab.gather import find
-from trivium.lab.next_bytes import aligned
+from trivium.lab.next_bytes import aligned, borders
 from trivium.lab.weight_distance import cosines, linear_cka
 
 
@@ -143,6 +144,14 @@ def test_a_probe_set_keeps_its_version():
     assert described == "general-1, 9ca7a1b87e69e711"
     with pytest.raises(TriviumError, match="no probe set; there are general-1"):
         probe_set("general-0", [], 1, 0)
+
+
+def test_the_token_that_begins_a_text_has_a_place_in_the_window():
+    text = "the river and the miller " * 4
+    for tokenizer, fitting in ((kind("llama3"), 7), (own(), 8)):
+        ids, ends = borders(SimpleNamespace(tokenizer=tokenizer), text, 8)
+        assert len(ids) == fitting
+        assert text.encode()[: ends[-1]].decode() == tokenizer.decode(ids)
 
 
 def test_on_bytes_a_model_says_the_same_as_on_tokens(tmp_path: Path):

@@ -6,11 +6,14 @@ import gzip
 import io
 from pathlib import Path
 
+import pytest
 import trafilatura
 from curating import curated, write_lines
 from resiliparse.extract.html2text import extract_plain_text
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
+
+from trivium.curate.steps.extract import decoded
 
 PARAGRAPH = (
     "The old mill stands by the river, and every autumn people of the village come to see the wheel turn. "
@@ -120,6 +123,12 @@ def test_files_of_every_kind_and_encoding_become_text(tmp_path: Path) -> None:
     assert {row["id"]: row["reason"].partition(":")[0] for row in dropped} == {
         "raw/f.txt": "binary", "raw/g.html": "unreadable",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("named", ["undefined", "idna", "punycode", "no-such-one"])
+def test_a_page_that_names_no_encoding_of_texts_is_read_by_what_it_looks_like(named: str) -> None:
+    page = f'<meta charset="{named}"><p>Das Café öffnet früh, und über dem Fluß steht die Sonne.</p>'
+    assert decoded(page.encode("cp1252"), True) == page
 
 
 def test_a_page_that_is_too_large_is_left_out(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.flops import muon_flops, parameter_count, pass_flops
 from trivium.model.transformer import Transformer
 from trivium.pipeline import economics
+from trivium.pipeline.measured import reached
 from trivium.pipeline.plan import planned
 
 SMALL = {"vocabulary": 97, "width": 64, "layers": 2, "heads": 4, "inner_width": 96, "context": 64}
@@ -409,6 +410,14 @@ def test_a_persons_own_prices_are_laid_over_those_that_ship(tmp_path):
     (tmp_path / "empty.yaml").write_text("[]")
     with pytest.raises(TriviumError, match="has no `machines:`"):
         machine("h100", tmp_path / "empty.yaml")
+
+
+def test_what_a_stage_reached_is_the_median_of_the_newest_nearest_in_size():
+    done = lambda flops, parameters: {"flops": flops, "seconds": 2.0, "parameters": parameters}
+    small = [done(flops, 1000) for flops in (2.0, 4.0, 20.0, 22.0, 24.0)]
+    kinds = {"sft": [*small, done(90.0, 10)], "rlvr": [done(0.0, 1000)]}
+    assert reached(kinds, {"sft": 1100}) == {"sft": 11.0}
+    assert reached(kinds, {}) == {"sft": 12.0}
 
 
 # the page

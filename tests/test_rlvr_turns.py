@@ -132,6 +132,10 @@ def test_rewards_of_the_environment_are_summed():
         ("<tool_call>{2 + 3}</tool_call>", "error: JSONDecodeError"),
         ('<tool_call>{"name": "calculator", "arguments": {"expression": "1/0"}}</tool_call>', "error: Zero"),
         ('<tool_call>["calculator"]</tool_call>', "error: TypeError"),
+        (
+            '<tool_call>{"name": "calculator", "arguments": {"expression": "2 +"}}</tool_call>',
+            "error: Syntax",
+        ),
     ],
 )
 def test_tools_answer_and_faults_are_told(call, said):

@@ -13,7 +13,7 @@ from test_growth import FAMILIES, model_of
 
 import trivium
 from trivium.kit.errors import TriviumError
-from trivium.model.config import ModelConfig
+from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.growth import GrowthSettings, grown_model, largest_difference, probe
 from trivium.model.initialise import build
 from trivium.model.shrink import importance, kept_layers, narrowed, narrowed_config, without_layers
@@ -39,9 +39,10 @@ def test_silent_layers_have_no_influence_and_go_first(family: str) -> None:
     assert largest_difference(small, again, probe(50, 64)) == 0
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
-def test_silent_units_go_first(family: str) -> None:
-    small = model_of(family)
+def test_silent_units_go_first(family: str, tied: bool) -> None:
+    small = model_of(family, tied=tied)
     wide, _ = grown_model(small, GrowthSettings(width=96, inner_width=160, width_method="pad"), seed=0)
     after = narrowed_config(wide.config, width=64, key_value_heads=2, inner_width=96)
     scores = importance(wide, TEXTS)
@@ -51,6 +52,19 @@ def test_silent_units_go_first(family: str) -> None:
     scores = type(scores)(scores.layers, inner, heads, scores.stream)
     again = built(*narrowed(wide.config, wide.state_dict(), scores, after))
     assert largest_difference(small, again, probe(50, 64)) < 1e-3
+
+
+def test_a_scale_that_is_no_root_of_the_width_stays() -> None:
+    granite = model_of("llama").config.changed(family="granite", embedding_scale=12.0, attention_scale=0.25)
+    assert narrowed_config(granite, width=48).embedding_scale == 12.0
+
+
+def test_layers_without_experts_are_dropped_with_their_place_among_those_with() -> None:
+    experts = ExpertsConfig(4, 2, 16, layers=(True, False, True))
+    config = model_of("qwen3").config.changed(family="qwen3_moe", experts=experts)
+    after, weights = without_layers(config, build(config).state_dict(), [1, 2])
+    assert [after.is_mixture(layer) for layer in range(2)] == [False, True]
+    built(after, weights)
 
 
 def test_what_is_active_is_important() -> None:

@@ -278,6 +278,34 @@ def test_a_rubric_gives_numbers_and_pairs_from_outside_can_try_it(tmp_path):
     assert report["steps"][0]["facts"]["accuracy"]["value"] == 1
     with pytest.raises(TriviumError, match="0 pairs of a right and a wrong answer are too few"):
         run(tmp_path / "b", teacher, [{"judge": {"calibrate": {"by": "math"}}}], data=data)
+    (judge,) = parse_steps([{"judge": {"calibrate": {"by": "maths"}}}])
+    with pytest.raises(TriviumError, match="no scorer called 'maths'"):
+        judge.check(tmp_path)
+
+
+def test_a_reward_model_that_labels_for_a_judge_is_a_reference(tmp_path):
+    by = {"model": "liking", "weight": 1.0}
+    (judge,) = parse_steps([{"judge": {"calibrate": {"by": [by]}}}])
+    assert judge.mentions() == [("calibrate.by.0.model", "liking", ("reward",))]
+
+
+def test_what_a_step_cannot_do_without_is_said_before_it_asks(tmp_path):
+    unanswered = written(tmp_path, [{"prompt": "Say something."}])
+    asked: list[str] = []
+    with pytest.raises(TriviumError, match="`critique_revise` reads the column `completion`"):
+        run(tmp_path, lambda prompt, seed: asked.append(prompt) or "", ["critique_revise"], data=unanswered)
+    assert not asked
+    with pytest.raises(ValueError, match="`pattern` is no regular expression"):
+        parse_steps([{"traces": {"pattern": "####("}}])
+
+
+def test_an_answer_takes_the_place_of_candidates(tmp_path):
+    steps = [{"answer": {"samples": 2}}, {"answer": {"temperature": 0.5}}, {"verify": {"by": "math"}}]
+    data = written(tmp_path, [{"prompt": "What is 3 + 4?", "answer": "7"}])
+    # Nothing but the last answer is right, and that is what is verified.
+    texts = iter(["\\boxed{5}", "\\boxed{6}", "\\boxed{7}"])
+    rows, _, _ = run(tmp_path, lambda prompt, seed: next(texts), steps, data=data)
+    assert [row["messages"][-1]["content"] for row in rows] == ["\\boxed{7}"]
 
 
 def test_prompts_evolve_and_answers_are_criticised(tmp_path):

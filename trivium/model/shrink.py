@@ -10,6 +10,7 @@ something near the old function and is meant to be trained on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -113,8 +114,12 @@ def without_layers(
             found[name] = tensor
         elif int(match[1]) in kept:
             found[f"layers.{list(kept).index(int(match[1]))}.{match[2]}"] = tensor
+    experts = config.experts
+    if experts is not None and experts.layers:
+        experts = replace(experts, layers=tuple(experts.layers[one] for one in kept))
     changed = config.changed(
         layers=len(kept),
+        experts=experts,
         windows=tuple(config.windows[one] for one in kept) if config.windows else (),
         rotates=tuple(config.rotates[one] for one in kept) if config.rotates else (),
     )
@@ -142,7 +147,9 @@ def narrowed_config(
     if config.experts is not None and any(wanted.values()):
         raise TriviumError("A mixture of experts is not narrowed; drop `layers` only.")
     wide = width or config.width
-    scale = config.embedding_scale if config.embedding_scale == 1.0 else wide**0.5
+    # Gemma's scale is the root of the width; Granite's is a number of its own.
+    follows = config.embedding_scale == math.sqrt(config.width)
+    scale = math.sqrt(wide) if follows else config.embedding_scale
     smaller = replace(
         config, width=wide, key_value_heads=shared, heads=shared * group, head_width=config.head_width,
         inner_width=inner_width or config.inner_width, embedding_scale=scale,
@@ -160,6 +167,9 @@ def narrowed(
     kept = float(scores.stream[places].sum() / scores.stream.sum())
     rescale = (kept * config.width / after.width) ** 0.5
     one = 1.0 if config.norm_plus_one else 0.0
+    scale = config.embedding_scale / after.embedding_scale
+    # A tied head is the embedding: the norm before it takes back what the embedding is scaled by.
+    last = rescale / scale if config.tied else rescale
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         *_, module, kind = name.split(".")
@@ -178,13 +188,11 @@ def narrowed(
         elif tensor.dim() == 1:
             found[name] = tensor[places if rows is None else rows].clone()
             if module.endswith("norm") and kind == "weight":
-                found[name] = (found[name] + one) * rescale - one
+                found[name] = (found[name] + one) * (last if name == "norm.weight" else rescale) - one
         else:
             found[name] = (tensor if rows is None else tensor[rows])[:, columns].clone()
-    if after.embedding_scale != config.embedding_scale:
-        found["embedding.weight"] = found["embedding.weight"] * (
-            config.embedding_scale / after.embedding_scale
-        )
+    if scale != 1:
+        found["embedding.weight"] = found["embedding.weight"] * scale
     return after, found
 
 

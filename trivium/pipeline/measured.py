@@ -22,8 +22,6 @@ KEPT = 12
 """Results kept of a kind."""
 NEAREST = 3
 """Of how many results, those nearest in size, the median is taken."""
-DECADE = 0.5
-"""Results whose model differs more than threefold in size say little where there is a nearer one."""
 
 
 def device_of(record: Mapping[str, Any]) -> str:
@@ -74,13 +72,14 @@ def reached(stages: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, fl
     """FLOP/s by kind: the median of the results whose models are nearest in size to what is planned."""
     found = {}
     for kind, results in stages.items():
-        rated = [one for one in results if one["flops"] and one["seconds"]]
+        # The newest come first, so that of equal sizes those are taken.
+        rated = [one for one in reversed(results) if one["flops"] and one["seconds"]]
         if not rated:
             continue
         size = sizes.get(kind)
         if size:
             rated.sort(key=lambda one: abs(math.log10((one["parameters"] or size) / size)))
-        found[kind] = median(one["flops"] / one["seconds"] for one in rated[-KEPT:][:NEAREST])
+        found[kind] = median(one["flops"] / one["seconds"] for one in rated[:NEAREST])
     return found
 
 

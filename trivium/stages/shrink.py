@@ -40,7 +40,7 @@ class Shrink(Stage):
 
     kind: Literal["shrink"]
     """Make a model smaller."""
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[Product] = "model"
     unaffecting: ClassVar[frozenset[str]] = frozenset({"seed"})
 

@@ -104,7 +104,8 @@ def decoded(raw: bytes, is_page: bool = False) -> str:
     if said is not None:
         try:
             return raw.decode(said[1].decode("ascii"), "replace")
-        except LookupError:
+        # A codec there is, such as `undefined` or `idna`, may decode nothing.
+        except (LookupError, UnicodeError):
             pass
     return raw.decode(_likeliest(raw), "replace")
 

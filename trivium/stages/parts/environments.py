@@ -152,6 +152,13 @@ class EnvironmentWorker:
         )  # fmt: skip
 
 
+_MODELS_FAULTS = (
+    ValueError, TypeError, KeyError, SyntaxError, ArithmeticError, RecursionError, MemoryError,
+    sqlite3.Error, sqlite3.Warning,
+)  # fmt: skip
+"""What a call that a model wrote can raise: none of it ends a training."""
+
+
 class ToolUse:
     """Runs the tools that a turn calls; a turn without a call is the last."""
 
@@ -176,7 +183,7 @@ class ToolUse:
             if tool is None:
                 return f"error: there is no tool {name!r}; there is {', '.join(self.tools)}"
             return tool(self.columns, **arguments)
-        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, sqlite3.Error) as error:
+        except _MODELS_FAULTS as error:
             return f"error: {type(error).__name__}: {error}"
 
 

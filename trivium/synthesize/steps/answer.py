@@ -44,7 +44,7 @@ class Answer(PromptedStep):
             if not good:
                 room.drop(row, mine[0].failure or "")
                 continue
-            made = row.child("", ("completion", "response"))
+            made = row.child("", ("completion", "response", CANDIDATES))
             if self.samples == 1:
                 made.fields["completion"] = good[0]["text"]
             else:

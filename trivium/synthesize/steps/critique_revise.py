@@ -9,7 +9,7 @@ from pydantic import Field
 from trivium.kit.numbers import Count
 from trivium.synthesize.prompted import PromptedStep, Wanted
 from trivium.synthesize.row import CANDIDATES, Row, expanded, prompt_text
-from trivium.synthesize.step import Room
+from trivium.synthesize.step import Room, needs_column
 
 CONSTITUTION = [
     "It is honest: it claims nothing that is not known, and says what it does not know.",
@@ -55,7 +55,7 @@ class CritiqueRevise(PromptedStep):
                 Wanted(
                     row,
                     {
-                        "request": prompt_text(row), "candidate": row.fields["completion"],
+                        "request": prompt_text(row), "candidate": needs_column(row, "completion", self.name),
                         "principle": room.random(row.id, turn).choice(self.constitution),
                     },
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import permutations
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -92,7 +93,18 @@ class Judge(PromptedStep):
         found = super().mentions()
         if isinstance(self.calibrate, Calibration) and self.calibrate.data is not None:
             found.append(("calibrate.data", self.calibrate.data, ("data", "source")))
+        if (labels := self._labels()) is not None:
+            found += [(f"calibrate.{setting}", name, needs) for setting, name, needs in labels.mentions()]
         return found
+
+    def _labels(self) -> Verify | None:
+        """The scorers that say which of this stage's own answers are right."""
+        by = self.calibrate.by if isinstance(self.calibrate, Calibration) else None
+        return None if by is None else Verify(by=by, every=True)
+
+    def check(self, base: Path) -> None:
+        if (labels := self._labels()) is not None:
+            labels.check(base)
 
     def answers(self, rows: float) -> tuple[float, float, int]:
         # Four candidates are usual; how many there really are only the run knows.
@@ -172,9 +184,7 @@ class Judge(PromptedStep):
 
     def _try(self, how: Calibration, rows: list[Row], room: Room) -> None:
         """Let the judge rank pairs whose better answer is known, print what it is worth, refuse it if bad."""
-        pairs = (self._read(how, room) if how.data is not None else self._labelled(how, rows, room))[
-            : how.pairs
-        ]
+        pairs = (self._read(how, room) if how.data is not None else self._labelled(rows, room))[: how.pairs]
         if len(pairs) < FEWEST:
             raise TriviumError(
                 f"`judge`: {len(pairs)} pairs of a right and a wrong answer are too few to calibrate on; it "
@@ -198,10 +208,11 @@ class Judge(PromptedStep):
         room.say(f"judge {name}: {sentence(self._facts)}")
         refuse(self._facts, self.bounds, name)
 
-    def _labelled(self, how: Calibration, rows: list[Row], room: Room) -> list[Pair]:
-        """A right and a wrong answer to each prompt that has both; which is which alternates by length."""
-        verify = Verify(by=how.by or [], every=True)
-        inside = Room(room.asker, room.seed, room.say, room.base, room.scratch)
+    def _labelled(self, rows: list[Row], room: Room) -> list[Pair]:
+        """A right and a wrong answer to each prompt that has both."""
+        verify = self._labels()
+        assert verify is not None
+        inside = Room(room.asker, room.seed, room.say, room.base, room.scratch, where=room.where)
         pairs = []
         for row in verify.run(
             [row.child() for row in rows if len(row.fields.get(CANDIDATES, [])) > 1], inside

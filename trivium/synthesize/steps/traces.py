@@ -8,7 +8,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trivium.curate.characters import Characters
 from trivium.curate.repetition import repeated_grams, top_gram
@@ -38,6 +38,15 @@ class Traces(Step):
     """Refuse thoughts, fences, and brackets of formulas that open and never close."""
     pattern: str | None = None
     """A regular expression that has to be found in the answer, as `#### -?\\\\d+`."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"`pattern` is no regular expression: {error}") from None
+        return pattern
 
     def run(self, rows: list[Row], room: Room) -> list[Row]:
         kept = []
