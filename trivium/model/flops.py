@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, fields
 
-import torch
-
 from trivium.model.arithmetic import layer_matrices
 from trivium.model.config import ModelConfig
-from trivium.model.transformer import Transformer
+from trivium.model.transformer import Layer, Transformer
+from trivium.model.unfilled import unfilled
 
 
 def parameter_count(config: ModelConfig) -> int:
     """All weights."""
-    with torch.device("meta"):
+    with unfilled():
         return sum(parameter.numel() for parameter in Transformer(config).parameters())
 
 
@@ -91,17 +90,16 @@ def pass_flops(
 
 def muon_flops(config: ModelConfig, steps: float = 1.0) -> float:
     """Newton–Schulz of all layers' matrices in so many optimiser steps: five rounds of three products."""
-    with torch.device("meta"):
-        layers = Transformer(config).layers
-    shapes = Counter(
-        (min(shape), max(shape))
-        for one in layers.parameters()
-        if one.dim() >= 2
-        for shape in [(one.shape[0], one[0].numel())]
-    )
-    return steps * sum(
-        count * (20.0 * rows**2 * columns + 10.0 * rows**3) for (rows, columns), count in shapes.items()
-    )
+    alike = Counter(config.is_mixture(layer) for layer in range(config.layers))
+    total = 0.0
+    for mixture, count in alike.items():
+        with unfilled():
+            layer = Layer(config, next(n for n in range(config.layers) if config.is_mixture(n) == mixture))
+        for one in layer.parameters():
+            if one.dim() >= 2:
+                rows, columns = sorted((one.shape[0], one[0].numel()))
+                total += count * (20.0 * rows**2 * columns + 10.0 * rows**3)
+    return steps * total
 
 
 def visible_keys(length: int, window: int | None, causal: bool) -> float:

@@ -36,6 +36,7 @@ from trivium.model.quantize import (
     stored_shape,
 )
 from trivium.model.transformer import Transformer
+from trivium.model.unfilled import unfilled
 from trivium.model.weights import Stored, matrices, stored_tensors
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -199,7 +200,7 @@ def _on_its_base(
     own, model.modalities = model.modalities, None
     found = load_modalities(folder.parent, dtype=model.dtype, device=device) or own
     # What the training changed besides weights, such as the positions, stands in the folder's own config.
-    with torch.device("meta"):
+    with unfilled():
         configured = Transformer(config)
     try:
         configured.load_state_dict(model.state_dict(), assign=True)
@@ -221,7 +222,7 @@ def refuse_other_shapes(
     scheme: Scheme | None = None,
 ) -> None:
     """Compare the files' headers with what config.json asks for, before room is made for any weight."""
-    with torch.device("meta"):
+    with unfilled():
         parameters = dict(Transformer(config).named_parameters())
     for stored, name in layout:
         targets = [parameters[part] for part in stored.parts]

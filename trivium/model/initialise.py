@@ -7,6 +7,7 @@ from torch import nn
 
 from trivium.model.config import ModelConfig
 from trivium.model.transformer import Transformer
+from trivium.model.unfilled import unfilled
 
 EMBEDDING_DEVIATION = 0.5
 HEAD_DEVIATION = 0.002
@@ -14,7 +15,7 @@ HEAD_DEVIATION = 0.002
 
 def build(config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
     """A model whose weights are allocated and not yet filled."""
-    with torch.device("meta"):
+    with unfilled():
         model = Transformer(config)
     return model.to(dtype).to_empty(device=device)
 

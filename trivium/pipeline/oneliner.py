@@ -12,6 +12,7 @@ import yaml
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded, whole_folder, write_text
 from trivium.kit.numbers import number
+from trivium.kit.settings import descriptions
 from trivium.model.named import find_stage, stage_links
 from trivium.recipe import foreign
 from trivium.recipe.read import nearest
@@ -164,9 +165,9 @@ def _short(data: str) -> str:
 
 def described(kind: type[Stage]) -> Mapping[str, str]:
     """Every setting of a kind as a flag, with what it means."""
-    found = {}
+    found, meant = {}, descriptions(kind)
     for name, field in kind.model_fields.items():
         key = field.alias or name
         if key not in ("kind", "from", "data"):
-            found[f"--{key.replace('_', '-')}"] = (field.description or "").partition("\n")[0]
+            found[f"--{key.replace('_', '-')}"] = meant.get(name, "").partition("\n")[0]
     return found

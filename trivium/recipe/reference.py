@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from trivium.kit.numbers import Count, Number
-from trivium.kit.settings import Settings, plain_types
+from trivium.kit.settings import Settings, descriptions, plain_types
 from trivium.learn.settings import Training
 from trivium.recipe.schema import Report
 from trivium.stages import kinds
@@ -33,7 +33,7 @@ def reference() -> str:
         inherited = set(Training.model_fields) if issubclass(stage, Training) else set()
         own = {name for name in inherited if stage.model_fields[name] is not None and _same(stage, name)}
         parts.append(f"## `{kind}`\n")
-        parts.append(f"{stage.model_fields['kind'].description}\n")
+        parts.append(f"{descriptions(stage).get('kind')}\n")
         if inherited:
             parts.append("Also every setting of [a stage that trains](#every-stage-that-trains).\n")
         parts.append(_table(stage, leave={"kind", *own}))
@@ -51,13 +51,14 @@ def _same(stage: type[Stage], name: str) -> bool:
 
 def _table(model: type[BaseModel], leave: set[str]) -> str:
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    meant = descriptions(model)
     for name, field in model.model_fields.items():
         if name not in leave and not field.exclude:
             cells = (
                 f"`{field.alias or name}`",
                 _type(field.annotation),
                 _default(field),
-                field.description or "",
+                meant.get(name, ""),
             )
             lines.append(
                 "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

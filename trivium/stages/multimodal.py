@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from trivium.model.hub import resolve
 from trivium.model.modalities.folder import read_modalities
 from trivium.model.modalities.towers import Modalities, ModalitiesConfig
 from trivium.model.transformer import Transformer
+from trivium.model.unfilled import unfilled
 from trivium.stages.parts.modalities import OWN, Pictures, Sounds, Tower, add_modalities, planned
 from trivium.stages.parts.shapes import planned_shape
 from trivium.stages.parts.stage import Reference
@@ -78,7 +78,7 @@ class Multimodal(Sft):
         places = {tower.encoder: inputs.get(tower.encoder) for tower in self.towers.values()}
         folders = {name: place for name, place in places.items() if isinstance(place, Path)}
         if config is not None and all(name == OWN or name in folders for name in places):
-            with torch.device("meta"):
+            with unfilled():
                 added = Modalities(planned(self.picture, self.sound, config.width, folders))
             numbers["parameters"] += sum(one.numel() for one in added.parameters())
         return numbers

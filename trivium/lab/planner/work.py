@@ -96,7 +96,7 @@ class Job:
         """The weights of the layers' matrices that a token meets."""
         return layer_matrix_parameters(self.config) if self.config is not None else 0
 
-    @property
+    @cached_property
     def optimiser_flops(self) -> float:
         """Muon's own."""
         if self.config is None or self.optimiser != "muon" or not self.steps:
