@@ -15,6 +15,23 @@ from typing import Any
 _CONTENT = "bait"
 _REMOVE = 0
 _NAMES = ("file", "other", "folder", "link", "socket")
+# Root's workers are this user: what would be root's own is out of their reach even without isolation.
+_NOBODY = 65534
+_SLEEPS = """
+import ctypes, os, sys, time
+try:
+    if os.geteuid() == 0:
+        user = int(sys.argv[1])
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        # A process that was another's may be looked into by nobody, until it says so (PR_SET_DUMPABLE).
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+except OSError:
+    pass
+os.write(1, b"+")
+time.sleep(600)
+"""
 
 
 class Bait:
@@ -28,12 +45,7 @@ class Bait:
             (self.folder / name).chmod(0o666)
         (self.folder / "folder").mkdir(mode=0o777)
         (self.folder / "link").symlink_to("file")
-        self.before = self._state()
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+        self.process = _process()
         self.abstract = f"trivium-{secrets.token_hex(8)}"
         self.listeners = [
             _listener(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
@@ -41,6 +53,11 @@ class Bait:
             _listener(socket.AF_UNIX, socket.SOCK_STREAM, str(self.folder / "socket")),
             _listener(socket.AF_UNIX, socket.SOCK_STREAM, b"\0" + self.abstract.encode()),
         ]
+        if os.geteuid() == 0:
+            # Where a container has no other users than root, all of it stays root's.
+            with contextlib.suppress(OSError):
+                for path in (self.folder, *self.folder.iterdir()):
+                    os.chown(path, _NOBODY, _NOBODY, follow_symlinks=False)
         self.before = self._state()
         self.memory = _shared_memory()
 
@@ -81,6 +98,19 @@ class Bait:
                 (path.name, about.st_mode, about.st_size, about.st_mtime_ns, about.st_uid, about.st_nlink)
             )
         return found
+
+
+def _process() -> subprocess.Popen[bytes]:
+    """A process that belongs to the user who the workers are, once it says so."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _SLEEPS, str(_NOBODY)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout as said:
+        said.read(1)
+    return process
 
 
 def _listener(family: int, kind: int, address: Any) -> socket.socket | None:

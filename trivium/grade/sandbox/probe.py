@@ -52,7 +52,7 @@ _OTHERS = {
     },
 }
 _HERE = -100
-_ATTACH, _EMPTY_PATH = 16, 0x1000
+_ATTACH, _DETACH = 16, 17
 
 
 def attempts(bait: dict[str, Any]) -> Iterator[tuple[str, str, Deed]]:
@@ -120,7 +120,6 @@ def _signals(process: int) -> Iterator[tuple[str, str, Deed]]:
     yield SIGNAL, "tgkill", lambda: _call("tgkill", process, process, 0)
     yield SIGNAL, "sigqueue", lambda: _library_call("sigqueue", process, 0, 0)
     yield SIGNAL, "pidfd_open", lambda: _call("pidfd_open", process, 0)
-    yield SIGNAL, "a signal for every byte (F_SETOWN, F_SETSIG, O_ASYNC)", lambda: _signal_by_pipe(process)
     yield SIGNAL, "a signal to a group for every byte", lambda: _own(-process)
     yield SIGNAL, "a signal to an owner (F_SETOWN_EX)", lambda: _own_by_struct(process)
     yield SIGNAL, "a lease on a file", lambda: _lease()
@@ -133,6 +132,8 @@ def _signals(process: int) -> Iterator[tuple[str, str, Deed]]:
     yield SIGNAL, "reading another's limits", lambda: resource.prlimit(process, resource.RLIMIT_CORE)
     yield SIGNAL, "getpgid", lambda: os.getpgid(process)
     yield SIGNAL, "getsid", lambda: os.getsid(process)
+    # Last, since it ends the process where it succeeds.
+    yield SIGNAL, "a signal for every byte (F_SETOWN, F_SETSIG, O_ASYNC)", lambda: _signal_by_pipe(process)
 
 
 def _connections(bait: dict[str, Any]) -> Iterator[tuple[str, str, Deed]]:
@@ -275,7 +276,8 @@ def _lease() -> None:
 
 def _trace(process: int) -> None:
     _library_call("ptrace", _ATTACH, process, 0, 0)
-    _library_call("ptrace", 17, process, 0, 0)
+    os.waitpid(process, 0)
+    _library_call("ptrace", _DETACH, process, 0, 0)
 
 
 def _read_memory(process: int) -> int:
