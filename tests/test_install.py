@@ -61,6 +61,9 @@ def test_the_container_copies_what_is_there_and_runs_as_nobody_in_particular():
     assert any(line.startswith("USER ") for line in lines)
     extras = next(line for line in lines if line.startswith("ARG EXTRAS=")).partition("=")[2].split(",")
     assert set(extras) <= set(PROJECT["optional-dependencies"])
+    # a version that pyproject.toml refuses would be replaced by one of the general index, for another device
+    torch = next(one for one in PROJECT["dependencies"] if one.startswith("torch"))
+    assert any(f'pip install --no-cache-dir "{torch}" --index-url' in line for line in lines)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
