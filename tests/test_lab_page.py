@@ -12,7 +12,7 @@ import pytest
 from lab import TASKS, collected, report_of, two_models
 
 from trivium.lab import findings as sentence
-from trivium.lab.charts import axis
+from trivium.lab.charts import Axis, Line, Row, Rows, axis, environment, upper
 from trivium.lab.compare import compare
 from trivium.lab.compare_examples import examples, marked
 from trivium.lab.findings import (
@@ -183,6 +183,36 @@ def test_axes_hold_their_values_between_round_ticks_that_are_told_apart():
     narrow = axis([2.3455, 2.3462])
     assert [narrow.write(one) for one in narrow.ticks] == ["2.3455", "2.3460", "2.3465"]
     assert [figure(one) for one in (0.00001, 12345, 0.5)] == ["<0.001", "12.3k", "0.5"]
+
+
+def test_an_interval_that_is_not_known_is_drawn_as_such():
+    """Neither as the whole axis nor as no width: a bare dot, and a short dashed line for each open end."""
+    scale = Axis(0.0, 1.0, (0.0, 0.5, 1.0))
+    template = environment().from_string("{% import 'charts.jinja' as charts %}{{ charts.rows([group]) }}")
+
+    def drawn(low: float | None, high: float | None) -> tuple[list[tuple[float, float]], list, bool, str]:
+        row = Row("a", {"value": 0.5, "low": low, "high": high, "n": 3})
+        shown = template.render(group=Rows("how many", [row], scale))
+        lines = [
+            [
+                (float(a), float(b))
+                for a, b in re.findall(rf'class="{kind}" x1="([\d.]+)%" x2="([\d.]+)%"', shown)
+            ]
+            for kind in ("range", "unknown")
+        ]
+        said = re.search(r'<span class="number"[^>]*>(.*?)</span>', shown)
+        assert said is not None
+        return *lines, 'class="value bare"' in shown, said[1]
+
+    assert drawn(0.4, 0.7) == ([(40, 70)], [], False, "0.5 (0.4 to 0.7)")
+    assert drawn(None, None) == ([], [(43, 50), (50, 57)], True, "0.5 (interval unknown)")
+    assert drawn(0.4, None) == ([(40, 50)], [(50, 57)], False, "0.5 (0.4 to ?)")
+    assert drawn(None, 0.7) == ([(50, 70)], [(43, 50)], False, "0.5 (? to 0.7)")
+    # nor does an axis or a band reach to where nothing is known
+    assert upper({"value": 0.5, "low": None, "high": None, "n": 3}) == 0.5
+    points = [(0.0, 0.2, 0.1, 0.3), (0.5, 0.5, None, None), (1.0, 0.6, 0.5, 0.7)]
+    assert Line("a", points).band(scale, scale) == "0.00,70.00 100.00,30.00 100.00,50.00 0.00,90.00"
+    assert Line("a", points[1:2]).band(scale, scale) is None
 
 
 @pytest.mark.slow
