@@ -51,6 +51,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 # Every class of attacks, on this machine's loopback and in scratch folders; one class alone: make attack ONLY=sandbox
 attack: $(VENV)/.installed-dev

@@ -53,6 +53,13 @@ def test_every_page_is_in_the_site_and_every_entry_is_a_page():
     assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
+def test_the_first_page_and_the_readme_lead_to_every_page():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    for place, above in (("README.md", "docs/"), ("docs/index.md", "")):
+        linked = set(re.findall(rf"\]\({above}([a-z_]+\.md)\)", (ROOT / place).read_text(encoding="utf-8")))
+        assert linked >= pages, place
+
+
 def test_the_container_copies_what_is_there_and_runs_as_nobody_in_particular():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     for line in lines:
