@@ -46,7 +46,11 @@ def test_every_verb_explains_itself(verb):
     [
         (["run", "nothing.yaml"], "There is no recipe `nothing.yaml`"),
         (["plan", "{recipe}", "--set", "base.stepps=1"], "did you mean `steps`?"),
+        (["plan", "{folder}/toy.yml"], "toy.yaml`?"),
+        (["plan", "experiments/replai"], "did you mean `experiments/replay`?"),
+        (["plan", "0"], "it has laptop, pocket, and in experiments/ anneal, "),
         (["show", "base", "--runs", "{folder}/runs"], "No stage `base`"),
+        (["show", "toy/base", "--runs", "{folder}/runs"], "; start with `trivium run`"),
         (["run", "{recipe}", "--only", "bse"], "did you mean `base`?"),
         (["gc", "--runs", "{folder}/nowhere"], "there is no folder"),
         (["launch", "{recipe}", "--on", "moon"], "'moon' is not one of"),

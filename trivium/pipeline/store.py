@@ -232,7 +232,10 @@ def find(runs: str | Path, name: str) -> Entry:
     """The entry of `base`, `laptop/base` or a folder; the latest where several recipes have that stage."""
     place = find_stage(name, runs)
     if place is None:
-        known = {linked for entries in Store(Path(runs)).recipes().values() for linked in entries}
-        stage = str(name).rpartition("/")[2]
-        raise TriviumError(f"No stage `{name}` has run under {runs}{nearest(stage, known) or '.'}")
+        recipes = Store(Path(runs)).recipes()
+        above = "/" in str(name)
+        known = {f"{recipe}/{stage}" if above else stage for recipe in recipes for stage in recipes[recipe]}
+        remedy = "`trivium ls` lists what has." if known else "start with `trivium run`."
+        hint = nearest(str(name), known) or f"; {remedy}"
+        raise TriviumError(f"No stage `{name}` has run under {runs}{hint}")
     return Entry(place)

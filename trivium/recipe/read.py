@@ -67,15 +67,21 @@ def find(name: str | Path) -> Path:
     if shipped.is_file() and LIBRARY in shipped.resolve().parents:
         return shipped
     known = library()
-    raise TriviumError(
-        f"There is no recipe `{name}`: no such file, and not one of the library's{nearest(str(name), known)}"
-        f" (it has {', '.join(known)})."
-    )
+    written = [path.with_name(file.name) for file in path.parent.glob("*.y*ml")]
+    hint = nearest(str(name), [*known, *map(str, written)]) or f" ({_named(known)})."
+    raise TriviumError(f"There is no recipe `{name}`: no such file, and not one of the library's{hint}")
 
 
 def library() -> list[str]:
     """The names of the recipes that ship."""
     return sorted(path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.yaml"))
+
+
+def _named(known: list[str]) -> str:
+    """The names of the library in one sentence, those in a folder behind its name."""
+    plain = [one for one in known if "/" not in one]
+    experiments = [one.partition("/")[2] for one in known if "/" in one]
+    return f"it has {', '.join(plain)}, and in experiments/ {', '.join(experiments)}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
