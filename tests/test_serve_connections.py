@@ -112,11 +112,12 @@ def test_connections_without_a_request_make_room_for_those_with_one():
 def test_where_every_connection_is_being_answered_the_next_is_refused():
     slow = ScriptedEngine("word " * 1000, delay=0.01, context=4000)
     with running({"one": slow}, limits=Limits(connections=3)) as address:
-        wires = [dial(address) for _ in range(3)]
+        # from one address each, so that it is the number of all that counts
+        wires = [dial(address, f"127.0.0.{number}") for number in (2, 3, 4)]
         for wire in wires:
             wire.sendall(request({**GOOD, "max_tokens": 900, "stream": True}))
             assert wire.recv(4096).startswith(b"HTTP/1.1 200 ")
-        refused = closes(dial(address), 5)
+        refused = closes(dial(address, "127.0.0.5"), 5)
         head, _, body = refused.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 1" in head.lower()
