@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,35 @@ def test_a_name_is_given_once_and_an_object_is_whole(url, tmp_path):
     assert not list((tmp_path / "far").rglob("*.part"))
 
 
+def test_requests_of_many_threads_get_their_own_answers(url):
+    """A heartbeat goes out while parts are sent; on one channel each drops what the other waits for."""
+    place = place_at(url)
+    for number in range(4):
+        place.write(f"a/{number}", str(number).encode())
+    right: list[int] = []
+
+    def ask(number: int) -> None:
+        for _ in range(10):
+            assert place.size(f"a/{number}") == 1
+            assert place.read(f"a/{number}") == str(number).encode()
+        right.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert sorted(right) == [0, 1, 2, 3]
+
+
+def test_a_connection_that_broke_is_opened_again(url):
+    place = place_at(url)
+    place.write("a", b"here")
+    place._fs.client.get_transport().close()
+    assert place.read("a") == b"here"
+    assert place.read("b") is None
+
+
 def test_results_go_there_and_come_back(url, tmp_path):
     path = write_recipe(tmp_path)
     run(path, tmp_path / "here", store=url)
@@ -52,5 +82,7 @@ def test_results_go_there_and_come_back(url, tmp_path):
 
 def test_a_machine_that_known_hosts_does_not_name_is_refused(url, tmp_path):
     (tmp_path / "home" / ".ssh" / "known_hosts").write_text("")
-    with pytest.raises(TriviumError, match=r"cannot be used: .*not found in known_hosts"):
-        place_at(url)
+    with pytest.raises(TriviumError, match=r"cannot be used: .*not found in known_hosts") as refused:
+        place_at(url.replace("somebody@", "somebody:secret@"))
+    assert "ssh://somebody@127.0.0.1" in str(refused.value)
+    assert "secret" not in str(refused.value)

@@ -9,6 +9,8 @@ replace. Everything that machines agree on through a place rests on this one ope
 from __future__ import annotations
 
 import os
+import re
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,8 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded, make_folder, sync, write_bytes
 
 SCHEMES = ("file", "s3", "gs", "ssh")
+_SECONDS = 60.0
+"""How long another machine may leave a request over ssh unanswered."""
 NEEDS = {"s3": "s3fs", "gs": "gcsfs", "ssh": "paramiko"}
 
 
@@ -55,7 +59,7 @@ def place_at(url: str | Path) -> Place:
         known = ", ".join(f"{one}://" for one in SCHEMES)
         raise TriviumError(f"{url}: `{scheme}://` is no place for a store; name one of {known}.")
     try:
-        return Remote(str(url), scheme)
+        return (OverSsh if scheme == "ssh" else Remote)(str(url))
     except ImportError as error:
         raise TriviumError(
             f"{url} needs {NEEDS[scheme]} ({error}); install it with: pip install 'trivium[store]'."
@@ -136,10 +140,10 @@ def _create_without_links(path: Path, content: bytes, why: OSError) -> bool:
 class Remote:
     """A place that fsspec opens."""
 
-    def __init__(self, url: str, scheme: str) -> None:
-        self.url = url.rstrip("/")
-        self._scheme = scheme
-        self._fs, root = _opened(self.url, scheme)
+    def __init__(self, url: str) -> None:
+        self.url = without_password(url)
+        self._creates_once = False
+        self._fs, root = self._opened(url)
         self._root = root.rstrip("/")
 
     def read(self, name: str) -> bytes | None:
@@ -161,23 +165,36 @@ class Remote:
     def write(self, name: str, content: bytes) -> None:
         """Write an object in one step, over an earlier one."""
         with self._reached():
-            if self._scheme == "ssh":
-                self._fs.ftp.posix_rename(self._written_beside(name, content), self._path(name))
-            else:
-                self._fs.pipe_file(self._path(name), content)
+            self._fs.pipe_file(self._path(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write an object unless one of that name is there; says whether this call wrote it."""
+        if not self._creates_once:
+            self._try_to_create_twice()
+        return self._created(name, content)
+
+    def _created(self, name: str, content: bytes) -> bool:
         with self._reached():
             try:
-                if self._scheme == "ssh":
-                    self._create_over_ssh(name, content)
-                else:
-                    self._fs.pipe_file(self._path(name), content, mode="create")
+                self._create(self._path(name), content)
             except FileExistsError:
                 # The first answer may have been lost on its way and the request sent again.
                 return self.read(name) == content
         return True
+
+    def _try_to_create_twice(self) -> None:
+        """Refuse a store, or a library to reach it, that overwrites where it was asked to create.
+
+        Versions before 2024.12 of the libraries and some servers ignore the condition without a word.
+        """
+        name = f"probes/{uuid.uuid4().hex}"
+        if not self._created(name, b"first") or self._created(name, b"second"):
+            raise TriviumError(
+                f"{self.url} overwrites what it was asked to create only once, so machines cannot share it;"
+                " use another store, or upgrade: pip install -U 'trivium[store]'."
+            )
+        self.remove(name)
+        self._creates_once = True
 
     def names(self, folder: str) -> list[str]:
         """The names of the objects directly in a folder, without it, sorted."""
@@ -195,28 +212,17 @@ class Remote:
         with self._reached(), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
+    def _opened(self, url: str) -> tuple[Any, str]:
+        """The file system behind an address, without any memory of what it listed, and the path in it."""
+        import fsspec
+
+        return fsspec.core.url_to_fs(url.rstrip("/"), use_listings_cache=False, skip_instance_cache=True)
+
+    def _create(self, path: str, content: bytes) -> None:
+        self._fs.pipe_file(path, content, mode="create")
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-    def _create_over_ssh(self, name: str, content: bytes) -> None:
-        beside, path = self._written_beside(name, content), self._path(name)
-        try:
-            # The protocol's plain rename fails where the name is taken; OpenSSH does it with `link`.
-            self._fs.ftp.rename(beside, path)
-        except OSError:
-            self._fs.ftp.remove(beside)
-            if self._fs.exists(path):
-                raise FileExistsError(path) from None
-            raise
-
-    def _written_beside(self, name: str, content: bytes) -> str:
-        above, _, last = self._path(name).rpartition("/")
-        self._fs.makedirs(above, exist_ok=True)
-        beside = f"{above}/.{last}.{uuid.uuid4().hex[:8]}.part"
-        with self._fs.ftp.open(beside, "wb") as file:
-            file.set_pipelined(True)
-            file.write(content)
-        return beside
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
@@ -226,29 +232,54 @@ class Remote:
             raise
         except Exception as error:
             # Every library below has its own families of errors: no route, no right, no such bucket.
-            raise TriviumError(_unreachable(self.url, error)) from error
+            raise _unreachable(self.url, error) from error
 
 
-def _opened(url: str, scheme: str) -> tuple[Any, str]:
-    """The file system behind an address, without any memory of what it listed, and the path in it."""
-    import fsspec
+class OverSsh(Remote):
+    """A folder of another machine; a name is given by a rename."""
 
-    if scheme == "ssh":
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object in one step, over an earlier one."""
+        with self._reached():
+            beside = self._written_beside(self._path(name), content)
+            self._fs.ftp.posix_rename(beside, self._path(name))
+
+    def _create(self, path: str, content: bytes) -> None:
+        beside = self._written_beside(path, content)
+        try:
+            # The protocol's plain rename fails where the name is taken; OpenSSH does it with `link`.
+            self._fs.ftp.rename(beside, path)
+        except OSError:
+            self._fs.ftp.remove(beside)
+            if self._fs.exists(path):
+                raise FileExistsError(path) from None
+            raise
+
+    def _written_beside(self, path: str, content: bytes) -> str:
+        above, _, last = path.rpartition("/")
+        self._fs.makedirs(above, exist_ok=True)
+        beside = f"{above}/.{last}.{uuid.uuid4().hex[:8]}.part"
+        with self._fs.ftp.open(beside, "wb") as file:
+            file.set_pipelined(True)
+            file.write(content)
+        return beside
+
+    def _opened(self, url: str) -> tuple[Any, str]:
         from fsspec.implementations.sftp import SFTPFileSystem
 
         options = SFTPFileSystem._get_kwargs_from_urls(url)
-        try:
-            made: Any = _ssh()(options.pop("host"), **options, skip_instance_cache=True)
-        except ImportError:
-            raise
-        except Exception as error:
-            raise TriviumError(_unreachable(url, error)) from error
-        return made, SFTPFileSystem._strip_protocol(url)
-    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-    return fs, path
+        made = _ssh()
+        with super()._reached():
+            opened = made(options.pop("host"), **options, skip_instance_cache=True)
+        return opened, SFTPFileSystem._strip_protocol(url)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        with super()._reached(), self._fs.channel():
+            yield
 
 
-def _ssh() -> type:
+def _ssh() -> Any:
     """The file system over ssh, which speaks only to machines that `known_hosts` names."""
     import paramiko
     from fsspec.implementations.sftp import SFTPFileSystem
@@ -258,12 +289,54 @@ def _ssh() -> type:
             self.client = paramiko.SSHClient()
             self.client.load_system_host_keys()
             self.client.set_missing_host_key_policy(paramiko.RejectPolicy())
-            self.client.connect(self.host, **self.ssh_kwargs)
-            self.ftp = self.client.open_sftp()
+            self.client.connect(self.host, timeout=_SECONDS, **self.ssh_kwargs)
+            self._free: list[paramiko.SFTPClient] = []
+            self._connecting, self._used = threading.Lock(), threading.local()
+
+        @property
+        def ftp(self) -> paramiko.SFTPClient:
+            """The channel that this thread uses."""
+            return self._used.channel
+
+        @contextmanager
+        def channel(self) -> Iterator[None]:
+            """A channel for this thread alone: on a shared one, a thread drops what another waits for."""
+            before, channel = getattr(self._used, "channel", None), self._one()
+            self._used.channel = channel
+            try:
+                yield
+            except BaseException:
+                # An answer may still be on its way.
+                channel.close()
+                raise
+            finally:
+                self._used.channel = before
+                if not channel.get_channel().closed:
+                    self._free.append(channel)
+
+        def _one(self) -> paramiko.SFTPClient:
+            with self._connecting:
+                while self._free:
+                    channel = self._free.pop()
+                    if not channel.get_channel().closed:
+                        return channel
+                transport = self.client.get_transport()
+                if transport is None or not transport.is_active():
+                    self.client.connect(self.host, timeout=_SECONDS, **self.ssh_kwargs)
+                opened = self.client.open_sftp()
+            opened.get_channel().settimeout(_SECONDS)
+            return opened
 
     return KnownHosts
 
 
-def _unreachable(url: str, error: Exception) -> str:
+def without_password(url: str) -> str:
+    """An address as it may be shown and written down."""
+    return re.sub(r"^([a-z0-9]+://[^/@:]*):[^/@]*@", r"\1@", url.rstrip("/"))
+
+
+def _unreachable(url: str, error: Exception) -> TriviumError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{url} cannot be used: {reason}; check the address, the network and your credentials."
+    return TriviumError(
+        f"{url} cannot be used: {reason}; check the address, the network and your credentials."
+    )
