@@ -21,17 +21,17 @@ SERVER = """\
 import sys
 from werkzeug.serving import make_server
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
+server = make_server(sys.argv[1], 0, DomainDispatcherApplication(create_backend_app), threaded=False)
 print(server.port, flush=True)
 server.serve_forever()
 """
 
 
 @contextmanager
-def object_store() -> Iterator[dict[str, str]]:
+def object_store(host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     """A server on loopback, as the environment that leads s3fs to it."""
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", SERVER, host], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
         assert server.stdout is not None

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 from buckets import made, new_bucket, object_store, until
 from toys import write_recipe
 
 from trivium.cli import main
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.places import Folder, place_at
-from trivium.pipeline import sharing
+from trivium.pipeline import parts
 from trivium.pipeline.lease import Lease, LeaseLost
 from trivium.pipeline.run import prepare, run
 from trivium.pipeline.sharing import SharedStore
@@ -85,6 +86,18 @@ def test_a_place_creates_a_name_once_and_lists_what_is_whole(url):
     assert place.names("a") == ["two"]
 
 
+def test_a_store_that_overwrites_what_it_is_to_create_is_refused(bucket, monkeypatch):
+    """So did s3fs before 2024.12, and so do servers that do not know the condition."""
+    pipe = s3fs.S3FileSystem._pipe_file
+
+    async def overwriting(self, path, data, mode="overwrite", **more):
+        return await pipe(self, path, data, **more)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_pipe_file", overwriting)
+    with pytest.raises(TriviumError, match=r"s3://.* overwrites what it was asked to create only once"):
+        Lease(place_at(bucket), "x").take()
+
+
 def test_of_many_that_create_one_name_one_succeeds(url):
     places = [place_at(url) for _ in range(4)]
     start, won = threading.Barrier(4), []
@@ -136,7 +149,7 @@ def test_a_push_that_was_cut_off_shows_nothing_and_goes_on(tmp_path, bucket, mon
         write(name, content)
 
     monkeypatch.setattr(shared.place, "write", cut_off)
-    monkeypatch.setattr(sharing, "THREADS", 1)
+    monkeypatch.setattr(parts, "THREADS", 1)
     with pytest.raises(ConnectionResetError):
         shared.push(entry, fingerprint)
     assert SharedStore(bucket).manifest(fingerprint) is None
@@ -156,7 +169,7 @@ def read_names(folder: Path) -> list[str]:
 
 def test_a_pull_that_was_cut_off_goes_on_and_large_files_move_in_parts(tmp_path, url, monkeypatch):
     path, here, there = write_recipe(tmp_path), tmp_path / "here", tmp_path / "there"
-    monkeypatch.setattr(sharing, "PART_BYTES", 100)
+    monkeypatch.setattr(parts, "PART_BYTES", 100)
     going = run(path, here, only=["base"])
     fingerprint = going.nodes["base"].fingerprint
     push(path, url, here, only=["base"])
@@ -193,8 +206,8 @@ def test_a_damaged_result_is_named_never_used_and_repaired(tmp_path, url):
     going = run(path, here, only=["base"])
     push(path, url, here, only=["base"])
     place, fingerprint = place_at(url), going.nodes["base"].fingerprint
-    parts = SharedStore(url).manifest(fingerprint)["parts"]["model/model.json"]
-    name = f"parts/{parts[0][:2]}/{parts[0]}"
+    digest, *_ = SharedStore(url).manifest(fingerprint)["parts"]["model/model.json"]
+    name = f"parts/{digest[:2]}/{digest}"
     content = place.read(name)
     place.write(name, content.replace(b"0.1", b"0.2"))
     with pytest.raises(DamagedError, match=rf"{name} of base-{fingerprint} is damaged; remove it there"):
@@ -216,12 +229,25 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path):
 
     place = Folder(tmp_path / "shared")
     for entry, file in (("../out", "a"), ("base-12", "../../../out"), ("base-12", "/etc/out")):
-        content = {"entry": entry, "seal": {"files": {file: ""}, "sizes": {file: 0}}, "parts": {file: []}}
+        content = {"entry": entry, "fingerprint": "12", "parts": {file: []}}
+        content["seal"] = {"files": {file: ""}, "sizes": {file: 0}}
         content["sealed"] = seal_of(content)
         place.write("results/12/COMPLETE", json.dumps(content).encode())
         with pytest.raises(DamagedError, match="which is no file in its folder"):
             SharedStore(place).pull(prepare(write_recipe(tmp_path), tmp_path / "runs").store, "12")
     assert not list(tmp_path.rglob("out"))
+
+
+def test_a_manifest_of_another_result_is_refused(tmp_path, url):
+    """Somebody copied a folder there by hand: the wrong result would be used without a word."""
+    path = write_recipe(tmp_path)
+    going = run(path, tmp_path / "here")
+    push(path, url, tmp_path / "here")
+    place, nodes = place_at(url), going.nodes
+    other = place.read(f"results/{nodes['right'].fingerprint}/COMPLETE")
+    place.write(f"results/{nodes['left'].fingerprint}/COMPLETE", other)
+    with pytest.raises(DamagedError, match=rf"{nodes['left'].fingerprint}/COMPLETE tells of another result"):
+        pull(path, url, tmp_path / "there")
 
 
 def test_two_machines_never_make_the_same_stage(tmp_path, bucket):
@@ -317,6 +343,20 @@ def test_a_lease_is_taken_over_only_after_its_heart_stood_still(tmp_path, monkey
     second.release(finished=False)
     assert third.take() is None
     assert third.number == 3
+
+
+@pytest.mark.parametrize("written", ["soon", "0", "-1", "nan", "inf", ""])
+def test_the_time_of_a_lease_is_a_number_above_zero(tmp_path, monkeypatch, written):
+    monkeypatch.setenv("TRIVIUM_LEASE_SECONDS", written)
+    with pytest.raises(TriviumError, match=r"TRIVIUM_LEASE_SECONDS=.* is no time; write seconds"):
+        Lease(Folder(tmp_path), "x")
+    # Of a lease that another program wrote the default holds.
+    clock, place = Watched(monkeypatch), Folder(tmp_path)
+    place.write("x/LEASE.1", json.dumps({"seconds": written}).encode())
+    lease = Lease(place, "x", seconds=10)
+    assert lease.take() is not None
+    clock.now += 11
+    assert lease.take() is None
 
 
 def test_a_process_that_is_gone_from_this_machine_is_not_waited_for(tmp_path):

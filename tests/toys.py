@@ -65,7 +65,8 @@ class ToyTrain(Stage):
     keep: tuple[int, ...] = ()
     die_at: int | None = None
     gate: str | None = None
-    unaffecting: ClassVar[frozenset[str]] = frozenset({"die_at", "gate"})
+    gate_at: int | None = None
+    unaffecting: ClassVar[frozenset[str]] = frozenset({"die_at", "gate", "gate_at"})
 
     def references(self) -> list[Reference]:
         found = [Reference("from", self.start, ("model",))] if self.start else []
@@ -82,7 +83,7 @@ class ToyTrain(Stage):
             work.change("rate", read_json(work.path(self.start) / "model.json")["rate"], self.rate)
         while step < self.steps:
             step += 1
-            while self.gate and not Path(self.gate).exists():
+            while self.gate and self.gate_at in (None, step) and not Path(self.gate).exists():
                 time.sleep(0.01)
             work.log.write({"step": step, "tokens": step * 1000, "loss": 1.0 / step})
             write_json(counter, {"step": step})

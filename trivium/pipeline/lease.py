@@ -10,6 +10,7 @@ finds a higher number before it publishes, and publishes nothing.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -23,10 +24,18 @@ from trivium.kit.places import Place
 from trivium.pipeline.holder import Holder, has_ended, myself
 
 LEASE = "LEASE."
-SECONDS = float(os.environ.get("TRIVIUM_LEASE_SECONDS", 60))
-"""How long a lease is good after its last heartbeat."""
+VARIABLE, SECONDS = "TRIVIUM_LEASE_SECONDS", 60.0
 BEATS = 4
 """Heartbeats in the time that a lease is good."""
+
+
+def lease_seconds() -> float:
+    """How long a lease is good after its last heartbeat."""
+    written = os.environ.get(VARIABLE, str(SECONDS))
+    found = _positive(written)
+    if found is None:
+        raise TriviumError(f"{VARIABLE}={written} is no time; write seconds, such as {VARIABLE}=60.")
+    return found
 
 
 class LeaseLost(TriviumError):
@@ -38,13 +47,14 @@ class Lease:
 
     def __init__(self, place: Place, folder: str, seconds: float = 0.0) -> None:
         self.place, self.folder = place, folder
-        self.seconds = seconds or SECONDS
+        self.seconds = seconds or lease_seconds()
         self.number = 0
         """The fencing token, or 0 while another machine or none holds the lease."""
         self._nonce, self._beat, self._renewed = uuid.uuid4().hex, 0, 0.0
         self._seen: tuple[int, bytes | None, float] = (0, None, 0.0)
         self._lost = threading.Event()
         self._done = threading.Event()
+        self._ending = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def take(self) -> Holder | None:
@@ -56,7 +66,8 @@ class Lease:
             other = _holder(written)
             if self._seen[:2] != (newest, content):
                 self._seen = (newest, content, time.monotonic())
-            is_over = time.monotonic() - self._seen[2] >= float(written.get("seconds", self.seconds))
+            good_for = _positive(written.get("seconds")) or self.seconds
+            is_over = time.monotonic() - self._seen[2] >= good_for
             if not is_over and not has_ended(other):
                 return other
         self._beat += 1
@@ -85,9 +96,10 @@ class Lease:
                 # The network may come back before the lease is over.
                 if time.monotonic() - self._renewed >= self.seconds:
                     self._lost.set()
-            if self._lost.is_set() and not self._done.is_set():
-                if interrupts:
-                    os.kill(os.getpid(), signal.SIGINT)
+            if self._lost.is_set():
+                with self._ending:
+                    if interrupts and not self._done.is_set():
+                        os.kill(os.getpid(), signal.SIGINT)
                 return
 
     def _renew(self) -> None:
@@ -118,7 +130,8 @@ class Lease:
 
     def release(self, finished: bool) -> None:
         """Let the lease go: removed with the work finished, else marked, so that its number stays taken."""
-        self._done.set()
+        with self._ending:
+            self._done.set()
         if self._thread is not None:
             self._thread.join(timeout=self.seconds)
         if not self.number or self._lost.is_set() or self._newest() != self.number:
@@ -152,6 +165,15 @@ def _read(content: bytes | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _positive(written: Any) -> float | None:
+    """A number of seconds above 0, or None."""
+    try:
+        found = float(written)
+    except (TypeError, ValueError):
+        return None
+    return found if 0 < found < math.inf else None
 
 
 def _holder(written: dict[str, Any]) -> Holder:

@@ -3,6 +3,7 @@
     parts/<2>/<checksum>               what files are made of, at most 32 MiB each, named by their content
     results/<fingerprint>/COMPLETE     names, sizes and checksums of an entry's files, created last
     results/<fingerprint>/LEASE.<n>    who makes it (`lease`)
+    checkpoints/<fingerprint>/         what it goes on from while it is made (`states`)
 
 A part has the name of its content, so a push that was cut off goes on with what is missing, and two machines
 can never write different content under one name. COMPLETE is created only where there is none: the first
@@ -11,35 +12,27 @@ whole result stays, and nothing is ever overwritten.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import DamagedError, TriviumError
-from trivium.kit.files import bare_name, checksum, make_folder, sync
+from trivium.kit.files import bare_name, checksum, sync
 from trivium.kit.fingerprint import seal_of
 from trivium.kit.numbers import short
 from trivium.kit.places import Place, place_at
 from trivium.kit.processes import world
-from trivium.kit.seals import COMPLETE, RECORD, compare, read_seal
+from trivium.kit.seals import COMPLETE, compare, read_seal
+from trivium.pipeline.arriving import inside, landing, settle
 from trivium.pipeline.holder import Busy
 from trivium.pipeline.lease import Lease, LeaseLost
+from trivium.pipeline.parts import Parts
+from trivium.pipeline.states import SavedStates
 from trivium.pipeline.store import Entry, Store
-
-PART_BYTES = 32 << 20
-"""Small enough that one request writes a part, and that what is cut off loses little."""
-THREADS = 4
-LAST = ("metrics.jsonl", RECORD, COMPLETE)
-"""What gets its name last when an entry arrives, so that half of one is never taken for work in progress."""
 
 
 @dataclass
@@ -57,6 +50,7 @@ class SharedStore:
 
     def __init__(self, url: str | Path | Place) -> None:
         self.place = place_at(url) if isinstance(url, (str, Path)) else url
+        self._parts = Parts(self.place, _part, _REMEDY)
 
     def lease(self, fingerprint: str) -> Lease:
         """The right to make this result; taken by one machine at a time."""
@@ -76,6 +70,8 @@ class SharedStore:
             sealed, found, entry, files, parts = None, {}, "", {}, {}
         if sealed != seal_of(found) or files.keys() != parts.keys():
             raise DamagedError(f"{self.place.url}/{name} is damaged; {_REMEDY}")
+        if found.get("fingerprint") != fingerprint:
+            raise DamagedError(f"{self.place.url}/{name} tells of another result; {_REMEDY}")
         bare_name(f"{self.place.url}/{name}", entry)
         return found
 
@@ -91,23 +87,18 @@ class SharedStore:
         if manifest is None:
             return self._push(entry, fingerprint, lambda: None)
         wanted = sorted({digest for parts in manifest["parts"].values() for digest in parts})
-        missing = self._missing(wanted)
+        missing = self._parts.missing(wanted)
         if not missing:
             return Moved("there before")
         moved, seal = Moved("repaired", len(missing)), read_seal(entry.folder)
         for name in seal["files"]:
             self._push_file(entry.folder, seal, name, moved)
-        if missing := self._missing(missing):
+        if missing := self._parts.missing(missing):
             raise DamagedError(
                 f"{self.place.url}/{_part(missing[0])} of {manifest['entry']} is missing, and another run of"
                 f" the same stage lies here; remove {_folder(fingerprint)}/{COMPLETE} there and push again."
             )
         return moved
-
-    def _missing(self, digests: list[str]) -> list[str]:
-        with ThreadPoolExecutor(THREADS) as threads:
-            sizes = threads.map(self.place.size, map(_part, digests))
-            return [digest for digest, size in zip(digests, sizes, strict=True) if size is None]
 
     def _push(self, entry: Entry, fingerprint: str, may: Callable[[], None]) -> Moved:
         seal = read_seal(entry.folder)
@@ -127,28 +118,12 @@ class SharedStore:
 
     def _push_file(self, folder: Path, seal: Mapping[str, Any], name: str, moved: Moved) -> list[str]:
         """The names of a file's parts, once all of them are there; the file is compared on the way."""
-        whole, parts = hashlib.blake2b(digest_size=16), []
-        with open(folder / name, "rb") as file, ThreadPoolExecutor(THREADS) as threads:
-            sent = []
-            while content := file.read(PART_BYTES):
-                whole.update(content)
-                parts.append(_digest(content))
-                sent.append(threads.submit(self._push_part, parts[-1], content))
-                # No more than a few parts are held in memory.
-                if len(sent) >= THREADS:
-                    moved.bytes += sent.pop(0).result()
-            moved.bytes += sum(one.result() for one in sent)
-        if whole.hexdigest() != seal["files"][name]:
+        sent = self._parts.push(folder / name)
+        if sent.checksum != seal["files"][name]:
             compare(folder, dict(seal), name)
             raise DamagedError(f"{folder / name} changed while it was read; run the same command again.")
-        return parts
-
-    def _push_part(self, digest: str, content: bytes) -> int:
-        name = _part(digest)
-        if self.place.size(name) == len(content):
-            return 0
-        self.place.write(name, content)
-        return len(content)
+        moved.bytes += sent.bytes
+        return sent.parts
 
     def pull(self, store: Store, fingerprint: str, target: Entry | None = None) -> Moved:
         """Bring a result into a store of this machine, whose lock on the entry the caller holds.
@@ -160,45 +135,18 @@ class SharedStore:
             return Moved("not there")
         entry = target or Entry(store.folder / manifest["entry"])
         seal, moved = manifest["seal"], Moved("pulled", len(manifest["parts"]))
-        beside = store.folder / f".{entry.folder.name}.pull"
-        make_folder(beside)
+        beside = landing(entry.folder)
         for name, parts in manifest["parts"].items():
-            path = beside / _inside(f"{self.place.url}/{_folder(fingerprint)}/{COMPLETE}", name)
+            path = beside / inside(f"{self.place.url}/{_folder(fingerprint)}/{COMPLETE}", name)
             if not (path.is_file() and checksum(path) == seal["files"][name]):
-                moved.bytes += self._pull_file(path, parts, seal["files"][name], manifest["entry"])
+                moved.bytes += self._parts.pull(path, parts, seal["files"][name], manifest["entry"])
         (beside / COMPLETE).write_text(
             json.dumps(seal, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         sync(beside / COMPLETE)
-        _settle(beside, entry.folder)
+        settle(beside, entry.folder, [*manifest["parts"], COMPLETE])
         entry.expose()
         return moved
-
-    def _pull_file(self, path: Path, parts: list[str], expected: str, entry: str) -> int:
-        make_folder(path.parent)
-        whole = hashlib.blake2b(digest_size=16)
-        with open(path, "wb") as file:
-            for content in self._parts(parts, entry):
-                whole.update(content)
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if whole.hexdigest() != expected:
-            raise DamagedError(f"{path.name} of {entry} at {self.place.url} is damaged; {_REMEDY}")
-        return path.stat().st_size
-
-    def _parts(self, digests: list[str], entry: str) -> Iterator[bytes]:
-        """The content of parts in order, a few of them fetched ahead, each compared with its name."""
-        with ThreadPoolExecutor(THREADS) as threads:
-            ahead = [threads.submit(self.place.read, _part(digest)) for digest in digests[:THREADS]]
-            for number, digest in enumerate(digests):
-                content = ahead.pop(0).result()
-                if number + THREADS < len(digests):
-                    ahead.append(threads.submit(self.place.read, _part(digests[number + THREADS])))
-                if content is None or _digest(content) != digest:
-                    state = "missing" if content is None else "damaged"
-                    raise DamagedError(f"{self.place.url}/{_part(digest)} of {entry} is {state}; {_REMEDY}")
-                yield content
 
 
 def obtain(
@@ -216,21 +164,25 @@ def obtain(
     completes the entry, and which raises if the lease was lost meanwhile.
     """
     while True:
-        lease = shared.lease(fingerprint)
+        lease, published = shared.lease(fingerprint), False
         if _taken(shared, lease, fingerprint, entry, say, wait):
             lease.start(interrupts=threading.current_thread() is threading.main_thread())
-            published = False
+            states = SavedStates(shared.place, fingerprint)
             try:
-                became = make(lease.check)
-                published = shared.push(entry, fingerprint, lease.check).became == "pushed"
-                if published:
-                    return became
+                try:
+                    states.fetch(entry.folder, say)
+                    with states.following(entry.folder, lease, say):
+                        became = make(lease.check)
+                    published = shared.push(entry, fingerprint, lease.check).became == "pushed"
+                    if published:
+                        states.clear()
+                        return became
+                finally:
+                    lease.release(published)
             except (LeaseLost, KeyboardInterrupt):
                 if not lease.lost or world().size > 1:
                     raise
                 say(f"{entry.folder.name} was taken over by another machine; its result will be used")
-            finally:
-                lease.release(published)
         else:
             moved = shared.pull(store, fingerprint, entry)
             if moved.became == "pulled":
@@ -263,33 +215,6 @@ def _taken(
             said = True
             time.sleep(min(2.0, lease.seconds / 8))
     return False
-
-
-def _settle(beside: Path, folder: Path) -> None:
-    """Give an entry's files their names, what tells of a whole entry last; the caller holds the lock."""
-    (folder / COMPLETE).unlink(missing_ok=True)
-    make_folder(folder)
-    for old in sorted(folder.iterdir()):
-        if old.name != "LOCK" and not old.name.startswith("LEASE."):
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-    arrived = sorted(beside.iterdir(), key=lambda path: LAST.index(path.name) if path.name in LAST else -1)
-    for path in arrived:
-        os.rename(path, folder / path.name)
-        if path.name in LAST:
-            sync(folder)
-    with suppress(OSError):
-        beside.rmdir()
-
-
-def _inside(manifest: str, name: str) -> Path:
-    """A file's place in its entry; a name that leads elsewhere is refused."""
-    for part in name.split("/"):
-        bare_name(manifest, part)
-    return Path(name)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _folder(fingerprint: str) -> str:
