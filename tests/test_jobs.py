@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from toys import own_kinds
 from trivium.cli import main
 from trivium.kit.errors import TriviumError
 from trivium.kit.seals import COMPLETE
-from trivium.pipeline.jobs import shares
+from trivium.pipeline.jobs import crew, shares, threads
 from trivium.pipeline.launch import script
 from trivium.pipeline.run import run
 
@@ -171,10 +172,10 @@ def test_each_job_has_its_part_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("trivium.kit.machine.cores", lambda: 8)
-    assert shares(3) == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert shares(16) == [{"OMP_NUM_THREADS": "1"}] * 16
+    assert shares(3) == [{}] * 3
+    assert [threads(jobs) for jobs in (1, 3, 16)] == [8, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert shares(2) == [{"OMP_NUM_THREADS": "1"}] * 2
+    assert threads(2) == 1
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [one["CUDA_VISIBLE_DEVICES"] for one in shares(2)] == ["5", "7"]
@@ -182,13 +183,76 @@ def test_each_job_has_its_part_of_the_cores(monkeypatch):
         shares(3)
 
 
+def test_processes_that_nobody_needs_end_with_the_command(recipe, tmp_path):
+    """They start before the recipe is read, which may be wrong."""
+    with crew(2) as processes:
+        taken = processes.pop()
+        assert taken.poll() is None
+    assert [one.poll() for one in processes] == [-signal.SIGKILL]
+    _, said = taken.communicate(timeout=60)
+    assert taken.returncode == 0, said
+    recipe.write_text(recipe.read_text().replace("steps: 4", "steps: four"))
+    running = command(recipe, tmp_path / "runs")
+    until(lambda: len(descendants(running)) == 2 or running.poll() is not None)
+    workers = descendants(running) if running.poll() is None else []
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 2, said
+    assert not [one for one in workers if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_an_array_is_written_for_slurm(recipe, tmp_path):
     text = script(str(recipe), "slurm", "runs", nodes=1, processes=2, jobs=4)
     assert "#SBATCH --array=0-3\n" in text
-    assert f"exec python -m trivium.cli run {recipe} --runs runs --jobs 2\n" in text
+    assert f"python -m trivium.cli run {recipe} --runs runs --jobs 2 &\n" in text
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     with pytest.raises(TriviumError, match="--jobs makes an array of SLURM"):
         script(str(recipe), "torchrun", "runs", nodes=1, processes=2, jobs=4)
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Path:
+    """What a job finds on a node: `scontrol` notes what it is asked, `srun` starts what it is given."""
+    commands, asked = tmp_path / "bin", tmp_path / "asked"
+    commands.mkdir()
+    for name, line in {"scontrol": f'echo "$@" >> {asked}', "srun": "exec sleep 60"}.items():
+        (commands / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (commands / name).chmod(0o755)
+    (commands / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    for name, value in {"JOB_ID": "77", "JOB_NODELIST": "one"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    return asked
+
+
+def test_a_task_whose_time_is_up_saves_and_asks_to_be_queued_again(recipe, tmp_path, slurm, monkeypatch):
+    runs, gate = tmp_path / "runs", tmp_path / "gate"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "76")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    job = tmp_path / "job.sh"
+    job.write_text(script(str(recipe), "slurm", runs, nodes=1, processes=2, jobs=4))
+    task = subprocess.Popen(["bash", str(job)], stderr=subprocess.PIPE, text=True)
+    until(lambda: {"left", "right"} <= at_work(runs))
+    workers = descendants(task)
+    task.send_signal(signal.SIGTERM)
+    _, said = task.communicate(timeout=120)
+    assert (task.returncode, slurm.read_text()) == (0, "requeue 76_3\n"), said
+    assert not [one for one in workers if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    gate.touch()
+    done = subprocess.run(["bash", str(job)], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "left: going on where it was cut off" in done.stderr
+    assert slurm.read_text() == "requeue 76_3\n"
+
+
+def test_a_job_on_several_machines_asks_to_be_queued_again(recipe, tmp_path, slurm):
+    job = tmp_path / "job.sh"
+    job.write_text(script(str(recipe), "slurm", tmp_path / "runs", nodes=2, processes=2))
+    task = subprocess.Popen(["bash", str(job)])
+    until(lambda: any(one.name() == "sleep" for one in descendants(task)))
+    task.send_signal(signal.SIGTERM)
+    assert task.wait(timeout=60) == 0
+    assert "requeue 77" in slurm.read_text().splitlines()
 
 
 EXPERIMENT = """\

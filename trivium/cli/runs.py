@@ -42,13 +42,17 @@ def run(
     unsafe_sandbox: bool,
 ) -> None:
     """Run a recipe: reuse what is done, resume what was cut off, run the rest."""
-    from trivium.kit.processes import world
-    from trivium.pipeline.plan import keep_plan
-    from trivium.pipeline.run import run, table
+    from trivium.pipeline.jobs import crew
 
-    if world().leads:
-        keep_plan(recipe, runs, overrides, only)
-    going = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs)
+    # These get ready during the imports below, which take seconds.
+    with crew(jobs) as workers:
+        from trivium.kit.processes import world
+        from trivium.pipeline.plan import keep_plan
+        from trivium.pipeline.run import run, table
+
+        if world().leads:
+            keep_plan(recipe, runs, overrides, only)
+        going = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs, workers)
     if going.became:
         print_table(table(going))
     if going.concluded:

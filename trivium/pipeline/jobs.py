@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
@@ -31,6 +31,27 @@ GRACE = 120.0
 """Seconds that workers have to save what they were doing after a polite stop."""
 AGAIN = 1.0
 """Seconds after which a stage that another run makes is looked at again."""
+
+
+@contextmanager
+def crew(jobs: int | None) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that get ready for work while this one still reads the recipe: imports take seconds."""
+    processes = [_begun(jobs) for _ in range(jobs)] if jobs is not None else []
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            _end_group(process)
+
+
+def _begun(jobs: int) -> subprocess.Popen[str]:
+    """A process that waits to be told what to do, with its part of the processor's cores."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "trivium.pipeline.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A Ctrl-C of the terminal reaches this process alone, which then stops each worker once.
+        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": str(threads(jobs))},
+    )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -57,6 +78,8 @@ class SideBySide:
     going: Run
     chosen: Sequence[str]
     jobs: int
+    begun: list[subprocess.Popen[str]]
+    """Processes that wait to be told what to do."""
     order: Mapping[str, Any]
     """What a worker needs to read the same recipe: file, runs folder, changes, store."""
     reuse: Callable[[Run, str], str]
@@ -120,17 +143,12 @@ class SideBySide:
         return {parent.stage for parent in self.going.nodes[name].parents.values()}
 
     def _start(self, slot: int, share: Mapping[str, str]) -> Worker:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trivium.pipeline.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            # A Ctrl-C of the terminal reaches this process alone, which then stops each worker once.
-            start_new_session=True, env={**os.environ, **share},
-        )  # fmt: skip
+        process = self.begun.pop() if self.begun else _begun(self.jobs)
         worker = Worker(slot, process)
         self.workers.append(worker)
         for stream, is_event in ((process.stdout, True), (process.stderr, False)):
             threading.Thread(target=self._read, args=(worker, stream, is_event), daemon=True).start()
-        worker.give(self.order)
+        worker.give({**self.order, "environment": share})
         return worker
 
     def _read(self, worker: Worker, stream: IO[str], is_event: bool) -> None:
@@ -152,7 +170,7 @@ class SideBySide:
         if event is None:
             self.workers.remove(worker)
             status = worker.process.wait()
-            _end_group(worker)
+            _end_group(worker.process)
             if name is not None:
                 how = f"signal {-status}" if status < 0 else f"status {status}"
                 self._fail(name, f"the process that made it ended with {how}", board)
@@ -211,7 +229,7 @@ class SideBySide:
                     if event is not None and "say" in event:
                         board.say(event["say"])
         for worker in self.workers:
-            _end_group(worker)
+            _end_group(worker.process)
 
     def _end(self) -> None:
         """Let the workers go: without a next line each ends by itself."""
@@ -221,7 +239,7 @@ class SideBySide:
         for worker in self.workers:
             with suppress(subprocess.TimeoutExpired):
                 worker.process.wait(timeout=GRACE)
-            _end_group(worker)
+            _end_group(worker.process)
 
     def _failures(self) -> str:
         first, *more = self.failed.items()
@@ -232,29 +250,33 @@ class SideBySide:
 
 
 def shares(jobs: int) -> list[dict[str, str]]:
-    """The environment of each worker: a GPU of its own, or its part of the processor's cores."""
+    """What tells each worker which GPU is its own; nothing where there is none."""
     import torch
 
     devices = torch.cuda.device_count()
-    if devices:
-        named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        visible = named if named != [""] else [str(number) for number in range(devices)]
-        if jobs > len(visible):
-            raise TriviumError(
-                f"--jobs {jobs} needs so many GPUs; there are {len(visible)}, write --jobs {len(visible)}."
-            )
-        return [{"CUDA_VISIBLE_DEVICES": device, "LOCAL_RANK": "0"} for device in visible[:jobs]]
-    threads = max(1, machine.cores() // jobs)
+    if not devices:
+        return [{} for _ in range(jobs)]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = named if named != [""] else [str(number) for number in range(devices)]
+    if jobs > len(visible):
+        raise TriviumError(
+            f"--jobs {jobs} needs so many GPUs; there are {len(visible)}, write --jobs {len(visible)}."
+        )
+    return [{"CUDA_VISIBLE_DEVICES": device, "LOCAL_RANK": "0"} for device in visible[:jobs]]
+
+
+def threads(jobs: int) -> int:
+    """How many of the processor's cores each of so many workers uses."""
+    found = max(1, machine.cores() // jobs)
     said = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(threads, int(said)) if said.isdigit() and int(said) else threads
-    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs)]
+    return min(found, int(said)) if said.isdigit() and int(said) else found
 
 
-def _end_group(worker: Worker) -> None:
+def _end_group(process: subprocess.Popen[str]) -> None:
     """End a worker and whatever it started: it leads a process group of its own."""
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(worker.process.pid, signal.SIGKILL)
-    worker.process.wait()
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextmanager

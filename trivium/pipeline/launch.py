@@ -15,6 +15,19 @@ set -euo pipefail
 torchrun --standalone --nproc-per-node={processes} -m trivium.cli {command}
 """
 
+# Of an array, the number of the job may be that of all its tasks.
+_AGAIN = """\
+# Two minutes before the time is up, SLURM sends TERM: the run saves, and what is requeued goes on from there.
+# SLURM itself requeues only what it takes away or what a broken node ends.
+set -euo pipefail
+again() {
+    kill -TERM "$work"
+    if wait "$work"; then exit 0; fi
+    scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+    exit 0
+}
+trap again TERM"""
+
 _SLURM = """\
 #!/usr/bin/env bash
 #SBATCH --job-name=trivium-{name}
@@ -23,13 +36,14 @@ _SLURM = """\
 #SBATCH --gpus-per-node={processes}
 #SBATCH --time=24:00:00
 #SBATCH --requeue
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:TERM@120
 #SBATCH --output=%x-%j.log
-# Two minutes before the time is up, SLURM sends TERM: the run saves, and the requeued job goes on from there.
-set -euo pipefail
+{again}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun --nnodes={nodes} --nproc-per-node={processes} --rdzv-backend=c10d \\
-    --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" -m trivium.cli {command}
+    --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" -m trivium.cli {command} &
+work=$!
+wait "$work"
 """
 
 _ARRAY = """\
@@ -44,9 +58,10 @@ _ARRAY = """\
 #SBATCH --signal=B:TERM@120
 #SBATCH --output=%x-%A-%a.log
 # {tasks} tasks share the stages of one recipe: each takes what is ready and no other task makes.
-# Two minutes before the time is up, SLURM sends TERM: the run saves, and the requeued task goes on.
-set -euo pipefail
-exec python -m trivium.cli {command} --jobs {processes}
+{again}
+python -m trivium.cli {command} --jobs {processes} &
+work=$!
+wait "$work"
 """
 
 _SKY = """\
@@ -84,6 +99,7 @@ def script(
     if jobs is not None and (target != "slurm" or nodes > 1):
         raise TriviumError("--jobs makes an array of SLURM; write --on slurm, and leave out --nodes.")
     command = shlex.join(["run", recipe, "--runs", str(runs)])
+    facts = {"name": name, "nodes": nodes, "processes": processes, "command": command, "again": _AGAIN}
     if jobs is not None:
-        return _ARRAY.format(name=name, last=jobs - 1, tasks=jobs, processes=processes, command=command)
-    return TARGETS[target].format(name=name, nodes=nodes, processes=processes, command=command)
+        return _ARRAY.format(last=jobs - 1, tasks=jobs, **facts)
+    return TARGETS[target].format(**facts)

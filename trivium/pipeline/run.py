@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 from trivium import __version__
@@ -32,7 +33,7 @@ from trivium.pipeline.accepted import same_as
 from trivium.pipeline.cards import write_card
 from trivium.pipeline.checkpoints import product
 from trivium.pipeline.index import write_index
-from trivium.pipeline.jobs import SideBySide, plain
+from trivium.pipeline.jobs import SideBySide, crew, plain
 from trivium.pipeline.lock import locked
 from trivium.pipeline.report import report
 from trivium.pipeline.sharing import SharedStore, obtain
@@ -95,15 +96,18 @@ def run(
     unsafe_sandbox: bool = False,
     store: str | None = None,
     jobs: int | None = None,
+    workers: list[Popen[str]] | None = None,
 ) -> Run:
     """Bring a recipe's stages to completion, each after what it stands on.
 
     `store` is the address of a shared store: what is there is pulled, what is made here is pushed.
-    `jobs` stages that do not need each other are made side by side, each in a process of its own.
+    `jobs` stages that do not need each other are made side by side, each in a process of its own, of which
+    `workers` have been started already (`jobs.crew`).
     `unsafe_sandbox` runs programs that a model wrote even where the kernel cannot isolate them.
     """
-    with permitting_unsafe(unsafe_sandbox):
-        return _run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs)
+    with permitting_unsafe(unsafe_sandbox), crew(jobs if workers is None else None) as begun:
+        workers = begun if workers is None else workers
+        return _run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs, workers)
 
 
 def _run(
@@ -115,6 +119,7 @@ def _run(
     unsafe_sandbox: bool,
     store: str | None,
     jobs: int | None,
+    workers: list[Popen[str]],
 ) -> Run:
     world = processes.start()
     if jobs is not None and world.size > 1:
@@ -129,7 +134,7 @@ def _run(
     if jobs is not None:
         order = {"recipe": str(recipe), "runs": str(runs), "overrides": plain(overrides), "store": store}
         order["unsafe_sandbox"] = unsafe_sandbox
-        SideBySide(going, chosen, jobs, order, partial(lead, wait=wait), wait).run()
+        SideBySide(going, chosen, jobs, workers, order, partial(lead, wait=wait), wait).run()
     for name in chosen if jobs is None else ():
         if world.leads:
             going.became[name] = lead(going, name, wait)

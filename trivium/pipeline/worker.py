@@ -37,6 +37,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
     at_work = threading.Event()
+    try:
+        # Before the recipe is known: the process that leads still reads it.
+        import trivium.pipeline.run  # noqa: F401
+    except KeyboardInterrupt:
+        sys.exit(130)
     first = json.loads(sys.stdin.readline() or "null")
     threading.Thread(target=_read, args=(orders, at_work), daemon=True).start()
     if first is not None:
@@ -61,6 +66,7 @@ def _work(
     from trivium.pipeline.run import lead, prepare
     from trivium.pipeline.sharing import SharedStore
 
+    os.environ.update(first["environment"])
     going: Any = None
     with permitting_unsafe(first["unsafe_sandbox"]):
         while (order := orders.get()) is not None:
