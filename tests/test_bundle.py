@@ -14,9 +14,10 @@ from tuning import own, save, small_model, write_rows
 from trivium.cli import main
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.files import read_json
-from trivium.kit.seals import write_sealed
+from trivium.kit.seals import seal_folder, write_sealed
 from trivium.pipeline.bundle import verify, write_bundle
 from trivium.pipeline.run import run
+from trivium.pipeline.store import find
 
 RECIPE = """\
 name: toy
@@ -55,7 +56,17 @@ def test_a_bundle_is_made_again_elsewhere_and_is_equal(lab, tmp_path, capsys):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "All 3 results are equal to those of the bundle, bit for bit." in done.stdout
+    assert "Not made again" not in done.stdout
     assert (elsewhere / "records" / "left.yaml").is_file()
+
+
+def test_what_verify_finds_made_already_is_not_called_made_again(lab, tmp_path, capsys):
+    """A bundle that came with a `runs` folder would be equal to itself."""
+    write_bundle(lab / "runs", "toy/left", tmp_path / "bundle")
+    run(tmp_path / "bundle" / "recipe.yaml", tmp_path / "bundle" / "runs", only=["base"])
+    main(["verify", str(tmp_path / "bundle")])
+    said = capsys.readouterr().out
+    assert "Not made again, but found there: base, words; name an empty --runs" in said
 
 
 def test_what_comes_out_otherwise_is_named_with_its_files(lab, tmp_path, capsys):
@@ -97,6 +108,19 @@ def test_what_cannot_be_bundled_says_why(lab, tmp_path):
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(TriviumError, match="No stage `zzz`"):
         write_bundle(lab / "runs", "zzz", tmp_path / "bundle")
+
+
+def test_code_that_came_with_a_result_is_not_run(lab, tmp_path):
+    """A shared store could bring a file and a record that names it as the code of the kind."""
+    entry = find(lab / "runs", "toy/left")
+    (entry.folder / "model" / "mine.py").write_text("raise SystemExit('run')\n")
+    entry.note({**entry.record, "kind_from": f"{entry.folder}/model/mine.py:Mine"})
+    files = [
+        path for path in entry.folder.rglob("*") if path.is_file() and path.name not in ("COMPLETE", "LOCK")
+    ]
+    seal_folder(entry.folder, [path for path in files if not path.is_symlink()], [])
+    with pytest.raises(TriviumError, match=r"names .*mine\.py as code, which lies in a result"):
+        write_bundle(lab / "runs", "toy/left", tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("file", ["./scorers/mine.py", "../mine.py"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from toys import ToyTrain, write_recipe
 
+import trivium
 from trivium.cli import main
 from trivium.kit.files import read_json, write_json
 from trivium.pipeline import listing
@@ -73,6 +75,12 @@ def test_a_result_whose_code_has_changed_says_so(tmp_path, monkeypatch):
     assert "changed since: trivium.learn" in text(line(runs, "toy/left"))
     page = write_index(runs).read_text()
     assert "code changed since" in page
+
+
+def test_every_package_that_can_change_a_result_counts_as_its_code():
+    around = {"cli", "pipeline", "serve", "lab"}
+    packages = {path.parent.name for path in Path(trivium.__file__).parent.glob("*/__init__.py")}
+    assert set(listing.package_code()) == packages - around
 
 
 def test_ls_tells_cost_money_and_the_base_of_every_model(tmp_path, capsys):

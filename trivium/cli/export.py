@@ -84,7 +84,10 @@ def export(
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--runs", type=click.Path(path_type=Path), help="Where to make it; else BUNDLE/runs.")
 def verify(bundle: Path, runs: Path | None) -> None:
-    """Make every stage of BUNDLE again, and say whether each result is equal to the bundled one."""
+    """Make every stage of BUNDLE again, and say whether each result is equal to the bundled one.
+
+    This runs what the bundle holds, kinds of stages and scoring functions in Python among it.
+    """
     from trivium.kit.table import print_table
     from trivium.pipeline.bundle import verify
 
@@ -94,3 +97,6 @@ def verify(bundle: Path, runs: Path | None) -> None:
     if different:
         raise TriviumError(f"{', '.join(different)} came out otherwise than in the bundle; see the table.")
     click.echo(f"\nAll {len(rows) - 1} results are equal to those of the bundle, bit for bit.")
+    reused = [row[0] for row in rows[1:] if row[1] == "reused"]
+    if reused:
+        click.echo(f"Not made again, but found there: {', '.join(reused)}; name an empty --runs to make all.")

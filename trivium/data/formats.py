@@ -1,5 +1,7 @@
 """Read one file entry by entry: each entry with an id naming file and line, each malformed one as itself."""
 
+from __future__ import annotations
+
 import codecs
 import csv
 import io
@@ -8,15 +10,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import pyarrow as arrow
-import pyarrow.parquet as parquet
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trivium.data.opening import MOST_EXPANDED, MOST_PER_BYTE, kind_of, opened
 from trivium.data.parquet_pages import pages
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import without_duplicates
+
+if TYPE_CHECKING:
+    # Imported where a table is read: most commands read none, and this takes long.
+    import pyarrow.parquet
 
 BOM = b"\xef\xbb\xbf"
 ID_COLUMN = b"trivium.id"
@@ -236,6 +239,9 @@ def _table(delimiter: str) -> Callable[[str, BinaryIO, str | None], Iterator[Ent
 
 
 def _parquet(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | BadLine]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
     content = file if file.seekable() and isinstance(file, io.BufferedReader) else io.BytesIO(file.read())
     size = content.seek(0, io.SEEK_END)
     content.seek(0)
@@ -257,7 +263,7 @@ def _parquet(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry
         raise TriviumError(f"{name} is not a whole parquet file ({error}); fetch it again.") from error
 
 
-def _refuse_expanding(name: str, metadata: parquet.FileMetaData, file: Any, size: int) -> None:
+def _refuse_expanding(name: str, metadata: pyarrow.parquet.FileMetaData, file: Any, size: int) -> None:
     """Name a file whose row groups or pages say that they expand as no ordinary data does."""
     # Of the columns themselves nothing is asked: on statistics that are wrong, the library ends the process.
     total = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
@@ -274,6 +280,8 @@ def _refuse_expanding(name: str, metadata: parquet.FileMetaData, file: Any, size
 
 
 def _arrow(name: str, file: BinaryIO, separator: str | None) -> Iterator[Entry | BadLine]:
+    import pyarrow as arrow
+
     try:
         number = 0
         for batch in arrow.ipc.open_stream(file):

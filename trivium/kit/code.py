@@ -8,7 +8,7 @@ from pathlib import Path
 
 PARTS = (
     "kit", "tokens", "world", "data", "model", "curate", "learn", "generate", "grade", "evals",
-    "stages", "recipe",
+    "synthesize", "stages", "recipe",
 )  # fmt: skip
 _PACKAGE = Path(__file__).parent.parent
 

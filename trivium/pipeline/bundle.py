@@ -101,9 +101,20 @@ def _line(runs: str | Path, stage: str) -> dict[str, tuple[Entry, dict[str, Any]
             raise TriviumError(f"{one.folder.name} is {one.state}; run its recipe again, then bundle it.")
         one.verify(one.output)
         record = one.record
+        _refuse_code_of_results(one, record, store)
         found[one.folder.name] = (one, record)
         waiting += [store.named(parent.partition("@")[0]) for parent in (record["parents"] or {}).values()]
     return found
+
+
+def _refuse_code_of_results(entry: Entry, record: Mapping[str, Any], store: Store) -> None:
+    """Code is read from where a person put it, never from what came out of a shared store."""
+    kind = str(record.get("kind_from", "")).rpartition(":")[0]
+    for file in (kind, *map(str, (record["outside"] or {}).values())):
+        if file.endswith(".py") and store.folder.resolve() in Path(file).resolve().parents:
+            raise TriviumError(
+                f"{entry.folder.name} names {file} as code, which lies in a result; move it out."
+            )
 
 
 def _names(entries: Mapping[str, tuple[Entry, dict[str, Any]]]) -> dict[str, str]:

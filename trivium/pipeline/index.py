@@ -37,8 +37,9 @@ def page(runs: Path, found: list[dict[str, Any]], beside: Path) -> str:
             if (runs / name / file).is_file()
         ]
         rows = [_row(one, stages) for one in some]
-        rows.append(["all together", "", "", "", *costs(total(some)), ""])
-        recipes.append({"name": name, "claims": claims, "pages": pages, "rows": rows})
+        sums = costs(total(some))
+        rows.append(["all together", "", "", "", *sums, ""])
+        recipes.append({"name": name, "claims": claims, "pages": pages, "rows": rows, "costs": sums})
     whole = ["all recipes", *costs(total(found))]
     return (
         render(
