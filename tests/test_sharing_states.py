@@ -15,6 +15,7 @@ from buckets import made, until
 from test_sharing import ended, machine
 from toys import write_recipe
 
+from trivium.kit.errors import TriviumError
 from trivium.kit.places import Folder, place_at
 from trivium.learn.trainer import Trainer
 from trivium.pipeline import states as module
@@ -129,6 +130,28 @@ def test_one_that_is_stopped_shares_what_it_saved_on_the_way_out(tmp_path, monke
     assert run(recipe, tmp_path / "there", store=url).became["base"] == "resumed"
 
 
+def test_a_store_that_is_away_for_a_while_does_not_stop_the_stage(tmp_path, monkeypatch, capsys):
+    """Saved states are a convenience: what cannot be sent is said once."""
+    entry, place, tried = saved(tmp_path / "far-12", 10), Folder(tmp_path / "shared"), []
+
+    def away(name: str, content: bytes) -> None:
+        tried.append(name)
+        raise TriviumError("s3://lab cannot be used: no route")
+
+    monkeypatch.setattr(place, "write", away)
+    monkeypatch.setattr(module, "LOOK", 0.01)
+    with SavedStates(place, "12").following(entry, holding(1), print):
+        until(lambda: len(tried) > 6)
+    assert capsys.readouterr().out == (
+        "far-12: its saved state could not be shared (s3://lab cannot be used: no route)\n"
+    )
+    monkeypatch.undo()
+    states = SavedStates(place, "12")
+    with pytest.raises(KeyboardInterrupt), states.following(entry, holding(1), print):
+        raise KeyboardInterrupt
+    assert f"1.{STATE}" in place.names("checkpoints/12")
+
+
 def test_only_what_is_ahead_of_this_disk_is_fetched(tmp_path, capsys):
     states = SavedStates(Folder(tmp_path / "shared"), "12")
     states._send(saved(tmp_path / "far-12", 20), holding(1))
@@ -157,7 +180,7 @@ def test_the_newest_state_alone_is_kept_there(tmp_path):
     wanted = {"checkpoints/step-000000020/state.json", "metrics.jsonl", "stage.yaml"}
     assert set(content["files"]) == wanted
     assert len(place.names("checkpoints/12")) == len(first) == 4
-    assert not list(entry.glob(".*"))
+    assert not list(tmp_path.rglob(".*state*"))
     states.clear()
     assert place.names("checkpoints/12") == []
 

@@ -33,7 +33,6 @@ from trivium.pipeline.parts import Parts
 STATE = "STATE"
 SAVED = "checkpoints"
 """The folder of an entry in which every kind of stage saves what it goes on from."""
-COPY = ".state.part"
 LOOK = 2.0
 """Seconds between two looks for a new state."""
 REST = 9.0
@@ -51,6 +50,7 @@ class SavedStates:
     def __init__(self, place: Place, fingerprint: str) -> None:
         self._place, self._folder = place, f"checkpoints/{fingerprint}"
         self._sent: list[Any] = []
+        self._has_failed = False
         self._done = threading.Event()
 
     def fetch(self, entry: Path, say: Callable[[str], None]) -> None:
@@ -85,7 +85,7 @@ class SavedStates:
             self._end(thread)
             if not lease.lost:
                 self._done.clear()
-                self._send(entry, lease)
+                self._try_to_send(entry, lease, say)
             raise
         finally:
             self._end(thread)
@@ -100,21 +100,24 @@ class SavedStates:
         thread.join()
 
     def _follow(self, entry: Path, lease: Lease, say: Callable[[str], None]) -> None:
-        pause, said = LOOK, False
-        while not self._done.wait(pause):
+        pause = LOOK
+        while not self._done.wait(pause) and not lease.lost:
             begun = time.monotonic()
+            self._try_to_send(entry, lease, say)
+            pause = max(LOOK, REST * (time.monotonic() - begun))
+
+    def _try_to_send(self, entry: Path, lease: Lease, say: Callable[[str], None]) -> None:
+        """Send the state; where that fails, the stage goes on all the same."""
+        # The stage may put a newer file in place of one that is sent, and the next look finds that.
+        with suppress(Stopped, LeaseLost, FileNotFoundError):
             try:
                 self._send(entry, lease)
-            except (Stopped, LeaseLost):
-                return
-            except FileNotFoundError:
-                # The stage put a newer file in its place meanwhile.
-                pass
-            except (TriviumError, OSError) as error:
-                if not said:
-                    say(f"{entry.name}: its saved state could not be shared ({error}); tried again later")
-                said = True
-            pause = max(LOOK, REST * (time.monotonic() - begun))
+            except LeaseLost:
+                raise
+            except TriviumError as error:
+                if not self._has_failed:
+                    say(f"{entry.name}: its saved state could not be shared ({error})")
+                self._has_failed = True
 
     def _send(self, entry: Path, lease: Lease) -> None:
         """Send the state that is saved now, unless it was sent before."""
@@ -199,7 +202,7 @@ def _signature(folder: Path) -> list[Any]:
 @contextmanager
 def _linked(entry: Path) -> Iterator[Path]:
     """The files as they are now under other names, which the stage does not remove while they are sent."""
-    copy = entry / COPY
+    copy = entry.with_name(f".{entry.name}.state")
     shutil.rmtree(copy, ignore_errors=True)
     try:
         for name in _names(entry):
