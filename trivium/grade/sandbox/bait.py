@@ -25,7 +25,7 @@ try:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-        # A process that was another's may be looked into by nobody, until it says so (PR_SET_DUMPABLE).
+        # No process may look into one that was another user's, until that one allows it (PR_SET_DUMPABLE).
         ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
 except OSError:
     pass
