@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import random
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from curating import rows, write_lines
+from fake_endpoint import FakeEndpoint, serving
+from generating import tiny_model, tokenizer
+from synthesizing import QUICK
 
 import trivium
 from trivium import world
 from trivium.curate.classifier import Classifier, auc, report, train
 from trivium.kit.errors import TriviumError
+from trivium.model.folder import save_model
 
+FORK = multiprocessing.get_context("fork")
 SETTINGS = {"features": "ngrams", "buckets": 1 << 14, "sizes": (1, 2), "penalty": 1e-5}
 
 
@@ -112,3 +122,157 @@ def test_labels_that_teach_nothing_are_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(TriviumError, match="judge") as error:
             trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs", only=["judge"])
         assert words in str(error.value)
+
+
+def useful(text: str) -> int:
+    """What the judge of these tests thinks of a text: a point for each number in it, five at most."""
+    return min(5, sum(word.isdigit() for word in text.split()))
+
+
+def between_the_lines(prompt: str) -> str:
+    return prompt.split("\n-----\n")[1]
+
+
+def says(prompt: str, seed: int) -> str:
+    return f"I read it. Score: {useful(between_the_lines(prompt))}"
+
+
+def pages_with_numbers(count: int, known: int = 0) -> list[dict[str, object]]:
+    chance = random.Random(4)
+    found: list[dict[str, object]] = []
+    for place in range(count):
+        words = [chance.choice(["river", "mill", "7", "12"]) for _ in range(chance.randint(1, 8))]
+        text = f"{place} " + " ".join(words) if place % 2 else f"page{place} the river and the mill"
+        found.append({"text": text} | ({"score": useful(text)} if place < known else {}))
+    return found
+
+
+def judged(folder: Path, endpoint: str, documents: list[dict[str, object]], **settings: object) -> Path:
+    """A recipe whose classifier learns from a judge's labels and has it decide around the bound."""
+    write_lines(folder / "pages.jsonl", documents)
+    there = {"endpoint": {"url": endpoint, "model": "fake", **QUICK}}
+    stages = {
+        "judge": {
+            "kind": "quality_classifier", "data": "./pages.jsonl", "buckets": 4096,
+            "labels": {"judge": {**there, "rows": 150, **settings}},
+        },
+        "web": {
+            "kind": "curate", "data": "./pages.jsonl",
+            "steps": [{"quality": {"classifier": "judge", "keep": 0.5, "rejudge": {**there, "band": 0.3}}}],
+        },
+    }  # fmt: skip
+    place = folder / "r.yaml"
+    place.write_text(yaml.safe_dump({"name": "rated", "seed": 1, "stages": stages}, sort_keys=False))
+    return place
+
+
+def test_a_judge_labels_and_decides_where_the_classifier_is_unsure(tmp_path: Path) -> None:
+    documents = pages_with_numbers(200, known=80)
+    with serving(FakeEndpoint(answer=says)) as fake:
+        place = judged(tmp_path, fake.url, documents)
+        trivium.run(place, runs=tmp_path / "runs")
+        folder = tmp_path / "runs" / "rated"
+        facts = json.loads((folder / "judge" / "classifier" / "report.json").read_text())
+        assert facts["judge"]["labelled"] == 150
+        assert facts["judge"]["calibration"]["accuracy"]["value"] == 1
+        assert len(facts["disagreements"]) == min(20, facts["documents"])
+        assert all(one["label"] == useful(one["text"]) / 5 for one in facts["disagreements"])
+        kept, dropped = rows(folder / "web" / "data"), rows(folder / "web" / "dropped")
+        assert (len(kept), len(dropped)) == (100, 100)
+        read = [row for row in kept if row["judged"] is not None]
+        refused = [row for row in dropped if row["reason"].startswith("judged low: ")]
+        assert len(read) + len(refused) == 60
+        assert all(row["judged"] == useful(row["text"]) for row in read)
+        # Within the band the judge decides.
+        worst = min(row["judged"] for row in read)
+        assert max(int(row["reason"].split()[2]) for row in refused) <= worst
+        decided = json.loads((folder / "web" / "funnel.json").read_text())["decisions"]["01"]
+        assert decided["judged"] == 60
+        assert decided["kept by the judge alone"] == decided["left out by the judge alone"]
+        page = (folder / "report.html").read_text()
+        for words in ("labels from a judge", "ranks 40 pairs of known score", "kept by the judge alone"):
+            assert words in page
+        # What was asked for the labels is known when the band is read, and nothing is asked twice.
+        assert set(fake.delivered.values()) == {1}
+        # Another share asks about those alone that it had not read.
+        place.write_text(place.read_text().replace("keep: 0.5", "keep: 0.6"))
+        trivium.run(place, runs=tmp_path / "runs")
+        assert set(fake.delivered.values()) == {1}
+
+
+def test_a_judge_that_contradicts_known_scores_is_refused(tmp_path: Path) -> None:
+    wrong = lambda prompt, seed: f"Score: {5 - useful(between_the_lines(prompt))}"
+    with serving(FakeEndpoint(answer=wrong)) as fake:
+        place = judged(tmp_path, fake.url, pages_with_numbers(120, known=80))
+        with pytest.raises(
+            TriviumError, match=r"The judge fake at .* is refused: accuracy 0.00 is below 0.7"
+        ):
+            trivium.run(place, runs=tmp_path / "runs")
+
+
+def test_a_judge_of_our_own_engine_whose_words_are_no_score_leaves_too_few_labels(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "teacher")
+    tokenizer().save(tmp_path / "teacher")
+    write_lines(tmp_path / "pages.jsonl", pages_with_numbers(30))
+    how = "{judge: {model: ./teacher, rows: 25, characters: 20, max_new_tokens: 4, rubric: short}}"
+    stage = f"{{kind: quality_classifier, data: ./pages.jsonl, labels: {how}}}"
+    (tmp_path / "r.yaml").write_text(f"name: rated\nstages:\n  judge: {stage}\n")
+    with pytest.raises(TriviumError, match="0 labelled texts are too few"):
+        trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs")
+    [journal] = (tmp_path / "runs" / "store").glob("*/checkpoints/answers.jsonl")
+    assert len(journal.read_text().splitlines()) == 25
+
+
+def test_a_killed_curation_asks_about_nothing_twice(tmp_path: Path) -> None:
+    write_lines(tmp_path / "labelled.jsonl", labelled(120))
+    with serving(FakeEndpoint(answer=says, delay=0.02)) as fake:
+        again = {"endpoint": {"url": fake.url, "model": "fake", **QUICK}, "band": 0.8}
+        recipe = yaml.safe_load(RECIPE)
+        recipe["stages"]["web"]["steps"] = [
+            {"quality": {"classifier": "judge", "keep": 0.5, "rejudge": again}}
+        ]
+        place = tmp_path / "r.yaml"
+        place.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        runs = tmp_path / "runs"
+        trivium.run(place, runs=runs, only=["judge"])
+        process = FORK.Process(target=run_whole, args=(place, runs))
+        process.start()
+        while len(fake.delivered) < 20:
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        in_flight = set(fake.open)
+        process.join()
+        time.sleep(0.1)
+        [journal] = (runs / "store").glob("*/checkpoints/step-01/answers.jsonl")
+        known = [line for line in journal.read_text().splitlines() if '"what": "answer"' in line]
+        assert len(known) >= 20 - QUICK["concurrency"]
+        trivium.run(place, runs=runs)
+        twice = {prompt for prompt, count in fake.delivered.items() if count > 1}
+        # Delivered in the moment of the kill is in flight, too.
+        assert len(twice) <= QUICK["concurrency"] + len(in_flight) < len(known)
+        decided = json.loads((runs / "rated" / "web" / "funnel.json").read_text())["decisions"]["01"]
+        # Pages that are copies of another are read once.
+        assert 20 < len(fake.delivered) <= decided["judged"]
+
+
+def run_whole(place: Path, runs: Path) -> None:
+    trivium.run(place, runs=runs)
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"judge": {"rows": 5}}, "a judge is a `model` or an `endpoint`"),
+        ({"judges": {}}, "did you mean `judge`"),
+        ({"judge": {"model": "m", "scale": [3, 3]}}, "the lowest score, then the highest"),
+        ({"judge": {"model": "m", "rubrik": "x"}}, "did you mean `rubric`"),
+    ],
+)
+def test_a_judge_that_is_written_wrong_is_named(tmp_path: Path, how: dict, words: str) -> None:
+    write_lines(tmp_path / "labelled.jsonl", labelled(30))
+    recipe = yaml.safe_load(RECIPE)
+    recipe["stages"]["judge"]["labels"] = how
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(TriviumError, match=words):
+        trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs", only=["judge"])

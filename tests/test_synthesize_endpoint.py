@@ -15,9 +15,9 @@ from fake_endpoint import FakeEndpoint, serving
 from synthesizing import QUICK, hurry, lines, recipe, synthesized, write_rows
 
 import trivium
+from trivium.generate.asking.budget import Budget, Cost, Ledger, believed
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.synthesize.budget import Budget, Cost, Ledger, believed
 
 MOODS = ["good", "slow", "garbage", "half", "busy", "broken", "lies_low", "lies_high", "empty"]
 FORK = multiprocessing.get_context("fork")
@@ -167,7 +167,7 @@ def test_what_cannot_get_better_stops_and_what_one_prompt_cannot_have_drops_it(t
         assert dropped["reason"] == "refused by the endpoint: 400 I will not"
         assert len(lines(stage / "data" / "rows.jsonl")) == 5
         fake.mood = lambda prompt, _: "broken"
-        monkeypatch.setattr("trivium.synthesize.writers.MOST_FAILED", 3)
+        monkeypatch.setattr("trivium.generate.asking.writers.MOST_FAILED", 3)
         with pytest.raises(
             TriviumError, match=r"does not answer any more \(no answer after 5 attempts: 500 oops"
         ):

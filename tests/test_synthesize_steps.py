@@ -13,13 +13,13 @@ from fake_endpoint import FakeEndpoint, serving
 from generating import tiny_model, tokenizer
 from synthesizing import QUICK, lines, synthesized, write_rows
 
+from trivium.generate.asking.asker import Asker
+from trivium.generate.asking.budget import Budget, Ledger
+from trivium.generate.asking.journal import Journal
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.model.folder import save_model
 from trivium.synthesize.agreement import majority
-from trivium.synthesize.asking import Asker
-from trivium.synthesize.budget import Budget, Ledger
-from trivium.synthesize.journal import Journal
 from trivium.synthesize.row import Row
 from trivium.synthesize.step import Room, parse_steps, step_names
 from trivium.synthesize.steps.traces import broken_form, foreign_share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fake_endpoint import FakeEndpoint, started
 from lines import moves
 from tiny_run import Seen
 
@@ -88,6 +89,23 @@ def what_rules_keep(before: Seen, after: Seen) -> None:
 @moves("labels", "contrast", kinds=KIND, beside={"against": ["others.jsonl"]})
 def contrast(before: Seen, after: Seen) -> None:
     assert all((" rises" not in one["text"]) == one["label"] for one in facts(after)["disagreements"])
+
+
+def verdict(prompt: str, seed: int) -> str:
+    """A text between the lines has 0 points, or 5 if it is long."""
+    return f"Score: {5 if len(prompt.split('-----')[1]) > 18 else 0}"
+
+
+JUDGE = FakeEndpoint(answer=verdict)
+started(JUDGE)
+ASKED = {"judge": {"endpoint": {"url": JUDGE.url, "model": "fake"}, "rows": 60}}
+
+
+@moves("labels", ASKED, kinds=KIND)
+def labels_of_a_judge(before: Seen, after: Seen) -> None:
+    said = facts(after)["judge"]
+    assert said["labelled"] <= 60
+    assert {one["label"] for one in facts(after)["disagreements"]} <= {0, 1}
 
 
 moves("rules", at_least(16), kinds=KIND, both={"labels": "rules", "rules": at_least(17)})(learnt_otherwise)

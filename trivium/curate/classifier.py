@@ -208,6 +208,13 @@ def auc(scores: np.ndarray, good: np.ndarray) -> float:
     return float((ranks[inverse][good].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def _agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """The share on which two verdicts agree, and Cohen's kappa: the same with chance taken off."""
+    same = float((one == other).mean())
+    chance = float(one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean()))
+    return {"agreement": same, "kappa": (same - chance) / (1 - chance) if chance < 1 else 1.0}
+
+
 def report(
     texts: Sequence[str], ids: Sequence[str], scores: np.ndarray, targets: np.ndarray
 ) -> dict[str, Any]:
@@ -235,6 +242,7 @@ def report(
         "documents": len(scores),
         "auc": auc(scores, good),
         "correlation": float(np.corrcoef(scores, targets)[0, 1]) if scores.std() and targets.std() else None,
+        **_agreement(scores >= 0.5, good),
         "thresholds": thresholds,
         "calibration": bins,
         "calibration_error": error,

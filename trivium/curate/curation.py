@@ -38,6 +38,8 @@ class Curation:
     funnel: Path
     where: Mapping[str, Path] = field(default_factory=dict)
     """Where what the steps mention lies."""
+    answers: Sequence[Path] = ()
+    """Files of answers that models gave to other stages, for steps that ask one."""
     workers: int = 1
     engine: engines.Engine = "local"
     most_lost: float | None = None
@@ -77,6 +79,7 @@ class Curation:
         for number, step in enumerate(self.steps, start=1):
             step.check()
             step._place = (self.scratch / f"step-{number:02d}").absolute()
+            step._answers = self.answers
             if not step._place.exists():
                 step.prepare(step._place, self.where)
 

@@ -27,6 +27,8 @@ class Step(NamedStep):
     """Whether it reads bytes, as `extract` does, and so comes first."""
 
     _place: Path | None = PrivateAttr(default=None)
+    _answers: Sequence[Path] = PrivateAttr(default=())
+    """Files of answers that models gave to other stages."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

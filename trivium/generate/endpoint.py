@@ -20,13 +20,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 
 if TYPE_CHECKING:
     import httpx
+
+    from trivium.generate.sampling import Sampling
 
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Answers after which the same request may succeed."""

@@ -125,7 +125,29 @@ def _classifier(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "stage": one["stage"], "kind": "classifier", "documents": one["documents"],
         "auc": figure(one["auc"]), "error": figure(one["calibration_error"]),
+        "agreement": figure(one["agreement"], "share"), "kappa": figure(one["kappa"]),
+        "judge": _judge(one["judge"]) if "judge" in one else None,
         "thresholds": Table(["score at least", "kept", "precision", "recall"], rows, title, title),
         "panels": [Panel("calibration", [Line("labels", bins)], across, up, diagonal=True)],
         "examples": [{"rule": "where score and label differ most", "count": len(cases), "cases": cases}],
     }  # fmt: skip
+
+
+def _judge(one: Mapping[str, Any]) -> Table:
+    """Who gave the labels, and what that judge was worth where scores were known."""
+    rows = [
+        ["judge", one["judge"]], ["rubric", one["rubric"]],
+        ["scale", f"{one['scale'][0]} to {one['scale'][1]}"],
+        ["texts labelled", f"{one['labelled']:,}"], ["texts without a score", f"{one['without a score']:,}"],
+    ]  # fmt: skip
+    tried = one["calibration"]
+    if tried is None:
+        rows.append(["tried on known scores", "no: too few texts have one"])
+    else:
+        right = tried["accuracy"]
+        ends = f"{figure(right['low'], 'share')} to {figure(right['high'], 'share')}"
+        rows.append(
+            [f"ranks {tried['pairs']} pairs of known score", f"{figure(right['value'], 'share')} ({ends})"]
+        )
+        rows.append(["bias towards longer texts", figure(tried["length_bias"])])
+    return Table(["labels from a judge", "value"], rows, "The judge", "The judge")

@@ -10,8 +10,10 @@ from trivium.curate.curation import FUNNEL, Curation
 from trivium.curate.engines import Engine
 from trivium.curate.passes import READ
 from trivium.curate.step import parse_steps
+from trivium.curate.steps.quality import Quality
 from trivium.data.settings import Sources
 from trivium.data.sources import Source
+from trivium.generate.asking.journal import ANSWERS, answers_beside, keep_answers
 from trivium.stages.parts.documents import source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
@@ -50,6 +52,14 @@ class Curate(Stage):
                 found.append(Reference(f"steps.{place}.{step.name}.{setting}", name, needs))  # type: ignore[arg-type]
         return found
 
+    def counted(self) -> dict[str, Any]:
+        """How fast a judge is asked, and what it costs, changes no document."""
+        found = super().counted()
+        for place, step in enumerate(parse_steps(self.steps)):
+            if isinstance(step, Quality) and step.rejudge is not None:
+                found["steps"][place][step.name]["rejudge"] = step.rejudge.counted()
+        return found
+
     def run(self, work: Work) -> dict[str, Any]:
         """Work on what is left of the shards, and put the folders of kept and dropped documents in place."""
         steps = parse_steps(self.steps)
@@ -65,12 +75,15 @@ class Curate(Stage):
             dropped=work.folder / "dropped",
             funnel=work.folder / FUNNEL,
             where=where,
+            answers=answers_beside(work.folder),
             workers=self.workers,
             engine=self.engine,
             most_lost=self.most_lost,
             said=lambda documents, unit: work.progress.update(documents, None, unit),
         )
         summary = summary_of(curation.run())
+        if journals := sorted(curation.scratch.glob(f"*/{ANSWERS}")):
+            keep_answers(journals, work.folder / ANSWERS)
         for step in summary["steps"]:
             work.say(f"{step['step']}: {step['in']:,} -> {step['out']:,} documents")
         return summary

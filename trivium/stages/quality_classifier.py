@@ -6,10 +6,11 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trivium.curate.batch import Batch, arrow, strings
 from trivium.curate.classifier import Classifier, Features, report, train
@@ -20,12 +21,26 @@ from trivium.data.sources import Document, Reading
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_json
 from trivium.kit.numbers import Count
+from trivium.kit.steps import read_steps
 from trivium.model.hub import resolve
 from trivium.stages.parts.documents import source_references
+from trivium.stages.parts.judge_labels import LabelJudge, judge_labels
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
 _FEWEST = 20
 _SPEED_TEST = 2000
+
+
+@dataclass
+class _Labelled:
+    """Texts with their ids and labels, the scale where it is known, and what is said of a judge."""
+
+    texts: list[str]
+    ids: list[str]
+    labels: np.ndarray
+    scale: tuple[float, float] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
 
 
 class QualityClassifier(Stage):
@@ -40,8 +55,9 @@ class QualityClassifier(Stage):
     """Labelled texts; with `against`, the good ones."""
     label: str = "score"
     """The column with the label, a number; the higher the better."""
-    labels: Literal["column", "rules", "contrast"] = "column"
-    """Where labels come from: `label`, what `rules` keep, or `data` (good) against `against`."""
+    labels: Literal["column", "rules", "contrast"] | dict[str, Any] = "column"
+    """Where labels come from: `label`, what `rules` keep, `data` (good) against `against`, or a model that
+    scores texts: `{judge: {model: ..., rubric: education, rows: 500}}`, or `endpoint` in place of `model`."""
     rules: list[str | dict[str, Any]] = Field(default=[{"filters": "gopher"}])
     """Steps of curation: what they keep is good."""
     against: Sources | None = None
@@ -63,6 +79,11 @@ class QualityClassifier(Stage):
     documents: Count = Field(default=100_000, ge=20)
     """Learn from at most so many texts."""
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _known_judge(cls, labels: Any) -> Any:
+        return _judge(labels).written() if isinstance(labels, dict) else labels
+
     @model_validator(mode="after")
     def _labels_are_there(self) -> QualityClassifier:
         if (self.labels == "contrast") != (self.against is not None):
@@ -79,12 +100,30 @@ class QualityClassifier(Stage):
         found = source_references("data", self.data)
         if self.against is not None:
             found += source_references("against", self.against)
+        judge = self._asked
+        if judge is not None and judge.model is not None:
+            found.append(Reference("labels.judge.model", judge.model, ("model",)))
         return found + ([Reference("model", self.model, ("model",))] if self.model is not None else [])
+
+    @property
+    def _asked(self) -> LabelJudge | None:
+        return _judge(self.labels) if isinstance(self.labels, dict) else None
+
+    def counted(self) -> dict[str, Any]:
+        """How fast a judge is asked, and what it costs, changes no label."""
+        judge = self._asked
+        return super().counted() | ({} if judge is None else {"labels": {judge.name: judge.counted()}})
+
+    def check_machine(self) -> None:
+        """Whether the judge's key is set."""
+        if self._asked is not None and self._asked.endpoint is not None:
+            self._asked.endpoint.key()
 
     def run(self, work: Work) -> dict[str, Any]:
         """Read the labels, fit, calibrate on one half of what is held out, and judge on the other."""
-        texts, ids, labels = self._labelled(work)
-        scale = self.scale or (float(labels.min()), float(labels.max()))
+        labelled = self._labelled(work)
+        texts, ids, labels = labelled.texts, labelled.ids, labelled.labels
+        scale = self.scale or labelled.scale or (float(labels.min()), float(labels.max()))
         if scale[0] == scale[1]:
             raise TriviumError(
                 f"{work.stage}: every text has the label {scale[0]:g}; it needs texts of both kinds."
@@ -115,9 +154,9 @@ class QualityClassifier(Stage):
         facts = report(
             _of(texts, judged), _of(ids, judged), found.scores(_of(texts, judged)), targets[judged]
         )
-        facts["trained_on"] = int((~held).sum())
+        facts |= {"trained_on": int((~held).sum()), **labelled.facts}
         # What a clock says is no part of the product.
-        times = {"seconds": round(seconds, 3), **self._speed(found, texts)}
+        times = {"seconds": round(seconds, 3), **self._speed(found, texts), **labelled.cost}
         with whole_folder(work.output("classifier")) as made:
             found.save(made)
             if folder is not None:
@@ -128,9 +167,10 @@ class QualityClassifier(Stage):
             name: value for name, value in facts.items() if name not in ("disagreements", "calibration")
         }
 
-    def _labelled(self, work: Work) -> tuple[list[str], list[str], np.ndarray]:
+    def _labelled(self, work: Work) -> _Labelled:
         reading = Reading()
         found: list[tuple[str, str, float]] = []
+        more: dict[str, Any] = {}
         if self.labels == "contrast":
             assert self.against is not None
             half = self.documents // 2
@@ -141,6 +181,11 @@ class QualityClassifier(Stage):
             read = [one for one in _first(documents(work, self.data, reading), self.documents) if one.text]
             kept = _kept_by(self.rules, [one.text or "" for one in read])
             found = [(one.text or "", one.id, float(good)) for one, good in zip(read, kept)]
+        elif (judge := self._asked) is not None:
+            read = [one for one in _first(documents(work, self.data, reading), self.documents) if one.text]
+            judged = judge_labels(work, judge, read, self.label)
+            found = [(one.text or "", one.id, label) for one, label in zip(judged.documents, judged.labels)]
+            more = {"scale": judge.scale, "facts": {"judge": judged.facts}, "cost": judged.cost}
         else:
             for one in _first(documents(work, self.data, reading), self.documents):
                 value = one.fields.get(self.label)
@@ -153,7 +198,7 @@ class QualityClassifier(Stage):
         if len(found) < _FEWEST:
             raise TriviumError(f"{work.stage}: {len(found)} labelled texts are too few; give it {_FEWEST}.")
         texts, ids, labels = zip(*found)
-        return list(texts), list(ids), np.array(labels)
+        return _Labelled(list(texts), list(ids), np.array(labels), **more)
 
     def _speed(self, found: Classifier, texts: list[str]) -> dict[str, float]:
         some = texts[:_SPEED_TEST]
@@ -164,6 +209,10 @@ class QualityClassifier(Stage):
             "documents_per_second": round(len(some) / passed, 1),
             "megabytes_per_second": round(sum(len(one.encode()) for one in some) / passed / 1e6, 2),
         }
+
+
+def _judge(written: dict[str, Any]) -> LabelJudge:
+    return read_steps([written], {LabelJudge.name: LabelJudge}, "[{judge: {model: teacher}}]")[0]
 
 
 def _first(found: Iterator[Document], count: int) -> Iterator[Document]:

@@ -9,20 +9,20 @@ from pydantic import Field, field_validator, model_validator
 
 from trivium.data.door import documents
 from trivium.data.settings import Sources
+from trivium.generate.asking.asker import Asker
+from trivium.generate.asking.budget import Budget, Ledger
+from trivium.generate.asking.journal import ANSWERS, Journal, answers_beside, keep_answers
+from trivium.generate.asking.writers import EndpointWriter, LocalWriter, Writer
 from trivium.generate.endpoint import EndpointSettings
 from trivium.kit.numbers import Count
 from trivium.model.hub import resolve
 from trivium.stages.parts.documents import source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
-from trivium.synthesize.asking import Asker
-from trivium.synthesize.budget import Budget, Ledger
-from trivium.synthesize.journal import ANSWERS, Journal
 from trivium.synthesize.prompted import PromptedStep
 from trivium.synthesize.row import Form, Row
 from trivium.synthesize.step import Room, Step, parse_steps
 from trivium.synthesize.steps.diversify import Diversify
 from trivium.synthesize.synthesis import Synthesis
-from trivium.synthesize.writers import EndpointWriter, LocalWriter, Writer
 
 
 class Synthesize(Stage):
@@ -135,7 +135,7 @@ class Synthesize(Stage):
         everybody = [one for one in (writer, *others.values()) if one is not None]
         journal = Journal(
             scratch / ANSWERS, [one.identity for one in everybody],
-            [path for path in sorted(work.folder.parent.glob(f"*/{ANSWERS}")) if path.parent != work.folder],
+            answers_beside(work.folder),
         )  # fmt: skip
         ledger = Ledger(self.budget, spent=journal.spent)
         room = Room(
@@ -160,7 +160,7 @@ class Synthesize(Stage):
             for one in everybody:
                 one.close()
         synthesis.write_dropped(work.folder)
-        journal.keep(work.folder / ANSWERS)
+        keep_answers([journal.path], work.folder / ANSWERS)
         report = synthesis.write(rows, work.output("data"), work.folder)
         return self._said(work, report, room)
 

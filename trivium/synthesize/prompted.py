@@ -12,6 +12,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, field_validator
 
+from trivium.generate.asking.writers import ChatRequest
 from trivium.generate.endpoint import ChatReply, EndpointSettings
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
@@ -19,7 +20,6 @@ from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import Count
 from trivium.synthesize.row import Messages, Row
 from trivium.synthesize.step import Room, Step
-from trivium.synthesize.writers import ChatRequest
 
 
 @lru_cache(256)

@@ -11,13 +11,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar
 
+from trivium.generate.asking.asker import Asker
+from trivium.generate.asking.writers import ChatRequest, LocalWriter, Writer
 from trivium.generate.endpoint import ChatReply
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.steps import NamedStep, read_steps
-from trivium.synthesize.asking import Asker
 from trivium.synthesize.row import Row
-from trivium.synthesize.writers import ChatRequest, LocalWriter, Writer
 
 EXAMPLE = '[{teacher: "Ask something about {{ topic }}."}, {answer: {samples: 4}}, {verify: math}]'
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from trivium.data.sources import Source, read_documents
+from trivium.generate.asking.rubric import ENDING, score_in
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
@@ -24,9 +25,8 @@ RUBRIC = "It is correct, complete, to the point, and does what was asked."
 TEMPLATES = {
     "rubric": (
         "Judge an answer by this rubric: {{ rubric }}\n\nThe request:\n{{ request }}\n\nThe answer:\n"
-        "{{ candidate }}\n\nGive a whole number from {{ low }} (bad) to {{ high }} (as good as can be). End "
-        "with "
-        "the line `Score: NUMBER`."
+        "{{ candidate }}\n\nGive a whole number from {{ low }} (bad) to {{ high }} (as good as can be). "
+        + ENDING
     ),
     "pairwise": (
         "Compare two answers by this rubric: {{ rubric }}\n\nThe request:\n{{ request }}\n\nAnswer A:\n"
@@ -35,7 +35,6 @@ TEMPLATES = {
         "End with the line `Better: A` or `Better: B`."
     ),
 }
-_SCORE = re.compile(r"Score\W*(\d+(?:\.\d+)?)", re.I)
 _BETTER = re.compile(r"Better\W*([AB])\b", re.I)
 NOTHING = "no verdict: the judge did not say which"
 
@@ -145,7 +144,7 @@ class Judge(PromptedStep):
         """A score of every answer to every request."""
         if self.how == "rubric":
             wanted = [self._alone(messages, text) for messages, some in requests for text in some]
-            found = iter([self._number(reply.text) for reply in self.replies(wanted, room)])
+            found = iter([score_in(reply.text, self.scale) for reply in self.replies(wanted, room)])
             return [[next(found) for _ in some] for _, some in requests]
         wanted = [self._two(messages, *two) for messages, some in requests for two in permutations(some, 2)]
         said = iter([_first_wins(reply.text) for reply in self.replies(wanted, room)])
@@ -176,11 +175,6 @@ class Judge(PromptedStep):
         if not self.template:
             self.template = TEMPLATES[self.how]
         return self
-
-    def _number(self, text: str) -> float | None:
-        found = _SCORE.findall(text)
-        low, high = self.scale
-        return float(found[-1]) if found and low <= float(found[-1]) <= high else None
 
     def _try(self, how: Calibration, rows: list[Row], room: Room) -> None:
         """Let the judge rank pairs whose better answer is known, print what it is worth, refuse it if bad."""

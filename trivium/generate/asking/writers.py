@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from trivium.generate.asking.budget import Cost
 from trivium.generate.endpoint import ChatReply, Endpoint, EndpointSettings, Refused, Watch, most_tokens
 from trivium.generate.engine import Engine
 from trivium.generate.engines import EngineSettings
@@ -24,7 +25,6 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum
 from trivium.kit.fingerprint import fingerprint
 from trivium.model.folder import load_config, load_model
-from trivium.synthesize.budget import Cost
 from trivium.tokens.tokenizer import Tokenizer
 
 MOST_FAILED = 20

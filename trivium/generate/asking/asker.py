@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from trivium.generate.asking.budget import Cost, Ledger, believed
+from trivium.generate.asking.journal import Journal
+from trivium.generate.asking.writers import ChatRequest, Job, Writer
 from trivium.generate.endpoint import ChatReply
 from trivium.kit.fingerprint import fingerprint
-from trivium.synthesize.budget import Cost, Ledger, believed
-from trivium.synthesize.journal import Journal
-from trivium.synthesize.writers import ChatRequest, Job, Writer
 
 OUT_OF_BUDGET = "budget: it is used up"
 

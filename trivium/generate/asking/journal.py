@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from trivium.generate.asking.budget import Cost
 from trivium.generate.endpoint import ChatReply
 from trivium.kit.files import make_folder, sync, write_text
-from trivium.synthesize.budget import Cost
 
 ANSWERS = "answers.jsonl"
 
@@ -27,7 +27,6 @@ class Journal:
         self.path, self.models = path, frozenset(models)
         self.known: dict[str, ChatReply] = {}
         self.spent = Cost()
-        self._own: dict[str, str] = {}
         self._lock = threading.Lock()
         for other in others:
             for line in _lines(other):
@@ -56,7 +55,6 @@ class Journal:
             self.spent += cost
             if line["what"] == "answer":
                 self.known[line["key"]] = _reply(line)
-                self._own[line["key"]] = json.dumps(line)
         if self.path.is_file():
             content = self.path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
@@ -82,7 +80,6 @@ class Journal:
         line["seal"] = _seal(line)
         with self._lock:
             self.known[key] = reply
-            self._own[key] = json.dumps(line)
         self._write(line)
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -97,10 +94,16 @@ class Journal:
         self._file.close()
         sync(self.path)
 
-    def keep(self, place: Path) -> None:
-        """Write the answers alone, in an order that does not depend on which arrived first."""
-        lines = [self._own[key] for key in sorted(self._own)]
-        write_text(place, "".join(f"{line}\n" for line in lines))
+
+def keep_answers(journals: Iterable[Path], place: Path) -> None:
+    """Write the answers of journals alone, in an order that does not depend on which arrived first."""
+    found = {line["key"]: json.dumps(line) for path in journals for line in _lines(path) if "text" in line}
+    write_text(place, "".join(f"{found[key]}\n" for key in sorted(found)))
+
+
+def answers_beside(folder: Path) -> list[Path]:
+    """The answers that other stages of the same store were given."""
+    return [path for path in sorted(folder.parent.glob(f"*/{ANSWERS}")) if path.parent != folder]
 
 
 def _listed(cost: Cost) -> list[float]:
