@@ -14,6 +14,8 @@ from trivium.model.config import ModelConfig
 from trivium.model.deepen import blocks_for
 from trivium.model.growth import GrowthSettings, become, grow, grown_model, largest_difference, probe
 from trivium.model.initialise import new_model
+from trivium.model.masks import set_mask, unmasked
+from trivium.model.rank import has_risen, ranks
 from trivium.model.transformer import Transformer
 
 LAYER_NORM = {
@@ -142,20 +144,6 @@ def test_moments_scale_as_the_gradients_do(family: str, wish: str) -> None:
     assert compared > 10_000
 
 
-@torch.no_grad()
-def ranks(model: Transformer) -> dict[str, tuple[int, int]]:
-    """The rank of each kind of matrix, the smallest over layers, beside the largest it could be."""
-    found: dict[str, tuple[int, int]] = {}
-    for name, weight in model.named_parameters():
-        if weight.dim() != 2 or "layers." not in name:
-            continue
-        values = torch.linalg.svdvals(weight.detach().float().cpu())
-        rank, full = int((values > 1e-3 * values[0]).sum()) if values[0] > 0 else 0, min(weight.shape)
-        kind = name.split(".", 2)[2].removesuffix(".weight")
-        found[kind] = min(found.get(kind, (rank, full)), (rank, full))
-    return found
-
-
 def trained(model: Transformer, steps: int) -> None:
     """Some steps of AdamW on random tokens, which want all the capacity there is."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -170,16 +158,24 @@ def trained(model: Transformer, steps: int) -> None:
         optimiser.step()
 
 
-def test_copies_that_are_equal_stay_equal_and_noise_parts_them() -> None:
-    model = model_of("llama")
-    full = ranks(grown_model(model, GrowthSettings(width=128), seed=0)[0])["attention.query"][1]
-    ends = {}
-    for noise in (0.0, 0.05):
-        larger, _ = grown_model(model, GrowthSettings(width=128, noise=noise), seed=0)
-        trained(larger, 50)
-        ends[noise] = ranks(larger)["attention.query"][0]
-    assert ends[0.0] <= full // 2
-    assert ends[0.05] > 0.9 * full
+@pytest.mark.parametrize(
+    ("wish", "rises"),
+    [
+        (GrowthSettings(layers=5), True),
+        (GrowthSettings(width=128), True),
+        # The control: copies without noise have equal gradients, and stay copies.
+        (GrowthSettings(width=128, noise=0), False),
+    ],
+)
+def test_the_rank_of_new_weights_rises_unless_copies_stay_copies(wish: GrowthSettings, rises: bool) -> None:
+    larger, grown = grown_model(model_of("llama"), wish, seed=0)
+    before = ranks(larger.state_dict(), grown.new_layers)
+    trained(larger, 50)
+    after = ranks(larger.state_dict(), grown.new_layers)
+    assert has_risen(before, after) is rises, (before, after)
+    if wish.noise == 0:
+        assert after["rank"] == pytest.approx(before["rank"], abs=0.01)
+        assert after["rank"] < 0.7
 
 
 def test_new_blocks_learn_from_the_first_step_on() -> None:
@@ -216,3 +212,16 @@ def test_what_cannot_grow_is_refused() -> None:
         grown_model(model, GrowthSettings(experts={"count": 2}), seed=0)
     with pytest.raises(ValueError, match="nothing grows"):
         GrowthSettings()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_masked_layer_is_the_same_model_without_a_mask_in_other_weights(family: str) -> None:
+    model = model_of(family)
+    set_mask(model, [1], 0.4)
+    plain = new_model(model.config, seed=0)
+    plain.load_state_dict({**model.state_dict(), **unmasked(model)})
+    texts = probe(50, 64)
+    assert largest_difference(model, plain, texts) < 1e-5
+    set_mask(model, [1], 1.0)
+    assert not unmasked(model)
+    assert largest_difference(model, plain, texts) > 1e-3

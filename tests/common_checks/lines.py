@@ -217,7 +217,8 @@ def choices_never_made() -> dict[str, set[Any]]:
         owner = owners.get((line.kind, line.path))
         if owner is not None and owner.choices:
             given = line.value if isinstance(line.value, (list, tuple)) else [line.value]
-            made[owner.owner].update(given)
+            # A name with settings of its own is none of the list.
+            made[owner.owner].update(one for one in given if not isinstance(one, dict))
     return {owner: offered[owner] - made[owner] for owner in offered if offered[owner] - made[owner]}
 
 

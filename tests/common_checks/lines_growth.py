@@ -67,6 +67,10 @@ def other_methods(before: Seen, after: Seen, value: str) -> None:
         assert old is None or is_layer(after, number, old)
 
 
+for method in ("masked", "learned"):
+    refuses("method", method, "takes steps of training", kinds=["grow"])
+
+
 @moves("method", "identity", kinds=["grow"], both={"method": "random"})
 def identity(before: Seen, after: Seen) -> None:
     assert distance(before) > 1e-4
@@ -210,6 +214,7 @@ def earlier(before: Seen, after: Seen) -> None:
     assert names == [["parameters after step 2"], ["parameters after step 1"]]
 
 
+MASKED = {"at": "step=1", "layers": 2, "method": "masked", "steps": 1}
 WIDE, MIXED = {"at": 0.5, "width": 64}, {"at": 0.5, "experts": {"count": 2}}
 POINTS: list[tuple[str, Any, dict[str, Any], dict[str, Any], Any]] = [
     ("layers", 3, POINT, {"at": 0.5, "layers": 3}, has("num_hidden_layers", 3)),
@@ -229,6 +234,9 @@ POINTS: list[tuple[str, Any, dict[str, Any], dict[str, Any], Any]] = [
     ("warmup", 1, POINT, {**POINT, "warmup": 1}, warmed),
     ("optimiser_state", "reset", POINT, {**POINT, "optimiser_state": "reset"}, other_weights),
     ("freeze", True, POINT, {**POINT, "freeze": True}, frozen),
+    ("method", "masked", POINT, {**MASKED, "at": 0.5}, other_weights),
+    ("method", "learned", POINT, {**MASKED, "at": 0.5, "method": "learned"}, other_weights),
+    ("steps", 2, MASKED, {**MASKED, "steps": 2}, other_weights),
 ]  # fmt: skip
 for name, value, before, after, check in POINTS:
     for kind in GROWS:

@@ -16,6 +16,7 @@ from trivium.kit.machine import compute_dtype
 from trivium.model.initialise import build
 from trivium.model.layers import Inner, RMSNorm
 from trivium.model.lora import AdaptedLinear, selection_of, whole
+from trivium.model.masks import is_masked
 from trivium.model.positions import Rotary
 from trivium.model.quantize import is_quantised, rounds_rows
 from trivium.model.transformer import Layer, Transformer
@@ -118,7 +119,7 @@ def covers(model: Transformer) -> bool:
     if model.dtype != torch.float32 or model.device.type != "cpu":
         return False
     config, selection = model.config, selection_of(model)
-    if (config.residual_scale, config.logit_divisor) != (1.0, 1.0):
+    if (config.residual_scale, config.logit_divisor) != (1.0, 1.0) or is_masked(model):
         return False
     if config.query_key_norm != "none" and config.norm != "rms":
         return False

@@ -45,6 +45,7 @@ def stage_facts(stage: Seen, all_stages: Sequence[Seen]) -> dict[str, Any]:
         "parameters": _parameters(stage),
         "peak_memory": record.get("peak_memory"),
         "planned": _planned(stage),
+        "new_weights": summary.get("new_weights"),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from trivium.kit.numbers import short
 from trivium.lab.charts import Axis, Line, Panel, Table, axis, log_axis
 from trivium.lab.formatting import figure, with_ci
+from trivium.model.rank import has_risen
 
 LABELS = {
     "loss": "loss (nats per token)",
@@ -56,6 +57,7 @@ def stages(raw: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]
         "rows": rows,
         "settings": Table(["stage", "setting", "before", "after"], settings, title, title),
         "planned": planned_and_spent(raw["stages"]),
+        "grown": new_weights(raw["stages"]),
     }
 
 
@@ -81,6 +83,27 @@ def planned_and_spent(stages: Sequence[Mapping[str, Any]]) -> Table | None:
     for name in ("tokens", "FLOPs", "seconds", "bytes at peak"):
         heading += [f"{name}, planned", "spent", "apart"]
     return Table(heading, rows, "Planned and spent", "Planned and spent")
+
+
+def new_weights(stages: Sequence[Mapping[str, Any]]) -> Table | None:
+    """How many directions the matrices that growth added use, as a share of all, before and after training.
+
+    Copies that were not made to differ stay copies, and their rank where it was.
+    """
+    rows = []
+    for stage in stages:
+        found = stage.get("new_weights")
+        if not found or not found["after"]:
+            continue
+        before, after = found["before"], found["after"]
+        cells = [stage["name"], str(after["matrices"])]
+        for name in ("rank", "effective_rank"):
+            cells += [figure(before[name] if before else None, "share"), figure(after[name], "share")]
+        verdict = "has risen" if has_risen(before, after) else "has not risen: copies stayed copies"
+        rows.append([*cells, verdict])
+    heading = ["stage", "new matrices", "rank, grown", "trained", "effective rank, grown", "trained", "rank"]
+    title = "Rank of the weights that growth added"
+    return Table(heading, rows, title, title) if rows else None
 
 
 def _text(value: Any) -> str:

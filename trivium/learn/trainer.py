@@ -76,6 +76,10 @@ class Reshape:
     """Changes the model in place, alike whenever it is called; returns how the optimiser's state follows."""
     warmup: int = 0
     """Over so many steps after it the learning rate rises again from near zero."""
+    freezes: bool = False
+    """Whether it ends the training of weights that were trained before: these stay part of the state."""
+    passing: bool = False
+    """Whether another one follows at once, so that compiling the forward pass would not pay."""
 
 
 @dataclass
@@ -403,11 +407,16 @@ class Trainer:
             "feed": source_facts,
             "feed_fingerprint": self.batches.fingerprint,
         }
-        tensors: dict[str, Tensor] = {f"weights.{name}": gathered(one) for name, one in self.named.items()}
+        tensors: dict[str, Tensor] = {f"weights.{name}": gathered(one) for name, one in self._held().items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in self.moments().items()}
         tensors |= {f"average.{name}": gathered(tensor) for name, tensor in self.average.items()}
         tensors |= {f"feed.{name}": tensor for name, tensor in source_tensors.items()}
         return facts, tensors
+
+    def _held(self) -> dict[str, Tensor]:
+        """The weights of a state: what is trained, and what was until a change of shape froze it."""
+        frozen = any(one.freezes for one in self.reshapes[: self.reshaped])
+        return {**(dict(self.model.named_parameters()) if frozen else {}), **self.named}
 
     def moments(self) -> dict[str, Tensor]:
         """The optimiser's state, whole; all processes ask together."""
@@ -453,8 +462,9 @@ class Trainer:
                 "or remove the folder to start the stage again"
             )
         self._reshape_before(facts["step"])
-        weights = divided(_part(tensors, "weights."), self.named)
-        for name, parameter in self.named.items():
+        held = self._held()
+        weights = divided(_part(tensors, "weights."), held)
+        for name, parameter in held.items():
             parameter.copy_(weights[name])
         missing = self.optimiser.restore(self._divided(_part(tensors, "optimiser."))).fresh
         assert not missing, f"the state has no moments of {missing}"
@@ -497,7 +507,8 @@ class Trainer:
         if self.settings.compile == "auto":
             # Decided by the whole run, not by what is left: a resumed run must round as the first part did.
             wanted = self._seconds_expected() > 10 * COMPILE_SECONDS
-        if wanted and not self.layout.divided:
+        passing = self.reshaped and self.reshapes[self.reshaped - 1].passing
+        if wanted and not self.layout.divided and not passing:
             self.forward = compiled(self.model)
 
     def _seconds_expected(self) -> float:

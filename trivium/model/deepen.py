@@ -23,8 +23,11 @@ from torch import Tensor
 from trivium.kit.errors import TriviumError
 from trivium.model.config import ModelConfig
 
-DepthMethod = Literal["identity", "stack", "interpolate", "overlap", "random"]
+DepthMethod = Literal["identity", "masked", "learned", "stack", "interpolate", "overlap", "random"]
 Place = Literal["interleaved", "between", "end"]
+Start = Literal["copied", "silent", "random"]
+STARTS: dict[str, Start] = {"identity": "silent", "masked": "copied", "random": "random"}
+"""How the layers begin that a method puts between the old ones."""
 LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 WRITES = re.compile(r"(attention\.output|mlp\.(experts\.\d+\.)?down)\.(weight|bias)")
 """The weights of a block that write into the residual stream."""
@@ -38,7 +41,7 @@ class Block:
     """The old layer that it copies, and that says whether it has a window or experts."""
     following: float = 0.0
     """How far its weights lie towards those of the layer after the source."""
-    start: Literal["copied", "silent", "random"] = "copied"
+    start: Start = "copied"
     """Whether it computes what its source does, adds nothing yet, or starts from random weights."""
     kept: bool = False
     """Whether it is the old layer itself, whose optimiser state it keeps."""
@@ -48,10 +51,9 @@ def blocks_for(old: int, new: int, method: DepthMethod, place: Place = "interlea
     """The plan of a model of `new` layers made from one of `old`."""
     if new <= old:
         raise TriviumError(f"The model has {old} layers already, so it cannot grow to {new}: ask for more.")
-    if method in ("identity", "random"):
-        start: Literal["silent", "random"] = "silent" if method == "identity" else "random"
-        return _inserted(old, new - old, place, start)
-    if method == "stack":
+    if method in STARTS:
+        return _inserted(old, new - old, place, STARTS[method])
+    if method in ("stack", "learned"):
         return [Block(layer % old, kept=layer < old) for layer in range(new)]
     if method == "overlap":
         return _overlapping(old, new)
@@ -63,7 +65,7 @@ def blocks_for(old: int, new: int, method: DepthMethod, place: Place = "interlea
     return _first_copies_kept(found)
 
 
-def _inserted(old: int, added: int, place: Place, start: Literal["silent", "random"]) -> list[Block]:
+def _inserted(old: int, added: int, place: Place, start: Start) -> list[Block]:
     """All old layers in their order and `added` new ones after some of them."""
     if place == "end":
         after = [old - 1] * added
@@ -137,19 +139,20 @@ def deepened(
                 noise = torch.randn(tensor.shape, generator=generator).to(tensor)
                 tensor = noise * tensor.shape[1] ** -0.5
             elif block.start == "silent":
-                tensor = _silenced(config, part, tensor)
+                tensor = silenced(config, part, tensor)
             found[f"layers.{layer}.{part}"] = tensor.clone()
     return found
 
 
-def _silenced(config: ModelConfig, part: str, tensor: Tensor) -> Tensor:
-    """A weight of a block that adds nothing to the stream: zero where it writes into it."""
+def silenced(config: ModelConfig, part: str, tensor: Tensor, share: float = 0.0) -> Tensor:
+    """A weight of a block that adds nothing to the stream, or a share of what it would."""
     if config.norm_after:
         # The norm would divide a zero by the root of epsilon in the backward pass, so its scale is silenced.
         if part in ("attention_post_norm.weight", "mlp_post_norm.weight"):
-            return torch.full_like(tensor, -1.0 if config.norm_plus_one else 0.0)
+            one = 1.0 if config.norm_plus_one else 0.0
+            return (tensor + one) * share - one
         return tensor
-    return torch.zeros_like(tensor) if WRITES.fullmatch(part) else tensor
+    return tensor * share if WRITES.fullmatch(part) else tensor
 
 
 def deepened_moments(moments: Mapping[str, Tensor], blocks: Sequence[Block]) -> dict[str, Tensor]:

@@ -14,11 +14,13 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import CHECKSUM, bare_name, read_object, save_tensors, tensors_checksum, write_json
 from trivium.model.adapters import CONFIG as ADAPTER
 from trivium.model.adapters import load_adapter
+from trivium.model.blends import sums
 from trivium.model.config import ModelConfig
 from trivium.model.families import read_config, write_config
 from trivium.model.hub import resolve
 from trivium.model.initialise import build
 from trivium.model.lora import bake
+from trivium.model.masks import unmasked
 from trivium.model.modalities.folder import load_modalities, save_modalities
 from trivium.model.modalities.llava import TEXT, is_llava, load_llava, text_config
 from trivium.model.quantize import KEY as QUANTISED
@@ -293,7 +295,7 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = write_config(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_parameters()), **sums(model), **unmasked(model)}
     scheme = quantised_as(model)
     if scheme is not None and weights:
         content[QUANTISED] = record(scheme, model.config.family)

@@ -50,10 +50,12 @@ class GrowthSettings(Settings):
     layers: int | None = Field(default=None, ge=1)
     """The number of layers afterwards."""
     method: DepthMethod = "identity"
-    """How layers are added: `identity` blocks keep the function; `stack` repeats all layers, `interpolate`
-    puts blends between neighbours, `overlap` joins two copies (SOLAR), `random` adds untrained layers."""
+    """How layers are added: `identity` blocks keep the function, and so do `masked` copies, whose mask rises
+    while the model trains; `learned` layers are sums of all old ones, with shares that the first steps learn
+    (LiGO); `stack` repeats all layers, `interpolate` puts blends between neighbours,
+    `overlap` joins two copies (SOLAR), `random` adds untrained layers."""
     place: Place = "interleaved"
-    """Where identity and random blocks go: spread evenly, all in the middle, or all at the end."""
+    """Where identity, masked and random blocks go: spread evenly, all in the middle, or all at the end."""
     width: Count | None = Field(default=None, ge=1)
     """The width of the residual stream afterwards; heads and inner layer follow in proportion."""
     heads: int | None = Field(default=None, ge=1)
@@ -83,7 +85,7 @@ class GrowthSettings(Settings):
     @property
     def keeps_function(self) -> bool:
         """Whether the grown model has to compute what the small one did."""
-        deeper = self.layers is None or self.method == "identity"
+        deeper = self.layers is None or self.method in ("identity", "masked")
         return deeper and (self.experts is None or self.experts.noise == 0)
 
     @property
@@ -123,12 +125,20 @@ def grown_config(config: ModelConfig, wish: GrowthSettings) -> ModelConfig:
     return config
 
 
+def added_layers(config: ModelConfig, wish: GrowthSettings) -> tuple[int, ...]:
+    """The layers of the larger model that no layer of the small one became."""
+    if wish.layers is None:
+        return ()
+    blocks = blocks_for(config.layers, wish.layers, wish.method, wish.place)
+    return tuple(layer for layer, block in enumerate(blocks) if not block.kept)
+
+
 def grow(config: ModelConfig, weights: Weights, wish: GrowthSettings, *, seed: int) -> Grown:
     """Widen, deepen and up-cycle, in this order."""
     larger = grown_config(config, wish)
     steps: list[Callable[[Weights], dict[str, Tensor]]] = []
     found: Weights = weights
-    new_layers: tuple[int, ...] = ()
+    new_layers = added_layers(config, wish)
     if wish.widens:
         how = _widening(config, wish)
         found, config = widened(how, found, noise=wish.noise, seed=seed), how.after
@@ -136,7 +146,6 @@ def grow(config: ModelConfig, weights: Weights, wish: GrowthSettings, *, seed: i
     if wish.layers is not None:
         blocks = blocks_for(config.layers, wish.layers, wish.method, wish.place)
         found = deepened(config, found, blocks, seed=seed + 1)
-        new_layers = tuple(layer for layer, block in enumerate(blocks) if not block.kept)
         steps.append(lambda moments: deepened_moments(moments, blocks))
     if wish.experts is not None:
         found = as_experts(found, wish.experts.count, noise=wish.experts.noise, seed=seed + 2)

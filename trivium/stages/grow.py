@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
@@ -47,6 +47,15 @@ class Grow(GrowthSettings, Stage):
     """Refuse a result whose logits moved by more than 0.0001 although the method keeps the function."""
     optimiser_state: Literal["keep", "reset"] = "keep"
     """Whether the parent's optimiser state grows along, for a next stage that keeps it."""
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Grow:
+        if self.method in ("masked", "learned"):
+            raise ValueError(
+                f"`{self.method}` takes steps of training: write `grow: [{{at: 50%, layers: 8, method: "
+                f"{self.method}}}]` in a pretrain or midtrain stage"
+            )
+        return self
 
     def references(self) -> list[Reference]:
         """`from` names the model."""

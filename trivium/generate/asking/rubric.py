@@ -38,7 +38,7 @@ RUBRICS = {
     "reasoning": (
         "how much can be learnt about reasoning from it. Count a point for each of these that holds: it sets "
         "or answers a question; its steps are written out; each step follows from the ones before; what it "
-        "states is right as far as you can tell; it would teach somebody to solve others of the kind."
+        "states is right as far as you can tell; it would teach a reader to solve others of the kind."
     ),
     "language": (
         "how well it is written. Count a point for each of these that holds: it is whole sentences; its "

@@ -12,7 +12,7 @@ from trivium.data.overlap import TokenisedData
 from trivium.data.settings import MixtureSource, mixture_of
 from trivium.data.shards import Shards
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_object
+from trivium.kit.files import read_json, read_object
 from trivium.kit.seals import compared, read_record
 from trivium.stages.parts.stage import HANDOVER, Stage
 
@@ -27,6 +27,12 @@ class Learnt:
 
 NEW_LAYERS = "new_layers.json"
 """What a training stage leaves beside its model, next to `HANDOVER` and `MOMENTS`."""
+
+
+def layers_grown(model: Path) -> tuple[int, ...] | None:
+    """The layers that a grow stage added to the model in this folder; None where none made it."""
+    place = model.parent / NEW_LAYERS
+    return tuple(read_json(place)) if place.is_file() else None
 
 
 def trains_on(kind: str) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors, read_json, read_object
+from trivium.kit.files import load_tensors, read_object
 from trivium.kit.seals import compared
 from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
@@ -18,7 +18,7 @@ from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.preset import preset
 from trivium.model.quantize import prepare_for, quantise, quantised_as
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.inheritance import NEW_LAYERS
+from trivium.stages.parts.inheritance import layers_grown
 from trivium.stages.parts.stage import HANDOVER, MOMENTS, Work
 
 GROUPS = ("matrices", "embeddings", "head", "scalars")
@@ -129,8 +129,7 @@ def freeze(work: Work, parts: Sequence[str], model: Transformer, parent: Path | 
         if part != "new_layers":
             wanted.append(part)
             continue
-        place = None if parent is None else parent.parent / NEW_LAYERS
-        layers = read_json(place) if place is not None and place.is_file() else []
+        layers = () if parent is None else layers_grown(parent)
         if not layers:
             raise TriviumError(
                 f"{work.stage}: no `grow` stage added layers to the parent; name parts such as `layers.3`."

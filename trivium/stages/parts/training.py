@@ -30,7 +30,9 @@ from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.model.preset import preset
+from trivium.model.rank import ranks
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.inheritance import layers_grown
 from trivium.stages.parts.loop import save_model_of, train
 from trivium.stages.parts.mixtures import ROWS, TOKENISED, mixture_references
 from trivium.stages.parts.parents import (
@@ -85,6 +87,8 @@ class Opened(Generic[Data]):
     optimiser_state: Mapping[str, Any] | None = None
     """The parent's, where the stage keeps it."""
     objective: Objective = field(init=False)
+    new_layers: tuple[int, ...] | None = None
+    """Of a model that has grown or will: the layers that are new, none where all became larger."""
 
     @property
     def device(self) -> str:
@@ -272,13 +276,20 @@ class TrainingStage(Training, Stage):
         if self.parent is not None:
             opened.optimiser_state = moments_after(work, self, self.parent, opened.folder)
         opened.objective = self.objective(opened)
+        opened.new_layers = None if self.parent is None else layers_grown(opened.folder)
+        first = None if opened.new_layers is None else ranks(opened.model.state_dict(), opened.new_layers)
         summary = train(
             opened.work, opened.settings, opened.model, opened.tokenizer, opened.objective, opened.batches,
             opened.rates, parent=self.parent, validation=self.validation_rows(opened),
             optimiser_state=opened.optimiser_state, save=lambda folder: self.save(opened, folder),
             reshapes=self.reshapes(opened),
         )  # fmt: skip
-        return {**summary, **self.findings(opened)}
+        found = {**summary, **self.findings(opened)}
+        if opened.new_layers is not None and self.adapter is None:
+            # Whether what growth added has come to be used, or its copies have stayed copies.
+            last = ranks(opened.model.state_dict(), opened.new_layers)
+            found["new_weights"] = {"before": first, "after": last}
+        return found
 
     def _read(self, work: Work) -> Opened[Any]:
         """The parent's tokenizer and the data, the same whenever they are opened."""
