@@ -81,6 +81,7 @@ def test_terminal_chat_does_as_told_when_the_context_is_full(overflow):
         assert len(asked) > 1
         assert "turn 0\n" not in asked[-1]
         assert "Summary of the earlier conversation: a smith" in asked[-1]
+        assert not any(one["content"].endswith("turn 0") for one in talk.speakers[0].told)
         # what was said is kept for /save
         assert len(talk.speakers[0].messages) == 24
 

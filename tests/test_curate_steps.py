@@ -13,7 +13,7 @@ import pytest
 from curating import batch_of, curated, reasons, write_lines
 
 from trivium.curate.characters import Characters
-from trivium.curate.minhash import band_keys, probability, signatures
+from trivium.curate.minhash import band_keys, find_clusters, probability, signatures
 from trivium.curate.repetition import repeated_grams, top_gram
 from trivium.curate.step import parse_steps
 
@@ -214,6 +214,20 @@ def test_clusters_are_those_of_brute_force(tmp_path: Path) -> None:
             reached |= new
         assert kept_one in reached
     assert len(kept) == 120 - len(gone)
+
+
+def test_a_stranger_between_two_copies_does_not_hide_them(tmp_path: Path) -> None:
+    # All agree in the first of four bands and in no other; the first and the last are alike as a whole.
+    signature = np.zeros((3, 8), dtype=np.uint32)
+    signature[1, 2:], signature[2, 3::2] = 5, 9
+    shard = tmp_path / "00000"
+    shard.mkdir()
+    arrays = {"signature": signature, "bands": band_keys(signature, 4, 2).T, "has_words": np.ones(3, bool)}
+    for name, values in arrays.items():
+        np.save(shard / f"{name}.npy", values)
+    clusters, compared, similar = find_clusters([shard], 4, 0.6)
+    assert [one.tolist() for one in clusters.members()] == [[0, 2], [0, 0]]
+    assert (compared, similar) == (3, 1)
 
 
 def test_the_best_copy_is_kept_with_the_size_of_its_cluster(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from test_data_shards import documents, tokenizer
 from trivium.data.door import Door
 from trivium.data.ingredients import Ingredient
 from trivium.data.packed import PackedBatches, PackedRows
+from trivium.data.ramped import RampedBatches
 from trivium.data.rows import PackedSequence, collate, row_of_documents
 from trivium.data.settings import mixture_of
 from trivium.data.shards import Shards, write_shards
@@ -60,6 +61,13 @@ def test_targets_are_the_next_token_of_the_same_document(shards: Shards) -> None
     assert cut > 0
     # Every token but each document's first is predicted exactly once.
     assert seen == {name: len(tokens) - 1 for name, tokens in by_id.items()}
+
+
+def test_rows_that_grow_longer_go_on_where_the_shorter_ones_stopped(shards: Shards) -> None:
+    texts = [Ingredient("texts", shards, origin="here")]
+    ramped = RampedBatches(texts, contexts=[32, 64], batch_tokens=256, seed=1, epochs=1.0)
+    passes = [ramped.consumed(step)["here"] for step in (ramped.parts[0].steps, ramped.steps)]
+    assert passes == pytest.approx([0.5, 1.0], abs=0.1)
 
 
 def test_conversations_learn_only_the_assistant(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from trivium.learn.trainer import Trainer
 from trivium.pipeline.plan import planned
 from trivium.pipeline.run import run
 from trivium.stages.parts import teachers
+from trivium.stages.parts.on_policy import Asked, OnPolicy, StudentAnswers, _prompt_size
 from trivium.tokens.tokenizer import Tokenizer
 
 SHAPE = "{depth: 1, width: 32, head_width: 16, heads: 2, inner_width: 32}"
@@ -178,7 +181,7 @@ def test_what_is_stored_is_resumed_part_by_part_and_checked(school, monkeypatch)
 
 def test_all_tokens_but_one_stored_are_the_live_teacher(school):
     known = Tokenizer.load(school / "runs" / "school" / "base" / "model").vocabulary_size
-    text = "from: base, teacher: second, data: corpus, steps: 4, precision: float32"
+    text = "from: base, teacher: second, data: corpus, steps: 4, precision: float32, temperature: 2"
     _, live = taught(school, text)
     _, stored = taught(school, f"{text}, top_k: {known - 1}")
     for one, other in zip(live, stored, strict=True):
@@ -223,6 +226,30 @@ def test_an_answer_is_asked_for_where_the_datas_began(school, monkeypatch):
         assert 1 <= learned.sum() <= 5
         start += length
     assert "⟦" in text
+
+
+@pytest.mark.parametrize(
+    ("learned", "size"),
+    [("0110100110", 8), ("0011111000", 3), ("1111111111", 5), ("0000000000", 0), ("1000100000", 5)],
+)
+def test_a_prompt_ends_before_the_last_of_several_answers(learned, size):
+    """What is learned at a place is the token after it; of a text without a prompt, half is the prompt."""
+    assert _prompt_size(np.array([one == "1" for one in learned])) == size
+
+
+def test_every_step_and_prompt_is_answered_with_a_seed_of_its_own():
+    seeds = []
+    engine = SimpleNamespace(
+        refresh=lambda: None,
+        generate=lambda requests: [[seeds.append(one.sampling.seed)] for one in requests],
+    )
+    student = SimpleNamespace(
+        engine=engine, settings=OnPolicy(), work=SimpleNamespace(seed=3),
+        model=SimpleNamespace(config=SimpleNamespace(reach=64)),
+    )  # fmt: skip
+    for step in range(3):
+        StudentAnswers._answers(student, step, [Asked(0, [1], "a", 0, 1.0)] * 2)
+    assert len(set(seeds)) == 6
 
 
 def test_on_policy_goes_on_bit_for_bit(school, monkeypatch):

@@ -122,6 +122,15 @@ def test_a_step_about_which_nothing_is_known_has_no_label():
     assert stage._labels([0.5, math.nan]) == [0.5, None]
 
 
+def test_a_step_from_which_any_roll_out_is_right_is_right():
+    values = [0.0, 0.125, 1.0, float("nan")]
+    found = {}
+    for labels in ("hard", "soft"):
+        stage = LabelSteps(kind="label_steps", data={"./a.jsonl": {}}, labels=labels, **{"from": "m"})
+        found[labels] = stage._labels(values)
+    assert found == {"hard": [False, True, True, None], "soft": [0.0, 0.125, 1.0, None]}
+
+
 def test_a_prefix_is_the_text_as_it_was_written():
     one = solution([" a", "", "b "], True)
     assert one.steps == [" a", "b "]

@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import WhisperConfig
+from tuning import own, small_model
 
 import trivium
 from trivium import world
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.model.folder import load_model
-from trivium.stages.multimodal import Multimodal
+from trivium.model.modalities.towers import Modalities
+from trivium.stages.multimodal import Multimodal, _Frozen
+from trivium.stages.parts.modalities import Pictures, Sounds, add_modalities, planned
 from trivium.tokens.items import is_item
 
 RECIPE = """\
@@ -114,6 +118,37 @@ def test_the_language_model_learns_in_the_second_half_alone(seen):
     rows = [row for row in run["see"].metrics if "step" in row]
     assert len(rows) == 4
     assert not torch.equal(base.layers[0].mlp.up.weight, model.layers[0].mlp.up.weight)
+
+
+def test_what_the_frozen_model_had_of_the_optimiser_is_there_when_it_learns_again():
+    model = small_model(own())
+    picture = Pictures(tokens=4, layers=1, width=32)
+    add_modalities(model, planned(picture, None, 32, {}), {}, {"picture": picture}, seed=0)
+    names = [f"first.{name}" for name, _ in model.named_parameters()]
+    own_moments = {name: torch.ones(1) for name in names if ".modalities." not in name}
+    frozen = _Frozen()
+    frozen.freeze(model)({**own_moments, "steps": torch.tensor(7)})
+    later = frozen.free(model)({"first.modalities.new": torch.zeros(1), "steps": torch.tensor(9)})
+    assert all(one.requires_grad for one in model.parameters())
+    assert later == {**own_moments, "first.modalities.new": torch.zeros(1), "steps": torch.tensor(9)}
+
+
+def test_a_tower_that_is_named_again_takes_the_place_of_the_one_that_was():
+    model = small_model(own())
+    for width in (32, 64):
+        picture = Pictures(tokens=4, layers=1, width=width)
+        config = planned(picture, None, 32, {})
+        found = add_modalities(model, config, {}, {"picture": picture}, seed=0)
+        shapes = [[one.shape for one in each.parameters()] for each in (found, Modalities(config))]
+        assert shapes[0] == shapes[1]
+
+
+def test_a_sound_is_no_longer_than_its_encoder_hears(tmp_path):
+    WhisperConfig(max_source_positions=100).save_pretrained(tmp_path)
+    for asked, heard in ((60, 2), (1, 1)):
+        sound = Sounds(encoder="whisper", longest=asked)
+        _, form = sound.built(32, tmp_path)
+        assert form.longest == heard
 
 
 def test_preferences_and_rewards_are_measured_on_pictures(seen):

@@ -20,6 +20,7 @@ from trivium.generate.exactness import BIT_EXACT, CLOSE
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.kernels import kernels
+from trivium.kit.seals import read_seal
 from trivium.model.arithmetic import note_product
 from trivium.pipeline import show
 from trivium.pipeline.checkpoints import product
@@ -27,7 +28,7 @@ from trivium.pipeline.lock import locked
 from trivium.pipeline.plan import plan
 from trivium.pipeline.run import run
 from trivium.pipeline.status import rows
-from trivium.pipeline.store import Store
+from trivium.pipeline.store import Entry, Store
 
 TESTS = Path(__file__).parent
 SCRIPT = "import sys, toys; from trivium.cli import main; main(sys.argv[1:])"
@@ -243,6 +244,16 @@ def test_show(tmp_path):
         show.find(runs, "leftt")
     with pytest.raises(TriviumError, match="has no steps"):
         show.documents(show.find(runs, "words"), 1)
+
+
+def test_hidden_files_are_no_part_of_a_result(tmp_path):
+    entry = Entry(tmp_path / "made-1")
+    (entry.folder / "data").mkdir(parents=True)
+    entry.note({"produces": "data"})
+    for name in ("rows.jsonl", ".DS_Store"):
+        (entry.folder / "data" / name).write_text("{}")
+    entry.complete()
+    assert read_seal(entry.folder)["files"].keys() == {"stage.yaml", "data/rows.jsonl"}
 
 
 def test_gc_keeps_what_recipes_reach(tmp_path):

@@ -202,6 +202,7 @@ def test_exact_labels_hold_to_the_first_error():
     assert labels_of_steps([*worked, "#### 14"], worked) == [1, 1, 1]
     assert labels_of_steps(["3 + 4 = 8", "8 * 2 = 16", "#### 16"], worked) == [0, 0, 0]
     assert labels_of_steps(["3 + 4 = 7", "7 + 2 = 9", "#### 9"]) == [1, 1, 1]
+    assert labels_of_steps(["3 + 4 = 7", "7 + 2 = 8", "8 + 1 = 9"]) == [1, 0, 0]
     assert labels_of_steps(["3 + 4 = 7", "7 + 2 = 9", "#### 9"], worked) == [1, 0, 0]
     assert labels_of_steps(["3 + 4 = 7", "#### 7"], worked) == [1, 0]
     assert split_steps("a\n\nb\n") == ["a", "b"]

@@ -82,14 +82,21 @@ def test_read_outs_are_their_formulas():
     random = np.random.default_rng(3)
     for _ in range(30):
         scores, answers = random.random(12), random.choice([*"xyz", None], 12)
-        nodes = [Node(place, None, [], "", score=score) for place, score in enumerate(scores)]
+        times = random.integers(1, 4, 12)
+        nodes = [
+            Node(place, None, [], "", score=score, drawn=int(times[place]))
+            for place, score in enumerate(scores)
+        ]
         drawn = [Solution(node, answer) for node, answer in zip(nodes, answers, strict=True)]
         assert chosen(drawn, "best").score == scores.max()
-        counts = Counter(answer for answer in answers if answer is not None)
+        counts: Counter[str] = Counter()
+        for answer, several in zip(answers, times, strict=True):
+            counts[answer] += several if answer is not None else 0
+        del counts[None]
         majority = chosen(drawn, "majority")
         assert counts[majority.answer] == max(counts.values())
         assert majority.score == max(scores[answers == majority.answer])
-        sums = {one: scores[answers == one].sum() for one in counts}
+        sums = {one: (times * scores)[answers == one].sum() for one in counts}
         assert chosen(drawn, "weighted").answer == max(sums, key=sums.get)
     assert chosen([], "best") is None
     assert chosen([Solution(nodes[0], None)], "majority").answer is None

@@ -163,6 +163,24 @@ def test_a_push_that_was_cut_off_shows_nothing_and_goes_on(tmp_path, bucket, mon
     assert became(pull(path, bucket, there, only=["base"]))["base"] == "pulled"
 
 
+def test_what_must_not_be_published_is_not_and_half_a_part_is_sent_again(tmp_path):
+    path, shared = write_recipe(tmp_path), SharedStore(tmp_path / "shared")
+    going = run(path, tmp_path / "here", only=["words"])
+    fingerprint, entry = going.nodes["words"].fingerprint, going.entry("words")
+
+    def lost() -> None:
+        raise LeaseLost("another machine has it")
+
+    with pytest.raises(LeaseLost):
+        shared.push(entry, fingerprint, lost)
+    assert shared.manifest(fingerprint) is None
+    part = max((tmp_path / "shared" / "parts").glob("*/*"), key=lambda one: one.stat().st_size)
+    content = part.read_bytes()
+    part.write_bytes(content[:-1])
+    assert shared.push(entry, fingerprint).bytes == len(content)
+    assert part.read_bytes() == content
+
+
 def read_names(folder: Path) -> list[str]:
     return list(json.loads((folder / "COMPLETE").read_text())["files"])
 
@@ -357,6 +375,17 @@ def test_the_time_of_a_lease_is_a_number_above_zero(tmp_path, monkeypatch, writt
     assert lease.take() is not None
     clock.now += 11
     assert lease.take() is None
+
+
+def test_a_lease_is_good_for_as_long_as_its_holder_says(tmp_path, monkeypatch):
+    clock, place = Watched(monkeypatch), Folder(tmp_path)
+    Lease(place, "x", seconds=10).take()
+    patient, hasty = Lease(place, "x", seconds=60), Lease(place, "x", seconds=1)
+    assert None not in (patient.take(), hasty.take())
+    clock.now += 9
+    assert None not in (patient.take(), hasty.take())
+    clock.now += 2
+    assert patient.take() is None
 
 
 def test_a_process_that_is_gone_from_this_machine_is_not_waited_for(tmp_path):

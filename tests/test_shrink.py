@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def test_silent_units_go_first(family: str, tied: bool) -> None:
     scores = type(scores)(scores.layers, inner, heads, scores.stream)
     again = built(*narrowed(wide.config, wide.state_dict(), scores, after))
     assert largest_difference(small, again, probe(50, 64)) < 1e-3
+
+
+def test_the_scale_of_a_norm_makes_up_for_the_energy_that_goes() -> None:
+    model = model_of("llama")
+    scores = replace(importance(model, TEXTS), stream=torch.arange(64.0))
+    after = narrowed_config(model.config, width=48)
+    _, weights = narrowed(model.config, model.state_dict(), scores, after)
+    kept = sum(range(16, 64)) / sum(range(64))
+    for name in ("norm.weight", "layers.1.mlp_norm.weight"):
+        wanted = model.get_parameter(name).detach()[16:] * (kept * 64 / 48) ** 0.5
+        torch.testing.assert_close(weights[name], wanted)
 
 
 def test_a_scale_that_is_no_root_of_the_width_stays() -> None:

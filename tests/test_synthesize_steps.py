@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -96,6 +97,15 @@ def test_a_teacher_asks_over_every_combination_and_reads_json(tmp_path):
         run(tmp_path / "b", teacher, [{"seed": ["doves"]}, {"teacher": "About {{ subject }}."}])
 
 
+def test_combinations_that_come_round_again_are_asked_with_another_seed(tmp_path):
+    steps = [
+        {"seed": {"topics": ["rain", "snow"], "count": 6}},
+        {"teacher": {"template": "Of {{ topic }}.", "to": "text"}},
+    ]
+    rows, _, _ = run(tmp_path, lambda prompt, seed: f"{prompt} {seed}", steps)
+    assert len({row["text"] for row in rows}) == 6
+
+
 def test_documents_are_cut_and_written_again_in_styles(tmp_path):
     data = written(tmp_path, [{"text": "\n".join(f"line {n} of the document" for n in range(8))}])
     rows, _, _ = run(
@@ -173,6 +183,10 @@ def test_most_of_several_answers_agree(tmp_path):
     assert rules([{"reason": why} for *_, why in room.dropped]) == {"wrong": 2}
     nothing, _ = through(tmp_path, [row], {"verify": {"by": "agreement", "band": [0.6, 1]}})
     assert nothing == []
+    # Beside another scorer, what the others do not say loses a point.
+    both = {"verify": {"by": ["math", "agreement"]}}
+    kept = [through(tmp_path, [{**row, "answer": answer}], both)[0] for answer in ("7", "8")]
+    assert [[one.fields["completion"] for one in rows] for rows in kept] == [["#### 7"], []]
 
 
 DOUBLE = "```python\ndef double(n):\n    return 2 * n\n```"
@@ -192,7 +206,7 @@ DOUBLE = "```python\ndef double(n):\n    return 2 * n\n```"
 )
 def test_tests_that_a_model_wrote_have_to_fail_an_empty_program(tmp_path, tests, why):
     row = Row("a", {"prompt": "Double it.", "tests": tests, "completion": DOUBLE})
-    row.note("teacher", wrote=["tests"])
+    row.note("teacher", wrote=["tests"]).note("answer", samples=1)
     room = room_without_a_model(tmp_path)
     kept = parse_steps([{"verify": "code"}])[0].run([row], room)
     assert bool(kept) == (why is None), room.dropped
@@ -363,11 +377,11 @@ def test_rows_of_examinations_are_left_out_and_others_mixed_in(tmp_path):
     other = written(tmp_path, [{"prompt": f"other {n}"} for n in range(9)], "other.jsonl")
     found, dropped, _ = run(
         tmp_path, lambda prompt, seed: "Yes.",
-        [{"decontaminate": written(tmp_path, exam, "exam.jsonl")}, {"mix": {"data": other, "share": 0.25}}],
+        [{"decontaminate": written(tmp_path, exam, "exam.jsonl")}, {"mix": {"data": other, "share": 0.4}}],
         data=written(tmp_path, [*rows, leaked]),
     )  # fmt: skip
-    assert sum(row["id"].startswith("mix:") for row in found) == 2
-    assert len(found) == 8
+    assert sum(row["id"].startswith("mix:") for row in found) == 4
+    assert len(found) == 10
     [one] = dropped
     assert one["prompt"] == leaked["prompt"]
     assert one["reason"].startswith("leak: 100 % of exam.jsonl:2")
@@ -427,6 +441,17 @@ def drawn(folder: Path, steer: Any) -> tuple[dict, Counter[str]]:
         )  # fmt: skip
     report = read_json(made / "synthesis.json")
     return report, Counter(row["topic"] for row in lines(made / "data" / "rows.jsonl"))
+
+
+def test_the_next_row_of_a_round_is_drawn_as_if_those_before_it_were_kept():
+    """Of two cells with nothing in them, the second row is of the other cell in 2 of 3 cases."""
+    (step,) = parse_steps([{"diversify": {"steer": {"by": ["topic"]}}}])
+    apart = 0
+    for seed in range(2000):
+        (fresh,) = parse_steps([step.written()])
+        pool = [Row(f"{topic}{n}", {"topic": topic}) for topic in "ab" for n in range(2)]
+        apart += len({row.fields["topic"] for row in fresh.choose(pool, 2, random.Random(seed))}) - 1
+    assert apart / 2000 == pytest.approx(2 / 3, abs=0.05)
 
 
 def test_steering_draws_towards_what_is_missing_and_stops_when_nothing_is_new(tmp_path):
