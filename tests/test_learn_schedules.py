@@ -33,6 +33,11 @@ def test_decays_are_their_formulas(decay: str, formula) -> None:
     assert curve(20, decay=decay, to=0.1) == pytest.approx(expected)
 
 
+def test_a_decay_that_would_begin_in_the_warmup_begins_after_it() -> None:
+    values = curve(10, warmup=6, decay="linear", decay_share=0.8)
+    assert values == pytest.approx([*(step / 7 for step in range(1, 7)), 1, 0.75, 0.5, 0.25])
+
+
 def test_a_warmup_in_tokens_is_counted_in_steps_of_the_batch() -> None:
     for written in ("tokens=1M", "1M tokens"):
         rate = in_steps(LearningRate(warmup=written), 16_384)
