@@ -4,21 +4,25 @@ import copy
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from generating import assert_as_promised, prompt, tiny_model, tokenizer, whole_logits
 
+from trivium.data.rows import collate, row_of_documents
 from trivium.generate.drafts import Draft, NgramIndex
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Request, Slide
 from trivium.generate.sampling import Sampling, filtered_log_probabilities
 from trivium.generate.speculation import LONGEST_SPAN, TRIAL, Choice, Payoff
 from trivium.kit.errors import TriviumError
+from trivium.learn.objectives.draft_heads import DraftsAhead
 from trivium.model.config import ExpertsConfig
+from trivium.model.draft_heads import DraftHeads
 from trivium.model.lora import AdapterSettings, add_adapter, selection_of
 from trivium.tokens.train import train_tokenizer
 
-DRAFTERS = ["lookup", "model"]
+DRAFTERS = ["lookup", "model", "heads"]
 GREEDY = Sampling(temperature=0, max_new_tokens=24, stop_ids=(), logprobs=True)
 
 
@@ -32,13 +36,39 @@ def draft_like(model, noise=0.02):
     return Draft(near, tokenizer())
 
 
+KNOWN = {}
+
+
+def heads_of(model):
+    """Two heads that learnt, as their stage teaches them, from some answers of the model."""
+    key = float(sum(parameter.double().abs().sum() for parameter in model.parameters()))
+    if key not in KNOWN:
+        asked = [Request(repetitive(20 + index, index), GREEDY) for index in range(24)]
+        answers = Engine(model, tokenizer(), max_rows=24).generate(asked)
+        texts = [[*one.prompt, *found.tokens] for one, (found,) in zip(asked, answers, strict=True)]
+        rows = [row_of_documents([np.array(text)]) for text in texts]
+        torch.manual_seed(1)
+        objective = DraftsAhead(DraftHeads(model.config.width, 2))
+        adam = torch.optim.Adam(objective.extra.parameters(), 0.02)
+        for _ in range(40):
+            adam.zero_grad()
+            (objective.loss(model, collate(rows)).sum / objective.weight(rows)).backward()
+            adam.step()
+        KNOWN[key] = objective.extra
+    return copy.deepcopy(KNOWN[key])
+
+
 def drafting_engine(drafter, *, model=None, always=True, **settings):
     model = model or tiny_model()
-    draft = "lookup" if drafter == "lookup" else draft_like(model)
-    engine = Engine(model, tokenizer(), draft=draft, seed=0, **settings)
+    engine = Engine(model, tokenizer(), draft=draft_of(drafter, model), seed=0, **settings)
     if always:
         engine.scheduler.speculation.payoff.worth = lambda rows: True
     return engine
+
+
+def draft_of(drafter, model):
+    made = {"lookup": lambda _: "lookup", "model": draft_like, "heads": heads_of}
+    return made[drafter](model)
 
 
 def repetitive(length, seed):
@@ -197,8 +227,7 @@ def test_rows_under_adapters_are_verified_under_them(drafter):
     ]
     plain = Engine(model, tokenizer(), max_rows=8).generate(asked)
     assert len({tuple(one.tokens[:4]) for (one,) in plain}) > 2, "the adapters make a difference"
-    draft = "lookup" if drafter == "lookup" else draft_like(tiny_model())
-    engine = Engine(model, tokenizer(), max_rows=8, draft=draft)
+    engine = Engine(model, tokenizer(), max_rows=8, draft=draft_of(drafter, tiny_model()))
     engine.scheduler.speculation.payoff.worth = lambda rows: True
     assert_as_promised(engine, [*chain(*engine.generate(asked))], [*chain(*plain)])
     assert engine.counts["drafted_tokens"] > 0

@@ -342,6 +342,7 @@ def test_the_page_asks_nobody_else(address):
             "/page.js",
             "/settings.js",
             "/words.js",
+            "/tree.js",
             "/elements.js",
             "/attachments.js",
         ):

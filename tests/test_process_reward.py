@@ -197,6 +197,33 @@ def test_a_solution_that_the_judge_cannot_read_counts_as_missed(tmp_path, monkey
     assert found.whole["accuracy_correct"].value == found.whole["read"].value == 0.5
 
 
+def test_where_labels_do_not_tell_the_first_wrong_step_none_is_judged(tmp_path, monkeypatch):
+    nan = float("nan")
+    told = {(1, nan, 0): None, (1, 0, nan): 1, (1, nan): None, (nan, 0): None, (1, 1): -1, (0, nan): 0}
+    assert {labels: first_error.first_wrong(labels) for labels in told} == told
+    report = step_report([[0.9, 0.1, 0.2], [0.9, 0.2], [0.8, 0.9]], [[1, nan, 0], [1, 0], [1, nan]])
+    assert (report["solutions"], report["partly_labelled_solutions"], report["steps"]) == (3, 2, 5)
+    assert report["accuracy"]["value"] == report["first-error F1"]["value"] == 1.0
+    assert "accuracy_correct" not in report
+    assert "first-error F1" not in step_report([[0.9, 0.2]], [[nan, 1.0]])
+
+    class Judge:
+        separator = "\n"
+
+        def step_scores(self, prompts, solutions):
+            return [[0.9, 0.2, 0.9][: len(steps)] for steps in solutions]
+
+    labels = [[True, None, False], [True, False, None], [True, None], [True]]
+    rows = [{"prompt": "a", "completions": ["b"] * len(some), "labels": some} for some in labels]
+    write_rows(tmp_path / "steps.jsonl", rows)
+    monkeypatch.setattr(first_error, "ProcessScorer", lambda model: Judge())
+    found = first_error.run_first_error(None, Settings(), "prm", str(tmp_path / "steps.jsonl"))
+    assert [record.scores.get("found") for record in found.records] == [None, 1, None, 1]
+    assert [record.scores["step accuracy"] for record in found.records] == [0.5, 1, 1, 1]
+    assert [record.expected for record in found.records][:2] == ["not known", "step 2 is wrong"]
+    assert found.whole["first-error F1"].value == found.whole["accuracy_error"].value == 1.0
+
+
 def test_exact_labels_hold_to_the_first_error():
     worked = ["3 + 4 = 7", "7 * 2 = 14"]
     assert labels_of_steps([*worked, "#### 14"], worked) == [1, 1, 1]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trivium.evals.searching import Searcher
+from trivium.evals.searching import Searcher, find_scorer
 from trivium.generate.chat_fit import (
     Fitted,
     Overflow,
@@ -29,13 +29,12 @@ from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.generate.search.run import SearchResult
 from trivium.generate.search.settings import search_settings
-from trivium.grade.scorer import scorer_names
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model, save_model
-from trivium.model.named import RUNS, find_model, find_reward_model, model_of
+from trivium.model.named import RUNS, find_model, model_of
 from trivium.pipeline import run as pipeline
 from trivium.pipeline.cards import CARD
 from trivium.pipeline.store import Entry
@@ -148,10 +147,8 @@ class Model:
         folder), or None for the model's own probability; `settings` are those of `SearchSettings`.
         """
         asked = search_settings({"method": method, **settings})
-        if isinstance(scorer, str | Path) and ".py:" not in str(scorer) and str(scorer) not in scorer_names():
-            scorer = find_reward_model(scorer, RUNS)
         ids = self._ids(prompt)
-        searcher = Searcher(self.engine, asked, scorer)
+        searcher = Searcher(self.engine, asked, find_scorer(scorer))
         content = prompt if isinstance(prompt, str) else [dict(one) for one in prompt]
         most = asked.max_new_tokens or self.sampling_defaults.get("max_new_tokens", 256)
         (result,) = searcher.run([searcher.explorer(ids, content, most)])

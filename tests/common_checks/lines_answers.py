@@ -59,6 +59,18 @@ def neftune(before: Seen, after: Seen) -> None:
     assert len({first_loss(after) for _ in range(3)}) == 3
 
 
+@moves("draft_heads", 2, kinds=["sft"])
+def draft_heads(before: Seen, after: Seen) -> None:
+    """Nothing of the model is trained, and of each head a matrix and a vector."""
+    assert len(after.trainer.named) == 4
+    assert all(name.startswith("extra.") for name in after.trainer.named)
+    assert (after.folder / "model" / "draft_heads.safetensors").is_file()
+    assert not (before.folder / "model" / "draft_heads.safetensors").is_file()
+
+
+refuses("draft_heads", 2, "an `sft` stage", kinds=["multimodal"])
+
+
 @moves("near_parent.weights", 2.0, kinds=ANSWERS, both={"steps": 1})
 def near_parent_weights(before: Seen, after: Seen) -> None:
     """Half the strength times the squared distance, which is none at the start."""

@@ -103,8 +103,7 @@ def eval_(
 
 def searched(method: str | None, given: dict[str, Any], runs: str) -> dict[str, Any] | None:
     """The settings of a search from options; a scorer that is a stage is named by its folder."""
-    from trivium.grade.scorer import scorer_names
-    from trivium.model.named import find_reward_model
+    from trivium.evals.searching import find_scorer
 
     said = {name: value for name, value in given.items() if value is not None}
     if method is None:
@@ -112,9 +111,8 @@ def searched(method: str | None, given: dict[str, Any], runs: str) -> dict[str, 
             name = {"n": "--n", "scorer": "--scorer", "token_budget": "--token-budget"}[next(iter(said))]
             raise TriviumError(f"{name} is part of a search: add --search with a method, such as best_of.")
         return None
-    scorer = said.get("scorer")
-    if scorer is not None and ".py:" not in scorer and scorer not in ("logprob", *scorer_names()):
-        said["scorer"] = str(find_reward_model(scorer, runs))
+    if "scorer" in said:
+        said["scorer"] = find_scorer(said["scorer"], runs)
     return {"method": method, **said}
 
 

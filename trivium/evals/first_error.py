@@ -7,6 +7,7 @@ share of right ones in which none is, and F1 their harmonic mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,9 +39,17 @@ def first_below(scores: Sequence[float], threshold: float = THRESHOLD) -> int:
     return next((place for place, score in enumerate(scores) if score < threshold), NONE)
 
 
-def first_wrong(labels: Sequence[float]) -> int:
-    """The number of the first step labelled wrong; a step without a label (NaN) is passed over."""
-    return next((place for place, label in enumerate(labels) if label < 0.5), NONE)
+def first_wrong(labels: Sequence[float]) -> int | None:
+    """The number of the first step labelled wrong, counted from 0; -1 where all are right.
+
+    None where it is not known, as a step before it, or any where none is wrong, has no label (NaN).
+    """
+    for place, label in enumerate(labels):
+        if math.isnan(label):
+            return None
+        if label < 0.5:
+            return place
+    return NONE
 
 
 def f1_of(found: np.ndarray) -> float:
@@ -84,19 +93,23 @@ def step_report(
     """What a judge of steps is worth on labelled solutions; NaN is a step without a label.
 
     Of a solution that was cut before its first wrong step, where it has one, nothing is known about the first
-    error: its steps count, and the first-error measures leave it out.
+    error, and neither where a step before it has no label: the steps that have one count, and the first-error
+    measures leave the solution out.
     """
     said = np.concatenate([np.array(one) for one in scores])
     true = np.concatenate([np.array(one) for one in labels])
     known = ~np.isnan(true)
     agrees = (said[known] >= threshold) == (true[known] >= 0.5)
     truth = [first_wrong(one) for one in labels]
-    whole = [place for place, first in enumerate(truth) if first != NONE or cut is None or not cut[place]]
+    told = [place for place, first in enumerate(truth) if first is not None]
+    whole = [place for place in told if truth[place] != NONE or cut is None or not cut[place]]
     named = [first_below(one, threshold) for one in scores]
-    measures = first_error_measures([truth[k] for k in whole], [named[k] for k in whole]) if whole else {}
+    first = [one for place in whole if (one := truth[place]) is not None]
+    measures = first_error_measures(first, [named[k] for k in whole]) if whole else {}
     return {
         "solutions": len(scores),
-        **({"cut_solutions": len(scores) - len(whole)} if len(whole) < len(scores) else {}),
+        **({"partly_labelled_solutions": len(scores) - len(told)} if len(told) < len(scores) else {}),
+        **({"cut_solutions": len(told) - len(whole)} if len(whole) < len(told) else {}),
         "steps": int(known.sum()),
         "accuracy": as_json(wilson(float(agrees.sum()), int(known.sum()))),
         **{name: as_json(one) for name, one in measures.items()},
@@ -121,28 +134,32 @@ def run_first_error(
         {"steps_low": steps_low, "steps_high": steps_high, "largest": largest},
     )  # fmt: skip
     scored = judge.step_scores([row["prompt"] for row in rows], [row["steps"] for row in rows])
-    records, truth, named = [], [], []
+    records, pairs, unread = [], [], 0
     for row, scores in zip(rows, scored, strict=True):
-        truth.append(first_wrong(row["labels"]))
+        first = first_wrong(row["labels"])
         # A solution that is too long for the judge is one that it gets wrong, not one that was not asked.
-        named.append(first_below(scores, threshold) if scores else UNREAD)
-        answer = {"text": judge.separator.join(row["steps"]), "step_scores": scores, "named": named[-1]}
+        named = first_below(scores, threshold) if scores else UNREAD
+        unread += named == UNREAD
+        answer = {"text": judge.separator.join(row["steps"]), "step_scores": scores, "named": named}
         known = [place for place, label in enumerate(row["labels"]) if label == label]
         right = [
             scores is not None and (scores[place] >= threshold) == (row["labels"][place] >= 0.5)
             for place in known
         ]
-        found = {"found": float(truth[-1] == named[-1])}
-        found |= {"step accuracy": float(np.mean(right))} if right else {}
-        kind = "right" if truth[-1] == NONE else "wrong"
+        found = {"step accuracy": float(np.mean(right))} if right else {}
+        if first is not None:
+            pairs.append((first, named))
+            found["found"] = float(first == named)
+        kind = "partly labelled" if first is None else "right" if first == NONE else "wrong"
         shown = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-        expected = "no wrong step" if truth[-1] == NONE else f"step {truth[-1] + 1} is wrong"
+        expected = "not known" if first is None else "no wrong step"
+        expected = f"step {first + 1} is wrong" if kind == "wrong" and first is not None else expected
         records.append(Record(row["id"], str(shown), expected, (answer,), found, {}, "", {"solution": kind}))
-    if all(place == UNREAD for place in named):
+    if unread == len(rows):
         raise TriviumError("The task first_error found no solution with steps that the judge can read.")
-    measures, unread = first_error_measures(truth, named), named.count(UNREAD)
+    measures = first_error_measures(*zip(*pairs, strict=True)) if pairs else {}
     if unread:
-        measures["read"] = wilson(float(len(named) - unread), len(named))
+        measures["read"] = wilson(float(len(rows) - unread), len(rows))
     return Found(records, measures)
 
 

@@ -16,6 +16,7 @@ from trivium.grade.maths.extract import marked_answers
 from trivium.grade.rewards import reward_from_file
 from trivium.grade.scorer import Score, scorer, scorer_names
 from trivium.kit.errors import TriviumError
+from trivium.model.named import RUNS, find_reward_model
 
 OWN_PROBABILITY = "logprob"
 
@@ -38,6 +39,54 @@ class _Function:
         return self.function.scores(prompts, list(completions))
 
 
+def find_scorer(named: Any, runs: str | Path = RUNS) -> Any:
+    """A scorer as a person names it; a reward model, which may be a stage, by its folder."""
+    if isinstance(named, Mapping):
+        return {**named, "model": find_scorer(named["model"], runs)} if "model" in named else named
+    if not isinstance(named, str | Path) or ".py:" in str(named):
+        return named
+    known = str(named) in (OWN_PROBABILITY, *scorer_names())
+    return named if known else str(find_reward_model(named, runs))
+
+
+def open_judge(named: Any) -> Any:
+    """Who scores, from what settings name; None is the model's own probability."""
+    if named is None or named == OWN_PROBABILITY:
+        return None
+    if isinstance(named, Mapping):
+        options = dict(named)
+        if "model" in options:
+            return learned_scorer(Path(options.pop("model")), **options)
+        return scorer(options.pop("name", ""), **options)
+    if not isinstance(named, str | Path):
+        return named
+    if ".py:" in str(named):
+        return _Function(str(named))
+    if str(named) in scorer_names():
+        return scorer(str(named))
+    if not (Path(named) / "config.json").is_file():
+        raise TriviumError(
+            f"search.scorer: {named} is no reward model's folder, no `file.py:function`, not "
+            f"`{OWN_PROBABILITY}` and no scorer ({', '.join(scorer_names())})."
+        )
+    return learned_scorer(Path(named))
+
+
+def scorer_of(judge: Any, prompt: Any) -> Scorer:
+    """The scorer of partial answers to this prompt."""
+    if judge is None:
+        return own_probability
+    if hasattr(judge, "many") or isinstance(getattr(judge, "name", None), str):
+        # A model of whole answers gives any number; its sigmoid is what a threshold and a sum can read.
+        return of_answers(judge, prompt, logits=isinstance(judge, LearnedScorer))
+    return of_texts(judge)
+
+
+def seeded(settings: SearchSettings, place: int = 0) -> SearchSettings:
+    """The settings of one of several searches: each draws with a seed of its own."""
+    return settings.model_copy(update={"seed": settings.seed * 1_000_003 + place})
+
+
 class Searcher:
     """Makes searches of one kind; a reward model is loaded once for all of them."""
 
@@ -47,36 +96,7 @@ class Searcher:
 
     @cached_property
     def _judge(self) -> Any:
-        named = self.settings.scorer if self._given is None else self._given
-        if named is None or named == OWN_PROBABILITY:
-            return None
-        if isinstance(named, Mapping):
-            options = dict(named)
-            if "model" in options:
-                return learned_scorer(Path(options.pop("model")), **options)
-            return scorer(options.pop("name", ""), **options)
-        if not isinstance(named, str | Path):
-            return named
-        if ".py:" in str(named):
-            return _Function(str(named))
-        if str(named) in scorer_names():
-            return scorer(str(named))
-        if not (Path(named) / "config.json").is_file():
-            raise TriviumError(
-                f"search.scorer: {named} is no reward model's folder, no `file.py:function`, not "
-                f"`{OWN_PROBABILITY}` and no scorer ({', '.join(scorer_names())})."
-            )
-        return learned_scorer(Path(named))
-
-    def scorer(self, prompt: Any) -> Scorer:
-        """The scorer of partial answers to this prompt."""
-        judge = self._judge
-        if judge is None:
-            return own_probability
-        if hasattr(judge, "many") or isinstance(getattr(judge, "name", None), str):
-            # A model of whole answers gives any number; its sigmoid is what a threshold and a sum can read.
-            return of_answers(judge, prompt, logits=isinstance(judge, LearnedScorer))
-        return of_texts(judge)
+        return open_judge(self.settings.scorer if self._given is None else self._given)
 
     def explorer(
         self, ids: list[int], prompt: Any, most: int, stop: tuple[str, ...] = (), place: int = 0
@@ -89,8 +109,8 @@ class Searcher:
                 f"the prompt has {len(ids)} tokens, which leaves no room for an answer in the model's window "
                 f"of {self.engine.window}: shorten it."
             )
-        settings = self.settings.model_copy(update={"seed": self.settings.seed * 1_000_003 + place})
-        return Explorer(ids, settings, self.scorer(prompt), self.engine.tokenizer, longest, stop)
+        settings, judge = seeded(self.settings, place), scorer_of(self._judge, prompt)
+        return Explorer(ids, settings, judge, self.engine.tokenizer, longest, stop)
 
     def run(self, explorers: Sequence[Explorer]) -> list[SearchResult]:
         """All searches side by side."""

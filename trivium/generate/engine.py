@@ -20,6 +20,7 @@ from trivium.generate.constraints import Grammars
 from trivium.generate.drafts import Draft, drafter_of
 from trivium.generate.exactness import Exactness
 from trivium.generate.forward import ModuleForward, forward_pass_of
+from trivium.generate.head_drafts import HeadDrafter
 from trivium.generate.kv_cache import BLOCK, Cache, Shape, half_of_free_memory, in_blocks
 from trivium.generate.matrices import EngineWeights, engine_dtype
 from trivium.generate.requests import Completion, Listener, Request, RequestHandle, Scores
@@ -29,6 +30,7 @@ from trivium.generate.sequence import ScoredText, Sequence
 from trivium.generate.speculation import Speculation
 from trivium.generate.streaming import TextStream
 from trivium.kit.errors import TriviumError
+from trivium.model.draft_heads import DraftHeads
 from trivium.model.lora import adapter_names, selection_of
 from trivium.model.transformer import Transformer
 from trivium.tokens.items import is_item
@@ -48,13 +50,13 @@ class Engine:
         prefix_cache_size: int = 0,
         seed: int | None = None,
         dtype: torch.dtype | None = None,
-        draft: Draft | str | None = None,
+        draft: Draft | DraftHeads | str | None = None,
     ) -> None:
         """At most `max_rows` sequences are computed at once, within `memory_budget` bytes of cache.
 
         `prefix_cache_size` finished prompts stay cached; only for weights that do not change. `dtype` is what
         it computes and caches in; without one it is what `matrices.engine_dtype` says. `draft` is a smaller
-        model or `"lookup"`: answers stay the same, and come sooner where its guesses are right.
+        model, heads of this one or `"lookup"`: answers stay the same, and come sooner where it is right.
         """
         if max_rows < 1:
             raise TriviumError(f"max_rows must be at least 1, not {max_rows}.")
@@ -75,13 +77,15 @@ class Engine:
         else:
             share = None
         self.cache = Cache(shape, rows=max_rows, budget=memory_budget)
-        speculation = None
-        if draft is not None:
-            drafter = drafter_of(draft, tokenizer, self.vocabulary, max_rows=max_rows, memory_budget=share)
-            speculation = Speculation(drafter)
         self.grammars = Grammars(tokenizer, config.vocabulary)
         # one row that is computed as such differs in its last bits from the rows of a draft
         self._forward = forward_pass_of(self.model, max_rows if draft is None else max(max_rows, 2))
+        speculation = None
+        if isinstance(draft, DraftHeads):
+            speculation = Speculation(HeadDrafter(draft, self.model, self._forward.logits))
+        elif draft is not None:
+            drafter = drafter_of(draft, tokenizer, self.vocabulary, max_rows=max_rows, memory_budget=share)
+            speculation = Speculation(drafter)
         self.scheduler = Scheduler(
             self.model,
             self._forward,

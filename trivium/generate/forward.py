@@ -42,6 +42,8 @@ class ForwardPass(Protocol):
 
     exactness: Exactness
     """What was found of the numbers that these passes compute on this machine."""
+    hidden: Tensor
+    """The states behind the scores of the last `decode`, [N, width]; the next pass may overwrite them."""
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Hidden states after the last norm, [N, width]."""
@@ -95,7 +97,8 @@ class ModuleForward:
         self.forward(tokens, context)
 
     def decode(self, tokens: Tensor, context: CacheContext) -> Tensor:
-        return self.logits(self.forward(tokens, context))
+        self.hidden = self.forward(tokens, context)
+        return self.logits(self.hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         with self._in_sizes():
@@ -298,6 +301,7 @@ class FusedForward:
         self.head.multiply(hidden, room.logits_parts, room.cuts)
         scores = self._capped(logits)
         count = tokens.shape[0]
+        self.hidden = hidden[:count]
         return scores if scores.shape[0] == count else scores[:count]
 
     def _padded(self, count: int) -> int:

@@ -192,6 +192,8 @@ class Scheduler:
         if drawn is None:
             return
         context, chosen = drawn
+        if self.speculation is not None:
+            self.speculation.observe(self.decode, self._forward.hidden)
         failed: dict[Sequence, Exception] = {}
         ended = self._ended(chosen, range(len(self.decode)), failed)
         self._steps_to_slide -= 1
@@ -269,6 +271,8 @@ class Scheduler:
             if not drawn:
                 return False
             # what was drawn before this place stands; a step without drafts finds whose fault it is
+        places = [start + right_ones for start, right_ones in zip(starts, accepted, strict=True)]
+        speculation.observe(sequences, self._forward.hidden, places)
         for sequence, draft, right_ones in zip(sequences, drafts, accepted, strict=True):
             self.counts["drafted_tokens"] += len(draft)
             self.counts["accepted_tokens"] += right_ones

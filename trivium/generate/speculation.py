@@ -17,7 +17,10 @@ import weakref
 from collections import abc
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from trivium.generate.drafts import DraftedText, Drafter
+from trivium.generate.head_drafts import HeadDrafter
 from trivium.generate.sampling import Sampler
 from trivium.generate.sequence import Sequence
 from trivium.tokens.items import FIRST
@@ -135,6 +138,16 @@ class Speculation:
             self.drafter = None
             return None
         return drafts if any(drafts) else None
+
+    def observe(
+        self, sequences: abc.Sequence[Sequence], hidden: Tensor, places: list[int] | None = None
+    ) -> None:
+        """Show a drafter that wants them the states from which each sequence's last token was drawn.
+
+        They are the rows of `hidden` [N, width], or those at `places`.
+        """
+        if isinstance(self.drafter, HeadDrafter):
+            self.drafter.observe(sequences, hidden if places is None else hidden[places])
 
     @property
     def active(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,18 +60,23 @@ def _below(parent: int, nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         return [
             {
                 "text": node["text"].strip()[:LONGEST] or "(nothing)",
-                "score": f"{node['score']:.2f}",
+                "score": "not judged" if node["score"] is None else f"{node['score']:.2f}",
                 "facts": _facts(node),
                 "chosen": node["chosen"],
                 "below": steps(node["id"]),
             }
-            for node in sorted(children.get(number, []), key=lambda node: -node["score"])
+            for node in sorted(children.get(number, []), key=_height, reverse=True)
         ]
 
     return steps(parent)
 
 
+def _height(node: Mapping[str, Any]) -> float:
+    return -math.inf if node["score"] is None else float(node["score"])
+
+
 def _facts(node: Mapping[str, Any]) -> str:
     facts = [f"drawn {node['drawn']} times"] if node["drawn"] > 1 else []
-    facts += [f"{node['visits']} visits, value {node['value']:.2f}"] if node["visits"] else []
+    value = "none" if node["value"] is None else f"{node['value']:.2f}"
+    facts += [f"{node['visits']} visits, value {value}"] if node["visits"] else []
     return ", ".join([*facts, *(["ends"] if node["finished"] else [])])

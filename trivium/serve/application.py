@@ -7,9 +7,10 @@ import base64
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,12 +19,13 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from trivium.generate.chat_fit import Summariser
+from trivium.generate.chat_fit import Fitted, Summariser
 from trivium.generate.constraints import Constraint, form_of
 from trivium.generate.requests import Request as Wanted
 from trivium.generate.sampling import Sampling
+from trivium.generate.search.run import SearchResult
 from trivium.serve import failures
-from trivium.serve.answers import Answer, ChatSample, CompletionSample, Sample, Usage, event
+from trivium.serve.answers import Answer, ChatSample, CompletionSample, Pieces, Sample, Usage, event
 from trivium.serve.background import Background
 from trivium.serve.calls import call_form, forces_call, form_of_calls
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
@@ -39,6 +41,7 @@ from trivium.serve.pictures import refuse_to_fetch, urls_in
 from trivium.serve.pieces import Scored, TokenNames
 from trivium.serve.prompts import (
     alternatives,
+    asked_length,
     chat_prompt,
     conversation_of,
     longest_prompt,
@@ -46,7 +49,9 @@ from trivium.serve.prompts import (
     token_prompts,
 )
 from trivium.serve.protocol import ChatBody, CompletionBody, EmbeddingBody, read_body
-from trivium.serve.worker import Adapted, Generation, Worker
+from trivium.serve.searching import Searches, SearchOfClient, in_one_piece, told_of_search
+from trivium.serve.worker import Adapted, Worker
+from trivium.tokens.items import is_item
 
 FOLDER = Path(__file__).parent / "page"
 CLIENT_CLOSED = 499
@@ -57,10 +62,17 @@ log = logging.getLogger("trivium.serve")
 class Served:
     """The models of one server, and what it does with requests for them."""
 
-    def __init__(self, workers: Sequence[Worker | Adapted], limits: Limits) -> None:
+    def __init__(
+        self,
+        workers: Sequence[Worker | Adapted],
+        limits: Limits,
+        measures: Measures,
+        judges: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.workers = {worker.name: worker for worker in workers}
         assert len(self.workers) == len(workers), "two models of one name"
-        self.limits = limits
+        self.limits, self.measures = limits, measures
+        self.searches = Searches(limits, judges)
         self.background = Background()
         self.forms = Forms(limits.grammar_seconds)
         self.started = int(time.time())
@@ -140,12 +152,20 @@ class Served:
             )
             for index in range(body.n or 1)
         ]
+        headers, note = told(fitted, worker.context, summariser)
+        usage = Usage(len(prompt))
+        if body.search is not None:
+            found = await self._searched(request, body, worker, fitted, room)
+            note = {**note, "search": told_of_search(found, tree=body.search.tree)}
+            answer = Answer("chat.completion", worker.name, samples, usage, note)
+            response = await self._respond(request, body, answer, in_one_piece(found), _nothing)
+            response.headers.update(headers)
+            return response
         constraint = await self._form(request, worker, chosen)
         wanted = Wanted(prompt, chosen, n=body.n or 1, slide=fitted.slide, constraint=constraint)
         generation = await worker.submit([wanted])
-        headers, note = told(fitted, worker.context, summariser)
-        answer = Answer("chat.completion", worker.name, samples, Usage(len(prompt)), note)
-        response = await self._respond(request, body, answer, generation)
+        answer = Answer("chat.completion", worker.name, samples, usage, note)
+        response = await self._respond(request, body, answer, generation.pieces(), generation.close)
         response.headers.update(headers)
         return response
 
@@ -194,7 +214,7 @@ class Served:
         generation = await worker.submit(wanted)
         usage = Usage(sum(len(prompt) for prompt in prompts))
         answer = Answer("text_completion", worker.name, samples, usage)
-        return await self._respond(request, body, answer, generation)
+        return await self._respond(request, body, answer, generation.pieces(), generation.close)
 
     async def _form(self, request: Request, worker: Worker | Adapted, chosen: Sampling) -> Constraint | None:
         """The form that the answer must have, compiled; None where it is free."""
@@ -205,20 +225,46 @@ class Served:
             request, self.forms.constraint(worker.name, worker.grammars, form), "form of the answer"
         )
 
+    async def _searched(
+        self, request: Request, body: ChatBody, worker: Worker | Adapted, fitted: Fitted, room: int
+    ) -> SearchResult:
+        """The answer that a search finds, and its tree."""
+        assert body.search is not None
+        if any(map(is_item, fitted.tokens)):
+            raise RequestRefused("a search reads no pictures and sounds; leave them out", parameter="search")
+        settings = self.searches.settings(body, asked_length(body, self.limits), room)
+        assert settings.max_new_tokens is not None
+        self.length(worker, fitted.tokens, settings.max_new_tokens, "search.max_new_tokens")
+        judge = self.searches.judge(settings.scorer)
+        with self.searches.one():
+            search = SearchOfClient(worker, settings, judge, fitted.messages, fitted.tokens, body.stops)
+            try:
+                found = await self._in_time(request, self.background.wait(search.run), "search")
+            finally:
+                search.close()
+        self.measures.count("trivium_searches_total", model=worker.name, method=settings.method)
+        self.measures.count("trivium_search_tokens_total", found.tokens, model=worker.name)
+        return found
+
     async def _respond(
-        self, request: Request, body: ChatBody | CompletionBody, answer: Answer, generation: Generation
+        self,
+        request: Request,
+        body: ChatBody | CompletionBody,
+        answer: Answer,
+        pieces: Pieces,
+        close: Callable[[], None],
     ) -> Response:
         if body.stream:
             seconds = self.limits.request_seconds
             options = body.stream_options
             include_usage = options is not None and options.include_usage
-            events = answer.events(generation.pieces(), include_usage=include_usage)
+            events = answer.events(pieces, include_usage=include_usage)
             late = event(error_body(_late("answer", seconds), 504))
-            return EventStream(events, seconds=seconds, late=late, on_close=generation.close)
+            return EventStream(events, seconds=seconds, late=late, on_close=close)
         try:
-            whole = await self._in_time(request, answer.whole(generation.pieces()), "answer")
+            whole = await self._in_time(request, answer.whole(pieces), "answer")
         finally:
-            generation.close()
+            close()
         return JSONResponse(whole)
 
     async def _in_time(self, request: Request, work: Coroutine[Any, Any, Result], what: str) -> Result:
@@ -269,6 +315,7 @@ class Served:
             "sounds": forms is not None and forms.sound is not None,
             "new_tokens": self.limits.new_tokens,
             "top_logprobs": self.limits.top_logprobs,
+            "search": self.searches.facts,
         }
         card = {"id": worker.name, "object": "model", "created": self.started, "owned_by": "trivium"}
         return {**card, "trivium": facts}
@@ -278,6 +325,10 @@ class Served:
         dead = [worker.name for worker in self.workers.values() if not worker.alive]
         body = {"status": "failed" if dead else "ok", "failed": dead, "models": list(self.workers)}
         return JSONResponse(body, 503 if dead else 200)
+
+
+def _nothing() -> None:
+    """Nothing is left to be freed."""
 
 
 def _late(what: str, seconds: float) -> str:
@@ -296,9 +347,10 @@ def build(
     key: str | None = None,
     local_only: bool = True,
     origins: Sequence[str] = (),
+    judges: Mapping[str, Any] = MappingProxyType({}),
 ) -> ASGIApp:
-    """The whole application, its workers started and stopped with it."""
-    served = Served(workers, limits)
+    """The whole application, its workers started and stopped with it; `judges` score searches."""
+    served = Served(workers, limits, measures, judges)
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,9 +24,12 @@ from trivium.generate.chat_fit import (
 from trivium.generate.engine import Engine
 from trivium.generate.requests import Event, Request, RequestHandle
 from trivium.generate.sampling import Sampling
+from trivium.generate.search.run import SearchResult
+from trivium.generate.search.settings import SearchSettings
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded, write_json
 from trivium.model.named import RUNS
+from trivium.serve.chat_search import ROWS, answer_by_search, read_search, summary, tree_lines
 from trivium.serve.models import open_engine
 from trivium.serve.voice import Voice, printable
 
@@ -33,6 +37,8 @@ HELP = """\
 /system TEXT    set the system message (without TEXT: show it; /system - removes it)
 /temp NUMBER    set the temperature (0 always takes the likeliest token)
 /show FILE TEXT ask about a picture or a sound
+/search METHOD  search for answers: /search best_of 8 SCORER; /search - draws one answer again
+/tree           show what the last search drew
 /reset          forget the conversation
 /save FILE      write the conversation as JSON
 /compare MODEL  let another model answer the same words (/compare - sends it away)
@@ -53,6 +59,13 @@ class Speaker:
     messages: list[dict[str, Any]] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
     """The same with a summary in place of what was summarised."""
+    found: SearchResult | None = None
+    """What the last search drew."""
+
+    @cached_property
+    def searching(self) -> Engine:
+        """The same model in an engine that draws several answers at once."""
+        return Engine(self.engine.source, self.engine.tokenizer, max_rows=ROWS)
 
 
 class Conversation:
@@ -69,9 +82,12 @@ class Conversation:
         examples: Sequence[Message] = (),
         out: TextIO | None = None,
         opener: Callable[[str], Engine] = open_engine,
+        search: SearchSettings | None = None,
+        runs: str = RUNS,
     ) -> None:
         self.speakers, self.sampling, self.system = list(speakers), sampling, system
         self.overflow, self.reasoning, self.examples = overflow, reasoning, examples
+        self.search, self.runs = search, runs
         self._out, self._opener = out or sys.stdout, opener
         for speaker in self.speakers:
             self._check(speaker)
@@ -91,6 +107,8 @@ class Conversation:
             "/system": self._set_system,
             "/temp": self._set_temperature,
             "/show": self._show,
+            "/search": self._set_search,
+            "/tree": self._show_tree,
             "/reset": self._reset,
             "/save": self._save,
             "/compare": self._compare,
@@ -127,7 +145,10 @@ class Conversation:
         told = [*speaker.told, asked]
         try:
             fitted = self._fitted(speaker, told)
-            answer = self._stream(speaker, fitted)
+            if self.search is not None:
+                answer = self._search(speaker, fitted, self.search)
+            else:
+                answer = self._stream(speaker, fitted)
         except TriviumError as error:
             self._say(str(error))
             return
@@ -195,6 +216,17 @@ class Conversation:
         self._say("")
         return voice.answer
 
+    def _search(self, speaker: Speaker, fitted: Fitted, search: SearchSettings) -> str:
+        """One model's answer by a search, and what that took."""
+        length = self._length(speaker)
+        found = answer_by_search(speaker.searching, search, fitted, self.sampling, length)
+        speaker.found, voice = found, Voice(self._out, opened=fitted.thinking)
+        voice.hear(found.text)
+        voice.hear("", last=True)
+        self._say("")
+        self._say(summary(found))
+        return voice.answer
+
     def _complete(self, engine: Engine, request: Request) -> tuple[str, int]:
         written: list[str] = []
 
@@ -236,6 +268,21 @@ class Conversation:
             raise TriviumError(f"/temp takes a number such as 0.7, not {text!r}.") from None
         self.sampling = replace(self.sampling, temperature=temperature)
         self._say(f"Temperature: {temperature:g}")
+
+    def _set_search(self, text: str) -> None:
+        if text:
+            self.search = None if text == "-" else read_search(text, self.runs)
+        shown = "none" if self.search is None else f"{self.search.method}, n = {self.search.n}"
+        self._say(f"Search: {shown}")
+
+    def _show_tree(self, _: str) -> None:
+        for speaker in self.speakers:
+            if speaker.found is None:
+                raise TriviumError("nothing was searched for yet; /search best_of 8, then ask.")
+            if len(self.speakers) > 1:
+                self._say(f"[{speaker.name}]")
+            for line in tree_lines(speaker.found):
+                self._say(line)
 
     def _reset(self, _: str) -> None:
         for speaker in self.speakers:
@@ -290,6 +337,7 @@ def chat(
     reasoning: Reasoning = "off",
     examples: str | Path | None = None,
     compare: Sequence[str] = (),
+    search: str | None = None,
     draft: str | None = None,
     device: str | None = None,
 ) -> None:
@@ -318,6 +366,8 @@ def chat(
         reasoning=reasoning,
         examples=shown,
         opener=opener,
+        search=None if search is None else read_search(search, runs),
+        runs=runs,
     )
     person = sys.stdin.isatty()
     if person:

@@ -93,6 +93,7 @@ _runs = click.option("--runs", default="runs", show_default=True, help="The fold
     "Ask for thoughts before the answer, or open them for the model.",
     type=click.Choice(REASONINGS),
 )
+@option(ASKING, "--search", help="Search for answers, as /search does: `best_of 8 SCORER`.")
 @option(ASKING, "--examples", help="Worked examples, as rows of prompt and completion, or of messages.")
 @option(
     ANSWERS,
@@ -141,6 +142,13 @@ def chat(model: str, **settings: Any) -> None:
     "--draft",
     help=f"{DRAFT}; NAME=DRAFT drafts for one model only.",
     argument="drafts",
+    multiple=True,
+)
+@option(
+    MACHINE,
+    "--scorer",
+    help="A reward model that searches may name as their scorer; NAME=PLACE gives it a name.",
+    argument="scorers",
     multiple=True,
 )
 @_device

@@ -14,7 +14,7 @@ from trivium.serve.measures import Measures
 
 PAGE = {"/": "index.html"} | {
     f"/{name}": name
-    for name in ("page.css", "page.js", "settings.js", "words.js", "elements.js", "attachments.js")
+    for name in ("page.css", "page.js", "settings.js", "words.js", "tree.js", "elements.js", "attachments.js")
 }
 OPEN_TO_ALL = {*PAGE, "/health"}
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -19,6 +19,8 @@ HELP = {
     "trivium_draft_acceptance": "The share of the guessed tokens that were right.",
     "trivium_drafting": "1 while drafts make the engine faster, 0 while they are switched off.",
     "trivium_generations_total": "Generations ended, by how.",
+    "trivium_searches_total": "Searches ended with an answer, by method.",
+    "trivium_search_tokens_total": "Tokens that searches drew.",
     "trivium_first_token_seconds": "Time from a request's arrival at the engine to its first token.",
     "trivium_generation_seconds": "Time from a request's arrival at the engine to its last token.",
     "trivium_samples_inside": "Samples that hold or wait for a row of the engine.",

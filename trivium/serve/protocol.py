@@ -24,6 +24,7 @@ from trivium.generate.sampling import (
     MINIMUM_REPETITION,
     MINIMUM_TEMPERATURE,
 )
+from trivium.generate.search.settings import SearchSettings
 from trivium.serve.failures import RequestRefused
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -347,6 +348,25 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+class SearchBody(SearchSettings):
+    """How an answer is searched for, and whether the client wants to see all that was drawn."""
+
+    model_config = ConfigDict(strict=True)
+
+    tree: bool = False
+
+
+def _named_method(value: Any) -> Any:
+    return {"method": value} if isinstance(value, str) else value
+
+
+UNSEARCHED = (
+    "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "logit_bias", "min_tokens", "stop_token_ids", "regex", "logprobs", "tools", "tool_choice",
+)  # fmt: skip
+"""Fields that say how one answer is drawn or formed, which a search does not follow."""
+
+
 class ChatBody(GenerationBody):
     """The body of /v1/chat/completions."""
 
@@ -360,6 +380,19 @@ class ChatBody(GenerationBody):
     chat_template_kwargs: dict[str, Any] | None = None
     overflow: Overflow | None = None  # what becomes of a conversation that is too long
     reasoning: Reasoning | None = None
+    search: Annotated[SearchBody | None, BeforeValidator(_named_method)] = None
+
+    @model_validator(mode="after")
+    def _search_alone(self) -> ChatBody:
+        if self.search is None:
+            return self
+        said = [name for name in UNSEARCHED if getattr(self, name)]
+        said += ["n"] if self.n not in (None, 1) else []
+        said += ["response_format"] if self.response_format and self.response_format.type != "text" else []
+        said += ["overflow: slide"] if self.overflow == "slide" else []
+        if said:
+            raise ValueError(f"search draws answers in its own way; leave out {', '.join(said)}, or search")
+        return self
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatBody:

@@ -15,8 +15,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from trivium.generate.engine import Engine
+from trivium.grade.learned import learned_scorer
 from trivium.kit.errors import TriviumError
-from trivium.model.named import RUNS, find_model, find_stage
+from trivium.model.named import RUNS, find_model, find_reward_model, find_stage
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
 from trivium.serve.logs import Sparing
@@ -42,6 +43,7 @@ def serve(
     max_rows: int = 32,
     prefix_cache_size: int = 8,
     drafts: Sequence[str] = (),
+    scorers: Sequence[str] = (),
     limits: Limits | None = None,
     device: str | None = None,
     memory_budget: int | None = None,
@@ -70,6 +72,10 @@ def serve(
             engines[name] = thread.do(opening)
             with suppress(TriviumError):  # without its package forms are refused when one is asked for
                 engines[name].grammars.prepare()
+        judges = {}
+        for name, place in short_names(scorers).items() if scorers else ():
+            print(f"Opening the scorer {name} from {place}", flush=True)
+            judges[name] = thread.do(partial(learned_scorer, find_reward_model(place, runs), name))
         server = build_server(
             engines,
             thread,
@@ -78,6 +84,7 @@ def serve(
             allow_origins=allow_origins,
             limits=limits,
             adapters=adapters,
+            judges=judges,
         )
         # what has been made by now stays; Python need not look through it whenever a request is read
         gc.collect()
@@ -109,6 +116,7 @@ def build_server(
     allow_origins: Sequence[str] = (),
     limits: Limits,
     adapters: Mapping[str, Collection[str]] = MappingProxyType({}),
+    judges: Mapping[str, Any] = MappingProxyType({}),
 ) -> uvicorn.Server:
     """A server around engines that were opened on this thread, ready to run."""
     try:
@@ -134,6 +142,7 @@ def build_server(
         key=api_key,
         local_only=is_loopback(host),
         origins=allow_origins,
+        judges=judges,
     )
     settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
     # uvicorn declares whole seconds and only hands them on to asyncio, which takes fractions

@@ -113,6 +113,8 @@ class Worker:
         self._engine, self._thread, self._measures = engine, thread, measures
         self._most = engine.max_rows + queued
         self._read_at_once = min(READ_AT_ONCE, engine.max_rows)
+        # Searches draw many answers to one request: half of the rows stay to the other requests.
+        self.search_rows = asyncio.Semaphore(max(1, engine.max_rows // 2))
         self._inside = 0
         self._seconds = 1.0  # how long a generation lately took
         self._lock = threading.Lock()
@@ -162,7 +164,7 @@ class Worker:
         self._take_in(samples)
         generation = Generation(self, samples)
         try:
-            await self._call(lambda: self._enter(generation, requests))
+            await self.call(lambda: self._enter(generation, requests))
         except BaseException:
             generation.close()
             raise
@@ -211,7 +213,7 @@ class Worker:
         vectors: list[np.ndarray] = []
         with self._reading(prompts) as parts:
             for some in parts:
-                vectors += list(await self._call(partial(self._mean_states, some)))
+                vectors += list(await self.call(partial(self._mean_states, some)))
         return vectors
 
     def _mean_states(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -227,7 +229,7 @@ class Worker:
                 scoring = partial(
                     self._engine.score, [()] * len(some), some, top=max(top, 1), adapter=adapter
                 )
-                scores = await self._call(scoring)
+                scores = await self.call(scoring)
                 for prompt, (logprobs, favourites) in zip(some, scores, strict=True):
                     rest = zip(prompt[1:], logprobs, favourites, strict=True)
                     scored = (Scored(token, value, tuple(best.items())) for token, value, best in rest)
@@ -240,7 +242,8 @@ class Worker:
 
     # Below: on the engine's thread, except where a lock says otherwise.
 
-    async def _call(self, function: Callable[[], Result]) -> Result:
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """What a function returns that computes, run on the engine's thread between two steps."""
         assert self._loop is not None, "the worker was started"
         loop = self._loop
         future: asyncio.Future[Result] = loop.create_future()

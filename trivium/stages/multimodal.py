@@ -55,6 +55,8 @@ class Multimodal(Sft):
         """A stage without a picture or a sound would be an `sft` stage."""
         if self.picture is None and self.sound is None:
             raise ValueError("say in `picture` or `sound` what the model shall learn to read, or use `sft`")
+        if self.draft_heads:
+            raise ValueError("`draft_heads` are trained by an `sft` stage after this one; leave it out")
         return self
 
     @property

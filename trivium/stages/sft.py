@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trivium.data.conversations import Learned
 from trivium.data.examples import any_conversation
@@ -14,8 +15,10 @@ from trivium.data.ingredients import with_replay
 from trivium.data.settings import Mixture
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
+from trivium.learn.objectives.draft_heads import DraftsAhead
 from trivium.learn.objectives.near_parent import Guard, NearParent, NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
+from trivium.model.draft_heads import DraftHeads, save_draft_heads
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import grow_vocabulary
 from trivium.stages.parts.examples import ExampleSources, batch_of_examples, open_examples
@@ -50,8 +53,24 @@ class Sft(TrainingStage):
     """Strength of the noise on the embeddings, usually 5 to 15."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """The share of the target probability spread over the vocabulary."""
+    draft_heads: Count = 0
+    """Train so many heads that guess the tokens after the next one, for `--draft`, and nothing else."""
     optimiser: Literal["muon", "adamw"] = "adamw"
     """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
+
+    @model_validator(mode="after")
+    def heads_are_trained_alone(self) -> Sft:
+        """What changes the model, or its loss, is not for heads on a model that stays as it is."""
+        changes = ("adapter", "train_only", "near_parent", "neftune", "label_smoothing", "z_loss", "qat")
+        said = [name for name in changes if getattr(self, name)] if self.draft_heads else []
+        if said:
+            raise ValueError(f"`draft_heads` leaves the model as it is; leave out {', '.join(said)}")
+        return self
+
+    def counted(self) -> dict[str, Any]:
+        """A stage without draft heads is what it was before there were any."""
+        found = super().counted()
+        return found if self.draft_heads else {k: one for k, one in found.items() if k != "draft_heads"}
 
     def read(self, opened: Opened[_Opened]) -> None:
         """Conversations as the chat template writes them, packed into rows."""
@@ -73,7 +92,15 @@ class Sft(TrainingStage):
         """Report on the data, show an example, and add the tokens of a new chat template."""
         work, tokenizer = opened.work, opened.tokenizer
         opened.data.sources.tell(work, opened.batches, tokenizer)
-        if tokenizer is not opened.parent_tokenizer:
+        if self.draft_heads:
+            if tokenizer is not opened.parent_tokenizer:
+                raise TriviumError(
+                    f"{work.stage}: {self.start} has no chat template, and `draft_heads` leaves the model as "
+                    "it is; fine-tune it first, or train the heads on texts."
+                )
+            opened.model.requires_grad_(False)
+            opened.data.heads = DraftHeads(opened.model.config.width, self.draft_heads).to(opened.device)
+        elif tokenizer is not opened.parent_tokenizer:
             work.change("chat template", "none", "ChatML")
             grow_vocabulary(opened.model, opened.parent_tokenizer, tokenizer, seed=work.seed)
 
@@ -84,8 +111,10 @@ class Sft(TrainingStage):
         if near is not None and near.kl > 0 and (adapter is None or adapter.train):
             opened.data.parent = copy.deepcopy(opened.model).requires_grad_(False)
 
-    def objective(self, opened: Opened[_Opened]) -> NextToken:
-        """The next token of what is learned, near the parent where that is wished for."""
+    def objective(self, opened: Opened[_Opened]) -> NextToken | DraftsAhead:
+        """The next token of what is learned, near the parent where that is wished for; or those after it."""
+        if opened.data.heads is not None:
+            return DraftsAhead(opened.data.heads)
         return NextToken(
             sources=tuple(opened.data.sources.mixture), z_loss=self.z_loss,
             label_smoothing=self.label_smoothing, noise=self.neftune, guards=self._guards(opened),
@@ -109,7 +138,15 @@ class Sft(TrainingStage):
     def validation_rows(self, opened: Opened[_Opened]) -> ValidationRows:
         """What every source holds out, where only what would be learned is measured."""
         found = opened.data.sources
+        if self.draft_heads:
+            return {}
         return found.door.validation_rows(found.mixture, opened.context, self.validation.tokens)
+
+    def save(self, opened: Opened[_Opened], folder: Path) -> None:
+        """The model, and its heads beside it."""
+        super().save(opened, folder)
+        if opened.data.heads is not None:
+            save_draft_heads(opened.data.heads, folder)
 
     def findings(self, opened: Opened[_Opened]) -> dict[str, Any]:
         """What became of every row and token of the data."""
@@ -118,7 +155,8 @@ class Sft(TrainingStage):
 
 @dataclass
 class _Opened:
-    """The sources of fine-tuning, and the parent where a guard compares with it."""
+    """The sources of fine-tuning, the parent where a guard compares with it, and heads that are trained."""
 
     sources: ExampleSources
     parent: Transformer | None = None
+    heads: DraftHeads | None = None

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trivium.data.door import documents
 from trivium.data.settings import Sources
+from trivium.evals.searching import Searcher
 from trivium.generate.asking.asker import Asker
 from trivium.generate.asking.budget import Budget, Ledger
 from trivium.generate.asking.journal import ANSWERS, Journal, answers_beside, keep_answers
@@ -21,6 +22,7 @@ from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.synthesize.prompted import PromptedStep
 from trivium.synthesize.row import Form, Row
 from trivium.synthesize.step import Room, Step, parse_steps
+from trivium.synthesize.steps.answer import Answer
 from trivium.synthesize.steps.diversify import Diversify
 from trivium.synthesize.synthesis import Synthesis
 
@@ -69,6 +71,9 @@ class Synthesize(Stage):
             own = isinstance(step, PromptedStep) and (step.model is not None or step.endpoint is not None)
             if step.asks and not own and self.start is None and self.endpoint is None:
                 raise ValueError(f"`{step.name}` asks a model: name it as `from` or `endpoint`")
+            elsewhere = self.engine != "own" or (self.endpoint is not None and not own)
+            if isinstance(step, Answer) and step.search is not None and elsewhere:
+                raise ValueError("`search` needs our engine and a model in it; leave out `search`")
         if self.data is None and steps[0].name != "seed":
             raise ValueError("name `data` to start from, or begin with the step `seed`")
         if self.budget.money is not None and not any(
@@ -178,7 +183,9 @@ class Synthesize(Stage):
 
         def local(name: str) -> Writer:
             if name not in known:
-                known[name] = LocalWriter(name, resolve(str(work.path(name))), self.max_rows, self.engine)
+                known[name] = LocalWriter(
+                    name, resolve(str(work.path(name))), self.max_rows, self.engine, Searcher
+                )
             return known[name]
 
         def remote(settings: EndpointSettings) -> Writer:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from trivium.generate.asking.writers import ChatRequest
 from trivium.generate.endpoint import ChatReply, EndpointSettings
 from trivium.generate.sampling import Sampling
+from trivium.generate.search.settings import SearchSettings
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import Count
@@ -55,6 +56,8 @@ class Wanted:
     sample: int = 0
     messages: Messages | None = None
     """The conversation itself, where no template makes it."""
+    search: SearchSettings | None = None
+    """How the answer is searched for."""
 
 
 class PromptedStep(Step):
@@ -120,7 +123,7 @@ class PromptedStep(Step):
         # much alike are not answered with the same chance.
         draw = [room.seed, one.sample, one.row.fields.get("draw", 0), messages]
         seed = int(fingerprint(draw), 16) % 2**31
-        return ChatRequest(tuple(messages), self.sampling(seed, schema))
+        return ChatRequest(tuple(messages), self.sampling(seed, schema), one.search)
 
     def _usable(self, reply: ChatReply) -> ChatReply:
         if reply.failure is not None:

@@ -3,11 +3,11 @@ money."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,9 @@ from trivium.generate.engine import Engine
 from trivium.generate.engines import EngineSettings
 from trivium.generate.requests import Completion, GenerationEngine, Request, RequestHandle
 from trivium.generate.sampling import Sampling
+from trivium.generate.search.explore import Explorer
+from trivium.generate.search.run import SearchResult
+from trivium.generate.search.settings import SearchSettings
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum
@@ -38,12 +41,46 @@ class ChatRequest:
 
     messages: tuple[Mapping[str, Any], ...]
     sampling: Sampling
+    search: SearchSettings | None = None
+    """How the answer is searched for, with the scorer where it lies; the seed is that of `sampling`."""
 
     @cached_property
     def identity(self) -> str:
-        """The same for the same question, sampling and seed."""
+        """The same for the same question, sampling and seed, and the same search by the same scorer."""
         wanted = {name: value for name, value in vars(self.sampling).items() if not name.startswith("_")}
-        return fingerprint([list(self.messages), wanted])
+        if self.search is None:
+            return fingerprint([list(self.messages), wanted])
+        search = {**self.search.model_dump(), "scorer": _content(self.search.scorer)}
+        return fingerprint([list(self.messages), wanted, search])
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that are drawn for an answer."""
+        longest = self.sampling.max_new_tokens
+        searched = None if self.search is None else self.search.most_tokens(longest)
+        return longest if searched is None else searched
+
+
+def _content(named: str | Mapping[str, Any] | None) -> Any:
+    """A scorer by what it is, wherever it lies: of a folder or a file what is in it."""
+    if isinstance(named, Mapping):
+        return {name: _content(one) if name == "model" else one for name, one in named.items()}
+    if named is None:
+        return None
+    file, mark, function = named.rpartition(".py:")
+    if mark:
+        return [checksum(Path(f"{file}.py")), function]
+    return _identity(Path(named)) if Path(named).is_dir() else named
+
+
+@lru_cache(64)
+def _identity(folder: Path) -> str:
+    """The same for the same model and tokenizer, wherever they lie."""
+    files = sorted(
+        path for path in folder.rglob("*")
+        if path.suffix in (".safetensors", ".json", ".jinja", ".model") and path.name != "stage.yaml"
+    )  # fmt: skip
+    return fingerprint([[path.name, checksum(path)] for path in files])
 
 
 Job = tuple[ChatRequest, Watch]
@@ -76,20 +113,37 @@ class Writer(Protocol):
         ...
 
 
+class Searches(Protocol):
+    """Makes and runs searches of one kind (`evals.searching.Searcher`)."""
+
+    def explorer(
+        self, ids: list[int], prompt: Any, most: int, stop: tuple[str, ...] = (), place: int = 0
+    ) -> Explorer:
+        """A search to a prompt, of solutions up to `most` tokens."""
+        ...
+
+    def run(self, explorers: Sequence[Explorer]) -> list[SearchResult]:
+        """All searches side by side."""
+        ...
+
+
 class LocalWriter:
     """The model of a Hugging Face folder in our engine, opened when something is to be asked."""
 
     paid = False
 
     def __init__(
-        self, name: str, folder: Path, max_rows: int = 32, kind: Literal["own", "vllm"] = "own"
+        self,
+        name: str,
+        folder: Path,
+        max_rows: int = 32,
+        kind: Literal["own", "vllm"] = "own",
+        searcher: Callable[[Engine, SearchSettings], Searches] | None = None,
     ) -> None:
+        """`searcher` makes the searches of those who ask for any: it opens scorers, which lie above this."""
+        self.searcher = searcher
         self.name, self.folder, self.max_rows, self.kind = name, folder, max_rows, kind
-        files = sorted(
-            path for path in folder.rglob("*")
-            if path.suffix in (".safetensors", ".json", ".jinja", ".model") and path.name != "stage.yaml"
-        )  # fmt: skip
-        self.identity = fingerprint([[path.name, checksum(path)] for path in files])
+        self.identity = _identity(folder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -121,7 +175,7 @@ class LocalWriter:
         return [*([] if first is None else [first]), *self.tokenizer.encode(text)]
 
     def bound(self, request: ChatRequest) -> tuple[int, int]:
-        return len(self._ids(request)), request.sampling.max_new_tokens
+        return len(self._ids(request)), request.most_tokens
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> Cost:
         return Cost(prompt_tokens + completion_tokens, 1)
@@ -139,6 +193,13 @@ class LocalWriter:
             yield from self._in_chunks(self.other, iter(jobs))
             return
         waiting, under_way = iter(jobs), dict[RequestHandle, Job]()
+        first = next(waiting, None)
+        if first is None:
+            return
+        waiting = chain([first], waiting)
+        if first[0].search is not None:
+            yield from self._by_search(first[0].search, waiting)
+            return
         held: Job | None = None
         try:
             while True:
@@ -169,6 +230,39 @@ class LocalWriter:
                 self.engine.cancel(handle)
             if under_way:
                 self.engine.step()
+
+    def _by_search(
+        self, search: SearchSettings, jobs: Iterator[Job]
+    ) -> Iterator[tuple[Job, ChatReply | None]]:
+        """Answers that are searched for, as many side by side as there are rows for their solutions."""
+        assert self.searcher is not None, "whoever asks for searches says how they are made"
+        searcher = self.searcher(self.engine, search)
+        most, held = max(1, self.max_rows // search.n), None
+        while True:
+            asked: list[tuple[Job, Explorer]] = []
+            while len(asked) < most and (job := held or next(jobs, None)) is not None:
+                held = None
+                request, ids = job[0], self._ids(job[0])
+                assert request.search == search, "a step asks for all its answers in one way"
+                if len(ids) + request.sampling.max_new_tokens > self.engine.window:
+                    yield job, ChatReply("", "", 0, 0, f"too long: {len(ids)} tokens of prompt")
+                elif job[1].attempt():
+                    longest, seed = request.sampling.max_new_tokens, request.sampling.seed or 0
+                    explorer = searcher.explorer(
+                        ids, list(request.messages), longest, request.sampling.stop, seed
+                    )
+                    asked.append((job, explorer))
+                elif asked:
+                    # What those that are searched for set aside and do not need may be enough for this one.
+                    held = job
+                    break
+                else:
+                    yield job, None
+            if not asked:
+                return
+            for (job, explorer), found in zip(asked, searcher.run([one for _, one in asked]), strict=True):
+                reason = "stop" if found.ended else "length"
+                yield job, ChatReply(found.text, reason, len(explorer.prompt), found.tokens)
 
     def _in_chunks(
         self, engine: GenerationEngine, jobs: Iterator[Job]

@@ -77,6 +77,13 @@ class SearchSettings(Settings):
         """How many nodes `beam` keeps, or subtrees `dvts` has."""
         return max(1, self.n // self.width)
 
+    def most_tokens(self, longest: int) -> int | None:
+        """How many tokens it draws at most where a solution has `longest`; None where nothing bounds them."""
+        if self.token_budget is not None:
+            # What a last round draws beyond the budget, a look-ahead of its steps, and the end of a solution.
+            return self.token_budget + (2 * max(self.n, self.width) + 1) * longest
+        return self.n * longest if self.method in SAMPLES else None
+
 
 def search_settings(written: Any, what: str = "search") -> SearchSettings:
     """Settings from what a person wrote: a mapping, or the name of a method alone."""

@@ -3,6 +3,7 @@
 import { attach, contentOf, offer, preview, takeAttached, wireAttachments } from "./attachments.js";
 import { $, copyOf, make } from "./elements.js";
 import { buildDials, keep, openSettings, recall, remember, showSettings, state, wireSettings } from "./settings.js";
+import { drawTree } from "./tree.js";
 import { forget, place, tokensOf, walkTokens } from "./words.js";
 
 // ---- Talking to the server ---------------------------------------------------------------------------------------
@@ -93,6 +94,9 @@ async function loadModels() {
     chip.append(box, make("span", "", model.id));
     $("models").append(chip);
   }
+  const scorers = [...new Set(state.models.flatMap((model) => model.trivium.search.scorers))];
+  $("scorer").replaceChildren(...scorers.map((name) => make("option", "", name)));
+  $("scorer").value = scorers.includes(state.settings.scorer) ? state.settings.scorer : "logprob";
   refresh();
 }
 const chosen = () => state.models.filter((model) => (state.settings.chosen || []).includes(model.id));
@@ -165,7 +169,16 @@ function requestFor(turn, model) {
     messages.push({ role: "user", content: contentOf(earlier.parts, earlier.words) }, { role: "assistant", content: answered.text });
   }
   messages.push({ role: "user", content: contentOf(turn.parts, turn.words) });
+  if (settings.search) return ["/v1/chat/completions", searching(body, messages)];
   return ["/v1/chat/completions", { ...body, messages, logprobs: true, top_logprobs: alternatives, overflow: settings.overflow, reasoning: settings.reasoning }];
+}
+
+function searching(body, messages) {
+  const { search: method, overflow, reasoning } = state.settings;
+  for (const key of ["top_k", "min_p", "repetition_penalty"]) delete body[key];
+  if (!body.temperature) delete body.temperature;
+  const search = { method, scorer: $("scorer").value, tree: true };
+  return { ...body, messages, search, reasoning, overflow: overflow === "slide" ? "drop" : overflow };
 }
 
 // ---- One answer --------------------------------------------------------------------------------------------------
@@ -174,7 +187,7 @@ function answer(turn, model) {
   const old = turn.answers.get(model.id);
   const element = copyOf("answer-template");
   const find = (name) => element.querySelector(`.${name}`);
-  const parts = Object.fromEntries(["words", "recap", "thoughts", "problem", "facts", "stop", "copy", "again"].map((name) => [name, find(name)]));
+  const parts = Object.fromEntries(["words", "recap", "thoughts", "tree", "problem", "facts", "stop", "copy", "again"].map((name) => [name, find(name)]));
   const one = { model: model.id, text: "", element, parts, tokens: [], pending: "", queue: [], count: 0, finish: null };
   one.thoughtWords = find("thought-words");
   find("who").textContent = model.id;
@@ -198,6 +211,7 @@ async function run(one, turn, model) {
       if (event.error) throw new Error(event.error.message);
       if (event.usage) one.count = event.usage.completion_tokens;
       if (event.trivium) tellOverflow(one, event.trivium);
+      if (event.trivium?.search) tellSearch(one, event.trivium.search);
       if (event.choices.length) take(one, event.choices[0]);
     }
   } catch (problem) {
@@ -220,6 +234,11 @@ function tellOverflow(one, told) {
     one.parts.recap.hidden = false;
     one.parts.recap.querySelector(".recap-words").textContent = told.summary;
   }
+}
+function tellSearch(one, found) {
+  one.parts.tree.hidden = false;
+  one.parts.tree.querySelector(".tree-steps").replaceChildren(...drawTree(found.tree));
+  one.search = `${found.solutions} solutions`;
 }
 function take(one, choice) {
   const follow = atEnd();
@@ -258,6 +277,7 @@ function showFacts(one) {
   if (one.ended && one.count > 1 && seconds > 0) facts.push(`${Math.round(one.count / seconds)}/s`);
   if (one.ended && one.first) facts.push(`${((one.first - one.started) / 1000).toFixed(2)} s to the first`);
   const endings = { length: "cut at the limit", stopped: "stopped", tool_calls: "called a tool" };
+  if (one.search) facts.push(one.search);
   if (one.overflow) facts.push(one.overflow);
   if (endings[one.finish]) facts.push(endings[one.finish]);
   one.parts.facts.textContent = facts.join(" · ");

@@ -13,7 +13,7 @@ const SLIDERS = [
   { key: "alternatives", label: "Alternatives shown", min: 0, max: 10, step: 1, value: 5, show: off },
 ];
 
-const WORDS = ["system", "format", "overflow", "reasoning", "seed", "theme"];
+const WORDS = ["system", "format", "overflow", "reasoning", "search", "scorer", "seed", "theme"];
 
 export const state = { models: [], turns: [], settings: {}, key: null };
 
@@ -29,7 +29,7 @@ export function keep() {
   remember(localStorage, "trivium", JSON.stringify(state.settings));
 }
 function defaults() {
-  const settings = { system: "", format: "chat", overflow: "drop", reasoning: "off", seed: "", tint: false, theme: "", chosen: null };
+  const settings = { system: "", format: "chat", overflow: "drop", reasoning: "off", search: "", scorer: "logprob", seed: "", tint: false, theme: "", chosen: null };
   for (const slider of SLIDERS) settings[slider.key] = slider.value;
   return settings;
 }
