@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trivium.generate.attention import DecodeContext
 from trivium.generate.forward import forward_pass_of
 from trivium.generate.kv_cache import BLOCK, Cache, Shape, shared_prefix
 from trivium.generate.matrices import EngineWeights
@@ -166,8 +167,12 @@ class DraftModel:
         pending = [twin.tokens[twin.length :] for twin in twins]
         # in the order in which they lie in the cache, so that neighbours are read together
         active = sorted(range(len(ready)), key=lambda one: _place(twins[one]))
+        step: DecodeContext | None = None
         while active:
-            logits = self._logits([twins[one] for one in active], [pending[one] for one in active])
+            if len(ready) == 1 and len(pending[0]) == 1:
+                # A lone text moves on token by token: what the next one takes is laid out once.
+                step = self._lone_step(step, twins[0])
+            logits = self._logits([twins[one] for one in active], [pending[one] for one in active], step)
             chosen = ahead.choose_of(active, logits)
             going = []
             for one, token in zip(active, chosen.tokens.tolist(), strict=True):
@@ -194,15 +199,34 @@ class DraftModel:
         """Whether a twin can take in one more token."""
         return twin.length < min(twin.reserved, self._window) and token < self._own_vocabulary
 
-    def _logits(self, twins: abc.Sequence[Twin], pending: abc.Sequence[list[int]]) -> Tensor:
+    def _reserved(self, twins: abc.Sequence[Twin], counts: abc.Sequence[int]) -> Tensor | int:
+        """How long each token's text may become, [tokens], where that decides how keys are rotated."""
+        if not self._prefill.dynamic_positions:
+            return 0
+        reserved = torch.tensor([twin.reserved for twin in twins]).repeat_interleave(torch.tensor(counts))
+        return reserved.to(self.model.device)
+
+    def _lone_step(self, step: DecodeContext | None, twin: Twin) -> DecodeContext:
+        """The next token of one text, after the step before it where there is one."""
+        if step is not None:
+            step.advance()
+            return step
+        assert twin.pool is not None
+        pool, reserved = twin.pool.only(twin), self._reserved([twin], [1])
+        return DecodeContext([pool], self._windows, reserved, lone=self._lone)
+
+    def _logits(
+        self,
+        twins: abc.Sequence[Twin],
+        pending: abc.Sequence[list[int]],
+        step: DecodeContext | None = None,
+    ) -> Tensor:
         """Scores over the model's vocabulary after the pending tokens of each twin, [N, V]."""
         counts = [len(tokens) for tokens in pending]
         device = self.model.device
-        reserved: Tensor | int = 0
-        if self._prefill.dynamic_positions:
-            reserved = torch.tensor([twin.reserved for twin in twins]).repeat_interleave(torch.tensor(counts))
-            reserved = reserved.to(device)
-        context = SpanContext(twins, counts, self._windows, reserved, lone=self._lone)
+        context = step or SpanContext(
+            twins, counts, self._windows, self._reserved(twins, counts), lone=self._lone
+        )
         tokens = torch.tensor([token for some in pending for token in some], device=device)
         logits = self._forward.decode(tokens, context)
         last = torch.tensor(list(accumulate(counts)), device=device) - 1

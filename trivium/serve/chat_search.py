@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shlex
 from collections.abc import Iterator
 from typing import Any
-
-import yaml
 
 from trivium.evals.searching import Searcher, find_scorer
 from trivium.generate.chat_fit import Fitted
@@ -27,19 +27,30 @@ LONGEST = 100
 
 def read_search(written: str, runs: str = RUNS) -> SearchSettings:
     """A search as it is typed: a method, how many, who scores, and any other setting as `name=value`."""
-    method, *words = written.split()
+    try:
+        method, *words = shlex.split(written)
+    except ValueError:
+        raise TriviumError("name a method of search: /search best_of 8 SCORER separator=' '") from None
     given: dict[str, Any] = {"method": method}
     for word in words:
         name, mark, value = word.partition("=")
         if word.isdecimal():
             given["n"] = int(word)
         elif mark and name in SearchSettings.model_fields:
-            given[name] = yaml.safe_load(value)
+            given[name] = _value(value)
         else:
             given["scorer"] = word
     if "scorer" in given:
         given["scorer"] = find_scorer(given["scorer"], runs)
     return search_settings(given)
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or a mapping as JSON has them; anything else is a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def answer_by_search(
