@@ -49,7 +49,7 @@ def test_the_loss_is_its_formula_within_documents_and_where_something_is_learned
             losses = -(state @ model.head_weight.T).log_softmax(-1)
             for t in range(len(text) - 1 - k):
                 if known[t + 1 + k]:
-                    expected += DECAY**k * float(losses[t, text[t + 1 + k]])
+                    expected += DECAY**k * losses[t, text[t + 1 + k]].item()
         count += sum(map(bool, known[1:]))
     assert float(found.sum) == pytest.approx(expected, rel=1e-5)
     assert objective.weight(rows) == count
@@ -123,6 +123,3 @@ def test_heads_that_fit_no_model_or_are_damaged_are_named(made, tmp_path):
         place.write_text(wrong.format(said))
         with pytest.raises(TriviumError, match=words):
             trivium.run(place, runs=folder / "runs")
-    place.write_text(wrong.format("draft_heads: 2"))
-    with pytest.raises(TriviumError, match="no chat template"):
-        trivium.run(place, runs=folder / "runs")

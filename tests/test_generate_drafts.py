@@ -41,7 +41,7 @@ KNOWN = {}
 
 def heads_of(model):
     """Two heads that learnt, as their stage teaches them, from some answers of the model."""
-    key = float(sum(parameter.double().abs().sum() for parameter in model.parameters()))
+    key = float(sum(parameter.detach().double().abs().sum() for parameter in model.parameters()))
     if key not in KNOWN:
         asked = [Request(repetitive(20 + index, index), GREEDY) for index in range(24)]
         answers = Engine(model, tokenizer(), max_rows=24).generate(asked)

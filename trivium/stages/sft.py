@@ -18,7 +18,6 @@ from trivium.kit.numbers import Count
 from trivium.learn.objectives.draft_heads import DraftsAhead
 from trivium.learn.objectives.near_parent import Guard, NearParent, NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
-from trivium.model.draft_heads import DraftHeads, save_draft_heads
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import grow_vocabulary
 from trivium.stages.parts.examples import ExampleSources, batch_of_examples, open_examples
@@ -98,8 +97,7 @@ class Sft(TrainingStage):
                     f"{work.stage}: {self.start} has no chat template, and `draft_heads` leaves the model as "
                     "it is; fine-tune it first, or train the heads on texts."
                 )
-            opened.model.requires_grad_(False)
-            opened.data.heads = DraftHeads(opened.model.config.width, self.draft_heads).to(opened.device)
+            opened.data.heads = DraftsAhead.on(opened.model, self.draft_heads)
         elif tokenizer is not opened.parent_tokenizer:
             work.change("chat template", "none", "ChatML")
             grow_vocabulary(opened.model, opened.parent_tokenizer, tokenizer, seed=work.seed)
@@ -114,7 +112,7 @@ class Sft(TrainingStage):
     def objective(self, opened: Opened[_Opened]) -> NextToken | DraftsAhead:
         """The next token of what is learned, near the parent where that is wished for; or those after it."""
         if opened.data.heads is not None:
-            return DraftsAhead(opened.data.heads)
+            return opened.data.heads
         return NextToken(
             sources=tuple(opened.data.sources.mixture), z_loss=self.z_loss,
             label_smoothing=self.label_smoothing, noise=self.neftune, guards=self._guards(opened),
@@ -146,7 +144,7 @@ class Sft(TrainingStage):
         """The model, and its heads beside it."""
         super().save(opened, folder)
         if opened.data.heads is not None:
-            save_draft_heads(opened.data.heads, folder)
+            opened.data.heads.save(folder)
 
     def findings(self, opened: Opened[_Opened]) -> dict[str, Any]:
         """What became of every row and token of the data."""
@@ -159,4 +157,4 @@ class _Opened:
 
     sources: ExampleSources
     parent: Transformer | None = None
-    heads: DraftHeads | None = None
+    heads: DraftsAhead | None = None

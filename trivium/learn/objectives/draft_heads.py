@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from trivium.data.rows import Batch, PackedSequence
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.objective import Loss, Measure
 from trivium.model.attention import Documents
-from trivium.model.draft_heads import DraftHeads
+from trivium.model.draft_heads import DraftHeads, save_draft_heads
 from trivium.model.transformer import Transformer
 
 DECAY = 0.8
@@ -43,6 +44,16 @@ class DraftsAhead:
     extra: DraftHeads
 
     name = "draft_heads"
+
+    @classmethod
+    def on(cls, model: Transformer, count: int) -> DraftsAhead:
+        """So many fresh heads on a model, which is frozen."""
+        model.requires_grad_(False)
+        return cls(DraftHeads(model.config.width, count).to(model.device))
+
+    def save(self, folder: Path) -> None:
+        """Write the heads into the folder of their model."""
+        save_draft_heads(self.extra, folder)
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
         """The sum of the tokens' weights."""
