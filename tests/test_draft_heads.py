@@ -51,7 +51,7 @@ def test_the_loss_is_its_formula_within_documents_and_where_something_is_learned
                 if known[t + 1 + k]:
                     expected += DECAY**k * losses[t, text[t + 1 + k]].item()
         count += sum(map(bool, known[1:]))
-    assert float(found.sum) == pytest.approx(expected, rel=1e-5)
+    assert found.sum.item() == pytest.approx(expected, rel=1e-5)
     assert objective.weight(rows) == count
     found.sum.backward()
     assert all(parameter.grad is None for parameter in model.parameters())

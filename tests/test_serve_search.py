@@ -157,7 +157,7 @@ def test_searches_leave_half_of_the_rows_and_others_are_answered_meanwhile():
         ended = []
 
         def search():
-            ended.append(api.chat.completions.create(**asked, extra_body={"search": {"n": 12}}))
+            ended.append(api.chat.completions.create(**asked, extra_body={"search": {"n": 6}}))
 
         threads = [threading.Thread(target=search) for _ in range(2)]
         for one in threads:
@@ -172,7 +172,7 @@ def test_searches_leave_half_of_the_rows_and_others_are_answered_meanwhile():
         assert max(most) == 2
         for one in threads:
             one.join(60)
-    assert [one.usage.completion_tokens for one in ended] == [12 * 60] * 2
+    assert [one.usage.completion_tokens for one in ended] == [6 * 60] * 2
 
 
 def test_a_search_whose_client_left_draws_nothing_more():
