@@ -7,6 +7,7 @@ as it is labelled, so a stage that was stopped goes on with the next one.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -208,6 +209,7 @@ class LabelSteps(Stage):
         }
         if agreement is not None:
             found["agreement"] = agreement
+            found["confusion"] = _confusion(rows)
         agrees = f"; {agreement['value']:.1%} as the exact checker says" if agreement else ""
         work.say(
             f"{len(rows):,} solutions with {found['steps']:,} steps, {found['right_steps']:.0%} of them "
@@ -222,15 +224,31 @@ class LabelSteps(Stage):
         return found
 
 
-def _agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The share of labels on the same side of one half as the exact ones."""
-    pairs = [
+def _compared(rows: Sequence[Mapping[str, Any]]) -> list[tuple[bool, bool]]:
+    """For each step that has both, whether the label and the exact one call it right."""
+    return [
         (float(label) >= 0.5, exact >= 0.5)
         for row in rows
         if row["exact"] is not None
         for label, exact in zip(row["labels"], row["exact"], strict=True)
         if label is not None
     ]
+
+
+def _confusion(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many steps are labelled so and are so: a wrong one called right by luck, a right one given up."""
+    counts = Counter(_compared(rows))
+    names = {True: "right", False: "wrong"}
+    return {
+        f"labelled {names[label]}, {names[exact]}": counts[label, exact]
+        for label in (True, False)
+        for exact in (True, False)
+    }
+
+
+def _agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The share of labels on the same side of one half as the exact ones."""
+    pairs = _compared(rows)
     return as_json(wilson(float(sum(one == other for one, other in pairs)), len(pairs))) if pairs else None
 
 
