@@ -145,6 +145,6 @@ def test_every_measure_is_counted_and_tokens_as_the_client_counts_them():
             text = http.get("/metrics").text
         assert f'trivium_generated_tokens_total{{model="one"}} {written}\n' in text
         assert f'trivium_prompt_tokens_total{{model="one"}} {read}\n' in text
-        # An engine without drafts has nothing to say of them.
+        # An engine without drafts has nothing to say of them, and nothing was searched for.
         for name in HELP:
-            assert (f"\n{name}" in text) == ("draft" not in name), name
+            assert (f"\n{name}" in text) == ("draft" not in name and "search" not in name), name
