@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from tuning import own, save, small_model, write_rows
@@ -75,6 +75,11 @@ def test_soft_labels_are_shares_and_binary_search_finds_the_same_first_error_for
     # The right solution costs nothing, and the wrong one log2(5) prefixes: after 2, 3 of 5 steps.
     assert len(some.asked) == 2
     assert found.cost == {"solution_tokens": 0, "rollouts": 8, "tokens": 40, "unknown_prefixes": 0}
+    # A quarter of the roll-outs is luck where more are asked for.
+    lucky = rollouts(Solver(luck=1))
+    assert values_to_first_error(lucky, [wrong]) == [[1, 1, 1, 1, 0]]
+    careful = replace(rollouts(Solver(luck=1)), least_share=0.25)
+    assert values_to_first_error(careful, [wrong]) == [[1, 1, 0, 0, 0]]
     # What both share is rolled out once.
     assert len(every.asked) == len(set(every.asked)) == 6
 

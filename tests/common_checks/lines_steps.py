@@ -81,6 +81,13 @@ def every_step(before: Seen, after: Seen) -> None:
     assert any(known(row) != sorted(known(row), reverse=True) for row in rows(after))
 
 
+@moves("least_share", 0.5, kinds=KIND, both={"locate": "every_step", "rollouts": 4})
+def least_share(before: Seen, after: Seen) -> None:
+    """Half of the roll-outs or fewer is not enough."""
+    assert texts(before) == texts(after)
+    assert sum(labels(before)) > sum(labels(after))
+
+
 @moves("num_generations", 3, kinds=KIND)
 def num_generations(before: Seen, after: Seen) -> None:
     assert {row["id"].rpartition("/")[2] for row in rows(before)} == {"0", "1"}

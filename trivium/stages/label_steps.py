@@ -69,6 +69,8 @@ class LabelSteps(Stage):
     end, whether the answer is right."""
     locate: Literal["first_error", "every_step"] = "first_error"
     """Whether hard labels come from a binary search for the first error, or from roll-outs of every step."""
+    least_share: float = Field(default=0.0, ge=0, lt=1)
+    """The share of roll-outs of which more must be right for a hard label to call the step right; 0: any."""
     num_generations: Count = Field(default=4, ge=1)
     """Solutions per problem."""
     temperature: float = Field(default=1.0, gt=0)
@@ -136,6 +138,7 @@ class LabelSteps(Stage):
         return StepRollouts(
             engine, judges_of([self.scorer], work), sampling, work.seed,
             threshold=self.threshold, rollouts=self.rollouts,
+            least_share=self.least_share,
         )  # fmt: skip
 
     def _labelled(self, rollouts: StepRollouts, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
@@ -180,7 +183,7 @@ class LabelSteps(Stage):
         # NaN: nothing is known of the step, neither that it is right nor that it is wrong.
         if self.labels == "soft":
             return [None if value != value else value for value in values]
-        return [None if value != value else value > 0 for value in values]
+        return [None if value != value else value > self.least_share for value in values]
 
     def _joined(self, work: Work, written: Sequence[Mapping[str, Any]], problems: int) -> dict[str, Any]:
         rows = [row for chunk in written for row in chunk["rows"]]

@@ -48,6 +48,8 @@ class StepRollouts:
     seed: int
     threshold: float = 1.0
     rollouts: int = 8
+    least_share: float = 0.0
+    """A prefix of which no more roll-outs are right than this share is taken to be wrong."""
     known: dict[str, float] = field(default_factory=dict)
     """By prompt and prefix, the share of roll-outs that are right; NaN where none was judged."""
     cost: dict[str, int] = field(
@@ -127,7 +129,7 @@ def values_of_every_step(rollouts: StepRollouts, solutions: Sequence[Solution]) 
 
 
 def values_to_first_error(rollouts: StepRollouts, solutions: Sequence[Solution]) -> list[list[float]]:
-    """1 before the first step from which no roll-out comes to the right answer and 0 from it on.
+    """1 before the first step from which too few roll-outs come to the right answer and 0 from it on.
 
     A solution with the right answer is right throughout, without a roll-out. Where a prefix says nothing
     (NaN), the search ends, and the steps between its bounds are NaN.
@@ -147,7 +149,9 @@ def values_to_first_error(rollouts: StepRollouts, solutions: Sequence[Solution])
             if math.isnan(value):
                 ended.add(place)
             else:
-                bounds[place] = (middles[place], high) if value > 0 else (low, middles[place])
+                bounds[place] = (
+                    (middles[place], high) if value > rollouts.least_share else (low, middles[place])
+                )
     return [
         _labels(len(one.steps), *bounds[place]) if place in bounds else [1.0] * len(one.steps)
         for place, one in enumerate(solutions)
