@@ -76,7 +76,7 @@ class Machine:
             [*before, sys.executable, "-c", SCRIPT, *map(str, words), "--runs", str(self.runs)],
             env={
                 **os.environ, **server, "AWS_ENDPOINT_URL": f"http://{self.address}:{port}",
-                "PYTHONPATH": str(TESTS), "TRIVIUM_LEASE_SECONDS": "3",
+                "PYTHONPATH": str(TESTS), "TRIVIUM_LEASE_SECONDS": "3", "AWS_MAX_ATTEMPTS": "1",
             },
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_machine_that_loses_its_power_is_waited_for_as_long_as_its_lease(tmp_p
     dead.start(server, *words)
     folder = f"results/{prepare(path, tmp_path / 'look').nodes['base'].fingerprint}"
     place = place_at(bucket)
-    until(lambda: "LEASE.1" in place.names(folder))
+    until(lambda: "LEASE.1" in place.names(folder), 150)
     dead.process.kill()
     dead.process.communicate()
     gate.touch()
@@ -173,7 +173,7 @@ def test_a_machine_whose_wire_is_cut_publishes_nothing_and_takes_the_others_resu
     alone.start(server, *words)
     fingerprint = prepare(path, tmp_path / "look").nodes["base"].fingerprint
     place = place_at(bucket)
-    until(lambda: "LEASE.1" in place.names(f"results/{fingerprint}"))
+    until(lambda: "LEASE.1" in place.names(f"results/{fingerprint}"), 150)
     alone.cut()
     gate.touch()
     heir.start(server, *words)
