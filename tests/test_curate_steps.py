@@ -140,6 +140,10 @@ def test_fineweb_and_code_name_the_rule() -> None:
     assert reasons({"filters": "fineweb"}, [PROSE, lists, shorts, again]) == [
         None, "line endings", "short lines", "repeated characters",
     ]  # fmt: skip
+    # Newlines are no characters of lines: 3 of 9, and not of 11.
+    others_off = dict.fromkeys(("ending_lines", "short_lines", "newlines"))
+    rule = {"filters": {"preset": "fineweb", "rules": {**others_off, "repeated_characters": 0.3}}}
+    assert reasons(rule, ["ab.\nab.\ncd."]) == ["repeated characters"]
     code = "def add(one, other):\n    return one + other\n\n\nclass Sum:\n    def __init__(self):\n"
     code += "        self.total = 0\n"
     assert reasons(

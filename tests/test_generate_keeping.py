@@ -67,6 +67,15 @@ def test_only_so_many_are_kept_and_none_twice():
     assert sum(slots) == 2
 
 
+def test_a_conversation_that_goes_on_takes_one_place():
+    engine, other, words = keeping(3), prompt(40, seed=1), prompt(40)
+    engine.generate([Request(other, DRAWN)])
+    for seed in (2, 3, 4):
+        engine.generate([Request(list(words), DRAWN)])
+        words += prompt(40, seed=seed)
+    assert read_by(engine, Request(other, DRAWN))[1] == 0
+
+
 def test_what_is_asked_again_stays_longest():
     engine = keeping(2, rows=8)
     for seed in (0, 1, 0, 2):

@@ -69,6 +69,12 @@ def test_json_schema(given: object) -> None:
         assert jsonschema.Draft202012Validator(SCHEMA).is_valid(given) == (given in KEPT)
 
 
+def test_exactly_one_form_is_not_any_of_them():
+    both = [{"type": "number"}, {"type": "integer"}]
+    assert [violation(value, {"anyOf": both}) is None for value in (3, 3.5, "3")] == [True, True, False]
+    assert [violation(value, {"oneOf": both}) is None for value in (3, 3.5, "3")] == [False, True, False]
+
+
 def test_schema_that_cannot_be_kept_is_not_passed_over() -> None:
     with pytest.raises(TriviumError, match="unevaluatedItems"):
         violation([], {"unevaluatedItems": False})

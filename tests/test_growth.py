@@ -78,6 +78,8 @@ def test_experts_that_agree_keep_the_logits(family: str) -> None:
     larger, found = grown_model(model, GrowthSettings(experts={"count": 4, "per_token": 2}), seed=1)
     assert found.config.experts is not None
     assert largest_difference(model, larger, probe(50, 64)) < 1e-4
+    moments = found.moments({f"first.{name}": one for name, one in model.state_dict().items()})
+    assert {name.removeprefix("first.") for name in moments} <= larger.state_dict().keys()
     noisy, _ = grown_model(model, GrowthSettings(experts={"count": 4, "noise": 0.3}), seed=1)
     assert largest_difference(model, noisy, probe(50, 64)) > 1e-3
 

@@ -28,7 +28,7 @@ from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.flops import muon_flops, parameter_count, pass_flops
 from trivium.model.transformer import Transformer
 from trivium.pipeline import economics
-from trivium.pipeline.measured import reached
+from trivium.pipeline.measured import known, note, reached
 from trivium.pipeline.plan import planned
 
 SMALL = {"vocabulary": 97, "width": 64, "layers": 2, "heads": 4, "inner_width": 96, "context": 64}
@@ -418,6 +418,18 @@ def test_what_a_stage_reached_is_the_median_of_the_newest_nearest_in_size():
     kinds = {"sft": [*small, done(90.0, 10)], "rlvr": [done(0.0, 1000)]}
     assert reached(kinds, {"sft": 1100}) == {"sft": 11.0}
     assert reached(kinds, {}) == {"sft": 12.0}
+
+
+def test_a_stage_that_went_on_after_a_stop_is_noted_once(tmp_path):
+    machine = {"device_name": "one", "cores": 2, "device": "cpu"}
+    record = {"machine": machine, "kind": "sft", "stage": "a", "seconds": 1.0, "started": "monday"}
+    for changed in ({}, {"seconds": 2.0}, {"started": "tuesday"}):
+        note(tmp_path, record | changed)
+    (found,) = known(tmp_path).values()
+    assert [(one["started"], one["seconds"]) for one in found["stages"]["sft"]] == [
+        ("monday", 2.0),
+        ("tuesday", 1.0),
+    ]
 
 
 # the page

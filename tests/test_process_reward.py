@@ -13,7 +13,14 @@ from tuning import own, save, small_model, write_rows
 import trivium
 from trivium.data.rows import collate
 from trivium.data.sources import Document
-from trivium.data.steps import StepBatches, StepData, StepSource, labelled_steps, split_steps
+from trivium.data.steps import (
+    StepBatches,
+    StepData,
+    StepSolution,
+    StepSource,
+    labelled_steps,
+    split_steps,
+)
 from trivium.evals import first_error
 from trivium.evals.first_error import first_error_measures, step_report
 from trivium.evals.settings import Settings
@@ -31,6 +38,8 @@ from trivium.model.scalar_head import (
     without_language_head,
 )
 from trivium.model.weights import stored_tensors
+from trivium.stages.parts import stepwise
+from trivium.stages.parts.stepwise import judged_steps
 
 ROWS = [
     {"prompt": "the river", "completions": ["rises in", "the hills", "345"], "labels": [True, True, False]},
@@ -222,6 +231,23 @@ def test_where_labels_do_not_tell_the_first_wrong_step_none_is_judged(tmp_path, 
     assert [record.scores["step accuracy"] for record in found.records] == [0.5, 1, 1, 1]
     assert [record.expected for record in found.records][:2] == ["not known", "step 2 is wrong"]
     assert found.whole["first-error F1"].value == found.whole["accuracy_error"].value == 1.0
+
+
+def test_the_size_of_a_pass_changes_no_judgement(monkeypatch):
+    model, head, chance = small_model(own()), ScalarHead(32, seed=0, bias=True), np.random.default_rng(0)
+    solutions = []
+    for number in range(9):
+        places = np.cumsum(chance.integers(1, 5, chance.integers(1, 5)))
+        tokens = chance.integers(0, 200, places[-1] + 1)
+        labels = chance.integers(0, 2, len(places)).astype(float)
+        solutions.append(StepSolution(str(number), tokens, places, labels))
+    found = []
+    for size in (4096, 30, 1):
+        monkeypatch.setattr(stepwise, "PASS_TOKENS", size)
+        found.append(judged_steps(model, head, [StepSource("some", solutions)], "float32"))
+    for one in found[1:]:
+        assert one["accuracy"] == found[0]["accuracy"]
+        assert one["calibration_error"] == pytest.approx(found[0]["calibration_error"], abs=1e-5)
 
 
 def test_exact_labels_hold_to_the_first_error():

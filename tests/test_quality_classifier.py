@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from curating import rows, write_lines
 from fake_endpoint import FakeEndpoint, serving
@@ -54,6 +55,13 @@ def test_dirt_is_told_from_good_pages_and_shuffled_labels_teach_nothing() -> Non
     random.Random(1).shuffle(wrong)
     control = train(texts[:800], wrong, **SETTINGS)
     assert abs(auc(control.raw(texts[800:]), targets[800:] > 0) - 0.5) < 0.2
+
+
+def test_calibration_finds_slope_and_offset_wherever_scores_lie() -> None:
+    raw = np.linspace(3, 7, 400)
+    found = Classifier("ngrams", torch.zeros(1 << 10), 0.0)
+    found.calibrate(raw, 1 / (1 + np.exp(-2 * (raw - 5))))
+    assert (found.slope, found.offset) == pytest.approx((2, -10), rel=0.02)
 
 
 def test_calibrated_scores_are_probabilities(tmp_path: Path) -> None:

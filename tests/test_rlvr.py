@@ -234,6 +234,16 @@ def test_groups_without_variance_are_left_out_and_nothing_changes(algorithm, sha
     assert max(float(one.abs().max()) for one in skipped) > 1e-4
 
 
+def test_the_baseline_of_reinforce_is_a_running_mean_of_rewards():
+    feed = rollouts(small_model(own()), algorithm="reinforce", steps=3)
+    expected = 0.0
+    for step in range(3):
+        feed.rows(step)
+        expected = 0.9 * expected + 0.1 * feed.metrics(step)["reward"]
+        assert feed.baseline == pytest.approx(expected)
+    assert expected > 0
+
+
 def test_expert_iteration_divides_by_the_tokens_it_learns():
     """Rejected answers are not there at all: the loss is that of fine-tuning on the accepted ones."""
     feed = rollouts(small_model(own()), algorithm="expert_iteration")

@@ -102,6 +102,17 @@ def test_read_outs_are_their_formulas():
     assert chosen([Solution(nodes[0], None)], "majority").answer is None
 
 
+def test_every_request_is_sent_its_own_completions():
+    def search(first: int) -> Any:
+        found = []
+        for size in (2, 1):
+            found.append((yield [Request([first + place], Sampling()) for place in range(size)]))
+        return found
+
+    results = drive([search(10), search(20)], lambda requests: [one.prompt for one in requests])
+    assert results == [[[[10], [11]], [[10]]], [[[20], [21]], [[20]]]]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_beam_is_a_beam_search(seed):
     known = values(seed)

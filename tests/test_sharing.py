@@ -163,6 +163,13 @@ def test_a_push_that_was_cut_off_shows_nothing_and_goes_on(tmp_path, bucket, mon
     assert became(pull(path, bucket, there, only=["base"]))["base"] == "pulled"
 
 
+def test_what_is_half_written_is_no_object(tmp_path):
+    place = Folder(tmp_path)
+    place.write("x/a", b"1")
+    (tmp_path / "x" / ".b.1234.part").write_bytes(b"2")
+    assert place.names("x") == ["a"]
+
+
 def test_what_must_not_be_published_is_not_and_half_a_part_is_sent_again(tmp_path):
     path, shared = write_recipe(tmp_path), SharedStore(tmp_path / "shared")
     going = run(path, tmp_path / "here", only=["words"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from tuning import own, save, small_model, write_rows
@@ -9,6 +11,7 @@ from tuning import own, save, small_model, write_rows
 import trivium
 from trivium.data.steps import step_ends
 from trivium.generate.engine import Engine
+from trivium.generate.requests import Completion
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.learn.objectives.advantages import GROUP_STABILITY, group_advantages
@@ -191,6 +194,14 @@ def test_branches_share_their_beginning_and_are_drawn_from_the_model(at):
             assert one.logprobs == pytest.approx(scored, abs=1e-4)
     plain = EngineWorker(engine, sampling).generate(prompts, 6, [3, 4])
     assert all(one.trunk is None and one.weight == 1.0 for group in plain for one in group)
+
+
+def test_branches_part_at_the_first_uncertain_token_after_the_first():
+    worker = ForkingWorker(None, Sampling(), Forks(below=0.5))
+    for likeliest, fork in (((0.1, 0.9, 0.3, 0.2), 2), ((0.9, 0.4, 0.9), 1), ((0.1, 0.9, 0.5), None)):
+        told = [{7: math.log(share), 8: -9.0} for share in likeliest]
+        trunk = Completion("", [7] * len(told), [], "stop", 3, told)
+        assert worker._fork(trunk, 0, 0) == fork
 
 
 def test_a_stage_learns_from_process_rewards_and_forks(tmp_path):

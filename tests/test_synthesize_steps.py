@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_endpoint import FakeEndpoint, serving
 from generating import tiny_model, tokenizer
@@ -21,7 +22,8 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.model.folder import save_model
 from trivium.synthesize.agreement import majority
-from trivium.synthesize.row import Row
+from trivium.synthesize.diversity import Meanings
+from trivium.synthesize.row import Row, asked
 from trivium.synthesize.step import Room, parse_steps, step_names
 from trivium.synthesize.steps.traces import broken_form, foreign_share
 
@@ -177,6 +179,7 @@ def test_verify_keeps_the_right_and_says_of_every_other_why_not(tmp_path):
 def test_most_of_several_answers_agree(tmp_path):
     assert majority(["so it is\n#### 4", "4", "\\boxed{4.0}", "#### 5", ""]) == ("4", {0, 1, 2})
     assert majority(["", "  "]) == ("", set())
+    assert majority(["5", "4", "4", "5"]) == ("5", {0, 3})
     row = {"prompt": "?", "candidates": [{"text": text} for text in ("#### 7", "#### 7", "#### 8", "#### 9")]}
     [kept], room = through(tmp_path, [row], {"verify": "agreement"})
     assert (kept.fields["answer"], kept.fields["difficulty"]) == ("7", 0.5)
@@ -305,10 +308,11 @@ def test_a_reward_model_that_labels_for_a_judge_is_a_reference(tmp_path):
 
 def test_what_a_step_cannot_do_without_is_said_before_it_asks(tmp_path):
     unanswered = written(tmp_path, [{"prompt": "Say something."}])
-    asked: list[str] = []
+    requests: list[str] = []
+    teacher = lambda prompt, seed: requests.append(prompt) or ""
     with pytest.raises(TriviumError, match="`critique_revise` reads the column `completion`"):
-        run(tmp_path, lambda prompt, seed: asked.append(prompt) or "", ["critique_revise"], data=unanswered)
-    assert not asked
+        run(tmp_path, teacher, ["critique_revise"], data=unanswered)
+    assert not requests
     with pytest.raises(ValueError, match="`pattern` is no regular expression"):
         parse_steps([{"traces": {"pattern": "####("}}])
 
@@ -452,6 +456,35 @@ def test_the_next_row_of_a_round_is_drawn_as_if_those_before_it_were_kept():
         pool = [Row(f"{topic}{n}", {"topic": topic}) for topic in "ab" for n in range(2)]
         apart += len({row.fields["topic"] for row in fresh.choose(pool, 2, random.Random(seed))}) - 1
     assert apart / 2000 == pytest.approx(2 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize(("gap", "made"), [(0, 1), (0.5, 1), (1, 0)])
+def test_a_pair_is_made_of_scores_further_apart_than_the_gap(tmp_path, gap, made):
+    several = [[1.0, 1.0], [1.0, None], [0.5, 1.5, 1.0]]
+    rows = [
+        {"prompt": "?", "candidates": [{"text": f"{place}", "score": one} for place, one in enumerate(some)]}
+        for some in several
+    ]
+    found, room = through(tmp_path, rows, {"pairs": gap})
+    assert [(row.fields["chosen"], row.fields["rejected"]) for row in found] == [("1", "0")] * made
+    assert rules([{"reason": why} for *_, why in room.dropped]) == {"alike": 2 - made, "one answer": 1}
+
+
+def test_meanings_are_compared_without_what_all_of_them_share():
+    directions = np.eye(8)[:, :4]
+    meanings = Meanings(0.97, 0.7)
+    found = meanings.read(100 * np.ones(4) + directions)
+    centred = directions - directions.mean(0)
+    assert found == pytest.approx(centred / np.linalg.norm(centred, axis=1, keepdims=True))
+    meanings.add(found[0])
+    nearest = meanings.nearest(found[1])
+    assert nearest == pytest.approx(float(found[0] @ found[1]))
+    assert nearest < 0.5
+
+
+def test_a_conversation_is_asked_up_to_where_its_data_answered():
+    said = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+    assert asked(Row("1", {"messages": [*said, *said]})) == [*said, said[0]]
 
 
 def test_steering_draws_towards_what_is_missing_and_stops_when_nothing_is_new(tmp_path):
