@@ -93,6 +93,32 @@ def test_no_text_takes_more_than_a_linear_time() -> None:
     assert ran.returncode == 0
 
 
+def find_fences() -> None:
+    for begin, piece in (
+        ("", "```\n"),
+        ("", "``` "),
+        ("```", " "),
+        ("```", "a"),
+        ("```sql", "\n"),
+        ("\n", " ```"),
+    ):
+        text = begin + piece * (1_000_000 // len(piece))
+        for ended in (text, f"{text}\n```"):
+            program_of(ended)
+            query_of(ended)
+
+
+def test_fences_are_found_in_one_pass() -> None:
+    """In a million characters: a pattern that tries each place again took seconds for forty thousand."""
+    program = f"import sys; sys.path[:] = {sys.path!r}; import test_grade_limits as t; t.find_fences()"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+
+    ran = subprocess.run([sys.executable, "-c", program], preexec_fn=limit, cwd=Path(__file__).parent)
+    assert ran.returncode == 0
+
+
 def test_a_pattern_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns.matches, "__defaults__", (0.3,))
     score = scorer("format", pattern="(a+)+b")("a" * 5000)
