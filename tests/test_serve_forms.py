@@ -10,7 +10,7 @@ import pytest
 from generating import tiny_engine, tokenizer
 from serving import CHAT, GOOD, ScriptedEngine, assert_error, raw, running, until
 
-from trivium.generate.constraints import Constraint, Form, Grammars, form_of
+from trivium.generate.constraints import Constraint, Form, Grammars, form_of, library, matcher_of
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
@@ -128,6 +128,27 @@ def test_an_answer_whose_form_takes_too_long_to_follow_fails_alone():
     assert quick.completions == expected
     assert isinstance(slow.failure, TriviumError)
     assert "takes more than" in str(slow.failure)
+
+
+def test_what_a_form_may_take_for_one_token_is_bounded(grammars):
+    """Below what its library allows, with which one token of a pattern took seconds of all answers."""
+    form = Form("regex", "(((a?){30}(b?){30}){30}){30}")
+    grammars.prepare()
+    matcher = library().LLMatcher
+    grammar = matcher.grammar_from_regex(form.text)
+    loose = followed(matcher(grammars._vocabulary, grammar, log_level=0))
+    assert followed(matcher_of(form, grammars._vocabulary)) < loose
+
+
+def followed(matcher):
+    """For how many tokens a form is followed until it becomes too large."""
+    token = tokenizer().encode("a")[-1]
+    for count in range(1000):
+        if matcher.is_error():
+            return count
+        matcher.compute_bitmask()
+        matcher.consume_token(token)
+    raise AssertionError("it has no bound at all")
 
 
 def test_what_is_remembered_is_bounded(monkeypatch, grammars):
