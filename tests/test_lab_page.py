@@ -215,6 +215,44 @@ def test_an_interval_that_is_not_known_is_drawn_as_such():
     assert Line("a", points[1:2]).band(scale, scale) is None
 
 
+# For every row of every group: whether name and number stand on one line, and the bar between them or below.
+ASIDE = """
+return [...document.querySelectorAll('.rows .name')].map(name => {
+  const bar = name.nextElementSibling, number = bar.nextElementSibling
+  const middle = one => { const box = one.getBoundingClientRect(); return (box.top + box.bottom) / 2 }
+  return [name.textContent, Math.abs(middle(name) - middle(number)) < 4, middle(bar) > middle(name) - 4,
+          middle(bar) - middle(name) < 40]
+})"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_name_stands_beside_its_own_number(tmp_path: Path, width: int):
+    """On a narrow page the names of a second group once slid up into the gaps of the first."""
+    from browser import Browser
+
+    names = ("a", "b", "c")
+    scale = Axis(0.0, 1.0, (0.0, 0.5, 1.0))
+    groups = [
+        Rows(title, [Row(f"{title} {name}", interval(0.2, 0.5, 0.8)) for name in names], scale)
+        for title in ("one", "two")
+    ]
+    template = (
+        "{% import 'charts.jinja' as charts %}<style>{{ file('style.css') }}</style>"
+        "<meta name='viewport' content='width=device-width'>{{ charts.rows(groups) }}"
+    )
+    place = tmp_path / "page.html"
+    place.write_text(environment().from_string(template).render(groups=groups), encoding="utf-8")
+    browser = Browser(width=width)
+    try:
+        browser.go(place.as_uri())
+        assert browser.run(ASIDE) == [
+            [f"{title} {name}", True, True, True] for title in ("one", "two") for name in names
+        ]
+    finally:
+        browser.close()
+
+
 @pytest.mark.slow
 def test_the_page_can_be_read_and_filtered(tmp_path: Path):
     from browser import Browser
