@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,6 +230,32 @@ def test_a_judge_of_our_own_engine_whose_words_are_no_score_leaves_too_few_label
         trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs")
     [journal] = (tmp_path / "runs" / "store").glob("*/checkpoints/answers.jsonl")
     assert len(journal.read_text().splitlines()) == 25
+
+
+def test_where_a_judge_of_our_own_says_nothing_the_classifier_decides(tmp_path: Path, capsys: Any) -> None:
+    save_model(tiny_model(), tmp_path / "teacher")
+    tokenizer().save(tmp_path / "teacher")
+    write_lines(tmp_path / "labelled.jsonl", labelled(120))
+    kept = []
+    for again in (
+        None,
+        {"model": "./teacher", "band": 0.1, "characters": 20, "max_new_tokens": 2, "rubric": "short"},
+    ):
+        recipe = yaml.safe_load(RECIPE)
+        recipe["stages"]["web"]["steps"] = [
+            {"quality": {"classifier": "judge", "keep": 0.5, "rejudge": again}}
+        ]
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+        stage = trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs")["web"].folder
+        kept.append([row["id"] for row in rows(stage / "data")])
+    decided = json.loads((stage / "funnel.json").read_text())["decisions"]["01"]
+    assert decided["judged"] == decided["without a score"] == 20
+    # Copies are read once.
+    assert 0 < decided["requests"] <= 20
+    assert kept[0] == kept[1]
+    assert "20 documents judged again by ./teacher, 20 of them without a score" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_killed_curation_asks_about_nothing_twice(tmp_path: Path) -> None:

@@ -84,6 +84,13 @@ class Curate(Stage):
         summary = summary_of(curation.run())
         if journals := sorted(curation.scratch.glob(f"*/{ANSWERS}")):
             keep_answers(journals, work.folder / ANSWERS)
+        for facts in summary["decisions"].values():
+            if "judged" in facts:
+                why = f", the first since: {facts['first failure']}" if "first failure" in facts else ""
+                work.say(
+                    f"{facts['judged']:,} documents judged again by {facts['judge']}, "
+                    f"{facts['without a score']:,} of them without a score{why}"
+                )
         for step in summary["steps"]:
             work.say(f"{step['step']}: {step['in']:,} -> {step['out']:,} documents")
         return summary
