@@ -235,7 +235,7 @@ class LocalWriter:
         self, search: SearchSettings, jobs: Iterator[Job]
     ) -> Iterator[tuple[Job, ChatReply | None]]:
         """Answers that are searched for, as many side by side as there are rows for their solutions."""
-        assert self.searcher is not None, "whoever asks for searches says how they are made"
+        assert self.searcher is not None, "a search needs a `searcher` that makes it"
         searcher = self.searcher(self.engine, search)
         most, held = max(1, self.max_rows // search.n), None
         while True:

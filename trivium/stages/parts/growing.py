@@ -75,7 +75,7 @@ class GrowthPoint(GrowthSettings):
     def nothing_new_to_freeze_for(self) -> GrowthPoint:
         """Layers that are sums of all old ones are all new."""
         if self.freeze and self.method == "learned":
-            raise ValueError("`method: learned` makes every layer anew, so there are no old ones to `freeze`")
+            raise ValueError("`method: learned` makes all layers new, so there are no old ones to `freeze`")
         return self
 
     def step(self, steps: int, batch: int) -> int:
