@@ -172,7 +172,7 @@ def test_a_model_that_ends_its_turns_is_asked_through_its_template(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("fact", "no task called 'fact'"),
+        ("fact", "no task called 'fact'; did you mean 'facts'"),
         ("bits?source=prose", "no option 'source'"),
         ("facts?peple=3", "no option 'peple'"),
         ("facts?limit=0", "`limit`"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -332,7 +333,9 @@ def task(name: str) -> Task:
         return made
     place = _PLACES.get(ALSO_CALLED.get(name, name))
     if place is None:
-        raise TriviumError(f"There is no task called '{name}'; there are {', '.join(_PLACES)}.")
+        near = get_close_matches(name, _PLACES, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(_PLACES)}."
+        raise TriviumError(f"There is no task called '{name}'{hint}")
     module, attribute = place.split(":")
     found: Task = getattr(import_module(f"trivium.evals.{module}"), attribute)
     return found
