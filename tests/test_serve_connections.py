@@ -21,6 +21,7 @@ from serving import CHAT, GOOD, ScriptedEngine, raw, running, until
 from trivium.serve import connections, server
 from trivium.serve.limits import Limits
 from trivium.serve.logs import BURST, Sparing
+from trivium.serve.measures import Measures
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -107,6 +108,27 @@ def test_connections_without_a_request_make_room_for_those_with_one():
             wire.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
         with raw(address) as another:
             assert another.post(CHAT, json=GOOD).status_code == 200
+
+
+class Waiting:
+    """A connection without a request since some time."""
+
+    receiving = True
+
+    def __init__(self, since: float) -> None:
+        self.address, self.since = str(since), since
+        self.transport, self.ended = self, False
+
+    def abort(self) -> None:
+        self.ended = True
+
+
+def test_the_connection_that_has_waited_longest_makes_room():
+    room = connections.Connections(Limits(connections=2), Measures())
+    room._sweeping = True
+    some = [Waiting(since) for since in (5.0, 3.0, 9.0, 7.0)]
+    assert [room.enter(one) for one in some] == [None] * 4
+    assert [one.ended for one in some] == [True, True, False, False]
 
 
 def test_where_every_connection_is_being_answered_the_next_is_refused():
