@@ -285,6 +285,9 @@ def test_memory_is_the_sum_of_its_parts_by_formula():
     parameters = parameter_count(config)
     assert found.gradients == pytest.approx(4 * parameters / 8 + 2 * 4 * 1000 * 512)
     assert found.optimiser == pytest.approx(8 * parameters / 8)
+    # Muon has one moment of its matrices, and AdamW's two of the tables of tokens.
+    muon = estimate(replace(job, optimiser="muon"), SPREAD, layout).memory
+    assert muon.optimiser == pytest.approx(4 * (parameters + 2 * 1000 * 512) / 8, rel=1e-3)
     kept = 2 * (5 * 512 + 2 * 512 + 2 * 512 + 3 * 1024)
     assert found.activations == pytest.approx(2048 * kept * (4 + 2))
     halves = estimate(job, SPREAD, replace(layout, recompute="full")).memory
