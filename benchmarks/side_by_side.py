@@ -53,7 +53,7 @@ def results(runs: Path) -> dict[str, str]:
 def main() -> None:
     """Run both in turns and print the ratio."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument("--steps", type=int, default=40, help="of each of the four trainings")
+    options.add_argument("--steps", type=int, default=30, help="of each of the four trainings")
     options.add_argument("--rounds", type=int, default=1)
     chosen = options.parse_args()
     ratios = []
