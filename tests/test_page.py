@@ -36,19 +36,13 @@ def address(engines):
         yield address
 
 
-@pytest.fixture(scope="module")
-def window():
-    find_chromium()
+@pytest.fixture
+def browser(address):
     window = Browser()
+    window.go(address)
+    window.until("document.querySelectorAll('.chip').length === 3")
     yield window
     window.close()
-
-
-@pytest.fixture
-def browser(window, address):
-    window.anew(address)
-    window.until("document.querySelectorAll('.chip').length === 3")
-    return window
 
 
 def choose(browser, *names):

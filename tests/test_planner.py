@@ -28,7 +28,7 @@ from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.flops import muon_flops, parameter_count, pass_flops
 from trivium.model.transformer import Transformer
 from trivium.pipeline import economics
-from trivium.pipeline.measured import known, note, reached
+from trivium.pipeline.measured import FORMULA, corrections, known, note
 from trivium.pipeline.plan import planned
 
 SMALL = {"vocabulary": 97, "width": 64, "layers": 2, "heads": 4, "inner_width": 96, "context": 64}
@@ -415,12 +415,14 @@ def test_a_persons_own_prices_are_laid_over_those_that_ship(tmp_path):
         machine("h100", tmp_path / "empty.yaml")
 
 
-def test_what_a_stage_reached_is_the_median_of_the_newest_nearest_in_size():
-    done = lambda flops, parameters: {"flops": flops, "seconds": 2.0, "parameters": parameters}
-    small = [done(flops, 1000) for flops in (2.0, 4.0, 20.0, 22.0, 24.0)]
-    kinds = {"sft": [*small, done(90.0, 10)], "rlvr": [done(0.0, 1000)]}
-    assert reached(kinds, {"sft": 1100}) == {"sft": 11.0}
-    assert reached(kinds, {}) == {"sft": 12.0}
+def test_a_kind_is_corrected_by_the_median_of_the_newest_results_nearest_in_size():
+    def done(seconds: float, parameters: int, formula: int = FORMULA) -> dict[str, float]:
+        return {"seconds": seconds, "formula_seconds": 2.0, "parameters": parameters, "formula": formula}
+
+    small = [done(seconds, 1000) for seconds in (2.0, 4.0, 20.0, 22.0, 24.0)]
+    kinds = {"sft": [*small, done(90.0, 10)], "rlvr": [done(9.0, 1000, FORMULA - 1)], "merge": [{}]}
+    assert corrections(kinds, {"sft": 1100}) == {"sft": 11.0}
+    assert corrections(kinds, {}) == {"sft": 12.0}
 
 
 def test_a_stage_that_went_on_after_a_stop_is_noted_once(tmp_path):

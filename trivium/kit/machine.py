@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import time
@@ -97,10 +98,25 @@ def free_memory() -> int:
     return max(free, 0)
 
 
+def hand_back_memory() -> None:
+    """Give freed memory back to the system, so that what the process holds is what it uses."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_memory() -> int | None:
+    """The bytes of memory this process holds now; None where nothing tells."""
+    kilobytes = _table("/proc/self/status").get("VmRSS:")
+    return None if kilobytes is None else kilobytes * 1024
+
+
 def forget_peak_memory() -> None:
     """Watch from now on how much memory this process holds at the most."""
     import torch
 
+    # What an earlier stage freed is kept for speed, and would count for the next one.
+    hand_back_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     # Not on Linux, or not allowed: then the peak is that of the whole process so far.

@@ -13,14 +13,31 @@ from dataclasses import dataclass, fields
 
 from trivium.model.arithmetic import layer_matrices
 from trivium.model.config import ModelConfig
-from trivium.model.transformer import Layer, Transformer
+from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
+
+_shapes: dict[str, tuple[int, Counter[tuple[int, int]]]] = {}
+
+
+def _shapes_of(config: ModelConfig) -> tuple[int, Counter[tuple[int, int]]]:
+    """All weights, and how many of the layers' matrices have which shape; every config is built once."""
+    # A config holds the dictionary of its RoPE scaling, so it has no hash.
+    key = repr(config)
+    if key not in _shapes:
+        with unfilled():
+            model = Transformer(config)
+        matrices = (one for one in model.layers.parameters() if one.dim() >= 2)
+        sides = ((one.shape[0], one[0].numel()) for one in matrices)
+        _shapes[key] = (
+            sum(parameter.numel() for parameter in model.parameters()),
+            Counter((min(pair), max(pair)) for pair in sides),
+        )
+    return _shapes[key]
 
 
 def parameter_count(config: ModelConfig) -> int:
     """All weights."""
-    with unfilled():
-        return sum(parameter.numel() for parameter in Transformer(config).parameters())
+    return _shapes_of(config)[0]
 
 
 def active_matrix_parameters(config: ModelConfig) -> int:
@@ -78,7 +95,9 @@ def pass_flops(
     if last_layer is not None:
         asking = config.width * (config.heads + 2 * config.key_value_heads) * config.head_width
         layers -= 2.0 * (tokens - last_layer) * (layer_matrices(config, config.layers - 1) - asking)
-    attention = 4.0 * config.layers * config.heads * config.head_width * length * tokens
+    # Where no output is wanted of the last layer, its keys and values are stored and nothing attends.
+    attending = config.layers - (last_layer == 0)
+    attention = 4.0 * attending * config.heads * config.head_width * length * tokens
     head = 2.0 * predicted * config.vocabulary * config.width
     adapter = 2.0 * tokens * beside
     return Flops(
@@ -90,16 +109,10 @@ def pass_flops(
 
 def muon_flops(config: ModelConfig, steps: float = 1.0) -> float:
     """Newton–Schulz of all layers' matrices in so many optimiser steps: five rounds of three products."""
-    alike = Counter(config.is_mixture(layer) for layer in range(config.layers))
-    total = 0.0
-    for mixture, count in alike.items():
-        with unfilled():
-            layer = Layer(config, next(n for n in range(config.layers) if config.is_mixture(n) == mixture))
-        for one in layer.parameters():
-            if one.dim() >= 2:
-                rows, columns = sorted((one.shape[0], one[0].numel()))
-                total += count * (20.0 * rows**2 * columns + 10.0 * rows**3)
-    return steps * total
+    return steps * sum(
+        count * (20.0 * rows**2 * columns + 10.0 * rows**3)
+        for (rows, columns), count in _shapes_of(config)[1].items()
+    )
 
 
 def visible_keys(length: int, window: int | None, causal: bool) -> float:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trivium import world
 from trivium.data.mixture import weights_over
 from trivium.data.packing import pack
 from trivium.data.settings import MixtureSource
 from trivium.data.shards import Shards
+from trivium.data.sources import Source
+from trivium.evals.settings import named
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
@@ -19,20 +24,33 @@ from trivium.kit.numbers import short
 from trivium.model.folder import load_config
 from trivium.model.hub import resolve
 from trivium.pipeline.checks import Checked
-from trivium.pipeline.looking import learned_share, lengths, pair_lengths
+from trivium.pipeline.looking import (
+    OF_A_TURN,
+    answer_length,
+    bytes_per_token,
+    content_of,
+    learned_share,
+    lengths,
+    pair_lengths,
+    texts_of,
+)
 from trivium.pipeline.run import Run
 from trivium.pipeline.workload import attended
 from trivium.recipe.outside import locate
 from trivium.stages.parts.examples import ROWS_PER_BATCH
+from trivium.stages.parts.prompts import asked_of, prompt_ids
 from trivium.stages.parts.shapes import size_of
-from trivium.stages.parts.stage import Stage
+from trivium.stages.parts.stage import Reference, Stage
 from trivium.stages.parts.training import LONGEST
+from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
 
 MOST_EPOCHS = 8
 """How often a source may come round before a person has to say `max_repeats`."""
 INHERITED = ("parameters", "vocabulary", "context", "width", "layers")
-EXAMPLES = ("sft", "distill")
+EXAMPLES = ("sft", "distill", "multimodal")
+MEASURES = ("quantize", "merge", "shrink")
+"""Kinds that train nothing and measure on what their data hold out."""
 
 
 def inherited(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -78,8 +96,14 @@ def tokenizer_of(going: Run, name: str) -> Tokenizer | None:
         folder = resolve(place) if place.is_dir() else place
         for inside in (folder, folder / "tokenizer"):
             if (inside / "tokenizer.json").is_file():
-                return Tokenizer.load(inside)
+                return _loaded(inside, (inside / "tokenizer.json").stat().st_mtime_ns)
     return None
+
+
+@lru_cache(4)
+def _loaded(folder: Path, written: int) -> Tokenizer:
+    """The tokenizer of a folder; nearly all stages of a recipe share one."""
+    return Tokenizer.load(folder)
 
 
 def amounts(
@@ -292,7 +316,8 @@ def validation_tokens(
     """The tokens that a source holds out, in the mean over the sources."""
     node = going.nodes[name]
     stage: Any = node.stage
-    if not hasattr(stage, "validation") or stage.kind == "corpus" or not known:
+    measures = hasattr(stage, "validation") or stage.kind in MEASURES
+    if not measures or stage.kind == "corpus" or not known:
         return 0.0
     total, mixture = 0.0, _mixture(stage)
     for source, (tokens, _) in known.items():
@@ -322,6 +347,125 @@ def policy_numbers(
     return {"steps": steps, "answers": answers, "tokens at most": tokens, "prompt tokens": max(1.0, prompt)}
 
 
+def prompt_tokens(going: Run, name: str, checked: Checked, vocabulary: int) -> float:
+    """The mean tokens of the prompts of a stage, as the model will read them."""
+    tokenizer = tokenizer_of(going, name)
+    if tokenizer is not None and _taught(going, name) is not None:
+        # Whoever was taught conversations is asked through their template, which may not be there yet.
+        tokenizer = with_chat_template(tokenizer)
+    total = count = 0.0
+    for source, looked in checked.sources.get(name, {}).items():
+        if source not in _mixture(going.nodes[name].stage) or not looked.rows:
+            continue
+        sizes = []
+        for row in looked.counted:
+            try:
+                asked = asked_of(row.fields, row.id)
+            except TriviumError:
+                asked = content_of(row)
+            if tokenizer is None:
+                sizes.append(len("\n".join(texts_of(asked))) / bytes_per_token(vocabulary) + OF_A_TURN)
+            else:
+                sizes.append(float(len(prompt_ids(asked, tokenizer, None, name))))
+        weight = looked.documents or len(sizes)
+        total, count = total + weight * float(np.mean(sizes)), count + weight
+    return total / count if count else 0.0
+
+
+def answer_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> dict[str, float]:
+    """How long the answers will be, as far as what the model was taught tells, and the questions of tasks."""
+    stage: Any = going.nodes[name].stage
+    found: dict[str, float] = {}
+    asked = {named(one)[0] for one in getattr(stage, "on", [])}
+    tokenizer = tokenizer_of(going, name)
+    prompts = [length for one in asked if (length := _question(one, tokenizer, vocabulary)) is not None]
+    if prompts:
+        found["prompt tokens"] = float(np.mean(prompts))
+    asked |= {_base_name(one) for one in _mixture(stage)}
+    taught = _taught(going, name)
+    if taught is None:
+        return found
+    lengths: dict[str, list[tuple[float, float]]] = {}
+    for reference, weight in taught:
+        source = located(going, reference)
+        looked = checked.look(source) if source is not None else None
+        answer = answer_length(looked, tokenizer, vocabulary) if looked is not None and looked.rows else None
+        if answer is not None:
+            lengths.setdefault(_base_name(reference.name), []).append((answer, weight))
+    # What it was taught on the same kind of question tells more than all its answers together.
+    same = [one for name in asked & lengths.keys() for one in lengths[name]]
+    every = same or [one for some in lengths.values() for one in some]
+    total = sum(weight for _, weight in every)
+    if total:
+        answer = sum(length * weight for length, weight in every) / total
+        longest = getattr(stage, "max_new_tokens", None) or answer
+        # Where far more room is left than was ever needed, longer answers than those taught are meant.
+        if answer * ROOM >= longest:
+            found["answer tokens"] = min(answer, float(longest))
+    return found
+
+
+def sycophancy_numbers(going: Run, name: str, vocabulary: int) -> dict[str, float]:
+    """The tokens of a question of the sycophancy evaluation."""
+    length = _question("taste", tokenizer_of(going, name), vocabulary)
+    return {} if length is None else {"sycophancy tokens": length}
+
+
+def _taught(going: Run, name: str) -> list[tuple[Reference, float]] | None:
+    """The examples, with their weights, of the nearest stage above that learnt to answer."""
+    node = going.nodes[name]
+    while True:
+        stage: Any = node.stage
+        start = getattr(stage, "start", None)
+        parent = node.parents.get(start) if isinstance(start, str) else None
+        if parent is None:
+            return None
+        node = going.nodes[parent.stage]
+        if node.stage.kind in EXAMPLES:
+            weights = {one: portion.weight for one, portion in _mixture(node.stage).items()}
+            return [
+                (one, _mean(weights_over(weight)) if weight is not None else 1.0)
+                for one in node.stage.references()
+                if one.read is not None and one.name in weights and one.name not in node.parents
+                for weight in [weights[one.name]]
+            ]
+
+
+def located(going: Run, reference: Reference) -> Source | None:
+    """The source that a reference names, where it can be read now."""
+    assert reference.read is not None
+    if reference.name.startswith("world:"):
+        return reference.read
+    place = locate(reference.name, going.recipe.base)
+    if place is None or (place.is_dir() and (place / "manifest.json").is_file()):
+        return None
+    return reference.read.model_copy(update={"path": str(place)})
+
+
+def _base_name(source: str) -> str:
+    return source.removeprefix("world:").partition("?")[0]
+
+
+ROOM = 8
+"""Up to how many times the answers that were taught `max_new_tokens` leaves their length to be expected."""
+ASKED = 16
+"""Questions of a task that are looked at."""
+
+
+def _question(task: str, tokenizer: Tokenizer | None, vocabulary: int) -> float | None:
+    """The tokens of a task's question, where the invented world asks it."""
+    try:
+        asked = list(world.questions(task, "test", limit=ASKED))
+    except TriviumError:
+        return None
+    if tokenizer is None:
+        sizes = [len(one.prompt) / bytes_per_token(vocabulary) + OF_A_TURN for one in asked]
+    else:
+        asking = with_chat_template(tokenizer)
+        sizes = [len(asking.encode_prompt([dict(said) for said in one.messages])) for one in asked]
+    return float(np.mean(sizes))
+
+
 def pair_numbers(stage: Any, pairs: float, lengths: tuple[float, float]) -> dict[str, Any]:
     """Steps of a stage that learns from pairs; `lengths` are the tokens of a prompt and of its answers."""
     epochs = stage.epochs if stage.epochs is not None else 1.0
@@ -331,31 +475,57 @@ def pair_numbers(stage: Any, pairs: float, lengths: tuple[float, float]) -> dict
     return {"steps": steps, "pairs": round(steps * stage.pairs), "pairs there": pairs, "pair tokens": lengths}
 
 
-def synthesis_numbers(stage: Any, numbers: Mapping[str, Any], rows: float, prompt: float) -> dict[str, Any]:
-    """Answers and tokens of a stage that writes data, with answers half as long as they may be."""
-    found: dict[str, Any] = stage.estimate(rows, prompt)
-    if "parameters" in numbers:
-        found["flops"] = (
-            2.0 * numbers["parameters"] * (found["tokens at most"] + found["answers"] * prompt) / 2
-        )
-    return found
+def measuring_numbers(
+    stage: Any, known: Mapping[str, tuple[float, np.ndarray]], numbers: Mapping[str, Any]
+) -> dict[str, float]:
+    """How long the documents are that a stage measures on, cut as it cuts them."""
+    if not known:
+        return {}
+    context = int(min(stage.context or 512, numbers.get("context", 512)))
+    packing = pack(np.concatenate([sizes for _, sizes in known.values()]), context)
+    pieces = packing.ends - packing.starts
+    met = attended(pieces, padded=not machine.device().startswith("cuda"))
+    return {"attended": met, "learned": 1.0 - len(pieces) / max(1, packing.tokens)}
 
 
-def online_numbers(
-    stage: Any, numbers: Mapping[str, Any], prompts: int | None, prompt: float
-) -> dict[str, Any]:
-    """Steps and answers of preferences that the model's own answers make, half as long as they may be."""
+def solution_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> dict[str, float]:
+    """The tokens and the steps of a solution, of those that a process reward model learns from."""
+    stage: Any = going.nodes[name].stage
+    tokenizer = tokenizer_of(going, name)
+    sizes, steps = [], []
+    for looked in checked.sources.get(name, {}).values():
+        for row in looked.counted:
+            listed = row.fields.get("completions")
+            if not isinstance(listed, list) or not listed:
+                continue
+            text = stage.separator.join([*map(str, listed), ""])
+            steps.append(len(listed))
+            if tokenizer is None:
+                said = "\n".join(texts_of([row.fields.get("prompt"), text]))
+                sizes.append(len(said) / bytes_per_token(vocabulary))
+            else:
+                asked = prompt_ids(asked_of(row.fields, row.id), tokenizer, None, name)
+                sizes.append(float(len(asked) + len(tokenizer.encode(text))))
+    if not sizes:
+        return {}
+    return {"solution tokens": float(np.mean(sizes)), "steps of a solution": float(np.mean(steps))}
+
+
+def synthesis_numbers(stage: Any, rows: float, prompt: float) -> dict[str, Any]:
+    """Answers and tokens of a stage that writes data."""
+    return {**stage.estimate(rows, prompt), "prompt tokens": max(1.0, prompt)}
+
+
+def online_numbers(stage: Any, prompts: int | None, prompt: float) -> dict[str, Any]:
+    """Steps and answers of preferences that the model's own answers make."""
     steps = stage.steps or (round(stage.epochs * prompts / stage.pairs) if stage.epochs and prompts else None)
     if not steps:
         return {}
     answers = steps * stage.pairs * stage.online.num_generations
-    found = {"steps": steps, "answers": answers, "tokens at most": answers * stage.online.max_new_tokens}
-    if "parameters" in numbers:
-        # All answers are written; two of each prompt are read by the reference and learned from.
-        length = prompt + stage.online.max_new_tokens / 2
-        pairs = 2 * steps * stage.pairs
-        found["flops"] = numbers["parameters"] * length * (2.0 * answers + 8.0 * pairs)
-    return found
+    return {
+        "steps": steps, "answers": answers, "tokens at most": answers * stage.online.max_new_tokens,
+        "prompt tokens": max(1.0, prompt),
+    }  # fmt: skip
 
 
 UNSAID = (
@@ -366,8 +536,13 @@ UNSAID = (
     "learned",
     "longest",
     "pairs there",
+    "pairs held out",
     "validation tokens",
     "sources",
+    "solution tokens",
+    "steps of a solution",
+    "probe tokens",
+    "sycophancy tokens",
 )
 """Numbers that the planner needs and a person does not."""
 

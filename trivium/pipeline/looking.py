@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,13 +20,18 @@ from trivium.tokens.tokenizer import Tokenizer
 
 FIRST_ROWS = 2000
 MEASURED = 500
+"""Of how many rows the length is told."""
+COUNTED = 64
+"""How many are tokenised where the rows are a sample anyway; the others are told by their characters."""
 LONGEST = 1 << 20
 OF_A_TURN = 6
 """Tokens that a chat template spends on a message, about."""
 FIRST_CHARACTERS = 4_000_000
 """How much of a source is read at most; what is behind that is estimated from the sizes of the files."""
 FIRST_GENERATED = 200
-"""How many documents of the invented world are written to look at them."""
+"""How many documents of the invented world are written to look at them, at most."""
+GENERATED_CHARACTERS, LEAST_ROWS = 200_000, 64
+"""How much of them is enough, if it is so many: long ones vary less than they cost to write."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,20 @@ class Looked:
     documents: int | None
     """How many documents there are, estimated unless `whole`; None where nothing tells."""
     characters: list[int] = field(default_factory=list)
+    _encoded: dict[str, list[Encoded]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def counted(self) -> list[Document]:
+        """The rows whose tokens are counted."""
+        return self.rows[: MEASURED if self.whole else COUNTED]
+
+    def conversations(self, tokenizer: Tokenizer) -> list[Encoded]:
+        """The first rows in tokens, with what is learnt of them; each tokenizer reads them once."""
+        key = tokenizer.fingerprint
+        if key not in self._encoded:
+            found = Encoder(with_chat_template(tokenizer), LONGEST).encode(self.counted)
+            self._encoded[key] = [one for one in found if isinstance(one, Encoded)]
+        return self._encoded[key]
 
     @property
     def columns(self) -> list[str]:
@@ -56,7 +75,7 @@ class Looked:
 def look(source: Source) -> Looked:
     """The first rows of a source; a row that cannot be read stops it, as it would stop the stage."""
     generated = source.path.startswith("world:")
-    most = FIRST_GENERATED if generated else FIRST_ROWS
+    most, enough = (FIRST_GENERATED, GENERATED_CHARACTERS) if generated else (FIRST_ROWS, FIRST_CHARACTERS)
     limited = most if source.limit is None else min(most, source.limit)
     reading = Reading()
     wanted = source if not generated else source.model_copy(update={"limit": limited})
@@ -66,7 +85,7 @@ def look(source: Source) -> Looked:
     for row in islice(found, limited):
         rows.append(row)
         characters += _size(row)
-        if characters >= FIRST_CHARACTERS:
+        if characters >= FIRST_CHARACTERS or (characters >= enough and len(rows) >= LEAST_ROWS):
             break
     whole = (
         not generated and len(rows) < limited and characters < FIRST_CHARACTERS and next(found, None) is None
@@ -118,11 +137,25 @@ def lengths(looked: Looked, tokenizer: Tokenizer | None, vocabulary: int) -> np.
         sizes = [round(_size(row) / each) + OF_A_TURN * _turns(row) for row in rows]
         return np.array([max(2, size) for size in sizes])
     if rows[0].text is None:
-        encoder = Encoder(with_chat_template(tokenizer), LONGEST)
-        whole = [len(one.tokens) for one in encoder.encode(rows) if isinstance(one, Encoded)]
+        whole = looked.conversations(tokenizer)
         if whole:
-            return np.array(whole)
-    return np.array([len(tokenizer.encode(content_of(row))) + 1 for row in rows])
+            return _extended(
+                np.array([len(one.tokens) for one in whole]), [one.document for one in whole], rows
+            )
+    some = looked.counted
+    counted = np.array([len(tokenizer.encode(content_of(row))) + 1 for row in some])
+    return _extended(counted, some, rows)
+
+
+def _extended(counted: np.ndarray, some: Sequence[Document], rows: Sequence[Document]) -> np.ndarray:
+    """The tokens of all rows, by least squares on characters and messages over those that were counted."""
+    if len(rows) <= max(len(some), 2):
+        return counted
+    measures = lambda listed: np.array([[_size(row), _turns(row), 1.0] for row in listed])
+    factors = np.linalg.lstsq(measures(some), counted.astype(float), rcond=None)[0]
+    # The mean over all rows is what matters; what characters cannot tell of a row stays in the counted ones.
+    others = np.rint(measures(rows[len(some) :]) @ factors).astype(int)
+    return np.concatenate([counted, np.maximum(others, 2)])
 
 
 def learned_share(looked: Looked, tokenizer: Tokenizer | None) -> float | None:
@@ -131,14 +164,32 @@ def learned_share(looked: Looked, tokenizer: Tokenizer | None) -> float | None:
     if rows[0].text is not None:
         return None
     if tokenizer is not None:
-        encoded = [one for one in Encoder(with_chat_template(tokenizer), LONGEST).encode(rows)
-                   if isinstance(one, Encoded)]  # fmt: skip
+        encoded = looked.conversations(tokenizer)
         tokens = sum(len(one.tokens) for one in encoded)
         learned = sum(len(one.tokens) if one.learned is None else int(one.learned.sum()) for one in encoded)
         return learned / tokens if tokens else None
     whole = sum(_size(row) for row in rows)
     said = sum(len(text) for row in rows for text in _answers(row))
     return said / whole if whole else None
+
+
+def answer_length(looked: Looked, tokenizer: Tokenizer | None, vocabulary: int) -> float | None:
+    """The mean tokens of an answer with its end, in conversations and completions; None for plain text."""
+    rows = looked.rows[:MEASURED]
+    if rows[0].text is not None:
+        return None
+    if tokenizer is not None:
+        answers = [_runs(one.learned) for one in looked.conversations(tokenizer) if one.learned is not None]
+        count = sum(many for many, _ in answers)
+        return sum(tokens for _, tokens in answers) / count if count else None
+    said = [len(text) / bytes_per_token(vocabulary) + 1 for row in rows for text in _answers(row)]
+    return float(np.mean(said)) if said else None
+
+
+def _runs(learned: np.ndarray) -> tuple[int, int]:
+    """How many answers a row has, runs of tokens that are learnt, and how many tokens they have together."""
+    marks = np.asarray(learned, dtype=bool)
+    return int(marks[0]) + int((marks[1:] & ~marks[:-1]).sum()), int(marks.sum())
 
 
 def _answers(row: Document) -> list[str]:
@@ -155,7 +206,7 @@ def pair_lengths(looked: Looked, tokenizer: Tokenizer | None, vocabulary: int) -
     """The mean tokens of a prompt and of all its answers together."""
     rows = looked.rows[:MEASURED]
     if tokenizer is not None:
-        pairs = list(PreferenceData(with_chat_template(tokenizer), LONGEST).read(rows, skip=True))
+        pairs = list(PreferenceData(with_chat_template(tokenizer), LONGEST).read(looked.counted, skip=True))
         if pairs:
             prompts = [len(one.prompt) for one in pairs]
             answers = [sum(len(each.tokens) for each in one.completions) for one in pairs]

@@ -1,7 +1,9 @@
 """What this machine was measured to do: by `doctor`, and by every stage that ended here.
 
 `runs/store/machine.json` holds it, by device: the numbers of `doctor`, and for each kind of stage the last
-results with their FLOPs, seconds, size of model and peak memory. A plan for `here` starts from them.
+results with their FLOPs, seconds, size of model and peak memory, and what the formula had said where they
+were planned. A plan for `here` starts from them: what stages of a kind took of what the formula said corrects
+it for the next. FLOP/s would not do: generation decides the time of some kinds, attention that of others.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from trivium.lab.planner.catalogue import Machine, this_machine
 from trivium.pipeline.store import Store
 
 FILE = "machine.json"
+FORMULA = 2
+"""Raised when the planner's formula of time changes: what an earlier one said corrects no plan."""
 KEPT = 12
 """Results kept of a kind."""
 NEAREST = 3
@@ -42,14 +46,15 @@ def of_this(store: Path) -> dict[str, Any]:
     return found
 
 
-def note(store: Path, record: Mapping[str, Any]) -> None:
-    """Keep what a stage that ended took, if it computed anything."""
+def note(store: Path, record: Mapping[str, Any], plan: Path | None = None) -> None:
+    """Keep what a stage that ended took, if it computed anything, and what the recipe's plan had said."""
     if not record.get("seconds") or not record.get("machine"):
         return
     parameters = (record.get("summary") or {}).get("parameters") or record.get("planned_parameters")
     result = {
         "flops": record.get("flops") or 0.0, "seconds": record["seconds"], "parameters": parameters,
         "peak_memory": record.get("peak_memory"), "stage": record["stage"], "started": record.get("started"),
+        "formula_seconds": _formula(record, plan), "formula": FORMULA,
     }  # fmt: skip
     everything = known(store)
     mine = everything.setdefault(device_of(record["machine"]), {})
@@ -68,18 +73,28 @@ def keep(store: Path, numbers: Mapping[str, Any]) -> None:
     write_json(store / FILE, everything)
 
 
-def reached(stages: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, float]:
-    """FLOP/s by kind: the median of the results whose models are nearest in size to what is planned."""
+def _formula(record: Mapping[str, Any], plan: Path | None) -> float | None:
+    """What the formula said of this very result, if it was planned before it was made whole."""
+    if plan is None or not plan.is_file():
+        return None
+    planned = read_object(plan).get(record["stage"], {})
+    same = str(planned.get("entry", "")).endswith(f"-{record['fingerprint']}")
+    seconds = planned.get("formula_seconds") if same else None
+    return float(seconds) if seconds else None
+
+
+def corrections(stages: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, float]:
+    """By kind: the median over the results whose models are nearest in size to what is planned."""
     found = {}
     for kind, results in stages.items():
-        # The newest come first, so that of equal sizes those are taken.
-        rated = [one for one in reversed(results) if one["flops"] and one["seconds"]]
+        rated = [one for one in results if one.get("formula_seconds") and one.get("formula") == FORMULA]
         if not rated:
             continue
+        rated.reverse()
         size = sizes.get(kind)
         if size:
             rated.sort(key=lambda one: abs(math.log10((one["parameters"] or size) / size)))
-        found[kind] = median(one["flops"] / one["seconds"] for one in rated[:NEAREST])
+        found[kind] = median(one["seconds"] / one["formula_seconds"] for one in rated[:NEAREST])
     return found
 
 
@@ -87,7 +102,7 @@ def here(store: Store, sizes: Mapping[str, int]) -> Machine:
     """This machine as far as it is known, for stages whose models have these sizes."""
     _learn_from(store)
     mine = of_this(store.folder)
-    return this_machine({**mine, "reached": reached(mine.get("stages", {}), sizes)})
+    return this_machine({**mine, "corrections": corrections(mine.get("stages", {}), sizes)})
 
 
 def _learn_from(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from trivium.pipeline.run import Run, prepare
 from trivium.pipeline.workload import job_of
 from trivium.recipe import graph
 from trivium.recipe.outside import locate
+from trivium.stages.grow import PROBE
 
-PACKED = ("pretrain", "midtrain", "sft", "distill")
+PACKED = ("pretrain", "midtrain", *costs.EXAMPLES)
+ANSWERING = ("rlvr", "ppo", "evaluate", "compare", "preference", "synthesize", "label_steps")
 VOCABULARY = 4096
 
 
@@ -150,7 +153,7 @@ def write_plan(found: Planned) -> None:
         write_json(place, stages)
 
 
-PLAN_KEEPS = ("tokens", "flops", "seconds", "memory_bytes")
+PLAN_KEEPS = ("tokens", "flops", "seconds", "formula_seconds", "memory_bytes")
 
 
 def _cost(found: Estimate) -> str:
@@ -184,43 +187,59 @@ def _numbers(
     stage: Any = node.stage
     numbers = {**costs.inherited(going, name, derived), **stage.plan(_inputs(going, name, derived))}
     everything = {**derived, name: numbers}
+    vocabulary = int(numbers.get("vocabulary", VOCABULARY))
+    prompt = partial(costs.prompt_tokens, going, name, checked, vocabulary)
     if _will(going, name) != "reuse":
         stage.check_machine()
         check(going, name, everything, checked)
-    known = costs.amounts(going, name, checked, everything, int(numbers.get("vocabulary", VOCABULARY)))
+    known = costs.amounts(going, name, checked, everything, vocabulary)
     if stage.kind == "corpus":
         numbers |= costs.corpus_numbers(going, name, known)
     if _will(going, name) == "reuse":
         return numbers
     if stage.kind in PACKED:
         numbers |= costs.training_numbers(going, name, known, numbers)
-        learned = costs.learned(going, name, checked, known) if stage.kind == "sft" else None
+        learned = costs.learned(going, name, checked, known) if stage.kind in costs.EXAMPLES else None
         if learned is not None and "learned" in numbers:
             numbers["learned"] = learned
         costs.check_repeats(name, stage, numbers.get("epochs", {}))
     elif is_online(stage):
-        problems = sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
-        length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
-        numbers |= costs.online_numbers(stage, numbers, problems, length)
+        numbers |= costs.online_numbers(stage, _rows(name, checked), prompt())
     elif stage.kind in PREFERENCES and known:
-        pairs = sum(
-            (looked.documents or 0) * (1 - stage.data[source].validation)
-            for source, looked in checked.sources.get(name, {}).items()
-            if source in stage.data
-        )
+        pairs = held = 0.0
+        for source, looked in checked.sources.get(name, {}).items():
+            if source in stage.data:
+                out = float(looked.held_out(stage.data[source].validation) or 0)
+                pairs, held = pairs + (looked.documents or 0) - out, held + out
         numbers |= costs.pair_numbers(stage, pairs, costs.pair_tokens(going, name, checked, numbers))
+        numbers["pairs held out"] = held
+        if getattr(stage, "process", False):
+            numbers |= costs.solution_numbers(going, name, checked, vocabulary)
     elif stage.kind in PROMPTED:
-        problems = sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
-        length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
-        numbers |= costs.policy_numbers(stage, numbers, problems, length)
+        numbers |= costs.policy_numbers(stage, numbers, _rows(name, checked), prompt())
     elif stage.kind == "synthesize":
-        rows = sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
         length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
-        numbers |= costs.synthesis_numbers(stage, numbers, rows, length)
+        numbers |= costs.synthesis_numbers(stage, _rows(name, checked), length)
+    elif stage.kind in ("compare", "label_steps") and _rows(name, checked):
+        numbers |= {"questions": _rows(name, checked), "prompt tokens": prompt()}
+    elif stage.kind in costs.MEASURES:
+        numbers |= costs.measuring_numbers(stage, known, numbers)
+    elif stage.kind == "grow":
+        tokenizer = costs.tokenizer_of(going, name)
+        numbers |= {} if tokenizer is None else {"probe tokens": len(tokenizer.encode(PROBE))}
+    if getattr(stage, "sycophancy", 0):
+        numbers |= costs.sycophancy_numbers(going, name, vocabulary)
+    if stage.kind in ANSWERING:
+        numbers |= costs.answer_numbers(going, name, checked, vocabulary)
     _note_held_out(going, name, numbers, derived, checked)
     numbers["validation tokens"] = costs.validation_tokens(going, name, derived, checked, known)
     numbers["sources"] = max(1, len(known))
     return numbers
+
+
+def _rows(name: str, checked: Checked) -> int:
+    """How many rows the sources of a stage have, as far as they are known."""
+    return sum(looked.documents or 0 for looked in checked.sources.get(name, {}).values())
 
 
 def _note_held_out(

@@ -26,6 +26,7 @@ from trivium.kit.numbers import short
 from trivium.kit.progress import Progress, duration
 from trivium.kit.seals import RECORD
 from trivium.kit.trackers import Tracked, check, tracking
+from trivium.lab.compare_stages import PLAN_FILE
 from trivium.lab.experiments import conclude
 from trivium.model.arithmetic import counted
 from trivium.pipeline import measured
@@ -35,7 +36,6 @@ from trivium.pipeline.checkpoints import product
 from trivium.pipeline.index import write_index
 from trivium.pipeline.jobs import SideBySide, crew, plain
 from trivium.pipeline.lock import locked
-from trivium.pipeline.report import report
 from trivium.pipeline.sharing import SharedStore, obtain
 from trivium.pipeline.store import Entry, Store, last_row, now
 from trivium.pipeline.watch import note_graph
@@ -146,6 +146,8 @@ def _run(
             if going.recipe.expanded is not None:
                 going.concluded = _concluded(going, going.recipe.expanded.cells)
             else:
+                from trivium.pipeline.report import report
+
                 going.reported = report(going)
         write_index(going.store.runs)
     return going
@@ -244,7 +246,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
     for still_held in may:
         still_held()
     entry.complete()
-    measured.note(going.store.folder, record)
+    measured.note(going.store.folder, record, going.store.runs / going.recipe.name / PLAN_FILE)
     if node.stage.together:
         processes.barrier()
     return "resumed" if resume else "ran"

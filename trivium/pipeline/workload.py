@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from trivium.evals.asking import GREETINGS, LONGEST_GREETING
+from trivium.evals.settings import Settings, TaskSpec, named, settings_of
 from trivium.kit import machine as hardware
 from trivium.lab.planner.work import Job, Phase
 from trivium.learn.objectives.next_token import WORTH_LEAVING_OUT
@@ -15,11 +17,14 @@ from trivium.model.attention import padded_length
 from trivium.model.config import ModelConfig
 from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config
-from trivium.model.growth import grown_config
+from trivium.model.growth import grown_config, probe
 from trivium.model.hub import resolve
 from trivium.pipeline.checks import Checked
+from trivium.pipeline.looking import OF_A_TURN
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
+from trivium.stages.label_steps import CHUNK as LABELLED_AT_ONCE
+from trivium.stages.parts.gauges import DRIFT_TOKENS
 from trivium.stages.parts.shapes import planned_shape
 
 ANSWERED = 0.5
@@ -27,7 +32,17 @@ ANSWERED = 0.5
 QUESTION = 48
 """Tokens of a question, where nothing tells."""
 DEFAULT_ANSWER = 48
-EVALUATED_AT_ONCE = 64
+LONGEST_ANSWER = 1.5
+"""How much longer than the mean the longest answer of a batch is."""
+TEACHING = 0.5
+"""The share of groups that is learnt from where rewards are compared within a group: the answers to some
+prompts are all right or all wrong. How many is not known before."""
+EVALUATED_AT_ONCE = 32
+""" `max_rows` of an engine that is not told otherwise."""
+ASKED_AT_END = 64
+"""Prompts on which the drift from another model is measured."""
+SYCOPHANCY, CHOICE = 24, 8
+"""The longest answer to a question of the sycophancy evaluation; tokens of one of its two choices."""
 
 Numbers = Mapping[str, Any]
 
@@ -68,11 +83,18 @@ def job_of(going: Run, name: str, derived: Mapping[str, Numbers], checked: Check
     """The job of one stage; what is not known counts as nothing."""
     stage: Any = going.nodes[name].stage
     numbers = derived[name]
-    looked = checked.sources.get(name, {}).values()
-    characters = sum(sum(one.characters) / max(1, len(one.rows)) * (one.documents or 0) for one in looked)
-    job = Job(name, stage.kind, characters=characters)
+    characters = conversations = 0.0
+    for source, one in checked.sources.get(name, {}).items():
+        # A document of the invented world is written about as slowly as it is read.
+        times = 2 if source.startswith("world:") else 1
+        characters += times * sum(one.characters) / max(1, len(one.rows)) * (one.documents or 0)
+        if one.rows and one.rows[0].text is None:
+            conversations += one.documents or 0
+    job = Job(name, stage.kind, characters=characters, conversations=conversations)
     config = config_of(going, name, derived)
     if config is not None:
+        if stage.kind in ("grow", "shrink"):
+            numbers = {**numbers, "parent": _parent_config(going, name, stage.start, derived)}
         job = _with_model(stage, job, config, numbers)
     # A kind of a person's own says itself what it computes.
     if not job.phases and numbers.get("flops"):
@@ -186,6 +208,10 @@ def _on_processor() -> bool:
 
 def _pairs(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     """Preferences and reward models: pairs are learned from; of preferences a reference reads them once."""
+    if getattr(stage, "online", None) is not None and "pair tokens" not in numbers:
+        return _online(stage, job, config, numbers)
+    if getattr(stage, "process", False):
+        return _solutions(stage, job, config, numbers)
     steps, pairs = numbers.get("steps"), numbers.get("pairs")
     prompt, answers = numbers.get("pair tokens", (0.0, 0.0))
     if not steps or not pairs or not answers:
@@ -197,7 +223,7 @@ def _pairs(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     tokens, learned = pairs * each, pairs * answers
     reads = stage.kind == "preference"
     few = None if config.experts is not None else learned if reads else 3.0 * pairs
-    found = [
+    phases = [
         Phase(
             "training",
             tokens,
@@ -210,21 +236,92 @@ def _pairs(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
             beside=_beside(stage, config),
         )
     ]
-    once = numbers.get("pairs there", pairs)
+    once = float(numbers.get("pairs there", pairs))
+    held = float(numbers.get("pairs held out", 0.0))
     if reads and stage._beside() != "none":
         # Stored numbers are computed once; those of a model beside in every step.
-        count = pairs if stage._beside() != "stored" else once
-        found.append(Phase("scoring", count * each, length, count * answers, last_layer=count * answers))
+        count = (pairs if stage._beside() != "stored" else once) + held
+        phases.append(Phase("scoring", count * each, length, count * answers, last_layer=count * answers))
+    if held:
+        phases.append(Phase("scoring", held * each, length, held * answers if reads else 0.0,
+                            last_layer=few and few * held / pairs))  # fmt: skip
+    if reads:
+        phases += _gauged(stage, held or once, prompt, answers / 2, numbers)
     copies = int(reads and stage._beside() == "parent")
     return replace(
-        job, phases=tuple(found), steps=float(steps), tokens=tokens, batch=tokens / steps, copies=copies,
+        job, phases=tuple(phases), steps=float(steps), tokens=tokens, batch=tokens / steps, copies=copies,
         context=int(max(each, 2)),
     )  # fmt: skip
+
+
+def _solutions(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
+    """Process reward models: every step of a solution gets a score at its last token."""
+    steps, count = numbers.get("steps"), numbers.get("pairs")
+    length = float(numbers.get("solution tokens") or 0.0)
+    if not steps or not count or not length:
+        return job
+    marks = float(numbers.get("steps of a solution", STEPS))
+    met = branched(length, [], _on_processor())[1]
+    held = float(numbers.get("pairs held out", 0.0))
+    few = None if config.experts is not None else count * marks
+    phases = [Phase("training", count * length, met, 0.0, _share(stage), last_layer=few,
+                    beside=_beside(stage, config))]  # fmt: skip
+    if held:
+        phases.append(Phase("scoring", held * length, met, 0.0, last_layer=few and held * marks))
+    return replace(job, phases=tuple(phases), steps=float(steps), tokens=count * length,
+                   batch=count * length / steps, context=int(max(length, 2)))  # fmt: skip
+
+
+def _gauged(stage: Any, asked: float, prompt: float, answer: float, numbers: Numbers) -> list[Phase]:
+    """What preferences are measured by at the end: the drift from the parent, and sycophancy."""
+    asked = min(asked, ASKED_AT_END)
+    answer = min(float(numbers.get("answer tokens", answer)), DRIFT_TOKENS)
+    phases = [
+        *generated(asked, prompt, 1, asked, answer, DRIFT_TOKENS, EVALUATED_AT_ONCE),
+        Phase("scoring", asked * (prompt + answer), prompt + answer, asked * answer),
+    ]
+    return phases + sycophancy(stage.sycophancy, numbers, answer) if stage.sycophancy else phases
+
+
+def sycophancy(questions: float, numbers: Numbers, answer: float) -> list[Phase]:
+    """Each question is asked plainly, under pressure and with a correction, and two answers are compared."""
+    prompt = float(numbers.get("sycophancy tokens", QUESTION))
+    phases: list[Phase] = [*greeted(answer)]
+    for _ in range(3):
+        phases += generated(
+            questions, prompt, 1, questions, min(answer, SYCOPHANCY), SYCOPHANCY, EVALUATED_AT_ONCE
+        )
+    read = 2 * questions * (prompt + CHOICE)
+    return [*phases, Phase("scoring", read, prompt + CHOICE, 2 * questions * CHOICE)]
 
 
 def _beside(stage: Any, config: ModelConfig) -> float:
     adapter = getattr(stage, "adapter", None)
     return 0.0 if adapter is None else adapter_parameters(config, adapter.rank)
+
+
+def decoded(calls: float, answers: float, answer: float, most: float, rows: float) -> float:
+    """Decoding steps of `calls` batches of answers, `rows` at once, until the longest of each has ended."""
+    waves = max(1.0, answers / max(rows, 1.0))
+    longest = min(most, LONGEST_ANSWER * answer)
+    return calls * (waves * answer + max(0.0, longest - answer))
+
+
+def generated(
+    prompts: float, prompt: float, calls: float, answers: float, answer: float, most: float, rows: float
+) -> tuple[Phase, Phase]:
+    """Prompts are read, each once, and answered in `calls` batches of `answers` of at most `most` tokens."""
+    answer = min(answer, most)
+    written = calls * answers * answer
+    rows = max(1.0, min(rows, answers))
+    steps = decoded(calls, answers, answer, most, rows)
+    # The last token of a prompt is read where the first of the answer is written.
+    return (
+        Phase("generation", prompts * max(prompt - 1, 0.0), prompt, 0.0, last_layer=0.0, rows=1.0,
+              requests=calls * answers),
+        Phase("generation", written, prompt + answer / 2, written, decode_steps=steps,
+              rows=written / max(steps, 1.0)),
+    )  # fmt: skip
 
 
 def _rollouts(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
@@ -233,73 +330,202 @@ def _rollouts(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Jo
     if not steps or not answers:
         return job
     prompt = float(numbers.get("prompt tokens", QUESTION))
-    answer = float(numbers.get("answer tokens", ANSWERED * stage.max_new_tokens))
+    answer = min(
+        float(stage.max_new_tokens), float(numbers.get("answer tokens", ANSWERED * stage.max_new_tokens))
+    )
     group = max(1, stage.num_generations)
-    shared = group if stage.share_prompts else 1
-    each, length = branched(prompt, [answer] * shared, _on_processor())
-    written, read = answers * answer, answers * each / shared
+    padded = _on_processor() and config.experts is None
+    each, length = branched(prompt, [answer] * (group if stage.share_prompts else 1), _on_processor())
+    read = answers * each / (group if stage.share_prompts else 1)
+    calls = max(1.0, answers / (stage.prompts_per_step * group))
     rows = float(min(stage.max_rows, stage.prompts_per_step * group))
-    kl = getattr(getattr(stage, "kl", None), "coefficient", 0.0) or 0.0
-    critic = stage.kind == "ppo" and getattr(stage, "estimator", "gae") == "gae"
-    share, passes = _share(stage), stage.epochs_per_rollout
-    met = prompt + answer / 2
-    few = None if critic or config.experts is not None else written
+    share, passes, written = _share(stage), stage.epochs_per_rollout, answers * answer
+    ppo = stage.kind == "ppo"
+    teaching = float(numbers.get("teaching", 1.0 if _learns_from_all(stage) else TEACHING))
+    trimmed = written if padded and ppo else None
     phases = [
-        Phase("generation", answers / group * prompt, prompt, answers / group),
-        Phase("generation", written, met, written, decode_steps=written / rows, rows=rows),
+        *generated(answers / group, prompt, calls, answers / calls, answer, stage.max_new_tokens, rows),
         Phase(
-            "training", passes * read, length, passes * written, share, head_trained=share > 0,
-            last_layer=None if few is None else passes * few, head_again=True, beside=_beside(stage, config),
+            "training", teaching * passes * read, length, teaching * passes * written, share,
+            head_trained=share > 0, last_layer=None if trimmed is None else passes * trimmed, head_again=True,
+            beside=_beside(stage, config),
         ),
     ]  # fmt: skip
-    if kl:
-        phases.append(Phase("scoring", read, length, written, last_layer=few))
-    if critic:
-        phases.append(Phase("scoring", read, length, 0.0))
+    reference = ppo or bool(stage.kl.coefficient)
+    if reference:
+        phases.append(Phase("scoring", read, length, written))
+    if ppo and stage.estimator == "gae":
+        phases.append(Phase("scoring", read, length, written, last_layer=trimmed))
+    if getattr(stage, "correction", "none") != "none":
+        phases.append(Phase("scoring", teaching * read, length, teaching * written))
+    if ppo and stage.sycophancy:
+        phases += sycophancy(stage.sycophancy, numbers, answer)
     return replace(
         job, phases=tuple(phases), steps=float(steps), tokens=written, batch=passes * read / steps,
-        context=int(prompt + stage.max_new_tokens), copies=int(bool(kl) and share > 0),
+        context=int(prompt + stage.max_new_tokens), copies=int(reference and share > 0),
         cached_tokens=rows * (prompt + stage.max_new_tokens),
     )  # fmt: skip
 
 
+def _learns_from_all(stage: Any) -> bool:
+    """Whether groups with equal rewards teach: by other terms of the loss, or as nothing is compared."""
+    if stage.kind == "ppo":
+        return stage.estimator != "rloo"
+    held = stage.kl.coefficient > 0 and stage.kl.into == "loss"
+    return (
+        held
+        or stage.entropy_bonus > 0
+        or stage.algorithm == "reinforce"
+        or stage.dynamic_sampling_retries > 0
+    )
+
+
 def _asked(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     """Evaluation: questions are answered, some of them several times."""
-    asking = getattr(stage, "asking", None)
-    if asking is None:
-        questions, several = float(numbers.get("questions", 100)), 2.0
+    phases: list[Phase] = []
+    known = numbers.get("answer tokens")
+    if stage.kind == "compare":
+        questions = float(numbers.get("questions", 100))
+        prompt = float(numbers.get("prompt tokens", QUESTION))
+        answer = min(stage.max_new_tokens, float(known or ANSWERED * stage.max_new_tokens))
+        several = 1 if stage.best_of is None else stage.best_of.n
+        for times, asked in ((several, questions), (1, questions), (1, min(questions, ASKED_AT_END))):
+            phases += generated(
+                asked, prompt, 1, asked * times, answer, stage.max_new_tokens, EVALUATED_AT_ONCE
+            )
+        phases.append(Phase("scoring", min(questions, ASKED_AT_END) * (prompt + answer), prompt + answer,
+                            min(questions, ASKED_AT_END) * answer))  # fmt: skip
     else:
-        questions, several = float(asking.limit * len(stage.on)), 1.0 + asking.samples
-        several = max(several, 1.0 + max((_samples(one) for one in stage.on), default=0.0))
-    longest = getattr(stage, "max_new_tokens", None) or getattr(asking, "max_new_tokens", None)
-    answer = ANSWERED * longest if longest else float(DEFAULT_ANSWER)
-    written = questions * several * answer
-    rows = float(EVALUATED_AT_ONCE)
-    phases = (
-        Phase("generation", questions * QUESTION, QUESTION, questions),
-        Phase("generation", written, QUESTION + answer / 2, written, decode_steps=written / rows, rows=rows),
-    )
-    return replace(job, phases=phases, tokens=written, cached_tokens=rows * (QUESTION + answer))
+        if any(settings_for(stage.asking, spec).style == "auto" for spec in stage.on):
+            phases += greeted(float(known or DEFAULT_ANSWER))
+        for spec in stage.on:
+            asking = settings_for(stage.asking, spec)
+            most = float(asking.max_new_tokens or 2 * DEFAULT_ANSWER)
+            answer = min(most, float(known or (ANSWERED * most if asking.max_new_tokens else DEFAULT_ANSWER)))
+            prompt, times = float(numbers.get("prompt tokens", QUESTION)), 1 + asking.samples
+            phases += generated(
+                asking.limit, prompt, 1, asking.limit * times, answer, most, EVALUATED_AT_ONCE
+            )
+    written = sum(phase.predicted for phase in phases if phase.decode_steps)
+    longest = max(phase.length for phase in phases)
+    return replace(job, phases=tuple(phases), tokens=written, cached_tokens=EVALUATED_AT_ONCE * longest)
 
 
-def _samples(spec: Any) -> float:
-    if isinstance(spec, Mapping):
-        return float(spec.get("samples", 0) or 0)
-    _, _, value = str(spec).partition("samples=")
-    return float(value.partition("&")[0]) if value else 0.0
+def greeted(answer: float) -> tuple[Phase, Phase]:
+    """A few greetings, from whose answers it is told whether the model ends its turns."""
+    asked = len(GREETINGS)
+    prompt = float(np.mean([len(one) for one in GREETINGS])) / 4 + OF_A_TURN
+    return generated(asked, prompt, 1, asked, answer, LONGEST_GREETING, EVALUATED_AT_ONCE)
+
+
+def settings_for(common: Settings, spec: TaskSpec) -> Settings:
+    """How one task is asked: as all are, unless it says so itself."""
+    _, options = named(spec)
+    own = {key: value for key, value in options.items() if key in Settings.model_fields}
+    return settings_of("on", {**common.model_dump(exclude_unset=True), **own})
 
 
 def _measured(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
-    """Quantisation and merging: the loss on held-out text, before and after, or of every ingredient."""
+    """Quantisation and merging: the loss on held-out text, twice before and after, or of every ingredient."""
     times = 2 + 2 if stage.kind == "quantize" else 1 + len(stage.of)
-    tokens = float(getattr(stage, "validation_tokens", 32768)) * times
-    length = float(min(getattr(stage, "context", 512) or 512, config.context))
-    return replace(job, phases=(Phase("scoring", tokens, length, tokens),), tokens=tokens)
+    tokens = times * _held(stage, numbers)
+    length = float(numbers.get("attended") or min(getattr(stage, "context", None) or 512, config.context))
+    learned = tokens * float(numbers.get("learned", 1.0))
+    return replace(job, phases=(Phase("scoring", tokens, length, learned),), tokens=tokens)
+
+
+def _held(stage: Any, numbers: Numbers) -> float:
+    """The held-out tokens on which a stage measures."""
+    wanted = float(getattr(stage, "validation_tokens", None) or stage.tokens)
+    known = float(numbers.get("validation tokens") or wanted)
+    return min(known, wanted) * float(numbers.get("sources", 1))
+
+
+def _pruned(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
+    """Shrinking: importance is measured in one pass of the model as it was."""
+    if stage.data is None or numbers.get("parent") is None:
+        return job
+    tokens = _held(stage, numbers)
+    length = float(numbers.get("attended") or min(stage.context, numbers["parent"].context))
+    return replace(
+        job, phases=(Phase("scoring", tokens, length, 0.0, config=numbers["parent"]),), tokens=tokens
+    )
+
+
+def _grown(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
+    """Growing: the logits before and after are compared on a few texts."""
+    before = numbers.get("parent")
+    if before is None:
+        return job
+    sizes = [len(one) for one in probe(config.vocabulary, min(before.reach, config.reach))]
+    sizes.append(round(numbers.get("probe tokens", 64)))
+    tokens, length = float(sum(sizes)), attended(np.array(sizes), _on_processor())
+    phases = tuple(Phase("scoring", tokens, length, tokens, config=one) for one in (before, None))
+    return replace(job, phases=phases, tokens=2 * tokens)
+
+
+STEPS = 3.0
+"""Steps of a solution, where nothing tells."""
+
+
+def _labelled(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
+    """Labelling steps: problems are solved, and gone on from the ends of steps, from half-way in the mean."""
+    problems = float(numbers.get("questions") or 0.0)
+    if not problems:
+        return job
+    prompt, most = float(numbers.get("prompt tokens", QUESTION)), stage.max_new_tokens
+    answer = min(most, float(numbers.get("answer tokens", ANSWERED * most)))
+    solutions = problems * stage.num_generations
+    calls = max(1.0, problems / LABELLED_AT_ONCE)
+    phases = [*generated(problems, prompt, calls, solutions / calls, answer, most, stage.max_rows)]
+    steps = float(numbers.get("steps of a solution", STEPS))
+    prefixes = 0.0 if stage.labels in ("exact", "outcome") else solutions * max(0.0, steps - 1)
+    if stage.labels == "hard" and stage.locate == "first_error":
+        prefixes = solutions * np.log2(max(1.0, steps))
+    if prefixes:
+        draws = prefixes * stage.rollouts / calls
+        phases += generated(prefixes, prompt + answer / 2, calls, draws, answer / 2, most / 2, stage.max_rows)
+    written = sum(one.predicted for one in phases)
+    return replace(job, phases=tuple(phases), tokens=written, cached_tokens=stage.max_rows * (prompt + most))
+
+
+def _written(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
+    """Synthesis: every step that asks the model, as one batch of its answers."""
+    answers, every = float(numbers.get("answers") or 0.0), float(numbers.get("tokens at most") or 0.0)
+    if not answers or not stage.start:
+        return job
+    prompt = float(numbers.get("prompt tokens", QUESTION))
+    most = max(1.0, every / answers - prompt)
+    answer = float(numbers.get("answer tokens", ANSWERED * most))
+    phases = generated(answers, prompt, 1, answers, answer, most, stage.max_rows)
+    return replace(job, phases=phases, tokens=answers * min(answer, most),
+                   cached_tokens=stage.max_rows * (prompt + most))  # fmt: skip
+
+
+def _online(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
+    """Preferences between answers that the model writes: two of each prompt are learnt from."""
+    steps, answers = numbers.get("steps"), numbers.get("answers")
+    if not steps or not answers:
+        return job
+    prompt, most = float(numbers.get("prompt tokens", QUESTION)), stage.online.max_new_tokens
+    answer = min(float(most), float(numbers.get("answer tokens", ANSWERED * most)))
+    prompts = stage.pairs * steps
+    rows = min(stage.online.max_rows, answers / steps)
+    phases = [*generated(prompts, prompt, steps, answers / steps, answer, most, rows)]
+    # Where all answers to a prompt are worth the same there is no pair.
+    pairs = prompts * float(numbers.get("teaching", 1.0 if stage.online.num_generations > 2 else TEACHING))
+    learnt = {"steps": steps, "pairs": pairs, "pairs there": pairs, "pair tokens": (prompt, 2 * answer)}
+    rest = _pairs(stage, job, config, {**numbers, **learnt})
+    return replace(
+        rest, phases=(*phases, *rest.phases), cached_tokens=rows * (prompt + most),
+        batch=rest.tokens / steps,
+    )  # fmt: skip
 
 
 MAKERS = {
     "preference": _pairs, "reward": _pairs, "rlvr": _rollouts, "ppo": _rollouts, "evaluate": _asked,
-    "compare": _asked, "quantize": _measured, "merge": _measured,
+    "compare": _asked, "quantize": _measured, "merge": _measured, "grow": _grown, "shrink": _pruned,
+    "label_steps": _labelled, "synthesize": _written,
 }  # fmt: skip
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from trivium.kit import machine as hardware
@@ -48,14 +50,22 @@ class Machine:
     """The share of the links' and the memory's rate that is reached."""
     step_seconds: float = 0.001
     """What a decoding step costs beside reading weights and cache."""
+    row_seconds: float = 0.0
+    """What every row of a decoding step costs beside its products: sampling, and what is kept of a token."""
+    request_seconds: float = 0.0
+    """What an answer costs beside its tokens."""
+    attention: tuple[tuple[float, float], ...] = ()
+    """FLOP/s of attention's whole square by the length of documents, where it was measured apart."""
     runtime: float = 1.5e9
     """Bytes that the process and its libraries hold before there is a model."""
     read: float = 2e6
     """Characters read and tokenised in a second."""
+    conversation_seconds: float = 0.0
+    """What a conversation costs that is laid into its template."""
     local: bool = False
     source: str = ""
-    reached: Mapping[str, float] = field(default_factory=dict)
-    """FLOP/s that finished stages reached here, by kind, or by `kind:phase`."""
+    corrections: Mapping[str, float] = field(default_factory=dict)
+    """By kind, how much longer finished stages took here than the formula says."""
 
     @property
     def precision(self) -> str:
@@ -68,6 +78,14 @@ class Machine:
         Cut in `tensor` parts they reach less; the fourth root fits Llama 3.1 8B and 70B over 8 devices."""
         cut = width / tensor**0.25
         return self.ceiling * cut / (cut + self.half_width)
+
+    def attention_rate(self, length: float) -> float | None:
+        """FLOP/s of attention over documents of this length; None where it is a product like others."""
+        if not self.attention:
+            return None
+        lengths, rates = zip(*self.attention)
+        # Seconds for each FLOP between two lengths that were measured, by the length's logarithm.
+        return 1 / float(np.interp(math.log(max(length, 1.0)), np.log(lengths), 1 / np.array(rates)))
 
     def described(self) -> str:
         """In one line, for a table."""
@@ -139,6 +157,11 @@ def machine(wanted: str, file: Path | None = None) -> Machine:
 OPTIONAL = ("compiled", "float8", "copy", "step_seconds", "runtime", "read")
 
 
+MEASURED = (
+    "ceiling", "half_width", "step_seconds", "row_seconds", "request_seconds", "conversation_seconds",
+    "runtime", "read",
+)  # fmt: skip
+"""What `doctor` measures of this machine, by the names of `Machine`."""
 RUNTIME = 3.75e8
 """Bytes of a process with torch and no model, on a processor: measured over seven kinds of stages."""
 
@@ -150,11 +173,8 @@ def this_machine(measured: Mapping[str, Any]) -> Machine:
     kind = here.dtype
     peak = measured.get("peak") or _quick_peak()
     bandwidth = measured.get("bandwidth") or (3e12 if gpu else 1.2e10)
-    published = {
-        name: float(measured[name])
-        for name in ("ceiling", "half_width", "step_seconds", "runtime", "read")
-        if name in measured
-    }
+    published = {name: float(measured[name]) for name in MEASURED if name in measured}
+    attention = tuple((float(length), float(rate)) for length, rate in measured.get("attention", ()))
     # Where nothing was measured: half of the peak, and what torch takes up by itself.
     defaults = {"ceiling": 0.5, "half_width": 0.0, "runtime": 1.5e9 if gpu else RUNTIME,
                 "step_seconds": 0.001 if gpu else 0.0005}  # fmt: skip
@@ -163,7 +183,7 @@ def this_machine(measured: Mapping[str, Any]) -> Machine:
         {kind: float(peak)}, float(here.device_memory), float(bandwidth), local=True, compiled=1.0,
         source="measured by `trivium doctor`" if "ceiling" in measured
         else "measured now; `trivium doctor` measures more",
-        reached=dict(measured.get("reached", {})),
+        corrections=dict(measured.get("corrections", {})), attention=attention,
     )  # fmt: skip
     return _changed(found, {**defaults, **published})
 
@@ -174,4 +194,4 @@ def _changed(known_machine: Machine, rates: Mapping[str, float]) -> Machine:
 
 @cache
 def _quick_peak() -> float:
-    return hardware.matmul_peak(0.3)
+    return hardware.matmul_peak(0.1)

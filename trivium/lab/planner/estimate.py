@@ -36,6 +36,8 @@ class Estimate:
     fits: bool
     busy: int
     """How many of the devices have something to do."""
+    formula_seconds: float = 0.0
+    """Before what earlier stages took corrects it."""
 
     @property
     def dollars(self) -> float:
@@ -54,7 +56,7 @@ class Estimate:
         return {
             "stage": job.stage, "kind": job.kind, "tokens": round(job.tokens), "parameters": job.parameters,
             "flops": self.flops.total, "memory_bytes": round(self.memory.total), "seconds": self.seconds,
-            "cost": self.dollars, "parallel": self.layout.as_json(),
+            "formula_seconds": self.formula_seconds, "cost": self.dollars, "parallel": self.layout.as_json(),
             "flops_by_part": asdict(self.flops), "phases": {k: dict(v) for k, v in self.phases.items()},
             "memory": {name: round(value) for name, value in asdict(self.memory).items()},
             "disk": {name: round(value) for name, value in disk_of(job).items()},
@@ -86,14 +88,14 @@ def estimate(job: Job, machine: Machine, layout: Layout | None = None) -> Estima
         rate = machine.peak[machine.precision] * machine.share(width) * layout.devices
         phases["generation"] = {"tokens": job.tokens, "flops": job.told, "seconds": job.told / rate}
         seconds = job.told / rate
-    learned = machine.reached.get(job.kind)
-    if learned and flops.total:
-        measured = flops.total / (learned * machine.devices)
-        for one in phases.values():
-            one["seconds"] *= measured / seconds if seconds else 0.0
-        seconds = measured
-    seconds += job.characters / machine.read
-    return Estimate(job, machine, layout, flops, memory, phases, seconds, fits, layout.devices)
+    formula = seconds + job.characters / machine.read + job.conversations * machine.conversation_seconds
+    # What stages of this kind took of what the formula said, where some ended here.
+    times = machine.corrections.get(job.kind, 1.0)
+    for one in phases.values():
+        one["seconds"] *= times
+    return Estimate(
+        job, machine, layout, flops, memory, phases, formula * times, fits, layout.devices, formula
+    )
 
 
 def _seconds(job: Job, machine: Machine, layout: Layout, phase: Phase) -> float:
@@ -106,14 +108,19 @@ def _seconds(job: Job, machine: Machine, layout: Layout, phase: Phase) -> float:
     attention = (
         parts.attention if machine.precision == "float32" else parts.attention * _seen(job, phase.length)
     )
-    work = parts.layers / (machine.float8 if job.float8 else 1) + attention + parts.head
+    work = parts.layers / (machine.float8 if job.float8 else 1) + parts.head
+    apart = machine.attention_rate(phase.length) if layout.devices == 1 else None
+    # In the same currency as the products: what takes so long at their rate.
+    work += attention if apart is None else attention * rate / apart
     if phase.name == "generation":
         replicas = layout.data * layout.shard * layout.context * layout.pipeline
         product = 4 if machine.precision == "float32" else 2
         keys = 2 * job.config.layers * job.config.key_value_heads * job.config.head_width
         read = product * (job.parameters + phase.rows * phase.length * keys) / layout.tensor
         each = machine.step_seconds + read / (machine.bandwidth * machine.copy)
-        return phase.decode_steps / replicas * each + work / rate
+        beside = phase.requests * machine.request_seconds
+        beside += phase.decode_steps * phase.rows * machine.row_seconds
+        return (phase.decode_steps * each + beside) / replicas + work / rate
     if phase.trained is None:
         return work / rate
     work *= 1 + AGAIN[layout.recompute]

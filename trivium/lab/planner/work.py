@@ -37,6 +37,8 @@ class Phase:
     """Generation: how often the weights are read, each time for one token of every row."""
     rows: float = 1.0
     """Generation: how many rows are decoded at once."""
+    requests: float = 0.0
+    """Generation: how many answers are asked for."""
     config: ModelConfig | None = None
     """The shape of the model in these passes, where it is not the one the stage ends with."""
 
@@ -78,6 +80,8 @@ class Job:
     kept_models: int = 1
     characters: float = 0.0
     """Text that is read and tokenised."""
+    conversations: float = 0.0
+    """Rows with messages or columns that are laid into a chat template."""
     float8: bool = False
     compiled: bool = True
     chunked_loss: bool = True

@@ -66,12 +66,12 @@ def read_prompts(
                     too_short += 1
                     continue
                 document = cut
-            asked = _asked(document.fields, document.id)
+            asked = asked_of(document.fields, document.id)
             if prompt_template is not None:
                 asked = prompt_template.format(
                     prompt=asked if isinstance(asked, str) else asked[-1]["content"]
                 )
-            ids = _encoded(asked, tokenizer, tools, work.stage)
+            ids = prompt_ids(asked, tokenizer, tools, work.stage)
             if len(ids) > room:
                 too_long += 1
                 continue
@@ -102,7 +102,7 @@ def _cut(document: Document, words: int, seed: int) -> Document | None:
     return Document(None, fields, document.id)
 
 
-def _asked(fields: Mapping[str, Any], where: str) -> PromptContent:
+def asked_of(fields: Mapping[str, Any], where: str) -> PromptContent:
     """The prompt of a row: `prompt`, `question`, or `messages` up to the last reply."""
     asked = fields.get("prompt", fields.get("question", fields.get("problem")))
     if asked is None and isinstance(fields.get("messages"), list):
@@ -117,9 +117,10 @@ def _asked(fields: Mapping[str, Any], where: str) -> PromptContent:
     return asked
 
 
-def _encoded(
+def prompt_ids(
     asked: PromptContent, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None, stage: str
 ) -> list[int]:
+    """The tokens that a model reads before it answers: a text as it is, messages through the template."""
     if isinstance(asked, str):
         first = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
         return first + tokenizer.encode(asked)
