@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 SECONDS ?= 120
 ONLY ?=
 
+# Tests start hundreds of processes: each would compile the whole package again where this is set
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: site notebook dist demo test test-real quick mutate lint attack fuzz test-matrix
 
 $(BIN)/python:

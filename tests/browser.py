@@ -73,8 +73,8 @@ class Browser:
                 time.sleep(0.1)
         session = self._call("POST", "", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/{session['sessionId']}"
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.devtools("Emulation.setDeviceMetricsOverride", size)
+        self._size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.devtools("Emulation.setDeviceMetricsOverride", self._size)
         if dark:
             feature = {"name": "prefers-color-scheme", "value": "dark"}
             self.devtools("Emulation.setEmulatedMedia", {"features": [feature]})
@@ -87,6 +87,16 @@ class Browser:
 
     def devtools(self, command: str, parameters: dict):
         return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def anew(self, address: str) -> None:
+        """Open an address in a tab that remembers nothing of the one before, which closes."""
+        tab = self._call("POST", "/window/new", {"type": "tab"})["handle"]
+        self._call("DELETE", "/window")
+        self._call("POST", "/window", {"handle": tab})
+        self.devtools("Storage.clearDataForOrigin", {"origin": address, "storageTypes": "all"})
+        self.devtools("Emulation.setDeviceMetricsOverride", self._size)
+        self.log()
+        self.go(address)
 
     def go(self, address: str) -> None:
         self._call("POST", "/url", {"url": address})

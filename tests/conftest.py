@@ -1,5 +1,6 @@
 """One thread a test, so that two test processes share two cores; and nothing is ever downloaded."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,12 @@ IN_MEMORY = Path("/dev/shm")
 ROOM = 4 << 30
 if IN_MEMORY.is_dir() and os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

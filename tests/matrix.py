@@ -44,7 +44,8 @@ NEEDED = {"aten-avx2": "avx2", "aten-avx512": "avx512f"}
 KERNELS = (
     "test_generate_*.py",
     "test_golden.py",
-    "test_model_*.py",
+    "test_model_[bdv]*.py",
+    "test_model_families.py",
     "test_learn_head_loss.py",
     "test_quantize.py",
 )

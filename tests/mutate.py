@@ -143,6 +143,9 @@ def _run(scratch: str, words: list[str], said: Connection) -> None:
     os.setsid()
     os.chdir(scratch)
     os.environ["PYTHONPATH"] = scratch
+    # A mutant as long as its line, written in the same second, would be taken for what was compiled.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
     sys.path[:] = [scratch, *(path for path in sys.path if not path.startswith(str(ROOT / "tests")))]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

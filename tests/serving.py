@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import httpx
 from generating import tokenizer
-from openai import OpenAI
 
 from trivium.generate.constraints import Grammars
 from trivium.generate.exactness import Exactness
@@ -106,6 +105,9 @@ def running(engines, *, limits=None, thread=None, **settings):
 
 def client(address, key="none", **settings):
     """The official client, which must not hide an error behind a second try."""
+    # Servers in processes of their own import this file, too.
+    from openai import OpenAI
+
     http = httpx.Client(trust_env=False, timeout=60)
     return OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, http_client=http, **settings)
 

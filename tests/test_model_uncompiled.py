@@ -18,7 +18,7 @@ import sys
 from trivium.cli import main
 for command in ("plan", "run"):
     main([command, *sys.argv[1:]])
-print("compiler imported:", "torch._dynamo" in sys.modules)
+print("compiler imported:", bool({"torch._dynamo", "sympy"} & sys.modules.keys()))
 """
 
 
@@ -76,4 +76,4 @@ def graphs(layers: int) -> int:
 
 @pytest.mark.slow
 def test_layers_share_their_programs() -> None:
-    assert graphs(6) == graphs(2)
+    assert graphs(3) == graphs(2)

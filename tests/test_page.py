@@ -36,13 +36,19 @@ def address(engines):
         yield address
 
 
-@pytest.fixture
-def browser(address):
+@pytest.fixture(scope="module")
+def window():
+    find_chromium()
     window = Browser()
-    window.go(address)
-    window.until("document.querySelectorAll('.chip').length === 3")
     yield window
     window.close()
+
+
+@pytest.fixture
+def browser(window, address):
+    window.anew(address)
+    window.until("document.querySelectorAll('.chip').length === 3")
+    return window
 
 
 def choose(browser, *names):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import forked
 from ports import free_port
 from toys import RECIPE, ToyTrain, write_recipe
 
@@ -43,7 +44,9 @@ def environment() -> dict[str, str]:
 
 
 def trivium(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words), env=environment(), capture_output=True, text=True, timeout=120)
+    process = forked(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(words, process.returncode, *said)
 
 
 def test_layout_reuse_and_links(tmp_path):
@@ -111,14 +114,14 @@ def test_a_second_process_waits_and_then_reuses(tmp_path):
     path = write_recipe(tmp_path)
     gate = tmp_path / "gate"
     words = ("run", path, "--runs", tmp_path / "runs", "--only", "base", "--set", f"base.gate={gate}")
-    first = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
+    first = forked(*words, stderr=subprocess.PIPE)
     while not list((tmp_path / "runs" / "store").glob("base-*/LOCK")):
         assert first.poll() is None
         time.sleep(0.02)
     refused = trivium(*words, "--no-wait")
     assert refused.returncode == 2
     assert f"process {first.pid} on {socket.gethostname()}" in refused.stderr
-    second = subprocess.Popen(command(*words), env=environment(), stderr=subprocess.PIPE, text=True)
+    second = forked(*words, stderr=subprocess.PIPE)
     assert second.stderr is not None
     lines = iter(second.stderr.readline, "")
     assert any(f"process {first.pid}" in line for line in lines)

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from forked import forked
 
 from trivium.pipeline.watch import Watched
 
@@ -43,22 +45,25 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def typed(place: Path, command: str, *, status: int = 0) -> str:
-    """What a command prints, which has to end as expected, without a traceback, in a hundred columns."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:torch", "-c", PROGRAM, *command.split()],
-        cwd=place, capture_output=True, text=True,
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode == status, f"{command}: {said}"
+def typed(place: Path, command: str, *, status: int = 0, anew: bool = False) -> str:
+    """What a command prints, which has to end as expected, without a traceback, in a hundred columns.
+
+    In a copy of this process, or in one that starts `anew`, which then imports everything first.
+    """
+    into: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": place}
+    words = [sys.executable, "-W", "error::UserWarning:torch", "-c", PROGRAM, *command.split()]
+    process = subprocess.Popen(words, text=True, **into) if anew else forked(*command.split(), **into)
+    out, complaints = process.communicate()
+    said = out + complaints
+    assert process.returncode == status, f"{command}: {said}"
     assert "Traceback" not in said, command
     # How long the name of a person's own folder is, a program cannot help.
-    lines = done.stdout.replace(str(place), ".").splitlines()
+    lines = out.replace(str(place), ".").splitlines()
     wide = [line for line in lines if len(line) > WIDEST]
     assert not wide, f"{command}: {wide[0]}"
     assert not re.search(r"torch\._dynamo|FutureWarning|DeprecationWarning", said), command
     if status:
-        assert len(done.stderr.strip().splitlines()) == 1, f"{command}: one sentence, not {done.stderr}"
+        assert len(complaints.strip().splitlines()) == 1, f"{command}: one sentence, not {complaints}"
     return said
 
 
@@ -70,7 +75,7 @@ def test_one_with_data_of_their_own_goes_the_whole_road(place):
         ("pairs.jsonl", "preference"),
     ):
         assert form in typed(place, f"data {name}")
-    typed(place, f"pretrain --data texts {SHAPE}")
+    typed(place, f"pretrain --data texts {SHAPE}", anew=True)
     assert "holds preferences" in typed(place, "sft pretrain --data pairs.jsonl", status=2)
     typed(place, "sft pretrain --data chats.jsonl --epochs 1 --adapter lora --adapter.rank 2 --to answers")
     typed(place, "dpo sft --data pairs.jsonl --pairs 8 --steps 2 --sycophancy 0")

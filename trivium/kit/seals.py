@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +93,18 @@ def compared(path: Path) -> Path:
     return path
 
 
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    """YAML; a record is asked for often, and to parse it takes far longer than to copy it."""
+    return yaml.load(text, Loader=_LOADER)
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """What a stage wrote of itself in `stage.yaml`, or the file is named as damaged."""
     path = folder / RECORD
     with readable(path):
         try:
-            content = yaml.load(compared(path).read_text(encoding="utf-8"), Loader=_LOADER)
+            content = copy.deepcopy(_parsed(compared(path).read_text(encoding="utf-8")))
         except (yaml.YAMLError, ValueError, RecursionError):
             content = None
     if not isinstance(content, dict):

@@ -125,7 +125,7 @@ def _classifier(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "stage": one["stage"], "kind": "classifier", "documents": one["documents"],
         "auc": figure(one["auc"]), "error": figure(one["calibration_error"]),
-        "agreement": figure(one["agreement"], "share"), "kappa": figure(one["kappa"]),
+        "agreement": figure(one.get("agreement"), "share"), "kappa": figure(one.get("kappa")),
         "judge": _judge(one["judge"]) if "judge" in one else None,
         "thresholds": Table(["score at least", "kept", "precision", "recall"], rows, title, title),
         "panels": [Panel("calibration", [Line("labels", bins)], across, up, diagonal=True)],

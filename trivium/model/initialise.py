@@ -17,7 +17,14 @@ def build(config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: st
     """A model whose weights are allocated and not yet filled."""
     with unfilled():
         model = Transformer(config)
-    return model.to(dtype).to_empty(device=device)
+    # As `to_empty` does, for which torch would import its compiler.
+    for module in model.to(dtype).modules():
+        for name, one in module.named_parameters(recurse=False):
+            room = torch.empty(one.shape, dtype=one.dtype, device=device)
+            setattr(module, name, nn.Parameter(room, requires_grad=one.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
+    return model
 
 
 def new_model(

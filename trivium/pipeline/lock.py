@@ -47,9 +47,18 @@ def holder(entry: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     try:
+        if _is_ours(descriptor):
+            return _read(descriptor)
         return _living(entry / "LOCK", descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
+
+
+def _is_ours(descriptor: int) -> bool:
+    """Whether this very process holds the lock on an open file: it need not look whether it lets go."""
+    with suppress(OSError):
+        return any(os.path.samestat(os.fstat(descriptor), os.fstat(held)) for held in tuple(_held))
+    return False
 
 
 @contextmanager

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from trivium.recipe.graph import Node
 
 KEPT = "kept"
+# The same safe writer in C, where PyYAML was built with it: four times as fast.
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 WORKING = ("checkpoints", "reference")
 """What a stage needs while it runs and no longer."""
 
@@ -65,7 +67,7 @@ class Entry:
 
     def note(self, record: dict[str, Any]) -> None:
         """Write `stage.yaml`."""
-        text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=100)
+        text = yaml.dump(record, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=100)
         write_text(self.folder / RECORD, text)
 
     def complete(self) -> None:
@@ -73,9 +75,10 @@ class Entry:
         remove_parts(self.folder)
         self.expose()
         files = [path for path in self.folder.rglob("*") if self._is_left(path)]
-        product = [path for path in files if self.output in path.parents]
+        made = self.output
+        product = [path for path in files if made in path.parents]
         if not product:
-            raise AssertionError(f"{self.folder.name} says it is done but left {self.output.name}/ empty")
+            raise AssertionError(f"{self.folder.name} says it is done but left {made.name}/ empty")
         beside = [self.folder / name for name in (MOMENTS, HANDOVER)]
         kept = [path for path in files if self.folder / KEPT in path.parents]
         seal_folder(self.folder, files, {*product, *kept, *(path for path in beside if path in files)})
@@ -130,11 +133,12 @@ class Entry:
             if path.is_file() and path.stat().st_size != size:
                 compare(self.folder, seal, name)
         wanted = "" if product is None else product.relative_to(self.folder).as_posix()
+        in_shards = self.record["produces"] == "shards"
         for name in seal["files"]:
             above, _, last = name.rpartition("/")
             is_record = not above and last != MOMENTS
             is_used = bool(wanted) and f"{name}/".startswith(f"{wanted}/")
-            shards = self.record["produces"] == "shards" and not last.endswith(".json")
+            shards = in_shards and not last.endswith(".json")
             if is_record or (is_used and not shards):
                 compare(self.folder, seal, name)
 

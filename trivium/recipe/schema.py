@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args
 
@@ -271,7 +271,11 @@ def json_schema() -> dict[str, Any]:
 
 def _model() -> type[BaseModel]:
     """The recipe's model: its `stages` are the union of all known kinds, told apart by `kind`."""
-    known = tuple(kinds().values())
+    return _model_of(tuple(kinds().values()))
+
+
+@lru_cache(maxsize=4)
+def _model_of(known: tuple[type[Stage], ...]) -> type[BaseModel]:
     union = Annotated[Union[known], Field(discriminator="kind")] if len(known) > 1 else known[0]  # noqa: UP007
     named = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], union]  # type: ignore[valid-type]
     return create_model("Recipe", __base__=_Recipe, stages=(named, Field(min_length=1)))

@@ -2,8 +2,9 @@
 
 import importlib.util
 import sys
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -19,9 +20,15 @@ def kinds() -> dict[str, type[Stage]]:
     """Every kind of stage that a recipe can name: those of this folder and of installed packages."""
     for module in iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
-    for point in entry_points(group=GROUP):
+    for point in _offered():
         point.load()
     return dict(Stage.kinds)
+
+
+@cache
+def _offered() -> tuple[EntryPoint, ...]:
+    """What installed packages offer; to look through them all takes long and is done once."""
+    return tuple(entry_points(group=GROUP))
 
 
 def is_in_a_file(kind: object) -> bool:
