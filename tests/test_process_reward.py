@@ -20,6 +20,7 @@ from trivium.data.steps import (
     StepSource,
     labelled_steps,
     split_steps,
+    up_to_first_error,
 )
 from trivium.evals import first_error
 from trivium.evals.first_error import first_error_measures, step_report
@@ -248,6 +249,13 @@ def test_the_size_of_a_pass_changes_no_judgement(monkeypatch):
     for one in found[1:]:
         assert one["accuracy"] == found[0]["accuracy"]
         assert one["calibration_error"] == pytest.approx(found[0]["calibration_error"], abs=1e-5)
+
+
+def test_steps_after_the_first_error_may_be_left_out():
+    nan = float("nan")
+    told = {(1, 0, 0): [1, 0, nan], (1, 1): [1, 1], (0, 1): [0, nan], (nan, 1, 0, 1): [nan, 1, 0, nan]}
+    for labels, expected in told.items():
+        np.testing.assert_equal(up_to_first_error(labels), expected)
 
 
 def test_exact_labels_hold_to_the_first_error():

@@ -274,5 +274,13 @@ def separator(before: Seen, after: Seen) -> None:
     assert (before.config["step_separator"], after.config["step_separator"]) == ("\n", " ;")
 
 
+@moves("until_error", True, kinds=["reward"], both={"data": "errors.jsonl", "process": True})
+def until_error(before: Seen, after: Seen) -> None:
+    """Of two wrong steps the first one is learned."""
+    (one, *_), (other, *_) = before.batches[0], after.batches[0]
+    assert (one.columns["step"].sum(), other.columns["step"].sum()) == (2, 1)
+
+
+refuses("until_error", True, "say `steps: true`", kinds=["reward"])
 refuses("separator", " ;", "say `steps: true`", kinds=["reward"])
 refuses("centring", 0.1, "belongs to pairs", kinds=["reward"], both={"data": "steps.jsonl", "process": True})

@@ -157,6 +157,7 @@ def write_inputs(folder: Path) -> Path:
         for items in ("pictures", "sounds"):
             (place / items).symlink_to(folder / items)
     (folder / "notes.txt").write_text("\n\n".join(f"{one} | {other}" for one, other in pairwise(TEXTS)))
+    write("errors.jsonl", [{**one, "labels": [False, False]} for one in ROWS["steps"]])
     write("bad-questions.jsonl", [*ROWS["questions"], {"question": "Who?", "sql": "SELECT nobody"}])
     shop = "".join(f"INSERT INTO goods (name, price) VALUES ('thing {n}', {n});\n" for n in range(12))
     (folder / "shop.sql").write_text(f"CREATE TABLE goods (name TEXT, price INTEGER);\n{shop}")

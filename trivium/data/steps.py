@@ -124,6 +124,12 @@ def labelled_steps(fields: Fields) -> tuple[PromptContent, list[str], list[float
     return prompt, steps, [_label(one) for one in labels]
 
 
+def up_to_first_error(labels: Sequence[float]) -> list[float]:
+    """The labels up to the first wrong step, and NaN after it."""
+    first = next((place for place, label in enumerate(labels) if label < 0.5), len(labels))
+    return [label if place <= first else float("nan") for place, label in enumerate(labels)]
+
+
 def _label(value: Any) -> float:
     if value is None:
         return float("nan")
@@ -135,8 +141,12 @@ def _label(value: Any) -> float:
 class StepData:
     """Reads the solutions of one source; counts what became of each."""
 
-    def __init__(self, tokenizer: Tokenizer, context: int, separator: str = SEPARATOR) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, context: int, separator: str = SEPARATOR, *, until_error: bool = False
+    ) -> None:
+        """With `until_error` the steps after the first wrong one have no label."""
         self.tokenizer, self.context, self.separator = tokenizer, context, separator
+        self.until_error = until_error
         self.tally = Tally(shape="stepwise supervision (prompt, completions, labels)")
 
     def read(self, documents: Iterable[Document], *, skip: bool = False) -> Iterator[StepSolution]:
@@ -145,6 +155,8 @@ class StepData:
             self.tally.rows += 1
             try:
                 prompt, steps, labels = labelled_steps(document.fields)
+                if self.until_error:
+                    labels = up_to_first_error(labels)
                 before = prompt_ids(prompt, self.tokenizer)
                 tokens, places = step_ids(steps, self.separator, self.tokenizer)
             except TriviumError as error:

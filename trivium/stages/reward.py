@@ -76,6 +76,8 @@ class Reward(TrainingStage):
     """Whether every step of a solution gets a score, instead of the whole answer."""
     separator: str = Field(default=SEPARATOR, min_length=1)
     """The text after every step, at whose last token the step's score is read."""
+    until_error: bool = False
+    """Learn nothing from the steps after the first wrong one, which position alone gives away."""
     context: Count | None = Field(default=None, ge=2)
     """The longest prompt and answer in tokens."""
     centring: float = Field(default=0.0, ge=0)
@@ -104,6 +106,8 @@ class Reward(TrainingStage):
         for name, default in unused.items() if self.process else ():
             if getattr(self, name) != default:
                 raise ValueError(f"`{name}` belongs to pairs of answers; leave it out with `steps: true`")
+        if not self.process and self.until_error:
+            raise ValueError("`until_error` is about the steps of solutions; say `steps: true`")
         if not self.process and self.separator != SEPARATOR:
             raise ValueError("`separator` divides the steps of a process reward model; say `steps: true`")
         if self.steps is not None and self.epochs is not None:
@@ -113,6 +117,11 @@ class Reward(TrainingStage):
         if self.adapter is not None and self.adapter.save != "merged":
             raise ValueError("a reward model is saved whole: say `save: merged` in the adapter")
         return self
+
+    def counted(self) -> dict[str, Any]:
+        """A stage that learns from every labelled step is what it was before it could leave some out."""
+        found = super().counted()
+        return found if self.until_error else {k: one for k, one in found.items() if k != "until_error"}
 
     def references(self) -> list[Reference]:
         """`from` names the model to go on from; `data` and `test` its preferences."""
@@ -183,7 +192,9 @@ class Reward(TrainingStage):
     def _sources(self, opened: Opened[_Scored], data: Mapping[str, MixtureSource]) -> Preferences | Solutions:
         work, tokenizer = opened.work, opened.tokenizer
         if self.process:
-            return read_solutions(work, data, tokenizer, opened.context, self.separator)
+            return read_solutions(
+                work, data, tokenizer, opened.context, self.separator, until_error=self.until_error
+            )
         return read_preferences(work, data, tokenizer, opened.context)
 
     def _judged(

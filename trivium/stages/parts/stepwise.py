@@ -42,13 +42,15 @@ def read_solutions(
     tokenizer: Tokenizer,
     context: int,
     separator: str,
+    *,
+    until_error: bool = False,
 ) -> Solutions:
     """Read every source; solutions of one prompt are all learned from, or all held out."""
     all_weighted_or_none(work.stage, mixture)
     found = Solutions([], [], {})
     for name, source in mixture.items():
         reading = Reading()
-        reader = StepData(tokenizer, context, separator)
+        reader = StepData(tokenizer, context, separator, until_error=until_error)
         solutions = list(reader.read(documents(work, [source], reading), skip=source.on_bad == "skip"))
         tally = {**reader.tally.facts(), "bad": reading.bad, "empty": reading.empty}
         tally["named"] = [*reading.named, *tally["named"]]
