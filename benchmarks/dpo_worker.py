@@ -43,7 +43,8 @@ def shared_pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     """Trivium's batch source, objective and trainer, as its preference stage puts them together."""
-    from trivium.data.preferences import PreferenceBatches, PreferenceData, PreferenceSource
+    from trivium.data.counted import CountedSource
+    from trivium.data.preferences import PreferenceBatches, PreferenceData
     from trivium.data.sources import Document
     from trivium.kit.metrics import MetricsLog
     from trivium.kit.progress import Progress
@@ -60,7 +61,7 @@ def trivium_training(folder: Path, arguments: dict[str, Any]) -> Timed:
     documents = [Document(None, row, f"row:{n}") for n, row in enumerate(shared_pairs(arguments["pairs"]))]
     judged = list(PreferenceData(Tokenizer.load(folder), 1024).read(documents))
     batches = PreferenceBatches(
-        [PreferenceSource("pairs", judged)], batch=arguments["batch"], seed=0, steps=100_000
+        [CountedSource("pairs", judged)], batch=arguments["batch"], seed=0, steps=100_000
     )
     model = load_model(folder, device=device_of(arguments))
     log = MetricsLog(folder / "metrics.jsonl")

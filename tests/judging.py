@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from tuning import small_model, tokenizer_of
 
+from trivium.data.counted import CountedSource
 from trivium.data.preferences import (
     PreferenceBatches,
     PreferenceData,
     PreferencePair,
-    PreferenceSource,
     unpaired,
 )
 from trivium.data.rows import PackedSequence
@@ -52,7 +52,7 @@ def batches_of(
     some = unpaired(pairs) if UNPAIRED & set(losses) else pairs
     settings = {"together": bool(NEEDS_ALL & set(losses)), "mismatched": "kto" in losses, "steps": 1}
     return PreferenceBatches(
-        [PreferenceSource("rows", some)], batch=batch or len(some), seed=0, **{**settings, **options}
+        [CountedSource("rows", some)], batch=batch or len(some), seed=0, **{**settings, **options}
     )
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import trivium
+from trivium.data.counted import CountedSource
 from trivium.data.preferences import (
     Completion,
     PreferenceBatches,
     PreferencePair,
-    PreferenceSource,
 )
 from trivium.data.rows import collate
 from trivium.kit.errors import TriviumError
@@ -127,7 +127,7 @@ def test_it_is_the_loss_of_the_same_pairs_given_offline(place, monkeypatch, loss
                 )
                 prompt = np.zeros(0, dtype=np.int64) if loss != "aot" else prompt
     batches = PreferenceBatches(
-        [PreferenceSource("given", pairs)], batch=len(pairs), seed=0, steps=1, together=loss == "aot"
+        [CountedSource("given", pairs)], batch=len(pairs), seed=0, steps=1, together=loss == "aot"
     )
     offline = batches.rows(0)
     for name, parameter in model.named_parameters():

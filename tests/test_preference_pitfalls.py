@@ -12,7 +12,8 @@ from test_sft_pitfalls import FAMILIES, Fixed
 from test_tokens_chat import STOPS
 from tuning import save, small_model, tokenizer_of
 
-from trivium.data.preferences import PreferenceBatches, PreferenceData, PreferenceSource, row_of, unpaired
+from trivium.data.counted import CountedSource
+from trivium.data.preferences import PreferenceBatches, PreferenceData, row_of, unpaired
 from trivium.data.rows import collate
 from trivium.data.sources import Document
 from trivium.generate.engine import Engine
@@ -122,7 +123,7 @@ def test_pitfall_b_a_model_that_learned_preferences_halts(tmp_path) -> None:
     judged = list(
         PreferenceData(tokenizer, 256).read(Document(None, row, str(n)) for n, row in enumerate(rows))
     )
-    batches = PreferenceBatches([PreferenceSource("rows", judged)], batch=4, seed=0, steps=1)
+    batches = PreferenceBatches([CountedSource("rows", judged)], batch=4, seed=0, steps=1)
     model = small_model(tokenizer)
     objective = Preference({"cpo": 1.0, "sft": 1.0}, beside="none")
     trainer(tmp_path, model, objective, batches.rows(0), steps=120).run()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tuning import tokenizer_of
 
+from trivium.data.counted import CountedSource
 from trivium.data.preference_sources import Preferences, read_preferences
 from trivium.data.preferences import (
     PreferenceBatches,
     PreferenceData,
     PreferencePair,
-    PreferenceSource,
     row_of,
     unpaired,
 )
@@ -135,7 +135,7 @@ def test_pairs_become_single_answers_and_mismatched_prompts() -> None:
     single = unpaired(pairs)
     assert [one.label for one in single] == [1.0, 0.0, 1.0, 0.0]
     batches = PreferenceBatches(
-        [PreferenceSource("rows", single)], batch=4, seed=0, mismatched=True, together=True
+        [CountedSource("rows", single)], batch=4, seed=0, mismatched=True, together=True
     )
     (row,) = batches.rows(0)
     assert row.facts["role"] == ["prompt", "judged", "mismatched"] * 4
@@ -151,15 +151,13 @@ def test_pairs_become_single_answers_and_mismatched_prompts() -> None:
 
 def test_the_feed_is_a_pure_function_of_the_step() -> None:
     pairs, _ = read([CONVERSATIONS["explicit"]] * 7)
-    sources = [
-        PreferenceBatches([PreferenceSource("rows", pairs)], batch=3, seed=5, epochs=2) for _ in range(2)
-    ]
+    sources = [PreferenceBatches([CountedSource("rows", pairs)], batch=3, seed=5, epochs=2) for _ in range(2)]
     assert sources[0].steps == 5
     assert [row.ids for row in sources[0].rows(3)] == [row.ids for row in sources[1].rows(3)]
     seen = [row.ids[0] for step in range(2) for row in sources[0].rows(step)]
     assert len(set(seen)) == 6
     assert sources[0].fingerprint == sources[1].fingerprint
-    fewer = PreferenceBatches([PreferenceSource("rows", pairs[1:])], batch=3, seed=5, epochs=2)
+    fewer = PreferenceBatches([CountedSource("rows", pairs[1:])], batch=3, seed=5, epochs=2)
     assert fewer.fingerprint != sources[0].fingerprint
     with pytest.raises(TriviumError, match="have changed"):
         fewer.restore(sources[0].state()[0], {})

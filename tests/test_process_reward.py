@@ -11,13 +11,13 @@ import transformers
 from tuning import own, save, small_model, write_rows
 
 import trivium
+from trivium.data.counted import CountedSource
 from trivium.data.rows import collate
 from trivium.data.sources import Document
 from trivium.data.steps import (
     StepBatches,
     StepData,
     StepSolution,
-    StepSource,
     labelled_steps,
     split_steps,
     up_to_first_error,
@@ -55,7 +55,7 @@ def solutions(rows=ROWS, context: int = 256):
 
 
 def batch_of(rows=ROWS):
-    batches = StepBatches([StepSource("rows", solutions(rows))], batch=len(rows), seed=0, steps=1)
+    batches = StepBatches([CountedSource("rows", solutions(rows))], batch=len(rows), seed=0, steps=1)
     places = sorted(batches.plan.rows(0))
     batches.plan.__dict__["rows"] = lambda step: places
     return batches.rows(0)
@@ -245,7 +245,7 @@ def test_the_size_of_a_pass_changes_no_judgement(monkeypatch):
     found = []
     for size in (4096, 30, 1):
         monkeypatch.setattr(stepwise, "PASS_TOKENS", size)
-        found.append(judged_steps(model, head, [StepSource("some", solutions)], "float32"))
+        found.append(judged_steps(model, head, [CountedSource("some", solutions)], "float32"))
     for one in found[1:]:
         assert one["accuracy"] == found[0]["accuracy"]
         assert one["calibration_error"] == pytest.approx(found[0]["calibration_error"], abs=1e-5)

@@ -13,7 +13,8 @@ from test_model_families import FAMILIES
 from tuning import own, save, small_model, write_rows
 
 import trivium
-from trivium.data.preferences import PreferenceBatches, PreferenceSource
+from trivium.data.counted import CountedSource
+from trivium.data.preferences import PreferenceBatches
 from trivium.data.rows import collate
 from trivium.evals.pairwise import calibration, length_bias, pairwise
 from trivium.grade.learned import LearnedScorer
@@ -158,9 +159,7 @@ def test_a_shared_prompt_gives_the_same_rewards():
     model, head = reward_model()
     scores = []
     for share in (True, False):
-        batches = PreferenceBatches(
-            [PreferenceSource("rows", pairs())], batch=5, seed=0, steps=1, share=share
-        )
+        batches = PreferenceBatches([CountedSource("rows", pairs())], batch=5, seed=0, steps=1, share=share)
         rows = [batches.row([(0, place)]) for place in range(5)]
         scores.append(torch.stack(pair_scores(model, head, collate(rows))))
     torch.testing.assert_close(*scores, atol=1e-6, rtol=1e-5)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tuning import CHAT, own, small_model
 
-from trivium.data.preferences import PreferenceBatches, PreferenceData, PreferenceSource
+from trivium.data.counted import CountedSource
+from trivium.data.preferences import PreferenceBatches, PreferenceData
 from trivium.data.rows import collate
 from trivium.data.sources import Document
 from trivium.learn.objectives.reward import BradleyTerry
@@ -71,7 +72,7 @@ def test_tokens_loss_and_gradient_are_those_of_trl(tmp_path, form, margins, cent
 
     documents = [Document(None, row, f"rows.jsonl:{n}") for n, row in enumerate(rows, 1)]
     pairs = list(PreferenceData(tokenizer, 256).read(documents))
-    batches = PreferenceBatches([PreferenceSource("rows", pairs)], batch=len(rows), seed=0, steps=1)
+    batches = PreferenceBatches([CountedSource("rows", pairs)], batch=len(rows), seed=0, steps=1)
     objective = BradleyTerry(head, centring)
     mine = [batches.row([(0, place)]) for place in range(len(rows))]
     ids = [batch["input_ids"][place][batch["attention_mask"][place] > 0].tolist() for place in range(4)]

@@ -57,18 +57,23 @@ def _corpus_facts(shards: Shards, held_out: Shards) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def described(name: str, facts: Mapping[str, Any]) -> list[str]:
+def described(
+    name: str, facts: Mapping[str, Any], *, held_out: int, cut: str = "of them cut", learned: str = "learned"
+) -> list[str]:
     """The report of one source in sentences."""
     read = facts["rows"] + facts["bad"] + facts["empty"]
     lines = [
         f"{name}: recognised as {facts['shape']}",
-        f"  rows: {read:,} read, {facts['kept']:,} kept ({facts['cut']:,} of them cut), "
+        f"  rows: {read:,} read, {facts['kept']:,} kept ({facts['cut']:,} {cut}), "
         f"{facts['dropped']:,} dropped, {facts['unfit'] + facts['bad']:,} unreadable, "
-        f"{facts['empty']:,} empty; {facts['held_out_rows']:,} held out",
+        f"{facts['empty']:,} empty; {held_out:,} held out",
         f"  tokens: {facts['tokens_in']:,} read = {facts['tokens_kept']:,} kept + "
         f"{facts['tokens_cut']:,} cut + {facts['tokens_dropped']:,} dropped; "
-        f"{facts['tokens_learned']:,} learned",
-        f"  packed: {facts['packed_tokens']:,} tokens in {facts['packed_rows']:,} rows, "
-        f"{facts['filled']:.1%} full",
+        f"{facts['tokens_learned']:,} {learned}",
     ]
+    if "packed_rows" in facts:
+        lines.append(
+            f"  packed: {facts['packed_tokens']:,} tokens in {facts['packed_rows']:,} rows, "
+            f"{facts['filled']:.1%} full"
+        )
     return lines + [f"  {line}" for line in facts["named"][:5]]

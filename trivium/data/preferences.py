@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from trivium.data.batches import PlannedBatches
-from trivium.data.conversations import Encoder, Piece, Tally
-from trivium.data.mixture import MixturePlan, PlannedSource
+from trivium.data.conversations import Encoder, Piece
+from trivium.data.counted import CountedBatches, CountedSource, RowReader
 from trivium.data.preference_forms import Form, recognised_form, shared_length, with_arguments
 from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.data.shapes import Example, Fields
@@ -55,36 +54,28 @@ class PreferencePair:
         return len(self.prompt) + sum(len(answer.tokens) for answer in self.completions)
 
 
-class PreferenceData:
-    """Reads the preferences of one source in the form its first row has; counts what became of each."""
+class PreferenceData(RowReader[PreferencePair]):
+    """Reads the preferences of one source in the form its first row has, those whose answers fit whole."""
 
     def __init__(self, tokenizer: Tokenizer, context: int) -> None:
+        super().__init__()
         self.context = context
         self.encoder = Encoder(tokenizer, context)
         self.shape: Form | None = None
-        self.tally = Tally()
 
-    def read(self, documents: Iterable[Document], *, skip: bool = False) -> Iterator[PreferencePair]:
-        """Every pair whose completions fit whole; a row that cannot be read stops it, or is counted."""
-        for document in documents:
-            self.tally.rows += 1
-            try:
-                if self.shape is None:
-                    self.shape = recognised_form(document.fields)
-                    self.tally.shape = self.shape.name
-                examples = self._examples(self.shape, document.fields)
-                pieces = [self.encoder.whole(example) for example in examples]
-                label, margin, weight = _numbers(document.fields, self.shape)
-            except TriviumError as error:
-                if not skip:
-                    raise TriviumError(f"{document.id} {error}; fix it or set `on_bad: skip`.") from None
-                self.tally.unfit += 1
-                self.tally.name(document, str(error))
-                continue
-            kept = self._fitted(document, examples, pieces)
-            if kept is not None:
-                prompt, answers = _divided(kept)
-                yield PreferencePair(document.id, prompt, answers, label, margin, weight, document.fields)
+    def parsed(self, fields: Fields) -> tuple[Sequence[Example], list[Piece], tuple[float, float, float]]:
+        if self.shape is None:
+            self.shape = recognised_form(fields)
+            self.tally.shape = self.shape.name
+        examples = self._examples(self.shape, fields)
+        return examples, [self.encoder.whole(one) for one in examples], _numbers(fields, self.shape)
+
+    def fitted(self, document: Document, *parsed: Any) -> PreferencePair | None:
+        examples, pieces, (label, margin, weight) = parsed
+        kept = self._whole(document, examples, pieces)
+        if kept is None:
+            return None
+        return PreferencePair(document.id, *_divided(kept), label, margin, weight, document.fields)
 
     def _examples(self, shape: Form, fields: Fields) -> tuple[Example, ...]:
         for column in shape.columns:
@@ -94,7 +85,7 @@ class PreferenceData:
         arguments = {name: fields[name] for name in ("tools", "chat_template_kwargs") if fields.get(name)}
         return tuple(with_arguments(example, arguments) for example in found) if arguments else found
 
-    def _fitted(
+    def _whole(
         self, document: Document, examples: Sequence[Example], pieces: list[Piece]
     ) -> list[Piece] | None:
         """The answers whole: of what is too long the oldest turns go, alike for both, or the row goes."""
@@ -211,62 +202,34 @@ def typical_tokens(pairs: Iterable[PreferencePair], *, whole: bool = False) -> f
     return tokens / max(weights, 1e-12)
 
 
-@dataclass(frozen=True)
-class PreferenceSource:
-    """One source of a mixture of preferences, and how it takes part."""
-
-    name: str
-    pairs: Sequence[PreferencePair]
-    weights: tuple[tuple[float, float], ...] | None = None
-    max_repeats: float | None = None
-
-
-class PreferenceBatches(PlannedBatches):
+class PreferenceBatches(CountedBatches[PreferencePair]):
     """Preference pairs as batches: a row for each, or one for all of a step."""
 
     changed: ClassVar[str] = "preferences, their weights or the seed have changed"
 
     def __init__(
         self,
-        sources: Sequence[PreferenceSource],
+        sources: Sequence[CountedSource[PreferencePair]],
         *,
-        batch: int,
-        seed: int,
-        steps: int | None = None,
-        epochs: float | None = None,
         share: bool = True,
         together: bool = False,
         mismatched: bool = False,
         whole_chosen: bool = False,
+        **lasting: Any,
     ) -> None:
-        self.sources = sources
+        super().__init__(sources, **lasting)
         self.share, self.together, self.mismatched = share, together, mismatched
         self.whole_chosen = whole_chosen
         self.memory: dict[str, float] = {}
         """What an objective wants to find again after a stop."""
         self.references: Sequence[np.ndarray] | None = None
         """For every source the log-probabilities [pairs, completions] under the reference, once computed."""
-        self.plan = MixturePlan.of_examples(
-            [
-                PlannedSource(
-                    name=source.name,
-                    rows=len(source.pairs),
-                    weights=source.weights or ((0.0, float(len(source.pairs))),),
-                    max_repeats=source.max_repeats,
-                    fingerprint=fingerprint([one.id for one in source.pairs]),
-                )
-                for source in sources
-            ],
-            batch=batch, seed=seed, steps=steps, epochs=epochs,
-        )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any batch could change."""
         return fingerprint([self.plan.hash, self.plan.batch, self.together, self.mismatched])
 
     def rows(self, step: int) -> list[PackedSequence]:
-        """The global batch of an optimiser step."""
         places = self.plan.rows(step)
         groups = [places] if self.together else [[place] for place in places]
         progress, typical = step / max(1, self.steps - 1), self._typical(places)
@@ -279,15 +242,15 @@ class PreferenceBatches(PlannedBatches):
         return found
 
     def _typical(self, places: Sequence[tuple[int, int]]) -> float:
-        pairs = [self.sources[source].pairs[number] for source, number in places]
+        pairs = [self.sources[source].items[number] for source, number in places]
         return typical_tokens(pairs, whole=self.whole_chosen)
 
     def row(self, places: Sequence[tuple[int, int]]) -> PackedSequence:
         """One row of the pairs at these places, each a source and a number in it."""
         return row_of(
-            [self.sources[source].pairs[number] for source, number in places],
+            [self.sources[source].items[number] for source, number in places],
             share=self.share,
-            mismatched=[_mismatched(self.sources[source].pairs, number) for source, number in places]
+            mismatched=[_mismatched(self.sources[source].items, number) for source, number in places]
             if self.mismatched
             else None,
             references=None

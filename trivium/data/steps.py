@@ -10,20 +10,17 @@ A label may be a share from 0 to 1 (a soft label), or null for a step about whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from trivium.data.batches import PlannedBatches
-from trivium.data.conversations import Tally
-from trivium.data.mixture import MixturePlan, PlannedSource
+from trivium.data.counted import CountedBatches, RowReader
 from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.data.shapes import Fields, is_messages, messages_of, parsed, text_of
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
-from trivium.kit.fingerprint import fingerprint
 from trivium.tokens.tokenizer import Tokenizer
 
 PromptContent = str | Sequence[Mapping[str, Any]]
@@ -138,40 +135,27 @@ def _label(value: Any) -> float:
     return float(value)
 
 
-class StepData:
-    """Reads the solutions of one source; counts what became of each."""
+class StepData(RowReader[StepSolution]):
+    """Reads the solutions of one source, without the steps that do not fit."""
 
     def __init__(
         self, tokenizer: Tokenizer, context: int, separator: str = SEPARATOR, *, until_error: bool = False
     ) -> None:
         """With `until_error` the steps after the first wrong one have no label."""
+        super().__init__()
         self.tokenizer, self.context, self.separator = tokenizer, context, separator
         self.until_error = until_error
-        self.tally = Tally(shape="stepwise supervision (prompt, completions, labels)")
+        self.tally.shape = "stepwise supervision (prompt, completions, labels)"
 
-    def read(self, documents: Iterable[Document], *, skip: bool = False) -> Iterator[StepSolution]:
-        """Every solution, without steps that do not fit; an unreadable row stops it or is counted."""
-        for document in documents:
-            self.tally.rows += 1
-            try:
-                prompt, steps, labels = labelled_steps(document.fields)
-                if self.until_error:
-                    labels = up_to_first_error(labels)
-                before = prompt_ids(prompt, self.tokenizer)
-                tokens, places = step_ids(steps, self.separator, self.tokenizer)
-            except TriviumError as error:
-                if not skip:
-                    raise TriviumError(f"{document.id} {error}; fix it or set `on_bad: skip`.") from None
-                self.tally.unfit += 1
-                self.tally.name(document, str(error))
-                continue
-            kept = self._fitted(document, before, tokens, places, labels)
-            if kept is not None:
-                yield kept
+    def parsed(self, fields: Fields) -> tuple[list[int], list[int], list[int], list[float]]:
+        prompt, steps, labels = labelled_steps(fields)
+        if self.until_error:
+            labels = up_to_first_error(labels)
+        before = prompt_ids(prompt, self.tokenizer)
+        return before, *step_ids(steps, self.separator, self.tokenizer), labels
 
-    def _fitted(
-        self, document: Document, before: list[int], tokens: list[int], places: list[int], labels: list[float]
-    ) -> StepSolution | None:
+    def fitted(self, document: Document, *parsed: Any) -> StepSolution | None:
+        before, tokens, places, labels = parsed
         tally, whole = self.tally, len(before) + len(tokens)
         tally.tokens_in += whole
         fitting = [place for place in places if len(before) + place < self.context]
@@ -218,55 +202,16 @@ def row_of_steps(solutions: Sequence[StepSolution], sources: Sequence[int] | Non
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class StepSource:
-    """One source of a mixture of labelled solutions, and how it takes part."""
-
-    name: str
-    solutions: Sequence[StepSolution]
-    weights: tuple[tuple[float, float], ...] | None = None
-    max_repeats: float | None = None
-
-
-class StepBatches(PlannedBatches):
+class StepBatches(CountedBatches[StepSolution]):
     """Labelled solutions as batches, a row for each."""
 
     changed: ClassVar[str] = "solutions, their labels or the seed have changed"
 
-    def __init__(
-        self,
-        sources: Sequence[StepSource],
-        *,
-        batch: int,
-        seed: int,
-        steps: int | None = None,
-        epochs: float | None = None,
-    ) -> None:
-        self.sources = sources
-        self.plan = MixturePlan.of_examples(
-            [
-                PlannedSource(
-                    name=source.name,
-                    rows=len(source.solutions),
-                    weights=source.weights or ((0.0, float(len(source.solutions))),),
-                    max_repeats=source.max_repeats,
-                    fingerprint=fingerprint(
-                        [[one.id, np.nan_to_num(one.labels, nan=-1).tolist()] for one in source.solutions]
-                    ),
-                )
-                for source in sources
-            ],
-            batch=batch, seed=seed, steps=steps, epochs=epochs,
-        )  # fmt: skip
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when any batch could change."""
-        return fingerprint([self.plan.hash, self.plan.batch])
+    def identity(self, item: StepSolution) -> Any:
+        return [item.id, np.nan_to_num(item.labels, nan=-1).tolist()]
 
     def rows(self, step: int) -> list[PackedSequence]:
-        """The global batch of an optimiser step."""
         return [
-            row_of_steps([self.sources[source].solutions[number]], [source])
+            row_of_steps([self.sources[source].items[number]], [source])
             for source, number in self.plan.rows(step)
         ]

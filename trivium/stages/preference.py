@@ -9,9 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from trivium.data.counted import CountedSource
 from trivium.data.mixture import weights_over
 from trivium.data.preference_sources import Preferences, prompts_of, read_preferences
-from trivium.data.preferences import PreferenceBatches, PreferenceSource
+from trivium.data.preferences import PreferenceBatches, PreferencePair
 from trivium.data.settings import Mixture, Weight
 from trivium.kit.numbers import Count, Number
 from trivium.learn.objectives.preference import (
@@ -166,8 +167,6 @@ class PreferenceStage(TrainingStage):
             raise ValueError("`bend: 1` is the reverse KL; say `divergence: reverse_kl`")
         if self.reference == "adapter off" and (self.adapter is None or self.adapter.train):
             raise ValueError("`reference: adapter off` needs an `adapter`, with no part trained whole")
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("say how long to train with one of `steps` and `epochs`")
         return self
 
     @model_validator(mode="after")
@@ -299,7 +298,7 @@ class PreferenceStage(TrainingStage):
     def _validation(self, opened: Opened[_Pairs]) -> PreferenceBatches | None:
         """All validation pairs as one batch of many rows."""
         assert opened.data.pairs is not None, "what the model will answer is not held out"
-        count = sum(len(source.pairs) for source in opened.data.pairs.validation)
+        count = sum(len(source.items) for source in opened.data.pairs.validation)
         if not count:
             return None
         batches = self._batches(opened, opened.data.pairs.validation, 1)
@@ -307,12 +306,11 @@ class PreferenceStage(TrainingStage):
         return PreferenceBatches(batches.sources, batch=count, seed=seed, steps=1, share=share)
 
     def _batches(
-        self, opened: Opened[_Pairs], sources: Sequence[PreferenceSource], steps: int | None
+        self, opened: Opened[_Pairs], sources: Sequence[CountedSource[PreferencePair]], steps: int | None
     ) -> PreferenceBatches:
         whole = self.imitate == "everything"
         return PreferenceBatches(
-            [source for source in sources if len(source.pairs)],
-            batch=self.pairs, seed=opened.work.seed, steps=steps, epochs=self.epochs,
+            sources, batch=self.pairs, seed=opened.work.seed, steps=steps, epochs=self.epochs,
             share=self.share_prompts and prompts_can_be_shared(opened.config) and not whole,
             together=not NEEDS_ALL.isdisjoint(self.loss), mismatched="kto" in self.loss, whole_chosen=whole,
         )  # fmt: skip

@@ -14,8 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, WithJsonSchema, model_validator
 
-from trivium.data.preference_sources import Preferences, read_preferences
-from trivium.data.preferences import PreferenceBatches, PreferenceSource
+from trivium.data.counted import CountedSource, CountedSources
+from trivium.data.preference_sources import read_preferences
+from trivium.data.preferences import PreferenceBatches
 from trivium.data.settings import Mixture, MixtureSource
 from trivium.data.steps import SEPARATOR, StepBatches
 from trivium.kit.numbers import Count
@@ -34,7 +35,7 @@ from trivium.model.transformer import Transformer
 from trivium.stages.parts.mixtures import PAIRS, PROMPTS, ROWS, mixture_references
 from trivium.stages.parts.references import accuracy_of_scores
 from trivium.stages.parts.stage import Product, Reference
-from trivium.stages.parts.stepwise import Solutions, judged_steps, read_solutions
+from trivium.stages.parts.stepwise import judged_steps, read_solutions
 from trivium.stages.parts.training import UNUSED_WITH_PAIRS, Opened, TrainingStage
 
 STEPS_SCHEMA = {
@@ -110,8 +111,6 @@ class Reward(TrainingStage):
             raise ValueError("`until_error` is about the steps of solutions; say `steps: true`")
         if not self.process and self.separator != SEPARATOR:
             raise ValueError("`separator` divides the steps of a process reward model; say `steps: true`")
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("say how long to train with one of `steps` and `epochs`")
         if self.adapter is not None and "save" not in self.adapter.model_fields_set:
             self.adapter = self.adapter.model_copy(update={"save": "merged"})
         if self.adapter is not None and self.adapter.save != "merged":
@@ -137,17 +136,7 @@ class Reward(TrainingStage):
         """The preference pairs, or the labelled solutions, of every source, as batches."""
         opened.context = opened.context_within(self.context)
         opened.data = _Scored(self._sources(opened, self.data))
-        read = opened.data.read
-        if isinstance(read, Solutions):
-            opened.batches = StepBatches(
-                [source for source in read.training if len(source.solutions)],
-                batch=self.pairs,
-                seed=opened.work.seed,
-                steps=self.steps,
-                epochs=self.epochs,
-            )
-        else:
-            opened.batches = self._batches(opened, read.training, self.steps)
+        opened.batches = self._batches(opened, opened.data.read.training, self.steps)
 
     def load(self, opened: Opened[_Scored]) -> Transformer:
         """The model without its words and a head drawn from the seed, or both as a stage left them."""
@@ -182,14 +171,14 @@ class Reward(TrainingStage):
         read = opened.data.read
         found: dict[str, Any] = {"data": read.facts}
         if opened.leads:
-            found["unseen"] = self._judged(opened, read, held_out=True)
+            found["unseen"] = self._judged(opened, read.validation)
             if self.test is not None:
                 whole = {name: one.model_copy(update={"validation": 0.0}) for name, one in self.test.items()}
                 tested = self._sources(opened, whole)
-                found["test"] = self._judged(opened, tested, held_out=False)
+                found["test"] = self._judged(opened, tested.training)
         return found
 
-    def _sources(self, opened: Opened[_Scored], data: Mapping[str, MixtureSource]) -> Preferences | Solutions:
+    def _sources(self, opened: Opened[_Scored], data: Mapping[str, MixtureSource]) -> CountedSources[Any]:
         work, tokenizer = opened.work, opened.tokenizer
         if self.process:
             return read_solutions(
@@ -197,32 +186,29 @@ class Reward(TrainingStage):
             )
         return read_preferences(work, data, tokenizer, opened.context)
 
-    def _judged(
-        self, opened: Opened[_Scored], read: Preferences | Solutions, *, held_out: bool
-    ) -> dict[str, Any]:
-        if isinstance(read, Solutions):
-            solutions = read.validation if held_out else read.training
-            return judged_steps(opened.model, opened.data.head, solutions, self.precision)
-        return self._measured(opened, read.validation if held_out else read.training)
-
-    def _measured(self, opened: Opened[_Scored], sources: Sequence[PreferenceSource]) -> dict[str, Any]:
-        """Accuracy, calibration and length bias on pairs that nothing was learned from, also by source."""
-        batches = {one.name: self._batches(opened, [one], 1) for one in sources if len(one.pairs)}
-        return accuracy_of_scores(opened.model, opened.data.head, batches, self.precision)
+    def _judged(self, opened: Opened[_Scored], sources: Sequence[CountedSource[Any]]) -> dict[str, Any]:
+        """Accuracy, calibration and length bias on what nothing was learned from; of pairs also by source."""
+        model, head = opened.model, opened.data.head
+        if self.process:
+            return judged_steps(model, head, sources, self.precision)
+        batches = {one.name: self._batches(opened, [one], 1) for one in sources if len(one.items)}
+        return accuracy_of_scores(model, head, batches, self.precision)
 
     def _batches(
-        self, opened: Opened[_Scored], sources: Sequence[PreferenceSource], steps: int | None
-    ) -> PreferenceBatches:
-        return PreferenceBatches(
-            [source for source in sources if len(source.pairs)],
-            batch=self.pairs, seed=opened.work.seed, steps=steps, epochs=self.epochs,
-            share=self.share_prompts and opened.prompts_can_be_shared,
-        )  # fmt: skip
+        self, opened: Opened[_Scored], sources: Sequence[CountedSource[Any]], steps: int | None
+    ) -> Any:
+        lasting: dict[str, Any] = {
+            "batch": self.pairs, "seed": opened.work.seed, "steps": steps, "epochs": self.epochs
+        }  # fmt: skip
+        if self.process:
+            return StepBatches(sources, **lasting)
+        share = self.share_prompts and opened.prompts_can_be_shared
+        return PreferenceBatches(sources, share=share, **lasting)
 
 
 @dataclass
 class _Scored:
     """The preference pairs or labelled solutions, and the head that scores them."""
 
-    read: Preferences | Solutions
+    read: CountedSources[Any]
     head: ScalarHead = field(init=False)

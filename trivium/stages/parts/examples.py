@@ -33,7 +33,7 @@ class ExampleSources:
         held_out = {name: self.door.held_out(one) for name, one in self.mixture.items()}
         self.report = report(batches, held_out)
         for name, facts in self.report.items():
-            for line in described(name, facts):
+            for line in described(name, facts, held_out=facts["held_out_rows"]):
                 work.say(line)
         example = previewed(batches.rows(0)[0], tokenizer, colour=sys.stderr.isatty())
         work.say(f"the first row of the first batch:\n{example}")

@@ -43,7 +43,7 @@ def store_references(
     """Give the batches every completion's log-probability under the model, stored as it is computed."""
     found = []
     for number, source in enumerate(batches.sources):
-        places = [(number, index) for index in range(len(source.pairs))]
+        places = [(number, index) for index in range(len(source.items))]
         identity = fingerprint(
             [parent, batches.share, batches.mismatched, tail, [_shape(batches, p) for p in places]]
         )
@@ -63,7 +63,7 @@ def store_references(
 
 
 def _shape(batches: PreferenceBatches, place: tuple[int, int]) -> tuple[str, int]:
-    one = batches.sources[place[0]].pairs[place[1]]
+    one = batches.sources[place[0]].items[place[1]]
     return one.id, len(one)
 
 
@@ -124,7 +124,7 @@ def accuracy_of_scores(
     found: dict[str, Any] = {}
     parts: list[np.ndarray] = []
     for name, batches in sources.items():
-        pairs = batches.sources[0].pairs
+        pairs = batches.sources[0].items
         rows = [batches.row([(0, number)]) for number in range(len(pairs))]
         scores = []
         for some in groups_of(rows, PASS_TOKENS):

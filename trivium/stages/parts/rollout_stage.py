@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from trivium.data.settings import Mixture
 from trivium.generate.engine import Engine
@@ -90,13 +90,6 @@ class RolloutStage(TrainingStage):
     """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
     compile: Literal["auto", "on", "off"] = "off"
     """Whether to compile the model."""
-
-    @model_validator(mode="after")
-    def length_is_said_once(self) -> Self:
-        """Steps or epochs."""
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("say how long to train with one of `steps` and `epochs`")
-        return self
 
     def scorers(self) -> list[Named]:
         """All scorers of a completion."""

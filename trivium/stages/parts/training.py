@@ -149,6 +149,8 @@ class TrainingStage(Training, Stage):
                 raise ValueError(instead.replace("{value}", str(getattr(self, name))))
         if "batch" in self.unused and isinstance(self.learning_rate.warmup, str):
             raise ValueError("steps differ in their tokens here: say the warm-up in steps")
+        if "tokens" in self.unused and self.steps is not None and self.epochs is not None:
+            raise ValueError("say how long to train with one of `steps` and `epochs`")
         return self
 
     def counted(self) -> dict[str, Any]:
