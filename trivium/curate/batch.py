@@ -48,17 +48,14 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """The number of documents."""
         return int(self.records.num_rows)
 
     @cached_property
     def texts(self) -> list[str]:
-        """The texts."""
         return self.records.column("text").to_pylist()
 
     @cached_property
     def ids(self) -> list[str]:
-        """The ids."""
         return self.records.column("id").to_pylist()
 
     @cached_property

@@ -24,7 +24,6 @@ class Tally:
         self.scores: dict[str, list[int]] = dict(content.get("scores", {}))
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
         return {"steps": self.steps, "scores": self.scores}
 
     def _step(self, key: str, title: str) -> dict[str, Any]:

@@ -43,7 +43,6 @@ class Tally:
             self.named.append(f"{document.id} {why}")
 
     def facts(self) -> dict[str, Any]:
-        """As JSON."""
         return asdict(self)
 
 

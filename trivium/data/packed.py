@@ -144,16 +144,13 @@ class PackedBatches(PlannedBatches):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when any batch could change."""
         layout = [[rows.packing.context, len(rows), rows.packing.tokens] for rows in self.packed]
         return fingerprint([self.plan.hash, self.plan.batch, layout])
 
     def rows(self, step: int) -> list[PackedSequence]:
-        """The global batch of optimiser step `step`."""
         return [self.packed[source].row(row) for source, row in self.plan.rows(step)]
 
     def consumed(self, step: int) -> dict[str, float]:
-        """The passes over every source after `step` steps, by its origin, with those of earlier stages."""
         rows = self.plan.consumed(step)
         return {
             origin: rows[name] / max(1, len(packed))
@@ -162,7 +159,6 @@ class PackedBatches(PlannedBatches):
         }
 
     def shares(self, step: int) -> dict[str, float]:
-        """The share of every source in all rows of the first `step` steps."""
         drawn = self.plan.drawn(step * self.plan.batch)
         return {name: count / max(1, sum(drawn)) for name, count in zip(self.names, drawn, strict=True)}
 

@@ -260,11 +260,9 @@ class PreferenceBatches(CountedBatches[PreferencePair]):
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Which plan this is and what the objective remembers."""
         return {**self.order(), "memory": dict(self.memory)}, {}
 
     def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on in the same order only, with what the objective remembers."""
         super().restore(json, tensors)
         self.memory.clear()
         self.memory.update(json["memory"])

@@ -60,16 +60,13 @@ class RampedBatches(PlannedBatches):
 
     @property
     def steps(self) -> int:
-        """How many optimiser steps all parts have."""
         return sum(part.steps for part in self.parts)
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any batch could change."""
         return fingerprint([part.fingerprint for part in self.parts])
 
     def rows(self, step: int) -> list[PackedSequence]:
-        """The global batch of optimiser step `step`."""
         for part in self.parts:
             if step < part.steps:
                 return part.rows(step)
@@ -77,11 +74,9 @@ class RampedBatches(PlannedBatches):
         raise AssertionError("the stage has no such step")
 
     def order(self) -> Mapping[str, Any]:
-        """Which plans these are."""
         return {"plans": [part.plan.hash for part in self.parts]}
 
     def consumed(self, step: int) -> dict[str, float]:
-        """The passes over every source after `step` steps, by its origin, with those of earlier stages."""
         for part in self.parts[:-1]:
             if step <= part.steps:
                 return part.consumed(step)
@@ -89,7 +84,6 @@ class RampedBatches(PlannedBatches):
         return self.parts[-1].consumed(step)
 
     def shares(self, step: int) -> dict[str, float]:
-        """The share of every source in all tokens of the first `step` steps."""
         found = dict.fromkeys(self.names, 0.0)
         left = step
         for part in self.parts:
@@ -100,7 +94,6 @@ class RampedBatches(PlannedBatches):
         return found
 
     def report(self) -> dict[str, dict[str, float]]:
-        """Per source: the rows of all parts, its share of all tokens, and the passes when all is done."""
         whole: dict[str, dict[str, float]] = {}
         for part in self.parts:
             for name, facts in part.report().items():

@@ -56,7 +56,6 @@ class MixtureSource(Source):
 
     @model_validator(mode="after")
     def some_length_fits(self) -> MixtureSource:
-        """Refuse bounds that no document lies between."""
         if self.max_tokens is not None and self.max_tokens < max(2, self.min_tokens or 0):
             raise ValueError(f"no document has as few as `max_tokens` {self.max_tokens}; raise it")
         return self

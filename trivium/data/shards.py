@@ -294,7 +294,6 @@ class Shards:
         return self._maps[shard][base + start : last].astype(np.int64)
 
     def document(self, index: int) -> np.ndarray:
-        """All tokens of a document."""
         return self.tokens_of(index, 0, int(self.lengths[index]))
 
     def learned_of(self, index: int, start: int, end: int) -> np.ndarray | None:
@@ -336,7 +335,6 @@ class Shards:
 
     @cached_property
     def marks(self) -> np.ndarray:
-        """The mark of each document."""
         found = [marks(tokens, start[:-1]) for tokens, start in zip(self._maps, self._starts, strict=True)]
         return np.concatenate(found or [np.zeros(0, dtype=np.int64)])
 

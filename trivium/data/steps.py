@@ -47,7 +47,6 @@ class StepSolution:
 
     @property
     def prompt(self) -> np.ndarray:
-        """The tokens of the prompt."""
         return self.tokens[: self.prompt_tokens]
 
 

@@ -135,7 +135,6 @@ class Subject:
         return ids or [self.tokenizer.end_of_text_id]
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """A conversation up to where the assistant answers."""
         return self.tokenizer.encode_prompt([dict(message) for message in messages])
 
     def prompt_ids(self, item: Item, style: Style) -> list[int]:

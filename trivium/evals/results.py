@@ -142,7 +142,6 @@ class Results:
 
     @classmethod
     def load(cls, path: Path | str) -> Results:
-        """Read what `save` wrote."""
         summary = read_json(path)
         if not isinstance(summary, dict) or not isinstance(summary.get("tasks"), dict):
             raise TriviumError(f"{path} holds no evaluation; name a file that `trivium eval --json` wrote.")

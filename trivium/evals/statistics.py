@@ -24,7 +24,6 @@ class Interval:
     n: int
 
     def excludes(self, point: float) -> bool:
-        """Whether the interval leaves this value out."""
         return point < self.low or point > self.high
 
 

@@ -102,7 +102,6 @@ class PromptLookup:
         self._indices: weakref.WeakKeyDictionary[Sequence, NgramIndex] = weakref.WeakKeyDictionary()
 
     def propose(self, texts: abc.Sequence[DraftedText], sampler: Sampler) -> list[list[int]]:
-        """What followed the same tokens before."""
         drafts = []
         for text in texts:
             index = self._indices.setdefault(text.sequence, NgramIndex())
@@ -110,7 +109,6 @@ class PromptLookup:
         return drafts
 
     def forget(self) -> None:
-        """Drop all texts."""
         self._indices.clear()
 
 
@@ -155,7 +153,6 @@ class DraftModel:
         self._lone = config.heads == config.key_value_heads
 
     def propose(self, texts: abc.Sequence[DraftedText], sampler: Sampler) -> list[list[int]]:
-        """What the smaller model draws next, token by token."""
         self._follow(texts)
         drafts: list[list[int]] = [[] for _ in texts]
         ready = [row for row, text in enumerate(texts) if text.limit and self._is_ready(text)]
@@ -190,7 +187,6 @@ class DraftModel:
         return drafts
 
     def forget(self) -> None:
-        """Drop all texts and all that is cached."""
         self._twins.clear()
         self._prefill.sequences.clear()
         self.cache.pools.clear()

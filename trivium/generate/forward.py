@@ -165,7 +165,6 @@ class FusedForward:
         self.exactness = of_model(model, [*products, *self.head.products])
 
     def refresh(self) -> None:
-        """Take over the weights as they are now."""
         with torch.inference_mode():
             self._seen = versions(self.model)
             self._tables.clear()
@@ -285,7 +284,6 @@ class FusedForward:
         return self.last.whole(room.stream, room.rows, room.lengths, room.long)[: len(tokens)]
 
     def prefill(self, tokens: Tensor, context: CacheContext) -> None:
-        """Cache the tokens' keys and values; the last layer computes no more than these."""
         note_pass(self.model, self._padded(len(tokens)), context, filling=True)
         room = self._forward(tokens, context, self.layers[:-1])
         self._project(self.layers[-1], room, self._rotation[id(self.layers[-1].rotary)])
@@ -401,7 +399,6 @@ class FusedForward:
         stream.add_(norm.whole(result, room.rows, room.lengths))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores over the vocabulary."""
         count = len(hidden)
         padded = self.exactness.rows.padded(count)
         note_product(padded, self.model.head_weight)

@@ -98,7 +98,6 @@ class PackedBlocks(PackedMatrix):
         return (out,)
 
     def multiply(self, rows: Tensor, out: Any, cuts: Sequence[slice], added: Tensor | None = None) -> Tensor:
-        """Write the products of rows [N, in] into the one part of an output."""
         return super().multiply(rows, out[0], cuts, added)
 
 

@@ -30,7 +30,6 @@ class VllmEngine:
         )
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """The completions of each request, in the order of its samples."""
         if any(one.adapter is not None or one.slide is not None for one in requests):
             raise TriviumError("`engine: vllm` takes no adapter and no sliding window with a request.")
         # Each sample by itself, so that it has the seed that our engine gives it.
@@ -51,7 +50,6 @@ class VllmEngine:
         top: int = 0,
         adapter: str | None = None,
     ) -> list[Scores]:
-        """The log-probability of every token of each completion after its prompt."""
         if adapter is not None:
             raise TriviumError("`engine: vllm` scores with the model alone, not with an adapter.")
         texts = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]

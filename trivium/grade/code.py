@@ -47,7 +47,6 @@ class CodeScorer:
     _known: OrderedDict[str, Score] = field(default_factory=OrderedDict, repr=False)
 
     def ready(self) -> None:
-        """Try the sandbox."""
         sandbox(self.unsafe_sandbox)
 
     def __call__(self, completion: str, **columns: Any) -> Score:

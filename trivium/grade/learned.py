@@ -44,14 +44,12 @@ class LearnedScorer:
         self.encoder = Encoder(self.tokenizer, self.model.config.context)
 
     def __call__(self, completion: str, **columns: Any) -> Score:
-        """The score of one completion to the column `prompt`."""
         if columns.get("prompt") is None:
             raise TriviumError("A reward model reads the prompt as well; give it as the column `prompt`.")
         return self.many([columns["prompt"]], [completion])[0]
 
     @torch.no_grad()
     def many(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Score]:
-        """The scores of several completions, a text or messages each, to their prompts."""
         documents = [self._ids(*pair) for pair in zip(prompts, completions, strict=True)]
         found: list[Score | None] = [None] * len(documents)
         longest = self.model.config.context

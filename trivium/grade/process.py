@@ -59,13 +59,11 @@ class ProcessScorer:
         self._last: tuple[Any, list[list[float] | None]] = (None, [])
 
     def __call__(self, completion: str, **columns: Any) -> Score:
-        """The score of one completion to the column `prompt`."""
         if columns.get("prompt") is None:
             raise TriviumError("A process reward model reads the prompt as well; give it as `prompt`.")
         return self.many([columns["prompt"]], [completion])[0]
 
     def many(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Score]:
-        """The scores of several completions, a text or messages each, to their prompts."""
         texts = [_text(one) for one in completions]
         found = []
         for scores in self.step_scores(prompts, [split_steps(text, self.separator) for text in texts]):

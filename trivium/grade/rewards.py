@@ -36,13 +36,11 @@ class ScorerReward:
         return self.scorer.name
 
     def ready(self) -> None:
-        """Try what the scorer needs."""
         ready(self.scorer)
 
     def scores(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
     ) -> list[Score]:
-        """One Score per completion, each with its row's value of every column."""
         many = getattr(self.scorer, "many", None)
         if many is not None:
             # A model judges all answers at once.

@@ -31,7 +31,7 @@ CHECKSUM = "checksum"
 
 
 def expanded(name: Path | str) -> Path:
-    """A path with `~` as the shell reads it: the home of a user whom nobody knows stays letters."""
+    """A path with `~` as the shell reads it: the home of an unknown user stays letters."""
     return Path(os.path.expanduser(name))
 
 

@@ -61,7 +61,7 @@ def describe() -> Machine:
 def keep_freed_memory() -> bool:
     """Ask the C library to keep freed memory for the next step; says whether it will."""
     # A training step frees and takes the same hundreds of megabytes again and again. Handed back to the
-    # system in between, every page of them has to be cleared and mapped anew: 6 % of a step's time.
+    # system in between, every page of them has to be cleared and mapped again: 6 % of a step's time.
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt") or platform.libc_ver()[0] != "glibc":
         return False

@@ -30,7 +30,6 @@ class MetricsLog:
             file.write(line + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows so far."""
         return read_metrics(self.path)
 
     def sync(self) -> None:

@@ -147,7 +147,6 @@ class Remote:
         self._root = root.rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object, or None where there is none."""
         with self._reached():
             try:
                 return self._fs.cat_file(self._path(name))
@@ -155,7 +154,6 @@ class Remote:
                 return None
 
     def size(self, name: str) -> int | None:
-        """The bytes of an object, or None where there is none."""
         with self._reached():
             try:
                 return int(self._fs.info(self._path(name))["size"])
@@ -163,7 +161,6 @@ class Remote:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write an object in one step, over an earlier one."""
         with self._reached():
             self._fs.pipe_file(self._path(name), content)
 
@@ -197,7 +194,6 @@ class Remote:
         self._creates_once = True
 
     def names(self, folder: str) -> list[str]:
-        """The names of the objects directly in a folder, without it, sorted."""
         with self._reached():
             try:
                 self._fs.invalidate_cache()
@@ -208,7 +204,6 @@ class Remote:
         return sorted(name for name in last if not name.startswith("."))
 
     def remove(self, name: str) -> None:
-        """Remove an object, if it is there."""
         with self._reached(), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 

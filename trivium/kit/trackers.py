@@ -46,12 +46,10 @@ class TensorBoard:
         self._writer = writer(str(tracked.runs / "tensorboard" / tracked.recipe / tracked.entry))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """A scalar for every number."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush the event file."""
         self._writer.close()
 
 
@@ -64,11 +62,9 @@ class Hosted:
         )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """All numbers of the step at once."""
         self._run.log(dict(numbers), step=step)
 
     def close(self) -> None:
-        """Finish the run."""
         self._run.finish()
 
 
@@ -99,7 +95,6 @@ class TrackedLog(MetricsLog):
         self._trackers: dict[str, Receiver] | None = None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append the row and send its numbers."""
         super().write(row)
         numbers = {name: float(value) for name, value in row.items() if name != "step" and _is_number(value)}
         if "step" not in row or not numbers:
@@ -116,7 +111,6 @@ class TrackedLog(MetricsLog):
         self._trackers[name] = TRACKERS[name](self._tracked)
 
     def close(self) -> None:
-        """Let every tracker send what it has."""
         for name, tracker in list((self._trackers or {}).items()):
             self._try(name, tracker.close)
         self._trackers = None

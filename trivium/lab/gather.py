@@ -31,12 +31,10 @@ class Seen:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What `stage.yaml` says."""
         return read_record(self.folder)
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of the metrics log."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     @property
@@ -81,12 +79,10 @@ class Member:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer."""
         return Tokenizer.load(self.folder)
 
     @cached_property
     def model(self) -> Transformer:
-        """Its weights, ready to be asked."""
         place = machine.device()
         model = load_model(self.folder, dtype=machine.compute_dtype(place), device=place)
         return model.requires_grad_(False).eval()

@@ -78,7 +78,6 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdigit())
 
     def path(self, step: int) -> Path:
-        """Where the state after `step` steps lies."""
         return self.folder / f"step-{step:09d}"
 
     def latest(self) -> State | None:

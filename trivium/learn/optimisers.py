@@ -34,7 +34,6 @@ class LearningRates:
     """How many times faster the encoders and projectors of other modalities learn."""
 
     def of(self, group: str) -> float:
-        """The full rate of one group."""
         return float(getattr(self, group))
 
     def factor_of(self, name: str) -> float:

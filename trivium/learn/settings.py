@@ -101,7 +101,6 @@ class Parallel(Settings):
     @model_validator(mode="before")
     @classmethod
     def from_word(cls, value: Any) -> Any:
-        """`auto` decides by the memory there is; other ways to divide are refused by name."""
         if isinstance(value, str):
             return {"shard": value}
         if isinstance(value, dict):

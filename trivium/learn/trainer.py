@@ -419,7 +419,6 @@ class Trainer:
         return {**(dict(self.model.named_parameters()) if frozen else {}), **self.named}
 
     def moments(self) -> dict[str, Tensor]:
-        """The optimiser's state, whole; all processes ask together."""
         return {name: gathered(tensor) for name, tensor in self.optimiser.state().items()}
 
     def _divided(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -188,7 +188,6 @@ class Documents:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,
         *, scale: float, window: int | None, soft_cap: float | None,
     ) -> Tensor:  # fmt: skip
-        """Causal attention inside each document: [N, H, D]."""
         query, key, value = in_product_type(query, key, value)
         if window is not None and window >= self.maximum:
             window = None

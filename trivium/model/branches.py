@@ -125,7 +125,6 @@ class Branches:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,
         *, scale: float, window: int | None, soft_cap: float | None,
     ) -> Tensor:  # fmt: skip
-        """Causal attention along each branch: [N, H, D]."""
         if self.alone is not None:
             return self.alone.attend(layer, query, key, value, scale=scale, window=window, soft_cap=soft_cap)
         if self.kernel is not None:

@@ -146,5 +146,4 @@ class ModelConfig:
         return self.head_width**-0.5 if self.attention_scale is None else self.attention_scale
 
     def changed(self, **fields: Any) -> ModelConfig:
-        """The same model with some choices changed."""
         return replace(self, **fields)

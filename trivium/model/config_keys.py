@@ -57,7 +57,7 @@ def is_bookkeeping(key: str) -> bool:
 
 
 class Keys:
-    """A config.json being read: whoever takes a key has understood it; what is left over is refused."""
+    """A config.json being read: a key that is taken is understood; what is left over is refused."""
 
     def __init__(self, content: Json, where: str) -> None:
         self.content = dict(content)
@@ -109,7 +109,7 @@ class Keys:
         return value
 
     def harmless(self) -> Json:
-        """What nobody took, if it changes nothing; otherwise the sentence that names it."""
+        """What was not taken, if it changes nothing; otherwise the sentence that names it."""
         kept = {}
         for key, value in self.content.items():
             if key in self.taken:

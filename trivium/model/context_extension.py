@@ -42,7 +42,7 @@ def often_turns(original: int) -> float:
 
 
 def longrope_factors(head_width: int, base: float, original: int, factor: float) -> list[float]:
-    """How much each pair is slowed when nobody searched: fully if it turns less than once, else by less."""
+    """How much each pair is slowed without a search: fully if it turns less than once, else by less."""
     fast = often_turns(original)
     factors = []
     for pair in range(head_width // 2):

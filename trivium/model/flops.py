@@ -66,7 +66,6 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All parts together."""
         return self.layers + self.attention + self.head + self.optimiser
 
 

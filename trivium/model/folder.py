@@ -79,7 +79,6 @@ class StoredWeights:
                     self.files[name.removeprefix(prefix)] = path
 
     def paths(self) -> list[Path]:
-        """The files that hold tensors."""
         index, single = self.folder / INDEX_FILE, self.folder / SINGLE_FILE
         if index.is_file():
             return [self.folder / name for name in _files_in_index(index)]
@@ -121,7 +120,6 @@ class StoredWeights:
         return part.get_dtype(), tuple(part.get_shape())
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor by the name it is stored under."""
         return self.open(self.files[name]).get_tensor(self.prefix + name)
 
 
@@ -254,7 +252,7 @@ def fill(stored: Stored, tensor: Tensor, parameters: dict[str, Tensor]) -> None:
 
 
 def refuse_unexpected(config: ModelConfig, weights: StoredWeights, used: set[str]) -> None:
-    """A tensor nobody reads means that the model computes something else than the files' author meant."""
+    """A tensor that is not read means that the model computes something else than the files' author meant."""
     for name in weights.files:
         if name in used or name.endswith(DERIVED):
             continue

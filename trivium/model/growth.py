@@ -73,7 +73,6 @@ class GrowthSettings(Settings):
 
     @model_validator(mode="after")
     def something_grows(self) -> GrowthSettings:
-        """Growth by nothing is a mistake."""
         if not any(
             (self.layers, self.width, self.heads, self.key_value_heads, self.inner_width, self.experts)
         ):

@@ -168,7 +168,7 @@ def bytes_in_file(weight: Any) -> int:
 def record(scheme: Scheme, family: str) -> dict[str, Any]:
     """What config.json says about a scheme, in the words of compressed-tensors."""
     if family == "gpt2":
-        # Its layers are no `Linear` elsewhere and would be left at random: nobody may think he can read them.
+        # Other libraries find no `Linear` here and would leave these layers at random, so they must not read it.
         return {
             "quant_method": METHOD,
             "config_groups": {scheme: "a rounded GPT-2 is opened by Trivium alone"},

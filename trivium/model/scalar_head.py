@@ -147,7 +147,7 @@ def save_reward_model(
     if (folder / INDEX_FILE).is_file():
         weight_map = read_json(folder / INDEX_FILE)["weight_map"]
     else:
-        # With a file of the usual name beside it nobody would look into the index.
+        # Readers look into the index only where there is no file of the usual name.
         (folder / SINGLE_FILE).rename(folder / BODY_FILE)
         weight_map = {stored.name: BODY_FILE for stored in stored_tensors(model.config)}
     weight_map |= dict.fromkeys(stored, SCORE_FILE)

@@ -190,12 +190,10 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are stored in."""
         return self.embedding.weight.dtype
 
 

@@ -54,7 +54,6 @@ class Anneals(Training, Stage):
     """The stage that trains each candidate."""
 
     def parts(self, name: str) -> dict[str, Stage]:
-        """A training for every candidate."""
         # Only what was said: the rest is midtrain's own, and `plan` tells a wish from a default.
         fields = {*Training.model_fields, "seed", "ramp", "replay"} & self.model_fields_set
         shared = {field: getattr(self, field) for field in sorted(fields)}

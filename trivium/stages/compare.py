@@ -81,12 +81,10 @@ class Compare(Stage):
         return found + file_references([*self.judge, *chosen_by])
 
     def counted(self) -> dict[str, Any]:
-        """The text of the files that hold rewards counts as well."""
         chosen_by = [] if self.best_of is None else self.best_of.by
         return {**super().counted(), "reward_files": reward_files([*self.judge, *chosen_by])}
 
     def check_machine(self) -> None:
-        """Try the scorers."""
         ready_scorers([*self.judge, *([] if self.best_of is None else self.best_of.by)])
 
     def run(self, work: Work) -> dict[str, Any]:

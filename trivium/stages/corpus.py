@@ -56,7 +56,6 @@ class Corpus(Stage):
         return dict(inputs[self.tokenizer]) if isinstance(inputs[self.tokenizer], dict) else {}
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Write the shards, which appear whole."""
         reading = Reading()
         tokenizer = Tokenizer.load(work.path(self.tokenizer))
         manifest = write_shards(

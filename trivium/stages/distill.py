@@ -81,7 +81,6 @@ class Distill(TrainingStage):
 
     @model_validator(mode="after")
     def settings_fit_together(self) -> Distill:
-        """Refuse settings that would change nothing, or that have no meaning together."""
         hidden, silent = self.loss == "mse_hidden", self.label_weight == 1
         if self.js_weight != 0.5 and self.loss != "js":
             raise ValueError("`js_weight` belongs to `loss: js`; leave it out")
@@ -174,7 +173,6 @@ class Distill(TrainingStage):
         )  # fmt: skip
 
     def validation_rows(self, opened: Opened[ExampleSources]) -> ValidationRows:
-        """What every source holds out, where only what would be learned is measured."""
         return opened.data.door.validation_rows(opened.data.mixture, opened.context, self.validation.tokens)
 
     def findings(self, opened: Opened[ExampleSources]) -> dict[str, Any]:

@@ -106,7 +106,6 @@ class Evaluate(Stage):
         return {**found, "reward_files": self._files} if self._files else found
 
     def check_machine(self) -> None:
-        """Try the scorers of all tasks."""
         for spec in self.on:
             ready_for(spec)
 

@@ -31,7 +31,6 @@ class Forecast(Stage):
     """The column of their logs that is forecast; its last value counts."""
 
     def references(self) -> list[Reference]:
-        """Every model that is fitted."""
         return [
             Reference(f"of.{place}", name, ("model",)) for place, rung in enumerate(self.of) for name in rung
         ]

@@ -58,11 +58,9 @@ class Grow(GrowthSettings, Stage):
         return self
 
     def references(self) -> list[Reference]:
-        """`from` names the model."""
         return [Reference("from", self.start, ("model",))]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """The size that the model will have."""
         config = planned_shape(inputs.get(self.start))
         if config is None:
             return {}

@@ -100,11 +100,9 @@ class LabelSteps(Stage):
         ]
 
     def counted(self) -> dict[str, Any]:
-        """The text of a file that holds the scorer counts as well."""
         return {**super().counted(), "reward_files": reward_files([self.scorer])}
 
     def check_machine(self) -> None:
-        """Try the scorer."""
         ready_scorers([self.scorer])
 
     def run(self, work: Work) -> dict[str, Any]:

@@ -50,7 +50,6 @@ class Midtrain(Growing, TrainingStage):
 
     @model_validator(mode="after")
     def what_is_watched_is_not_learnt(self) -> Midtrain:
-        """A source cannot be both learnt from and only watched."""
         learnt = self.data | ((self.replay and self.replay.data) or {})
         for name in learnt.keys() & (self.watch or {}).keys():
             raise ValueError(

@@ -52,7 +52,6 @@ class Multimodal(Sft):
 
     @model_validator(mode="after")
     def something_is_learnt_to_be_read(self) -> Multimodal:
-        """A stage without a picture or a sound would be an `sft` stage."""
         if self.picture is None and self.sound is None:
             raise ValueError("say in `picture` or `sound` what the model shall learn to read, or use `sft`")
         if self.draft_heads:
@@ -86,7 +85,6 @@ class Multimodal(Sft):
         return numbers
 
     def check_machine(self) -> None:
-        """Pictures are read by Pillow."""
         super().check_machine()
         if self.picture is not None:
             pillow()
@@ -117,7 +115,6 @@ class Multimodal(Sft):
         super().read(opened)
 
     def change(self, opened: Opened[Any]) -> None:
-        """Add the towers."""
         super().change(opened)
         config, model = self.modalities(opened), opened.model
         before = sum(one.numel() for one in model.parameters())

@@ -97,7 +97,6 @@ class Ppo(RolloutStage):
 
     @model_validator(mode="after")
     def something_to_compare(self) -> Ppo:
-        """RLOO compares the completions of a prompt."""
         if self.estimator == "rloo" and self.num_generations < 2:
             raise ValueError(
                 "`estimator: rloo` compares the completions of a prompt: set `num_generations: 2`"

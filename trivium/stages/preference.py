@@ -190,7 +190,6 @@ class PreferenceStage(TrainingStage):
 
     @property
     def draws_batches(self) -> bool:
-        """Whether the model answers as it trains."""
         return self.online is not None
 
     def references(self) -> list[Reference]:
@@ -200,11 +199,9 @@ class PreferenceStage(TrainingStage):
         return [Reference("from", self.start, self.starts_from), *online_references(self.data, self.reward)]
 
     def counted(self) -> dict[str, Any]:
-        """The text of the files that hold rewards counts as well."""
         return super().counted() if self.online is None else {**super().counted(), **judged_by(self.reward)}
 
     def check_machine(self) -> None:
-        """Try the scorers."""
         check_judges(self.reward)
 
     def read(self, opened: Opened[_Pairs]) -> None:

@@ -57,7 +57,6 @@ class Quantize(Stage):
         ]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """The model's size, which stays."""
         return planned_size(inputs.get(self.start))
 
     def run(self, work: Work) -> dict[str, Any]:

@@ -195,12 +195,10 @@ class Rlvr(RolloutStage):
         )
 
     def sampling(self) -> Sampling:
-        """How the completions are drawn."""
         return replace(super().sampling(), top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
 
     @property
     def steps_earn(self) -> StepRewards | None:
-        """How the scores of a process reward model reach the tokens."""
         return None if self.process_rewards == "outcome" else self.process_rewards
 
     def method(self, opened: Opened[list[Prompt]]) -> Method:
@@ -226,7 +224,6 @@ class Rlvr(RolloutStage):
         }  # fmt: skip
 
     def objective(self, opened: Opened[list[Prompt]]) -> PolicyGradient:
-        """The algorithm with what this stage changes about it."""
         algorithm, clip = ALGORITHMS[self.algorithm], self.clip_ratio
         wished = {"clip_low": clip.low, "clip_high": clip.high, "dual_clip": clip.dual}
         given = {name: value for name, value in wished.items() if value is not None}
@@ -237,7 +234,6 @@ class Rlvr(RolloutStage):
         )  # fmt: skip
 
     def findings(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
-        """How much was sampled, and how rewards moved."""
         rows = opened.work.log.rows()
         equal = [row["frac_reward_zero_std"] for row in rows if "frac_reward_zero_std" in row]
         # Where steps earn, completions of equal rewards teach all the same.
@@ -263,5 +259,4 @@ class Rlvr(RolloutStage):
                 )
 
     def outcome(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
-        """How rewards moved."""
         return from_to(opened.work.log, ("reward", "held_out_reward", "pass@1"))

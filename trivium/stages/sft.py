@@ -147,7 +147,6 @@ class Sft(TrainingStage):
             opened.data.heads.save(folder)
 
     def findings(self, opened: Opened[_Opened]) -> dict[str, Any]:
-        """What became of every row and token of the data."""
         return {"data": opened.data.sources.report}
 
 

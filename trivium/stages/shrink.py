@@ -89,7 +89,6 @@ class Shrink(Stage):
         return found
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """The size that the model will have."""
         config = planned_shape(inputs.get(self.start))
         if config is None:
             return {}

@@ -123,7 +123,6 @@ class Synthesize(Stage):
         return {**asked, "rows at most": rows, **({"money at most": money} if money else {})}
 
     def check_machine(self) -> None:
-        """Try scorers, and whether keys are set."""
         for one in self._endpoints():
             one.key()
         for step in parse_steps(self.steps):

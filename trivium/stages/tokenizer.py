@@ -39,7 +39,6 @@ class TokenizerStage(Stage):
     """Read at most so many characters of text."""
 
     def references(self) -> list[Reference]:
-        """`data` is outside data, or a stage that makes documents."""
         return source_references("data", self.data)
 
     def plan(self, inputs: Any) -> dict[str, Any]:

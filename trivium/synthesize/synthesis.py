@@ -148,7 +148,6 @@ class Synthesis:
         return report
 
     def write_dropped(self, folder: Path) -> None:
-        """The rows that were left out, each with the step and the reason."""
         lines = [{"step": step, "reason": why, **as_dropped(row)} for row, step, why in self.room.dropped]
         write_text(folder / "dropped.jsonl", _lines(lines))
 

@@ -1,4 +1,4 @@
-"""Law L5: text never becomes a control token, because only aliases that nobody can type become one."""
+"""Law L5: text never becomes a control token, because only aliases that cannot be typed become one."""
 
 import copy
 import json

@@ -88,7 +88,7 @@ def extended_backend(backend: Backend, texts: Iterable[str], added: int) -> Back
         )
     vocabulary: dict[str, int] = content["model"]["vocab"]
     merges = learn_merges(word_pieces(backend, texts), set(vocabulary), added)
-    # A control token that stands only among the added tokens would be numbered anew behind the new merges.
+    # A control token that stands only among the added tokens would get a new number behind the new merges.
     for token in content["added_tokens"]:
         vocabulary.setdefault(token["content"], token["id"])
     first = max(vocabulary.values()) + 1

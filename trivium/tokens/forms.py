@@ -29,7 +29,6 @@ class Forms:
     sound_token: str | None = None
 
     def written(self) -> dict[str, Any]:
-        """As JSON."""
         return asdict(self)
 
 

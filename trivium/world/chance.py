@@ -51,7 +51,6 @@ class Chance:
         return low + self.below(high - low + 1)
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of the options, each as likely."""
         return options[self.below(len(options))]
 
     def happens(self, probability: float) -> bool:
@@ -73,5 +72,4 @@ class Chance:
         return drawn
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
-        """All the options in a random order."""
         return self.sample(options, len(options))

@@ -12,7 +12,7 @@ _Part = tuple[str, str, bool]
 
 
 class Grammar:
-    """Rules `symbol -> alternatives`; `<symbol>` expands anew each time, `{word}` is drawn once a text."""
+    """Rules `symbol -> alternatives`; `<symbol>` expands again each time, `{word}` is drawn once a text."""
 
     def __init__(self, rules: Mapping[str, Sequence[str]], drawings: Mapping[str, Drawing]):
         self._rules = {symbol: [_parts(text) for text in texts] for symbol, texts in rules.items()}

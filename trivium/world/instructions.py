@@ -13,7 +13,7 @@ from trivium.world.words import ANIMALS, CRAFTS, GOODS, LOOKS, THINGS
 
 @dataclass(frozen=True)
 class Task:
-    """One instruction with an answer that fulfils it; whoever shares its key asks for the same."""
+    """One instruction with an answer that fulfils it; tasks with the same key ask for the same."""
 
     kind: str
     key: str

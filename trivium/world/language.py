@@ -69,7 +69,6 @@ class Language:
         return "".join(self._letters.get(letter, letter) for letter in text)
 
     def word(self, english: str) -> str:
-        """The word for an English word."""
         return self._words[english]
 
     def say(self, clause: Clause) -> str:

@@ -11,14 +11,10 @@ class Perceived(Protocol):
     """A question about something seen or heard, its answer, and what is true of it."""
 
     @property
-    def question(self) -> str:
-        """What is asked."""
-        ...
+    def question(self) -> str: ...
 
     @property
-    def answer(self) -> str:
-        """The only right answer."""
-        ...
+    def answer(self) -> str: ...
 
     @property
     def truth(self) -> dict[str, Any]:

@@ -60,7 +60,6 @@ class Decontaminate(Step):
         return [("against", name, ("data", "source")) for name in self.against]
 
     def prepare(self, place: Path, where: Mapping[str, Path]) -> None:
-        """Write the items; every process makes its own index of them."""
         items = [item for name in self.against for item in _items(name, where.get(name))]
         if not items:
             raise TriviumError(

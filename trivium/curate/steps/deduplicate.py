@@ -40,7 +40,6 @@ class Deduplicate(WholeStep):
 
     @classmethod
     def variant(cls, written: Mapping[str, Any]) -> type[Step]:
-        """The class of the method that is asked for."""
         method = written.get("method", "exact")
         if method not in cls.methods:
             raise ValueError(f"`deduplicate` has no method {method!r}; methods are {', '.join(cls.methods)}")

@@ -147,12 +147,10 @@ class LocalWriter:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
         return Tokenizer.load(self.folder)
 
     @cached_property
     def engine(self) -> Engine:
-        """The model in the engine."""
         place = machine.device()
         model = load_model(self.folder, dtype=machine.compute_dtype(place), device=place)
         return Engine(
@@ -303,7 +301,6 @@ class EndpointWriter:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        """The connection."""
         return Endpoint(self.settings)
 
     def bound(self, request: ChatRequest) -> tuple[int, int]:

@@ -42,7 +42,6 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        """All of them."""
         return self.data * self.shard * self.tensor * self.context * self.pipeline
 
     @property

@@ -47,7 +47,6 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All parts."""
         return sum(asdict(self).values())
 
 

@@ -92,7 +92,6 @@ class Job:
 
     @cached_property
     def parameters(self) -> int:
-        """All weights of the model."""
         return parameter_count(self.config) if self.config is not None else 0
 
     @cached_property

@@ -56,7 +56,6 @@ class Distillation:
         self.hidden_states, self.extra, self.permutation = hidden_states, projection, permutation
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
-        """The sum of the tokens' weights."""
         return float(sum(row.weights.sum(dtype="float64") for row in rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:

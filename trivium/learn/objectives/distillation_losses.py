@@ -57,17 +57,14 @@ class LiveTeacher:
     soft_cap: float | None = None
 
     def log_probabilities(self, piece: slice) -> Tensor:
-        """Those of all tokens: [places, vocabulary]."""
         note_product(len(self.hidden[piece]), self.head)
         logits = capped(scores_of(self.hidden[piece], self.head), self.soft_cap)
         return torch.log_softmax(logits / self.temperature, -1)
 
     def outcomes(self, log_probabilities: Tensor, piece: slice) -> Tensor:
-        """The student's, as they are."""
         return log_probabilities
 
     def likeliest(self, log_probabilities: Tensor, piece: slice) -> Tensor:
-        """The largest of each row."""
         return log_probabilities.argmax(-1)
 
 

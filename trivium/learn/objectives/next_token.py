@@ -57,7 +57,6 @@ class NextToken:
         self.guards = tuple(guards)
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
-        """The sum of the tokens' weights."""
         return float(sum(row.weights.sum(dtype="float64") for row in rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:

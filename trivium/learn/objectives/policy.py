@@ -118,7 +118,6 @@ class PolicyGradient:
         return float(sum(sum(row.facts["divisor"]) for row in rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
-        """The loss sum, and the measures of the update under TRL's names."""
         outputs = token_outputs(
             model, batch, temperature=self.temperature, filtered=self.filtered, critic=self.extra,
             prune=self.prune,

@@ -156,7 +156,6 @@ class Preference:
         )
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
-        """The loss sum, and the measures under TRL's names."""
         whole = _places(batch, CHOSEN) if self.whole_chosen else None
         found = answers_under(model, batch, tail=self.ld_alpha, with_prompt=whole)
         beside, numbers = self._beside(model, batch, found), self._numbers(batch)

@@ -37,7 +37,6 @@ class StepCorrectness:
         return float(sum(row.columns["step"].sum() for row in rows))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
-        """The loss sum over all labelled steps of the batch, and the share that was judged right."""
         places = batch.columns["step"].nonzero()[:, 0]
         labels = batch.columns["label"][places]
         context = Documents(batch.lengths, batch.tokens.device)

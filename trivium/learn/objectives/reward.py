@@ -46,7 +46,6 @@ class BradleyTerry:
     name = "reward"
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
-        """The weights of the pairs."""
         return float(
             sum(
                 weight
@@ -57,7 +56,6 @@ class BradleyTerry:
         )
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
-        """The loss sum, and the measures under TRL's names."""
         chosen, rejected = pair_scores(model, self.extra, batch)
         places = [place for place, role in enumerate(batch.facts["role"]) if role == CHOSEN]
         margins, weights = (

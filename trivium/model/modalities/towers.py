@@ -50,7 +50,6 @@ class ModalitiesConfig:
     sound: SoundsConfig | None = None
 
     def written(self) -> dict[str, Any]:
-        """As JSON."""
         return {"version": 1, **asdict(self)}
 
 

@@ -29,7 +29,6 @@ class VisionConfig:
 
     @property
     def patches(self) -> int:
-        """The patches of a picture."""
         return (self.side // self.patch) ** 2
 
     @property

@@ -64,7 +64,6 @@ class ContextExtension(Settings):
 
     @model_validator(mode="after")
     def methods_take_their_own(self) -> ContextExtension:
-        """Refuse what the method would not use, or could not."""
         for name in self.options:
             if self.method is None:
                 raise ValueError(f"`{name}` is part of a `method` that scales positions; name one")

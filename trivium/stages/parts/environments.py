@@ -80,7 +80,6 @@ class EnvironmentWorker:
         self.make, self.turns, self.earns = make, turns, earns
 
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        """For each prompt, `count` completions; all that are under way take their turns together."""
         self.engine.refresh()
         episodes = [
             [Episode(prompt, self.make(**prompt.columns), seed_of_sample(seed, i)) for i in range(count)]

@@ -52,7 +52,6 @@ class ForkingWorker:
         self.engine, self.sampling, self.forks = engine, sampling, forks
 
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        """For each prompt, `count` completions, the branches of a trunk one after the other."""
         self.engine.refresh()
         branches = self.forks.branches
         with self.engine.keeping_prefixes(self.engine.max_rows):

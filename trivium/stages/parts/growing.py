@@ -60,7 +60,6 @@ class GrowthPoint(GrowthSettings):
     @field_validator("at")
     @classmethod
     def at_is_a_place(cls, value: float | str) -> float | str:
-        """Percent become a share; the rest has to name a unit."""
         if isinstance(value, str) and value.endswith("%"):
             value = float(value.removesuffix("%")) / 100
             if not 0 < value < 1:
@@ -122,7 +121,6 @@ class Growing(Settings):
         return total
 
     def findings(self, opened: Opened[Any]) -> dict[str, Any]:
-        """The size that the model has grown to."""
         found: dict[str, Any] = super().findings(opened)  # type: ignore[misc]
         if self.grow:
             config = opened.model.config

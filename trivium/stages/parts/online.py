@@ -74,7 +74,6 @@ class OnlinePairs(RolloutBatches):
     """Whether all pairs of a step lie in one row, as losses over a whole batch want them."""
 
     def rows(self, step: int) -> list[PackedSequence]:
-        """The pairs of an optimiser step, which know how far the stage is."""
         progress = step / max(1, self.steps - 1)
         return [
             replace(row, facts={**row.facts, "progress": [progress] * len(row.lengths)})

@@ -158,15 +158,12 @@ class Curriculum:
         return found
 
     def note(self, index: int, rate: float) -> None:
-        """Remember the pass rate of a prompt."""
         self.rates[index] = (rate, max(self.visited - 1, 0) // self.count)
 
     def state(self) -> dict[str, Any]:
-        """What it needs to go on after a stop."""
         return {"visited": self.visited, "rates": [[index, *seen] for index, seen in self.rates.items()]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         self.visited = state["visited"]
         self.rates = {int(index): (rate, turn) for index, rate, turn in state["rates"]}
 

@@ -105,11 +105,9 @@ class RolloutStage(TrainingStage):
         return [*super().references(), *models, *files]
 
     def counted(self) -> dict[str, Any]:
-        """The text of the files that hold rewards counts as well."""
         return {**super().counted(), "reward_files": reward_files(self.files())}
 
     def check_machine(self) -> None:
-        """Try the scorers."""
         ready_scorers(self.scorers())
 
     def read(self, opened: Opened[list[Prompt]]) -> None:
@@ -145,7 +143,6 @@ class RolloutStage(TrainingStage):
         )  # fmt: skip
 
     def findings(self, opened: Opened[list[Prompt]]) -> dict[str, Any]:
-        """How much was sampled, and what came of it."""
         rollouts = -(-opened.batches.steps // opened.batches.settings.steps_per_rollout)
         return {"prompts": len(opened.data), "rollouts": rollouts, **self.outcome(opened)}
 

@@ -89,7 +89,6 @@ class EngineWorker:
         self.engine, self.sampling = engine, sampling
 
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        """For each prompt, `count` completions."""
         # The optimiser's last step may have changed the weights without a trace that the engine can see.
         self.engine.refresh()
         requests = [

@@ -82,7 +82,7 @@ class RolloutSettings:
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimiser steps before the model answers anew."""
+        """Optimiser steps between two rollouts."""
         return self.epochs_per_rollout * self.minibatches
 
 
@@ -130,7 +130,6 @@ class RolloutBatches:
 
     @property
     def steps(self) -> int:
-        """How many optimiser steps it lasts."""
         return self.settings.steps
 
     @property
@@ -142,7 +141,6 @@ class RolloutBatches:
         return fingerprint([identity(self.prompts), *settings, *method, *reward, self.seed])
 
     def rows(self, step: int) -> list[PackedSequence]:
-        """The completions that an optimiser step learns from."""
         rollout, place = divmod(step, self.settings.steps_per_rollout)
         if self.held is None or self.held[0] != rollout:
             self.held = (rollout, *self.roll_out(rollout))
@@ -156,12 +154,10 @@ class RolloutBatches:
         return [replace(row, facts={**row.facts, "fresh": [fresh] * len(row.lengths)}) for row in mine]
 
     def metrics(self, step: int) -> Mapping[str, float]:
-        """Rewards, lengths and pass rates of the rollout that a step learned from."""
         assert self.held is not None
         return self.held[2]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What it needs to go on from the middle of a rollout."""
         json: dict[str, Any] = {"curriculum": self.curriculum.state(), "baseline": self.baseline}
         json["scale"] = vars(self.scale)
         json["coefficient"] = None if self.controller is None else self.controller.coefficient
@@ -178,7 +174,6 @@ class RolloutBatches:
         return json, tensors
 
     def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on from a saved state."""
         self.curriculum.restore(json["curriculum"])
         self.baseline, self.scale = json["baseline"], RunningScale(**json["scale"])
         if self.controller is not None:

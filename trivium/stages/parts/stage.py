@@ -88,7 +88,7 @@ class Work:
 class Stage(Settings):
     """One kind of work; a subclass that has a `kind` and lies in `stages/` is known to recipes."""
 
-    # Raise it when the same settings and inputs would give another result: old results are then made anew.
+    # Raise it when the same settings and inputs would give another result: old results are then made again.
     version: ClassVar[int] = 1
     produces: ClassVar[Product]
     # Whether all processes work on it together; else the first does and the others wait.

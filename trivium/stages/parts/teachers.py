@@ -155,23 +155,18 @@ class TaughtBatches(PlannedBatches):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any batch could change."""
         return fingerprint([self.planned.fingerprint, self.identity])
 
     def rows(self, step: int) -> list[PackedSequence]:
-        """The global batch of an optimiser step."""
         return self.change(step, self.planned.rows(step))
 
     def metrics(self, step: int) -> Mapping[str, float]:
-        """What the change has measured."""
         return dict(self.measures)
 
     def consumed(self, step: int) -> dict[str, float]:
-        """The passes over every source."""
         return self.planned.consumed(step)
 
     def shares(self, step: int) -> dict[str, float]:
-        """The share of every source."""
         return self.planned.shares(step)
 
 

@@ -143,7 +143,6 @@ class TrainingStage(Training, Stage):
 
     @model_validator(mode="after")
     def every_setting_is_used(self) -> Self:
-        """Refuse settings that would change nothing in this kind of training."""
         for name, instead in self.unused.items():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(instead.replace("{value}", str(getattr(self, name))))
