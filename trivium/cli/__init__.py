@@ -1,7 +1,5 @@
 """The verbs; each parses its words and makes one call below."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The verb that hands a model to other programs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

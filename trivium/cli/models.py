@@ -1,7 +1,5 @@
 """The verbs that ask models: eval, compare, distance, grade."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The verbs about recipes and their results: run, plan, status, ls, watch, show, gc."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

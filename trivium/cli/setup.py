@@ -1,7 +1,5 @@
 """The verbs before a run: init, data, schema, launch, doctor."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

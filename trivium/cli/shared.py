@@ -1,7 +1,5 @@
 """The verbs about a store that several machines share: push, pull."""
 
-from __future__ import annotations
-
 import click
 
 from trivium.cli.options import only_option, recipe_argument, runs_option, set_option

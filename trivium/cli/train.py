@@ -1,7 +1,5 @@
 """The verbs that train in one line: sft, pretrain, midtrain, dpo, reward, rlvr and others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

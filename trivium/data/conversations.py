@@ -1,7 +1,5 @@
 """Examples to tokens: what is learned of each, what is cut at a turn's border or dropped, all counted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal

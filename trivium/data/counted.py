@@ -3,8 +3,6 @@
 Each source is read, reported and divided by prompt; a batch is so many examples, whatever their length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar

@@ -1,7 +1,5 @@
 """The door through which a stage gets its data: what it names is found, read, tokenised once, and opened."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What became of every row and token of the sources that fine-tuning learns from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The sources of a mixture as training takes them, and how their weights move over a stage."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

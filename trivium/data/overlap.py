@@ -1,7 +1,5 @@
 """Held-out documents that are trained on under another name: found by their tokens, so none is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ much memory before it looks at the rest. Footer and headers are in Thrift's comp
 and field number, then the value), of which everything is read and little is kept.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO

@@ -1,7 +1,5 @@
 """The forms in which people keep preferences, told apart by their columns, read into one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What preference stages learn from: each source of pairs read, reported, and divided by prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from trivium.data.counted import CountedSource, CountedSources, read_counted

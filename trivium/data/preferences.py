@@ -1,7 +1,5 @@
 """Preferences to tokens: pairs of answers, or single answers with a verdict, in TRL's forms and others."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """A packed row for people to read: its text, with what is learned told apart from what is only read."""
 
-from __future__ import annotations
-
 from itertools import groupby
 
 from trivium.data.rows import PackedSequence

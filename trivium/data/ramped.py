@@ -1,7 +1,5 @@
 """Rows that grow longer within one stage: packed batches one part after the other, all of one mixture."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The shapes in which people keep examples to fine-tune on, told apart by their columns, read into one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

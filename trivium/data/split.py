@@ -1,7 +1,5 @@
 """One rule for what is held out: a hash below the share, so that copies never straddle the border."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from itertools import islice

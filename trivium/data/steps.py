@@ -8,8 +8,6 @@ separator, and its label lies at the separator's last token, where a process rew
 A label may be a share from 0 to 1 (a soft label), or null for a step about which nothing is known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """A model under examination: asked as text to continue or through its chat template."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """How well a model predicts text: bits per byte, source by source, beside the floor where it is known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice

@@ -1,7 +1,5 @@
 """A chain of trainings seen as a whole: what each step gained here and lost there, skill by skill."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from trivium.evals.evaluate import Comparison, compare

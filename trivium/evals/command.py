@@ -1,7 +1,5 @@
 """What `trivium eval` and the stage `evaluate` do: open a folder's model, ask it, and say what came out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

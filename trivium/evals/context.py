@@ -1,7 +1,5 @@
 """How far a model makes use of what it reads: bits per byte by the place of the token in its document."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What a model still knows of a conversation longer than its window, and what fitting it costs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """Ask a model everything, and compare two models on the same items."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ folder. Every item is kept as a record, so that intervals and paired comparisons
 own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """What a model knows: facts of the country, its crafts, its second language, and how sure it is."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Log-likelihoods of continuations: texts that begin alike are computed once, as branches of one tree."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

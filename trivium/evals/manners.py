@@ -1,7 +1,5 @@
 """How a model answers: instructions fulfilled, the form asked for kept, and its turn ended by itself."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

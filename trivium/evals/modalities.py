@@ -1,7 +1,5 @@
 """What a model sees and hears: questions about pictures and sounds, beside what it guesses without them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A person's own data as tasks: texts held out, replies beside those written, pairs by their likelihood."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any

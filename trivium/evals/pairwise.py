@@ -1,7 +1,5 @@
 """What rewards of pairs are worth: accuracy, calibration, and how much of them is mere length."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

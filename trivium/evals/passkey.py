@@ -1,7 +1,5 @@
 """What a model finds in a long text: by how long the text is and how deep the thing lies in it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

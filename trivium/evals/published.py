@@ -1,7 +1,5 @@
 """Tests that others published, in their published form, and a person's own questions with a scorer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

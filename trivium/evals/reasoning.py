@@ -1,7 +1,5 @@
 """What a model works out: word problems with their steps, and queries over tables."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

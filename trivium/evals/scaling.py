@@ -4,8 +4,6 @@
 sizes cannot tell it from a smaller alpha, and it is 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

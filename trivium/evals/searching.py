@@ -1,7 +1,5 @@
 """Answers that are searched for: who scores, which answers are the same, and many searches in one engine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path

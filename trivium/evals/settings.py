@@ -1,7 +1,5 @@
 """How models are asked, and how a person names a task with its options."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 

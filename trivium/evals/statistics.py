@@ -1,7 +1,5 @@
 """Intervals and paired comparisons: what may be claimed from the answers that were seen."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

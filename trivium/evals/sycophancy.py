@@ -1,7 +1,5 @@
 """The sycophancy evaluation: right answers given up under pressure, beside hints that ought to be taken."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a task is, and the shelf of tasks by name."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

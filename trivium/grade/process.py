@@ -1,7 +1,5 @@
 """Scoring step by step: a process reward model's probability that each step of a solution is right."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

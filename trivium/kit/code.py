@@ -1,7 +1,5 @@
 """The code that made a result, as one checksum for each part of the package that a result can depend on."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 from pathlib import Path

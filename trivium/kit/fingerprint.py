@@ -1,7 +1,5 @@
 """A short name for a value: equal values have equal fingerprints, on every machine."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What decides how sums are rounded: the processor, torch's build, the settings that its libraries read."""
 
-from __future__ import annotations
-
 import os
 import platform
 from dataclasses import dataclass

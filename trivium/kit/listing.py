@@ -1,7 +1,5 @@
 """The files below a folder or behind a pattern; a search that would go through a whole disk is refused."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

@@ -1,7 +1,5 @@
 """The log of what happened, one JSON object a line."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Numbers as people write them in recipes: 4096, 16k, 20M, 1.5B."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 

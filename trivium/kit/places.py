@@ -6,8 +6,6 @@ create one name, exactly one succeeds. On S3 and GCS the store itself sees to th
 replace. Everything that machines agree on through a place rests on this one operation.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import threading

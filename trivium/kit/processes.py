@@ -1,7 +1,5 @@
 """The processes of one run: torchrun's environment is the contract, and its absence means a world of one."""
 
-from __future__ import annotations
-
 import atexit
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tables for a terminal: pages of columns where they do not fit its width, or 100 columns in a pipe."""
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Iterator, Sequence

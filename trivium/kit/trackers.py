@@ -1,7 +1,5 @@
 """Metrics sent on, as they are logged, to TensorBoard, Weights & Biases or Trackio."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

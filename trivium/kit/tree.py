@@ -1,7 +1,5 @@
 """A graph of stages drawn as a tree."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 

@@ -1,7 +1,5 @@
 """How the report of a recipe asks its models, so that every verb asks them in the same way."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

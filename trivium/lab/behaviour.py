@@ -1,7 +1,5 @@
 """How far two models' next-token distributions lie apart, token by token, on texts neither has seen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

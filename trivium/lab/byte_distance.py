@@ -4,8 +4,6 @@ For texts x that a model p writes, the mean of (log p(x) - log q(x)) / bytes(x) 
 whatever tokens each of them reads x in. Both directions need texts of either model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ Drawings are inline SVG that stretches while its text, which is HTML, does not. 
 in a table beside it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

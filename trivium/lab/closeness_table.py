@@ -1,7 +1,5 @@
 """Behaviours beside each other: all pairs of models on versioned probes, as matrices, a tree and an order."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compare models: collect what their stages left and what they answer, and write one page about it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict

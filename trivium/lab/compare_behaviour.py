@@ -1,7 +1,5 @@
 """How models differ in what they would say next, and in what their answers look like."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """How far models reason: right answers by steps needed, the work shown, and what more tries give."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Which questions stand on the page with everybody's answers, and what is marked in them."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping, Sequence

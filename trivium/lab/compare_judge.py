@@ -1,7 +1,5 @@
 """Who wins before a reward model: the answers to instructions, model against the one before."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Every number of the page, worked out from what was collected and from nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

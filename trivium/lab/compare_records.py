@@ -1,7 +1,5 @@
 """Records as they stand in the JSON: read again, grouped, and compared pair by pair."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What stages cost and how their training went, from what they left behind."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A measure against the FLOPs spent, of every arm of an experiment: what reaching a value costs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How far models lie from the first of them on some texts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

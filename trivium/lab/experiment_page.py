@@ -1,7 +1,5 @@
 """The page of an experiment: made of the JSON beside it alone, without a script."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

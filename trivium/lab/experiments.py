@@ -1,7 +1,5 @@
 """What an experiment found: every number of every arm and seed, and a verdict on every claim."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One number of one stage that ran, and what a line of stages cost."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

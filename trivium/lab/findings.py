@@ -1,7 +1,5 @@
 """What to see in a figure: a sentence made from its numbers that says no more than the intervals allow."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Numbers, intervals and lists as a person reads them, for every page and table of the lab."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

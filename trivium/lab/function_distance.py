@@ -11,8 +11,6 @@ change t of the weights, <A, B> is t_A' F t_B with the base's Fisher matrix F. K
 beside it; standard errors are the jackknife's over probes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

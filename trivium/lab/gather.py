@@ -1,7 +1,5 @@
 """Who is compared: models found by path, stage name or hub id, with what their stages left behind."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

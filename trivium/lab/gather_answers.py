@@ -1,7 +1,5 @@
 """What the models answer, asked once: answers are kept by who was asked, what, how, and by which code."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """A scaling ladder judged: what was forecast for the next size, and what that size came to."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta

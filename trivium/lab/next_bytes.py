@@ -4,8 +4,6 @@ Where a token ends in every model's reading of a text, each says which token com
 the probability of a byte is the sum over the tokens that begin with it. Control tokens share one more place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a report asks about a person's own data: texts, conversations, pairs and problems of the stages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

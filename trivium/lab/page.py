@@ -1,7 +1,5 @@
 """The report page: one HTML file that needs nothing else, a pure function of the JSON beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The funnel of a curation: what every step kept, why it left documents out, and some of them to read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How far a model's next-token distributions lie from those of the model before, and where in a text."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The same questions to every model side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Data that was written: rows through every step, what they cost, how different they are, some to read."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The stages as a tree with their cost, and the curves of their training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

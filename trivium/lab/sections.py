@@ -1,7 +1,5 @@
 """What each section of the report shows: charts and tables from the numbers, for `report.jinja` to draw."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

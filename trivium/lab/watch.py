@@ -1,7 +1,5 @@
 """A page on this machine that shows a run while it goes on: its stages, and the curves of each."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ Linear CKA of states X, Y [contexts, width], columns centred, is |Y'X|^2 / (|X'X
 matrix, which weighs a change by what it does to the base's predictions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Saved states: written whole beside the training, checked when read, named when damaged."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from collections.abc import Callable, Mapping

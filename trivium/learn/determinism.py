@@ -1,7 +1,5 @@
 """Whether a run that goes on ends bit for bit where it would have ended, and how a GPU is made to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """The head and the loss computed together in chunks, so that no tokens × vocabulary tensor ever exists."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

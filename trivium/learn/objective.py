@@ -1,7 +1,5 @@
 """What a stage gives the loop: an objective and a batch source."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol

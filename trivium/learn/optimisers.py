@@ -1,7 +1,5 @@
 """Muon for matrices, AdamW for everything else: one optimiser with named groups and plain tensors."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass

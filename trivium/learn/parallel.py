@@ -1,7 +1,5 @@
 """Several processes as one: every one holds the whole model, and gradients are summed over all."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch

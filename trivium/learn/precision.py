@@ -1,7 +1,5 @@
 """The type in which matrices are multiplied; weights, moments and sums stay in float32."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

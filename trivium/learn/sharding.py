@@ -5,8 +5,6 @@ The stage's own model stays whole on every process and follows after each step, 
 What is divided is what training adds: gradients, moments, the running mean, and the weights it works on.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Mapping
 

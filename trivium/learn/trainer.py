@@ -1,7 +1,5 @@
 """The one loop: rows from a batch source, a loss from an objective, a step of the optimiser, again."""
 
-from __future__ import annotations
-
 import copy
 import math
 import signal

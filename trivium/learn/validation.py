@@ -1,7 +1,5 @@
 """The loss on text the model never trains on, in bits per byte, so that tokenizers can be compared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

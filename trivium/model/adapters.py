@@ -1,7 +1,5 @@
 """Adapters on disk, in the form of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What each token may look at: the only part of the model that knows where one document ends."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

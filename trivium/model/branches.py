@@ -1,7 +1,5 @@
 """Documents that go on from a shared beginning: a prompt is computed once for all its answers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Reading a config.json so that nothing in it is overlooked."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from trivium.kit.errors import TriviumError

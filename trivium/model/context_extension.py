@@ -1,7 +1,5 @@
 """ContextExtension context: every way to make a model's positions reach further than it was trained for."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, get_args
 

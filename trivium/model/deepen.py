@@ -10,8 +10,6 @@ Stacking (G_stack, arXiv:2405.15319), overlapping copies (SOLAR, arXiv:2312.1516
 preserve the function; they start higher up and are measured by what they reach.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

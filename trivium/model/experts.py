@@ -1,7 +1,5 @@
 """A mixture of experts: each token passes through the few inner networks its router picks."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

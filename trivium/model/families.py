@@ -1,7 +1,5 @@
 """The families: what their config.json says, in this house's words and back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 

@@ -1,7 +1,5 @@
 """A model on disk: a Hugging Face folder, read and written without an export step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

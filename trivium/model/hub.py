@@ -1,7 +1,5 @@
 """Where a model's files are: a folder or a GGUF file of this machine, or a repository of the hub."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """New weights: small models that learn fast under Muon from their first step."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """The parts of a layer: norms and the inner network."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Souping: one set of weights made from several that share an ancestor."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """What a person means by a model's name: a folder, a stage of a run, or a repository of the hub."""
 
-from __future__ import annotations
-
 from difflib import get_close_matches
 from pathlib import Path
 

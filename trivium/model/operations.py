@@ -4,8 +4,6 @@ Between two matrix products everything is limited by memory, so each of these to
 times as torch's kernels allow and keeps nothing for the backward pass that it can cheaply make again. The
 plain formulas stand beside them: they are what a compiler is given, and what other precisions use."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Rotary positions and every way to stretch them over a longer context."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One number, `depth`, sets a whole model and how to train it; every derived value can be overridden."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from dataclasses import dataclass

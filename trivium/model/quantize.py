@@ -8,8 +8,6 @@ In a file, which is in the layout of compressed-tensors, two values of `int4` sh
 has one, and the engine packs them again where it decodes on a processor (`generate/packed.py`).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -168,7 +166,7 @@ def bytes_in_file(weight: Any) -> int:
 def record(scheme: Scheme, family: str) -> dict[str, Any]:
     """What config.json says about a scheme, in the words of compressed-tensors."""
     if family == "gpt2":
-        # Other libraries find no `Linear` here and would leave these layers at random, so they must not read it.
+        # Other libraries find no `Linear` here and would leave these layers at random.
         return {
             "quant_method": METHOD,
             "config_groups": {scheme: "a rounded GPT-2 is opened by Trivium alone"},

@@ -5,8 +5,6 @@ of the memory. `selective` keeps in addition what is dear to compute, the output
 other matrix product, and makes the rest again, which costs little.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 

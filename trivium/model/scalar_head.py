@@ -5,8 +5,6 @@ token classifier with the labels "wrong" and "right": of its two rows only the d
 softmax((0, z)) = sigmoid(z) with z = w h + b.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

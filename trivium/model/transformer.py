@@ -1,7 +1,5 @@
 """The decoder: a flat list of tokens in, their hidden states out."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch

@@ -4,8 +4,6 @@
 Before something has imported it, nothing can be compiling, and there is nothing to mark.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import wraps

@@ -1,7 +1,5 @@
 """A model that learns new tokens: rows for them in the embedding and the head, every old row as it was."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

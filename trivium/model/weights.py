@@ -1,7 +1,5 @@
 """Which stored tensor holds which weights, for every family."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What pydantic complains about, in one sentence: file, line, key, what is wrong and how to fix it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_origin

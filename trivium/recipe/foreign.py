@@ -1,7 +1,5 @@
 """Settings by the names of TRL, Axolotl and transformers, and the keys that mean the same here."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

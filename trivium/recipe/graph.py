@@ -1,7 +1,5 @@
 """The graph of a recipe: who needs whom, checked before anything runs, and the fingerprint of every stage."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter

@@ -1,7 +1,5 @@
 """What a recipe uses but does not make (folders, models on the hub, data) and its fingerprints."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a name or a path to the plain content of a recipe: library, `extends`, overrides."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The settings of every kind of stage as Markdown tables, made from the fields' types and descriptions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin

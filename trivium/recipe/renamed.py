@@ -1,7 +1,5 @@
 """Earlier names of kinds and settings: they keep working, and one line says the present name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 

@@ -6,8 +6,6 @@ removes the line or writes another `owner/name@revision`. Machines that share a 
 that was found.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

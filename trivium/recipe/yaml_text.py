@@ -1,7 +1,5 @@
 """The YAML of recipes: words and numbers of YAML 1.2, no key twice, and a bound on what aliases multiply."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

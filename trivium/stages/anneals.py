@@ -1,7 +1,5 @@
 """Micro-anneals: short trainings from one checkpoint, one per candidate mixture, ranked by what they gain."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Two models answer the same prompts, judges score both, and the share of prompts won says who is better."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal

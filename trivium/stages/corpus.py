@@ -1,7 +1,5 @@
 """The corpus stage: documents tokenised once, into shards that every training stage reads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 

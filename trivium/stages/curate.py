@@ -1,7 +1,5 @@
 """The curate stage: raw documents through named steps, and what became of each."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator

@@ -1,7 +1,5 @@
 """The evaluate stage: tasks with known truth, asked of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal

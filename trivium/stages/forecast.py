@@ -1,7 +1,5 @@
 """Forecasting: what the next size will reach, written down before that size is trained."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 

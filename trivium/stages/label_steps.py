@@ -4,8 +4,6 @@ The result is data for `reward: {steps: true}` in TRL's stepwise form. A chunk o
 as it is labelled, so a stage that was stopped goes on with the next one.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

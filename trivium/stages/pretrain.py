@@ -1,7 +1,5 @@
 """Pre-training: a new model learns to predict the next token of a corpus."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Quantisation: the same model in 8 or 4 bits, and what that costs on text it has not seen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Questions over a data base with their SQL, made into examples to learn from and questions to ask."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

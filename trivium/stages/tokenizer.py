@@ -1,7 +1,5 @@
 """The tokenizer stage: a vocabulary learnt from text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 

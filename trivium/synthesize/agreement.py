@@ -1,7 +1,5 @@
 """What most of several answers say (self-consistency, Wang et al., 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from trivium.grade.maths.extract import after_thinking, marked_answers

@@ -5,8 +5,6 @@ often than half the answer shown first wins; length bias is accuracy where the b
 one minus accuracy where it is the shorter one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

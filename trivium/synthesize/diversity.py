@@ -4,8 +4,6 @@ Near-duplicates by words are found with MinHash and bands, as in curation, but o
 compared with those that it agrees with in a band. By meaning, rows are compared through unit vectors.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Steps that ask a model: prompt templates in jinja, how answers are drawn, and what becomes of failures."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ The steps are a pure function of seeds and answers, and every answer is on disk 
 synthesis that was cut off is resumed by doing all of it again: what was answered is not asked again.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter

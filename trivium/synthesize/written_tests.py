@@ -3,8 +3,6 @@
 A suite without an assertion, or one that a program of empty functions passes, would call every answer right.
 """
 
-from __future__ import annotations
-
 import ast
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """A tokenizer that has never seen a conversation learns the form of one."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from importlib import resources

@@ -1,7 +1,5 @@
 """A vocabulary that grows: merges learnt on new text, after which every old id still means what it meant."""
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import json

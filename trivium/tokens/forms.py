@@ -1,7 +1,5 @@
 """How a model's pictures and sounds become tokens, as its folder says."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

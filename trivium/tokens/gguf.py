@@ -6,8 +6,6 @@ the patterns themselves in its code, so a name that is not in the table below ca
 that has no name cannot be written.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

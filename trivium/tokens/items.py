@@ -6,8 +6,6 @@ share a prefix if and only if their pictures are the same. What an id stands for
 for each content; the model looks it up there when it embeds.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """The parts of a message that are no text: found, read in whatever form they come, and marked in the text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pictures from anywhere to the pixels that an encoder sees: read safely, turned upright, brought to size."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import io

@@ -5,8 +5,6 @@ each, whether they are merged (BPE) or chosen by the likeliest path (Unigram), a
 few fields needed are read here, so that neither SentencePiece nor protobuf has to be installed.
 """
 
-from __future__ import annotations
-
 import base64
 import struct
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Sounds from WAV bytes to the samples that an encoder hears: one channel, 16,000 a second, 16 bits."""
 
-from __future__ import annotations
-
 import math
 import struct
 from dataclasses import dataclass

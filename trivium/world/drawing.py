@@ -1,7 +1,5 @@
 """Small pictures drawn with Pillow, and pictures and sounds as the data URLs that messages carry."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """What questions about pictures and about sounds have in common: how they are written and asked."""
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 from trivium.world.document import Question, WorldDocument

@@ -4,8 +4,6 @@ A question about shape, colour and count together is held out by its combination
 one split for ever, while its shape, its colour and its count are all seen in the training split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache

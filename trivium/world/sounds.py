@@ -3,8 +3,6 @@
 A melody of three tones belongs to one split for ever: its pitches are all heard in training, in other orders.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache

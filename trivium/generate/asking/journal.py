@@ -4,8 +4,6 @@ A line is written before a request that costs money, too. If the process dies in
 that the request may have been paid for, and counts it at its highest price.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

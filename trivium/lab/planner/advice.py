@@ -10,8 +10,6 @@ cheaper to serve, at the price of compute: what is spent over what the best mode
 batch 0.2920 C^0.3271 tokens, rate 0.3118 C^-0.1250. They are read as an order of magnitude.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

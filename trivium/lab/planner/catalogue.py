@@ -1,7 +1,5 @@
 """The machines a plan can be made for: those of `machines.yaml`, a person's own, and this one as measured."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Mapping

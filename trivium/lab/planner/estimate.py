@@ -1,7 +1,5 @@
 """Time, memory and money of a stage on a machine, under the best layout that fits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any

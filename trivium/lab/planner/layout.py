@@ -7,8 +7,6 @@ context   every document in parts: keys and values travel, once a layer
 pipeline  layers in groups, one after the other: (p - 1) / (m + p - 1) of the time is waiting
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

@@ -14,8 +14,6 @@ every other product (2d + 2HD + KD + F); `full` keeps its input alone. Under ten
 parallel norms all of them are divided by the degree.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 from trivium.lab.planner.catalogue import Machine

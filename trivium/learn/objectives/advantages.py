@@ -8,8 +8,6 @@ from the reference, and at the last token the score R of the whole completion. T
                                                          A_t = sum_k (gamma lambda)^k d_t+k
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Knowledge distillation as an objective: packed rows in, how far the student is from its teacher out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -14,8 +14,6 @@ own, never larger than the whole one, and the student's mass outside of the k to
 rest; renormalising the k probabilities instead would teach the student that nothing else is possible.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 

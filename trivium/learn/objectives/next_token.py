@@ -1,7 +1,5 @@
 """Next-token prediction: the objective of pre-training, mid-training and supervised fine-tuning."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

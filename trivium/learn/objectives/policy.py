@@ -8,8 +8,6 @@ where l is the algorithm's, such as PPO's -min(rho A, clip(rho, 1 - e, 1 + e) A)
 The rollouts bring A, R, w and d along: see `loss_weights` and `advantages.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 

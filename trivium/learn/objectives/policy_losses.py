@@ -1,7 +1,5 @@
 """Every policy-gradient loss as a function of token log-probabilities: one value per sampled token."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Preferences as an objective: answers to the same prompt in, a loss of their log-probabilities out."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal

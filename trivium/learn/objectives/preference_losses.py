@@ -1,7 +1,5 @@
 """Every preference loss as a function of log-probabilities: one value per pair, or per answer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ which is the cross-entropy of TRL's token classifier with two labels. With soft 
 roll-outs from the step that came to the right answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Bradley-Terry rewards as an objective: pairs of answers in, the loss of preferring the chosen one out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -11,8 +11,6 @@ A process reward model gives step j of completion i the probability p_ij that it
                step has GRPO's advantage, and the step that loses the value has it all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -6,8 +6,6 @@ Gemma's norms; it stacks the matrices of experts. `place_of` says where a tensor
 lies, `to_stored` and `from_stored` convert its values.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ extremes of a group the weights are rounded, then the scale (and offset) that fi
 and the best grid is kept.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -6,8 +6,6 @@ weights are the file's, dequantised: in float32, unless all matrices of the file
 bfloat16 and no value is lost in that type.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import shutil

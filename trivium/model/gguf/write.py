@@ -1,7 +1,5 @@
 """A model written as a GGUF file, which llama.cpp, Ollama and their kin open as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal

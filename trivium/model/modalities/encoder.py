@@ -1,7 +1,5 @@
 """A bidirectional transformer over the pieces of an item: in our own encoders, CLIP, SigLIP and Whisper."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

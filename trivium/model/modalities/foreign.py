@@ -1,7 +1,5 @@
 """Encoders of transformers' folders: the vision towers of CLIP and SigLIP, and Whisper's encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A model that sees through a tower of CLIP or SigLIP, written as a LLaVA that transformers opens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The projector: an encoder's states, some of them joined, to rows as wide as the embeddings of tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

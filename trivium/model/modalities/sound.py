@@ -1,7 +1,5 @@
 """The sound encoder: samples to a log-mel spectrogram, through two convolutions to states (Whisper, 2022)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The vision encoder: square pictures to patches, patches to states (ViT, Dosovitskiy et al. 2021)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """How the settings of a stage name documents to read: the references they make, and what became of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from trivium.data.settings import Sources

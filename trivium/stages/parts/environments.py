@@ -1,7 +1,5 @@
 """Completions in several turns: the model acts, an environment or a tool replies, the acts are learned."""
 
-from __future__ import annotations
-
 import ast
 import json
 import operator

@@ -1,7 +1,5 @@
 """Examples to learn from, in any of their forms, and what a person is told of them before training begins."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

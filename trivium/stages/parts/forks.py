@@ -10,8 +10,6 @@ would weigh up to `branches` times as much as one on which it wavers. That a pro
 on what was drawn costs a bias of the order 1 / trunks, as with every self-normalised mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Quick looks at a model after a stage that learned from preferences or rewards: sycophancy and drift."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

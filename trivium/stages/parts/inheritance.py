@@ -1,7 +1,5 @@
 """What a model was trained on, found again from the folder it lies in: the parent's own mixture."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reward models among the rewards of a recipe: references in its graph, folders when it runs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """Around the one loop: measure, sample, keep, save, and leave what the next stage takes over."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How the settings of a stage name mixtures: the references they make."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a person says of a model's new eyes and ears, and the towers that follow from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """New tokens for a model: learnt from texts, added to its tokenizer and to its embedding."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

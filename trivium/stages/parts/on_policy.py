@@ -4,8 +4,6 @@ GKD (2306.13649) and its kin learn on what the student itself writes, so that it
 mistakes it makes when it is used. No gradient goes through the sampling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any

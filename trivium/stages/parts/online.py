@@ -4,8 +4,6 @@ Offline, a model learns from answers that another one gave, which it may never g
 (2402.04792) asks the model as it is at every step, so the pairs stay where it is. Any loss of pairs will do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Models beside each other on the same held-out documents, with intervals for what they differ by."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What a stage takes over from the model it starts from, and how an adapter is laid on it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Process rewards in reinforcement learning: which tokens are which step, and what each step earns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The prompts of reinforcement learning, tokenised, with the columns that their graders read."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Preference pairs under a model: log-probabilities of the reference, kept by parts; validation rewards."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

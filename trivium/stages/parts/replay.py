@@ -1,7 +1,5 @@
 """Replay: what the parent learnt from, or another mixture, seen again at a share against forgetting."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

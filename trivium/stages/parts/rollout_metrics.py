@@ -1,7 +1,5 @@
 """What a rollout came to, under the names that TRL's users know, and a few of its completions to read."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

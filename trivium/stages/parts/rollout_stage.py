@@ -1,7 +1,5 @@
 """What `rlvr` and `ppo` share: a model samples completions, scorers reward them, the model learns."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Who samples completions, and what a sampled completion and its group are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol

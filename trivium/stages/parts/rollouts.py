@@ -5,8 +5,6 @@ what teaches something. Columns hold one number per token, so that a method may 
 that does not gives all tokens of a completion the same advantage.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """The shape of a model that a stage starts from, for `plan`: from its folder, or from its own plan."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path

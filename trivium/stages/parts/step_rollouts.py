@@ -6,8 +6,6 @@ error is wanted, binary search over k needs about log2(steps) prefixes in place 
 if a wrong step cannot be made good later.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

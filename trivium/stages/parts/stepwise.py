@@ -1,7 +1,5 @@
 """Labelled solutions in a stage: each source read and divided by prompt, a judge measured on them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The teacher of a distillation: one vocabulary for both, and what it says stored once, by parts."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

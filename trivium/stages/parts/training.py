@@ -1,7 +1,5 @@
 """The base of all training stages: parent, data, model, adapter, rates and state, opened in one order."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Columns: made of others by templates, with no model asked."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import jinja2

@@ -1,7 +1,5 @@
 """Critique and revise: answers held to principles of a constitution (Bai et al., 2022, Constitutional AI)."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Decontaminate: rows that hold items of an examination, found by the index of curation."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import pyarrow as arrow

@@ -10,8 +10,6 @@ the first, squared, away from those that bring nothing new however often they ar
 the two cancel, and every cell is drawn equally often.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Evolve: prompts made harder or broader (Xu et al., 2023, Evol-Instruct)."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 from pydantic import Field

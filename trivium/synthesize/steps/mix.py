@@ -1,7 +1,5 @@
 """Mix: rows of other sources among those that were made."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

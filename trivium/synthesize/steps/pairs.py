@@ -1,7 +1,5 @@
 """Pairs: the best and the worst answer to a prompt by score, as preference data."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

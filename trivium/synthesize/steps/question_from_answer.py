@@ -5,8 +5,6 @@ A model writes the question that an answer answers. Whether it is any good shows
 where the share of new answers that agree with the source's lies in the band; 1 minus it is its `difficulty`.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Rephrase: a text or a prompt in other words, in named styles and languages (Maini et al., 2024, WRAP)."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

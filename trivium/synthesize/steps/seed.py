@@ -1,7 +1,5 @@
 """Seed: the rows that everything starts from: data, or topics × personas × styles × languages, or both."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any, ClassVar
 

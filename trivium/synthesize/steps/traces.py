@@ -1,7 +1,5 @@
 """Traces: worked answers that ramble, repeat themselves, change language or break their form are left out."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

@@ -1,7 +1,5 @@
 """Verify: answers that a program finds right are kept; the share of them says how hard the question is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
