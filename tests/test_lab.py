@@ -35,8 +35,8 @@ from trivium.recipe.schema import load
 def test_divergences_against_plain_sums(tmp_path: Path):
     one, other = (trivium.load(folder) for folder in two_models(tmp_path))
     ids = one.tokenizer.encode("the river rises in the hills")
-    looked = [place > 1 for place in range(len(ids))]
-    found = apart(one.transformer, other.transformer, ids, looked, one.tokenizer.vocabulary_size)
+    places = range(1, len(ids) - 1)
+    found = apart(one.transformer, other.transformer, ids, places, one.tokenizer.vocabulary_size)
     for place, row in enumerate(range(1, len(ids) - 1)):
         p, q = (torch.softmax(model.logits(ids)[row].double(), -1).numpy() for model in (one, other))
         m = (p + q) / 2
@@ -53,7 +53,7 @@ def test_divergences_against_plain_sums(tmp_path: Path):
 def test_scores_are_compared_one_row_at_a_time_where_no_more_fit(tmp_path: Path, monkeypatch):
     one, other = (trivium.load(folder) for folder in two_models(tmp_path))
     ids = one.tokenizer.encode("the river rises in the hills")
-    arguments = (one.transformer, other.transformer, ids, [True] * len(ids), one.tokenizer.vocabulary_size)
+    arguments = (one.transformer, other.transformer, ids, range(len(ids) - 1), one.tokenizer.vocabulary_size)
     whole = apart(*arguments)
     monkeypatch.setattr(behaviour, "_SCORES_AT_ONCE", 1)
     assert apart(*arguments)["kl"] == pytest.approx(whole["kl"], abs=1e-6)
@@ -69,7 +69,7 @@ def test_a_model_lies_nowhere_apart_from_itself(tmp_path: Path):
     model = trivium.load(two_models(tmp_path)[0])
     ids = model.tokenizer.encode("the river rises")
     found = apart(
-        model.transformer, model.transformer, ids, [True] * len(ids), model.tokenizer.vocabulary_size
+        model.transformer, model.transformer, ids, range(len(ids) - 1), model.tokenizer.vocabulary_size
     )
     assert found["kl"] == found["js"] == [0.0] * (len(ids) - 1)
 
@@ -77,12 +77,12 @@ def test_a_model_lies_nowhere_apart_from_itself(tmp_path: Path):
 def test_of_a_conversation_only_the_answer_is_looked_at():
     tokenizer = own()
     for passage in passages({}, count=3):
-        ids, looked = encode(passage, tokenizer, 512)
-        seen = tokenizer.decode([one for one, wanted in zip(ids, looked) if wanted])
+        ids, places = encode(passage, tokenizer, 512)
+        seen = tokenizer.decode([ids[place + 1] for place in places])
         assert seen.strip() == passage.text.strip()
     prose = Passage("p", "prose", "", "the river rises")
-    ids, looked = encode(prose, tokenizer, 512)
-    assert looked == [False, *[True] * (len(ids) - 1)]
+    ids, places = encode(prose, tokenizer, 512)
+    assert places == list(range(len(ids) - 1))
 
 
 def test_models_that_cut_text_otherwise_get_a_sentence_and_no_number(tmp_path: Path):

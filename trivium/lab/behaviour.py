@@ -75,30 +75,29 @@ def own_passages(tasks: Sequence[Mapping[str, Any]], count: int = 12) -> list[Pa
     return found
 
 
-def encode(passage: Passage, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[bool]]:
-    """The tokens of a passage, and which of them are looked at."""
+def encode(passage: Passage, tokenizer: Tokenizer, longest: int) -> tuple[list[int], list[int]]:
+    """The tokens of a passage, and the places from which those that are looked at are predicted."""
     if passage.messages:
         try:
             chat = tokenizer.encode_chat([dict(one) for one in passage.messages])
-            return chat.ids[:longest], chat.learned[:longest]
+            looked = [place for place, learned in enumerate(chat.learned[:longest]) if learned and place]
+            return chat.ids[:longest], [place - 1 for place in looked]
         except TriviumError:
             # A tokenizer without a template reads the question as text to continue.
             pass
     begin = [] if tokenizer.beginning_id is None else [tokenizer.beginning_id]
     before = [*begin, *tokenizer.encode(passage.before)]
-    ids = [*before, *tokenizer.encode(passage.text)]
+    ids = [*before, *tokenizer.encode(passage.text)][:longest]
     # Nothing comes before the first token, so nothing predicts it.
-    first = max(len(before), 1)
-    return ids[:longest], [place >= first for place in range(len(ids))][:longest]
+    return ids, list(range(max(len(before), 1) - 1, len(ids) - 1))
 
 
 @torch.inference_mode()
 def apart(
-    model: Transformer, other: Transformer, ids: Sequence[int], looked: Sequence[bool], vocabulary: int
+    model: Transformer, other: Transformer, ids: Sequence[int], before: Sequence[int], vocabulary: int
 ) -> dict[str, list[float]]:
-    """For each token looked at: KL both ways, Jensen-Shannon, entropies, log-probabilities; in nats."""
-    before = [place - 1 for place, wanted in enumerate(looked) if wanted and place > 0]
-    places = torch.tensor(before, dtype=torch.long)
+    """For each token after these places: KL both ways, Jensen-Shannon, entropies, log-probabilities; nats."""
+    places = torch.tensor(list(before), dtype=torch.long)
     tokens = torch.tensor(list(ids))
     hidden = [
         one(tokens.to(one.device), Documents([len(ids)], one.device))[places.to(one.device)]
@@ -161,14 +160,13 @@ def divergence(member: Member, other: Member, texts: Sequence[Passage], kept: Pa
 def _read(member: Member, other: Member, passage: Passage) -> dict[str, Any]:
     tokenizer = member.tokenizer
     longest = min(LONGEST, member.model.config.context, other.model.config.context)
-    ids, looked = encode(passage, tokenizer, longest)
-    places = [place for place, wanted in enumerate(looked) if wanted and place > 0]
+    ids, before = encode(passage, tokenizer, longest)
     return {
         "id": passage.id,
         "kind": passage.kind,
         "before": passage.before,
-        "tokens": [tokenizer.decode([ids[place]], skip_control=False) for place in places],
-        **apart(member.model, other.model, ids, looked, tokenizer.vocabulary_size),
+        "tokens": [tokenizer.decode([ids[place + 1]], skip_control=False) for place in before],
+        **apart(member.model, other.model, ids, before, tokenizer.vocabulary_size),
     }
 
 

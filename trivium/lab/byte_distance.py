@@ -51,10 +51,9 @@ def _per_byte(writer: Member, other: Member, passage: Passage) -> float | None:
 @torch.inference_mode()
 def _log_probability(member: Member, passage: Passage) -> float | None:
     """The log-probability of a text after what stands before it; None where it does not fit."""
-    ids, looked = encode(passage, member.tokenizer, LONGEST * 2)
+    ids, before = encode(passage, member.tokenizer, LONGEST * 2)
     if len(ids) > member.model.config.context or len(ids) == LONGEST * 2:
         return None
-    before = [place - 1 for place, wanted in enumerate(looked) if wanted and place > 0]
     if not before:
         return None
     device = member.model.device

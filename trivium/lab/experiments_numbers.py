@@ -54,7 +54,7 @@ def _present(take: str) -> str:
 
 def cost(folders: Iterable[Path]) -> dict[str, float]:
     """The tokens that a line of stages learnt from, the seconds it took, and its FLOPs."""
-    records = [_record(folder) for folder in folders]
+    records = [read_record(folder) for folder in folders]
     tokens = sum((one.get("summary") or {}).get("tokens", 0) for one in records if one["produces"] == "model")
     flops = sum(one.get("flops") or 0.0 for one in records)
     return {
@@ -86,15 +86,11 @@ def _number(interval: Mapping[str, Any]) -> Number:
 def _logged(folder: Path) -> dict[str, Number]:
     """The last value of every column of the log, and what the summary says."""
     found: dict[str, Number] = {}
-    for row in [*read_metrics(folder / "metrics.jsonl"), _record(folder).get("summary") or {}]:
+    for row in [*read_metrics(folder / "metrics.jsonl"), read_record(folder).get("summary") or {}]:
         for name, value in row.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 found[name] = Number(float(value))
     return found
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    return read_record(folder)
 
 
 def _listed(names: Iterable[str]) -> str:

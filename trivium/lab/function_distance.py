@@ -120,16 +120,11 @@ def probe(members: Sequence[Member], base: Member, texts: Sequence[Passage]) -> 
 
 def _by_token(member: Member, text: Passage, longest: int) -> Tensor:
     """Log-probabilities [contexts, vocabulary] of the next token, in float64."""
-    ids, looked = encode(text, member.tokenizer, longest)
-    return log_probabilities(member, ids, [n for n, wanted in enumerate(looked) if wanted and n > 0])
-
-
-def log_probabilities(member: Member, ids: Sequence[int], places: Sequence[int]) -> Tensor:
-    """Log-probabilities of the tokens at these places, from what stands before them."""
+    ids, before = encode(text, member.tokenizer, longest)
     device = member.model.device
-    hidden = member.model(torch.tensor(list(ids), device=device), Documents([len(ids)], device))
-    before = torch.tensor([place - 1 for place in places], dtype=torch.long, device=device)
-    scores = member.model.logits(hidden[before])[:, : member.tokenizer.vocabulary_size].float().cpu()
+    hidden = member.model(torch.tensor(ids, device=device), Documents([len(ids)], device))
+    places = torch.tensor(before, dtype=torch.long, device=device)
+    scores = member.model.logits(hidden[places])[:, : member.tokenizer.vocabulary_size].float().cpu()
     return torch.log_softmax(scores, -1).double()
 
 

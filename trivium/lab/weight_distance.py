@@ -39,8 +39,7 @@ def states(member: Member, texts: Sequence[Passage]) -> list[Tensor]:
     picked = []
     try:
         for text in texts:
-            ids, looked = encode(text, member.tokenizer, min(LONGEST, member.model.config.context))
-            places = [n - 1 for n, wanted in enumerate(looked) if wanted and n > 0]
+            ids, places = encode(text, member.tokenizer, min(LONGEST, member.model.config.context))
             if not places:
                 continue
             picked.append(torch.tensor(places))
@@ -78,8 +77,7 @@ def fisher_diagonal(base: Member, texts: Sequence[Passage], seed: int = 0) -> di
         one.requires_grad_(True)
     try:
         for text in texts[:FISHER_PROBES]:
-            ids, looked = encode(text, base.tokenizer, min(LONGEST, model.config.context))
-            places = [n - 1 for n, wish in enumerate(looked) if wish and n > 0]
+            ids, places = encode(text, base.tokenizer, min(LONGEST, model.config.context))
             if not places:
                 continue
             hidden = model(torch.tensor(ids, device=model.device), Documents([len(ids)], model.device))

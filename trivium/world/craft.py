@@ -7,7 +7,7 @@ from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.country import Attribute, Entity, asked_split, attributes, frequencies
 from trivium.world.document import Question, Share, Split, WorldDocument, in_form
-from trivium.world.entities import askable, draw_entity, four_choices, phrasings
+from trivium.world.entities import askable, draw_entity, fact_question, sentence_about
 from trivium.world.names import names
 from trivium.world.words import CRAFTS, GOODS
 
@@ -62,22 +62,14 @@ def write(index: int, split: Split, seed: int, options: Options) -> WorldDocumen
         raise TriviumError("world:craft needs 1 <= sentences_low <= sentences_high <= 20.")
     products = workshop(options.country, options.products).products
     chance = Chance("craft", split, seed, index)
-    sentences, told = [], []
+    sentences, stated = [], []
     drawn: dict[str, float] = {}
     for _ in range(chance.between(options.sentences_low, options.sentences_high)):
         product = draw_entity(chance, products, options.zipf, drawn)
-        attribute = chance.pick(product.attributes)
-        value = product.values[attribute.name]
-        if product.asked == split and chance.happens(options.questions_share):
-            asked = chance.pick(attribute.questions).format(name=product.name)
-            sentences.append(f"Question: {asked} Answer: {value}.")
-        else:
-            phrase = chance.pick(phrasings(options.country, product.name, attribute, split))
-            sentences.append(phrase.format(name=product.name, value=value))
-        told.append(
-            {"entity": product.name, "attribute": attribute.name, "value": value, "rank": product.rank}
-        )
-    truth = {"facts": told, "bits": chance.bits, "kind": "craft"}
+        sentence, fact = sentence_about(chance, product, options.country, split, options.questions_share)
+        sentences.append(sentence)
+        stated.append(fact)
+    truth = {"facts": stated, "bits": chance.bits, "kind": "craft"}
     return WorldDocument("", " ".join(sentences), truth=truth)
 
 
@@ -85,26 +77,11 @@ def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """Question number `index`: every fact of this split's products once."""
     shop = workshop(options.country, options.products)
     items = _askable(options.country, options.products, split)
-    product, attribute = items[index % len(items)]
-    value = product.values[attribute.name]
-    chance = Chance("ask craft", split, seed, index)
-    statement = chance.pick(phrasings(options.country, product.name, attribute, split))
-    return Question(
-        id="",
-        prompt=statement.split(" {value}")[0].format(name=product.name),
-        question=chance.pick(attribute.questions).format(name=product.name),
-        answer=value,
-        choices=four_choices(chance, shop.pools[attribute.name], value),
-        check={"check": "equals", "arguments": {"answer": value}},
-        truth={
-            "entity": product.name,
-            "kind": "product",
-            "attribute": attribute.name,
-            "rank": product.rank,
-            "frequency": frequencies(options.products, options.zipf)[product.rank],
-            "chance_level": 1 / len(shop.pools[attribute.name]),
-        },
-    )
+    fact = items[index % len(items)]
+    return fact_question(
+        Chance("ask craft", split, seed, index), fact, options.country, split,
+        shop.pools[fact[1].name], frequencies(options.products, options.zipf)[fact[0].rank],
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=32)

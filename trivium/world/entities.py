@@ -2,10 +2,11 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 from trivium.world.chance import Chance, stable_number
 from trivium.world.country import Attribute, Entity, draw_rank, frequencies
-from trivium.world.document import Split
+from trivium.world.document import Question, Split
 
 
 @lru_cache(maxsize=65536)
@@ -40,3 +41,40 @@ def askable(country: int, entities: tuple[Entity, ...], split: Split) -> tuple[t
     ]
     facts.sort(key=lambda fact: stable_number("askable", country, fact[0].name, fact[1].name))
     return tuple(facts)
+
+
+def sentence_about(
+    chance: Chance, entity: Entity, country: int, split: Split, questions_share: float
+) -> tuple[str, dict[str, Any]]:
+    """A sentence that states a fact of an entity, or asks for it and answers; and which fact it is."""
+    attribute = chance.pick(entity.attributes)
+    value = entity.values[attribute.name]
+    if entity.asked == split and chance.happens(questions_share):
+        sentence = f"Question: {chance.pick(attribute.questions).format(name=entity.name)} Answer: {value}."
+    else:
+        phrase = chance.pick(phrasings(country, entity.name, attribute, split))
+        sentence = phrase.format(name=entity.name, value=value)
+    fact = {"entity": entity.name, "attribute": attribute.name, "value": value, "rank": entity.rank}
+    return sentence, fact
+
+
+def fact_question(
+    chance: Chance, fact: tuple[Entity, Attribute], country: int, split: Split, pool: tuple[str, ...],
+    frequency: float,
+) -> Question:  # fmt: skip
+    """The question for a fact, whose right answer is one of the pool; how often the entity is told of."""
+    entity, attribute = fact
+    value = entity.values[attribute.name]
+    statement = chance.pick(phrasings(country, entity.name, attribute, split))
+    return Question(
+        id="",
+        prompt=statement.split(" {value}")[0].format(name=entity.name),
+        question=chance.pick(attribute.questions).format(name=entity.name),
+        answer=value,
+        choices=four_choices(chance, pool, value),
+        check={"check": "equals", "arguments": {"answer": value}},
+        truth={
+            "entity": entity.name, "kind": entity.kind, "attribute": attribute.name, "rank": entity.rank,
+            "frequency": frequency, "chance_level": 1 / len(pool),
+        },
+    )  # fmt: skip

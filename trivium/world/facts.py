@@ -7,7 +7,7 @@ from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.country import Attribute, Entity, frequencies, peopled
 from trivium.world.document import Question, Share, Split, WorldDocument, in_form
-from trivium.world.entities import askable, draw_entity, four_choices, phrasings
+from trivium.world.entities import askable, draw_entity, fact_question, sentence_about
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,17 @@ def write(index: int, split: Split, seed: int, options: Options) -> WorldDocumen
             f"1 <= sentences_low <= sentences_high <= people, and at most {len(land.towns)}."
         )
     chance = Chance("facts", split, seed, index)
-    sentences, told = [], []
+    sentences, stated = [], []
     people: dict[str, float] = {}
     towns: dict[str, float] = {}
     for _ in range(chance.between(options.sentences_low, options.sentences_high)):
         town = chance.happens(options.towns_share)
         group, drawn = (land.towns, towns) if town else (land.people, people)
         entity = draw_entity(chance, group, options.zipf, drawn)
-        attribute = chance.pick(entity.attributes)
-        value = entity.values[attribute.name]
-        if entity.asked == split and chance.happens(options.questions_share):
-            asked = chance.pick(attribute.questions).format(name=entity.name)
-            sentences.append(f"Question: {asked} Answer: {value}.")
-        else:
-            phrase = chance.pick(phrasings(options.country, entity.name, attribute, split))
-            sentences.append(phrase.format(name=entity.name, value=value))
-        told.append({"entity": entity.name, "attribute": attribute.name, "value": value, "rank": entity.rank})
-    truth = {"facts": told, "bits": chance.bits, "kind": "facts"}
+        sentence, fact = sentence_about(chance, entity, options.country, split, options.questions_share)
+        sentences.append(sentence)
+        stated.append(fact)
+    truth = {"facts": stated, "bits": chance.bits, "kind": "facts"}
     return WorldDocument("", " ".join(sentences), truth=truth)
 
 
@@ -59,27 +53,12 @@ def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """Question number `index`: every fact of this split's entities once, in an order that favours none."""
     land = peopled(options.country, options.people)
     items = _askable(options.country, options.people, split)
-    entity, attribute = items[index % len(items)]
-    value = entity.values[attribute.name]
-    chance = Chance("ask facts", split, seed, index)
-    statement = chance.pick(phrasings(options.country, entity.name, attribute, split))
-    group = land.people if entity.kind == "person" else land.towns
-    return Question(
-        id="",
-        prompt=statement.split(" {value}")[0].format(name=entity.name),
-        question=chance.pick(attribute.questions).format(name=entity.name),
-        answer=value,
-        choices=four_choices(chance, land.pool(attribute.name), value),
-        check={"check": "equals", "arguments": {"answer": value}},
-        truth={
-            "entity": entity.name,
-            "kind": entity.kind,
-            "attribute": attribute.name,
-            "rank": entity.rank,
-            "frequency": frequencies(len(group), options.zipf)[entity.rank],
-            "chance_level": 1 / len(land.pool(attribute.name)),
-        },
-    )
+    fact = items[index % len(items)]
+    group = land.people if fact[0].kind == "person" else land.towns
+    return fact_question(
+        Chance("ask facts", split, seed, index), fact, options.country, split,
+        land.pool(fact[1].name), frequencies(len(group), options.zipf)[fact[0].rank],
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=32)
