@@ -17,7 +17,7 @@ import pytest
 from curating import curated, curation, rows, write_lines
 
 import trivium
-from trivium.curate.step import parse_steps, step_names
+from trivium.curate.step import Step, parse_steps
 from trivium.data.sources import Source
 from trivium.kit.errors import TriviumError
 
@@ -197,7 +197,7 @@ def test_steps_are_written_out_and_read_again() -> None:
         step.written() for step in steps
     ]
     assert {"repair", "language", "filters", "deduplicate", "mask", "decontaminate", "sample"} <= set(
-        step_names()
+        Step.all()
     )
 
 

@@ -24,7 +24,7 @@ from trivium.model.folder import save_model
 from trivium.synthesize.agreement import majority
 from trivium.synthesize.diversity import Meanings
 from trivium.synthesize.row import Row, asked
-from trivium.synthesize.step import Room, parse_steps, step_names
+from trivium.synthesize.step import Room, Step, parse_steps
 from trivium.synthesize.steps.traces import broken_form, foreign_share
 
 NUMBER = re.compile(r"\d+")
@@ -66,7 +66,7 @@ def through(folder: Path, rows: list[dict[str, Any]], step: Any) -> tuple[list[R
 
 
 def test_these_are_the_steps():
-    assert set(step_names()) == ALL
+    assert set(Step.all()) == ALL
 
 
 def test_a_teacher_asks_over_every_combination_and_reads_json(tmp_path):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +20,7 @@ Keys = dict[str, np.ndarray]
 class Step(NamedStep):
     """One step: settings, and a function from a batch to what is said of its documents."""
 
+    package: ClassVar[str] = "trivium.curate.steps"
     known: ClassVar[dict[str, type[Step]]] = {}
     needs_raw: ClassVar[bool] = False
     """Whether it reads bytes, as `extract` does, and so comes first."""
@@ -29,12 +28,6 @@ class Step(NamedStep):
     _place: Path | None = PrivateAttr(default=None)
     _answers: Sequence[Path] = PrivateAttr(default=())
     """Files of answers that models gave to other stages."""
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
-        if "name" in vars(cls):
-            Step.known[cls.name] = cls
 
     @property
     def title(self) -> str:
@@ -90,22 +83,9 @@ class WholeStep(Step):
         raise NotImplementedError
 
 
-def step_names() -> list[str]:
-    """Every step there is."""
-    _load()
-    return sorted(Step.known)
-
-
-def _load() -> None:
-    package = import_module("trivium.curate.steps")
-    for module in iter_modules(package.__path__):
-        import_module(f"{package.__name__}.{module.name}")
-
-
 def parse_steps(written: Any) -> list[Step]:
     """The steps of a list such as `[repair, {filters: gopher}]`; a ValueError says what is wrong."""
-    _load()
-    steps = read_steps(written, Step.known, "[repair, {filters: gopher}]")
+    steps = read_steps(written, Step, "[repair, {filters: gopher}]")
     for place, step in enumerate(steps):
         if step.needs_raw and place:
             raise ValueError(f"`{step.name}` reads the files themselves, so it has to be the first step")

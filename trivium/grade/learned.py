@@ -10,15 +10,10 @@ import torch
 
 from trivium.data.conversations import Encoder
 from trivium.data.shapes import Example
-from trivium.grade.process import ProcessScorer
+from trivium.grade.process import ProcessScorer, RewardModel
 from trivium.grade.scorer import Score
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.model.scalar_head import load_reward_model, scores_at_ends, step_separator
-from trivium.tokens.tokenizer import Tokenizer
-
-PASS_TOKENS = 8192
-"""Tokens per pass: answers of like length are scored together."""
+from trivium.model.scalar_head import scores_at_ends, step_separator
 
 
 def learned_scorer(
@@ -32,44 +27,27 @@ def learned_scorer(
     return LearnedScorer(model, called)
 
 
-class LearnedScorer:
+class LearnedScorer(RewardModel):
     """A reward model's number for an answer, read where the reward stage learned to put it."""
 
     def __init__(self, model: str | Path, called: str = "learned") -> None:
-        folder = Path(model)
-        self.name = called
-        self.model, self.head = load_reward_model(folder, dtype=torch.float32, device=machine.device())
-        self.model.eval()
-        self.tokenizer = Tokenizer.load(folder)
-        self.encoder = Encoder(self.tokenizer, self.model.config.context)
-
-    def __call__(self, completion: str, **columns: Any) -> Score:
-        if columns.get("prompt") is None:
-            raise TriviumError("A reward model reads the prompt as well; give it as the column `prompt`.")
-        return self.many([columns["prompt"]], [completion])[0]
+        super().__init__(Path(model), called)
+        self.encoder = Encoder(self.tokenizer, self.longest)
 
     @torch.no_grad()
     def many(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Score]:
         documents = [self._ids(*pair) for pair in zip(prompts, completions, strict=True)]
-        found: list[Score | None] = [None] * len(documents)
-        longest = self.model.config.context
-        waiting = sorted(range(len(documents)), key=lambda place: len(documents[place]))
-        while waiting:
-            size = max(1, PASS_TOKENS // len(documents[waiting[0]]))
-            some = waiting[:size]
-            waiting = waiting[size:]
-            fitting = [place for place in some if len(documents[place]) <= longest]
-            for place in set(some) - set(fitting):
-                why = f"{len(documents[place])} tokens are more than the reward model reads ({longest})"
-                found[place] = Score(None, why, "fault")
-            if not fitting:
-                continue
-            tokens = torch.tensor([one for place in fitting for one in documents[place]])
-            lengths = [len(documents[place]) for place in fitting]
+        found = [
+            Score(None, f"{len(one)} tokens are more than the reward model reads ({self.longest})", "fault")
+            for one in documents
+        ]
+        for some in self.passes(dict(enumerate(documents))):
+            tokens = torch.tensor([one for place in some for one in documents[place]])
+            lengths = [len(documents[place]) for place in some]
             scores = scores_at_ends(self.model, self.head, tokens.to(self.model.device), lengths)
-            for place, value in zip(fitting, scores.tolist(), strict=True):
+            for place, value in zip(some, scores.tolist(), strict=True):
                 found[place] = Score(value, f"{self.name} scored {value:.4g}", "ok")
-        return [one for one in found if one is not None]
+        return found
 
     def _ids(self, prompt: Any, completion: Any) -> list[int]:
         """The tokens as the reward stage has seen its pairs: through the template, or as one text."""

@@ -1,7 +1,7 @@
 """Scoring step by step: a process reward model's probability that each step of a solution is right."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,38 +35,64 @@ def aggregate(scores: Sequence[float], how: Aggregation = "min") -> float:
     return float(math.prod(scores)) if how == "product" else float(np.mean(scores))
 
 
-class ProcessScorer:
+class RewardModel:
+    """A reward model asked about answers to their prompts, those of like length together."""
+
+    def __init__(self, folder: Path, called: str) -> None:
+        self.name = called
+        self.model, self.head = load_reward_model(folder, dtype=torch.float32, device=machine.device())
+        self.model.eval()
+        self.tokenizer = Tokenizer.load(folder)
+
+    @property
+    def longest(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return self.model.config.context
+
+    def __call__(self, completion: str, **columns: Any) -> Score:
+        """The score of one completion to the column `prompt`."""
+        if columns.get("prompt") is None:
+            raise TriviumError("A reward model reads the prompt as well; give it as the column `prompt`.")
+        return self.many([columns["prompt"]], [completion])[0]
+
+    def many(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Score]:
+        """The scores of several completions, a text or messages each, to their prompts."""
+        raise NotImplementedError
+
+    def passes(self, documents: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
+        """The numbers of the documents that are read together; those that are too long are left out."""
+        waiting = [place for place, one in documents.items() if len(one) <= self.longest]
+        waiting.sort(key=lambda place: len(documents[place]))
+        while waiting:
+            size = max(1, PASS_TOKENS // len(documents[waiting[0]]))
+            yield waiting[:size]
+            waiting = waiting[size:]
+
+
+class ProcessScorer(RewardModel):
     """A process reward model: `step_scores` gives a number per step, and a call one per solution."""
 
     def __init__(self, model: str | Path, called: str = "learned", aggregate: str = "min") -> None:
-        folder = Path(model)
-        separator = step_separator(folder)
+        separator = step_separator(Path(model))
         if separator is None:
-            raise TriviumError(f"{folder} scores whole answers, not steps; train it with `steps: true`.")
+            raise TriviumError(f"{model} scores whole answers, not steps; train it with `steps: true`.")
         if aggregate not in get_args(Aggregation):
             raise TriviumError(
                 f"`aggregate` is one of {', '.join(get_args(Aggregation))}, not {aggregate!r}."
             )
-        self.name, self.separator = called, separator
+        super().__init__(Path(model), called)
+        self.separator = separator
         self.how: Aggregation = aggregate  # type: ignore[assignment]
-        self.model, self.head = load_reward_model(folder, dtype=torch.float32, device=machine.device())
-        self.model.eval()
-        self.tokenizer = Tokenizer.load(folder)
         self.tokens = 0
         """How many tokens have been read."""
         self._last: tuple[Any, list[list[float] | None]] = (None, [])
-
-    def __call__(self, completion: str, **columns: Any) -> Score:
-        if columns.get("prompt") is None:
-            raise TriviumError("A process reward model reads the prompt as well; give it as `prompt`.")
-        return self.many([columns["prompt"]], [completion])[0]
 
     def many(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Score]:
         texts = [_text(one) for one in completions]
         found = []
         for scores in self.step_scores(prompts, [split_steps(text, self.separator) for text in texts]):
             if scores is None:
-                why = f"the solution has more tokens than the process reward model reads ({self._longest})"
+                why = f"the solution has more tokens than the process reward model reads ({self.longest})"
                 found.append(Score(None, why, "fault"))
                 continue
             value = aggregate(scores, self.how)
@@ -97,22 +123,14 @@ class ProcessScorer:
             tokens, places = step_ids(steps, self.separator, self.tokenizer)
             documents.append([*before, *tokens])
             ends.append([len(before) + place for place in places])
-        found: list[list[float] | None] = [None] * len(documents)
-        waiting = sorted(range(len(documents)), key=lambda place: len(documents[place]))
-        waiting = [place for place in waiting if len(documents[place]) <= self._longest]
-        for place in [place for place in waiting if not ends[place]]:
-            found[place] = []
-            waiting.remove(place)
-        while waiting:
-            size = max(1, PASS_TOKENS // len(documents[waiting[0]]))
-            some, waiting = waiting[:size], waiting[size:]
+        found: list[list[float] | None] = [
+            [] if len(document) <= self.longest and not places else None
+            for document, places in zip(documents, ends, strict=True)
+        ]
+        for some in self.passes({place: one for place, one in enumerate(documents) if ends[place]}):
             for place, scores in zip(some, self._scored(documents, ends, some), strict=True):
                 found[place] = scores
         return found
-
-    @property
-    def _longest(self) -> int:
-        return self.model.config.context
 
     def _scored(
         self, documents: Sequence[list[int]], ends: Sequence[list[int]], some: Sequence[int]

@@ -11,6 +11,7 @@ from typing import Any
 
 from trivium.grade.scorer import Score, Scorer, ready, scorer
 from trivium.kit.errors import TriviumError
+from trivium.model.hub import resolve
 
 Completion = str | list[dict[str, Any]]
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -243,3 +244,15 @@ def _rows(count: int, columns: dict[str, Any]) -> list[dict[str, Any]]:
             for row, value in zip(rows, values, strict=True):
                 row[name] = value
     return rows
+
+
+def with_models(
+    settings: Sequence[str | dict[str, Any]], place_of: Callable[[str], Path]
+) -> list[str | dict[str, Any]]:
+    """The list with every reward model as the scorer `learned`, called as the recipe calls its stage."""
+    return [
+        {"name": "learned", "called": one["model"], **one, "model": str(resolve(str(place_of(one["model"]))))}
+        if isinstance(one, dict) and isinstance(one.get("model"), str)
+        else one
+        for one in settings
+    ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -19,6 +21,24 @@ class NamedStep(Settings):
     name: ClassVar[str] = ""
     short: ClassVar[str] = ""
     """The setting that `{name: value}` means where the value is no mapping."""
+    package: ClassVar[str]
+    """Where all steps of such a list lie."""
+    known: ClassVar[dict[str, Any]]
+    """Those that were imported, by their names."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "name" in vars(cls):
+            cls.known[cls.name] = cls
+
+    @classmethod
+    def all(cls) -> dict[str, type[Self]]:
+        """Every step of the package by its name."""
+        package = import_module(cls.package)
+        for module in iter_modules(package.__path__):
+            import_module(f"{package.__name__}.{module.name}")
+        return cls.known
 
     @classmethod
     def variant(cls, written: Mapping[str, Any]) -> type[NamedStep]:
@@ -40,8 +60,9 @@ class NamedStep(Settings):
 AnyStep = TypeVar("AnyStep", bound=NamedStep)
 
 
-def read_steps(written: Any, known: Mapping[str, type[AnyStep]], example: str) -> list[AnyStep]:
+def read_steps(written: Any, kind: type[AnyStep], example: str) -> list[AnyStep]:
     """The steps of such a list; a ValueError says what is wrong."""
+    known = kind.all()
     if isinstance(written, str | Mapping):
         written = [written]
     if not isinstance(written, list) or not written:

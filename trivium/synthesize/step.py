@@ -6,9 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, ClassVar
 
 from trivium.generate.asking.asker import Asker
@@ -80,15 +78,10 @@ class Room:
 class Step(NamedStep):
     """One step: settings, and a function from rows to rows."""
 
+    package: ClassVar[str] = "trivium.synthesize.steps"
     known: ClassVar[dict[str, type[Step]]] = {}
     asks: ClassVar[bool] = False
     """Whether it asks a model."""
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
-        if "name" in vars(cls):
-            Step.known[cls.name] = cls
 
     def check(self, base: Path) -> None:
         """Refuse what could not run here before anything is asked."""
@@ -110,22 +103,9 @@ class Step(NamedStep):
         return {}
 
 
-def step_names() -> list[str]:
-    """Every step there is."""
-    _load()
-    return sorted(Step.known)
-
-
-def _load() -> None:
-    package = import_module("trivium.synthesize.steps")
-    for module in iter_modules(package.__path__):
-        import_module(f"{package.__name__}.{module.name}")
-
-
 def parse_steps(written: Any) -> list[Step]:
     """The steps of a list; a ValueError says what is wrong."""
-    _load()
-    steps = read_steps(written, Step.known, EXAMPLE)
+    steps = read_steps(written, Step, EXAMPLE)
     for place, step in enumerate(steps):
         if step.name == "seed" and place:
             raise ValueError("`seed` makes the rows that the others work on, so it has to be the first step")

@@ -5,9 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from trivium.grade.rewards import Combined, combine, reward
+from trivium.grade.rewards import Combined, combine, reward, with_models
 from trivium.kit.errors import TriviumError
-from trivium.model.hub import resolve
 from trivium.stages.parts.stage import Reference, Work
 
 
@@ -46,21 +45,6 @@ def reward_files(rewards: Sequence[Named]) -> list[str]:
     return sorted({name.rpartition(":")[0] for name in names if ":" in name})
 
 
-def with_models(rewards: Sequence[Named], work: Work) -> list[Named]:
-    """The list with every reward model as the scorer `learned`, called as the recipe calls its stage."""
-    return [
-        {
-            "name": "learned",
-            "called": one["model"],
-            **one,
-            "model": str(resolve(str(work.path(one["model"])))),
-        }
-        if isinstance(one, dict) and isinstance(one.get("model"), str)
-        else one
-        for one in rewards
-    ]
-
-
 def judges_of(rewards: Sequence[Named], work: Work) -> Combined:
     """The weighted list of rewards that a recipe names."""
-    return combine(with_models(rewards, work), work.base)
+    return combine(with_models(rewards, work.path), work.base)

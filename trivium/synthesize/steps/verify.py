@@ -5,9 +5,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
-from trivium.grade.rewards import Combined, combine, ready_scorers
+from trivium.grade.rewards import Combined, combine, ready_scorers, with_models
 from trivium.kit.numbers import Count
-from trivium.model.hub import resolve
 from trivium.synthesize.agreement import majority
 from trivium.synthesize.row import CANDIDATES, Row, asked
 from trivium.synthesize.step import Room, Step
@@ -58,16 +57,6 @@ class Verify(Step):
                 found.append(("by", name.rpartition(":")[0], ("source",)))
         return found
 
-    def _located(self, room: Room) -> list[str | dict[str, Any]]:
-        """The scorers, reward models by the folders where they lie."""
-        return [
-            {"name": "learned", "called": one["model"], **one,
-             "model": str(resolve(str(room.where[one["model"]])))}
-            if isinstance(one, dict) and isinstance(one.get("model"), str)
-            else one
-            for one in self._named()
-        ]  # fmt: skip
-
     def check(self, base: Any) -> None:
         ready_scorers(self._named())
 
@@ -76,7 +65,7 @@ class Verify(Step):
 
     def run(self, rows: list[Row], room: Room) -> list[Row]:
         if self._scorers is None and self._named():
-            self._scorers = combine(self._located(room), room.base)
+            self._scorers = combine(with_models(self._named(), room.where.__getitem__), room.base)
         checked = []
         for row in rows:
             trouble = trouble_of_tests(row) if "code" in self._named() else None
