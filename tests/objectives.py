@@ -22,8 +22,7 @@ from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS, PPO_ALGORITHMS, Aggregation, loss_weights
 from trivium.learn.objectives.preference import UNPAIRED
 from trivium.learn.objectives.preference_losses import PAIR_LOSSES, PreferenceNumbers
-from trivium.learn.objectives.process import StepCorrectness
-from trivium.learn.objectives.reward import BradleyTerry
+from trivium.learn.objectives.reward import BradleyTerry, StepCorrectness
 from trivium.model.config import ExpertsConfig
 from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.scalar_head import ScalarHead, without_language_head

@@ -17,9 +17,8 @@ from trivium.cli import main
 from trivium.kit.errors import TriviumError
 from trivium.lab.behaviour import Passage
 from trivium.lab.closeness_table import VERSION, closeness, drawn, probe_set, tree
-from trivium.lab.function_distance import Probed, measures, pairwise, shifts
+from trivium.lab.function_distance import Probed, aligned, borders, measures, pairwise, shifts
 from trivium.lab.gather import find
-from trivium.lab.next_bytes import aligned, borders
 from trivium.lab.weight_distance import cosines, linear_cka
 
 

@@ -9,11 +9,12 @@ import pytest
 from tuning import tokenizer_of
 
 from trivium.data.counted import CountedSource
-from trivium.data.preference_sources import Preferences, read_preferences
 from trivium.data.preferences import (
     PreferenceBatches,
     PreferenceData,
     PreferencePair,
+    Preferences,
+    read_preferences,
     row_of,
     unpaired,
 )

@@ -29,7 +29,7 @@ from trivium.grade.process import ProcessScorer, aggregate
 from trivium.grade.rewards import combine
 from trivium.grade.steps import labels_of_steps
 from trivium.kit.errors import TriviumError
-from trivium.learn.objectives.process import StepCorrectness
+from trivium.learn.objectives.reward import StepCorrectness
 from trivium.model.folder import stored_form
 from trivium.model.scalar_head import (
     WITH_TOKEN_CLASSIFIER,

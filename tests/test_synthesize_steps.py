@@ -21,11 +21,11 @@ from trivium.generate.asking.journal import Journal
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.model.folder import save_model
-from trivium.synthesize.agreement import majority
 from trivium.synthesize.diversity import Meanings
 from trivium.synthesize.row import Row, asked
 from trivium.synthesize.step import Room, Step, parse_steps
 from trivium.synthesize.steps.traces import broken_form, foreign_share
+from trivium.synthesize.steps.verify import majority
 
 NUMBER = re.compile(r"\d+")
 ALL = {

@@ -10,16 +10,17 @@ import trivium
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import write_text
+from trivium.kit.files import read_json, write_text
+from trivium.kit.fingerprint import fingerprint
 from trivium.lab.asked import asked_of
 from trivium.lab.behaviour import divergence, own_passages, passages
 from trivium.lab.closeness_table import in_report
-from trivium.lab.compare_judge import judged
+from trivium.lab.compare_examples import answer
 from trivium.lab.compare_numbers import numbers
 from trivium.lab.compare_stages import curves, stage_facts
 from trivium.lab.formatting import compact, count_range, figure
 from trivium.lab.gather import Member, Seen, compared_with, find_all, stages_above, world_sources
-from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, default_tasks
+from trivium.lab.gather_answers import DEFAULT_LIMIT, answers, code, default_tasks
 from trivium.lab.own_data import OWN_LIMIT, own_tasks
 from trivium.lab.page import page
 from trivium.lab.section_curation import curations
@@ -131,7 +132,7 @@ def collect(
         "tasks": tasks_asked,
         "behaviour": list(pairs.values()),
         "distances": in_report(members) if before else None,
-        "judged": judged(stages, tasks_asked, before, kept),
+        "judged": judged(stages, tasks_asked, kept),
     }  # fmt: skip
 
 
@@ -184,3 +185,48 @@ def summary_table(report: Mapping[str, Any]) -> list[list[str]]:
         asked = count_range([cell["n"] for cell in row["cells"].values() if cell])
         rows.append([f"{row['task']}: {row['metric']}", *cells, asked])
     return rows
+
+
+DIGITS = 5
+
+
+def judged(stages: Sequence[Seen], tasks: Mapping[str, Any], kept: Path) -> list[dict[str, Any]]:
+    """For every reward stage, its score of each answer to an instruction; empty where there is none."""
+    label = next((name for name, task in tasks.items() if task["task"] == "instructions"), None)
+    if label is None:
+        return []
+    answers_of = {model: asked["records"] for model, asked in tasks[label]["models"].items()}
+    first = next(iter(answers_of.values()))
+    return [
+        {
+            "judge": stage.name,
+            "task": label,
+            "scores": {model: _scores(stage, found, first, kept) for model, found in answers_of.items()},
+        }
+        for stage in stages
+        if stage.record["produces"] == "reward"
+    ]
+
+
+def _scores(
+    stage: Seen, records: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]], kept: Path
+) -> list[float | None]:
+    asked = [_question(one["asked"] or other["asked"] or "") for one, other in zip(records, first)]
+    told = [answer(one) for one in records]
+    key = fingerprint([stage.folder.name, asked, told, code()])
+    place = kept / f"judged-{key}.json"
+    if not place.is_file():
+        from trivium.grade.learned import LearnedScorer
+
+        assert stage.weights is not None, "a reward stage that is done has weights"
+        given = LearnedScorer(stage.weights).many(asked, told)
+        values = [None if one.value is None else round(one.value, DIGITS) for one in given]
+        write_text(place, compact(values))
+    scores: list[float | None] = read_json(place)
+    return scores
+
+
+def _question(asked: str) -> str:
+    """The person's words alone, however the model was asked."""
+    text = asked.removeprefix("user: ").removeprefix("Question: ")
+    return text.removesuffix("Answer:").strip()

@@ -9,6 +9,9 @@ by the base's probabilities, <A, B> = E_c sum_v p_0(v|c) D_A D_B. From it follow
 the angle <A, B> / (|D_A| |D_B|), a cosine. Half of |D_A|^2 is KL(p_0 || p_A) to second order; for a small
 change t of the weights, <A, B> is t_A' F t_B with the base's Fisher matrix F. KL and Jensen-Shannon stand
 beside it; standard errors are the jackknife's over probes.
+
+Models of different vocabularies are compared on the next byte: where a token ends in every model's reading of
+a text, the probability of a byte is the sum over the tokens that begin with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,6 @@ from torch import Tensor
 
 from trivium.lab.behaviour import Passage, encode
 from trivium.lab.gather import Member
-from trivium.lab.next_bytes import aligned
 from trivium.model.attention import Documents
 
 LONGEST = 256
@@ -176,3 +178,65 @@ def _errors(found: Probed, weights: np.ndarray, values: Mapping[str, np.ndarray]
         else np.full_like(values[name], np.nan)
         for name in values
     }
+
+
+BYTES = 256
+OTHER = BYTES
+"""The place of everything that begins with no byte: control tokens."""
+
+
+def first_bytes(member: Any) -> Tensor:
+    """[vocabulary]: the first byte of each token."""
+    known = member.__dict__.get("_first_bytes")
+    if known is None:
+        tokenizer = member.tokenizer
+        found = []
+        for identity in range(tokenizer.vocabulary_size):
+            text = (
+                "" if identity in tokenizer.control_ids else tokenizer.decode([identity], skip_control=False)
+            )
+            raw = text.encode("utf-8", "surrogateescape")
+            found.append(raw[0] if raw else OTHER)
+        known = torch.tensor(found)
+        member.__dict__["_first_bytes"] = known
+    return known
+
+
+def borders(member: Any, text: str, longest: int) -> tuple[list[int], list[int]]:
+    """A text's tokens, and behind how many bytes of it each of them ends."""
+    ids = member.tokenizer.encode(text)[:longest]
+    lengths = member.tokenizer.byte_lengths()
+    ends, place = [], 0
+    for identity in ids:
+        place += int(lengths[identity])
+        ends.append(place)
+    return ids, ends
+
+
+@torch.no_grad()
+def aligned(members: Sequence[Any], passage: Passage, longest: int) -> list[Tensor]:
+    """For each model log-probabilities [contexts, 257] of the next byte, at the borders all of them share."""
+    text = passage.before + passage.text
+    start = len(passage.before.encode())
+    read = [borders(one, text, longest) for one in members]
+    shared = set.intersection(*(set(ends) for _, ends in read))
+    common = sorted(place for place in shared if place >= max(start, 1) and place < len(text.encode()))
+    found = []
+    for member, (ids, ends) in zip(members, read, strict=True):
+        begin = [] if member.tokenizer.beginning_id is None else [member.tokenizer.beginning_id]
+        where = {place: number for number, place in enumerate(ends)}
+        device = member.model.device
+        tokens = torch.tensor([*begin, *ids], device=device)
+        hidden = member.model(tokens, Documents([len(tokens)], device)) if len(tokens) else None
+        if hidden is None or not common:
+            found.append(torch.zeros(0, BYTES + 1, dtype=torch.float64))
+            continue
+        places = torch.tensor([len(begin) + where[place] for place in common], device=device)
+        size = member.tokenizer.vocabulary_size
+        scores = member.model.logits(hidden[places])[:, :size].float().cpu()
+        p = torch.softmax(scores, -1).double()
+        summed = torch.zeros(len(common), BYTES + 1, dtype=torch.float64).index_add_(
+            1, first_bytes(member), p
+        )
+        found.append(summed.clamp_min(1e-12).log())
+    return found

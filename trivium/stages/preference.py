@@ -11,8 +11,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.counted import CountedSource
 from trivium.data.mixture import weights_over
-from trivium.data.preference_sources import Preferences, prompts_of, read_preferences
-from trivium.data.preferences import PreferenceBatches, PreferencePair
+from trivium.data.preferences import (
+    PreferenceBatches,
+    PreferencePair,
+    Preferences,
+    prompts_of,
+    read_preferences,
+)
 from trivium.data.settings import Mixture, Weight
 from trivium.kit.numbers import Count, Number
 from trivium.learn.objectives.preference import (

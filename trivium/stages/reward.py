@@ -1,7 +1,7 @@
 """Reward models: a score per answer, learned from pairs of which people chose one, or a score per step.
 
 With `steps: true` it is a process reward model: solutions come step by step with a label each (TRL's stepwise
-form), and the model learns to say of every step whether it is right (`learn.objectives.process`).
+form), and the model learns to say of every step whether it is right (`learn.objectives.reward`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import torch
 from pydantic import Field, WithJsonSchema, model_validator
 
 from trivium.data.counted import CountedSource, CountedSources
-from trivium.data.preference_sources import read_preferences
-from trivium.data.preferences import PreferenceBatches
+from trivium.data.preferences import PreferenceBatches, read_preferences
 from trivium.data.settings import Mixture, MixtureSource
 from trivium.data.steps import SEPARATOR, StepBatches
 from trivium.kit.numbers import Count
-from trivium.learn.objectives.process import StepCorrectness
-from trivium.learn.objectives.reward import BradleyTerry
+from trivium.learn.objectives.reward import BradleyTerry, StepCorrectness
 from trivium.learn.settings import LearningRate
 from trivium.model.scalar_head import (
     ScalarHead,

@@ -1,4 +1,4 @@
-"""Bradley-Terry rewards as an objective: pairs of answers in, the loss of preferring the chosen one out."""
+"""Reward models as objectives: of pairs the chosen answer scores higher, of steps the right ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from torch import Tensor
 from trivium.data.preferences import CHOSEN, REJECTED
 from trivium.data.rows import Batch, PackedSequence
 from trivium.learn.objective import Loss, Measure
-from trivium.model.scalar_head import ScalarHead, scores_at_ends
+from trivium.model.attention import Documents
+from trivium.model.scalar_head import ScalarHead, scores_at, scores_at_ends
 from trivium.model.transformer import Transformer
 
 
@@ -72,3 +73,41 @@ class BradleyTerry:
             "rewards/rejected": (rejected.detach().sum(), count),
         }
         return Loss(losses.sum(), metrics)
+
+
+@dataclass
+class StepCorrectness:
+    """A scalar head read at the end of every step, trained to say whether the step is right.
+
+    At the last token t of every step the head gives p_t = sigmoid(w h_t + b), and with the label y_t
+    (Lightman et al., 2305.20050; Wang et al., 2312.08935)
+
+        loss = -sum_t [y_t log p_t + (1 - y_t) log(1 - p_t)] / number of labelled steps,
+
+    which is the cross-entropy of TRL's token classifier with two labels. With soft labels y_t is the share of
+    roll-outs from the step that came to the right answer.
+    """
+
+    extra: ScalarHead
+
+    name = "reward"
+
+    def weight(self, rows: Sequence[PackedSequence]) -> float:
+        """How many steps have a label."""
+        return float(sum(row.columns["step"].sum() for row in rows))
+
+    def loss(self, model: Transformer, batch: Batch) -> Loss:
+        places = batch.columns["step"].nonzero()[:, 0]
+        labels = batch.columns["label"][places]
+        context = Documents(batch.lengths, batch.tokens.device)
+        scores = scores_at(model, self.extra, batch.tokens, context, places)
+        losses = F.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
+        found, count = scores.detach(), float(len(places))
+        agrees = (found > 0) == (labels >= 0.5)
+        metrics: dict[str, Measure] = {
+            "loss": (losses.detach(), count),
+            "accuracy": (agrees.float().sum(), count),
+            "mean_reward": (torch.sigmoid(found).sum(), count),
+            "mean_label": (labels.sum(), count),
+        }
+        return Loss(losses, metrics)

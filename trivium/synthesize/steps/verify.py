@@ -1,16 +1,24 @@
-"""Verify: answers that a program finds right are kept; the share of them says how hard the question is."""
+"""Verify: answers that a program finds right are kept; the share of them says how hard the question is.
 
+Right may also be what most answers say (self-consistency, Wang et al., 2022). Tests that a model wrote are
+not believed before they have failed a program that does nothing.
+"""
+
+import ast
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, PrivateAttr
 
+from trivium.grade.code import TESTS_COLUMNS, CodeScorer, program_of, read_tests
+from trivium.grade.maths.extract import after_thinking, marked_answers
+from trivium.grade.maths.scorer import MathScorer
 from trivium.grade.rewards import Combined, combine, ready_scorers, with_models
+from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count
-from trivium.synthesize.agreement import majority
 from trivium.synthesize.row import CANDIDATES, Row, asked
 from trivium.synthesize.step import Room, Step
-from trivium.synthesize.written_tests import trouble_of_tests
 
 AGREEMENT = "agreement"
 Scorers = Annotated[
@@ -137,3 +145,81 @@ _NO_COLUMNS = (CANDIDATES, "completion", "prompt", "messages", "score", "difficu
 def _asked_or_empty(row: Row) -> Any:
     prompt = row.fields.get("prompt")
     return prompt if prompt is not None else asked(row)
+
+
+_SCORER = MathScorer()
+
+
+def stated(text: str) -> str:
+    """The answer that a text gives: the last it marks, else all of it in one line."""
+    spoken = after_thinking(text)
+    marked = marked_answers(spoken) if spoken is not None else None
+    if marked is not None and marked.answers:
+        return marked.answers[-1].strip()
+    return " ".join((spoken or "").split())
+
+
+def majority(texts: Sequence[str]) -> tuple[str, set[int]]:
+    """The commonest answer and who gives it; of equally common ones the first. Nothing said agrees with
+    none."""
+    groups: list[tuple[str, set[int]]] = []
+    for place, text in enumerate(texts):
+        said = stated(text)
+        if not said:
+            continue
+        for known, members in groups:
+            if said == known or _SCORER.compare(said, known).value == 1.0:
+                members.add(place)
+                break
+        else:
+            groups.append((said, {place}))
+    return max(groups, key=lambda group: (len(group[1]), -min(group[1])), default=("", set()))
+
+
+_EMPTY = ("return None", "return 0", "return ''", "return []", "return True")
+
+
+@lru_cache(1)
+def _scorer() -> CodeScorer:
+    return CodeScorer()
+
+
+def trouble_of_tests(row: Row) -> str | None:
+    """Why a row's tests prove nothing; None where they were not written by a model, or do."""
+    name = next((name for name in TESTS_COLUMNS if name in row.fields), None)
+    written = any("tests" in entry.get("wrote", ()) for entry in row.provenance)
+    if name is None or not written:
+        return None
+    tests = row.fields[name]
+    if isinstance(tests, str):
+        tests = program_of(tests) or tests
+        try:
+            tree = ast.parse(tests)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            return f"tests: they are no Python ({error})"
+        if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+            return "tests: they assert nothing"
+        row.fields[name] = tests
+    try:
+        exam = read_tests(tests, row.fields.get("entry_point"), row.fields.get("prelude") or "")
+    except TriviumError as error:
+        return f"tests: {error}"
+    candidates = row.fields.get(CANDIDATES) or [{"text": str(row.fields.get("completion", ""))}]
+    functions = sorted({one for candidate in candidates for one in _functions(candidate["text"])})
+    for body in _EMPTY:
+        stub = "\n".join(f"def {one}(*arguments, **named):\n    {body}" for one in functions) or "pass"
+        score = _scorer().run(stub, exam)
+        if score.status == "gold_bad":
+            return f"tests: {score.reason}"
+        if score.value == 1.0:
+            return f"tests: a program passes them whose functions only `{body}`"
+    return None
+
+
+def _functions(text: str) -> set[str]:
+    """The functions that a program defines."""
+    try:
+        tree = ast.parse(program_of(text) or "")
+    except (SyntaxError, ValueError, RecursionError):
+        return set()
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
