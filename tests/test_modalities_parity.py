@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from generating import tiny_model, tokenizer
@@ -12,6 +13,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.model.attention import Documents
 from trivium.model.folder import StoredWeights, load_config, load_model, save_model
+from trivium.model.modalities.folder import read_modalities
 from trivium.model.modalities.foreign import fill_sound, fill_vision, sound_config, vision_config
 from trivium.model.modalities.sound import SoundEncoder, log_mel
 from trivium.model.modalities.vision import VisionEncoder
@@ -56,6 +58,18 @@ def llava(folder, tower):
 def pixel_values(item, forms_mean, forms_deviation):
     pixels = torch.from_numpy(item.data).float() / 255
     return ((pixels - torch.tensor(forms_mean)) / torch.tensor(forms_deviation)).permute(0, 3, 1, 2)
+
+
+def test_what_a_whole_processor_says_of_pictures_is_heard(tmp_path):
+    llava(tmp_path, "clip")
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE())
+    )
+    images = transformers.CLIPImageProcessorPil(do_center_crop=False, resample=0, image_mean=[0.1, 0.2, 0.3])
+    transformers.LlavaProcessor(image_processor=images, tokenizer=words).save_pretrained(tmp_path)
+    config = read_modalities(tmp_path)
+    assert (config.forms.picture.resize, config.forms.picture.filter) == ("stretch", 0)
+    assert config.picture.encoder.mean == (0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])

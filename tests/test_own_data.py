@@ -114,3 +114,8 @@ def test_what_was_held_out_is_asked_or_all_where_nothing_was(folder):
     some = unseen(chats, 0.2, 1000)
     assert 0 < len(some) < 40
     assert [one.id for one in unseen(chats, 0.2, 2)] == [one.id for one in some[:2]]
+
+
+def test_no_more_of_a_file_is_read_than_is_asked_about(folder, tmp_path):
+    (tmp_path / "chats.jsonl").write_text((folder / "chats.jsonl").read_text() + "not a row\n")
+    assert len(unseen(str(tmp_path / "chats.jsonl"), 0.2, 2)) == 2

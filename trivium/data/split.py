@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from trivium.data.sources import Document, read_documents
 
+Item = TypeVar("Item")
 MOST_READ = 50_000
 """So many rows of a file are looked at for those that were held out."""
 
@@ -33,5 +36,20 @@ def prompt_hash(prompt: np.ndarray) -> bytes:
 
 def unseen(data: str, share: float, limit: int) -> list[Document]:
     """The first documents that a stage with this share holds out; all are taken where it holds out none."""
-    documents = list(islice(read_documents(data), MOST_READ))
-    return ([one for one in documents if in_validation(text_hash(one), share)] or documents)[:limit]
+    return first_held(islice(read_documents(data), MOST_READ), text_hash, share, limit)
+
+
+def first_held(
+    items: Iterable[Item], digest: Callable[[Item], bytes], share: float, limit: int
+) -> list[Item]:
+    """The first items that a share holds out, or of all where that is none; what comes after is not read."""
+    first: list[Item] = []
+    held: list[Item] = []
+    for one in items:
+        if len(first) < limit:
+            first.append(one)
+        if in_validation(digest(one), share):
+            held.append(one)
+        if len(held if share else first) >= limit:
+            break
+    return held or first

@@ -9,7 +9,7 @@ import numpy as np
 from trivium.data.preferences import PreferenceData
 from trivium.data.shapes import Example, example_of, recognised
 from trivium.data.sources import Document, read_documents
-from trivium.data.split import MOST_READ, in_validation, prompt_hash, unseen
+from trivium.data.split import MOST_READ, first_held, prompt_hash, unseen
 from trivium.evals.asking import Item, Judge, Subject, ask
 from trivium.evals.likelihood import log_likelihoods
 from trivium.evals.results import Record
@@ -51,9 +51,8 @@ def exchanges(documents: list[Document]) -> Iterator[tuple[str, str, list[dict[s
 def run_pairs(subject: Subject, settings: Settings, data: str, held_out: float = 0.0) -> Found:
     """Whether the chosen answer of a pair is likelier than the rejected one, both whole."""
     reader = PreferenceData(subject.tokenizer, subject.window)
-    pairs = [one for one in reader.read(islice(read_documents(data), MOST_READ)) if one.is_pair]
-    kept = [one for one in pairs if in_validation(prompt_hash(one.prompt), held_out)] if held_out else pairs
-    kept = (kept or pairs)[: settings.limit]
+    pairs = (one for one in reader.read(islice(read_documents(data), MOST_READ)) if one.is_pair)
+    kept = first_held(pairs, lambda one: prompt_hash(one.prompt), held_out, settings.limit)
     prompts = [one.prompt.tolist() for one in kept for _ in one.completions]
     answers = [answer.tokens.tolist() for one in kept for answer in one.completions]
     totals = np.array([one.total for one in log_likelihoods(subject.model, prompts, answers)]).reshape(-1, 2)

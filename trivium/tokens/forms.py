@@ -55,18 +55,28 @@ def read_forms(folder: Path) -> Forms | None:
     return None
 
 
+def processor_of(folder: Path) -> dict[str, Any]:
+    """What a folder's processor does with its input; empty where it says nothing."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            content = read_object(folder / name)
+            return content.get("image_processor") or content.get("feature_extractor") or content
+    return {}
+
+
+def filter_of(processor: Mapping[str, Any]) -> int:
+    """Pillow's number of the filter with which a processor resizes: bicubic where it names none."""
+    return processor["resample"] if processor.get("resample") in _FILTERS else 3
+
+
 def llava_forms(folder: Path, config: Mapping[str, Any]) -> Forms:
     """The forms of a LLaVA folder: the size and filter of its processor, the tokens of its tower."""
-    vision, path = config.get("vision_config") or {}, folder / "preprocessor_config.json"
-    processor = read_object(path) if path.is_file() else {}
-    if "image_processor" in processor:
-        processor = processor["image_processor"]
+    vision, processor = config.get("vision_config") or {}, processor_of(folder)
     side, patch = int(vision.get("image_size", 336)), int(vision.get("patch_size", 14))
     with_class = 0 if "siglip" in str(vision.get("model_type")) else 1
     dropped = 1 if config.get("vision_feature_select_strategy", "default") == "default" else 0
     tokens = (side // patch) ** 2 + with_class - dropped
     crops = bool(processor.get("do_center_crop", "clip" in str(vision.get("model_type"))))
-    chosen = processor.get("resample", 3)
     name = None
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
@@ -75,6 +85,6 @@ def llava_forms(folder: Path, config: Mapping[str, Any]) -> Forms:
         name = next((one["content"] for one in added if one["id"] == index), None)
     form = PictureForm(
         side=side, tokens=tokens, resize="crop" if crops else "stretch",
-        filter=chosen if chosen in _FILTERS else 3,
+        filter=filter_of(processor),
     )  # fmt: skip
     return Forms(picture=form, picture_token=name)

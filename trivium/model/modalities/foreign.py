@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_object
 from trivium.model.modalities.encoder import Activation, EncoderConfig
 from trivium.model.modalities.sound import SoundConfig, SoundEncoder
 from trivium.model.modalities.vision import VisionConfig, VisionEncoder
@@ -20,15 +19,6 @@ _ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 Find = Callable[[str], Tensor]
 """A stored tensor by its name."""
-
-
-def processor_of(folder: Path) -> dict[str, Any]:
-    """What a folder's processor does with its input; empty where it says nothing."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            content = read_object(folder / name)
-            return content.get("image_processor") or content.get("feature_extractor") or content
-    return {}
 
 
 def activation_of(name: Any, path: Path) -> Activation:

@@ -14,10 +14,10 @@ import torch
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
-from trivium.model.modalities.foreign import activation_of, fill_vision, processor_of, vision_config
+from trivium.model.modalities.foreign import activation_of, fill_vision, vision_config
 from trivium.model.modalities.projector import ProjectorConfig
 from trivium.model.modalities.towers import Modalities, ModalitiesConfig, PictureConfig
-from trivium.tokens.forms import LLAVA, llava_forms
+from trivium.tokens.forms import LLAVA, llava_forms, processor_of
 
 if TYPE_CHECKING:
     from trivium.model.folder import StoredWeights

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,24 +22,21 @@ CACHE_BYTES = 256 << 20
 """How much of what encoders computed is kept, so that an item is not encoded in every epoch and question."""
 
 
-@dataclass(frozen=True)
-class PictureConfig:
-    """What turns pictures into rows."""
+Encoder = TypeVar("Encoder", VisionConfig, SoundConfig)
 
-    encoder: VisionConfig
+
+@dataclass(frozen=True)
+class TowerConfig(Generic[Encoder]):
+    """What turns pictures or sounds into rows."""
+
+    encoder: Encoder
     projector: ProjectorConfig
     learns: bool = True
     """Whether stages train the encoder; the projector always learns."""
 
 
-@dataclass(frozen=True)
-class SoundsConfig:
-    """What turns sounds into rows."""
-
-    encoder: SoundConfig
-    projector: ProjectorConfig
-    learns: bool = True
-    """Whether stages train the encoder; the projector always learns."""
+PictureConfig = TowerConfig[VisionConfig]
+SoundsConfig = TowerConfig[SoundConfig]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class PictureTower(nn.Module):
 
     def encode(self, items: list[Item], device: torch.device) -> list[Tensor]:
         """The joined states of pictures with as many tiles each: [tokens, states]."""
-        tiles = torch.from_numpy(_stack(items)).to(device)
+        tiles = torch.from_numpy(np.stack([item.data for item in items])).to(device)
         states = pixel_shuffled(self.encoder(tiles.flatten(0, 1)), self.join)
         return list(states.unflatten(0, tiles.shape[:2]).flatten(1, 2))
 
@@ -100,14 +98,9 @@ class SoundTower(nn.Module):
 
     def encode(self, items: list[Item], device: torch.device) -> list[Tensor]:
         """The joined states of sounds of one length: [tokens, states]."""
-        states = stacked(self.encoder(torch.from_numpy(_stack(items)).to(device)), self.join)
+        samples = torch.from_numpy(np.stack([item.data for item in items])).to(device)
+        states = stacked(self.encoder(samples), self.join)
         return [rows[: item.tokens] for rows, item in zip(states, items, strict=True)]
-
-
-def _stack(items: list[Item]) -> Any:
-    import numpy as np
-
-    return np.stack([item.data for item in items])
 
 
 class Modalities(nn.Module):

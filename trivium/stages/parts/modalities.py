@@ -15,7 +15,6 @@ from trivium.model.modalities.encoder import EncoderConfig
 from trivium.model.modalities.foreign import (
     fill_sound,
     fill_vision,
-    processor_of,
     sound_config,
     vision_config,
 )
@@ -30,7 +29,7 @@ from trivium.model.modalities.towers import (
 )
 from trivium.model.modalities.vision import VisionConfig
 from trivium.model.transformer import Transformer
-from trivium.tokens.forms import Forms
+from trivium.tokens.forms import Forms, filter_of, processor_of
 from trivium.tokens.pictures import PictureForm, tokens_of_square
 from trivium.tokens.sounds import SoundForm
 
@@ -100,7 +99,7 @@ class Pictures(Tower):
             vision = vision_config(read_object(path), processor, path, layer=self.layer)
             crops = bool(processor.get("do_center_crop", vision.with_class))
             resize = self.resize or ("crop" if crops else "stretch")
-            chosen = int(processor.get("resample") or 3)
+            chosen = filter_of(processor)
         tokens = self.tokens or (16 if folder is None else vision.patches)
         join = tokens_of_square(vision.side, vision.patch, tokens)
         projector = ProjectorConfig(self.projector, vision.encoder.width, width, join)
