@@ -62,9 +62,8 @@ def pixel_values(item, forms_mean, forms_deviation):
 
 def test_what_a_whole_processor_says_of_pictures_is_heard(tmp_path):
     llava(tmp_path, "clip")
-    words = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE())
-    )
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<image>": 0}, unk_token="<image>"))
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
     images = transformers.CLIPImageProcessorPil(do_center_crop=False, resample=0, image_mean=[0.1, 0.2, 0.3])
     transformers.LlavaProcessor(image_processor=images, tokenizer=words).save_pretrained(tmp_path)
     config = read_modalities(tmp_path)

@@ -180,7 +180,7 @@ def test_a_source_whose_pairs_are_all_held_out_is_refused_and_not_learned_from(t
     with pytest.raises(TriviumError, match=f"`validation: 0.999999` holds out all of its {count} pairs"):
         reading(0.999999)
     read = reading(0.0)
-    assert [len(source.pairs) for source in (*read.training, *read.validation)] == [count, 0]
+    assert [len(source.items) for source in (*read.training, *read.validation)] == [count, 0]
 
 
 def test_a_pair_of_which_one_answer_has_no_token_teaches_nothing() -> None:
