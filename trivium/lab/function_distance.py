@@ -204,7 +204,8 @@ def first_bytes(member: Any) -> Tensor:
 
 def borders(member: Any, text: str, longest: int) -> tuple[list[int], list[int]]:
     """A text's tokens, and behind how many bytes of it each of them ends."""
-    ids = member.tokenizer.encode(text)[:longest]
+    first = member.tokenizer.beginning_id is not None
+    ids = member.tokenizer.encode(text)[: longest - first]
     lengths = member.tokenizer.byte_lengths()
     ends, place = [], 0
     for identity in ids:
