@@ -23,7 +23,7 @@ class NamedStep(Settings):
     """The setting that `{name: value}` means where the value is no mapping."""
     package: ClassVar[str]
     """Where all steps of such a list lie."""
-    known: ClassVar[dict[str, Any]]
+    known: ClassVar[dict[str, Any]] = {}
     """Those that were imported, by their names."""
 
     @classmethod

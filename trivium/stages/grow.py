@@ -1,5 +1,7 @@
 """Growing: a larger model that starts as the function of a small one, so that its training is not lost."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
