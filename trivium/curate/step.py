@@ -85,7 +85,7 @@ class WholeStep(Step):
 
 def parse_steps(written: Any) -> list[Step]:
     """The steps of a list such as `[repair, {filters: gopher}]`; a ValueError says what is wrong."""
-    steps = read_steps(written, Step, "[repair, {filters: gopher}]")
+    steps = read_steps(written, Step.all(), "[repair, {filters: gopher}]")
     for place, step in enumerate(steps):
         if step.needs_raw and place:
             raise ValueError(f"`{step.name}` reads the files themselves, so it has to be the first step")

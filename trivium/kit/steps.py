@@ -60,9 +60,8 @@ class NamedStep(Settings):
 AnyStep = TypeVar("AnyStep", bound=NamedStep)
 
 
-def read_steps(written: Any, kind: type[AnyStep], example: str) -> list[AnyStep]:
+def read_steps(written: Any, known: Mapping[str, type[AnyStep]], example: str) -> list[AnyStep]:
     """The steps of such a list; a ValueError says what is wrong."""
-    known = kind.all()
     if isinstance(written, str | Mapping):
         written = [written]
     if not isinstance(written, list) or not written:

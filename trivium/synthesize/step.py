@@ -105,7 +105,7 @@ class Step(NamedStep):
 
 def parse_steps(written: Any) -> list[Step]:
     """The steps of a list; a ValueError says what is wrong."""
-    steps = read_steps(written, Step, EXAMPLE)
+    steps = read_steps(written, Step.all(), EXAMPLE)
     for place, step in enumerate(steps):
         if step.name == "seed" and place:
             raise ValueError("`seed` makes the rows that the others work on, so it has to be the first step")
