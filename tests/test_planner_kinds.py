@@ -1,7 +1,7 @@
-"""Every kind that computes with a model: what it computes, as torch counts it, and what was planned.
+"""Kinds that compute with a model: what they compute, as torch counts it, and what was planned.
 
-How long a model's answers are and which prompts teach is not known before. Here no model ends an answer and
-every group has answers of both worths, and the plan is evaluated at just that.
+How long a model's answers are is not known before. Here no model ends an answer, and the plan is evaluated at
+just that.
 """
 
 from __future__ import annotations
@@ -33,12 +33,6 @@ stages:
     {kind: distill, from: base, teacher: sft, data: ./chats.jsonl, context: 128, epochs: 1, batch: 1024}
   judge: {kind: reward, from: sft, data: ./pairs.jsonl, context: 128, epochs: 1, pairs: 8}
   process: {kind: reward, from: sft, data: ./steps.jsonl, steps: true, context: 128, epochs: 1, pairs: 8}
-  rl:
-    {kind: rlvr, from: sft, data: ./problems.jsonl, reward: ["mine.py:score"], steps: 2, prompts_per_step: 4,
-     num_generations: 8, max_new_tokens: 12}
-  held:
-    {kind: rlvr, from: sft, data: ./problems.jsonl, reward: ["mine.py:score"], steps: 2, prompts_per_step: 4,
-     num_generations: 8, max_new_tokens: 12, kl: {coefficient: 0.1}}
   grown: {kind: grow, from: base, layers: 4, method: identity}
   merged: {kind: merge, of: [base, sft], data: corpus, tokens: 1k}
   int8: {kind: quantize, from: base, data: corpus, scheme: int8, validation_tokens: 1k}
@@ -46,7 +40,7 @@ stages:
 REALISED = {"answer tokens": 1e6, "teaching": 1.0}
 """No answer ends by itself, and all groups teach."""
 EXACT = ("judge", "process", "grown", "merged", "int8")
-ABOUT = {"rl": 0.02, "held": 0.02, "distill": 0.03}
+ABOUT = {"distill": 0.03}
 WITHIN = {**dict.fromkeys(EXACT, 0.01), **ABOUT}
 
 
