@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from buckets import made, until
+from forked import forked
 from toys import own_kinds
 
 from trivium.cli import main
@@ -62,10 +63,8 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def command(recipe: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "trivium.cli", "run", str(recipe), "--runs", str(runs), "--jobs", "2", *more],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    into = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return forked("run", recipe, "--runs", runs, "--jobs", "2", *more, **into)
 
 
 def at_work(runs: Path) -> set[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import forked
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trivium
@@ -190,9 +189,7 @@ def test_bits_per_byte_rests_on_exact_bytes(made, tmp_path):
 
 
 def started(recipe: Path, runs: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "trivium.cli", "run", str(recipe), "--runs", str(runs)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    return forked("run", recipe, "--runs", runs, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
