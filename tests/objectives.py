@@ -16,6 +16,7 @@ from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.data.steps import StepSolution, row_of_steps
 from trivium.learn.objectives.distillation import Distillation
 from trivium.learn.objectives.distillation_losses import DistillationNumbers
+from trivium.learn.objectives.draft_heads import DraftsAhead
 from trivium.learn.objectives.near_parent import NearPredictions, NearWeights
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.objectives.policy import PolicyGradient
@@ -95,6 +96,11 @@ def _adapter(device: str, *guards: Any) -> Case:
     model = small_model().to(device)
     add_adapter(model, AdapterSettings(rank=8), seed=1)
     return Case(model, NextToken(guards=guards), SmallBatches().rows(0), 0.03, "adamw")
+
+
+def _drafts(device: str) -> Case:
+    model = small_model().to(device)
+    return Case(model, DraftsAhead.on(model, 2), SmallBatches().rows(0), 0.003, "adamw")
 
 
 def _judged(device: str) -> tuple[Transformer, Transformer]:
@@ -203,6 +209,7 @@ CASES: dict[str, Callable[[str], Case]] = {
     "next-token-smoothed": partial(_next_token, z_loss=1e-3, label_smoothing=0.1, noise=0.1),
     "next-token-experts": _experts,
     "next-token-adapter": _adapter,
+    "draft-heads": _drafts,
     "near-weights": _near_weights,
     "near-predictions": _near_predictions,
     "near-predictions-adapter-off": lambda device: _adapter(device, NearPredictions(0.3)),

@@ -76,11 +76,16 @@ class Task:
         for one in named:
             if one.default is one.empty and one.name not in options:
                 raise TriviumError(f"The task {self.name} needs `{one.name}`: {self.name}?{one.name}=...")
-        kinds = {one.name: str(one.annotation) for one in named}
+        kinds = {one.name: _written(one.annotation) for one in named}
         return {
             option: _typed(self.name, option, kinds.get(option, ""), value)
             for option, value in options.items()
         }
+
+
+def _written(annotation: Any) -> str:
+    """A type as it is written: a file may keep its annotations as text or not."""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def _typed(task: str, option: str, kind: str, value: Any) -> Any:
