@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from trivium.kit.places import place_at
 from trivium.kit.seals import read_seal
 from trivium.pipeline.store import Store
 
@@ -54,6 +56,45 @@ def new_bucket(environment: dict[str, str], patch: pytest.MonkeyPatch) -> str:
     name = f"lab-{uuid.uuid4().hex[:8]}"
     s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
     return f"s3://{name}/trivium"
+
+
+def assert_is_a_place(url: str) -> None:
+    """A name is given once, and what is listed is whole."""
+    place = place_at(url)
+    assert place.read("a/one") is None
+    assert place.size("a/one") is None
+    assert place.names("a") == []
+    assert place.create("a/one", b"first")
+    assert not place.create("a/one", b"second")
+    assert place.read("a/one") == b"first"
+    place.write("a/one", b"longer than it was")
+    assert place.size("a/one") == 18
+    assert place.names("a") == ["one"]
+    place.write("a/two", b"")
+    assert place.names("a") == ["one", "two"]
+    place.remove("a/one")
+    place.remove("a/one")
+    assert place.names("a") == ["two"]
+
+
+def assert_one_creates(url: str) -> None:
+    """Of many that create one name, one succeeds, and its content is there."""
+    places = [place_at(url) for _ in range(4)]
+    start, won = threading.Barrier(4), []
+
+    def create(number: int) -> None:
+        for turn in range(5):
+            start.wait()
+            if places[number].create(f"turn/{turn}", str(number).encode()):
+                won.append((turn, number))
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(turn for turn, _ in won) == list(range(5))
+    assert all(places[0].read(f"turn/{turn}") == str(number).encode() for turn, number in won)
 
 
 def until(condition: object, seconds: float = 60.0) -> None:

@@ -8,13 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import s3fs
-from buckets import made, new_bucket, object_store, until
+from buckets import assert_is_a_place, assert_one_creates, made, new_bucket, object_store, until
 from toys import write_recipe
 
 from trivium.cli import main
@@ -70,20 +69,7 @@ def became(rows: list[list[str]]) -> dict[str, str]:
 
 
 def test_a_place_creates_a_name_once_and_lists_what_is_whole(url):
-    place = place_at(url)
-    assert place.read("a/one") is None
-    assert place.size("a/one") is None
-    assert place.names("a") == []
-    assert place.create("a/one", b"first")
-    assert not place.create("a/one", b"second")
-    assert place.read("a/one") == b"first"
-    place.write("a/one", b"longer than it was")
-    assert place.size("a/one") == 18
-    place.write("a/two", b"")
-    assert place.names("a") == ["one", "two"]
-    place.remove("a/one")
-    place.remove("a/one")
-    assert place.names("a") == ["two"]
+    assert_is_a_place(url)
 
 
 def test_a_store_that_overwrites_what_it_is_to_create_is_refused(bucket, monkeypatch):
@@ -99,22 +85,7 @@ def test_a_store_that_overwrites_what_it_is_to_create_is_refused(bucket, monkeyp
 
 
 def test_of_many_that_create_one_name_one_succeeds(url):
-    places = [place_at(url) for _ in range(4)]
-    start, won = threading.Barrier(4), []
-
-    def create(number: int) -> None:
-        for turn in range(5):
-            start.wait()
-            if places[number].create(f"turn/{turn}", str(number).encode()):
-                won.append((turn, number))
-
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(turn for turn, _ in won) == list(range(5))
-    assert all(places[0].read(f"turn/{turn}") == str(number).encode() for turn, number in won)
+    assert_one_creates(url)
 
 
 def test_what_one_machine_pushes_another_pulls_and_nothing_moves_twice(tmp_path, url):

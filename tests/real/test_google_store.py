@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from buckets import made, until
+from buckets import assert_is_a_place, assert_one_creates, made, until
 from ports import free_port
 from toys import write_recipe
 
-from trivium.kit.places import place_at
 from trivium.pipeline.run import run
 from trivium.pipeline.transfer import pull, push
 
@@ -51,38 +49,11 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_name_is_given_once_and_an_object_is_whole(url):
-    place = place_at(url)
-    assert place.read("a/one") is None
-    assert place.size("a/one") is None
-    assert place.names("a") == []
-    assert place.create("a/one", b"first")
-    assert not place.create("a/one", b"second")
-    assert place.read("a/one") == b"first"
-    place.write("a/one", b"longer than it was")
-    place.write("a/two", b"")
-    assert place.size("a/one") == 18
-    assert place.names("a") == ["one", "two"]
-    place.remove("a/one")
-    place.remove("a/one")
-    assert place.names("a") == ["two"]
+    assert_is_a_place(url)
 
 
 def test_of_many_that_create_one_name_one_succeeds(url):
-    places = [place_at(url) for _ in range(4)]
-    start, won = threading.Barrier(4), []
-
-    def create(number: int) -> None:
-        for turn in range(5):
-            start.wait()
-            if places[number].create(f"turn/{turn}", str(number).encode()):
-                won.append(turn)
-
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(won) == list(range(5))
+    assert_one_creates(url)
 
 
 def test_results_go_there_and_come_back(url, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -35,6 +36,23 @@ def read_sealed(path: Path, remedy: str = "make it again.") -> dict[str, Any]:
     if content.pop("seal", None) != seal_of(content):
         raise DamagedError(f"{path} is damaged: it is not what was written; {remedy}")
     return content
+
+
+def sealed_bytes(content: dict[str, Any]) -> bytes:
+    """A JSON object with a checksum of itself, as it is sent to a shared store."""
+    return json.dumps({**content, "sealed": seal_of(content)}).encode()
+
+
+def unsealed(content: bytes, damaged: str) -> dict[str, Any]:
+    """What `sealed_bytes` made; `damaged` is said where it is not what was sent."""
+    try:
+        found: dict[str, Any] = json.loads(content)
+        sealed = found.pop("sealed")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sealed, found = None, {}
+    if sealed != seal_of(found):
+        raise DamagedError(damaged)
+    return found
 
 
 def seal_folder(folder: Path, files: Iterable[Path], result: Iterable[Path]) -> None:

@@ -40,7 +40,7 @@ class Settings(BaseModel):
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
     """What each field is for: the string below it.
 
-    Read when somebody asks; pydantic would search the source of every class for it at every start of a
+    Read when asked for; pydantic would search the source of every class for it at every start of a
     program, which takes as long as everything else that imports the stages."""
     found = {}
     for name, field in model.model_fields.items():

@@ -351,7 +351,7 @@ def prompt_tokens(going: Run, name: str, checked: Checked, vocabulary: int) -> f
     """The mean tokens of the prompts of a stage, as the model will read them."""
     tokenizer = tokenizer_of(going, name)
     if tokenizer is not None and _taught(going, name) is not None:
-        # Whoever was taught conversations is asked through their template, which may not be there yet.
+        # A model that was taught conversations is asked through their template, which may not be there yet.
         tokenizer = with_chat_template(tokenizer)
     total = count = 0.0
     for source, looked in checked.sources.get(name, {}).items():

@@ -22,11 +22,10 @@ from typing import Any
 
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.files import bare_name, checksum, sync
-from trivium.kit.fingerprint import seal_of
 from trivium.kit.numbers import short
 from trivium.kit.places import Place, place_at
 from trivium.kit.processes import world
-from trivium.kit.seals import COMPLETE, compare, read_seal
+from trivium.kit.seals import COMPLETE, compare, read_seal, sealed_bytes, unsealed
 from trivium.pipeline.arriving import inside, landing, settle
 from trivium.pipeline.holder import Busy
 from trivium.pipeline.lease import Lease, LeaseLost
@@ -62,14 +61,14 @@ class SharedStore:
         content = self.place.read(name)
         if content is None:
             return None
+        damaged = f"{self.place.url}/{name} is damaged; {_REMEDY}"
+        found = unsealed(content, damaged)
         try:
-            found = json.loads(content)
-            sealed = found.pop("sealed")
-            entry, files, parts = found["entry"], found["seal"]["files"], found["parts"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            sealed, found, entry, files, parts = None, {}, "", {}, {}
-        if sealed != seal_of(found) or files.keys() != parts.keys():
-            raise DamagedError(f"{self.place.url}/{name} is damaged; {_REMEDY}")
+            entry, is_whole = found["entry"], found["seal"]["files"].keys() == found["parts"].keys()
+        except (KeyError, TypeError, AttributeError):
+            raise DamagedError(damaged) from None
+        if not is_whole:
+            raise DamagedError(damaged)
         if found.get("fingerprint") != fingerprint:
             raise DamagedError(f"{self.place.url}/{name} tells of another result; {_REMEDY}")
         bare_name(f"{self.place.url}/{name}", entry)
@@ -110,9 +109,8 @@ class SharedStore:
         parts = {name: self._push_file(entry.folder, seal, name, moved) for name in seal["files"]}
         content: dict[str, Any] = {"entry": entry.folder.name, "fingerprint": fingerprint}
         content |= {"seal": json.loads((entry.folder / COMPLETE).read_text(encoding="utf-8")), "parts": parts}
-        content["sealed"] = seal_of(content)
         may()
-        if not self.place.create(f"{_folder(fingerprint)}/{COMPLETE}", json.dumps(content).encode()):
+        if not self.place.create(f"{_folder(fingerprint)}/{COMPLETE}", sealed_bytes(content)):
             return Moved("there before")
         return moved
 

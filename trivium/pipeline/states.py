@@ -10,7 +10,6 @@ spoils nothing. All of it is removed when the result is there.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -22,10 +21,9 @@ from typing import Any
 
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.files import checksum
-from trivium.kit.fingerprint import seal_of
 from trivium.kit.numbers import short
 from trivium.kit.places import Place
-from trivium.kit.seals import COMPLETE
+from trivium.kit.seals import COMPLETE, sealed_bytes, unsealed
 from trivium.pipeline.arriving import inside, landing, settle
 from trivium.pipeline.lease import LEASE, Lease, LeaseLost
 from trivium.pipeline.parts import Parts
@@ -133,10 +131,9 @@ class SavedStates:
         parts = self._parts(lease.number)
         with _linked(entry) as copy:
             sent = {name: parts.push(copy / name, may) for name in _names(copy)}
-        content: dict[str, Any] = {"files": {name: [one.checksum, one.parts] for name, one in sent.items()}}
-        content["sealed"] = seal_of(content)
+        content = sealed_bytes({"files": {name: [one.checksum, one.parts] for name, one in sent.items()}})
         may()
-        self._place.write(f"{self._folder}/{lease.number}.{STATE}", json.dumps(content).encode())
+        self._place.write(f"{self._folder}/{lease.number}.{STATE}", content)
         self._sent = saved
         ours = [STATE, *(digest for one in sent.values() for digest in one.parts)]
         kept = {f"{lease.number}.{one}" for one in ours}
@@ -154,13 +151,7 @@ class SavedStates:
         content = self._place.read(name)
         if content is None:
             return None
-        try:
-            found = json.loads(content)
-            sealed = found.pop("sealed")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            sealed, found = None, {}
-        if sealed != seal_of(found):
-            raise DamagedError(f"{self._place.url}/{name} is damaged; {_REMEDY}")
+        found = unsealed(content, f"{self._place.url}/{name} is damaged; {_REMEDY}")
         return {file: (expected, digests) for file, (expected, digests) in found["files"].items()}
 
 
