@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trivium import world
-from trivium.data.mixture import weights_over
-from trivium.data.packing import pack
-from trivium.data.settings import MixtureSource
-from trivium.data.shards import Shards
-from trivium.data.sources import Source
 from trivium.evals.settings import named
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json
 from trivium.kit.numbers import short
+from trivium.learn.settings import Training
 from trivium.model.folder import load_config
 from trivium.model.hub import resolve
 from trivium.pipeline.checks import Checked
@@ -29,18 +23,26 @@ from trivium.pipeline.looking import (
     answer_length,
     bytes_per_token,
     content_of,
-    learned_share,
-    lengths,
     pair_lengths,
     texts_of,
 )
+from trivium.pipeline.portions import (
+    Portion,
+    Rows,
+    located,
+    made_by,
+    mean_weight,
+    measured_rows,
+    mixture_of,
+    shares,
+    training_rows,
+)
 from trivium.pipeline.run import Run
-from trivium.pipeline.workload import attended
 from trivium.recipe.outside import locate
 from trivium.stages.parts.examples import ROWS_PER_BATCH
 from trivium.stages.parts.prompts import asked_of, prompt_ids
 from trivium.stages.parts.shapes import size_of
-from trivium.stages.parts.stage import Reference, Stage
+from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import LONGEST
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
@@ -51,6 +53,26 @@ INHERITED = ("parameters", "vocabulary", "context", "width", "layers")
 EXAMPLES = ("sft", "distill", "multimodal")
 MEASURES = ("quantize", "merge", "shrink")
 """Kinds that train nothing and measure on what their data hold out."""
+ROOM = 8
+"""Up to how many times the answers that were taught `max_new_tokens` leaves their length to be expected."""
+ASKED = 16
+"""Questions of a task that are looked at."""
+UNSAID = (
+    "held lengths",
+    "lengths",
+    "flops",
+    "attended",
+    "learned",
+    "longest",
+    "pairs there",
+    "pairs held out",
+    "measured",
+    "solution tokens",
+    "steps of a solution",
+    "probe tokens",
+    "sycophancy tokens",
+)
+"""Numbers that the planner needs and a person does not."""
 
 
 def inherited(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -106,69 +128,27 @@ def _loaded(folder: Path, written: int) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def amounts(
-    going: Run, name: str, checked: Checked, derived: Mapping[str, Mapping[str, Any]], vocabulary: int
-) -> dict[str, tuple[float, np.ndarray]]:
-    """For every source of a stage how many tokens there are to train on, and lengths of some of its rows."""
-    node, found = going.nodes[name], {}
-    tokenizer = tokenizer_of(going, name)
-    mixture = _mixture(node.stage)
-    for written in mixture or checked.sources.get(name, {}):
-        said = mixture.get(written)
-        source = said.path if said is not None else written
-        if source in node.parents:
-            made = derived[node.parents[source].stage]
-            if "tokens to learn" in made:
-                found[written] = (float(made["tokens to learn"]), made["lengths"])
-            continue
-        looked = checked.sources.get(name, {}).get(source)
-        if looked is None or not looked.documents:
-            continue
-        sizes = lengths(looked, tokenizer, vocabulary)
-        share = said.validation if said is not None else 0.0
-        if node.stage.kind == "corpus":
-            share = float(getattr(node.stage, "validation", 0.0))
-        left = looked.documents - (looked.held_out(share) or 0)
-        found[written] = (left * float(sizes.mean()), sizes)
-    return found
-
-
-def _mixture(stage: Stage) -> dict[str, MixtureSource]:
-    data = getattr(stage, "data", None)
-    if isinstance(data, dict) and all(isinstance(one, MixtureSource) for one in data.values()):
-        return data
-    return {}
-
-
-def corpus_numbers(going: Run, name: str, known: Mapping[str, tuple[float, np.ndarray]]) -> dict[str, Any]:
+def corpus_numbers(going: Run, name: str, portions: Sequence[Portion]) -> dict[str, Any]:
     """How many tokens a corpus has to learn from, counted where it is made and else estimated."""
     entry = going.entry(name)
     if entry.state == "done":
-        splits = read_json(entry.output / "manifest.json")["splits"]
-        manifest = splits["train"]
-        return {
-            "tokens to learn": manifest["tokens"],
-            "held tokens": sum(one["tokens"] for name, one in splits.items() if name != "train"),
-            "lengths": Shards(entry.output, verify=False).lengths,
-        }
-    total = sum(tokens for tokens, _ in known.values())
-    if not known:
+        return made_by(entry.output)
+    if not portions:
         return {}
-    share = float(getattr(going.nodes[name].stage, "validation", 0.0))
-    held = total * share / max(1e-9, 1 - share)
     return {
-        "tokens to learn": total,
-        "held tokens": held,
-        "lengths": np.concatenate([sizes for _, sizes in known.values()]),
+        "tokens to learn": sum(one.tokens for one in portions),
+        "held lengths": np.concatenate([one.held for one in portions]),
+        "lengths": np.concatenate([one.lengths for one in portions]),
     }
 
 
 def training_numbers(
-    going: Run, name: str, known: Mapping[str, tuple[float, np.ndarray]], numbers: Mapping[str, Any]
+    going: Run, name: str, portions: Sequence[Portion], numbers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Batch, steps, tokens and epochs of a stage that trains on packed texts, as they will really be."""
     stage: Any = going.nodes[name].stage
-    available = sum(tokens for tokens, _ in known.values())
+    trained = [one for one in portions if one.role != "watch"]
+    available = sum(one.tokens for one in trained)
     context = getattr(stage.context, "longest", stage.context) if hasattr(stage, "context") else None
     if stage.kind in EXAMPLES:
         context = context or min(LONGEST, numbers.get("context", LONGEST))
@@ -185,79 +165,54 @@ def training_numbers(
             f"write `batch: {context}` or more, or a `context` of at most {batch}."
         )
     batch = max(int(batch), context)
-    rows = batch // context
-    sizes = _mixed(stage, known) if known else np.array([context])
-    packing = pack(sizes, context)
-    filled = packing.tokens / max(1, len(packing) * context)
-    per_step = rows * context * filled
+    replay = getattr(getattr(stage, "replay", None), "share", 0.0) or 0.0
+    row, each = training_rows(trained, replay, context, _padded())
+    if not row.each:
+        row, each = Rows(0.0, context, float(context) ** 2, context - 1.0), context
     epochs = stage.epochs if stage.epochs is not None or stage.kind not in EXAMPLES else 1.0
+    together = batch // context
     if stage.tokens is None and stage.steps is None and epochs is not None:
-        steps = max(1, round(epochs * available / per_step)) if available else None
+        steps = max(1, round(epochs * row.count / together)) if available else None
     elif stage.steps is not None:
         steps = stage.steps
     else:
         tokens = stage.tokens or numbers.get("tokens")
-        steps = max(1, round(tokens / per_step)) if tokens else None
+        steps = max(1, round(tokens / each / together)) if tokens else None
     if steps is None:
         return {"batch": batch}
-    found: dict[str, Any] = {"batch": batch, "steps": steps, "tokens": round(steps * per_step)}
-    pieces = packing.ends - packing.starts
-    if len(pieces):
-        found["attended"] = attended(pieces, padded=not machine.device().startswith("cuda"))
-        found["learned"] = 1.0 - len(pieces) / max(1, packing.tokens)
-    found["longest"] = context
+    found: dict[str, Any] = {
+        "batch": batch, "steps": steps, "tokens": round(steps * together * row.each),
+        "attended": row.squares / row.each, "learned": row.learned / row.each, "longest": context,
+    }  # fmt: skip
     if stage.kind == "pretrain" or (stage.kind == "midtrain" and stage.context is not None):
         found["context"] = context
     if available:
-        found["epochs"] = _epochs(stage, known, found["tokens"])
+        found["epochs"] = {
+            one.name: share * found["tokens"] / max(1.0, one.tokens)
+            for one, share in shares(trained, replay)
+            if one.role == "data"
+        }
     return found
 
 
-def _epochs(stage: Any, known: Mapping[str, tuple[float, np.ndarray]], tokens: float) -> dict[str, float]:
-    """How often each source comes round."""
-    share = 1 - (getattr(getattr(stage, "replay", None), "share", 0.0) or 0.0)
-    weights = _weights(stage, known)
-    total = sum(weights.values())
-    if total <= 0:
+def measured_numbers(stage: Any, portions: Sequence[Portion], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokens on which the loss is measured once, the keys that each meets, and the share predicted."""
+    if stage.kind in MEASURES:
+        context = int(min(stage.context or 512, numbers.get("context", 512)))
+        budget = float(getattr(stage, "validation_tokens", None) or stage.tokens)
+    elif isinstance(stage, Training) and "validation" not in getattr(stage, "unused", {}):
+        context, budget = int(numbers.get("longest", numbers.get("context", 512))), stage.validation.tokens
+    else:
         return {}
-    return {name: share * tokens * weights[name] / total / max(1.0, known[name][0]) for name in known}
+    rows = measured_rows(portions, context, budget, _padded())
+    if not rows.each:
+        return {}
+    return {"measured": (rows.each, rows.squares / rows.each, rows.learned / rows.each)}
 
 
-def _weights(stage: Any, known: Mapping[str, tuple[float, np.ndarray]]) -> dict[str, float]:
-    """What each source counts, in the mean over the stage; its size where no weight was given."""
-    mixture, weights = _mixture(stage), {}
-    for name, (size, _) in known.items():
-        weight = mixture[name].weight if name in mixture else None
-        weights[name] = size if weight is None else _mean(weights_over(weight))
-    return weights
-
-
-SAMPLED = 4096
-"""So many documents stand for all in the lengths of a mixture."""
-
-
-def _mixed(stage: Any, known: Mapping[str, tuple[float, np.ndarray]]) -> np.ndarray:
-    """Lengths of documents as the stage meets them: of every source in proportion to its tokens."""
-    weights = _weights(stage, known)
-    total = sum(weights.values())
-    if len(known) == 1 or total <= 0:
-        return np.concatenate([some for _, some in known.values()])
-    found = []
-    for name, (_, sizes) in known.items():
-        count = max(1, round(SAMPLED * weights[name] / total / max(1.0, float(sizes.mean()))
-                             * min(float(one.mean()) for _, one in known.values())))  # fmt: skip
-        found.append(
-            np.resize(sizes[: max(count, 1)], count) if len(sizes) >= count else np.resize(sizes, count)
-        )
-    return np.concatenate(found)
-
-
-def _mean(knots: tuple[tuple[float, float], ...]) -> float:
-    """The mean of a weight over the stage."""
-    if len(knots) == 1:
-        return knots[0][1]
-    inside = sum((b - a) * (low + high) / 2 for (a, low), (b, high) in pairwise(knots))
-    return inside + knots[0][0] * knots[0][1] + (1 - knots[-1][0]) * knots[-1][1]
+def _padded() -> bool:
+    """Whether documents are computed in groups, each padded to the group's length."""
+    return not machine.device().startswith("cuda")
 
 
 def check_repeats(name: str, stage: Any, epochs: Mapping[str, float]) -> None:
@@ -265,7 +220,7 @@ def check_repeats(name: str, stage: Any, epochs: Mapping[str, float]) -> None:
     if getattr(stage, "epochs", None) is not None:
         return
     for source, passes in epochs.items():
-        said = _mixture(stage).get(source)
+        said = mixture_of(stage).get(source)
         most = said.max_repeats if said is not None and said.max_repeats else None
         if most is not None and passes > most * 1.1:
             raise TriviumError(
@@ -278,20 +233,6 @@ def check_repeats(name: str, stage: Any, epochs: Mapping[str, float]) -> None:
                 f"data or fewer `tokens`, or say that you mean it: `data: {{{source}: {{max_repeats: "
                 f"{int(passes) + 1}}}}}`."
             )
-
-
-def learned(
-    going: Run, name: str, checked: Checked, known: Mapping[str, tuple[float, np.ndarray]]
-) -> float | None:
-    """The share of the tokens of a fine-tuning that are learned, over its sources."""
-    weights, tokenizer = _weights(going.nodes[name].stage, known), tokenizer_of(going, name)
-    share = total = 0.0
-    for source, weight in weights.items():
-        looked = checked.sources.get(name, {}).get(source)
-        own = learned_share(looked, tokenizer) if looked is not None and looked.rows else None
-        share += weight * (1.0 if own is None else own)
-        total += weight
-    return share / total if total else None
 
 
 def pair_tokens(going: Run, name: str, checked: Checked, numbers: Mapping[str, Any]) -> tuple[float, float]:
@@ -307,28 +248,6 @@ def pair_tokens(going: Run, name: str, checked: Checked, numbers: Mapping[str, A
         return 0.0, 0.0
     means = [sum(count * both[side] for count, both in found) / total for side in (0, 1)]
     return means[0], means[1]
-
-
-def validation_tokens(
-    going: Run, name: str, derived: Mapping[str, Mapping[str, Any]], checked: Checked,
-    known: Mapping[str, tuple[float, np.ndarray]],
-) -> float:  # fmt: skip
-    """The tokens that a source holds out, in the mean over the sources."""
-    node = going.nodes[name]
-    stage: Any = node.stage
-    measures = hasattr(stage, "validation") or stage.kind in MEASURES
-    if not measures or stage.kind == "corpus" or not known:
-        return 0.0
-    total, mixture = 0.0, _mixture(stage)
-    for source, (tokens, _) in known.items():
-        said = mixture.get(source)
-        parent = node.parents.get(said.path if said is not None else source)
-        if parent is not None and parent.stage in derived and "held tokens" in derived[parent.stage]:
-            total += derived[parent.stage]["held tokens"]
-            continue
-        share = said.validation if said is not None else 0.01
-        total += tokens * share / max(1e-9, 1 - share)
-    return total / len(known)
 
 
 def policy_numbers(
@@ -355,7 +274,7 @@ def prompt_tokens(going: Run, name: str, checked: Checked, vocabulary: int) -> f
         tokenizer = with_chat_template(tokenizer)
     total = count = 0.0
     for source, looked in checked.sources.get(name, {}).items():
-        if source not in _mixture(going.nodes[name].stage) or not looked.rows:
+        if source not in mixture_of(going.nodes[name].stage) or not looked.rows:
             continue
         sizes = []
         for row in looked.counted:
@@ -381,7 +300,7 @@ def answer_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> 
     prompts = [length for one in asked if (length := _question(one, tokenizer, vocabulary)) is not None]
     if prompts:
         found["prompt tokens"] = float(np.mean(prompts))
-    asked |= {_base_name(one) for one in _mixture(stage)}
+    asked |= {_base_name(one) for one in mixture_of(stage)}
     taught = _taught(going, name)
     if taught is None:
         return found
@@ -422,34 +341,17 @@ def _taught(going: Run, name: str) -> list[tuple[Reference, float]] | None:
             return None
         node = going.nodes[parent.stage]
         if node.stage.kind in EXAMPLES:
-            weights = {one: portion.weight for one, portion in _mixture(node.stage).items()}
+            weights = {one: portion.weight for one, portion in mixture_of(node.stage).items()}
             return [
-                (one, _mean(weights_over(weight)) if weight is not None else 1.0)
+                (one, mean_weight(weight) if weight is not None else 1.0)
                 for one in node.stage.references()
                 if one.read is not None and one.name in weights and one.name not in node.parents
                 for weight in [weights[one.name]]
             ]
 
 
-def located(going: Run, reference: Reference) -> Source | None:
-    """The source that a reference names, where it can be read now."""
-    assert reference.read is not None
-    if reference.name.startswith("world:"):
-        return reference.read
-    place = locate(reference.name, going.recipe.base)
-    if place is None or (place.is_dir() and (place / "manifest.json").is_file()):
-        return None
-    return reference.read.model_copy(update={"path": str(place)})
-
-
 def _base_name(source: str) -> str:
     return source.removeprefix("world:").partition("?")[0]
-
-
-ROOM = 8
-"""Up to how many times the answers that were taught `max_new_tokens` leaves their length to be expected."""
-ASKED = 16
-"""Questions of a task that are looked at."""
 
 
 def _question(task: str, tokenizer: Tokenizer | None, vocabulary: int) -> float | None:
@@ -473,19 +375,6 @@ def pair_numbers(stage: Any, pairs: float, lengths: tuple[float, float]) -> dict
     if steps is None:
         return {}
     return {"steps": steps, "pairs": round(steps * stage.pairs), "pairs there": pairs, "pair tokens": lengths}
-
-
-def measuring_numbers(
-    stage: Any, known: Mapping[str, tuple[float, np.ndarray]], numbers: Mapping[str, Any]
-) -> dict[str, float]:
-    """How long the documents are that a stage measures on, cut as it cuts them."""
-    if not known:
-        return {}
-    context = int(min(stage.context or 512, numbers.get("context", 512)))
-    packing = pack(np.concatenate([sizes for _, sizes in known.values()]), context)
-    pieces = packing.ends - packing.starts
-    met = attended(pieces, padded=not machine.device().startswith("cuda"))
-    return {"attended": met, "learned": 1.0 - len(pieces) / max(1, packing.tokens)}
 
 
 def solution_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> dict[str, float]:
@@ -526,25 +415,6 @@ def online_numbers(stage: Any, prompts: int | None, prompt: float) -> dict[str, 
         "steps": steps, "answers": answers, "tokens at most": answers * stage.online.max_new_tokens,
         "prompt tokens": max(1.0, prompt),
     }  # fmt: skip
-
-
-UNSAID = (
-    "held tokens",
-    "lengths",
-    "flops",
-    "attended",
-    "learned",
-    "longest",
-    "pairs there",
-    "pairs held out",
-    "validation tokens",
-    "sources",
-    "solution tokens",
-    "steps of a solution",
-    "probe tokens",
-    "sycophancy tokens",
-)
-"""Numbers that the planner needs and a person does not."""
 
 
 def told(numbers: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from trivium.model.hub import resolve
 from trivium.pipeline import costs
 from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk, is_online
 from trivium.pipeline.measured import here
+from trivium.pipeline.portions import Reader
 from trivium.pipeline.run import Run, prepare
 from trivium.pipeline.workload import job_of
 from trivium.recipe import graph
@@ -192,16 +193,14 @@ def _numbers(
     if _will(going, name) != "reuse":
         stage.check_machine()
         check(going, name, everything, checked)
-    known = costs.amounts(going, name, checked, everything, vocabulary)
+    if _will(going, name) == "reuse":
+        return numbers | (costs.corpus_numbers(going, name, []) if stage.kind == "corpus" else {})
+    tokenizer = costs.tokenizer_of(going, name)
+    known = Reader(going, checked, everything).portions(name, tokenizer, vocabulary)
     if stage.kind == "corpus":
         numbers |= costs.corpus_numbers(going, name, known)
-    if _will(going, name) == "reuse":
-        return numbers
     if stage.kind in PACKED:
         numbers |= costs.training_numbers(going, name, known, numbers)
-        learned = costs.learned(going, name, checked, known) if stage.kind in costs.EXAMPLES else None
-        if learned is not None and "learned" in numbers:
-            numbers["learned"] = learned
         costs.check_repeats(name, stage, numbers.get("epochs", {}))
     elif is_online(stage):
         numbers |= costs.online_numbers(stage, _rows(name, checked), prompt())
@@ -218,23 +217,18 @@ def _numbers(
     elif stage.kind in PROMPTED:
         numbers |= costs.policy_numbers(stage, numbers, _rows(name, checked), prompt())
     elif stage.kind == "synthesize":
-        length = float(np.concatenate([sizes for _, sizes in known.values()]).mean()) if known else 0.0
+        length = float(np.concatenate([one.lengths for one in known]).mean()) if known else 0.0
         numbers |= costs.synthesis_numbers(stage, _rows(name, checked), length)
     elif stage.kind in ("compare", "label_steps") and _rows(name, checked):
         numbers |= {"questions": _rows(name, checked), "prompt tokens": prompt()}
-    elif stage.kind in costs.MEASURES:
-        numbers |= costs.measuring_numbers(stage, known, numbers)
     elif stage.kind == "grow":
-        tokenizer = costs.tokenizer_of(going, name)
         numbers |= {} if tokenizer is None else {"probe tokens": len(tokenizer.encode(PROBE))}
     if getattr(stage, "sycophancy", 0):
         numbers |= costs.sycophancy_numbers(going, name, vocabulary)
     if stage.kind in ANSWERING:
         numbers |= costs.answer_numbers(going, name, checked, vocabulary)
     _note_held_out(going, name, numbers, derived, checked)
-    numbers["validation tokens"] = costs.validation_tokens(going, name, derived, checked, known)
-    numbers["sources"] = max(1, len(known))
-    return numbers
+    return numbers | costs.measured_numbers(stage, known, numbers)
 
 
 def _rows(name: str, checked: Checked) -> int:

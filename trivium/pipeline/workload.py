@@ -21,6 +21,7 @@ from trivium.model.growth import grown_config, probe
 from trivium.model.hub import resolve
 from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import OF_A_TURN
+from trivium.pipeline.portions import attended
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
 from trivium.stages.label_steps import CHUNK as LABELLED_AT_ONCE
@@ -173,11 +174,7 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
         )
         if point is not None:
             shape, done = grown_config(shape, point), until
-    validation = getattr(stage, "validation", None)
-    held = numbers.get("validation tokens", 0.0)
-    if validation is not None and held:
-        seen = validation.times * min(float(held), float(validation.tokens) * numbers.get("sources", 1))
-        phases.append(Phase("scoring", seen, length, seen * learned))
+    phases += _measured_phases(numbers, min(stage.validation.times, steps))
     if getattr(getattr(stage, "near_parent", None), "kl", 0):
         phases.append(Phase("scoring", tokens, length, tokens * learned))
         job = replace(job, copies=1)
@@ -426,27 +423,30 @@ def settings_for(common: Settings, spec: TaskSpec) -> Settings:
 
 
 def _measured(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
-    """Quantisation and merging: the loss on held-out text, twice before and after, or of every ingredient."""
-    times = 2 + 2 if stage.kind == "quantize" else 1 + len(stage.of)
-    tokens = times * _held(stage, numbers)
-    length = float(numbers.get("attended") or min(getattr(stage, "context", None) or 512, config.context))
-    learned = tokens * float(numbers.get("learned", 1.0))
-    return replace(job, phases=(Phase("scoring", tokens, length, learned),), tokens=tokens)
+    """Kinds that measure models on what their data hold out."""
+    if stage.kind == "merge":
+        # A greedy merge is measured with every further ingredient as well.
+        times = 1 + len(stage.of) + (len(stage.of) - 1) * (stage.method == "greedy")
+    else:
+        # Rounding: the loss and the accuracy, before and after. Anneals: the parent and every candidate.
+        times = 4 if stage.kind == "quantize" else 1 + len(stage.candidates)
+    phases = _measured_phases(numbers, times)
+    return replace(
+        job, phases=tuple(phases), tokens=sum(one.tokens for one in phases), trained_parameters=0.0
+    )
 
 
-def _held(stage: Any, numbers: Numbers) -> float:
-    """The held-out tokens on which a stage measures."""
-    wanted = float(getattr(stage, "validation_tokens", None) or stage.tokens)
-    known = float(numbers.get("validation tokens") or wanted)
-    return min(known, wanted) * float(numbers.get("sources", 1))
+def _measured_phases(numbers: Numbers, times: float) -> list[Phase]:
+    """Passes over what is held out, so many times."""
+    tokens, length, predicted = numbers.get("measured", (0.0, 1.0, 0.0))
+    return [Phase("scoring", times * tokens, length, times * tokens * predicted)] if tokens * times else []
 
 
 def _pruned(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     """Shrinking: importance is measured in one pass of the model as it was."""
-    if stage.data is None or numbers.get("parent") is None:
+    tokens, length, _ = numbers.get("measured", (0.0, 1.0, 0.0))
+    if stage.data is None or numbers.get("parent") is None or not tokens:
         return job
-    tokens = _held(stage, numbers)
-    length = float(numbers.get("attended") or min(stage.context, numbers["parent"].context))
     return replace(
         job, phases=(Phase("scoring", tokens, length, 0.0, config=numbers["parent"]),), tokens=tokens
     )
@@ -525,16 +525,6 @@ def _online(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
 MAKERS = {
     "preference": _pairs, "reward": _pairs, "rlvr": _rollouts, "ppo": _rollouts, "evaluate": _asked,
     "compare": _asked, "quantize": _measured, "merge": _measured, "grow": _grown, "shrink": _pruned,
+    "anneals": _measured,
     "label_steps": _labelled, "synthesize": _written,
 }  # fmt: skip
-
-
-def attended(lengths: np.ndarray, padded: bool) -> float:
-    """How many keys a token meets on average, in documents of these lengths.
-
-    A processor's kernel computes documents of several lengths in groups, each padded to the group's."""
-    lengths = np.asarray(lengths, dtype=np.float64)
-    squares = lengths**2
-    if padded and len(set(lengths.tolist())) > 1:
-        squares = np.array([float(padded_length(int(one))) ** 2 for one in lengths])
-    return float(squares.sum() / max(1.0, lengths.sum()))
