@@ -110,14 +110,17 @@ def readable(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(path: Path | str) -> Iterator[Path]:
-    """A folder to fill that takes its name only once everything in it is safely on disk."""
+def whole_folder(path: Path | str, begun: Path | None = None) -> Iterator[Path]:
+    """A folder to fill that takes its name only once everything in it is safely on disk.
+
+    `begun` is a folder that others have filled in part, under a name of `part_of`.
+    """
     path = Path(path)
-    beside = _beside(path)
+    beside = begun or _beside(path)
     try:
         with _told_of_the_disk(path):
             make_folder(path.parent)
-            beside.mkdir()
+            beside.mkdir(exist_ok=begun is not None)
             yield beside
             for inner in sorted(beside.rglob("*"), reverse=True):
                 sync(inner)
@@ -186,18 +189,25 @@ def _sort_metadata(path: Path) -> None:
 
 def load_tensors(path: Path | str, expected: str | None = None) -> dict[str, Tensor]:
     """Read a safetensors file that has this checksum, else the one in its metadata, or name it as damaged."""
+    with opened_tensors(path) as file:
+        expected = expected or (file.metadata() or {}).get(CHECKSUM)
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    if expected is not None and tensors_checksum(tensors.items()) != expected:
+        raise DamagedError(f"{path} is damaged: its checksum differs; make or download it again.")
+    return tensors
+
+
+@contextmanager
+def opened_tensors(path: Path | str) -> Iterator[Any]:
+    """A safetensors file whose tensors are read one by one, or it is named as damaged."""
     from safetensors import SafetensorError, safe_open
 
     with readable(path):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                expected = expected or (file.metadata() or {}).get(CHECKSUM)
-                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+                yield file
         except SafetensorError as error:
             raise DamagedError(f"{path} is damaged ({error}); make or download it again.") from None
-    if expected is not None and tensors_checksum(tensors.items()) != expected:
-        raise DamagedError(f"{path} is damaged: its checksum differs; make or download it again.")
-    return tensors
 
 
 def tensors_checksum(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -219,6 +229,11 @@ def make_folder(path: Path | str) -> None:
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     sync(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """The name of a folder while several processes fill it, alike in all of them."""
+    return path.with_name(f".{path.name}.part")
 
 
 def remove_parts(folder: Path) -> None:

@@ -1,18 +1,28 @@
-"""Saved states: written whole beside the training, checked when read, named when damaged."""
+"""Saved states: written whole beside the training, checked when read, named when damaged.
+
+    step-000000040/state.json           plain facts, checksums of the files beside it, a seal over all of this
+                   tensors.safetensors  all tensors; of a divided model tensors-00001-of-00008.safetensors ...
+
+Of a divided model each process writes its own parts, and the folder takes its name when all have.
+"""
 
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from trivium.kit.errors import DamagedError, TriviumError
-from trivium.kit.files import load_tensors, remove_parts, save_tensors, whole_folder
+from trivium.kit.files import part_of, remove_parts, save_tensors, whole_folder
 from trivium.kit.numbers import number
+from trivium.kit.processes import all_reduce_sum, broadcast, everyone, world
 from trivium.kit.seals import read_sealed, write_sealed
+from trivium.learn.pieces import SavedTensors, check_parts, file_of, offsets_of, own_parts, write_parts
+from trivium.learn.sharding import is_divided
 
 TENSORS = "tensors.safetensors"
 FACTS = "state.json"
@@ -23,7 +33,7 @@ class State:
     """Everything a training needs to go on: plain facts and named tensors."""
 
     facts: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: SavedTensors
 
 
 def write_state(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -34,12 +44,18 @@ def write_state(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def read_state(folder: Path) -> State:
-    """Read a state, or name the file that is damaged."""
-    for name in (FACTS, TENSORS):
+    """Read a state, or name the damaged file; each of several processes compares its share of the files."""
+    if not (folder / FACTS).is_file():
+        raise DamagedError(f"{folder / FACTS} is missing.")
+    facts = read_sealed(folder / FACTS)
+    sums = facts.pop("checksums", None) or {TENSORS: facts.pop("checksum")}
+    for name in sums:
         if not (folder / name).is_file():
             raise DamagedError(f"{folder / name} is missing.")
-    facts = read_sealed(folder / FACTS)
-    return State(facts, load_tensors(folder / TENSORS, facts.pop("checksum")))
+    here = world()
+    for name in sorted(sums)[here.rank :: here.size]:
+        check_parts(folder / name, sums[name])
+    return State(facts, SavedTensors([folder / name for name in sorted(sums)]))
 
 
 def place_of(place: str | int) -> tuple[str, int] | None:
@@ -59,15 +75,39 @@ def kept_place(place: str | int) -> tuple[str, int]:
     return found
 
 
+class _Writing(threading.Thread):
+    """What a process writes of a state, and what came of it."""
+
+    def __init__(self, write: Callable[[], str], complete: Callable[[list[str]], None] | None) -> None:
+        """`complete` makes a state of what all processes wrote, if one of them cannot write it alone."""
+        super().__init__()
+        self.write, self.complete = write, complete
+        self.checksum = ""
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.checksum = self.write()
+        except BaseException as error:
+            self.failure = error
+
+    @property
+    def said(self) -> str:
+        """What went wrong, for the other processes."""
+        return "" if self.failure is None else str(self.failure) or type(self.failure).__name__
+
+
 class Checkpoints:
-    """The last few states of a training, written by a thread while the training goes on."""
+    """The last few states of a training, written by a thread while the training goes on.
+
+    Where there are several processes, all of them call each method together.
+    """
 
     def __init__(self, folder: Path, keep: int, say: Callable[[str], None]) -> None:
         self.folder = folder
         self.keep = keep
         self.say = say
-        self.writing: threading.Thread | None = None
-        self.failure: BaseException | None = None
+        self.writing: _Writing | None = None
         remove_parts(folder)
 
     def steps(self) -> list[int]:
@@ -80,48 +120,83 @@ class Checkpoints:
 
     def latest(self) -> State | None:
         """The newest state that is whole, with a word about every newer one that is not."""
-        steps = self.steps()
+        steps = broadcast(self.steps())
         for step in reversed(steps):
+            state, damage = None, ""
             try:
                 state = read_state(self.path(step))
                 if state.facts.get("step", step) != step:
                     raise DamagedError(f"{self.path(step)} holds the state after step {state.facts['step']}.")
-                return state
             except DamagedError as error:
-                before = "The state before it is used." if step != steps[0] else "No state is left before it."
-                self.say(f"{error} {before}")
+                damage = str(error)
+            if not (damages := [one for one in everyone(damage) if one]):
+                return state
+            before = "The state before it is used." if step != steps[0] else "No state is left before it."
+            if world().leads:
+                self.say(f"{damages[0]} {before}")
                 shutil.rmtree(self.path(step))
         return None
 
     def save(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], *, wait: bool) -> None:
         """Write a state; without `wait` from a copy, in a thread, so that training goes on meanwhile."""
         self.finish()
-        if wait:
-            self._write(step, facts, tensors)
-            return
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        self.writing = threading.Thread(target=self._write_quietly, args=(step, facts, copies))
+        here, several = world(), any(is_divided(tensor) for tensor in tensors.values())
+        parts = own_parts(tensors)
+        offsets = offsets_of(tensors, parts)
+        if not wait:
+            parts = {name: part.to("cpu", copy=True) for name, part in parts.items()}
+        if several:
+            mine = part_of(self.path(step)) / file_of(here.rank, here.size)
+            complete = partial(self._complete, step, facts)
+            self.writing = _Writing(partial(write_parts, mine, parts, offsets), complete)
+        else:
+            self.writing = _Writing(partial(self._write, step, facts, parts), None)
         self.writing.start()
+        if wait:
+            self.finish()
+
+    def settle(self) -> None:
+        """Finish the write under way if every process has written its parts; otherwise training goes on."""
+        if self.writing is not None and not all_reduce_sum(float(self.writing.is_alive())):
+            self.finish()
 
     def finish(self) -> None:
-        """Wait for the write under way; what went wrong in it is raised here."""
-        if self.writing is not None:
-            self.writing.join()
-            self.writing = None
-        if self.failure is not None:
-            failure, self.failure = self.failure, None
-            raise failure
+        """Wait for the write under way; what went wrong in it, in whichever process, is raised in all."""
+        writing, self.writing = self.writing, None
+        if writing is None:
+            return
+        writing.join()
+        sums, failures = zip(*everyone((writing.checksum, writing.said)), strict=True)
+        if writing.complete is not None and not any(failures):
+            # What is left is the first process's work, and may fail as well.
+            if world().leads:
+                try:
+                    writing.complete(list(sums))
+                except BaseException as error:
+                    writing.failure = error
+            failures = tuple(everyone(writing.said))
+        if writing.failure is not None:
+            raise writing.failure
+        if any(failures):
+            raise TriviumError(next(filter(None, failures)))
 
-    def _write_quietly(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        try:
-            self._write(step, facts, tensors)
-        except BaseException as error:
-            self.failure = error
+    def _write(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+        """Write a state that the first process has whole."""
+        if world().leads:
+            if not self.path(step).exists():
+                write_state(self.path(step), facts, tensors)
+            self._remove_old()
+        return ""
 
-    def _write(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        if not self.path(step).exists():
-            write_state(self.path(step), facts, tensors)
-        # Only now that the new state is whole may an old one go.
+    def _complete(self, step: int, facts: Mapping[str, Any], sums: list[str]) -> None:
+        """Make a state of the files that all processes have written."""
+        names = {file_of(rank, len(sums)): one for rank, one in enumerate(sums)}
+        with whole_folder(self.path(step), part_of(self.path(step))) as beside:
+            write_sealed(beside / FACTS, {**facts, "checksums": names})
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Only now that a new state is whole may an old one go."""
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.path(old))
 

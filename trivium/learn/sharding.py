@@ -7,6 +7,7 @@ What is divided is what training adds: gradients, moments, the running mean, and
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +146,29 @@ def gathered(tensor: Tensor) -> Tensor:
 def is_divided(tensor: Tensor) -> bool:
     """Whether a process holds a part of it."""
     return hasattr(tensor, "placements")
+
+
+class Extent(NamedTuple):
+    """Which part of a divided tensor this process holds."""
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    """Where the part begins in the whole tensor."""
+    is_first: bool
+    """Whether no process of a lower rank holds the same."""
+
+
+def extent_of(tensor: Tensor) -> Extent:
+    """Which part of a divided tensor [...] this process holds."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    assert isinstance(tensor, DTensor)
+    mesh, placements = tensor.device_mesh, tensor.placements
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    place = mesh.get_coordinate() or ()
+    alike = [at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()]
+    return Extent(tuple(shape), tuple(offset), not any(alike))
 
 
 def divided_as(tensor: Tensor, like: Tensor) -> Tensor:

@@ -18,14 +18,15 @@ from trivium.data.rows import PackedSequence, collate
 from trivium.kit.errors import TriviumError
 from trivium.kit.machine import keep_freed_memory
 from trivium.kit.metrics import MetricsLog, read_metrics
-from trivium.kit.processes import all_reduce_sum, barrier, broadcast, world
+from trivium.kit.processes import all_reduce_sum, world
 from trivium.kit.progress import Progress
 from trivium.learn import schedules
-from trivium.learn.checkpoints import Checkpoints, State, kept_place, read_state
+from trivium.learn.checkpoints import Checkpoints, State, kept_place
 from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, how_it_resumes, refused
 from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
 from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
 from trivium.learn.parallel import clip, gradient_norm, measures_of_all
+from trivium.learn.pieces import Held
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.settings import Training
 from trivium.learn.sharding import divided, gathered, layout_of, trained_parameters
@@ -189,6 +190,7 @@ class Trainer:
                 every = self.settings.checkpoint.every_steps
                 if every is not None:
                     due = self.step % every == 0
+                self.checkpoints.settle()
                 if self._agreed(due) and self.step < self.batches.steps:
                     self._save(wait=False)
                     saved = time.monotonic()
@@ -392,7 +394,7 @@ class Trainer:
     # stopping and going on
 
     def _facts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Everything needed to go on from here."""
+        """Everything needed to go on from here; of what is divided, this process's parts."""
         source_facts, source_tensors = self.batches.state()
         facts: dict[str, Any] = {
             "step": self.step,
@@ -405,9 +407,9 @@ class Trainer:
             "feed": source_facts,
             "feed_fingerprint": self.batches.fingerprint,
         }
-        tensors: dict[str, Tensor] = {f"weights.{name}": gathered(one) for name, one in self._held().items()}
-        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.moments().items()}
-        tensors |= {f"average.{name}": gathered(tensor) for name, tensor in self.average.items()}
+        tensors: dict[str, Tensor] = {f"weights.{name}": one for name, one in self._held().items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         tensors |= {f"feed.{name}": tensor for name, tensor in source_tensors.items()}
         return facts, tensors
 
@@ -424,21 +426,14 @@ class Trainer:
         return divided(moments, self.optimiser.state())
 
     def _save(self, wait: bool) -> None:
-        facts = self._facts()
         if world().leads:
             # A state must not outlive a power cut that the rows before it do not.
             self.log.sync()
-            self.checkpoints.save(self.step, *facts, wait=wait)
-        if wait:
-            barrier()
+        self.checkpoints.save(self.step, *self._facts(), wait=wait)
 
     def _resume(self) -> None:
         """Go on from the newest whole state, if there is one; the log is cut back to it."""
-        # The first process alone judges which state is whole; the others read that one.
-        state = self.checkpoints.latest() if world().leads else None
-        step = broadcast(None if state is None else state.facts["step"])
-        if not world().leads and step is not None:
-            state = read_state(self.checkpoints.path(step))
+        state = self.checkpoints.latest()
         if state is None:
             if world().leads:
                 self.log.rewind(0)
@@ -460,16 +455,16 @@ class Trainer:
             )
         self._reshape_before(facts["step"])
         held = self._held()
-        weights = divided(_part(tensors, "weights."), held)
+        weights = Held(tensors, "weights.", held)
         for name, parameter in held.items():
             parameter.copy_(weights[name])
-        missing = self.optimiser.restore(self._divided(_part(tensors, "optimiser."))).fresh
+        missing = self.optimiser.restore(Held(tensors, "optimiser.", self.optimiser.state())).fresh
         assert not missing, f"the state has no moments of {missing}"
-        means = divided(_part(tensors, "average."), self.average)
+        means = Held(tensors, "average.", self.average)
         for name, average in self.average.items():
             average.copy_(means[name])
         self.layout.follow()
-        self.batches.restore(facts["feed"], _part(tensors, "feed."))
+        self.batches.restore(facts["feed"], dict(Held(tensors, "feed.", {})))
         self.step, self.tokens = facts["step"], facts["tokens"]
         self.bad_steps, self.skipped = facts["bad_steps"], facts["skipped"]
         self.budget, self.seconds = facts["budget"], facts["seconds"]
@@ -518,7 +513,3 @@ class Trainer:
     def _last_loss(self) -> float | None:
         rows = [row for row in read_metrics(self.log.path) if "loss" in row]
         return rows[-1]["loss"] if rows else None
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
