@@ -39,7 +39,7 @@ def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not is_divided(tensor):
             if world().leads:
                 parts[name] = tensor.detach()
-        elif (extent := extent_of(tensor)).is_first and prod(extent.shape):
+        elif (extent := extent_of(tensor)).is_first and 0 not in extent.shape:
             parts[name] = tensor.detach().to_local()  # type: ignore[attr-defined]
     return parts
 

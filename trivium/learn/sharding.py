@@ -168,7 +168,8 @@ def extent_of(tensor: Tensor) -> Extent:
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     place = mesh.get_coordinate() or ()
     alike = [at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()]
-    return Extent(tuple(shape), tuple(offset), not any(alike))
+    # Of groups that are alike, each with a mesh of its own, one has the first process.
+    return Extent(tuple(shape), tuple(offset), not any(alike) and 0 in mesh.mesh)
 
 
 def divided_as(tensor: Tensor, like: Tensor) -> Tensor:
