@@ -1,4 +1,4 @@
-"""The command `trivium` as a process of its own that need not import everything again."""
+"""The command `trivium`, or a call, as a process of its own that need not import everything again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,10 +16,23 @@ from trivium.cli import main
 
 
 def forked(*words: str | Path, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
-    """Begin `trivium WORDS` in a copy of this process; else as `subprocess.Popen`.
+    """Begin `trivium WORDS` in a copy of this process; else as `subprocess.Popen`."""
+    arguments = [*map(str, words)]
+    return copied(lambda: main(arguments), ["trivium", *arguments], env=env, **how)
 
-    It has its own working directory, streams and signals. To start Python anew and to import torch takes
-    longer than what most tests have it do; what happens at the start itself, other tests look at.
+
+def copied(
+    call: Callable[[], object],
+    argv: Sequence[str] = ("-c",),
+    *,
+    env: Mapping[str, str] | None = None,
+    text: bool = True,
+    **how: Any,
+) -> subprocess.Popen[Any]:
+    """Begin a call in a copy of this process, with its own working directory, streams and signals.
+
+    To start Python anew and to import torch takes longer than what most tests have it do; what happens at
+    the start itself, other tests look at.
     """
     inside = dict(os.environ if env is None else env)
 
@@ -32,9 +45,9 @@ def forked(*words: str | Path, env: Mapping[str, str] | None = None, **how: Any)
                 setattr(sys, name, open(number, mode, buffering=1, closefd=False))  # noqa: SIM115
             os.environ.clear()
             os.environ.update(inside)
-            sys.argv = ["trivium", *map(str, words)]
+            sys.argv = [*argv]
             torch.set_num_threads(1)
-            main(sys.argv[1:])
+            call()
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -45,4 +58,4 @@ def forked(*words: str | Path, env: Mapping[str, str] | None = None, **how: Any)
             sys.stderr.flush()
             os._exit(status)
 
-    return subprocess.Popen([sys.executable], preexec_fn=become, text=True, **how)
+    return subprocess.Popen([sys.executable], preexec_fn=become, text=text, **how)

@@ -8,18 +8,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from forked import copied
 from generating import tiny_model, tokenizer
 from serving import CHAT, HELLO, raw
 
 from trivium.model.folder import save_model
+from trivium.serve.server import serve
 
-SERVE = "import sys; from trivium.serve.server import serve; serve([sys.argv[1]], port=int(sys.argv[2]))"
 ENDLESS = {
     "model": "tiny",
     "messages": HELLO,
@@ -39,10 +39,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def started(folder: Path, port: int = 0) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", SERVE, f"tiny={folder}", str(port)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, "TRIVIUM_API_KEY": "", "OMP_NUM_THREADS": "1"},
+    process = copied(
+        lambda: serve([f"tiny={folder}"], port=port),
+        env={**os.environ, "TRIVIUM_API_KEY": ""}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("Serving"))

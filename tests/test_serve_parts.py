@@ -5,13 +5,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
 
 import httpx
 import pytest
+from forked import copied
 from generating import tiny_engine, tiny_model, tokenizer
 from hypothesis import given
 from hypothesis import strategies as some
@@ -28,7 +28,7 @@ from trivium.serve.measures import Measures
 from trivium.serve.models import open_engine, short_names
 from trivium.serve.parts import Called, PartStream, Said, Thoughts
 from trivium.serve.pieces import Piece
-from trivium.serve.server import bound, is_loopback
+from trivium.serve.server import bound, is_loopback, serve
 from trivium.serve.voice import DIM, PLAIN, Voice, printable
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -317,12 +317,10 @@ def test_no_new_tokens_is_a_mistake_and_not_the_default(folder):
 
 @pytest.mark.slow
 def test_the_process_serves_and_drains_on_sigterm(folder):
-    code = "import sys; from trivium.serve.server import serve; serve(sys.argv[1:], port=0)"
-    command = [sys.executable, "-c", code, f"tiny={folder}"]
-    environment = {**os.environ, "TRIVIUM_API_KEY": "", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
+    process = copied(
+        lambda: serve([f"tiny={folder}"], port=0),
+        env={**os.environ, "TRIVIUM_API_KEY": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Opening tiny")
@@ -357,13 +355,12 @@ def test_the_process_serves_and_drains_on_sigterm(folder):
 
 @pytest.mark.slow
 def test_the_terminal_chat_as_a_process(folder):
-    code = "import sys; from trivium.serve.chat import chat; chat(sys.argv[1], seed=1, max_new_tokens=5)"
-    answer = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], input="hello\n/temp 0\n", capture_output=True, text=True
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.endswith("Temperature: 0\n")
-    assert len(answer.stdout.splitlines()) >= 2
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = copied(lambda: chat(str(folder), seed=1, max_new_tokens=5), **pipes)
+    out, complaints = process.communicate("hello\n/temp 0\n", timeout=120)
+    assert process.returncode == 0, complaints
+    assert out.endswith("Temperature: 0\n")
+    assert len(out.splitlines()) >= 2
 
 
 def test_every_model_is_computed_by_one_thread():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import s3fs
 from buckets import assert_is_a_place, assert_one_creates, made, new_bucket, object_store, until
+from forked import forked
 from toys import write_recipe
 
 from trivium.cli import main
@@ -51,11 +52,8 @@ def url(
 
 def machine(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
     """Another machine: a process of its own, with folders that only it uses."""
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    everything = {**os.environ, "PYTHONPATH": str(TESTS), **environment}
+    return forked(*words, env=everything, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def ended(process: subprocess.Popen[str]) -> str:

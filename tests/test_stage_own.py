@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import forked
 
 import trivium
 from trivium.kit.files import load_tensors
@@ -76,10 +75,9 @@ def test_a_kind_of_ones_own_is_planned_trained_shown_and_reported(recipe: Path):
 
 @pytest.mark.slow
 def test_a_kind_of_ones_own_resumes_bit_for_bit_after_kill_9(recipe: Path):
-    def started(runs: str) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "trivium.cli", "run", str(recipe), "--only", "sharp", "--runs", runs]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(words, env=environment, cwd=recipe.parent, stderr=subprocess.DEVNULL)
+    def started(runs: str) -> subprocess.Popen[str]:
+        words = ("run", recipe, "--only", "sharp", "--runs", runs)
+        return forked(*words, cwd=recipe.parent, stderr=subprocess.DEVNULL)
 
     assert started("whole").wait(timeout=120) == 0
     process = started("cut")

@@ -21,6 +21,7 @@ LEARNED, MEASURED, JUDGED, TESTED, POSED, READ = "learned", "measured", "judged"
 def tokenised(seen: Seen, file: str) -> Texts:
     """What was tokenised for this stage, trained on or held out."""
     found: Texts = {}
+    tokenizer = tokenizer_of(seen)
     for manifest in (
         *seen.folder.rglob("tokenised/*/manifest.json"),
         *seen.folder.glob("data/manifest.json"),
@@ -29,18 +30,19 @@ def tokenised(seen: Seen, file: str) -> Texts:
             shards = Shards(manifest.parent, split)
             for index in range(len(shards)):
                 if file in shards.id(index):
-                    found[shards.id(index)] = tokenizer_of(seen).decode(shards.document(index).tolist())
+                    found[shards.id(index)] = tokenizer.decode(shards.document(index).tolist())
     return found
 
 
 def trained(seen: Seen, file: str) -> Texts:
     """The documents of the batches."""
     found: Texts = {}
+    tokenizer = tokenizer_of(seen)
     for row in (row for rows in seen.batches for row in rows):
         ends = np.cumsum(row.lengths).tolist()
         for name, start, end in zip(row.ids, [0, *ends], ends):
             if file in name:
-                found[name] = found.get(name, "") + tokenizer_of(seen).decode(row.tokens[start:end].tolist())
+                found[name] = found.get(name, "") + tokenizer.decode(row.tokens[start:end].tolist())
     return found
 
 
