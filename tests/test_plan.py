@@ -98,10 +98,23 @@ SFT = "  sft: {kind: sft, from: base, data: ./chats.jsonl, context: 32}\n"
             "  small: {kind: quantize, from: base, data: ./tiny}",
             r"no held-out part to measure on; write `data: \{./tiny: \{validation: 0.1\}\}`",
         ),
+        (
+            "  wide: {kind: midtrain, from: base, data: ./texts, tokens: 1k, parallel: {tensor: 64}}",
+            "wide: `parallel.tensor` is 64, which does not divide the model's",
+        ),
     ],
 )
 def test_what_a_stage_would_refuse_the_plan_refuses(folder, stage, said):
     refused(folder, BASE + stage + "\n", said)
+
+
+def test_how_processes_share_a_training_is_named(folder):
+    stage = "  mid: {kind: midtrain, from: base, data: ./texts, tokens: 1k, parallel: {shard: 4}}\n"
+    (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{stage}")
+    found = planned(folder / "r.yaml", folder / "runs", {"stages.base.parallel": {"shard": 8, "tensor": 1}})
+    assert found.numbers["base"]["parallel"] == "shard 8"
+    assert found.numbers["mid"]["parallel"] == "shard 4"
+    assert "parallel shard 4" in found.rows[3][4]
 
 
 def test_a_reward_that_cannot_be_imported_is_named(folder):

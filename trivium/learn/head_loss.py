@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trivium.learn.vocabulary import HeadRows, rows_here
 from trivium.model.arithmetic import note_product
 from trivium.model.operations import in_product_type
 
@@ -43,9 +44,11 @@ def fused_cross_entropy(
     """The weighted sum of next-token losses; gradients are made in the forward pass, chunk by chunk."""
     (hidden,) = in_product_type(hidden)
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
+    head = rows_here(head_weight)
     total, token_losses, correct = _FusedCrossEntropy.apply(
-        hidden,
-        head_weight,
+        head.entering(hidden),
+        head.weight,
+        head,
         targets,
         weights,
         soft_cap,
@@ -89,6 +92,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         head_weight: Tensor,
+        held: HeadRows,
         targets: Tensor,
         weights: Tensor,
         soft_cap: float | None,
@@ -110,7 +114,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         else:
             kept, kept_targets, kept_weights = hidden, targets, weights
         kept_weights = kept_weights.to(working)
-        note_product(len(kept), head, 1 + wants_hidden + wants_head)
+        note_product(len(kept), held.whole, 1 + wants_hidden + wants_head)
         head_gradient = torch.empty(head.shape, dtype=working, device=head.device) if wants_head else None
         hidden_gradient = torch.empty_like(kept) if wants_hidden else None
         if head_gradient is not None and not len(kept):
@@ -118,18 +122,18 @@ class _FusedCrossEntropy(torch.autograd.Function):
         losses = torch.empty(len(kept), dtype=working, device=hidden.device)
         hits = torch.empty(len(kept), dtype=torch.bool, device=hidden.device)
         total = torch.zeros((), dtype=working, device=hidden.device)
-        vocabulary = head.shape[0]
-        buffer = torch.empty(min(rows, len(kept)), vocabulary, dtype=working, device=hidden.device)
+        vocabulary = held.whole.shape[0]
+        buffer = torch.empty(min(rows, len(kept)), head.shape[0], dtype=working, device=hidden.device)
         for start in range(0, len(kept), rows):
             piece = slice(start, start + rows)
             x, y, weight = kept[piece], kept_targets[piece, None], kept_weights[piece]
             logits = _logits(x, head, soft_cap, buffer)
-            target_logits = logits.gather(1, y).squeeze(1)
-            highest = logits.amax(1)
-            mean_logits = logits.mean(1) if label_smoothing else target_logits
+            target_logits = held.at_targets(logits, y)
+            highest = held.largest(logits.amax(1))
+            mean_logits = held.summed(logits.sum(1)) / vocabulary if label_smoothing else target_logits
             capped = logits.clone() if soft_cap is not None and wants else logits
             probabilities = logits.sub_(highest[:, None]).exp_()
-            normaliser = probabilities.sum(1)
+            normaliser = held.summed(probabilities.sum(1))
             log_normaliser = normaliser.log() + highest
             losses[piece] = log_normaliser - target_logits
             hits[piece] = target_logits >= highest
@@ -143,7 +147,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
                 continue
             scale = weight * (1 + 2 * z_loss * log_normaliser) / normaliser
             gradient = probabilities.mul_(scale[:, None])
-            gradient.scatter_add_(1, y, (label_smoothing - 1) * weight[:, None])
+            held.add_at_targets(gradient, y, (label_smoothing - 1) * weight[:, None])
             if label_smoothing:
                 gradient.sub_((label_smoothing / vocabulary) * weight[:, None])
             if soft_cap is not None:
@@ -181,7 +185,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             hidden_gradient = hidden_gradient * total_gradient.to(hidden_gradient.dtype)
         if head_gradient is not None:
             head_gradient = (head_gradient * total_gradient).to(ctx.head_type)
-        return hidden_gradient, head_gradient, *[None] * 7
+        return hidden_gradient, head_gradient, *[None] * 8
 
 
 def token_log_probabilities(
@@ -197,8 +201,9 @@ def token_log_probabilities(
     """Each target's log-probability (0 where there is none) and the entropy, both differentiable."""
     (hidden,) = in_product_type(hidden)
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
+    head = rows_here(head_weight)
     log_probabilities, entropies = _TokenLogProbabilities.apply(
-        hidden, head_weight, targets, soft_cap, temperature, entropy, rows
+        head.entering(hidden), head.weight, head, targets, soft_cap, temperature, entropy, rows
     )
     return log_probabilities, (entropies if entropy else None)
 
@@ -209,6 +214,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         head_weight: Tensor,
+        held: HeadRows,
         targets: Tensor,
         soft_cap: float | None,
         temperature: float,
@@ -219,7 +225,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
         head = head_weight.to(hidden.dtype)
         learned = _learned(targets, None)
         kept, kept_targets = (hidden, targets) if learned is None else (hidden[learned], targets[learned])
-        note_product(len(kept), head)
+        note_product(len(kept), held.whole)
         chosen = torch.empty(len(kept), dtype=working, device=hidden.device)
         entropies = torch.zeros(len(kept), dtype=working, device=hidden.device)
         normalisers = torch.empty(len(kept), dtype=working, device=hidden.device)
@@ -227,14 +233,15 @@ class _TokenLogProbabilities(torch.autograd.Function):
         for start in range(0, len(kept), rows):
             piece = slice(start, start + rows)
             logits = _logits(kept[piece], head, soft_cap, buffer).div_(temperature)
-            target_logits = logits.gather(1, kept_targets[piece, None]).squeeze(1)
-            normalisers[piece] = torch.logsumexp(logits, 1)
+            target_logits = held.at_targets(logits, kept_targets[piece, None])
+            normalisers[piece] = held.log_sum_exp(logits)
             chosen[piece] = target_logits - normalisers[piece]
             if entropy:
                 logits.sub_(normalisers[piece, None])
-                entropies[piece] = -(logits.exp() * logits).sum(1)
+                entropies[piece] = -held.summed((logits.exp() * logits).sum(1))
         ctx.save_for_backward(hidden, head_weight, targets, learned, normalisers, entropies)
         ctx.soft_cap, ctx.temperature, ctx.entropy, ctx.rows = soft_cap, temperature, entropy, rows
+        ctx.held = held
         if learned is None:
             # Views would tie the results to tensors that are saved for the backward pass.
             return chosen, entropies.clone()
@@ -254,7 +261,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
             kept, kept_targets = hidden[learned], targets[learned]
             chosen_gradient, entropy_gradient = chosen_gradient[learned], entropy_gradient[learned]
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
-        note_product(len(kept), head, 1 + wants_hidden + wants_head)
+        note_product(len(kept), ctx.held.whole, 1 + wants_hidden + wants_head)
         hidden_gradient = torch.empty_like(kept) if wants_hidden else None
         head_gradient = torch.zeros(head.shape, dtype=working, device=head.device) if wants_head else None
         buffer = torch.empty(min(ctx.rows, len(kept)), head.shape[0], dtype=working, device=hidden.device)
@@ -269,7 +276,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
                 gradient = logits.exp_().mul_(bracket.sub_(chosen_gradient[piece, None]))
             else:
                 gradient = logits.exp_().mul_(-chosen_gradient[piece, None])
-            gradient.scatter_add_(1, kept_targets[piece, None], chosen_gradient[piece, None])
+            ctx.held.add_at_targets(gradient, kept_targets[piece, None], chosen_gradient[piece, None])
             gradient.div_(ctx.temperature)
             if ctx.soft_cap is not None:
                 gradient = _through_soft_cap(gradient, capped, ctx.soft_cap)
@@ -281,4 +288,4 @@ class _TokenLogProbabilities(torch.autograd.Function):
         if hidden_gradient is not None and learned is not None:
             hidden_gradient = torch.zeros_like(hidden).index_copy_(0, learned, hidden_gradient)
         head_gradient = head_gradient.to(head_weight.dtype) if head_gradient is not None else None
-        return hidden_gradient, head_gradient, *[None] * 5
+        return hidden_gradient, head_gradient, *[None] * 6

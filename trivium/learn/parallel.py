@@ -1,6 +1,7 @@
 """Several processes as one: every one holds the whole model, and gradients are summed over all."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,17 @@ from trivium.learn.objective import Maximum, Measure, Minimum, accumulate
 BUCKET_ELEMENTS = 2**24
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients of all processes in place, in a few large messages; the loss was divided before."""
+def sum_gradients(parameters: Iterable[nn.Parameter], group: Any = None) -> None:
+    """Sum the gradients of all processes in place, in a few large messages; the loss was divided before.
+
+    With a `group` of processes, those of a group alone, which hold the same parts of divided parameters.
+    """
     if world().size == 1:
         return
     import torch.distributed as distributed
 
+    if group is not None and group.size() == 1:
+        return
     parameters = list(parameters)
     bucket: list[Tensor] = []
     filled = 0
@@ -26,7 +32,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if not bucket:
             return
         flat = torch.cat([gradient.flatten() for gradient in bucket])
-        distributed.all_reduce(flat)
+        distributed.all_reduce(flat, group=group)
         for gradient, piece in zip(bucket, flat.split([gradient.numel() for gradient in bucket])):
             gradient.copy_(piece.view_as(gradient))
         bucket.clear()
@@ -39,11 +45,19 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         # A process without a document of some kind still has to take its part in the sum.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        filled += parameter.grad.numel()
+        mine = _own_part(parameter.grad)
+        bucket.append(mine)
+        filled += mine.numel()
         if filled >= BUCKET_ELEMENTS:
             send()
     send()
+
+
+@torch.no_grad()
+def _own_part(gradient: Tensor) -> Tensor:
+    """What of a gradient lies on this process, in the same memory."""
+    to_local = getattr(gradient, "to_local", None)
+    return gradient if to_local is None else to_local()
 
 
 def _reached(parameters: Sequence[nn.Parameter]) -> list[bool]:

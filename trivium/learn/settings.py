@@ -98,18 +98,27 @@ class Parallel(Settings):
     """Among how many processes weights, gradients and moments are divided (FSDP2); groups of so many hold the
     same. `auto` is all of them where a whole training would fill half of a device's memory, else 1."""
 
+    tensor: int = Field(default=1, ge=1)
+    """Among how many processes every matrix is divided, by heads, inner width and vocabulary (tensor
+    parallelism); these compute on the same rows together, and `shard` divides their parts once more."""
+
     @model_validator(mode="before")
     @classmethod
     def from_word(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"shard": value}
         if isinstance(value, dict):
-            for name in ("tensor", "context", "pipeline", "expert"):
+            for name in ("context", "pipeline", "expert"):
                 if value.get(name, 1) == 1:
                     value = {key: one for key, one in value.items() if key != name}
                 else:
-                    raise ValueError(f"`{name}` parallelism is not there; divide by `shard` alone")
+                    raise ValueError(f"`{name}` parallelism is not there; divide by `shard` and `tensor`")
         return value
+
+    def described(self) -> str:
+        """Such as `shard 4 x tensor 2`; empty where nothing is said."""
+        parts = {"shard": self.shard, "tensor": self.tensor}
+        return " x ".join(f"{name} {many}" for name, many in parts.items() if many not in ("auto", 1))
 
 
 class Training(Settings):
@@ -146,7 +155,7 @@ class Training(Settings):
     recompute: Recompute = "none"
     """What is computed again in the backward pass to save memory: nothing, what is cheap, or whole layers."""
     parallel: Parallel = Parallel()
-    """How processes that torchrun starts share the work: `auto`, `all`, or `{shard: 8}`."""
+    """How processes that torchrun starts share the work: `auto`, `all`, or `{shard: 8, tensor: 2}`."""
     deterministic: bool = False
     """Use only kernels that add in a fixed order, so that a resumed run is bit-identical on a GPU too."""
     max_bad_steps: int = Field(default=5, ge=1)

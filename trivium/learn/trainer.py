@@ -24,6 +24,7 @@ from trivium.learn import schedules
 from trivium.learn.checkpoints import Checkpoints, State, kept_place
 from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, how_it_resumes, refused
 from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
+from trivium.learn.objectives.near_parent import NearWeights
 from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
 from trivium.learn.parallel import clip, gradient_norm, measures_of_all
 from trivium.learn.pieces import Held
@@ -105,7 +106,7 @@ class Trainer:
         self.model.recompute = self.settings.recompute
         self.layout = layout_of(
             self.model, self.settings.parallel, has_extra=self.objective.extra is not None,
-            reshapes=bool(self.reshapes), say=self.progress.say,
+            reshapes=bool(self.reshapes), pulls=self._pulls_weights(), say=self.progress.say,
         )  # fmt: skip
         self._take_parameters()
         self.inherited: Inherited | None = None
@@ -119,13 +120,19 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", self.settings.checkpoint.keep, self.progress.say
         )
+        here = world()
+        self.reader, self.readers = here.rank // self.layout.group, here.size // self.layout.group
         self.step = self.tokens = self.bad_steps = self.skipped = 0
         self.budget = self._first_budget()
         self.reshaped = 0
         self.kept_places = [kept_place(place) for place in self.settings.checkpoint.at]
         self.stop_signal: int | None = None
         self.seconds = 0.0
-        self.flops = 0.0
+        self.flops = self.shared = 0.0
+
+    def _pulls_weights(self) -> bool:
+        """Whether the loss holds the weights of the stage's own model, not of a copy that is trained."""
+        return any(isinstance(guard, NearWeights) for guard in getattr(self.objective, "guards", ()))
 
     def _take_parameters(self) -> None:
         """Whatever the model trains now, with an optimiser whose state is zero."""
@@ -182,7 +189,7 @@ class Trainer:
                 before = self.tokens
                 with counted() as tally:
                     last = self._one_step()
-                self.flops += tally.operations * world().size
+                self.flops += tally.operations * world().size - self.shared
                 last["flops"] = self.flops
                 with self._averaged():
                     self._after_step(last, before)
@@ -216,7 +223,10 @@ class Trainer:
         # Whatever draws random numbers in a step draws the same after a resume.
         torch.manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
         rows = self.batches.rows(self.step)
-        measures, norm = self._gradient(rows)
+        with counted() as tally:
+            measures, norm = self._gradient(rows)
+        # What a group computes together each of its processes has counted.
+        self.shared = tally.operations * (world().size - self.readers)
         factor = schedules.factor(self.settings.learning_rate, self.step, self.batches.steps)
         factor *= self._warmed()
         loss = measures["objective"][0]
@@ -254,14 +264,15 @@ class Trainer:
 
     def _gradient(self, rows: Sequence[PackedSequence]) -> tuple[dict[str, tuple[float, float]], float]:
         """Leave the gradient of the whole step in the parameters; returns the measures and its length."""
-        here = world()
-        mine, spare = rows[here.rank :: here.size], rows[:1]
-        weight = all_reduce_sum(self.objective.weight(mine))
+        mine, spare = rows[self.reader :: self.readers], rows[:1]
+        # Of processes that compute the same passes together one speaks for all.
+        speaks = world().rank % self.layout.group == 0
+        weight = all_reduce_sum(self.objective.weight(mine) if speaks else 0.0)
         while (measures := self._accumulate_if_it_fits(mine, spare, weight)) is None:
             # Only here, outside the handler, is what the failed pass held in memory free again.
             self._halve(mine)
         self.layout.sum_gradients(self.named.values())
-        totals = measures_of_all(measures)
+        totals = measures_of_all(measures if speaks else {"objective": (0.0, 0.0)})
         norm = float(gradient_norm(self.named.values()))
         return totals, norm
 

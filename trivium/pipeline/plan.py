@@ -20,6 +20,9 @@ from trivium.lab.planner.advice import advised
 from trivium.lab.planner.catalogue import HERE, Machine
 from trivium.lab.planner.catalogue import machine as catalogued
 from trivium.lab.planner.estimate import Estimate, estimate, total
+from trivium.lab.planner.work import Job
+from trivium.learn.settings import Parallel
+from trivium.learn.sharding import refuse_indivisible
 from trivium.model.gguf.read import is_gguf
 from trivium.model.hub import resolve
 from trivium.pipeline import costs
@@ -95,6 +98,8 @@ def planned(
     if not elsewhere:
         check_disk(going, derived)
     jobs = [job_of(going, name, derived, checked) for name in chosen]
+    for job in jobs:
+        _check_layout(going.nodes[job.stage].stage, job, derived[job.stage])
     if not elsewhere:
         sizes = {one.kind: one.parameters for one in jobs if one.parameters}
         machine = here(going.store, sizes)
@@ -152,6 +157,19 @@ def write_plan(found: Planned) -> None:
             stages[name] = {"entry": entry} | {key: told[key] for key in PLAN_KEEPS}
     if stages:
         write_json(place, stages)
+
+
+def _check_layout(stage: Any, job: Job, numbers: dict[str, Any]) -> None:
+    """Name how several processes share a training, and refuse what its matrices cannot be divided by."""
+    wish = getattr(stage, "parallel", None)
+    if not isinstance(wish, Parallel) or not (described := wish.described()):
+        return
+    numbers["parallel"] = described
+    if job.config is not None and wish.tensor > 1:
+        try:
+            refuse_indivisible(job.config, wish.tensor)
+        except TriviumError as error:
+            raise TriviumError(f"{job.stage}: {error}") from error
 
 
 PLAN_KEEPS = ("tokens", "flops", "seconds", "formula_seconds", "memory_bytes")

@@ -16,6 +16,7 @@ from trivium.learn.objectives.distillation_losses import (
     Teacher,
     fused_distillation,
 )
+from trivium.learn.sharding import gathered
 from trivium.model.attention import Documents
 from trivium.model.experts import Routing
 from trivium.model.transformer import Transformer
@@ -85,7 +86,7 @@ class Distillation:
         numbers: DistillationNumbers,
         says: Teacher,
     ) -> Loss:
-        head = model.head_weight
+        head = gathered(model.head_weight)
         if self.vocabulary is not None and self.vocabulary < len(head):
             head = head[: self.vocabulary]
         found = fused_distillation(

@@ -18,6 +18,7 @@ from trivium.data.rows import Batch
 from trivium.kit.settings import Settings
 from trivium.learn.head_loss import chunk_rows
 from trivium.learn.objective import Loss
+from trivium.learn.sharding import gathered
 from trivium.model.arithmetic import note_product
 from trivium.model.attention import Documents
 from trivium.model.lora import adapted_layers, selected
@@ -106,8 +107,8 @@ class NearPredictions:
         with torch.no_grad(), selected(model, None) if self.reference is None else nullcontext():
             before = parent(batch.tokens, Documents(batch.lengths, batch.tokens.device))[there]
         apart = divergence(
-            seen.hidden[places], model.head_weight, before, parent.head_weight.detach(), weights[places],
-            soft_cap=model.final_soft_cap,
+            seen.hidden[places], gathered(model.head_weight), before, gathered(parent.head_weight.detach()),
+            weights[places], soft_cap=model.final_soft_cap,
         )  # fmt: skip
         return Loss(self.strength * apart, {"kl_to_parent": (apart.detach(), total)})
 

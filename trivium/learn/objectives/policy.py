@@ -31,6 +31,7 @@ from trivium.learn.objectives.policy_losses import (
     value_losses,
     vespo,
 )
+from trivium.learn.vocabulary import all_logits
 from trivium.model.branches import Branches
 from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
@@ -76,7 +77,7 @@ def token_outputs(
         hidden = model(batch.tokens, context)[learned]
     targets = batch.targets[learned]
     if filtered is not None:
-        logprobs, entropy = filtered(model.logits(hidden), targets)
+        logprobs, entropy = filtered(all_logits(model, hidden), targets)
     else:
         logprobs, entropies = token_log_probabilities(
             hidden, model.head_weight, targets,

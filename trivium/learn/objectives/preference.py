@@ -24,6 +24,7 @@ from trivium.learn.objectives.preference_losses import (
     bco,
     kto,
 )
+from trivium.learn.sharding import gathered
 from trivium.model.branches import Branches
 from trivium.model.lora import selected
 from trivium.model.transformer import Transformer
@@ -93,7 +94,8 @@ def answers_under(
             share[inside] = _up_to_the_shorter(batch, owner[inside], counts, tail)
         sums = summed(logprobs * share)
     with torch.no_grad():
-        mean_logits = summed((hidden.float() @ model.head_weight.float().mean(0)) * inside)
+        mean_row = gathered(model.head_weight.float().mean(0))
+        mean_logits = summed((hidden.float() @ mean_row) * inside)
     return Answers(sums, counts, mean_logits, whole)
 
 

@@ -1,0 +1,219 @@
+"""Every matrix divided among processes: loss, gradient, updated weights and tokens are those of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Here, so that processes that are forked need not import them anew.
+import torch.distributed.fsdp
+import torch.distributed.tensor.parallel
+from objectives import CASES, OneBatch
+from small import SmallBatches, small_model, small_trainer, weights_of
+from test_parallel import losses, meet, together
+
+from trivium.kit import processes
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
+from trivium.learn.settings import Parallel
+from trivium.learn.sharding import layout_of
+from trivium.model.config import ExpertsConfig
+
+GPT2 = {
+    "family": "gpt2", "norm": "layer", "positions": "learned", "gated": False, "activation": "gelu_tanh",
+    "query_key_value_bias": True, "attention_output_bias": True, "inner_bias": True, "tied": True,
+    "query_key_norm": "none",
+}  # fmt: skip
+QWEN2 = {
+    "family": "qwen2", "heads": 4, "key_value_heads": 2, "query_key_value_bias": True, "tied": True,
+    "query_key_norm": "none",
+}  # fmt: skip
+GEMMA = {
+    "family": "gemma3_text", "norm_plus_one": True, "norm_after": True, "windows": (8, None), "tied": True,
+    "activation": "gelu_tanh", "embedding_scale": 32**0.5, "final_soft_cap": 5.0, "attention_soft_cap": 5.0,
+}  # fmt: skip
+RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # One row a pass: groups have more or fewer of them.
+    "qwen3": ({}, {"micro_batch": 1}),
+    "qwen3-shared-heads": ({"heads": 4, "key_value_heads": 2}, {"ema": 0.5, "recompute": "full"}),
+    "qwen2": (QWEN2, {"weight_decay": 0.1}),
+    "gpt2": (GPT2, {"recompute": "selective"}),
+    "gemma": (GEMMA, {}),
+    "frozen": ({}, {"train_only": ["layers.1"]}),
+}
+"""The shape of a model, and settings of its training."""
+REFUSED = {
+    "next-token-experts": "a mixture of experts",
+    "next-token-adapter": "`adapter` or `qat`",
+    "near-predictions-adapter-off": "`adapter` or `qat`",
+    "preference-adapter-off": "`adapter` or `qat`",
+    "near-weights": "`near_parent.weights`",
+    "draft-heads": "a head of its own",
+    "reward": "a head of its own",
+    "process-reward": "a head of its own",
+    "ppo-critic": "a head of its own",
+}
+"""Which objectives cannot be divided, and what is said of them."""
+
+
+def run_one(folder: Path, name: str, parallel: dict[str, Any]) -> None:
+    """Train one case, and leave its end and what of a matrix this process held."""
+    settings: dict[str, Any] = {"parallel": parallel}
+    if name in RUNS:
+        shape, changes = RUNS[name]
+        model, batches, objective = small_model(**shape), SmallBatches(3, 3), None
+        if "train_only" in changes:
+            for part, parameter in model.named_parameters():
+                parameter.requires_grad_(part.startswith("layers.1."))
+        settings |= changes
+    else:
+        case = CASES[name]("cpu")
+        model, batches, objective = case.model, OneBatch(case.rows, 2), case.objective
+    trainer = small_trainer(folder, model=model, batches=batches, objective=objective, **settings)
+    trainer.run()
+    moments = trainer.moments()
+    up = trainer.named["layers.1.mlp.up.weight"]
+    held = {"rows": getattr(up, "to_local", lambda: up)().shape[0], "flops": trainer.flops}
+    write_json(folder / f"held-{processes.world().rank}.json", held)
+    if processes.world().leads:
+        save_tensors(folder / "end.safetensors", weights_of(model))
+        save_tensors(folder / "moments.safetensors", moments)
+
+
+def run_all(rank: int, size: int, port: int, folder: str, names: list[str], parallel: dict[str, Any]) -> None:
+    """What each process does."""
+    meet(rank, size, port)
+    for name in names:
+        if name in REFUSED:
+            with pytest.raises(TriviumError, match=REFUSED[name]):
+                run_one(Path(folder) / name, name, parallel)
+        else:
+            run_one(Path(folder) / name, name, parallel)
+    processes.stop()
+
+
+def assert_the_same(one: Path, other: Path, tolerance: float = 1e-5) -> None:
+    """Loss, gradient norm, tokens, updated weights and moments, within rounding."""
+    assert len(losses(one)) == len(losses(other)) > 0
+    for mine, theirs in zip(losses(one), losses(other), strict=True):
+        assert theirs == pytest.approx(mine, rel=tolerance, abs=tolerance), one.name
+    for file in ("end.safetensors", "moments.safetensors"):
+        expected, found = load_tensors(one / file), load_tensors(other / file)
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            if one.name == "gpt2" and name.endswith("key.bias"):
+                # Without rotation it moves all scores of a query alike: its gradient is 0, and rounding.
+                continue
+            torch.testing.assert_close(
+                found[name], tensor, atol=tolerance, rtol=tolerance,
+                msg=lambda text, name=name, file=file: f"{one.name} {file} {name}: {text}",
+            )  # fmt: skip
+
+
+def compare(folder: Path, names: list[str], size: int, parallel: dict[str, Any]) -> None:
+    """Train each case in this process alone and on several, and compare."""
+    together(run_all, size, str(folder / "many"), names, parallel)
+    for name in names:
+        if name in REFUSED:
+            continue
+        run_one(folder / "one" / name, name, {})
+        assert_the_same(folder / "one" / name, folder / "many" / name)
+        alone = read_json(folder / "one" / name / "held-0.json")
+        for rank in range(size):
+            held = read_json(folder / "many" / name / f"held-{rank}.json")
+            assert held["rows"] == alone["rows"] // (parallel["tensor"] * parallel["shard"])
+            if parallel["tensor"] == size:
+                # What a group computes together counts once.
+                assert held["flops"] == pytest.approx(alone["flops"], rel=1e-6), name
+
+
+@pytest.mark.slow
+def test_it_learns_what_one_process_learns(tmp_path: Path) -> None:
+    """Tied weights or not, shared key/value heads, biases, norms of heads, soft caps, frozen parts."""
+    compare(tmp_path, list(RUNS), 2, {"tensor": 2, "shard": 1})
+
+
+OBJECTIVES = [
+    "next-token-smoothed", "near-predictions", "preference-sigmoid", "preference-kto", "preference-orpo",
+    "distillation-forward_kl", "distillation-mse_hidden", "policy-grpo", "policy-kl", "ppo", *REFUSED,
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_objective_learns_the_same_or_is_refused(tmp_path: Path) -> None:
+    compare(tmp_path, OBJECTIVES, 2, {"tensor": 2, "shard": 1})
+
+
+@pytest.mark.slow
+def test_its_parts_are_divided_once_more(tmp_path: Path) -> None:
+    """Two groups of two: with weights divided between them, and with gradients summed over both."""
+    compare(tmp_path / "shard", ["qwen3", "qwen2", "preference-sigmoid"], 4, {"tensor": 2, "shard": 2})
+    compare(tmp_path / "replicas", ["qwen3", "policy-grpo"], 4, {"tensor": 2, "shard": 1})
+
+
+def leg(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], cut: int | None) -> None:
+    """Train on, to the end or until so many steps are done."""
+    meet(rank, size, port)
+    trainer = small_trainer(
+        Path(folder), model=small_model(), batches=SmallBatches(9, 3), parallel=parallel, ema=0.5,
+        checkpoint={"every_steps": 100},
+    )  # fmt: skip
+    if cut is not None:
+        trainer.stop_signal = 15
+        trainer._agreed = lambda wish: trainer.step >= cut and wish  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    else:
+        trainer.run()
+        moments = trainer.moments()
+        if rank == 0:
+            save_tensors(Path(folder) / "end.safetensors", weights_of(trainer.model))
+            save_tensors(Path(folder) / "moments.safetensors", moments)
+    processes.stop()
+
+
+@pytest.mark.slow
+def test_a_stage_goes_on_under_any_layout(tmp_path: Path) -> None:
+    """One process, two that divide matrices, two that divide weights, and back again."""
+    together(leg, 1, str(tmp_path / "one"), {}, None)
+    tensor, shard = {"tensor": 2, "shard": 1}, {"shard": 2}
+    for size, parallel, cut in [(1, {}, 2), (2, tensor, 4), (2, shard, 6), (2, tensor, 8), (1, {}, None)]:
+        together(leg, size, str(tmp_path / "many"), parallel, cut)
+        assert len(losses(tmp_path / "many")) == (cut or 9)
+    assert_the_same(tmp_path / "one", tmp_path / "many")
+
+
+def laid_out(wish: Parallel, **shape: Any) -> Any:
+    """The layout of a small model."""
+    return layout_of(small_model(**shape), wish, has_extra=False, reshapes=False, say=print)
+
+
+@pytest.mark.parametrize(
+    ("wish", "shape", "said"),
+    [
+        ({"tensor": 3}, {}, "`parallel.tensor` is 3, which does not divide the 4 processes"),
+        ({"tensor": 2, "shard": 4}, {}, "does not divide the 2 groups of 2 processes"),
+        ({"tensor": 4}, {}, "does not divide the model's 2 heads"),
+        ({"tensor": 2}, {"heads": 4, "key_value_heads": 1}, "does not divide the model's 1 key/value heads"),
+        ({"tensor": 2}, {"inner_width": 47}, "does not divide the model's 47 columns of the inner network"),
+        ({"tensor": 2}, {"family": "olmo2", "query_key_norm": "full"}, "models of the family olmo2"),
+        ({"tensor": 2}, {"experts": ExpertsConfig(4, 2, 48)}, "leave `parallel.tensor` out"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_divided_is_said(
+    monkeypatch: pytest.MonkeyPatch, wish: dict[str, Any], shape: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
+    with pytest.raises(TriviumError, match=said):
+        laid_out(Parallel(**{"shard": 1, **wish}), **shape)
+
+
+def test_in_one_process_nothing_is_divided() -> None:
+    assert not laid_out(Parallel(tensor=2)).divided
+    assert Parallel(tensor=2).described() == "tensor 2"
+    assert Parallel(tensor=2, shard=4).described() == "shard 4 x tensor 2"
