@@ -178,10 +178,11 @@ def leg(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], 
 
 @pytest.mark.slow
 def test_a_stage_goes_on_under_any_layout(tmp_path: Path) -> None:
-    """One process, two that divide matrices, two that divide weights, and back again."""
+    """One process, two that divide matrices, two that divide weights, four that do both, and back again."""
     together(leg, 1, str(tmp_path / "one"), {}, None)
-    tensor, shard = {"tensor": 2, "shard": 1}, {"shard": 2}
-    for size, parallel, cut in [(1, {}, 2), (2, tensor, 4), (2, shard, 6), (2, tensor, 8), (1, {}, None)]:
+    tensor, shard, both = {"tensor": 2, "shard": 1}, {"shard": 2}, {"tensor": 2, "shard": 2}
+    legs = [(1, {}, 2), (2, tensor, 4), (2, shard, 5), (4, both, 6), (2, tensor, 8), (1, {}, None)]
+    for size, parallel, cut in legs:
         together(leg, size, str(tmp_path / "many"), parallel, cut)
         assert len(losses(tmp_path / "many")) == (cut or 9)
     assert_the_same(tmp_path / "one", tmp_path / "many")
