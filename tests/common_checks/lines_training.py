@@ -237,6 +237,13 @@ def parallel(before: Seen, after: Seen, value: Any) -> None:
     assert after.trainer.layout.model is after.trainer.model
 
 
+@moves("parallel.tensor", 2, kinds=TRAINS, trained=False)
+def tensor_parallel(before: Seen, after: Seen) -> None:
+    """In a world of one nothing is divided; the tests of two processes show what is divided there."""
+    assert (before.trainer.settings.parallel.tensor, after.trainer.settings.parallel.tensor) == (1, 2)
+    assert after.trainer.layout.model is after.trainer.model
+
+
 @moves("recompute", "full", kinds=TRAINS)
 @moves("recompute", "selective", kinds=["pretrain"])
 def recompute(before: Seen, after: Seen, value: str) -> None:
