@@ -16,7 +16,7 @@ import torch
 from trivium.kit import files, machine, processes
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
-from trivium.kit.metrics import MetricsLog, read_metrics
+from trivium.kit.metrics import BLOCK, MetricsLog, read_metrics
 from trivium.kit.numbers import number, short
 from trivium.kit.progress import Progress, duration
 
@@ -100,6 +100,26 @@ def test_fingerprints_are_of_values_and_stay():
     assert fingerprint({"a": 1}) == "1f8c00645b7df6ce"
     with pytest.raises(ValueError):
         fingerprint(float("nan"))
+
+
+def test_a_log_is_read_from_its_end_alone(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in range(1, 4):
+        log.write({"step": step, "text": str(step) * 2 * BLOCK})
+    whole = path.read_bytes()
+    path.write_bytes(b"#" + whole[1:] + b'{"cut')
+    # What is damaged at the start would be found by whatever reads it
+    MetricsLog(path).rewind(3)
+    assert path.read_bytes() == b"#" + whole[1:]
+    path.write_bytes(whole)
+    MetricsLog(path).rewind(2)
+    assert path.read_bytes() == whole[: whole.rindex(b"\n", 0, -1) + 1]
+    for content in (b"", b"no line", b"\n"):
+        path.write_bytes(content)
+        assert path.read_bytes() == content
+        MetricsLog(path)
+        assert path.read_bytes() == content[: content.rfind(b"\n") + 1]
 
 
 def test_the_log_drops_a_cut_off_row_and_rewinds(tmp_path):

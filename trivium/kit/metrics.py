@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import sync, write_text
+
+BLOCK = 1 << 16
+"""Bytes that are read at a time from the end of a log."""
 
 
 class MetricsLog:
@@ -15,11 +19,11 @@ class MetricsLog:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_bytes() if self.path.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with open(self.path, "r+b") as file:
-                file.truncate(whole)
+        if self.path.exists():
+            _, whole = _last_row(self.path)
+            if whole < self.path.stat().st_size:
+                with open(self.path, "r+b") as file:
+                    file.truncate(whole)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; numbers that are not finite become null, as JSON has none."""
@@ -36,9 +40,35 @@ class MetricsLog:
             sync(self.path)
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after `step`, because the run goes on from there."""
+        """Drop what was logged after `step`, as the run goes on from there; rows are in order of steps."""
+        newest, _ = _last_row(self.path) if self.path.exists() else (None, 0)
+        if newest is not None and newest.get("step", step + 1) <= step:
+            return
         kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= step]
         write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+def _last_row(path: Path) -> tuple[dict[str, Any] | None, int]:
+    """The last whole row, None where none can be read, and where the whole rows end in the file.
+
+    Only the end is read, as a run asks for it at every step.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        block = min(size, BLOCK)
+        while True:
+            file.seek(size - block)
+            content = file.read(block)
+            end = content.rfind(b"\n") + 1
+            start = content[: max(0, end - 1)].rfind(b"\n") + 1
+            if start or block == size:
+                break
+            block = min(size, 2 * block)
+    try:
+        row = json.loads(content[start:end])
+    except ValueError:
+        row = None
+    return row if isinstance(row, dict) else None, size - block + end
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
