@@ -39,7 +39,10 @@ GEMMA = {
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # One row a pass: groups have more or fewer of them.
     "qwen3": ({}, {"micro_batch": 1}),
-    "qwen3-shared-heads": ({"heads": 4, "key_value_heads": 2}, {"ema": 0.5, "recompute": "full"}),
+    "qwen3-shared-heads": (
+        {"heads": 4, "key_value_heads": 2, "layers": 3},
+        {"ema": 0.5, "recompute": "full"},
+    ),
     "qwen2": (QWEN2, {"weight_decay": 0.1}),
     "gpt2": (GPT2, {"recompute": "selective"}),
     "gemma": (GEMMA, {}),
@@ -74,10 +77,17 @@ def run_one(folder: Path, name: str, parallel: dict[str, Any]) -> None:
         case = CASES[name]("cpu")
         model, batches, objective = case.model, OneBatch(case.rows, 2), case.objective
     trainer = small_trainer(folder, model=model, batches=batches, objective=objective, **settings)
+    normed: list[int] = []
+    norm = trainer.layout.model.layers[0].mlp_norm
+    norm.register_forward_hook(lambda module, inputs, output: normed.append(len(output)))
     trainer.run()
     moments = trainer.moments()
     up = trainer.named["layers.1.mlp.up.weight"]
-    held = {"rows": getattr(up, "to_local", lambda: up)().shape[0], "flops": trainer.flops}
+    held = {
+        "rows": getattr(up, "to_local", lambda: up)().shape[0],
+        "flops": trainer.flops,
+        "normed": sum(normed),
+    }
     write_json(folder / f"held-{processes.world().rank}.json", held)
     if processes.world().leads:
         save_tensors(folder / "end.safetensors", weights_of(model))
@@ -123,12 +133,15 @@ def compare(folder: Path, names: list[str], size: int, parallel: dict[str, Any])
         run_one(folder / "one" / name, name, {})
         assert_the_same(folder / "one" / name, folder / "many" / name)
         alone = read_json(folder / "one" / name / "held-0.json")
-        for rank in range(size):
-            held = read_json(folder / "many" / name / f"held-{rank}.json")
+        everyone = [read_json(folder / "many" / name / f"held-{rank}.json") for rank in range(size)]
+        for held in everyone:
             assert held["rows"] == alone["rows"] // (parallel["tensor"] * parallel["shard"])
             if parallel["tensor"] == size:
                 # What a group computes together counts once; of an odd matrix one of them makes more of Muon.
                 assert held["flops"] == pytest.approx(alone["flops"], rel=0.1), name
+        if parallel["tensor"] == size:
+            # No token is normed twice between the layers.
+            assert sum(held["normed"] for held in everyone) == alone["normed"]
 
 
 @pytest.mark.slow

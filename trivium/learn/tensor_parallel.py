@@ -3,18 +3,22 @@
 Queries, keys, values, gate and up lie by columns: a process has whole heads, and a part of the inner width.
 Output and down lie by rows: what the processes make of them is added up (Shoeybi et al., 1909.08053). The
 tables of tokens, embedding and head, are divided along the vocabulary. Norms, and whatever else has a vector
-alone, every process holds whole. All of it is a plan for torch's `parallelize_module`; the model's own code
-knows nothing of it.
+alone, every process holds whole. Between the layers each has a piece of the tokens, so that nothing is kept
+or normed twice: to gather before columns and to scatter the sums after rows sends as much as adding up would
+(Korthikanti et al., 2205.05198). The last layer, which may compute some of the tokens only, has all of them
+everywhere. All of it is a plan for torch's `parallelize_module`; the model's own code knows nothing of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -25,6 +29,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import Placement
 
 from trivium.kit.errors import TriviumError
+from trivium.model.attention import Context
 from trivium.model.transformer import Layer, Transformer
 
 
@@ -57,6 +62,42 @@ class Whole(ParallelStyle):
         held.clear()
 
 
+class Pieces:
+    """The tokens of a pass, of which each process of a group has a piece between the layers."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.mesh = mesh
+        self.tokens = 0
+        """How many the pass has: a piece alone does not say it, as pieces need not be equal."""
+
+    def split(self, stream: Tensor) -> Tensor:
+        """This process's piece: [tokens, width] -> [piece, width]."""
+        whole = DTensor.from_local(stream, self.mesh, [Replicate()], run_check=False)
+        return whole.redistribute(placements=[Shard(0)]).to_local()
+
+    def gathered(self, piece: Tensor) -> DTensor:
+        """All tokens: [piece, width] -> [tokens, width]."""
+        width = piece.shape[-1]
+        pieces = DTensor.from_local(
+            piece, self.mesh, [Shard(0)], run_check=False, shape=torch.Size((self.tokens, width)),
+            stride=(width, 1),
+        )  # fmt: skip
+        return pieces.redistribute(placements=[Replicate()])
+
+
+class Entered(ParallelStyle):
+    """What is done to the first input of a module before it is called."""
+
+    def __init__(self, enter: Callable[..., Tensor]) -> None:
+        """`enter` makes the first input of all of them."""
+        super().__init__()
+        self.enter = enter
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        module.register_forward_pre_hook(lambda _, inputs: (self.enter(*inputs), *inputs[1:]))
+        return module
+
+
 def divide(model: Transformer, mesh: DeviceMesh) -> None:
     """Divide a model's matrices, in place, among the processes of a one-dimensional mesh."""
     plan: dict[str, ParallelStyle] = {
@@ -67,34 +108,53 @@ def divide(model: Transformer, mesh: DeviceMesh) -> None:
         plan["head"] = ColwiseParallel()
     if model.position_embedding is not None:
         plan["position_embedding"] = Whole(Replicate())
+    pieces, last = Pieces(mesh), len(model.layers) - 1
     for number, layer in enumerate(model.layers):
-        plan |= {f"layers.{number}.{name}": style for name, style in _plan_of(layer).items()}
+        styles = _plan_of(layer, None if number == last else pieces)
+        if last:
+            styles[""] = _between(pieces, is_first=number == 0, is_last=number == last)
+        plan |= {f"layers.{number}.{name}".rstrip("."): style for name, style in styles.items()}
     # All processes have the same weights at hand, so nothing has to be sent.
     parallelize_module(model, mesh, plan, src_data_rank=None)
 
 
-def _plan_of(layer: nn.Module) -> dict[str, ParallelStyle]:
-    """How one layer is divided."""
+def _between(pieces: Pieces, *, is_first: bool, is_last: bool) -> Entered:
+    """What a layer does with the stream it is given: the first splits it, the last gathers it."""
+
+    def enter(stream: Tensor, context: Context, *others: Any) -> Tensor:
+        pieces.tokens = len(context.positions)
+        if is_first:
+            return pieces.split(stream)
+        return pieces.gathered(stream).to_local() if is_last else stream
+
+    return Entered(enter)
+
+
+def _plan_of(layer: nn.Module, pieces: Pieces | None) -> dict[str, ParallelStyle]:
+    """How one layer is divided, and with `pieces` the tokens of what it adds to."""
     assert isinstance(layer, Layer)
     # Entered once for all columns, so that their gradients to the rows travel in one message.
-    entered = PrepareModuleInput(
-        input_layouts=(Replicate(), None, None, None), desired_input_layouts=(Replicate(), None, None, None)
-    )
-    plan: dict[str, ParallelStyle] = {
-        "attention": entered,
-        "mlp": PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Replicate()),
-        "attention.output": RowwiseParallel(),
-        "mlp.down": RowwiseParallel(),
-    }
+    if pieces is None:
+        layouts = (Replicate(), None, None, None)
+        plan: dict[str, ParallelStyle] = {
+            "attention": PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts),
+            "mlp": PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Replicate()),
+        }
+    else:
+        gathered = pieces.gathered
+        plan = {name: Entered(lambda rows, *others: gathered(rows)) for name in ("attention", "mlp")}
+    result = Replicate() if pieces is None else Shard(0)
+    plan |= {name: RowwiseParallel(output_layouts=result) for name in ("attention.output", "mlp.down")}
     plan |= {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
-    columns = ("up",) if layer.mlp.gate is None else ("gate", "up")
-    plan |= {f"mlp.{name}": ColwiseParallel() for name in columns}
+    plan |= {
+        f"mlp.{name}": ColwiseParallel() for name in ("gate", "up") if getattr(layer.mlp, name) is not None
+    }
     if layer.attention.norm_kind == "head":
         # A process norms its own heads alone, so that its gradient is what these give.
         plan |= {f"attention.{name}": Whole(Partial()) for name in ("query_norm", "key_norm")}
     for name in ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm"):
         if getattr(layer, name) is not None:
-            plan[name] = Whole(Replicate())
+            plan[name] = Whole(Replicate() if pieces is None else Partial())
     return plan
 
 
