@@ -78,6 +78,8 @@ def small_trainer(
     hooks: Hooks | None = None,
     parent_moments: Any = None,
     seed: int = 0,
+    watched: bool = True,
+    fill: Any = None,
     **settings: Any,
 ) -> Trainer:
     """A trainer over the small model and batches; keywords are training settings."""
@@ -93,6 +95,8 @@ def small_trainer(
         seed=seed,
         hooks=hooks or Hooks(),
         parent_moments=parent_moments,
+        watched=watched,
+        fill=fill,
     )
 
 

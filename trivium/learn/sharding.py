@@ -2,9 +2,10 @@
 
 FSDP2 divides what is kept between passes; tensor parallelism divides the passes, too, and both go together.
 
-The stage's own model stays whole on every process and follows after each step, so that what looks at it
-(validation, samples, the engine of reinforcement learning, what is saved) need not know how it is trained.
-What is divided is what training adds: gradients, moments, the running mean, and the weights it works on.
+What is divided: weights, gradients, moments and the running mean. The stage's own model is what validation,
+samples, the engine of reinforcement learning and checkpoints look at, which need not know how it is trained.
+It is whole while one of them looks, and in between holds nothing; where rollouts may look at any time, it
+stays whole on every process and follows after each step.
 """
 
 import copy
@@ -22,6 +23,7 @@ from trivium.kit.processes import broadcast, largest_of_all, world
 from trivium.learn.parallel import sum_gradients
 from trivium.learn.settings import Parallel
 from trivium.model.config import ModelConfig
+from trivium.model.initialise import Put, give_room
 from trivium.model.quantize import is_quantised
 from trivium.model.transformer import Transformer
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 TRAINING_BYTES = 16
 """Of a float32 parameter: itself, its gradient and two moments."""
+Fill = Callable[[Transformer, Put], None]
+"""Fills a model's weights, of which this process may hold a part."""
 ROOMY = 0.5
 """Where training needs no more than this share of the free memory, `auto` divides nothing."""
 
@@ -60,22 +64,80 @@ class Replicas:
     def follow(self) -> None:
         """The model that is trained is the stage's own."""
 
+    def show(self, *, to_all: bool = True) -> None:
+        """The stage's own model is always whole."""
 
-class Shards:
-    """A copy of a model whose parts lie on several processes, trained in the model's place."""
+    def release(self) -> None:
+        """And stays so."""
+
+
+class _Divided:
+    """A copy of a model whose parts lie on several processes, trained in the stage's own model's place."""
 
     divided = True
     group = 1
 
-    def __init__(self, model: Transformer, shard: int) -> None:
+    def __init__(self, model: Transformer, copied: Transformer, watched: bool) -> None:
+        """`watched` says that something may look at the stage's own model at any time."""
+        self.whole, self.model, self.watched = model, copied, watched
+        self.device = device_of(model)
+        self.released = False
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Bring the stage's own model up to date, if it is whole now; all processes call it together."""
+        if self.released:
+            return
+        own = dict(self.whole.named_parameters())
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                own[name].copy_(gathered(parameter.detach()))
+
+    @torch.no_grad()
+    def show(self, *, to_all: bool = True) -> None:
+        """Make the stage's own model whole, one tensor after the other: on every process, or on the first."""
+        if not self.released:
+            return
+        own = dict(self.whole.named_parameters())
+        for name, parameter in self.model.named_parameters():
+            weight = gathered(parameter.detach())
+            if to_all or world().leads:
+                own[name].data = weight
+        self.released = not (to_all or world().leads)
+
+    def release(self) -> None:
+        """Free the stage's own model until it is looked at; what reads it meanwhile reads no numbers."""
+        if self.watched:
+            return
+        self.released = True
+        for module in self.whole.modules():
+            for name, one in module.named_parameters(recurse=False):
+                nothing = torch.full((), torch.nan, dtype=one.dtype, device=self.device).expand(one.shape)
+                if one.is_meta:
+                    setattr(module, name, nn.Parameter(nothing, requires_grad=one.requires_grad))
+                else:
+                    one.data = nothing
+
+
+class Shards(_Divided):
+    """Weights are divided and gathered layer by layer for each pass (FSDP2)."""
+
+    def __init__(
+        self, model: Transformer, shard: int, *, watched: bool = True, fill: Fill | None = None
+    ) -> None:
         from torch.distributed.device_mesh import init_device_mesh
 
+        assert fill is None or not watched
+        # The copy has the same weights until they are divided, so that they are in memory once.
+        super().__init__(model, copy.deepcopy(model, {id(one): one for one in model.parameters()}), watched)
         replicas = world().size // shard
         shape, names = ((replicas, shard), ("replicate", "shard")) if replicas > 1 else ((shard,), ("shard",))
-        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=names)
-        self.whole = model
-        self.model = copy.deepcopy(model)
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
         self.root = shard_layers(self.model, mesh)
+        if fill is not None:
+            self.model.to_empty(device=self.device)
+            fill(self.model, put_part)
+        self.release()
 
     def passes(self, own: int) -> int:
         """All processes take part in every pass: as many as the one with the most rows needs."""
@@ -88,20 +150,14 @@ class Shards:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """The last backward pass has summed them."""
 
-    def follow(self) -> None:
-        """Bring the whole model up to date; all processes call it together."""
-        follow(self.whole, self.model)
 
-
-class Tensors:
+class Tensors(_Divided):
     """A copy of a model whose every matrix is divided among a group of processes, which see the same rows.
 
     With `shard` the parts are divided once more, among as many groups.
     """
 
-    divided = True
-
-    def __init__(self, model: Transformer, tensor: int, shard: int) -> None:
+    def __init__(self, model: Transformer, tensor: int, shard: int, *, watched: bool = True) -> None:
         from torch.distributed.device_mesh import init_device_mesh
 
         from trivium.learn.tensor_parallel import divide, refuse_other_layers
@@ -113,14 +169,14 @@ class Tensors:
         # The ranks of a group are neighbours, as what they send in every layer needs the fastest links.
         mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
         self.replicas = mesh["replicate"]
-        self.whole = model
-        self.model = copy.deepcopy(model)
+        super().__init__(model, copy.deepcopy(model), watched)
         divide(self.model, mesh["tensor"])
         data = mesh["replicate", "shard"] if shape[0] > 1 else mesh["shard"]
         self.root = shard_layers(self.model, data) if shard > 1 else None
         if shard > 1:
             # That a gather over both takes two messages is no news at every start.
             logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        self.release()
 
     def passes(self, own: int) -> int:
         """A group does its own passes, all groups the same number where they also divide weights."""
@@ -146,10 +202,6 @@ class Tensors:
                 one.grad = one.grad.redistribute(placements=one.placements)
         sum_gradients(parameters, self.replicas.get_group())
 
-    def follow(self) -> None:
-        """Bring the whole model up to date; all processes call it together."""
-        follow(self.whole, self.model)
-
 
 Layout = Replicas | Shards | Tensors
 
@@ -171,15 +223,6 @@ def shard_layers(model: Transformer, mesh: "DeviceMesh") -> "FSDPModule":
     return model
 
 
-@torch.no_grad()
-def follow(whole: nn.Module, divided_copy: nn.Module) -> None:
-    """Bring the whole model up to date with the copy that is trained; all processes call it together."""
-    own = dict(whole.named_parameters())
-    for name, parameter in divided_copy.named_parameters():
-        if parameter.requires_grad:
-            own[name].copy_(gathered(parameter.detach()))
-
-
 def layout_of(
     model: Transformer,
     wish: Parallel,
@@ -187,9 +230,11 @@ def layout_of(
     has_extra: bool,
     reshapes: bool,
     pulls: bool = False,
+    watched: bool = True,
+    fill: Fill | None = None,
     say: Callable[[str], None],
 ) -> Layout:
-    """How the processes there are share this model's training."""
+    """How the processes there are share this model's training; `fill` has the numbers of an empty model."""
     size, tensor = world().size, wish.tensor
     groups = size if size == 1 else _groups(size, tensor)
     shard, why = wish.shard if isinstance(wish.shard, int) else groups, ""
@@ -197,10 +242,11 @@ def layout_of(
         trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
         needed = TRAINING_BYTES * trained // tensor
         # The first process decides for all: each of them sees another amount of free memory.
-        free = broadcast(_free_memory(model.device))
+        free = broadcast(_free_memory(device_of(model)))
         shard = 1 if needed <= ROOMY * free else groups
         why = f", since {short(needed)}B to train are more than half of the {short(free)}B that are free"
     if size == 1 or shard == tensor == 1:
+        _fill_whole(model, fill)
         return Replicas(model)
     refused = {
         "a stage that trains a head of its own": has_extra,
@@ -218,13 +264,26 @@ def layout_of(
         what = "processes there are" if tensor == 1 else f"groups of {tensor} processes there are"
         raise TriviumError(f"`parallel.shard` is {shard}, which does not divide the {groups} {what}.")
     if tensor > 1:
-        layout = Tensors(model, tensor, shard)
+        _fill_whole(model, fill)
+        layout = Tensors(model, tensor, shard, watched=watched)
         say(f"every matrix is divided among {tensor} processes, which train on the same rows")
         if shard > 1:
             say(f"each part of it, with gradients and moments, is divided among {shard} such groups{why}")
         return layout
     say(f"weights, gradients and moments are divided among {shard} processes{why}")
-    return Shards(model, shard)
+    return Shards(model, shard, watched=watched, fill=fill)
+
+
+def _fill_whole(model: Transformer, fill: Fill | None) -> None:
+    """Give a model the numbers that it was made without."""
+    if fill is not None:
+        give_room(model, str(device_of(model)))
+        fill(model, Tensor.copy_)
+
+
+def device_of(model: Transformer) -> torch.device:
+    """Where a model is, or will be once it has numbers."""
+    return torch.device(machine.device()) if model.device.type == "meta" else model.device
 
 
 def _groups(size: int, tensor: int) -> int:
@@ -294,6 +353,24 @@ def extent_of(tensor: Tensor) -> Extent:
     alike = [at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()]
     # Of groups that are alike, each with a mesh of its own, one has the first process.
     return Extent(tuple(shape), tuple(offset), not any(alike) and 0 in mesh.mesh)
+
+
+def put_part(weight: Tensor, values: Tensor) -> None:
+    """Write this process's part of whole numbers [...] into a divided weight [...]; nothing is sent."""
+    weight.copy_(divided_as(values, weight))
+
+
+def gathered_by_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, gathered one by one; what is divided the first process alone has, in main memory."""
+    found = {}
+    for name, tensor in tensors.items():
+        if not is_divided(tensor):
+            found[name] = tensor
+            continue
+        whole = gathered(tensor)
+        if world().leads:
+            found[name] = whole.cpu()
+    return found
 
 
 def divided_as(tensor: Tensor, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
 from trivium.learn.objectives.near_parent import NearWeights
 from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
 from trivium.learn.parallel import clip, gradient_norm, measures_of_all
-from trivium.learn.pieces import Held
+from trivium.learn.pieces import Held, SavedTensors
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.settings import Training
-from trivium.learn.sharding import divided, gathered, layout_of, trained_parameters
+from trivium.learn.sharding import Fill, divided, gathered_by_first, layout_of, trained_parameters
 from trivium.learn.validation import ValidationLoss, groups_of
 from trivium.model.arithmetic import counted
 from trivium.model.transformer import Transformer
@@ -99,6 +99,10 @@ class Trainer:
     parent_moments: Mapping[str, Tensor] | None = None
     reshapes: Sequence[Reshape] = ()
     """In the order of their steps."""
+    watched: bool = True
+    """Whether something besides the hooks looks at the whole model, at any time or after the end."""
+    fill: Fill | None = None
+    """Has the numbers of a model that was made without."""
 
     def __post_init__(self) -> None:
         rate = schedules.in_steps(self.settings.learning_rate, self.settings.batch)
@@ -106,7 +110,8 @@ class Trainer:
         self.model.recompute = self.settings.recompute
         self.layout = layout_of(
             self.model, self.settings.parallel, has_extra=self.objective.extra is not None,
-            reshapes=bool(self.reshapes), pulls=self._pulls_weights(), say=self.progress.say,
+            reshapes=bool(self.reshapes), pulls=self._pulls_weights(), watched=self.watched, fill=self.fill,
+            say=self.progress.say,
         )  # fmt: skip
         self._take_parameters()
         self.inherited: Inherited | None = None
@@ -191,8 +196,7 @@ class Trainer:
                     last = self._one_step()
                 self.flops += tally.operations * world().size - self.shared
                 last["flops"] = self.flops
-                with self._averaged():
-                    self._after_step(last, before)
+                self._after_step(last, before)
                 due = time.monotonic() - saved >= self.settings.checkpoint.every_seconds
                 every = self.settings.checkpoint.every_steps
                 if every is not None:
@@ -207,6 +211,7 @@ class Trainer:
                     raise KeyboardInterrupt
         self.checkpoints.finish()
         self._take_average()
+        self.layout.show(to_all=self.watched)
         return {
             "steps": self.step,
             "tokens": self.tokens,
@@ -345,18 +350,22 @@ class Trainer:
     # along the way
 
     def _after_step(self, row: dict[str, Any], before: int) -> None:
-        """Measure, sample and keep where it is due, then log the step."""
-        if self.hooks.validate is not None and self._due(self.settings.validation.times):
-            for name, measured in self.hooks.validate().items():
+        """Measure, sample and keep where it is due, and log the step."""
+        hooks = self.hooks
+        validate = hooks.validate if self._due(self.settings.validation.times) else None
+        sample = hooks.sample if self._due(self.settings.samples.times) else None
+        keep = hooks.keep if self._is_kept(before) else None
+        with self._shown() if validate or sample or keep else nullcontext():
+            for name, measured in (validate() if validate is not None else {}).items():
                 suffix = f"/{name}" if name else ""
                 row[f"validation_loss{suffix}"] = measured.loss
                 row[f"bits_per_byte{suffix}"] = measured.bits_per_byte
-        if world().leads:
-            self.log.write(row)
-        if self.hooks.sample is not None and self._due(self.settings.samples.times):
-            self.hooks.sample(self.step)
-        if self.hooks.keep is not None and self._is_kept(before):
-            self.hooks.keep(self.step, self.tokens)
+            if world().leads:
+                self.log.write(row)
+            if sample is not None:
+                sample(self.step)
+            if keep is not None:
+                keep(self.step, self.tokens)
         shown = {SHOWN[key]: row[key] for key in SHOWN if row.get(key) is not None}
         self.progress.update(self.step, self.batches.steps, unit="steps", **shown)
 
@@ -391,11 +400,13 @@ class Trainer:
             self.layout.follow()
 
     @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Inside the block the model is what would be saved: measures are of that, and so is what is kept."""
+    def _shown(self) -> Iterator[None]:
+        """Inside the block the model is whole, and what would be saved: that is measured and kept."""
         now = {name: self.named[name].detach().clone() for name in self.average}
         self._take_average()
+        self.layout.show()
         yield
+        self.layout.release()
         with torch.no_grad():
             for name, weight in now.items():
                 self.named[name].copy_(weight)
@@ -430,11 +441,13 @@ class Trainer:
         return {**(dict(self.model.named_parameters()) if frozen else {}), **self.named}
 
     def moments(self) -> dict[str, Tensor]:
-        return {name: gathered(tensor) for name, tensor in self.optimiser.state().items()}
+        """The optimiser's whole state; of a divided model the first process alone has it."""
+        return gathered_by_first(self.optimiser.state())
 
-    def _divided(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _divided(self, moments: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """An optimiser's state as this process holds it."""
-        return divided(moments, self.optimiser.state())
+        own = self.optimiser.state()
+        return Held(moments, "", own) if isinstance(moments, SavedTensors) else divided(moments, own)
 
     def _save(self, wait: bool) -> None:
         if world().leads:

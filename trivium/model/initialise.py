@@ -1,7 +1,9 @@
 """New weights: small models that learn fast under Muon from their first step."""
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trivium.model.config import ModelConfig
 from trivium.model.transformer import Transformer
@@ -9,20 +11,26 @@ from trivium.model.unfilled import unfilled
 
 EMBEDDING_DEVIATION = 0.5
 HEAD_DEVIATION = 0.002
+Put = Callable[[Tensor, Tensor], object]
+"""Writes numbers [...] into a weight of the same shape, of which this process may hold a part."""
 
 
 def build(config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
     """A model whose weights are allocated and not yet filled."""
     with unfilled():
         model = Transformer(config)
-    # As `to_empty` does, for which torch would import its compiler.
-    for module in model.to(dtype).modules():
+    give_room(model.to(dtype), device)
+    return model
+
+
+def give_room(model: nn.Module, device: str) -> None:
+    """Allocate every weight, in place; as `to_empty` does, for which torch would import its compiler."""
+    for module in model.modules():
         for name, one in module.named_parameters(recurse=False):
             room = torch.empty(one.shape, dtype=one.dtype, device=device)
             setattr(module, name, nn.Parameter(room, requires_grad=one.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
-    return model
 
 
 def new_model(
@@ -35,13 +43,13 @@ def new_model(
 
 
 @torch.no_grad()
-def initialise(model: Transformer, seed: int) -> None:
+def initialise(model: Transformer, seed: int, put: Put = Tensor.copy_) -> None:
     """Fill every weight, in the order of their names, from one seeded generator on the CPU."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(weight: torch.Tensor, deviation: float) -> None:
         values = torch.empty(weight.shape, dtype=torch.float32).normal_(0.0, deviation, generator=generator)
-        weight.copy_(values)
+        put(weight, values)
 
     for name, module in sorted(model.named_modules()):
         if isinstance(module, nn.Embedding):

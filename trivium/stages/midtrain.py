@@ -32,6 +32,7 @@ class Midtrain(Growing, TrainingStage):
     """Continue training on curated data."""
     version: ClassVar[int] = 4
     trains_on: ClassVar[Literal["documents", "examples"] | None] = "documents"
+    watches_model: ClassVar[bool] = False
 
     start: str = Field(alias="from")
     """The model to start from."""

@@ -10,11 +10,13 @@ from trivium.data.door import Door
 from trivium.data.settings import Mixture
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import Count, Number
+from trivium.kit.processes import world
 from trivium.kit.settings import Settings
 from trivium.learn.optimisers import LearningRates
-from trivium.model.initialise import new_model
+from trivium.model.initialise import initialise, new_model
 from trivium.model.preset import Preset, preset
 from trivium.model.transformer import Transformer
+from trivium.model.unfilled import unfilled
 from trivium.stages.parts.growing import Growing
 from trivium.stages.parts.mixtures import planned_vocabulary
 from trivium.stages.parts.stage import Reference, Work
@@ -54,6 +56,7 @@ class Pretrain(Growing, TrainingStage):
     """Train a model from random weights."""
     version: ClassVar[int] = 1
     trains_on: ClassVar[Literal["documents", "examples"] | None] = "documents"
+    watches_model: ClassVar[bool] = False
     unused: ClassVar[Mapping[str, str]] = {
         "adapter": "a new model has nothing to lay an adapter on; train all of its weights",
         "optimiser_state": "a new model has no parent whose moments it could keep; leave it out",
@@ -107,7 +110,13 @@ class Pretrain(Growing, TrainingStage):
         for name in ("parameters", "width", "layers", "heads", "token_budget", "batch_tokens"):
             work.change(name, "preset", derived.values[name])
         extra = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.pad_id}
-        return new_model(derived.config.changed(extra=extra), seed=work.seed, device=opened.device)
+        config = derived.config.changed(extra=extra)
+        if world().size == 1:
+            return new_model(config, seed=work.seed, device=opened.device)
+        # Made without numbers, so that no process ever holds more of them than it keeps.
+        opened.fill = lambda model, put: initialise(model, work.seed, put)
+        with unfilled():
+            return Transformer(config)
 
     def findings(self, opened: Opened[Preset]) -> dict[str, Any]:
         """The size of the model, and what became of the data."""

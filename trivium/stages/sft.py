@@ -33,6 +33,7 @@ class Sft(TrainingStage):
     """Supervised fine-tuning."""
     version: ClassVar[int] = 2
     trains_on: ClassVar[Literal["documents", "examples"] | None] = "examples"
+    watches_model: ClassVar[bool] = False
     # AdamW's usual rate, and a tenth of the Muon rate that pre-training begins with.
     gentle_rates: ClassVar[tuple[float, float] | None] = (2e-5, 0.002)
 

@@ -20,6 +20,7 @@ from trivium.learn.objective import BatchSource, Objective
 from trivium.learn.optimisers import Inherited, LearningRates
 from trivium.learn.precision import Precision
 from trivium.learn.settings import Training
+from trivium.learn.sharding import Fill
 from trivium.learn.trainer import Hooks, Reshape, Trainer
 from trivium.learn.validation import ValidationLoss, measure
 from trivium.model.adapters import save_adapter
@@ -50,10 +51,12 @@ def train(
     validation: Mapping[str, Sequence[PackedSequence]] | None = None,
     optimiser_state: Mapping[str, Any] | None = None,
     reshapes: Sequence[Reshape] = (),
+    watched: bool = True,
+    fill: Fill | None = None,
 ) -> dict[str, Any]:
     """Train to the end, write the model folder and what a later stage takes over; returns the summary.
 
-    `save` fills a folder with the product.
+    `save` fills a folder with the product; `watched` and `fill` are the trainer's.
     """
     older = {} if parent is None else consumed_by(work.path(parent))
 
@@ -98,6 +101,8 @@ def train(
         hooks=hooks,
         parent_moments=optimiser_state,
         reshapes=reshapes,
+        watched=watched,
+        fill=fill,
     )
     if trainer.inherited is not None:
         _say_moments(work, trainer.inherited)

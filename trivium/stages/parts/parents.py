@@ -1,15 +1,17 @@
 """What a stage takes over from the model it starts from, and how an adapter is laid on it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_object
+from trivium.kit.processes import world
 from trivium.kit.seals import compared
 from trivium.learn.optimisers import LearningRates
+from trivium.learn.pieces import SavedTensors
 from trivium.learn.settings import Training
 from trivium.model.config import ModelConfig
 from trivium.model.lora import AdapterSettings, add_adapter
@@ -84,7 +86,7 @@ def gentle_rates_after(
     return rates_after(work, settings, start, folder, config)
 
 
-def moments_after(work: Work, settings: Training, start: str, folder: Path) -> dict[str, Any] | None:
+def moments_after(work: Work, settings: Training, start: str, folder: Path) -> Mapping[str, Any] | None:
     """The parent's moments where the stage keeps them; what became of those is said once they are laid on."""
     path = folder.parent / MOMENTS
     if settings.optimiser_state == "reset":
@@ -92,7 +94,8 @@ def moments_after(work: Work, settings: Training, start: str, folder: Path) -> d
         return None
     if not path.is_file():
         raise TriviumError(f"{start} left no optimiser state behind; say `optimiser_state: reset`.")
-    return load_tensors(compared(path))
+    # Of several processes each may need a part alone.
+    return load_tensors(compared(path)) if world().size == 1 else SavedTensors([compared(path)])
 
 
 def handed_over(model_folder: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import LearningRates
 from trivium.learn.precision import resolve_precision
 from trivium.learn.settings import UNAFFECTING, Training
+from trivium.learn.sharding import Fill
 from trivium.learn.trainer import Reshape
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
@@ -85,6 +86,8 @@ class Opened(Generic[Data]):
     optimiser_state: Mapping[str, Any] | None = None
     """The parent's, where the stage keeps it."""
     objective: Objective = field(init=False)
+    fill: Fill | None = None
+    """Has the numbers of a model that was made without, since several processes may each hold a part."""
     new_layers: tuple[int, ...] | None = None
     """Of a model that has grown or will: the layers that are new, none where all became larger."""
 
@@ -136,6 +139,9 @@ class TrainingStage(Training, Stage):
     unused_in_data: ClassVar[tuple[str, ...]] = ()
     # Settings of every training that this kind has no use for, each with what to do instead.
     unused: ClassVar[Mapping[str, str]] = {}
+    # Whether something besides validation, samples and checkpoints looks at the whole model, such as rollouts
+    # or what is measured after the training; where not, a divided training keeps no whole copy.
+    watches_model: ClassVar[bool] = True
     # AdamW's rate for a model of width 4096, and Muon's, of a kind that learns more gently than its parent.
     gentle_rates: ClassVar[tuple[float, float] | None] = None
 
@@ -281,7 +287,8 @@ class TrainingStage(Training, Stage):
             opened.work, opened.settings, opened.model, opened.tokenizer, opened.objective, opened.batches,
             opened.rates, parent=self.parent, validation=self.validation_rows(opened),
             optimiser_state=opened.optimiser_state, save=lambda folder: self.save(opened, folder),
-            reshapes=self.reshapes(opened),
+            reshapes=self.reshapes(opened), fill=opened.fill,
+            watched=self.watches_model or opened.new_layers is not None,
         )  # fmt: skip
         found = {**summary, **self.findings(opened)}
         if opened.new_layers is not None and self.adapter is None:
