@@ -29,10 +29,11 @@ from trivium.learn.trainer import Trainer
 STEPS = 6
 
 
-def trainer_of(folder: Path, shard: Any, seed: int = 0) -> Trainer:
+def trainer_of(folder: Path, layout: Any, seed: int = 0) -> Trainer:
     """Muon, AdamW and a running mean; a state after every second step."""
+    wish = layout if isinstance(layout, dict) else {"shard": layout}
     return small_trainer(
-        folder, model=small_model(seed), batches=SmallBatches(STEPS, 3), parallel={"shard": shard}, ema=0.5,
+        folder, model=small_model(seed), batches=SmallBatches(STEPS, 3), parallel=wish, ema=0.5,
         optimiser="muon", micro_batch=10_000, checkpoint={"every_steps": 2, "keep": 2},
     )  # fmt: skip
 
@@ -90,10 +91,25 @@ def test_another_layout_holds_the_same_bits(
     assert_taken_up(tmp_path, saved, then)
 
 
+TENSOR = {"tensor": 2, "shard": 1}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["all", 2])
-def test_four_processes_and_fewer_hold_the_same_bits(tmp_path: Path, shard: Any) -> None:
-    assert_taken_up(tmp_path, (4, shard), [(1, 1), (2, "all"), (4, 2 if shard == "all" else "all")])
+@pytest.mark.parametrize(
+    ("saved", "then"),
+    [
+        ("all", [(1, 1), (2, "all"), (2, TENSOR)]),
+        (2, [(1, 1), (4, "all")]),
+        # Two groups that hold the same parts, of which one writes.
+        (TENSOR, [(1, 1), (2, TENSOR)]),
+        ({"tensor": 2, "shard": 2}, [(1, 1), (4, 2)]),
+    ],
+    ids=["four parts", "two pairs", "tensor", "tensor and shard"],
+)
+def test_four_processes_and_fewer_hold_the_same_bits(
+    tmp_path: Path, saved: Any, then: list[tuple[int, Any]]
+) -> None:
+    assert_taken_up(tmp_path, (4, saved), then)
 
 
 @pytest.mark.slow
