@@ -18,9 +18,8 @@ from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.kit.metrics import read_metrics
 from trivium.learn.trainer import Hooks
 from trivium.learn.validation import ValidationLoss, measure
-from trivium.model.initialise import initialise, new_model
+from trivium.model.initialise import empty_model, initialise, new_model
 from trivium.model.transformer import Transformer
-from trivium.model.unfilled import unfilled
 from trivium.pipeline.run import run
 from trivium.pipeline.store import Store
 
@@ -36,8 +35,6 @@ def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: An
     """What each process does: train, measuring twice and keeping once, and say what it held meanwhile."""
     meet(rank, size, port)
     config, place, held = small_model().config, Path(folder), []
-    with unfilled():
-        empty = Transformer(config)
 
     class Batches(SmallBatches):
         def rows(self, step: int) -> list[PackedSequence]:
@@ -52,7 +49,8 @@ def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: An
         save_tensors(place / f"kept-{step}-{rank}.safetensors", weights_of(trainer.model))
 
     trainer = small_trainer(
-        place, model=new_model(config, seed=3) if watched else empty, batches=Batches(6, 3), watched=watched,
+        place, model=new_model(config, seed=3) if watched else empty_model(config), batches=Batches(6, 3),
+        watched=watched,
         fill=None if watched else lambda model, put: initialise(model, 3, put), optimiser="muon", ema=0.5,
         parallel={"shard": shard}, micro_batch=1, validation={"times": 2}, checkpoint={"at": ["step=4"]},
         hooks=Hooks(validate=validate, keep=keep),

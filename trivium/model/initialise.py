@@ -15,10 +15,15 @@ Put = Callable[[Tensor, Tensor], object]
 """Writes numbers [...] into a weight of the same shape, of which this process may hold a part."""
 
 
+def empty_model(config: ModelConfig) -> Transformer:
+    """A model that has shapes and no numbers."""
+    with unfilled():
+        return Transformer(config)
+
+
 def build(config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
     """A model whose weights are allocated and not yet filled."""
-    with unfilled():
-        model = Transformer(config)
+    model = empty_model(config)
     give_room(model.to(dtype), device)
     return model
 

@@ -13,10 +13,9 @@ from trivium.kit.numbers import Count, Number
 from trivium.kit.processes import world
 from trivium.kit.settings import Settings
 from trivium.learn.optimisers import LearningRates
-from trivium.model.initialise import initialise, new_model
+from trivium.model.initialise import empty_model, initialise, new_model
 from trivium.model.preset import Preset, preset
 from trivium.model.transformer import Transformer
-from trivium.model.unfilled import unfilled
 from trivium.stages.parts.growing import Growing
 from trivium.stages.parts.mixtures import planned_vocabulary
 from trivium.stages.parts.stage import Reference, Work
@@ -115,8 +114,7 @@ class Pretrain(Growing, TrainingStage):
             return new_model(config, seed=work.seed, device=opened.device)
         # Made without numbers, so that no process ever holds more of them than it keeps.
         opened.fill = lambda model, put: initialise(model, work.seed, put)
-        with unfilled():
-            return Transformer(config)
+        return empty_model(config)
 
     def findings(self, opened: Opened[Preset]) -> dict[str, Any]:
         """The size of the model, and what became of the data."""
