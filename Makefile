@@ -25,17 +25,20 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/trivium run laptop --runs runs
 
+# One process more than cores, since many tests wait: for a socket, a lease, or another process
+WORKERS ?= 3
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 # A real checkpoint (100 MB, fetched once) against transformers, PEFT and llama.cpp; no part of `make test`
 REAL ?= $(HOME)/.cache/trivium/real
 test-real: $(VENV)/.installed-dev
 	@$(BIN)/python tests/real/fetch.py $(REAL); case $$? in \
-	  0) TRIVIUM_REAL=$(REAL) $(BIN)/python -m pytest -m real tests/real;; 75) ;; *) exit 1;; esac
+	  0) TRIVIUM_REAL=$(REAL) $(BIN)/python -m pytest -n 2 -m real tests/real;; 75) ;; *) exit 1;; esac
 
 quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -x
+	$(PYTEST) -m "not slow" -x
 
 # The quick tests under other kernels, threads and versions of torch: all cells, or
 # for instance make test-matrix CELLS="mkl-avx2 threads-2" MATRIX=--kernels

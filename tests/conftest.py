@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session")
-def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of results of the recipe `pocket`, run once for all tests of a process that look at it."""
-    import trivium
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several processes, files with slow tests come first, so that no long one is left for the end.
 
-    runs = tmp_path_factory.mktemp("pocket") / "runs"
-    trivium.run("pocket", runs=runs)
-    return runs
+    Neighbours in the alphabet wait for the same things (a server, a lease), so their order is that of a hash.
+    """
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (item.path not in slow, zlib.crc32(item.path.name.encode())))

@@ -155,13 +155,3 @@ def test_a_bundle_of_other_code_is_refused(lab, tmp_path):
     write_sealed(bundle / "bundle.json", manifest)
     with pytest.raises(TriviumError, match="left would be another result here"):
         verify(bundle, tmp_path / "fresh")
-
-
-@pytest.mark.slow
-def test_pocket_is_made_again_from_its_bundle(pocket, tmp_path):
-    bundle = tmp_path / "bundle"
-    assert {"rl", "sft", "long", "mid", "base", "corpus", "words"} <= set(
-        write_bundle(pocket, "pocket/rl", bundle)
-    )
-    rows = verify(bundle, tmp_path / "fresh")
-    assert {(row[1], row[2]) for row in rows[1:]} == {("ran", "equal")}, rows

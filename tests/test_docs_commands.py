@@ -1,4 +1,7 @@
-"""Every command of the pages in docs/ runs, against `pocket` where a page speaks of `laptop`."""
+"""What people do with results: every command of the pages in docs/, and a bundle that makes them again.
+
+They are those of `pocket`, where a page speaks of `laptop`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import trivium
 from trivium.cli import cli, main
 from trivium.kit.files import read_json
+from trivium.pipeline.bundle import verify, write_bundle
 
 DOCS = Path(__file__).parent.parent / "docs"
 WAITS = {"serve", "watch"}
@@ -69,6 +74,24 @@ def test_the_pages_have_commands_and_each_is_a_verb_with_known_options():
         known = {name for option in cli.commands[verb].params for name in option.opts}
         if verb not in ("grade", "pretrain", "midtrain", "sft", "dpo", "reward", "rlvr", "ppo", "distill"):
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, command
+
+
+@pytest.fixture(scope="module")
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of results of the recipe `pocket`."""
+    runs = tmp_path_factory.mktemp("pocket") / "runs"
+    trivium.run("pocket", runs=runs)
+    return runs
+
+
+@pytest.mark.slow
+def test_pocket_is_made_again_from_its_bundle(pocket, tmp_path):
+    bundle = tmp_path / "bundle"
+    assert {"rl", "sft", "long", "mid", "base", "corpus", "words"} <= set(
+        write_bundle(pocket, "pocket/rl", bundle)
+    )
+    rows = verify(bundle, tmp_path / "fresh")
+    assert {(row[1], row[2]) for row in rows[1:]} == {("ran", "equal")}, rows
 
 
 @pytest.mark.slow

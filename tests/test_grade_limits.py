@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from forked import copied, forked
 
 from trivium.grade import answering_process, patterns
 from trivium.grade.answering_process import Helper, Unusable
@@ -85,12 +86,11 @@ def grade_everything() -> None:
 def test_no_text_takes_more_than_a_linear_time() -> None:
     """A run that was quadratic took minutes of processor time for one text of many; now all take seconds."""
 
-    def limit() -> None:
+    def limited() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (40, 40))
+        grade_everything()
 
-    program = f"import sys; sys.path[:] = {sys.path!r}; import test_grade_limits as t; t.grade_everything()"
-    ran = subprocess.run([sys.executable, "-c", program], preexec_fn=limit, cwd=Path(__file__).parent)
-    assert ran.returncode == 0
+    assert copied(limited).wait() == 0
 
 
 def find_fences() -> None:
@@ -110,13 +110,12 @@ def find_fences() -> None:
 
 def test_fences_are_found_in_one_pass() -> None:
     """In a million characters: a pattern that tries each place again took seconds for forty thousand."""
-    program = f"import sys; sys.path[:] = {sys.path!r}; import test_grade_limits as t; t.find_fences()"
 
-    def limit() -> None:
+    def limited() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        find_fences()
 
-    ran = subprocess.run([sys.executable, "-c", program], preexec_fn=limit, cwd=Path(__file__).parent)
-    assert ran.returncode == 0
+    assert copied(limited).wait() == 0
 
 
 def test_a_pattern_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,12 +242,11 @@ def test_the_command_prints_nothing_a_terminal_obeys(tmp_path: Path) -> None:
     kept = CliRunner().invoke(grade, ["math", "--answer", answer, "--gold", "3", "--json"])
     assert json.loads(kept.output)["reason"].count("\x1b") == 1
     for arguments in (["--file", str(path)], ["--file", "-"], ["--file", str(tmp_path)]):
-        failed = subprocess.run(
-            [sys.executable, "-m", "trivium.cli", "grade", "math", *arguments, "--gold", "3"],
-            input=b"\xff", capture_output=True, cwd=Path(__file__).parents[1],
-        )  # fmt: skip
-        assert failed.returncode == 2, failed
-        assert b"Traceback" not in failed.stderr
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        failed = forked("grade", "math", *arguments, "--gold", "3", text=False, **pipes)
+        _, complaints = failed.communicate(b"\xff")
+        assert failed.returncode == 2, complaints
+        assert b"Traceback" not in complaints
 
 
 def test_packages_on_pythonpath_are_seen_by_the_algebra_system(tmp_path: Path) -> None:
