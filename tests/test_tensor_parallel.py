@@ -210,10 +210,11 @@ def leg(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], 
 
 @pytest.mark.slow
 def test_a_stage_goes_on_under_any_layout(tmp_path: Path) -> None:
-    """One process, two that divide matrices, two that divide weights, four that do both, and back again."""
+    """One process, two that divide matrices, or weights, four that do both, two that divide tokens."""
     together(leg, 1, str(tmp_path / "one"), {}, None)
     tensor, shard, both = {"tensor": 2, "shard": 1}, {"shard": 2}, {"tensor": 2, "shard": 2}
-    legs = [(1, {}, 2), (2, tensor, 4), (2, shard, 5), (4, both, 6), (2, tensor, 8), (1, {}, None)]
+    context = {"context": 2, "shard": 1}
+    legs = [(1, {}, 2), (2, tensor, 4), (2, shard, 5), (4, both, 6), (2, context, 8), (1, {}, None)]
     for size, parallel, cut in legs:
         together(leg, size, str(tmp_path / "many"), parallel, cut)
         assert len(losses(tmp_path / "many")) == (cut or 9)
@@ -228,7 +229,7 @@ def laid_out(wish: Parallel, **shape: Any) -> Any:
 @pytest.mark.parametrize(
     ("wish", "shape", "said"),
     [
-        ({"tensor": 3}, {}, "`parallel.tensor` is 3, which does not divide the 4 processes"),
+        ({"tensor": 3}, {}, "groups of 3 processes, which do not divide the 4 that"),
         ({"tensor": 2, "shard": 4}, {}, "does not divide the 2 groups of 2 processes"),
         ({"tensor": 4}, {}, "does not divide the model's 2 heads"),
         ({"tensor": 2}, {"heads": 4, "key_value_heads": 1}, "does not divide the model's 1 key/value heads"),

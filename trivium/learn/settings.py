@@ -102,22 +102,34 @@ class Parallel(Settings):
     """Among how many processes every matrix is divided, by heads, inner width and vocabulary (tensor
     parallelism); these compute on the same rows together, and `shard` divides their parts once more."""
 
+    context: int = Field(default=1, ge=1)
+    """Among how many processes the tokens of a pass are divided, long documents too (context parallelism);
+    not with `tensor`, nor where answers share a prompt, as in preferences and reinforcement learning."""
+
+    @model_validator(mode="after")
+    def tokens_or_matrices(self) -> Parallel:
+        if self.tensor > 1 and self.context > 1:
+            raise ValueError("`tensor` and `context` exclude each other; divide by one of them and `shard`")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def from_word(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"shard": value}
         if isinstance(value, dict):
-            for name in ("context", "pipeline", "expert"):
+            for name in ("pipeline", "expert"):
                 if value.get(name, 1) == 1:
                     value = {key: one for key, one in value.items() if key != name}
                 else:
-                    raise ValueError(f"`{name}` parallelism is not there; divide by `shard` and `tensor`")
+                    raise ValueError(
+                        f"`{name}` parallelism is not there; divide by `shard`, `tensor` and `context`"
+                    )
         return value
 
     def described(self) -> str:
         """Such as `shard 4 x tensor 2`; empty where nothing is said."""
-        parts = {"shard": self.shard, "tensor": self.tensor}
+        parts = {"shard": self.shard, "tensor": self.tensor, "context": self.context}
         return " x ".join(f"{name} {many}" for name, many in parts.items() if many not in ("auto", 1))
 
 

@@ -151,26 +151,34 @@ class Shards(_Divided):
         """The last backward pass has summed them."""
 
 
-class Tensors(_Divided):
-    """A copy of a model whose every matrix is divided among a group of processes, which see the same rows.
+class Groups(_Divided):
+    """A copy of a model whose passes a group of processes computes together, all on the same rows.
 
-    With `shard` the parts are divided once more, among as many groups.
+    They divide every matrix (`tensor`) or the tokens (`context`). With `shard` weights, gradients and moments
+    are divided besides, among as many groups.
     """
 
-    def __init__(self, model: Transformer, tensor: int, shard: int, *, watched: bool = True) -> None:
+    def __init__(
+        self, model: Transformer, tensor: int, shard: int, *, context: int = 1, watched: bool = True
+    ) -> None:
         from torch.distributed.device_mesh import init_device_mesh
 
+        from trivium.learn.context_parallel import divide_context
         from trivium.learn.tensor_parallel import divide, refuse_other_layers
 
+        assert 1 in (tensor, context)
         refuse_indivisible(model.config, tensor)
-        refuse_other_layers(model)
-        self.group = tensor
-        shape = (world().size // (tensor * shard), shard, tensor)
+        refuse_other_layers(model, "tensor" if tensor > 1 else "context")
+        self.group = tensor * context
+        shape = (world().size // (self.group * shard), shard, self.group)
         # The ranks of a group are neighbours, as what they send in every layer needs the fastest links.
-        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
+        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("replicate", "shard", "group"))
         self.replicas = mesh["replicate"]
         super().__init__(model, copy.deepcopy(model), watched)
-        divide(self.model, mesh["tensor"])
+        if tensor > 1:
+            divide(self.model, mesh["group"])
+        else:
+            divide_context(self.model, mesh["group"])
         data = mesh["replicate", "shard"] if shape[0] > 1 else mesh["shard"]
         self.root = shard_layers(self.model, data) if shard > 1 else None
         if shard > 1:
@@ -203,7 +211,7 @@ class Tensors(_Divided):
         sum_gradients(parameters, self.replicas.get_group())
 
 
-Layout = Replicas | Shards | Tensors
+Layout = Replicas | Shards | Groups
 
 
 def shard_layers(model: Transformer, mesh: "DeviceMesh") -> "FSDPModule":
@@ -235,8 +243,8 @@ def layout_of(
     say: Callable[[str], None],
 ) -> Layout:
     """How the processes there are share this model's training; `fill` has the numbers of an empty model."""
-    size, tensor = world().size, wish.tensor
-    groups = size if size == 1 else _groups(size, tensor)
+    size, tensor, group = world().size, wish.tensor, wish.tensor * wish.context
+    groups = size if size == 1 else _groups(size, group)
     shard, why = wish.shard if isinstance(wish.shard, int) else groups, ""
     if wish.shard == "auto" and groups > 1:
         trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
@@ -245,7 +253,7 @@ def layout_of(
         free = broadcast(_free_memory(device_of(model)))
         shard = 1 if needed <= ROOMY * free else groups
         why = f", since {short(needed)}B to train are more than half of the {short(free)}B that are free"
-    if size == 1 or shard == tensor == 1:
+    if size == 1 or shard == group == 1:
         _fill_whole(model, fill)
         return Replicas(model)
     refused = {
@@ -258,17 +266,18 @@ def layout_of(
         "quantised weights": any(is_quantised(one) for one in model.parameters()),
     }
     if reason := next((what for what, is_so in refused.items() if is_so), None):
-        key = "tensor" if tensor > 1 else "shard"
+        key = "tensor" if tensor > 1 else "context" if group > 1 else "shard"
         raise TriviumError(f"`parallel` cannot divide {reason}; leave `parallel.{key}` out, or say 1.")
     if groups % shard:
-        what = "processes there are" if tensor == 1 else f"groups of {tensor} processes there are"
+        what = "processes there are" if group == 1 else f"groups of {group} processes there are"
         raise TriviumError(f"`parallel.shard` is {shard}, which does not divide the {groups} {what}.")
-    if tensor > 1:
+    if group > 1:
         _fill_whole(model, fill)
-        layout = Tensors(model, tensor, shard, watched=watched)
-        say(f"every matrix is divided among {tensor} processes, which train on the same rows")
+        layout = Groups(model, tensor, shard, context=wish.context, watched=watched)
+        what = "every matrix is" if tensor > 1 else "the tokens of every pass are"
+        say(f"{what} divided among {group} processes, which train on the same rows")
         if shard > 1:
-            say(f"each part of it, with gradients and moments, is divided among {shard} such groups{why}")
+            say(f"weights, gradients and moments are divided among {shard} such groups{why}")
         return layout
     say(f"weights, gradients and moments are divided among {shard} processes{why}")
     return Shards(model, shard, watched=watched, fill=fill)
@@ -286,13 +295,13 @@ def device_of(model: Transformer) -> torch.device:
     return torch.device(machine.device()) if model.device.type == "meta" else model.device
 
 
-def _groups(size: int, tensor: int) -> int:
+def _groups(size: int, group: int) -> int:
     """How many groups of so many processes there are."""
-    if size % tensor:
+    if size % group:
         raise TriviumError(
-            f"`parallel.tensor` is {tensor}, which does not divide the {size} processes there are."
+            f"`parallel` wants groups of {group} processes, which do not divide the {size} that there are."
         )
-    return size // tensor
+    return size // group
 
 
 def refuse_indivisible(config: ModelConfig, tensor: int) -> None:
