@@ -58,6 +58,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck tests/golden/launch/*.sh
 
 # Every class of attacks, on this machine's loopback and in scratch folders; one class alone: make attack ONLY=sandbox
 attack: $(VENV)/.installed-dev

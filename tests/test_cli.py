@@ -127,13 +127,13 @@ def test_schema(tmp_path, capsys):
     assert "toy_train" in json.dumps(json.loads((tmp_path / "schema.json").read_text()))
 
 
-@pytest.mark.parametrize("target", ["torchrun", "slurm", "sky"])
+@pytest.mark.parametrize("target", ["torchrun", "slurm", "sky", "ray"])
 def test_launch_renders_a_script(tmp_path, capsys, target):
     recipe = write_recipe(tmp_path)
-    machines = [] if target == "torchrun" else ["--nodes", 2]
-    main(words("launch", recipe, "--on", target, "--processes", 4, *machines))
+    machines = ["--nodes", 2] if target in ("slurm", "sky") else []
+    main(words("launch", recipe, "--on", target, "--processes", 4, *machines, "--print", "--runs", "/runs"))
     script = capsys.readouterr().out
-    assert f"-m trivium.cli run {recipe} --runs runs" in script
+    assert f"-m trivium.cli run {recipe} --runs /runs" in script
     assert "4" in script
     if target != "sky":
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
@@ -143,7 +143,7 @@ def test_a_name_with_a_space_stays_one_word_of_the_script(tmp_path, capsys):
     folder = tmp_path / "my texts"
     folder.mkdir()
     recipe = write_recipe(folder)
-    main(words("launch", recipe, "--on", "torchrun", "--runs", folder / "runs"))
+    main(words("launch", recipe, "--on", "torchrun", "--runs", folder / "runs", "--print"))
     line = capsys.readouterr().out.splitlines()[-1]
     assert shlex.split(line)[-3:] == [str(recipe), "--runs", str(folder / "runs")]
 

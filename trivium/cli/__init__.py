@@ -9,6 +9,7 @@ from trivium import __version__
 from trivium.cli import export, models, runs, setup, shared, train
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import BARRED, FAILING
+from trivium.kit.stopping import StopRequested, stopped_as_asked
 from trivium.serve.command import chat, serve
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -46,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
+        # click makes an Abort of every KeyboardInterrupt.
+        if isinstance(stop.__cause__, StopRequested):
+            click.echo("trivium: stopped as it was asked to; the same command goes on from here.", err=True)
+            sys.exit(stopped_as_asked())
         click.echo("trivium: stopped; the same command goes on from here.", err=True)
         sys.exit(130)
     except OSError as error:

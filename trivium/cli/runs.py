@@ -28,6 +28,16 @@ from trivium.kit.table import print_table
 @click.option("--wait/--no-wait", default=True, help="Wait for another process that makes the same stage.")
 @click.option("--store", metavar="URL", help="A shared store: pull what it has, push what is made.")
 @click.option("--jobs", type=AT_LEAST_ONE, help="Make so many stages side by side, one process or GPU each.")
+@click.option(
+    "--stop-after", metavar="TIME", help="Save and stop after 90m or 24:00:00: exit status 75, go on."
+)
+@click.option("--stop-file", metavar="PATH", help="Save and stop once this file appears.")
+@click.option(
+    "--check-nodes",
+    is_flag=True,
+    envvar="TRIVIUM_CHECK_NODES",
+    help="Measure every machine first, and name slow ones.",
+)
 @unsafe_option
 def run(
     recipe: str,
@@ -37,22 +47,35 @@ def run(
     wait: bool,
     store: str | None,
     jobs: int | None,
+    stop_after: str | None,
+    stop_file: str | None,
+    check_nodes: bool,
     unsafe_sandbox: bool,
 ) -> None:
     """Run a recipe: reuse what is done, resume what was cut off, run the rest."""
+    from trivium.kit import stopping
     from trivium.pipeline.jobs import crew
 
+    stopping.ask(stop_after, stop_file)
     # These get ready during the imports below, which take seconds.
-    with crew(jobs) as workers:
+    with stopping.terminable(), crew(jobs) as workers:
         from trivium.kit.processes import world
         from trivium.pipeline.plan import keep_plan
         from trivium.pipeline.run import run, table
 
+        if check_nodes:
+            from trivium.pipeline import nodes
+
+            check = nodes.check_nodes()
+            for line in check.lines() if check is not None else ():
+                click.echo(line, err=True)
         if world().leads:
             keep_plan(recipe, runs, overrides, only)
         going = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs, workers)
     if going.became:
         print_table(table(going))
+        if set(going.became.values()) == {"reused"}:
+            click.echo(f"\n{going.recipe.name} is already complete: every stage was done before.")
     if going.concluded:
         from trivium.lab.experiments import tables
 

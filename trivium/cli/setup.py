@@ -1,10 +1,11 @@
 """The verbs before a run: init, data, schema, launch, doctor."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from trivium.cli.options import AT_LEAST_ONE, recipe_argument, runs_option, write
+from trivium.cli.options import AT_LEAST_ONE, only_option, recipe_argument, runs_option, set_option, write
 from trivium.kit.errors import TriviumError
 from trivium.kit.table import print_table
 
@@ -62,26 +63,73 @@ def init(
 @click.command()
 @recipe_argument
 @runs_option
-@click.option("--on", "target", required=True, type=click.Choice(["torchrun", "slurm", "sky"]), help="Where.")
+@only_option
+@set_option
+@click.option(
+    "--on", "target", required=True, type=click.Choice(["torchrun", "slurm", "sky", "ray"]), help="Where."
+)
 @click.option("--nodes", default=1, show_default=True, type=AT_LEAST_ONE, help="Machines.")
 @click.option(
     "--processes", default=8, show_default=True, type=AT_LEAST_ONE, help="Processes (GPUs) on each machine."
 )
+@click.option(
+    "--cpus", default=8, show_default=True, type=AT_LEAST_ONE, help="Processor cores for each process."
+)
+@click.option("--gpus/--no-gpus", default=True, help="Whether each process has a GPU.")
 @click.option("--jobs", type=AT_LEAST_ONE, help="A SLURM array of so many tasks that share the stages.")
-@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
+@click.option("--time", default="24:00:00", show_default=True, help="The time limit of a SLURM job.")
+@click.option("--grace", default="5m", show_default=True, help="Save and stop so long before the limit.")
+@click.option(
+    "--restarts",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="How often torchrun starts all processes again when one fails.",
+)
+@click.option("--sbatch", "directives", multiple=True, metavar="OPTION", help="Of sbatch: --partition=gpu.")
+@click.option("--accelerator", default="H100", show_default=True, help="The GPU that SkyPilot looks for.")
+@click.option("--bucket", help="SkyPilot keeps the runs in this bucket: s3://mine, gs://mine or a name.")
+@click.option("--volume", help="SkyPilot keeps the runs on this volume, which all machines see.")
+@click.option("--print", "only_print", is_flag=True, help="Print the script; submit nothing.")
+@click.option(
+    "--to", type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file; submit nothing."
+)
 def launch(
-    recipe: str, runs: str, target: str, nodes: int, processes: int, jobs: int | None, to: Path | None
+    recipe: str,
+    runs: str,
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    target: str,
+    only_print: bool,
+    to: Path | None,
+    **wishes: Any,
 ) -> None:
-    """Write the script that runs a recipe on other machines; submitting it is up to you."""
-    from trivium.pipeline.launch import script
+    """Render the script that runs a recipe under a scheduler, and submit it."""
+    from trivium.pipeline.launch import script, submit
 
-    write(script(recipe, target, runs, nodes, processes, jobs), to)
+    more = [word for name in only for word in ("--only", name)]
+    more += [word for one in overrides for word in ("--set", one)]
+    text = script(recipe, target, runs, more=more, **wishes)
+    if only_print or to is not None:
+        write(text, to)
+    else:
+        click.echo(submit(text, target, recipe, runs))
 
 
 @click.command()
 @runs_option
-def doctor(runs: str) -> None:
+@click.option(
+    "--nodes", is_flag=True, help="One line for each machine of a torchrun instead; names slow ones."
+)
+def doctor(runs: str, nodes: bool) -> None:
     """Measure this machine and say what of it will be used."""
+    if nodes:
+        from trivium.pipeline.nodes import check_nodes
+
+        check = check_nodes()
+        for line in check.lines() if check is not None else ():
+            click.echo(line)
+        return
     from trivium.pipeline.doctor import rows
 
     for name, value in rows(runs):

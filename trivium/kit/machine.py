@@ -183,6 +183,16 @@ def matmul_peak(seconds: float = 1.0) -> float:
     return 2 * size**3 / _best_time(lambda: left @ right, here, seconds)
 
 
+def product_seconds() -> float:
+    """The best time of three products of the same matrices, which no random number goes into."""
+    import torch
+
+    here = device()
+    size = 4096 if here.startswith("cuda") else 512
+    matrix = torch.ones(size, size, device=here, dtype=compute_dtype(here))
+    return min(_best_time(lambda: matrix @ matrix, here, 0.0) for _ in range(3))
+
+
 def memory_bandwidth(seconds: float = 0.5) -> float:
     """The best bytes/s of a copy that no cache can hold (read and write both counted)."""
     import torch

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from trivium.data.rows import PackedSequence, collate
 from trivium.kit.errors import TriviumError
-from trivium.kit.machine import keep_freed_memory
+from trivium.kit.machine import keep_freed_memory, product_seconds
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.processes import all_reduce_sum, world
 from trivium.kit.progress import Progress
+from trivium.kit.stopping import StopRequested, leave_word, requested
 from trivium.learn import schedules
 from trivium.learn.checkpoints import Checkpoints, State, kept_place
 from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, how_it_resumes, refused
@@ -29,6 +30,7 @@ from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
 from trivium.learn.parallel import clip, gradient_norm, measures_of_all
 from trivium.learn.pieces import Held, SavedTensors
 from trivium.learn.precision import one_pass, product_dtype
+from trivium.learn.rank_watch import RankWatch, watching
 from trivium.learn.settings import Training
 from trivium.learn.sharding import Fill, divided, gathered_by_first, layout_of, trained_parameters
 from trivium.learn.validation import ValidationLoss, groups_of
@@ -40,6 +42,8 @@ CPU_TOKENS = 2048
 """Tokens per pass on a processor: measured, what its cache likes best. A GPU starts with all and halves."""
 COMPILE_SECONDS = 40.0
 """What compiling costs on two cores; only a longer run than ten times this repays it."""
+TIMED_STEPS = 16
+"""Every so many steps a GPU is waited for, so that its own work can be timed."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -132,6 +136,7 @@ class Trainer:
         self.reshaped = 0
         self.kept_places = [kept_place(place) for place in self.settings.checkpoint.at]
         self.stop_signal: int | None = None
+        self.watch = RankWatch(self.progress.say)
         self.seconds = 0.0
         self.flops = self.shared = 0.0
 
@@ -187,7 +192,7 @@ class Trainer:
         self.make_ready()
         saved = time.monotonic()
         last: dict[str, Any] = {}
-        with self._signals(), deterministic_kernels(self.settings.deterministic):
+        with self._signals(), watching(self.watch), deterministic_kernels(self.settings.deterministic):
             resumes = how_it_resumes(self.model.device)
             while self.step < self.batches.steps:
                 self._reshape_before(self.step + 1)
@@ -196,18 +201,30 @@ class Trainer:
                     last = self._one_step()
                 self.flops += tally.operations * world().size - self.shared
                 last["flops"] = self.flops
+                if self.layout.divided and self.step % TIMED_STEPS == 0:
+                    # Processes that share weights wait for each other in every layer: passes take as long.
+                    self.watch.took(product_seconds())
+                self.watch.at(self.step, "measuring")
                 self._after_step(last, before)
                 due = time.monotonic() - saved >= self.settings.checkpoint.every_seconds
                 every = self.settings.checkpoint.every_steps
                 if every is not None:
                     due = self.step % every == 0
+                self.watch.at(self.step, "agreeing on what follows")
                 self.checkpoints.settle()
                 if self._agreed(due) and self.step < self.batches.steps:
+                    self.watch.at(self.step, "saving")
                     self._save(wait=False)
                     saved = time.monotonic()
-                if self._agreed(self.stop_signal is not None) and self.step < self.batches.steps:
+                stops = self._agreed(self.stop_signal is not None or requested())
+                if stops and self.step < self.batches.steps:
                     self._save(wait=True)
                     self.progress.say(f"Stopped after step {self.step}; the same command goes on from there.")
+                    # A signal counts for more: whoever sent it decides what happens next.
+                    if not self._agreed(self.stop_signal is not None):
+                        raise StopRequested
+                    if self.stop_signal == signal.SIGTERM:
+                        leave_word()
                     raise KeyboardInterrupt
         self.checkpoints.finish()
         self._take_average()
@@ -225,6 +242,7 @@ class Trainer:
     def _one_step(self) -> dict[str, Any]:
         """One optimiser step: all rows of the step forward and backward, then one move of the weights."""
         start = time.perf_counter()
+        self.watch.at(self.step + 1, "reading rows")
         # Whatever draws random numbers in a step draws the same after a resume.
         seed = (self.seed * 1_000_003 + self.step) % 2**63
         if self.model.device.type == "cpu":
@@ -277,14 +295,26 @@ class Trainer:
         mine, spare = rows[self.reader :: self.readers], rows[:1]
         # Of processes that compute the same passes together one speaks for all.
         speaks = world().rank % self.layout.group == 0
+        self.watch.at(self.step + 1, "adding up weights")
         weight = all_reduce_sum(self.objective.weight(mine) if speaks else 0.0)
+        self.watch.at(self.step + 1, "passes")
         while (measures := self._accumulate_if_it_fits(mine, spare, weight)) is None:
             # Only here, outside the handler, is what the failed pass held in memory free again.
             self._halve(mine)
+        self._time_own_work()
+        self.watch.at(self.step + 1, "summing gradients")
         self.layout.sum_gradients(self.named.values())
         totals = measures_of_all(measures if speaks else {"objective": (0.0, 0.0)})
         norm = float(gradient_norm(self.named.values()))
         return totals, norm
+
+    def _time_own_work(self) -> None:
+        """Tell the watch how long this process worked on its own rows, without waiting for the others."""
+        is_processor = self.model.device.type == "cpu"
+        if world().size > 1 and not self.layout.divided and (is_processor or self.step % TIMED_STEPS == 0):
+            if not is_processor:
+                torch.cuda.synchronize()
+            self.watch.worked()
 
     def _accumulate_if_it_fits(
         self, mine: Sequence[PackedSequence], spare: Sequence[PackedSequence], weight: float

@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.progress import Board
+from trivium.kit.stopping import StopRequested, requested, without_requests
 
 if TYPE_CHECKING:
     from trivium.pipeline.run import Run
@@ -50,7 +51,9 @@ def _begun(jobs: int) -> subprocess.Popen[str]:
         [sys.executable, "-m", "trivium.pipeline.worker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A Ctrl-C of the terminal reaches this process alone, which then stops each worker once.
-        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": str(threads(jobs))},
+        # So does the request to stop.
+        start_new_session=True,
+        env={**without_requests(dict(os.environ)), "OMP_NUM_THREADS": str(threads(jobs))},
     )  # fmt: skip
 
 
@@ -98,6 +101,8 @@ class SideBySide:
             try:
                 while self._hand_out(places, board):
                     self._listen(board)
+                    if requested() and self._left():
+                        raise StopRequested
             except BaseException:
                 board.say("stopping: every stage saves what it has")
                 self._stop(board)

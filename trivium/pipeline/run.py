@@ -25,6 +25,7 @@ from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import short
 from trivium.kit.progress import Progress, duration
 from trivium.kit.seals import RECORD
+from trivium.kit.stopping import StopRequested, requested
 from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.compare_stages import PLAN_FILE
 from trivium.lab.experiments import conclude
@@ -167,6 +168,9 @@ def _concluded(going: Run, cells: Mapping[tuple[str, int], Mapping[str, str]]) -
 def lead(going: Run, name: str, wait: bool) -> str:
     """Reuse or make one stage; the processes that follow are told what to do about it."""
     node, entry = going.nodes[name], going.store.entry(going.nodes[name])
+    if requested() and entry.state != "done":
+        processes.broadcast("stop")
+        raise StopRequested
     with Progress(name) as progress:
         became = "reused"
         if entry.state != "done":
@@ -272,7 +276,10 @@ def _rounding(machine: Mapping[str, Any]) -> str:
 def _follow(going: Run, name: str) -> None:
     """Work along with the first process, or wait until it is done; where it fails, torchrun ends us all."""
     node = going.nodes[name]
-    if processes.broadcast(None) == "work":
+    said = processes.broadcast(None)
+    if said == "stop":
+        raise StopRequested
+    if said == "work":
         node.stage.run(_work(going, node, going.store.entry(node), Progress(name), resume=True))
         processes.barrier()
 
