@@ -102,6 +102,10 @@ SFT = "  sft: {kind: sft, from: base, data: ./chats.jsonl, context: 32}\n"
             "  wide: {kind: midtrain, from: base, data: ./texts, tokens: 1k, parallel: {tensor: 64}}",
             "wide: `parallel.tensor` is 64, which does not divide the model's",
         ),
+        (
+            "  dpo: {kind: preference, from: base, data: ./pairs.jsonl, parallel: {context: 2}}",
+            "dpo: `parallel.context` cannot divide answers that share a prompt",
+        ),
     ],
 )
 def test_what_a_stage_would_refuse_the_plan_refuses(folder, stage, said):

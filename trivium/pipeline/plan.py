@@ -165,6 +165,11 @@ def _check_layout(stage: Any, job: Job, numbers: dict[str, Any]) -> None:
     if not isinstance(wish, Parallel) or not (described := wish.described()):
         return
     numbers["parallel"] = described
+    if wish.context > 1 and stage.kind in (*PREFERENCES, *PROMPTED):
+        raise TriviumError(
+            f"{job.stage}: `parallel.context` cannot divide answers that share a prompt, as those of a "
+            f"{stage.kind} stage; divide by `shard` or `tensor`."
+        )
     if job.config is not None and wish.tensor > 1:
         try:
             refuse_indivisible(job.config, wish.tensor)
