@@ -19,6 +19,7 @@ from trivium.kit.metrics import read_metrics
 from trivium.learn.trainer import Hooks
 from trivium.learn.validation import ValidationLoss, measure
 from trivium.model.initialise import empty_model, initialise, new_model
+from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.transformer import Transformer
 from trivium.pipeline.run import run
 from trivium.pipeline.store import Store
@@ -31,7 +32,7 @@ def bytes_of(model: Transformer) -> int:
     return sum(one.untyped_storage().nbytes() for one in model.parameters())
 
 
-def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: Any) -> None:
+def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: Any, adapter: bool) -> None:
     """What each process does: train, measuring twice and keeping once, and say what it held meanwhile."""
     meet(rank, size, port)
     config, place, held = small_model().config, Path(folder), []
@@ -48,12 +49,15 @@ def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: An
     def keep(step: int, tokens: int) -> None:
         save_tensors(place / f"kept-{step}-{rank}.safetensors", weights_of(trainer.model))
 
+    whole = watched or adapter
+    model = new_model(config, seed=3) if whole else empty_model(config)
+    if adapter:
+        # All weights but the adapter's are frozen, and their parts are needed all the same.
+        add_adapter(model, AdapterSettings(rank=4))
     trainer = small_trainer(
-        place, model=new_model(config, seed=3) if watched else empty_model(config), batches=Batches(6, 3),
-        watched=watched,
-        fill=None if watched else lambda model, put: initialise(model, 3, put), optimiser="muon", ema=0.5,
-        parallel={"shard": shard}, micro_batch=1, validation={"times": 2}, checkpoint={"at": ["step=4"]},
-        hooks=Hooks(validate=validate, keep=keep),
+        place, model=model, batches=Batches(6, 3), watched=watched, optimiser="muon", ema=0.5, micro_batch=1,
+        fill=None if whole else lambda model, put: initialise(model, 3, put), parallel={"shard": shard},
+        validation={"times": 2}, checkpoint={"at": ["step=4"]}, hooks=Hooks(validate=validate, keep=keep),
     )  # fmt: skip
     trainer.run()
     moments = trainer.moments()
@@ -66,11 +70,11 @@ def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: An
     processes.stop()
 
 
-@pytest.mark.parametrize("shard", ["all", 1])
-def test_a_model_that_is_not_looked_at_takes_no_room(tmp_path: Path, shard: Any) -> None:
+@pytest.mark.parametrize(("shard", "adapter"), [("all", False), ("all", True), (1, False)])
+def test_a_model_that_is_not_looked_at_takes_no_room(tmp_path: Path, shard: Any, adapter: bool) -> None:
     """Losses, validation, what is kept and the end are bit for bit those of whole copies that follow."""
-    together(train, 2, str(tmp_path / "watched"), True, shard)
-    together(train, 2, str(tmp_path / "alone"), False, shard)
+    together(train, 2, str(tmp_path / "watched"), True, shard, adapter)
+    together(train, 2, str(tmp_path / "alone"), False, shard, adapter)
     one, other = tmp_path / "watched", tmp_path / "alone"
     assert losses(one) == losses(other)
     measured = [
@@ -80,7 +84,7 @@ def test_a_model_that_is_not_looked_at_takes_no_room(tmp_path: Path, shard: Any)
     assert sum(loss is not None for loss in measured[0]) == 2
     for name in ("end.safetensors", "moments.safetensors", "kept-4-0.safetensors", "kept-4-1.safetensors"):
         assert_identical(load_tensors(one / name), load_tensors(other / name))
-    whole = bytes_of(small_model())
+    whole = sum(4 * one.numel() for one in load_tensors(one / "end.safetensors").values())
     for rank in range(2):
         followed, free = (read_json(at / f"held-{rank}.json") for at in (one, other))
         assert set(followed["during"]) == {whole}
