@@ -13,7 +13,6 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import trivium
 from trivium.cli import main
 from trivium.kit.errors import TriviumError
 from trivium.lab.planner import advice
@@ -115,22 +114,6 @@ def recipe(tmp_path_factory) -> Path:
     )
     (folder / "cost.yaml").write_text(RECIPE)
     return folder / "cost.yaml"
-
-
-EXACT = {"base": 0.01, "grown": 0.01, "long": 0.01, "sft": 0.01, "lora": 0.015, "dpo": 0.025, "judge": 0.02}
-"""Preferences are also measured at the end, on a handful of answers that the model draws."""
-
-
-@pytest.mark.parametrize("stage", EXACT)
-def test_what_is_planned_of_a_stage_is_what_it_computes(recipe, stage):
-    """Planned when its data and its parent are there; what a stage computes is counted as torch counts it."""
-    runs = recipe.parent / "runs"
-    entry = yaml.safe_load(recipe.read_text())["stages"][stage]
-    trivium.run(recipe, runs=runs, only=[entry.get("from", "corpus")])
-    found = {one.job.stage: one for one in planned(recipe, runs, only=[stage]).estimates}[stage]
-    seen = trivium.run(recipe, runs=runs, only=[stage])[stage]
-    spent = yaml.safe_load((seen.folder / "stage.yaml").read_text())["flops"]
-    assert found.flops.total == pytest.approx(spent, rel=EXACT[stage])
 
 
 # what others published

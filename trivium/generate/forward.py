@@ -279,19 +279,19 @@ class FusedForward:
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Hidden states after the last norm, [N, width]; the next call may overwrite them."""
-        note_pass(self.model, self._padded(len(tokens)), context)
+        note_pass(self.model, self._padded(len(tokens)), context, merged=True)
         room = self._forward(tokens, context, self.layers)
         return self.last.whole(room.stream, room.rows, room.lengths, room.long)[: len(tokens)]
 
     def prefill(self, tokens: Tensor, context: CacheContext) -> None:
-        note_pass(self.model, self._padded(len(tokens)), context, filling=True)
+        note_pass(self.model, self._padded(len(tokens)), context, filling=True, merged=True)
         room = self._forward(tokens, context, self.layers[:-1])
         self._project(self.layers[-1], room, self._rotation[id(self.layers[-1].rotary)])
         context.store(len(self.layers) - 1, room.key_value[: len(tokens)])
 
     def decode(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Scores over the vocabulary after each token, [N, V]; the next call may overwrite them."""
-        note_pass(self.model, self._padded(len(tokens)), context)
+        note_pass(self.model, self._padded(len(tokens)), context, merged=True)
         note_product(self._padded(len(tokens)), self.model.head_weight)
         room = self._forward(tokens, context, self.layers)
         hidden = self.last.whole(room.stream, room.rows, room.lengths, room.long)

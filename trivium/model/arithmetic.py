@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trivium.model.uncompiled import uncompiled
 
@@ -50,6 +50,11 @@ def layer_matrices(config: ModelConfig, layer: int) -> int:
     return attention + config.width * experts.count + per_inner * experts.inner_width * experts.per_token
 
 
+def asking_matrices(config: ModelConfig) -> int:
+    """The weights of a layer that make queries, keys and values."""
+    return config.width * (config.heads + 2 * config.key_value_heads) * config.head_width
+
+
 # Nothing of this is part of the graph that a compiler should see.
 @uncompiled
 def note_product(rows: int, weight: Tensor, times: int = 1) -> None:
@@ -67,11 +72,18 @@ def note_products(first: Tensor, second: Tensor, times: int = 1) -> None:
 
 @uncompiled
 def note_pass(
-    model: Transformer, tokens: int, context: Context, wanted: int | None = None, *, filling: bool = False
+    model: Transformer,
+    tokens: int,
+    context: Context,
+    wanted: int | None = None,
+    *,
+    filling: bool = False,
+    merged: bool = False,
 ) -> None:
     """A pass of this model over so many tokens, and the backward pass if there will be one.
 
     Of the last layer only so many as are `wanted`, and nothing after keys and values when `filling` a cache.
+    Adapters cost nothing of their own where they are `merged` into the layers' matrices.
     """
     if not _open:
         return
@@ -79,26 +91,58 @@ def note_pass(
     sizes = [layer_matrices(config, layer) for layer in range(config.layers)]
     products = 2.0 * tokens * sum(sizes)
     if wanted is not None or filling:
-        asking = config.width * (config.heads + 2 * config.key_value_heads) * config.head_width
-        products -= 2.0 * (tokens - (wanted or 0)) * (sizes[-1] - asking)
+        products -= 2.0 * (tokens - (wanted or 0)) * (sizes[-1] - asking_matrices(config))
     # Kernels compute the whole square of a document and mask one half of it.
     attention = 4.0 * (config.layers - filling) * config.heads * config.head_width * context.pairs
     total = products + attention
+    thin = [] if merged else _adapters(model)
+    # Of the last layer's adapters, too, those behind attention read wanted tokens alone.
+    last = tokens if wanted is None and not filling else wanted or 0
+    rows = [last if one.layer == config.layers - 1 and not one.asks else tokens for one in thin]
+    total += sum(2.0 * count * one.weights for count, one in zip(rows, thin, strict=True))
     if torch.is_grad_enabled() and (trained := _share_trained(model)) is not None:
-        total += products * (1 + trained) + 2 * attention + 6.0 * tokens * _beside(model)
+        first = _first_trained(model)
+        # No gradient flows into what lies below the first trained weight, nor into what that layer reads.
+        still = 0.0 if first is None else 2.0 * tokens * (sum(sizes[:first]) + asking_matrices(config))
+        share = 1.0 if first is None else 1.0 - first / config.layers
+        total += products * (1 + trained) - still + 2 * share * attention
+        for count, one in zip(rows, thin, strict=True):
+            into = not (one.down and one.asks and one.layer == first)
+            total += 2.0 * count * one.weights * (into + one.trained)
     for tally in _open:
         tally.operations += total
+
+
+@dataclass(frozen=True)
+class _Thin:
+    """One of the two matrices of an adapter."""
+
+    layer: int
+    asks: bool
+    """Whether it belongs to queries, keys or values."""
+    down: bool
+    weights: int
+    trained: bool
+
+
+def _adapters(model: Transformer) -> list[_Thin]:
+    """The matrices of the adapter that acts in all rows of a pass."""
+    found = []
+    for index, layer in enumerate(model.layers):
+        for name, module in layer.named_modules():
+            if getattr(module, "shapes", None) and module.original is None:
+                active = module.selection.active
+                if module.selection.parts is None and active in module.shapes:
+                    asks = name.rpartition(".")[2] in ("query", "key", "value")
+                    for side in ("down", "up"):
+                        one = getattr(module, side)[active]
+                        found.append(_Thin(index, asks, side == "down", one.numel(), one.requires_grad))
+    return found
 
 
 def _of_adapter(name: str) -> bool:
     """Whether a parameter is an adapter's, as `...query.down.mine`; a layer's own ends in `weight`."""
     return name.split(".")[-2] in ("down", "up") and not name.endswith((".weight", ".bias"))
-
-
-def _beside(model: Transformer) -> int:
-    """The weights of the adapters that are trained beside the layers' matrices."""
-    named = model.layers.named_parameters()
-    return sum(one.numel() for name, one in named if one.requires_grad and _of_adapter(name))
 
 
 def _share_trained(model: Transformer) -> float | None:
@@ -110,3 +154,28 @@ def _share_trained(model: Transformer) -> float | None:
     if not trained and not any(one.requires_grad for one in model.parameters()):
         return None
     return trained / max(sum(one.numel() for one in matrices), 1)
+
+
+def _first_trained(model: Transformer) -> int | None:
+    """The first layer that learns, where nothing below it does; None where the embedding does."""
+    below = [
+        one for name, one in model.named_parameters() if not name.startswith(("layers.", "norm.", "head"))
+    ]
+    if any(one.requires_grad for one in below):
+        return None
+    for index, layer in enumerate(model.layers):
+        if any(one.requires_grad for one in layer.parameters()):
+            # Where the norm before queries, keys and values learns, what they read needs a gradient.
+            named = layer.named_parameters()
+            norms = [one for name, one in named if name.startswith("attention_norm.")]
+            return None if any(one.requires_grad for one in norms) else index
+    return None
+
+
+def note_module(module: nn.Linear | nn.Conv1d, rows: Tensor) -> None:
+    """A layer of an encoder or a projector, over [..., inputs], or [n, inputs, places] if it convolves."""
+    places = rows.numel() // rows.shape[-1]
+    if isinstance(module, nn.Conv1d):
+        places = rows.shape[0] * (rows.shape[2] // module.stride[0])
+    learns = torch.is_grad_enabled() and module.weight.requires_grad
+    note_product(places, module.weight, 1 + learns + (torch.is_grad_enabled() and rows.requires_grad))

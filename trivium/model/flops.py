@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, fields
 
-from trivium.model.arithmetic import layer_matrices
+from trivium.model.arithmetic import asking_matrices, layer_matrices
 from trivium.model.config import ModelConfig
 from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
@@ -92,18 +92,48 @@ def pass_flops(
     backward = trained is not None
     layers = 2.0 * tokens * layer_matrix_parameters(config)
     if last_layer is not None:
-        asking = config.width * (config.heads + 2 * config.key_value_heads) * config.head_width
+        asking = asking_matrices(config)
         layers -= 2.0 * (tokens - last_layer) * (layer_matrices(config, config.layers - 1) - asking)
     # Where no output is wanted of the last layer, its keys and values are stored and nothing attends.
     attending = config.layers - (last_layer == 0)
     attention = 4.0 * attending * config.heads * config.head_width * length * tokens
     head = 2.0 * predicted * config.vocabulary * config.width
     adapter = 2.0 * tokens * beside
+    still = 0.0
+    if beside:
+        if last_layer is not None:
+            adapter -= 2.0 * (tokens - last_layer) * beside * _last_behind(config)
+        # What the first layer reads gets no gradient, as the embedding below is frozen.
+        still = 2.0 * tokens * (asking_matrices(config) + beside * _first_downs(config))
     return Flops(
-        (layers * (2 + (trained or 0.0)) + 3 * adapter) if backward else layers,
+        (layers * (2 + (trained or 0.0)) + 3 * adapter - still) if backward else layers,
         attention * (3 if backward else 1),
         head * (2 + head_trained + head_again if backward else 1),
     )
+
+
+def adapter_parameters(config: ModelConfig, rank: int) -> float:
+    """Two thin matrices beside each of the layers' products."""
+    return float(config.layers * rank * sum(sum(pair) for pair in _sides(config)))
+
+
+def _sides(config: ModelConfig) -> list[tuple[int, int]]:
+    """The inputs and outputs of a layer's matrices: queries, keys, values, output, and the inner ones."""
+    queries, keys = config.heads * config.head_width, config.key_value_heads * config.head_width
+    sides = [(config.width, queries), (config.width, keys), (config.width, keys), (queries, config.width)]
+    inner = [(config.width, config.inner_width)] * (2 if config.gated else 1)
+    return [*sides, *inner, (config.inner_width, config.width)]
+
+
+def _first_downs(config: ModelConfig) -> float:
+    """The share of an adapter's weights that read the input of the first layer."""
+    return 3 * config.width / (config.layers * sum(sum(pair) for pair in _sides(config)))
+
+
+def _last_behind(config: ModelConfig) -> float:
+    """The share of an adapter's weights that lie behind the last layer's attention."""
+    sides = [sum(pair) for pair in _sides(config)]
+    return sum(sides[3:]) / (config.layers * sum(sides))
 
 
 def muon_flops(config: ModelConfig, steps: float = 1.0) -> float:

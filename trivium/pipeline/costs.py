@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from trivium import world
-from trivium.evals.settings import named
+from trivium.evals.settings import Settings, TaskSpec, named
+from trivium.generate.kv_cache import BLOCK, in_blocks
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import short
@@ -20,10 +21,11 @@ from trivium.model.hub import resolve
 from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import (
     OF_A_TURN,
+    PairSizes,
     answer_length,
     bytes_per_token,
     content_of,
-    pair_lengths,
+    pair_sizes,
     texts_of,
 )
 from trivium.pipeline.portions import (
@@ -32,7 +34,7 @@ from trivium.pipeline.portions import (
     located,
     made_by,
     mean_weight,
-    measured_rows,
+    measured,
     mixture_of,
     shares,
     training_rows,
@@ -65,12 +67,16 @@ UNSAID = (
     "learned",
     "longest",
     "pairs there",
+    "held pair tokens",
+    "prompts",
     "pairs held out",
     "measured",
     "solution tokens",
     "steps of a solution",
     "probe tokens",
     "sycophancy tokens",
+    "shared tokens",
+    "prompt blocks",
 )
 """Numbers that the planner needs and a person does not."""
 
@@ -103,7 +109,8 @@ def tokenizer_of(going: Run, name: str) -> Tokenizer | None:
     node = going.nodes[name]
     stage: Any = node.stage
     named = [getattr(stage, setting, None) for setting in ("start", "tokenizer")]
-    for written in [*named, *node.parents]:
+    # A parent that is named is asked once, or every level would double the work.
+    for written in dict.fromkeys([*named, *node.parents]):
         if not isinstance(written, str):
             continue
         parent = node.parents.get(written)
@@ -196,7 +203,7 @@ def training_numbers(
 
 
 def measured_numbers(stage: Any, portions: Sequence[Portion], numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokens on which the loss is measured once, the keys that each meets, and the share predicted."""
+    """What the loss is measured on once."""
     if stage.kind in MEASURES:
         context = int(min(stage.context or 512, numbers.get("context", 512)))
         budget = float(getattr(stage, "validation_tokens", None) or stage.tokens)
@@ -204,10 +211,7 @@ def measured_numbers(stage: Any, portions: Sequence[Portion], numbers: Mapping[s
         context, budget = int(numbers.get("longest", numbers.get("context", 512))), stage.validation.tokens
     else:
         return {}
-    rows = measured_rows(portions, context, budget, _padded())
-    if not rows.each:
-        return {}
-    return {"measured": (rows.each, rows.squares / rows.each, rows.learned / rows.each)}
+    return {"measured": measured(portions, context, budget, _padded())}
 
 
 def _padded() -> bool:
@@ -235,19 +239,32 @@ def check_repeats(name: str, stage: Any, epochs: Mapping[str, float]) -> None:
             )
 
 
-def pair_tokens(going: Run, name: str, checked: Checked, numbers: Mapping[str, Any]) -> tuple[float, float]:
-    """The mean tokens of a prompt and of its answers, over the sources of pairs."""
+def pair_numbers(going: Run, name: str, checked: Checked, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Steps of a stage that learns from pairs; the pairs there are, those held out, and their tokens."""
+    stage: Any = going.nodes[name].stage
     tokenizer, vocabulary = tokenizer_of(going, name), int(numbers.get("vocabulary", 4096))
-    found = [
-        (looked.documents or 0, pair_lengths(looked, tokenizer, vocabulary))
-        for looked in checked.sources.get(name, {}).values()
-        if looked.rows
+    every = [
+        pair_sizes(looked, tokenizer, vocabulary, stage.data[source].validation)
+        for source, looked in checked.sources.get(name, {}).items()
+        if source in stage.data and looked.rows
     ]
-    total = sum(count for count, _ in found)
-    if not total:
-        return 0.0, 0.0
-    means = [sum(count * both[side] for count, both in found) / total for side in (0, 1)]
-    return means[0], means[1]
+    learnt, held = (_together([both[side] for both in every]) for side in (0, 1))
+    epochs = stage.epochs if stage.epochs is not None else 1.0
+    steps = stage.steps or (max(1, round(epochs * learnt.count / stage.pairs)) if learnt.count else None)
+    found: dict[str, Any] = {"pairs held out": held.count, "held pair tokens": (held.prompt, held.answers)}
+    if steps is None:
+        return found
+    return found | {
+        "steps": steps, "pairs": round(steps * stage.pairs), "pairs there": learnt.count,
+        "pair tokens": (learnt.prompt, learnt.answers),
+    }  # fmt: skip
+
+
+def _together(sizes: Sequence[PairSizes]) -> PairSizes:
+    """The pairs of all sources."""
+    count = sum(one.count for one in sizes)
+    mean = lambda part: sum(one.count * getattr(one, part) for one in sizes) / max(count, 1e-9)
+    return PairSizes(count, mean("prompt"), mean("answers"))
 
 
 def policy_numbers(
@@ -295,11 +312,16 @@ def answer_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> 
     """How long the answers will be, as far as what the model was taught tells, and the questions of tasks."""
     stage: Any = going.nodes[name].stage
     found: dict[str, float] = {}
-    asked = {named(one)[0] for one in getattr(stage, "on", [])}
+    specs = getattr(stage, "on", [])
+    asked = {named(one)[0] for one in specs}
     tokenizer = tokenizer_of(going, name)
-    prompts = [length for one in asked if (length := _question(one, tokenizer, vocabulary)) is not None]
+    own = getattr(stage, "asking", None)
+    # The stage's seed draws the questions, unless `asking` has one.
+    seed = own.seed if own is not None and "seed" in own.model_fields_set else stage.seed or 0
+    prompts = [one for spec in specs if (one := _question(spec, tokenizer, vocabulary, seed)) is not None]
     if prompts:
-        found["prompt tokens"] = float(np.mean(prompts))
+        names = ("prompt tokens", "prompt blocks", "shared tokens")
+        found |= dict(zip(names, np.mean(prompts, 0).tolist(), strict=True))
     asked |= {_base_name(one) for one in mixture_of(stage)}
     taught = _taught(going, name)
     if taught is None:
@@ -324,10 +346,26 @@ def answer_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> 
     return found
 
 
-def sycophancy_numbers(going: Run, name: str, vocabulary: int) -> dict[str, float]:
-    """The tokens of a question of the sycophancy evaluation."""
-    length = _question("taste", tokenizer_of(going, name), vocabulary)
-    return {} if length is None else {"sycophancy tokens": length}
+def sycophancy_numbers(going: Run, name: str, vocabulary: int) -> dict[str, Any]:
+    """Tokens of a question about sycophancy: asked plainly, under pressure, corrected; of both choices."""
+    tokenizer = tokenizer_of(going, name)
+    asking = None if tokenizer is None else with_chat_template(tokenizer)
+    sizes = []
+    for one in world.questions("taste", "test", limit=ASKED):
+        conversations = one.truth["plain"], one.messages, one.truth["control"]
+        if asking is None:
+            each = bytes_per_token(vocabulary)
+            asked = [
+                len("\n".join(texts_of(list(said)))) / each + OF_A_TURN * len(said) for said in conversations
+            ]
+            chosen = sum(map(len, one.choices)) / each
+        else:
+            asked = [
+                float(len(asking.encode_prompt([dict(turn) for turn in said]))) for said in conversations
+            ]
+            chosen = float(sum(len(asking.encode(choice)) for choice in one.choices))
+        sizes.append([*asked, chosen])
+    return {"sycophancy tokens": tuple(np.mean(sizes, 0).tolist())}
 
 
 def _taught(going: Run, name: str) -> list[tuple[Reference, float]] | None:
@@ -354,27 +392,29 @@ def _base_name(source: str) -> str:
     return source.removeprefix("world:").partition("?")[0]
 
 
-def _question(task: str, tokenizer: Tokenizer | None, vocabulary: int) -> float | None:
-    """The tokens of a task's question, where the invented world asks it."""
+def _question(
+    spec: TaskSpec, tokenizer: Tokenizer | None, vocabulary: int, seed: int
+) -> tuple[float, float, float] | None:
+    """The tokens of a task's question, where the invented world asks it; those that are computed before the
+    answer, in whole blocks of the cache; and those with which all begin."""
+    task, options = named(spec)
+    own = {key: value for key, value in options.items() if key not in Settings.model_fields}
     try:
-        asked = list(world.questions(task, "test", limit=ASKED))
-    except TriviumError:
+        asked = list(world.questions(task, "test", seed=options.get("seed", seed), limit=ASKED, **own))
+    except (TriviumError, TypeError):
         return None
     if tokenizer is None:
-        sizes = [len(one.prompt) / bytes_per_token(vocabulary) + OF_A_TURN for one in asked]
-    else:
-        asking = with_chat_template(tokenizer)
-        sizes = [len(asking.encode_prompt([dict(said) for said in one.messages])) for one in asked]
-    return float(np.mean(sizes))
+        mean = float(np.mean([len(one.prompt) / bytes_per_token(vocabulary) + OF_A_TURN for one in asked]))
+        return mean, mean + BLOCK / 2, 0.0
+    asking = with_chat_template(tokenizer)
+    every = [asking.encode_prompt([dict(said) for said in one.messages]) for one in asked]
+    blocks = [in_blocks(len(one) - 1) for one in every]
+    return float(np.mean([len(one) for one in every])), float(np.mean(blocks)), float(_alike(every))
 
 
-def pair_numbers(stage: Any, pairs: float, lengths: tuple[float, float]) -> dict[str, Any]:
-    """Steps of a stage that learns from pairs; `lengths` are the tokens of a prompt and of its answers."""
-    epochs = stage.epochs if stage.epochs is not None else 1.0
-    steps = stage.steps or (max(1, round(epochs * pairs / stage.pairs)) if pairs else None)
-    if steps is None:
-        return {}
-    return {"steps": steps, "pairs": round(steps * stage.pairs), "pairs there": pairs, "pair tokens": lengths}
+def _alike(texts: Sequence[Sequence[int]]) -> int:
+    """With how many tokens all texts begin."""
+    return next((n for n, tokens in enumerate(zip(*texts)) if len(set(tokens)) > 1), min(map(len, texts)))
 
 
 def solution_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> dict[str, float]:
@@ -413,7 +453,7 @@ def online_numbers(stage: Any, prompts: int | None, prompt: float) -> dict[str, 
     answers = steps * stage.pairs * stage.online.num_generations
     return {
         "steps": steps, "answers": answers, "tokens at most": answers * stage.online.max_new_tokens,
-        "prompt tokens": max(1.0, prompt),
+        "prompt tokens": max(1.0, prompt), "prompts": prompts or 0,
     }  # fmt: skip
 
 

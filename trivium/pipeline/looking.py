@@ -12,9 +12,9 @@ import pyarrow.parquet as parquet
 
 from trivium.data.conversations import Encoder
 from trivium.data.encoding import Encoded
-from trivium.data.preferences import PreferenceData
-from trivium.data.shards import in_validation, text_hash
+from trivium.data.preferences import PreferenceData, PreferencePair
 from trivium.data.sources import Document, Reading, Source, files_of, read_documents
+from trivium.data.split import in_validation, prompt_hash, text_hash
 from trivium.tokens.adopt import with_chat_template
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ FIRST_CHARACTERS = 4_000_000
 """How much of a source is read at most; what is behind that is estimated from the sizes of the files."""
 FIRST_GENERATED = 200
 """How many documents of the invented world are written to look at them, at most."""
-GENERATED_CHARACTERS, LEAST_ROWS = 200_000, 64
+GENERATED_CHARACTERS, LEAST_ROWS = 100_000, 32
 """How much of them is enough, if it is so many: long ones vary less than they cost to write."""
 
 
@@ -46,6 +46,7 @@ class Looked:
     """How many documents there are, estimated unless `whole`; None where nothing tells."""
     characters: list[int] = field(default_factory=list)
     _encoded: dict[str, list[Encoded]] = field(default_factory=dict, repr=False, compare=False)
+    _pairs: dict[str, list[PreferencePair]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def counted(self) -> list[Document]:
@@ -59,6 +60,14 @@ class Looked:
             found = Encoder(with_chat_template(tokenizer), LONGEST).encode(self.counted)
             self._encoded[key] = [one for one in found if isinstance(one, Encoded)]
         return self._encoded[key]
+
+    def pairs(self, tokenizer: Tokenizer) -> list[PreferencePair]:
+        """The first rows as preference pairs in tokens; each tokenizer reads them once."""
+        key = tokenizer.fingerprint
+        if key not in self._pairs:
+            reader = PreferenceData(with_chat_template(tokenizer), LONGEST)
+            self._pairs[key] = list(reader.read(self.counted, skip=True))
+        return self._pairs[key]
 
     @property
     def columns(self) -> list[str]:
@@ -202,15 +211,41 @@ def _answers(row: Document) -> list[str]:
     return texts_of([row.fields.get(name) for name in ("completion", "response", "output", "answer")])
 
 
-def pair_lengths(looked: Looked, tokenizer: Tokenizer | None, vocabulary: int) -> tuple[float, float]:
-    """The mean tokens of a prompt and of all its answers together."""
+@dataclass(frozen=True)
+class PairSizes:
+    """How many preference pairs there are, and the mean tokens of a prompt and of its answers together."""
+
+    count: float
+    prompt: float
+    answers: float
+
+
+def pair_sizes(
+    looked: Looked, tokenizer: Tokenizer | None, vocabulary: int, share: float
+) -> tuple[PairSizes, PairSizes]:
+    """The pairs that are learned from, and those that this share of the prompts holds out."""
+    documents = float(looked.documents or 0)
+    pairs = looked.pairs(tokenizer) if tokenizer is not None else []
+    if not pairs:
+        sizes = pair_lengths(looked, vocabulary)
+        held = float(looked.held_out(share) or 0)
+        return PairSizes(documents - held, *sizes), PairSizes(held, *sizes)
+    out = [in_validation(prompt_hash(one.prompt), share) for one in pairs]
+    whole = looked.whole and len(looked.counted) == len(looked.rows)
+    held = float(sum(out)) if whole else documents * share
+    every = len(pairs) if whole else documents
+
+    def sizes_of(count: float, wanted: bool) -> PairSizes:
+        mine = [one for one, held in zip(pairs, out) if held is wanted or not whole] or pairs
+        answers = [sum(len(each.tokens) for each in one.completions) for one in mine]
+        return PairSizes(count, float(np.mean([len(one.prompt) for one in mine])), float(np.mean(answers)))
+
+    return sizes_of(every - held, False), sizes_of(held, True)
+
+
+def pair_lengths(looked: Looked, vocabulary: int) -> tuple[float, float]:
+    """The mean tokens of a prompt and of all its answers together, by their letters."""
     rows = looked.rows[:MEASURED]
-    if tokenizer is not None:
-        pairs = list(PreferenceData(with_chat_template(tokenizer), LONGEST).read(looked.counted, skip=True))
-        if pairs:
-            prompts = [len(one.prompt) for one in pairs]
-            answers = [sum(len(each.tokens) for each in one.completions) for one in pairs]
-            return float(np.mean(prompts)), float(np.mean(answers))
     each = bytes_per_token(vocabulary)
     answers = [len("".join(texts_of([row.fields.get(name) for name in ANSWERS]))) for row in rows]
     prompt = float(np.mean([_size(row) - size for row, size in zip(rows, answers)])) / each

@@ -228,13 +228,7 @@ def _numbers(
     elif is_online(stage):
         numbers |= costs.online_numbers(stage, _rows(name, checked), prompt())
     elif stage.kind in PREFERENCES and known:
-        pairs = held = 0.0
-        for source, looked in checked.sources.get(name, {}).items():
-            if source in stage.data:
-                out = float(looked.held_out(stage.data[source].validation) or 0)
-                pairs, held = pairs + (looked.documents or 0) - out, held + out
-        numbers |= costs.pair_numbers(stage, pairs, costs.pair_tokens(going, name, checked, numbers))
-        numbers["pairs held out"] = held
+        numbers |= costs.pair_numbers(going, name, checked, numbers)
         if getattr(stage, "process", False):
             numbers |= costs.solution_numbers(going, name, checked, vocabulary)
     elif stage.kind in PROMPTED:

@@ -217,8 +217,9 @@ def shares(portions: Sequence[Portion], replay: float) -> list[tuple[Portion, fl
     return found
 
 
-def packed(sizes: np.ndarray, context: int, learned: float | None, padded: bool, documents: int = 0) -> Rows:
-    """Documents of these lengths, as if there were `documents` of them, in rows of `context` tokens."""
+def packed(one: Portion, context: int, padded: bool, varied: bool) -> Rows:
+    """The documents of a source in rows of `context` tokens."""
+    sizes, documents, learned = one.lengths, one.documents, one.learned
     some = np.resize(sizes, min(documents, SAMPLED)) if documents > len(sizes) else sizes
     packing = pack(some, context)
     if not len(packing):
@@ -229,18 +230,19 @@ def packed(sizes: np.ndarray, context: int, learned: float | None, padded: bool,
     # Nothing follows the last token of a document; where one was cut, it goes on.
     ends = int((packing.ends == some[packing.documents]).sum())
     return Rows(
-        count * max(1.0, documents / len(some)), each, attended(pieces, padded) * each,
+        count * max(1.0, documents / len(some)), each, attended(pieces, padded, varied=varied) * each,
         each * learned if learned is not None else (tokens - ends) / count,
     )  # fmt: skip
 
 
-def attended(sizes: np.ndarray, padded: bool) -> float:
+def attended(sizes: np.ndarray, padded: bool, *, varied: bool = False) -> float:
     """How many keys a token meets on average, in documents of these lengths.
 
-    A processor's kernel computes documents of several lengths in groups, each padded to the group's."""
+    A processor's kernel computes documents of several lengths in groups, each padded to the group's; `varied`
+    where others are computed with these."""
     sizes = np.asarray(sizes, dtype=np.float64)
     squares = sizes**2
-    if padded and len(set(sizes.tolist())) > 1:
+    if padded and (varied or len(set(sizes.tolist())) > 1):
         squares = np.array([float(padded_length(int(one))) ** 2 for one in sizes])
     return float(squares.sum() / max(1.0, sizes.sum()))
 
@@ -251,32 +253,49 @@ def training_rows(
     """A mean row of the training, of all rows there are, and how many tokens rows of all sources have.
 
     A source's share is one of the rows; how long `tokens` last, the rows of all sources together tell."""
-    mixed = [
-        (share, packed(one.lengths, context, one.learned, padded, one.documents))
-        for one, share in shares(portions, replay)
-    ]
+    varied = len({int(size) for one in portions for size in np.minimum(one.lengths, context)}) > 1
+    mixed = [(share, packed(one, context, padded, varied)) for one, share in shares(portions, replay)]
     count = sum(rows.count for _, rows in mixed)
     together = sum(rows.count * rows.each for _, rows in mixed) / max(1.0, count)
     mean = lambda part: sum(share * getattr(rows, part) for share, rows in mixed)
     return Rows(count, mean("each"), mean("squares"), mean("learned")), together
 
 
-def measured_rows(portions: Sequence[Portion], context: int, budget: float, padded: bool) -> Rows:
-    """What the loss is measured on, as one row: of every source its part of the budget, in whole rows."""
-    tokens = squares = learned = 0.0
+@dataclass(frozen=True)
+class Measured:
+    """What a loss is measured on once."""
+
+    tokens: float
+    attended: float
+    """The keys that each token meets."""
+    predicted: float
+    """The tokens whose successor is scored."""
+    attended_in_rows: float
+    """The keys that each token meets where every row is read as one text."""
+
+
+def measured(portions: Sequence[Portion], context: int, budget: float, padded: bool) -> Measured | None:
+    """Of every source its part of the budget, in whole rows; None where nothing is held out."""
+    pieces: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    predicted = 0.0
     for one in portions:
         packing = pack(one.held, context) if len(one.held) else None
         if packing is None or not len(packing):
             continue
-        filled = np.cumsum(packing.ends - packing.starts)[packing.rows[1:] - 1]
-        rows = min(len(packing), int(np.searchsorted(filled, budget / len(portions))) + 1)
-        last = packing.rows[rows]
-        sizes = (packing.ends - packing.starts)[:last]
+        sizes = packing.ends - packing.starts
+        filled = np.cumsum(sizes)[packing.rows[1:] - 1]
+        count = min(len(packing), int(np.searchsorted(filled, budget / len(portions))) + 1)
+        last = packing.rows[count]
         ends = int((packing.ends == one.held[packing.documents])[:last].sum())
-        mine = float(sizes.sum())
-        tokens, squares = tokens + mine, squares + attended(sizes, padded) * mine
-        learned += mine - ends if one.learned is None else mine * one.learned
-    return Rows(1.0, tokens, squares, learned)
+        tokens = float(filled[count - 1])
+        predicted += tokens - ends if one.learned is None else tokens * one.learned
+        pieces.append(sizes[:last])
+        rows.append(np.diff(filled[:count], prepend=0))
+    if not pieces:
+        return None
+    every, whole = np.concatenate(pieces), np.concatenate(rows)
+    return Measured(float(every.sum()), attended(every, padded), predicted, attended(whole, padded))
 
 
 def mixture_of(stage: Stage) -> dict[str, MixtureSource]:

@@ -10,18 +10,20 @@ import numpy as np
 
 from trivium.evals.asking import GREETINGS, LONGEST_GREETING
 from trivium.evals.settings import Settings, TaskSpec, named, settings_of
+from trivium.generate.kv_cache import BLOCK, in_blocks, reach_for
+from trivium.generate.prefill import CHUNK
 from trivium.kit import machine as hardware
 from trivium.lab.planner.work import Job, Phase
 from trivium.learn.objectives.next_token import WORTH_LEAVING_OUT
 from trivium.model.attention import padded_length
 from trivium.model.config import ModelConfig
-from trivium.model.flops import parameter_count
+from trivium.model.flops import adapter_parameters, parameter_count
 from trivium.model.folder import load_config
 from trivium.model.growth import grown_config, probe
 from trivium.model.hub import resolve
 from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import OF_A_TURN
-from trivium.pipeline.portions import attended
+from trivium.pipeline.portions import Measured, attended
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
 from trivium.stages.label_steps import CHUNK as LABELLED_AT_ONCE
@@ -129,15 +131,6 @@ def _trained(stage: Any, job: Job, config: ModelConfig) -> Job:
     )  # fmt: skip
 
 
-def adapter_parameters(config: ModelConfig, rank: int) -> float:
-    """Two thin matrices beside each of the layers' products."""
-    queries, keys = config.heads * config.head_width, config.key_value_heads * config.head_width
-    sides = [(config.width, queries), (config.width, keys), (config.width, keys), (queries, config.width)]
-    inner = [(config.width, config.inner_width)] * (2 if config.gated else 1)
-    sides += [*inner, (config.inner_width, config.width)]
-    return float(config.layers * rank * sum(a + b for a, b in sides))
-
-
 def _share(stage: Any) -> float:
     """The share of the layers' weights that get a gradient."""
     return 0.0 if getattr(stage, "adapter", None) is not None else 1.0
@@ -150,7 +143,8 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
     context = int(numbers.get("longest") or numbers.get("context") or config.context)
     length = float(numbers.get("attended") or context)
     learned = float(numbers.get("learned", 1.0 - 1.0 / max(2.0, length)))
-    few = learned < WORTH_LEAVING_OUT and config.experts is None
+    # A student computes no more than what it is taught, fine-tuning where that is little.
+    few = (learned < WORTH_LEAVING_OUT or stage.kind == "distill") and config.experts is None
     phases: list[Phase] = []
     done, steps = 0.0, float(numbers.get("steps") or max(1.0, tokens / max(batch, 1.0)))
     shape = config
@@ -180,7 +174,17 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
         job = replace(job, copies=1)
     teacher = planned_shape({"model": numbers.get("teacher_model")})
     if teacher is not None:
-        phases.append(Phase("scoring", tokens, length, tokens * learned, config=teacher))
+        taught = tokens * learned
+        last = taught if teacher.experts is None else None
+        phases.append(Phase("scoring", tokens, length, taught, last_layer=last, config=teacher))
+        held: Measured | None = numbers.get("measured")
+        # How far the student still is from its teacher, on what is held out.
+        for other in () if held is None else (config, teacher):
+            assert held is not None
+            last = held.predicted if other.experts is None else None
+            phases.append(
+                Phase("scoring", held.tokens, held.attended, held.predicted, last_layer=last, config=other)
+            )
     return replace(
         job, phases=tuple(phases), steps=steps, tokens=tokens, batch=batch or tokens / steps, context=context
     )
@@ -213,10 +217,7 @@ def _pairs(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     prompt, answers = numbers.get("pair tokens", (0.0, 0.0))
     if not steps or not pairs or not answers:
         return job
-    if getattr(stage, "share_prompts", False):
-        each, length = branched(prompt, [answers / 2] * 2, _on_processor())
-    else:
-        (_, length), each = branched(prompt + answers / 2, [], _on_processor()), 2 * prompt + answers
+    each, length = _pair(stage, prompt, answers)
     tokens, learned = pairs * each, pairs * answers
     reads = stage.kind == "preference"
     few = None if config.experts is not None else learned if reads else 3.0 * pairs
@@ -235,20 +236,33 @@ def _pairs(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     ]
     once = float(numbers.get("pairs there", pairs))
     held = float(numbers.get("pairs held out", 0.0))
-    if reads and stage._beside() != "none":
+    prompt_held, answers_held = numbers.get("held pair tokens", (prompt, answers))
+    each_held, length_held = _pair(stage, prompt_held, answers_held)
+    beside = reads and stage._beside() != "none"
+    if beside:
         # Stored numbers are computed once; those of a model beside in every step.
-        count = (pairs if stage._beside() != "stored" else once) + held
+        count = pairs if stage._beside() != "stored" else once
         phases.append(Phase("scoring", count * each, length, count * answers, last_layer=count * answers))
-    if held:
-        phases.append(Phase("scoring", held * each, length, held * answers if reads else 0.0,
-                            last_layer=few and few * held / pairs))  # fmt: skip
+    for _ in range(1 + beside if held else 0):
+        scored = held * answers_held if reads else 0.0
+        last = None if config.experts is not None else scored if reads else 3.0 * held
+        phases.append(Phase("scoring", held * each_held, length_held, scored, last_layer=last))
     if reads:
-        phases += _gauged(stage, held or once, prompt, answers / 2, numbers)
+        # Of given pairs those held out are asked, of prompts any.
+        asked = float(numbers.get("prompts", held))
+        phases += _gauged(stage, asked, prompt_held if held else prompt, answers / 2, numbers)
     copies = int(reads and stage._beside() == "parent")
     return replace(
         job, phases=tuple(phases), steps=float(steps), tokens=tokens, batch=tokens / steps, copies=copies,
         context=int(max(each, 2)),
     )  # fmt: skip
+
+
+def _pair(stage: Any, prompt: float, answers: float) -> tuple[float, float]:
+    """The tokens of a pair, and the keys that each of them meets."""
+    if getattr(stage, "share_prompts", False):
+        return branched(prompt, [answers / 2] * 2, _on_processor())
+    return 2 * prompt + answers, branched(prompt + answers / 2, [], _on_processor())[1]
 
 
 def _solutions(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
@@ -272,24 +286,32 @@ def _solutions(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
 def _gauged(stage: Any, asked: float, prompt: float, answer: float, numbers: Numbers) -> list[Phase]:
     """What preferences are measured by at the end: the drift from the parent, and sycophancy."""
     asked = min(asked, ASKED_AT_END)
-    answer = min(float(numbers.get("answer tokens", answer)), DRIFT_TOKENS)
-    phases = [
-        *generated(asked, prompt, 1, asked, answer, DRIFT_TOKENS, EVALUATED_AT_ONCE),
-        Phase("scoring", asked * (prompt + answer), prompt + answer, asked * answer),
-    ]
+    most = max(0.0, min(float(DRIFT_TOKENS), float(numbers.get("context", DRIFT_TOKENS)) - prompt))
+    answer = min(float(numbers.get("answer tokens", answer)), most)
+    phases = drifted(asked, prompt, answer, most) if asked else []
     return phases + sycophancy(stage.sycophancy, numbers, answer) if stage.sycophancy else phases
+
+
+def drifted(asked: float, prompt: float, answer: float, most: float) -> list[Phase]:
+    """The drift from another model: prompts are answered, and the other reads the answers."""
+    whole, length = branched(prompt + answer, [], _on_processor())
+    return [
+        *generated(asked, prompt, 1, asked, answer, most, EVALUATED_AT_ONCE),
+        Phase("scoring", asked * whole, length, asked * answer),
+    ]
 
 
 def sycophancy(questions: float, numbers: Numbers, answer: float) -> list[Phase]:
     """Each question is asked plainly, under pressure and with a correction, and two answers are compared."""
-    prompt = float(numbers.get("sycophancy tokens", QUESTION))
+    *prompts, choices = numbers.get("sycophancy tokens", (QUESTION, QUESTION, QUESTION, 2 * CHOICE))
     phases: list[Phase] = [*greeted(answer)]
-    for _ in range(3):
+    for prompt in prompts:
         phases += generated(
             questions, prompt, 1, questions, min(answer, SYCOPHANCY), SYCOPHANCY, EVALUATED_AT_ONCE
         )
-    read = 2 * questions * (prompt + CHOICE)
-    return [*phases, Phase("scoring", read, prompt + CHOICE, 2 * questions * CHOICE)]
+    # Both answers are read after one reading of the question that presses.
+    whole, length = branched(prompts[1] + choices, [], _on_processor())
+    return [*phases, Phase("scoring", questions * whole, length, questions * choices)]
 
 
 def _beside(stage: Any, config: ModelConfig) -> float:
@@ -305,20 +327,40 @@ def decoded(calls: float, answers: float, answer: float, most: float, rows: floa
 
 
 def generated(
-    prompts: float, prompt: float, calls: float, answers: float, answer: float, most: float, rows: float
+    prompts: float,
+    prompt: float,
+    calls: float,
+    answers: float,
+    answer: float,
+    most: float,
+    rows: float,
+    shared: float = 0.0,
+    blocks: float | None = None,
 ) -> tuple[Phase, Phase]:
-    """Prompts are read, each once, and answered in `calls` batches of `answers` of at most `most` tokens."""
+    """Prompts are read, each once, and answered in `calls` batches of `answers` of at most `most` tokens.
+
+    The whole blocks of the `shared` tokens with which all prompts begin are read with the first alone.
+    `blocks` are the tokens of a prompt in whole blocks, where its mean length does not tell."""
     answer = min(answer, most)
     written = calls * answers * answer
     rows = max(1.0, min(rows, answers))
     steps = decoded(calls, answers, answer, most, rows)
     # The last token of a prompt is read where the first of the answer is written.
+    read, length = prefilled(prompt - 1) if blocks is None else (blocks, blocks)
+    read *= prompts
+    read -= max(0.0, prompts - calls) * min(read, shared // BLOCK * BLOCK)
     return (
-        Phase("generation", prompts * max(prompt - 1, 0.0), prompt, 0.0, last_layer=0.0, rows=1.0,
-              requests=calls * answers),
-        Phase("generation", written, prompt + answer / 2, written, decode_steps=steps,
+        Phase("generation", read, length, 0.0, last_layer=0.0, rows=1.0, requests=calls * answers),
+        Phase("generation", written, prompt + (answer + BLOCK) / 2, written, decode_steps=steps,
               rows=written / max(steps, 1.0)),
     )  # fmt: skip
+
+
+def prefilled(prompt: float) -> tuple[float, float]:
+    """The tokens computed of a prompt, in whole blocks of the cache, and the keys that each of them meets."""
+    tokens = in_blocks(max(0, round(prompt)))
+    pieces = [(min(CHUNK, tokens - start), min(start + CHUNK, tokens)) for start in range(0, tokens, CHUNK)]
+    return float(tokens), sum(count * reach_for(end) for count, end in pieces) / max(1.0, tokens)
 
 
 def _rollouts(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
@@ -386,12 +428,12 @@ def _asked(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
         prompt = float(numbers.get("prompt tokens", QUESTION))
         answer = min(stage.max_new_tokens, float(known or ANSWERED * stage.max_new_tokens))
         several = 1 if stage.best_of is None else stage.best_of.n
-        for times, asked in ((several, questions), (1, questions), (1, min(questions, ASKED_AT_END))):
+        for times in (several, 1):
             phases += generated(
-                asked, prompt, 1, asked * times, answer, stage.max_new_tokens, EVALUATED_AT_ONCE
+                questions, prompt, 1, questions * times, answer, stage.max_new_tokens, EVALUATED_AT_ONCE
             )
-        phases.append(Phase("scoring", min(questions, ASKED_AT_END) * (prompt + answer), prompt + answer,
-                            min(questions, ASKED_AT_END) * answer))  # fmt: skip
+        if stage.best_of is None:
+            phases += drifted(min(questions, ASKED_AT_END), prompt, answer, stage.max_new_tokens)
     else:
         if any(settings_for(stage.asking, spec).style == "auto" for spec in stage.on):
             phases += greeted(float(known or DEFAULT_ANSWER))
@@ -401,7 +443,15 @@ def _asked(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
             answer = min(most, float(known or (ANSWERED * most if asking.max_new_tokens else DEFAULT_ANSWER)))
             prompt, times = float(numbers.get("prompt tokens", QUESTION)), 1 + asking.samples
             phases += generated(
-                asking.limit, prompt, 1, asking.limit * times, answer, most, EVALUATED_AT_ONCE
+                asking.limit,
+                prompt,
+                1,
+                asking.limit * times,
+                answer,
+                most,
+                EVALUATED_AT_ONCE,
+                float(numbers.get("shared tokens", 0.0)),
+                numbers.get("prompt blocks"),
             )
     written = sum(phase.predicted for phase in phases if phase.decode_steps)
     longest = max(phase.length for phase in phases)
@@ -438,18 +488,20 @@ def _measured(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Jo
 
 def _measured_phases(numbers: Numbers, times: float) -> list[Phase]:
     """Passes over what is held out, so many times."""
-    tokens, length, predicted = numbers.get("measured", (0.0, 1.0, 0.0))
-    return [Phase("scoring", times * tokens, length, times * tokens * predicted)] if tokens * times else []
+    one = numbers.get("measured")
+    if one is None or not times:
+        return []
+    return [Phase("scoring", times * one.tokens, one.attended, times * one.predicted)]
 
 
 def _pruned(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     """Shrinking: importance is measured in one pass of the model as it was."""
-    tokens, length, _ = numbers.get("measured", (0.0, 1.0, 0.0))
-    if stage.data is None or numbers.get("parent") is None or not tokens:
+    one, parent = numbers.get("measured"), numbers.get("parent")
+    if stage.data is None or parent is None or one is None:
         return job
-    return replace(
-        job, phases=(Phase("scoring", tokens, length, 0.0, config=numbers["parent"]),), tokens=tokens
-    )
+    # A row is read as one text, whatever documents are packed into it.
+    read = Phase("scoring", one.tokens, one.attended_in_rows, 0.0, config=parent)
+    return replace(job, phases=(read,), tokens=one.tokens)
 
 
 def _grown(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:

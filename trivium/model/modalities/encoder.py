@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trivium.model.arithmetic import note_module, note_products
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
@@ -52,13 +54,22 @@ class EncoderLayer(nn.Module):
     def forward(self, stream: Tensor) -> Tensor:
         """The stream of a batch of items, [items, pieces, width], one layer further."""
         rows = self.attention_norm(stream)
+        for part in (self.query, self.key, self.value):
+            note_module(part, rows)
         query, key, value = (
             part(rows).unflatten(-1, (self.count, -1)).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2)
+        times = 3 if torch.is_grad_enabled() and query.requires_grad else 1
+        note_products(query.flatten(0, 1), key.flatten(0, 1).mT, 2 * times)
+        note_module(self.output, mixed)
         stream = stream + self.output(mixed)
-        return stream + self.down(activated(self.up(self.mlp_norm(stream)), self.activation))
+        rows = self.mlp_norm(stream)
+        note_module(self.up, rows)
+        inner = activated(self.up(rows), self.activation)
+        note_module(self.down, inner)
+        return stream + self.down(inner)
 
 
 class Encoder(nn.Module):

@@ -6,6 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trivium.model.arithmetic import note_module
 from trivium.model.modalities.encoder import Activation, activated
 
 
@@ -39,7 +40,9 @@ class Projector(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Rows of joined states, [..., states × joined] -> [..., width]."""
         if self.up is not None:
+            note_module(self.up, rows)
             rows = activated(self.up(rows), self.config.activation)
+        note_module(self.out, rows)
         return self.out(rows)
 
 

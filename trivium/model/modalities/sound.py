@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trivium.model.arithmetic import note_module
 from trivium.model.modalities.encoder import Encoder, EncoderConfig
 from trivium.tokens.sounds import HOP, RATE
 
@@ -89,7 +90,10 @@ class SoundEncoder(nn.Module):
 
     def from_features(self, features: Tensor) -> Tensor:
         """States of spectrograms, [sounds, mels, frames] -> [sounds, frames / 2, width]."""
-        rows = F.gelu(self.first(features.to(self.first.weight.dtype)))
+        features = features.to(self.first.weight.dtype)
+        note_module(self.first, features)
+        rows = F.gelu(self.first(features))
+        note_module(self.second, rows)
         rows = F.gelu(self.second(rows)).transpose(1, 2)
         places = sinusoids(rows.shape[1], rows.shape[2]).to(rows.device, rows.dtype)
         return self.encoder(rows + places)

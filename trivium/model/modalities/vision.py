@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trivium.model.arithmetic import note_module
 from trivium.model.modalities.encoder import Encoder, EncoderConfig
 
 HALF = (0.5, 0.5, 0.5)
@@ -62,7 +63,9 @@ class VisionEncoder(nn.Module):
         across = self.config.side // patch
         flat = pixels.unflatten(3, (across, patch)).unflatten(2, (across, patch))
         # [tiles, 3, down, patch, across, patch] -> [tiles, patches, 3 × patch × patch]
-        stream = self.patches(flat.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+        rows = flat.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        note_module(self.patches, rows)
+        stream = self.patches(rows)
         if self.class_embedding is not None:
             first = self.class_embedding.expand(len(stream), 1, -1)
             stream = torch.cat([first, stream], dim=1)

@@ -8,6 +8,7 @@ from trivium.data.settings import MixtureSource
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.stages.parts.stage import Product, Reference
+from trivium.tokens.tokenizer import Tokenizer
 
 TOKENISED: tuple[Product, ...] = ("shards", "data", "source")
 ROWS: tuple[Product, ...] = ("data", "source")
@@ -59,11 +60,13 @@ def mixture_references(
 def planned_vocabulary(
     inputs: Mapping[str, Path | Mapping[str, Any]], names: Iterable[str | None]
 ) -> int | None:
-    """The vocabulary of a corpus that exists, or of one that is only planned."""
+    """The vocabulary of a corpus or a tokenizer that exists, or of one that is only planned."""
     for name in names:
         known = inputs.get(name) if name is not None else None
         if isinstance(known, Path) and (known / "manifest.json").is_file():
             return int(read_json(known / "manifest.json")["vocabulary"])
+        if isinstance(known, Path) and (known / "tokenizer.json").is_file():
+            return Tokenizer.load(known).vocabulary_size
         if isinstance(known, Mapping) and "vocabulary" in known:
             return int(known["vocabulary"])
     return None
