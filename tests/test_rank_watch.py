@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
 from buckets import until
 from ports import free_port
 from small import SmallBatches, small_trainer
@@ -59,36 +62,44 @@ def work(folder: Path, how: str, rank: int) -> None:
         trainer = small_trainer(
             folder, batches=Faulty(steps, how, rank), objective=objective, optimiser="adamw"
         )
-        trainer.progress = Progress("test", sys.stderr)
-        trainer.watch.say = trainer.progress.say
+        trainer.watch.say = Progress("test", sys.stderr).say
         trainer.run()
     except TriviumError as error:
-        sys.exit(f"trivium: {error}")
+        print(f"trivium: {error}", file=sys.stderr)
 
 
-def pair(folder: Path, how: str, rank: int, **limits: str) -> list[subprocess.Popen[str]]:
+def member(place: int, folder: Path, how: str, rank: int, environment: dict[str, str]) -> None:
+    """One of two processes, in a copy of this one; what it says goes to a file."""
+    os.environ.update(environment, RANK=str(place), LOCAL_RANK=str(place))
+    torch.set_num_threads(1)
+    sys.stderr = open(folder / f"{place}.txt", "w", buffering=1)  # noqa: SIM115
+    work(folder, how, rank)
+
+
+def pair(folder: Path, how: str, rank: int, **limits: str) -> list[Any]:
     """Two processes of a training."""
-    port = str(free_port())
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder), how, str(rank)],
-            env={
-                **os.environ, "RANK": str(place), "LOCAL_RANK": str(place), "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-                "TRIVIUM_LOGS": str(folder), **limits,
-            },
-            stderr=subprocess.PIPE, text=True,
-        )
-        for place in range(2)
-    ]  # fmt: skip
+    environment = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "TRIVIUM_LOGS": str(folder), **limits,
+    }  # fmt: skip
+    context = multiprocessing.get_context("fork")
+    members = [
+        context.Process(target=member, args=(place, folder, how, rank, environment)) for place in range(2)
+    ]
+    for one in members:
+        one.start()
+    return members
 
 
-def ended(members: list[subprocess.Popen[str]], place: int) -> str:
+def ended(folder: Path, members: list[Any], place: int, how: str = "") -> str:
     try:
-        return members[place].communicate(timeout=100)[1]
+        members[place].join(100)
+        if how == "waiting":
+            members[1 - place].join(30)
+        return (folder / f"{place}.txt").read_text()
     finally:
-        for member in members:
-            member.kill()
+        for one in members:
+            one.kill()
 
 
 @pytest.mark.slow
@@ -96,8 +107,8 @@ def ended(members: list[subprocess.Popen[str]], place: int) -> str:
 def test_a_stopped_process_is_named_and_the_other_ends(tmp_path, stopped):
     """A stopped first process takes the rendezvous' store with it, which lies in it without torchrun."""
     members = pair(tmp_path, "stopped", stopped, TRIVIUM_SILENT_SECONDS="2")
-    said = ended(members, 1 - stopped)
-    assert members[1 - stopped].returncode == 70, said
+    said = ended(tmp_path, members, 1 - stopped)
+    assert members[1 - stopped].exitcode == 70, said
     line = next(line for line in said.splitlines() if line.startswith("trivium: "))
     assert f"rank {stopped}" in line
     assert "step" in line
@@ -111,8 +122,8 @@ def test_a_stopped_process_is_named_and_the_other_ends(tmp_path, stopped):
 @pytest.mark.slow
 def test_the_process_for_which_all_others_wait_is_named(tmp_path):
     members = pair(tmp_path, "waiting", 1, TRIVIUM_STALLED_SECONDS="2")
-    said = ended(members, 0)
-    assert [member.wait() for member in members] == [70, 70]
+    said = ended(tmp_path, members, 0, "waiting")
+    assert [one.exitcode for one in members] == [70, 70]
     line = next(line for line in said.splitlines() if line.startswith("trivium: "))
     assert "no process has moved for 2 s: rank 1 (" in line
     assert "at step 4 (reading rows), while rank 0 is at step 4 (adding up weights)" in line
@@ -121,7 +132,7 @@ def test_the_process_for_which_all_others_wait_is_named(tmp_path):
 @pytest.mark.slow
 def test_the_loss_of_another_process_is_one_sentence(tmp_path):
     members = pair(tmp_path, "killed", 1)
-    said = ended(members, 0)
+    said = ended(tmp_path, members, 0)
     line = next(line for line in said.splitlines() if line.startswith("trivium: "))
     assert "rank 0 of 2 lost another process at step 4 (adding up weights)" in line
     assert "Traceback" not in said
@@ -130,7 +141,7 @@ def test_the_loss_of_another_process_is_one_sentence(tmp_path):
 @pytest.mark.slow
 def test_a_slow_process_is_named_with_its_factor(tmp_path):
     members = pair(tmp_path, "slow", 1, TRIVIUM_COMPARED_SECONDS="1")
-    said = ended(members, 0)
+    said = ended(tmp_path, members, 0)
     line = next(line for line in said.splitlines() if "slower than the median" in line)
     assert line.startswith("rank 1 (")
     assert said.count("slower than the median") == 1
@@ -231,7 +242,3 @@ def test_sigterm_with_a_grace_of_20_s_saves_and_the_end_is_equal(alone, tmp_path
     assert again.returncode == 0, said
     assert "Going on after step" in said
     assert weights(runs) == weights(alone / "runs")
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -188,10 +188,11 @@ _AGAIN = """\
 # stop and leave the file. --requeue alone does not start a job again whose time is up.
 told=""
 work=""
+STOP_WORK
 # shellcheck disable=SC2329
 terminate() {
     told=yes
-    [ -z "$work" ] || kill -TERM "$work" || true
+    [ -z "$work" ] || stop_work || true
 }
 trap terminate TERM
 go_on() {
@@ -231,6 +232,15 @@ def _slurm_time(limit: int) -> str:
     return f"{days}-{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
 
 
+_TO_STEPS = """\
+# srun itself would have its processes killed; scancel sends the signal to them, not to this shell.
+# shellcheck disable=SC2329
+stop_work() { scancel --signal=TERM "$SLURM_JOB_ID" || kill -TERM "$work"; }"""
+_TO_PROCESS = """\
+# shellcheck disable=SC2329
+stop_work() { kill -TERM "$work"; }"""
+
+
 def _limits(logs: Path, job: str, asked: Machines) -> list[str]:
     """What a SLURM script sets before the work: logs, when to stop, and how it is said that work is left."""
     return [
@@ -245,7 +255,9 @@ def _limits(logs: Path, job: str, asked: Machines) -> list[str]:
         "# srun takes the number of cores from here alone.",
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
         *_cores(asked),
-        *_AGAIN.replace("STATUS", str(GO_ON_STATUS)).splitlines(),
+        *_AGAIN.replace("STATUS", str(GO_ON_STATUS))
+        .replace("STOP_WORK", _TO_STEPS if asked.jobs is None else _TO_PROCESS)
+        .splitlines(),
     ]
 
 

@@ -27,10 +27,13 @@ export TRIVIUM_CHECK_NODES=1
 # stop and leave the file. --requeue alone does not start a job again whose time is up.
 told=""
 work=""
+# srun itself would have its processes killed; scancel sends the signal to them, not to this shell.
+# shellcheck disable=SC2329
+stop_work() { scancel --signal=TERM "$SLURM_JOB_ID" || kill -TERM "$work"; }
 # shellcheck disable=SC2329
 terminate() {
     told=yes
-    [ -z "$work" ] || kill -TERM "$work" || true
+    [ -z "$work" ] || stop_work || true
 }
 trap terminate TERM
 go_on() {

@@ -26,9 +26,11 @@ export OMP_NUM_THREADS=4
 told=""
 work=""
 # shellcheck disable=SC2329
+stop_work() { kill -TERM "$work"; }
+# shellcheck disable=SC2329
 terminate() {
     told=yes
-    [ -z "$work" ] || kill -TERM "$work" || true
+    [ -z "$work" ] || stop_work || true
 }
 trap terminate TERM
 go_on() {
