@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/trivium run laptop --runs runs
 
 # One process more than cores, since many tests wait: for a socket, a lease, or another process
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-dev
 	$(PYTEST)

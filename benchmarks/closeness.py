@@ -29,7 +29,7 @@ from trivium import world
 from trivium.lab.behaviour import Passage, encode
 from trivium.lab.function_distance import measures, probe
 from trivium.lab.gather import Member, find
-from trivium.lab.weight_distance import cosines, linear_cka, states, task_vectors
+from trivium.lab.weight_distance import common_length, cosines, linear_cka, states, task_vectors
 from trivium.learn.optimisers import LearningRates, Optimiser
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
@@ -209,7 +209,8 @@ def main() -> None:
     everyone = list(members.values())
     probes = texts(0, PROBES)
     table = measures(probe(everyone, base, probes))
-    layers = [states(one, probes) for one in everyone]
+    longest = common_length(everyone)
+    layers = [states(one, probes, longest) for one in everyone]
     vectors = task_vectors(everyone, base)
     assert vectors is not None, "all behaviours grow from one base"
     weights, lengths = cosines(vectors), weight_lengths(vectors)

@@ -19,7 +19,7 @@ from trivium.lab.behaviour import Passage
 from trivium.lab.closeness_table import VERSION, closeness, drawn, probe_set, tree
 from trivium.lab.function_distance import Probed, aligned, borders, measures, pairwise, shifts
 from trivium.lab.gather import find
-from trivium.lab.weight_distance import cosines, linear_cka
+from trivium.lab.weight_distance import cka, cosines, linear_cka
 
 
 def drawn_models(count: int, contexts: int = 5, vocabulary: int = 7) -> list[torch.Tensor]:
@@ -97,6 +97,17 @@ def test_cka_is_one_under_rotation_and_scale_and_small_for_strangers():
     xc, yc = x - x.mean(0), y - y.mean(0)
     by_hand = (yc.T @ xc).pow(2).sum() / ((xc.T @ xc).pow(2).sum() * (yc.T @ yc).pow(2).sum()).sqrt()
     assert linear_cka(x, y) == pytest.approx(float(by_hand))
+
+
+def test_models_of_other_windows_are_compared_over_what_both_read():
+    tokenizer = own()
+    members = [
+        SimpleNamespace(tokenizer=tokenizer, model=small_model(tokenizer, context=context))
+        for context in (24, 64)
+    ]
+    text = Passage("p", "prose", "", "the river and the miller " * 8)
+    assert len(tokenizer.encode(text.text)) > 24
+    assert np.array(cka(members, [text])) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_task_vectors_are_compared_plainly_and_by_weight():

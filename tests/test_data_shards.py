@@ -9,7 +9,7 @@ import pytest
 
 from trivium.data.encoding import Encoded
 from trivium.data.shards import Shards, write_encoded, write_shards
-from trivium.data.sources import Document
+from trivium.data.sources import Document, read_documents
 from trivium.data.split import in_validation, text_hash
 from trivium.kit.errors import TriviumError
 from trivium.tokens.tokenizer import Tokenizer
@@ -149,6 +149,22 @@ def test_validation_is_a_function_of_the_text_alone(tmp_path: Path) -> None:
     assert 60 < len(ids("a", "validation")) < 140
     assert not in_validation(text_hash(some[0]), 0.0)
     assert in_validation(text_hash(some[0]), 1.0)
+
+
+def test_where_a_picture_lies_does_not_decide_whether_its_row_is_held_out(tmp_path: Path) -> None:
+    hashes = []
+    for folder in (tmp_path / "a", tmp_path / "elsewhere" / "b"):
+        folder.mkdir(parents=True)
+        rows = [
+            {"messages": [{"role": "user", "content": [{"type": "image", "path": f"{n % 2}.png"}]}]}
+            for n in range(3)
+        ]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = list(read_documents(str(folder / "rows.jsonl")))
+        assert found[0].fields["messages"][0]["content"][0]["path"] == str(folder / "0.png")
+        hashes.append([text_hash(one) for one in found])
+    assert hashes[0] == hashes[1]
+    assert hashes[0][0] == hashes[0][2] != hashes[0][1]
 
 
 def test_masked_documents_beside_unmasked_ones(tmp_path: Path) -> None:

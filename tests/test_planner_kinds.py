@@ -81,7 +81,7 @@ CASES = {
         f"from: sft, data: ./pictures.jsonl, {LEARNED}, steps: 3, steps_frozen: 0.34, "
         "picture: {patch: 4, tokens: 4, layers: 1, width: 32}", ("sft",),
         # Neither the encoder nor the tokens of a picture are planned, nor that the model is frozen at first.
-        within=0.35,
+        within=0.45,
     ),
     "preference": Case(
         "from: sft, data: {./pairs.jsonl: {validation: 0.3}}, context: 256, epochs: 1, pairs: 8, "
@@ -149,7 +149,8 @@ NO_MODEL = {
 
 def test_every_kind_has_a_case():
     named = {name.partition(",")[0] for name in CASES}
-    assert named | NO_MODEL.keys() == kinds().keys()
+    ours = {name for name, kind in kinds().items() if kind.__module__.startswith("trivium.stages.")}
+    assert named | NO_MODEL.keys() == ours
     assert not named & NO_MODEL.keys()
 
 

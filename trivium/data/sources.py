@@ -22,6 +22,8 @@ from trivium.kit.settings import Settings
 from trivium.tokens.parts import has_items, is_part
 
 _NAMED_IN_REPORT = 20
+WRITTEN = "written"
+"""The key under which a picture or a sound in a message keeps its path as the file has it."""
 
 
 class Source(Settings):
@@ -142,7 +144,19 @@ def place_items(fields: dict[str, Any], folder: Path) -> None:
     """Make the paths of pictures and sounds in messages, relative to the file that names them, absolute."""
     for part in items_in(fields):
         if isinstance(part.get("path"), str) and not part["path"].startswith("data:"):
+            part.setdefault(WRITTEN, part["path"])
             part["path"] = str(folder / Path(part["path"]).expanduser())
+
+
+def as_written(value: Any) -> Any:
+    """A value of a row with the paths of pictures and sounds as the file has them, wherever that lies."""
+    if isinstance(value, (list, tuple)):
+        return [as_written(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    if is_part(value) and WRITTEN in value:
+        value = {**value, "path": value[WRITTEN]}
+    return {name: as_written(one) for name, one in value.items()}
 
 
 def named_items(file: Path) -> list[str]:

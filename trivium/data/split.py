@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from trivium.data.sources import Document, read_documents
+from trivium.data.sources import Document, as_written, items_in, read_documents
 
 Item = TypeVar("Item")
 MOST_READ = 50_000
@@ -20,6 +20,8 @@ def text_hash(document: Document) -> bytes:
     content = document.text
     if content is None:
         said = document.fields.get("messages", document.fields)
+        if any(items_in(document.fields)):
+            said = as_written(said)
         content = json.dumps(said, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).digest()
 

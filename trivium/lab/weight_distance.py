@@ -28,9 +28,14 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     return float(cross / scale) if scale > 0 else float("nan")
 
 
+def common_length(members: Sequence[Member]) -> int:
+    """The tokens of a text that all models read, so that they are compared over the same places."""
+    return min(LONGEST, *(one.model.config.context for one in members))
+
+
 @torch.no_grad()
-def states(member: Member, texts: Sequence[Passage]) -> list[Tensor]:
-    """For each layer its output [contexts, width], over the looked-at places of all texts."""
+def states(member: Member, texts: Sequence[Passage], longest: int) -> list[Tensor]:
+    """For each layer its output [contexts, width], over the looked-at places in `longest` tokens of each."""
     kept: list[list[Tensor]] = [[] for _ in member.model.layers]
     hooks = [
         layer.register_forward_hook(lambda _m, _i, output, into=into: into.append(output.float().cpu()))
@@ -39,7 +44,7 @@ def states(member: Member, texts: Sequence[Passage]) -> list[Tensor]:
     picked = []
     try:
         for text in texts:
-            ids, places = encode(text, member.tokenizer, min(LONGEST, member.model.config.context))
+            ids, places = encode(text, member.tokenizer, longest)
             if not places:
                 continue
             picked.append(torch.tensor(places))
@@ -53,7 +58,8 @@ def states(member: Member, texts: Sequence[Passage]) -> list[Tensor]:
 
 def cka(members: Sequence[Member], texts: Sequence[Passage]) -> list[list[list[float]]]:
     """[models, models, layers]; models of different depths are compared at the same share of it."""
-    found = [states(one, texts) for one in members]
+    longest = common_length(members)
+    found = [states(one, texts, longest) for one in members]
     table = []
     for mine in found:
         row = []

@@ -220,7 +220,7 @@ class Trainer:
                 if stops and self.step < self.batches.steps:
                     self._save(wait=True)
                     self.progress.say(f"Stopped after step {self.step}; the same command goes on from there.")
-                    # A signal counts for more: whoever sent it decides what happens next.
+                    # A signal counts for more: who sent it decides what happens next.
                     if not self._agreed(self.stop_signal is not None):
                         raise StopRequested
                     if self.stop_signal == signal.SIGTERM:

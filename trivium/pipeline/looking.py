@@ -16,6 +16,7 @@ from trivium.data.preferences import PreferenceData, PreferencePair
 from trivium.data.sources import Document, Reading, Source, files_of, read_documents
 from trivium.data.split import in_validation, prompt_hash, text_hash
 from trivium.tokens.adopt import with_chat_template
+from trivium.tokens.parts import is_part
 from trivium.tokens.tokenizer import Tokenizer
 
 FIRST_ROWS = 2000
@@ -269,9 +270,11 @@ def content_of(row: Document) -> str:
 
 
 def texts_of(value: Any) -> list[str]:
-    """All texts inside a value, in order."""
+    """All texts inside a value, in order; where a picture or a sound lies is none."""
     if isinstance(value, str):
         return [value]
+    if is_part(value):
+        return []
     if isinstance(value, Mapping):
         return [text for inner in value.values() for text in texts_of(inner)]
     if isinstance(value, (list, tuple)):

@@ -37,7 +37,7 @@ class Multimodal(Sft):
 
     kind: Literal["multimodal"]  # type: ignore[assignment]
     """Multimodal mid-training."""
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     picture: Pictures | None = None
     """How pictures are seen; where it is left out, as the parent does, if it does."""
