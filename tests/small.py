@@ -109,3 +109,16 @@ def assert_identical(left: dict[str, torch.Tensor], right: dict[str, torch.Tenso
     assert left.keys() == right.keys()
     for name in left:
         assert torch.equal(left[name], right[name]), name
+
+
+def tiny_recipe(steps: int, every: int) -> str:
+    """A training of so many short steps, which saves its state at every so many."""
+    return f"""\
+name: tiny
+seed: 3
+stages:
+  words: {{kind: tokenizer, data: [{{path: world:prose, limit: 60}}], vocabulary: 300}}
+  corpus: {{kind: corpus, data: [{{path: world:prose, limit: 60}}], tokenizer: words, validation: 0.1}}
+  base: {{kind: pretrain, data: corpus, model: {{depth: 1, width: 32, head_width: 16, heads: 2}}, context: 64,
+         batch: 512, steps: {steps}, checkpoint: {{every_steps: {every}}}}}
+"""

@@ -13,14 +13,14 @@ import torch
 import torch.distributed.fsdp
 import torch.distributed.tensor.parallel
 from objectives import CASES, OneBatch
-from small import SmallBatches, small_model, small_trainer, weights_of
+from small import SmallBatches, small_model, small_trainer
 from test_parallel import meet, together
-from test_tensor_parallel import GEMMA, GPT2, QWEN2, assert_the_same
+from test_tensor_parallel import GEMMA, GPT2, QWEN2, assert_the_same, run_and_keep
 
 from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.kit import processes
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json, save_tensors, write_json
+from trivium.kit.files import read_json
 from trivium.learn.context_parallel import head_tail, segments_of
 
 
@@ -55,16 +55,7 @@ def run_one(folder: Path, name: str, parallel: dict[str, Any]) -> None:
         case = CASES[name]("cpu")
         model, batches, objective = case.model, OneBatch(case.rows, 2), case.objective
     trainer = small_trainer(folder, model=model, batches=batches, objective=objective, **settings)
-    normed: list[int] = []
-    norm = trainer.layout.model.layers[0].mlp_norm
-    norm.register_forward_hook(lambda module, inputs, output: normed.append(len(output)))
-    trainer.run()
-    moments = trainer.moments()
-    found = {"normed": sum(normed), "flops": trainer.flops}
-    write_json(folder / f"held-{processes.world().rank}.json", found)
-    if processes.world().leads:
-        save_tensors(folder / "end.safetensors", weights_of(model))
-        save_tensors(folder / "moments.safetensors", moments)
+    run_and_keep(trainer, folder)
 
 
 def run_all(rank: int, size: int, port: int, folder: str, names: list[str], parallel: dict[str, Any]) -> None:

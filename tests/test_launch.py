@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from forked import forked
+from small import tiny_recipe
 
 from trivium.cli import main
 from trivium.kit import stopping
@@ -95,20 +96,9 @@ def test_time_spans():
             stopping.seconds(wrong)
 
 
-TINY = """\
-name: tiny
-seed: 3
-stages:
-  words: {kind: tokenizer, data: [{path: world:prose, limit: 60}], vocabulary: 300}
-  corpus: {kind: corpus, data: [{path: world:prose, limit: 60}], tokenizer: words, validation: 0.1}
-  base: {kind: pretrain, data: corpus, model: {depth: 1, width: 32, head_width: 16, heads: 2}, context: 64,
-         batch: 512, steps: STEPS, checkpoint: {every_steps: 1000}}
-"""
-
-
 def test_a_stop_file_stops_at_a_saved_state_and_the_status_says_go_on(tmp_path):
     recipe, runs, stop = tmp_path / "tiny.yaml", tmp_path / "runs", tmp_path / "STOP"
-    recipe.write_text(TINY.replace("STEPS", "100000"))
+    recipe.write_text(tiny_recipe(steps=100_000, every=1000))
     word = tmp_path / "GO-ON"
     environment = {**stopping.without_requests(dict(os.environ)), stopping.GO_ON_FILE: str(word)}
     process = forked(
@@ -132,7 +122,7 @@ def test_a_stop_file_stops_at_a_saved_state_and_the_status_says_go_on(tmp_path):
 
 def test_a_run_past_its_time_stops_before_it_begins(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(TINY.replace("STEPS", "2"))
+    recipe.write_text(tiny_recipe(steps=2, every=1000))
     monkeypatch.setenv(stopping.STOP_AT, "1000")
     with pytest.raises(SystemExit) as stopped:
         main(["run", str(recipe), "--runs", str(tmp_path / "runs")])

@@ -21,6 +21,7 @@ from trivium.kit.metrics import read_metrics
 from trivium.learn.objective import Maximum, Measure, Minimum
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.parallel import measures_of_all, sum_gradients
+from trivium.learn.trainer import Trainer
 
 
 def meet(rank: int, size: int, port: int) -> None:
@@ -30,6 +31,18 @@ def meet(rank: int, size: int, port: int) -> None:
         MASTER_PORT=str(port),
     )  # fmt: skip
     processes.start()
+
+
+def run_until(trainer: Trainer, cut: int | None) -> bool:
+    """Train on until so many steps are done, or to the end; returns whether it came to that."""
+    if cut is None:
+        trainer.run()
+        return True
+    trainer.stop_signal = 15
+    trainer._agreed = lambda wish: trainer.step >= cut and wish  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    return False
 
 
 def work(rank: int, size: int, port: int, folder: str, steps: int, cut: int | None) -> None:
@@ -42,15 +55,8 @@ def work(rank: int, size: int, port: int, folder: str, steps: int, cut: int | No
         optimiser="adamw",
         checkpoint={"every_steps": 3},
     )
-    if cut is not None:
-        trainer.stop_signal = 15
-        trainer._agreed = lambda wish: trainer.step >= cut and wish  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
-    else:
-        trainer.run()
-        if rank == 0:
-            save_tensors(Path(folder) / "end.safetensors", dict(model.named_parameters()))
+    if run_until(trainer, cut) and rank == 0:
+        save_tensors(Path(folder) / "end.safetensors", dict(model.named_parameters()))
     processes.stop()
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from buckets import until
 from ports import free_port
-from small import SmallBatches, small_trainer
+from small import SmallBatches, small_trainer, tiny_recipe
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.progress import Progress
@@ -154,17 +154,6 @@ def test_slower_than_the_median():
     assert slower({0: 0.0, 1: 0.0}) == []
 
 
-TINY = """\
-name: tiny
-seed: 3
-stages:
-  words: {kind: tokenizer, data: [{path: world:prose, limit: 60}], vocabulary: 300}
-  corpus: {kind: corpus, data: [{path: world:prose, limit: 60}], tokenizer: words, validation: 0.1}
-  base: {kind: pretrain, data: corpus, model: {depth: 1, width: 32, head_width: 16, heads: 2}, context: 64,
-         batch: 512, steps: 60, checkpoint: {every_steps: 10}}
-"""
-
-
 def launched(recipe: Path, runs: Path, **limits: str) -> subprocess.Popen[str]:
     """What `trivium launch --on torchrun` starts, with two processes."""
     from trivium.pipeline.launch import script
@@ -206,7 +195,7 @@ def weights(runs: Path) -> bytes:
 def alone(tmp_path_factory) -> Path:
     """The same recipe on two processes, left alone."""
     folder = tmp_path_factory.mktemp("alone")
-    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "tiny.yaml").write_text(tiny_recipe(steps=60, every=10))
     process = launched(folder / "tiny.yaml", folder / "runs")
     said = whole(process)
     assert process.returncode == 0, said

@@ -14,7 +14,7 @@ import torch.distributed.fsdp
 import torch.distributed.tensor.parallel
 from objectives import CASES, Case, OneBatch, answers
 from small import SmallBatches, small_model, small_trainer, weights_of
-from test_parallel import losses, meet, together
+from test_parallel import losses, meet, run_until, together
 
 from trivium.generate.sampling import Sampling
 from trivium.kit import processes
@@ -24,6 +24,7 @@ from trivium.learn.objectives.policy import PolicyGradient
 from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.learn.settings import Parallel
 from trivium.learn.sharding import layout_of
+from trivium.learn.trainer import Trainer
 from trivium.model.config import ExpertsConfig
 from trivium.stages.parts.rollout_worker import under_filters
 
@@ -76,6 +77,30 @@ def filtered_policy() -> Case:
     return Case(model, objective, answers(model.config.vocabulary, aggregation=algorithm.aggregation))
 
 
+def keep_end(trainer: Trainer, folder: Path) -> None:
+    """Write the weights and moments that a training ends with; all processes call it together."""
+    moments = trainer.moments()
+    if processes.world().leads:
+        save_tensors(folder / "end.safetensors", weights_of(trainer.model))
+        save_tensors(folder / "moments.safetensors", moments)
+
+
+def run_and_keep(trainer: Trainer, folder: Path) -> None:
+    """Train; write the end, and what of a matrix and of the tokens this process had."""
+    normed: list[int] = []
+    norm = trainer.layout.model.layers[0].mlp_norm
+    norm.register_forward_hook(lambda module, inputs, output: normed.append(len(output)))
+    trainer.run()
+    up = trainer.named["layers.1.mlp.up.weight"]
+    held = {
+        "rows": getattr(up, "to_local", lambda: up)().shape[0],
+        "flops": trainer.flops,
+        "normed": sum(normed),
+    }
+    write_json(folder / f"held-{processes.world().rank}.json", held)
+    keep_end(trainer, folder)
+
+
 def run_one(folder: Path, name: str, parallel: dict[str, Any]) -> None:
     """Train one case, and leave its end and what of a matrix this process held."""
     settings: dict[str, Any] = {"parallel": parallel}
@@ -90,21 +115,7 @@ def run_one(folder: Path, name: str, parallel: dict[str, Any]) -> None:
         case = filtered_policy() if name == "policy-filtered" else CASES[name]("cpu")
         model, batches, objective = case.model, OneBatch(case.rows, 2), case.objective
     trainer = small_trainer(folder, model=model, batches=batches, objective=objective, **settings)
-    normed: list[int] = []
-    norm = trainer.layout.model.layers[0].mlp_norm
-    norm.register_forward_hook(lambda module, inputs, output: normed.append(len(output)))
-    trainer.run()
-    moments = trainer.moments()
-    up = trainer.named["layers.1.mlp.up.weight"]
-    held = {
-        "rows": getattr(up, "to_local", lambda: up)().shape[0],
-        "flops": trainer.flops,
-        "normed": sum(normed),
-    }
-    write_json(folder / f"held-{processes.world().rank}.json", held)
-    if processes.world().leads:
-        save_tensors(folder / "end.safetensors", weights_of(model))
-        save_tensors(folder / "moments.safetensors", moments)
+    run_and_keep(trainer, folder)
 
 
 def run_all(rank: int, size: int, port: int, folder: str, names: list[str], parallel: dict[str, Any]) -> None:
@@ -194,17 +205,8 @@ def leg(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], 
         Path(folder), model=small_model(), batches=SmallBatches(9, 3), parallel=parallel, ema=0.5,
         checkpoint={"every_steps": 100},
     )  # fmt: skip
-    if cut is not None:
-        trainer.stop_signal = 15
-        trainer._agreed = lambda wish: trainer.step >= cut and wish  # type: ignore[method-assign]
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
-    else:
-        trainer.run()
-        moments = trainer.moments()
-        if rank == 0:
-            save_tensors(Path(folder) / "end.safetensors", weights_of(trainer.model))
-            save_tensors(Path(folder) / "moments.safetensors", moments)
+    if run_until(trainer, cut):
+        keep_end(trainer, Path(folder))
     processes.stop()
 
 

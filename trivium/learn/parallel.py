@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trivium.kit.processes import world
+from trivium.kit.processes import everyone, world
 from trivium.learn.objective import Maximum, Measure, Minimum, accumulate
 
 BUCKET_ELEMENTS = 2**24
@@ -100,11 +100,8 @@ def measures_of_all(measures: Mapping[str, Measure]) -> dict[str, tuple[float, f
         for (name, measure), (value, weight) in zip(measures.items(), table, strict=True)
     }
     if world().size > 1:
-        import torch.distributed as distributed
-
-        everyone: list[dict[str, Measure]] = [{} for _ in range(world().size)]
-        distributed.all_gather_object(everyone, known)
+        said = everyone(known)
         known = {}
-        for theirs in everyone:
+        for theirs in said:
             accumulate(known, theirs)
     return {name: (float(known[name][0]), float(known[name][1])) for name in sorted(known)}

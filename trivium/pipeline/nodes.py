@@ -95,11 +95,11 @@ def check_nodes(seconds: float = SECONDS) -> NodeCheck | None:
     here = processes.start()
     node = f"node {os.environ.get('GROUP_RANK', '0')} ({socket.gethostname()})"
     mine: dict[str, Any] = {"rank": here.rank, "node": node, "device": machine.describe().device_name}
-    everyone = _told([mine])
+    everyone = processes.everyone(mine)
     processes.barrier()
     mine |= {"matmul": machine.matmul_peak(seconds), "memory": machine.memory_bandwidth(seconds)}
     mine["messages"] = _all_reduce_of_nodes(everyone, here.rank)
-    everyone = _told([mine])
+    everyone = processes.everyone(mine)
     together = _all_reduce(None, here.size)
     if not here.leads:
         return None
@@ -114,17 +114,6 @@ def _node(name: str, everyone: Sequence[Mapping[str, Any]]) -> NodeSpeed:
         name, len(members), slowest["device"], slowest["matmul"], min(one["memory"] for one in members),
         members[0]["messages"], slowest["rank"],
     )  # fmt: skip
-
-
-def _told(mine: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What every process says, in the order of ranks."""
-    if processes.world().size == 1:
-        return mine
-    import torch.distributed as distributed
-
-    everyone: list[list[dict[str, Any]]] = [[] for _ in range(processes.world().size)]
-    distributed.all_gather_object(everyone, mine)
-    return [one for theirs in everyone for one in theirs]
 
 
 def _all_reduce_of_nodes(everyone: Sequence[Mapping[str, Any]], rank: int) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class Reader:
 
     def _named(self, name: str, sources: Any) -> dict[str, MixtureSource | None]:
         """The sources of a setting; those of a corpus have neither weights nor a share held out."""
-        if isinstance(sources, dict) and all(isinstance(one, MixtureSource) for one in sources.values()):
+        if _is_mixture(sources):
             return dict(sources)
         if sources is None:
             return {}
@@ -301,6 +301,9 @@ def measured(portions: Sequence[Portion], context: int, budget: float, padded: b
 def mixture_of(stage: Stage) -> dict[str, MixtureSource]:
     """The sources in `data` that have settings of their own."""
     data = getattr(stage, "data", None)
-    if isinstance(data, dict) and all(isinstance(one, MixtureSource) for one in data.values()):
-        return data
-    return {}
+    return data if _is_mixture(data) else {}
+
+
+def _is_mixture(sources: Any) -> TypeGuard[dict[str, MixtureSource]]:
+    """Whether each of the sources has settings of its own."""
+    return isinstance(sources, dict) and all(isinstance(one, MixtureSource) for one in sources.values())

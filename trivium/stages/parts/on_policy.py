@@ -17,7 +17,7 @@ from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import Count
-from trivium.kit.processes import world
+from trivium.kit.processes import everyone, world
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.distillation import SAMPLED
 from trivium.model.transformer import Transformer
@@ -130,14 +130,8 @@ class StudentAnswers:
             )
             for number, one in enumerate(asked)
         ]
-        mine = [one for (one,) in self.engine.generate(requests[here.rank :: here.size])]
-        if here.size == 1:
-            return mine
-        import torch.distributed as distributed
-
-        everyone: list[list[Completion]] = [[] for _ in range(here.size)]
-        distributed.all_gather_object(everyone, mine)
-        return [everyone[number % here.size][number // here.size] for number in range(len(asked))]
+        said = everyone([one for (one,) in self.engine.generate(requests[here.rank :: here.size])])
+        return [said[number % here.size][number // here.size] for number in range(len(asked))]
 
     def _write(self, step: int, asked: Sequence[Asked], answers: Sequence[Completion]) -> None:
         if not world().leads:

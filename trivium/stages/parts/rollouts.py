@@ -20,7 +20,7 @@ from trivium.data.rows import PackedSequence, collate, row_of_documents
 from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.grade.rewards import Combined
 from trivium.kit.fingerprint import fingerprint
-from trivium.kit.processes import world
+from trivium.kit.processes import everyone, world
 from trivium.learn.objectives.advantages import (
     AdvantageSettings,
     KlController,
@@ -549,12 +549,6 @@ def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
 
 def _from_all(groups: list[RolloutGroup]) -> list[RolloutGroup]:
     """The groups of all processes, in the order of their prompts."""
-    here = world()
-    if here.size == 1:
-        return groups
-    import torch.distributed as distributed
-
-    everyone: list[list[RolloutGroup]] = [[] for _ in range(here.size)]
-    distributed.all_gather_object(everyone, groups)
-    longest = max(map(len, everyone))
-    return [some[index] for index in range(longest) for some in everyone if index < len(some)]
+    said = everyone(groups)
+    longest = max(map(len, said))
+    return [some[index] for index in range(longest) for some in said if index < len(some)]
