@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from trivium.data.rows import PackedSequence, row_of_documents
+from trivium.data.rows import Batch, PackedSequence, row_of_documents
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
+from trivium.learn.objective import Loss
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.optimisers import LearningRates
 from trivium.learn.settings import Training
 from trivium.learn.trainer import Hooks, Trainer
+from trivium.model.attention import Documents
 from trivium.model.config import ModelConfig
+from trivium.model.scalar_head import ScalarHead
 from trivium.model.transformer import Transformer
 
 VOCABULARY = 61
@@ -67,6 +70,20 @@ class SmallBatches:
 
     def restore(self, json: dict, tensors: dict) -> None:
         assert json == {}
+
+
+class Scored(NextToken):
+    """The next token and, by a head of its own that is trained along, where in the row a token stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = ScalarHead(32, seed=1)
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        found = super().loss(model, batch)
+        scores = self.extra(model(batch.tokens, Documents(batch.lengths, batch.tokens.device)))
+        places = torch.arange(len(scores)) / len(scores)
+        return Loss(found.sum + ((scores - places) ** 2 * batch.weights).sum(), found.metrics)
 
 
 def small_trainer(

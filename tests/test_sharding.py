@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import SmallBatches, small_model, small_trainer, weights_of
+from small import Scored, SmallBatches, small_model, small_trainer, weights_of
 from test_parallel import losses, meet, together
 
 from trivium.kit import processes
@@ -25,16 +25,24 @@ STEPS, ROWS = 5, 3
 
 
 def train(
-    rank: int, size: int, port: int, folder: str, shard: Any, cut: int | None, changes: dict[str, Any]
+    rank: int,
+    size: int,
+    port: int,
+    folder: str,
+    shard: Any,
+    cut: int | None,
+    changes: dict[str, Any],
+    model: dict[str, Any] | None = None,
+    objective: Any = None,
 ) -> None:
     """What each process does; with `cut` all of them stop after so many steps."""
     meet(rank, size, port)
-    settings = {"micro_batch": 1, "checkpoint": {"every_steps": 2}, **changes}
+    settings = {"micro_batch": 1, "checkpoint": {"every_steps": 2}, "parallel": {"shard": shard}, **changes}
     trainer = small_trainer(
         Path(folder),
-        model=small_model(),
+        model=small_model(**(model or {})),
         batches=SmallBatches(STEPS, ROWS),
-        parallel={"shard": shard},
+        objective=objective and objective(),
         **settings,
     )
     if cut is not None:
@@ -46,12 +54,14 @@ def train(
         return
     trainer.run()
     moments = trainer.moments()
-    local = getattr(
-        trainer.named["layers.0.mlp.up.weight"], "to_local", lambda: trainer.model.layers[0].mlp.up.weight
-    )()
-    write_json(Path(folder) / f"held-{rank}.json", {"rows": local.shape[0]})
+    if model is None:
+        local = getattr(
+            trainer.named["layers.0.mlp.up.weight"], "to_local", lambda: trainer.model.layers[0].mlp.up.weight
+        )()
+        write_json(Path(folder) / f"held-{rank}.json", {"rows": local.shape[0]})
     if rank == 0:
-        save_tensors(Path(folder) / "end.safetensors", weights_of(trainer.model))
+        own = {} if objective is None else weights_of(trainer.objective.extra)  # type: ignore[arg-type]
+        save_tensors(Path(folder) / "end.safetensors", {**weights_of(trainer.model), **own})
         save_tensors(Path(folder) / "moments.safetensors", moments)
     processes.stop()
 
@@ -89,6 +99,25 @@ def test_sharded_it_learns_what_one_process_learns(
     assert read_json(tmp_path / "one" / "held-0.json")["rows"] == whole
 
 
+@pytest.mark.parametrize("parallel", [{"shard": "all"}, {"tensor": 2}], ids=str)
+def test_a_head_is_trained_beside_a_divided_model(tmp_path: Path, parallel: dict[str, Any]) -> None:
+    """Its running mean too; it is whole on every process, so that moments and saved states hold it once."""
+    one, many = str(tmp_path / "one"), str(tmp_path / "many")
+    together(train, 1, one, 1, None, {"ema": 0.5}, None, Scored)
+    for cut in (3, None):
+        together(train, 2, many, 1, cut, {"ema": 0.5, "parallel": parallel}, None, Scored)
+    assert_the_same(tmp_path / "one", tmp_path / "many")
+    assert "score.weight" in load_tensors(tmp_path / "many/end.safetensors")
+
+
+def test_a_mixture_is_divided_whose_experts_not_every_process_needs(tmp_path: Path) -> None:
+    """Of sixteen experts a process with a row of few tokens reaches some, and other ones than its peer."""
+    model = {"experts": ExpertsConfig(16, 1, 48, balance=0.01)}
+    for size, shard in ((1, 1), (2, "all")):
+        together(train, size, str(tmp_path / f"{size}"), shard, None, {"optimiser": "muon"}, model)
+    assert_the_same(tmp_path / "1", tmp_path / "2")
+
+
 @pytest.mark.parametrize(
     ("first", "then"), [((2, "all"), (1, 1)), ((1, 1), (2, "all")), ((2, "all"), (2, 1))], ids=str
 )
@@ -118,13 +147,13 @@ def test_in_one_process_nothing_is_divided(shard: Any) -> None:
 
 def test_what_cannot_be_divided_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
-    with pytest.raises(TriviumError, match="a head of its own"):
-        laid_out(Parallel(shard="all"), has_extra=True)
+    with pytest.raises(TriviumError, match=r"a head of its own; leave `parallel.context` out"):
+        laid_out(Parallel(shard=1, context=2), has_extra=True)
     with pytest.raises(TriviumError, match="`grow`"):
         laid_out(Parallel(shard="all"), reshapes=True)
     mixed = small_model(experts=ExpertsConfig(4, 2, 48))
     with pytest.raises(TriviumError, match="a mixture of experts"):
-        layout_of(mixed, Parallel(shard="all"), has_extra=False, reshapes=False, say=print)
+        layout_of(mixed, Parallel(shard=1, tensor=2), has_extra=False, reshapes=False, say=print)
     with pytest.raises(TriviumError, match="does not divide the 4 processes"):
         laid_out(Parallel(shard=3))
 

@@ -97,11 +97,12 @@ class Optimiser:
             self.groups[group_of(name, parameter)].append(name)
         self.muon = [] if not muon else self.groups["matrices"]
         matrices = set(self.muon)
-        self.adam: dict[tuple[str, float], list[str]] = defaultdict(list)
+        self.adam: dict[tuple[str, float, bool], list[str]] = defaultdict(list)
         for group, names in self.groups.items():
             for name in names:
                 if name not in matrices:
-                    self.adam[group, rates.factor_of(name)].append(name)
+                    divided = is_divided(self.parameters[name])
+                    self.adam[group, rates.factor_of(name), divided].append(name)
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
@@ -117,7 +118,7 @@ class Optimiser:
         """Move every parameter that has a gradient; `factor` is the schedule's share of the full rates."""
         self.steps += 1
         self._muon_step(factor)
-        for (group, faster), names in self.adam.items():
+        for (group, faster, _), names in self.adam.items():
             self._adam_step(names, group, factor * faster)
 
     def _moving(self, names: list[str]) -> tuple[list[str], list[Tensor], list[Tensor]]:

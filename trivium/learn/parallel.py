@@ -71,22 +71,31 @@ def _reached(parameters: Sequence[nn.Parameter]) -> list[bool]:
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The length of the whole gradient."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+    # Of divided tensors and whole ones a list operation takes one kind at a time.
+    norms = []
+    for gradients in alike(parameter.grad for parameter in parameters if parameter.grad is not None):
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norms.append(norm if type(norm) is Tensor else norm.full_tensor())
+    if not norms:
         # Nothing that is trained took part, as where a step holds text alone and only a new encoder learns.
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    return norm if type(norm) is Tensor else norm.full_tensor()
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Whole tensors apart from those of which a process holds a part; no list is empty."""
+    kinds: dict[type, list[Tensor]] = {}
+    for one in tensors:
+        kinds.setdefault(type(one), []).append(one)
+    return list(kinds.values())
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
     """Shorten the gradient to `limit` where it is longer."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    # A gradient of which a process holds a part takes a plain number alone.
-    torch._foreach_mul_(gradients, factor if all(type(one) is Tensor for one in gradients) else factor.item())
+    for gradients in alike(parameter.grad for parameter in parameters if parameter.grad is not None):
+        # A gradient of which a process holds a part takes a plain number alone.
+        torch._foreach_mul_(gradients, factor if type(gradients[0]) is Tensor else factor.item())
 
 
 def measures_of_all(measures: Mapping[str, Measure]) -> dict[str, tuple[float, float]]:

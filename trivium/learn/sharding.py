@@ -148,7 +148,8 @@ class Shards(_Divided):
         self.root.set_requires_gradient_sync(last)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The last backward pass has summed them."""
+        """The last backward pass has summed those of divided weights; of a head every process has all."""
+        sum_gradients([one for one in parameters if not is_divided(one)])
 
 
 class Groups(_Divided):
@@ -198,11 +199,18 @@ class Groups(_Divided):
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum over all groups, and inside of a group what its processes have parts of."""
-        if self.root is not None:
-            return
         from torch.distributed.tensor import DTensor
 
-        parameters = list(parameters)
+        whole, parameters = [], list(parameters)
+        for one in parameters:
+            if one.grad is not None and not is_divided(one):
+                # A head of which every process has all: in a group they have the same gradient, too.
+                one.grad /= self.group
+                whole.append(one)
+        sum_gradients(whole)
+        if self.root is not None:
+            return
+        parameters = [one for one in parameters if is_divided(one)]
         for one in parameters:
             if one.grad is not None:
                 assert isinstance(one, DTensor)
@@ -257,16 +265,16 @@ def layout_of(
         _fill_whole(model, fill)
         return Replicas(model)
     refused = {
-        "a stage that trains a head of its own": has_extra,
+        "a stage that trains a head of its own": has_extra and wish.context > 1,
         "`grow`": reshapes,
         "`near_parent.weights`": pulls,
+        "a mixture of experts": model.config.experts is not None and group > 1,
         # FSDP2 sends no gradient of what a process's rows did not reach, and the others would wait for it.
-        "a mixture of experts": model.config.experts is not None,
         "a model that sees or hears": model.modalities is not None,
         "quantised weights": any(is_quantised(one) for one in model.parameters()),
     }
     if reason := next((what for what, is_so in refused.items() if is_so), None):
-        key = "tensor" if tensor > 1 else "context" if group > 1 else "shard"
+        key = "tensor" if tensor > 1 else "context" if wish.context > 1 else "shard"
         raise TriviumError(f"`parallel` cannot divide {reason}; leave `parallel.{key}` out, or say 1.")
     if groups % shard:
         what = "processes there are" if group == 1 else f"groups of {group} processes there are"

@@ -27,7 +27,7 @@ from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, ho
 from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
 from trivium.learn.objectives.near_parent import NearWeights
 from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
-from trivium.learn.parallel import clip, gradient_norm, measures_of_all
+from trivium.learn.parallel import alike, clip, gradient_norm, measures_of_all
 from trivium.learn.pieces import Held, SavedTensors
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.rank_watch import RankWatch, watching
@@ -424,8 +424,9 @@ class Trainer:
 
     def _update_average(self) -> None:
         if self.settings.ema is not None:
-            current = [self.named[name].detach() for name in self.average]
-            torch._foreach_lerp_(list(self.average.values()), current, 1 - self.settings.ema)
+            current = alike(self.named[name].detach() for name in self.average)
+            for means, weights in zip(alike(self.average.values()), current, strict=True):
+                torch._foreach_lerp_(means, weights, 1 - self.settings.ema)
 
     @torch.no_grad()
     def _take_average(self) -> None:

@@ -54,7 +54,13 @@ class Mixture(nn.Module):
         if routing is not None:
             routing.note(probabilities, counts)
         inputs = rows.index_select(0, order // self.per_token).split(counts.tolist())
-        outputs = [expert(mine) for expert, mine in zip(self.experts, inputs, strict=True) if len(mine)]
+        # Where weights learn, an expert without tokens has a gradient, too, which is zero: processes that
+        # divide the weights have to send the same.
+        outputs = [
+            expert(mine)
+            for expert, mine in zip(self.experts, inputs, strict=True)
+            if len(mine) or torch.is_grad_enabled()
+        ]
         # A gather back and a weighted sum: a scattered sum would add in an order that may change.
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         joined = torch.cat(outputs).index_select(0, back).view(len(rows), self.per_token, -1)
