@@ -14,6 +14,7 @@ from tuning import save, small_model
 import trivium
 from trivium.cli import cli
 from trivium.evals.asking import Subject
+from trivium.evals.bits import texts_of
 from trivium.evals.evaluate import evaluate
 from trivium.evals.results import Results
 from trivium.evals.settings import Settings
@@ -273,3 +274,15 @@ def test_what_no_task_can_do_is_refused_before_it_is_tried(spec: object) -> None
     """A thousand million worked examples were drawn before any model was asked."""
     with pytest.raises(TriviumError):
         planned(spec, Settings())
+
+
+def test_a_long_text_is_cut_into_items_that_the_limit_counts(tmp_path: Path) -> None:
+    """A book in one file was a single item without an interval, and `limit` did not shorten it."""
+    lines = [f"Line {number} of the book.\n" for number in range(600)]
+    (tmp_path / "book.txt").write_text("".join(lines) + "x" * 5000)
+    cut = list(texts_of(str(tmp_path / "book.txt"), Settings(limit=100)))
+    texts = [text for _, text, _ in cut]
+    assert "".join(texts) == "".join(lines) + "x" * 5000
+    assert max(map(len, texts)) <= 4096 and all(text.endswith("\n") for text in texts[:3])
+    assert len({name for name, _, _ in cut}) == len(cut) == 6
+    assert texts[:2] == [text for _, text, _ in texts_of(str(tmp_path / "book.txt"), Settings(limit=2))]

@@ -1,6 +1,7 @@
 """How well a model predicts text: bits per byte, source by source, beside the floor where it is known."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,8 @@ from trivium.model.attention import Documents
 
 SOURCES = ("prose", "facts", "sums", "craft", "tongue")
 TOKENS_AT_ONCE = 4096
+LONGEST_PIECE = 4096
+"""Characters of a file's text that are one item: a whole book would be a single one, without an interval."""
 
 
 def texts_of(
@@ -28,7 +31,8 @@ def texts_of(
 ) -> Iterator[tuple[str, str, float | None]]:
     """Documents of a source of the world (its test split) or of a file: id, text, and its entropy in bits.
 
-    Of a file only what a stage holds out of it with this share; all where that is nothing.
+    Of a file only what a stage holds out of it with this share; all where that is nothing. A long text is
+    cut at the ends of lines into pieces that count as documents of their own.
     """
     if of_the_world(source):
         name, options = world_call(source)
@@ -42,10 +46,20 @@ def texts_of(
         documents: Iterable[Document] = unseen(source, held_out, settings.limit)
     else:
         documents = islice(read_documents(source), settings.limit)
+    yield from islice(pieces_of(documents), settings.limit)
+
+
+def pieces_of(documents: Iterable[Document]) -> Iterator[tuple[str, str, None]]:
+    """Id and text of every document, cut after the last line that ends before `LONGEST_PIECE`."""
     for document in documents:
         if document.text is None:
             raise TriviumError(f"{document.id} has no `text` to predict; map one with columns.")
-        yield document.id, document.text, None
+        if len(document.text) <= LONGEST_PIECE:
+            yield document.id, document.text, None
+            continue
+        ends = rf"(?s).{{1,{LONGEST_PIECE}}}(?:(?<=\n)|\Z)|.{{{LONGEST_PIECE}}}"
+        for number, piece in enumerate(re.findall(ends, document.text), start=1):
+            yield f"{document.id}, piece {number}", piece, None
 
 
 @torch.inference_mode()

@@ -47,7 +47,7 @@ class Evaluate(Stage):
 
     kind: Literal["evaluate"]
     """Evaluate a model on tasks."""
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     produces: ClassVar[Product] = "report"
 
     start: str = Field(alias="from")
