@@ -31,8 +31,13 @@ def shared_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     return rows
 
 
-def shared_model(folder: Path, shape: dict[str, int]) -> None:
-    """The model's folder and its tokenizer, the same for every contestant."""
+def shared_model(folder: Path, shape: dict[str, Any]) -> None:
+    """The model's folder and its tokenizer, the same for every contestant: made, or those of a checkpoint."""
+    if "folder" in shape:
+        for file in Path(shape["folder"]).iterdir():
+            if file.suffix in (".json", ".jinja", ".safetensors"):
+                (folder / file.name).symlink_to(file.resolve())
+        return
     from trivium import world
     from trivium.model.config import ModelConfig
     from trivium.model.folder import save_model
