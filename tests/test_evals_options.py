@@ -283,6 +283,7 @@ def test_a_long_text_is_cut_into_items_that_the_limit_counts(tmp_path: Path) -> 
     cut = list(texts_of(str(tmp_path / "book.txt"), Settings(limit=100)))
     texts = [text for _, text, _ in cut]
     assert "".join(texts) == "".join(lines) + "x" * 5000
-    assert max(map(len, texts)) <= 4096 and all(text.endswith("\n") for text in texts[:3])
+    assert max(map(len, texts)) <= 4096
+    assert all(text.endswith("\n") for text in texts[:3])
     assert len({name for name, _, _ in cut}) == len(cut) == 6
     assert texts[:2] == [text for _, text, _ in texts_of(str(tmp_path / "book.txt"), Settings(limit=2))]
