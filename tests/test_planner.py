@@ -18,10 +18,11 @@ from trivium.kit.errors import TriviumError
 from trivium.lab.planner import advice
 from trivium.lab.planner.catalogue import Machine, machine, machines
 from trivium.lab.planner.estimate import Estimate, estimate
-from trivium.lab.planner.layout import Layout
+from trivium.lab.planner.layout import Layout, candidates
 from trivium.lab.planner.work import Job, Phase
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.optimisers import LearningRates, Optimiser
+from trivium.learn.settings import Parallel
 from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.flops import muon_flops, parameter_count, pass_flops
@@ -252,6 +253,37 @@ def test_the_layout_fits_uses_all_devices_and_grows_with_the_model():
     none = estimate(pretraining(L70, 2**22), machine("h100:1"))
     assert not none.fits
     assert none.memory.weights == pytest.approx(4 * parameter_count(L70))
+
+
+@pytest.mark.parametrize(
+    ("wish", "shares"),
+    [
+        ({"tensor": 4}, {(8, 4, 1), (1, 4, 1)}),
+        ({"shard": 2, "context": 4}, {(2, 1, 4)}),
+        ({"shard": "all"}, {(32, 1, 1)}),
+    ],
+    ids=str,
+)
+def test_the_layout_that_a_recipe_names_is_kept_to(wish: dict, shares: set):
+    job = replace(pretraining(L8, 2**22), parallel=Parallel(**wish))
+    layout = estimate(job, machine("h100:32")).layout
+    assert layout.devices == 32
+    assert (layout.shard, layout.tensor, layout.context) in shares
+    alone = estimate(job, machine("h100:1")).layout
+    assert alone.devices == 1
+    with pytest.raises(TriviumError, match=r"base: `parallel` \(.*\) is not possible on 6 devices"):
+        estimate(replace(job, parallel=Parallel(tensor=4)), machine("h100:6"))
+
+
+def test_a_layout_that_no_training_here_can_have_is_not_planned():
+    """No pipeline, matrices and tokens not divided together; mixtures and adapters by weights alone."""
+    job = replace(pretraining(L70, 2**27), context=2**17)
+    for one, plain in ((job, True), (replace(job, divisible=False), False)):
+        found = list(candidates(one, 512, 8))
+        assert {each.pipeline for each in found} == {1}
+        assert all(1 in (each.tensor, each.context) for each in found)
+        assert (max(each.tensor for each in found) > 1) == plain == (max(each.context for each in found) > 1)
+    assert {each.context for each in candidates(replace(job, shares_prompts=True), 512, 8)} == {1}
 
 
 def test_a_batch_with_fewer_sequences_than_devices_leaves_some_idle():

@@ -21,7 +21,7 @@ from trivium.model.flops import adapter_parameters, parameter_count
 from trivium.model.folder import load_config
 from trivium.model.growth import grown_config, probe
 from trivium.model.hub import resolve
-from trivium.pipeline.checks import Checked
+from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked
 from trivium.pipeline.looking import OF_A_TURN
 from trivium.pipeline.portions import Measured, attended
 from trivium.pipeline.run import Run
@@ -127,6 +127,9 @@ def _trained(stage: Any, job: Job, config: ModelConfig) -> Job:
         trained = adapter_parameters(config, adapter.rank)
     return replace(
         job, trained_parameters=trained, optimiser=stage.optimiser, recompute=stage.recompute,
+        parallel=stage.parallel if "parallel" in stage.model_fields_set else None,
+        divisible=adapter is None and config.experts is None and config.query_key_norm != "full",
+        shares_prompts=stage.kind in (*PREFERENCES, *PROMPTED),
         kept_states=stage.checkpoint.keep, kept_models=1 + len(stage.checkpoint.at),
     )  # fmt: skip
 

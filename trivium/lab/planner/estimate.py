@@ -1,9 +1,11 @@
 """Time, memory and money of a stage on a machine, under the best layout that fits."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import short
 from trivium.lab.planner.catalogue import Machine
 from trivium.lab.planner.layout import Layout, candidates, communication_seconds
 from trivium.lab.planner.memory import Memory, disk_of, memory_of
@@ -163,17 +165,33 @@ def _best(job: Job, machine: Machine) -> Estimate:
             tensor = wider
     if machine.local and machine.devices == 1:
         return _here(job, machine)
-    rows = max(1, int(job.batch // max(1, job.context)))
+    best: Estimate | None = None
     busy = machine.devices
-    while True:
-        tried = [estimate(job, machine, one) for one in candidates(job, busy, machine.node)]
-        if tried:
+    while busy:
+        found = _fastest(job, machine, busy)
+        if found is None and job.parallel is not None:
+            raise TriviumError(
+                f"{job.stage}: `parallel` ({job.parallel.described() or 'auto'}) is not possible on {busy} "
+                f"devices with steps of {short(job.batch)} tokens: its numbers have to divide the devices, "
+                "and every group needs a row."
+            )
+        if best is not None and (found is None or (found.fits, -found.seconds) <= (best.fits, -best.seconds)):
             break
+        best = found
+        if job.parallel is not None:
+            break
+        # A batch of few rows keeps few devices busy, and what more of them tell each other only takes time.
         busy //= 2
-        assert busy, rows
+    assert best is not None
+    return best
+
+
+def _fastest(job: Job, machine: Machine, devices: int) -> Estimate | None:
+    """The fastest layout of so many devices that fits, else the one that needs the least memory."""
+    tried = [estimate(job, machine, one) for one in candidates(job, devices, machine.node)]
     fitting = [one for one in tried if one.fits]
     if not fitting:
-        return min(tried, key=lambda one: one.memory.total)
+        return min(tried, key=lambda one: one.memory.total, default=None)
     # Of layouts that are equally fast, to half a percent, the simplest, and that which does less twice.
     fastest = min(one.seconds for one in fitting)
     close = [one for one in fitting if one.seconds <= 1.005 * fastest]
@@ -214,8 +232,3 @@ def total(estimates: Iterable[Estimate]) -> dict[str, Any]:
             + max((one["checkpoints"] for one in disk), default=0)
         ),
     }
-
-
-def on_devices(machine: Machine, devices: int) -> Machine:
-    """The same machine with another number of devices."""
-    return replace(machine, devices=devices)

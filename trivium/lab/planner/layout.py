@@ -18,6 +18,8 @@ HIDDEN_ASYNC = 0.5
 """The share of tensor-parallel messages that asynchronous products hide."""
 HIDDEN_SHARD = 0.97
 """The share of gathering and scattering that hides behind the products, as long as those last longer."""
+LONG = 16384
+"""From this context on the tokens of a pass may be divided."""
 
 
 @dataclass(frozen=True)
@@ -119,29 +121,42 @@ def communication_seconds(job: Job, machine: Machine, layout: Layout, compute: f
 
 
 def candidates(job: Job, devices: int, node: int) -> Iterator[Layout]:
-    """All layouts of so many devices that the shape allows, each with every recompute and size of a pass."""
-    assert job.config is not None
-    config = job.config
+    """All layouts of so many devices that a training can have, each with every recompute and size of a pass.
+
+    What the recipe says is kept to; there is no pipeline in them, as no training here has one.
+    """
     rows = max(1, int(job.batch // max(1, job.context)))
-    for tensor in _powers(min(node, devices, config.key_value_heads)):
-        if config.heads % tensor or config.key_value_heads % tensor:
+    # In a world of one nothing is shared.
+    wish = job.parallel if devices > 1 else None
+    for tensor, context in _groups(job, devices, node) if wish is None else [(wish.tensor, wish.context)]:
+        left, rest = divmod(devices, tensor * context)
+        if rest or left > rows:
             continue
-        for context in _powers(min(64, devices // tensor) if job.context >= 16384 else 1):
-            for pipeline in _powers(min(64, config.layers, devices // (tensor * context))):
-                left, rest = divmod(devices, tensor * context * pipeline)
-                if rest or left > rows:
-                    continue
-                for shard in {1, left, min(left, node)}:
-                    if left % shard == 0:
-                        yield from _passes(job, Layout(left // shard, shard, tensor, context, pipeline), rows)
+        shard = "auto" if wish is None else wish.shard
+        wished = {1, left, min(left, node)} if shard == "auto" else {left if shard == "all" else shard}
+        for shard in wished:
+            if left % shard == 0:
+                yield from _passes(job, Layout(left // shard, shard, tensor, context), rows)
+
+
+def _groups(job: Job, devices: int, node: int) -> Iterator[tuple[int, int]]:
+    """How many processes compute a pass together, by parts of the matrices and by parts of the tokens."""
+    assert job.config is not None
+    yield 1, 1
+    config = job.config
+    for tensor in _powers(min(node, devices, config.key_value_heads) if job.divisible else 1):
+        if tensor > 1 and not (config.heads % tensor or config.key_value_heads % tensor):
+            yield tensor, 1
+    is_long = job.context >= LONG and job.divisible and not job.shares_prompts
+    for context in _powers(min(64, devices) if is_long else 1):
+        if context > 1:
+            yield 1, context
 
 
 def _passes(job: Job, layout: Layout, rows: int) -> Iterator[Layout]:
     """The sizes that a pass may have: a row, or several."""
     mine = rows // (layout.data * layout.shard)
     for many in _powers(mine):
-        if layout.pipeline > 1 and mine // many < layout.pipeline:
-            break
         for recompute in ("none", "selective", "full"):
             yield replace(
                 layout, micro_batch=float(many * job.context), micro_batches=float(-(-mine // many)),

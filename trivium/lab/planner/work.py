@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from trivium.learn.settings import Parallel
 from trivium.model.config import ModelConfig
 from trivium.model.flops import Flops, layer_matrix_parameters, muon_flops, parameter_count, pass_flops
 from trivium.model.recompute import Recompute
@@ -73,6 +74,12 @@ class Job:
     copies: int = 0
     """Frozen models held beside: a reference, a parent."""
     recompute: Recompute = "none"
+    parallel: Parallel | None = None
+    """How processes share the training, where the recipe says it."""
+    divisible: bool = True
+    """Whether passes can be divided, by matrices or tokens: plain matrices that are all trained."""
+    shares_prompts: bool = False
+    """Whether answers share a prompt, so that the tokens of a pass cannot be divided."""
     cached_tokens: float = 0.0
     """Tokens in the key/value cache at once."""
     kept_states: int = 0
@@ -116,12 +123,3 @@ class Job:
             for phase in self.phases:
                 total = total + phase.flops(self.config)
         return total
-
-    def with_context(self, length: int) -> Job:
-        """The same tokens in documents as long as a context of this length."""
-        assert self.config is not None
-        scale = lambda phase: replace(phase, length=length) if phase.trained is not None else phase
-        return replace(
-            self, config=self.config.changed(context=max(length, self.config.context)), context=length,
-            phases=tuple(map(scale, self.phases)), batch=max(self.batch, length),
-        )  # fmt: skip
