@@ -168,16 +168,16 @@ def _best(job: Job, machine: Machine) -> Estimate:
     best: Estimate | None = None
     busy = machine.devices
     while busy:
-        found = _fastest(job, machine, busy)
-        if found is None and job.parallel is not None:
+        tried = _fastest(job, machine, busy)
+        if tried is None and job.parallel is not None:
             raise TriviumError(
                 f"{job.stage}: `parallel` ({job.parallel.described() or 'auto'}) is not possible on {busy} "
                 f"devices with steps of {short(job.batch)} tokens: its numbers have to divide the devices, "
                 "and every group needs a row."
             )
-        if best is not None and (found is None or (found.fits, -found.seconds) <= (best.fits, -best.seconds)):
+        if best is not None and (tried is None or (tried.fits, -tried.seconds) <= (best.fits, -best.seconds)):
             break
-        best = found
+        best = tried
         if job.parallel is not None:
             break
         # A batch of few rows keeps few devices busy, and what more of them tell each other only takes time.
