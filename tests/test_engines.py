@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
+import fake_vllm
 import pytest
 from fake_endpoint import FakeEndpoint
 from fake_endpoint import serving as faking
 from generating import prompt, tiny_engine, tiny_model, tokenizer
 from serving import running
+from tuning import own, save, small_model
 
+import trivium
 from trivium.evals.evaluate import evaluate
 from trivium.evals.settings import Settings
 from trivium.generate.endpoint import EndpointSettings
@@ -25,7 +26,7 @@ from trivium.generate.sampling import Sampling
 from trivium.generate.vllm_engine import VllmEngine
 from trivium.kit.errors import TriviumError
 from trivium.model.folder import load_model, save_model
-from trivium.tokens.tokenizer import Tokenizer
+from trivium.stages.rlvr import Rlvr
 
 
 def test_an_endpoint_answers_and_scores_as_the_engine_behind_it():
@@ -78,66 +79,19 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class SamplingParams:
-    """vLLM's, as far as its documented arguments go; an argument that it has not is an error."""
-
-    def __init__(self, *, n: int = 1, presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
-                 repetition_penalty: float = 1.0, temperature: float = 1.0, top_p: float = 1.0,
-                 top_k: int = 0, min_p: float = 0.0, seed: int | None = None, stop: list[str] | None = None,
-                 stop_token_ids: list[int] | None = None, max_tokens: int | None = 16, min_tokens: int = 0,
-                 logprobs: int | None = None, prompt_logprobs: int | None = None,
-                 logit_bias: dict[int, float] | None = None) -> None:  # fmt: skip
-        vars(self).update({name: value for name, value in locals().items() if name != "self"})
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM needs a machine of its own: here its entrance is played by our engine, with its signatures."""
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module())
 
 
-class LLM:
-    """vLLM's entrance over our engine."""
-
-    def __init__(self, model: str, *, skip_tokenizer_init: bool = False, logprobs_mode: str = "raw_logprobs",
-                 gpu_memory_utilization: float = 0.9) -> None:  # fmt: skip
-        assert logprobs_mode == "processed_logprobs"
-        self.engine = Engine(load_model(Path(model)), Tokenizer.load(model), seed=0)
-
-    def generate(
-        self, prompts: list[dict[str, Any]], sampling_params: Any, *, use_tqdm: bool = True
-    ) -> list[Any]:
-        asked = [one["prompt_token_ids"] for one in prompts]
-        if not isinstance(sampling_params, list):
-            sampling_params = [sampling_params] * len(asked)
-        return [self._one(ids, wanted) for ids, wanted in zip(asked, sampling_params, strict=True)]
-
-    def _one(self, ids: list[int], wanted: SamplingParams) -> Any:
-        sampling = Sampling(
-            temperature=wanted.temperature, top_p=wanted.top_p, top_k=max(wanted.top_k, 0), seed=wanted.seed,
-            max_new_tokens=wanted.max_tokens, stop_ids=tuple(wanted.stop_token_ids or ()),
-            stop=tuple(wanted.stop or ()), logprobs=wanted.logprobs is not None,
-        )  # fmt: skip
-        [[found]] = self.engine.generate([Request(ids, sampling)])
-        rows = [{token: SimpleNamespace(logprob=value)} for token, value in zip(found.tokens, found.logprobs)]
-        scored = None
-        if wanted.prompt_logprobs is not None:
-            [scores] = self.engine.score([[]], [ids], top=wanted.prompt_logprobs)
-            given = [
-                {token: SimpleNamespace(logprob=one) for token, one in row.items()}
-                for row in scores.top_logprobs
-            ]
-            scored = [None, *given]
-        one = SimpleNamespace(
-            text=found.text, token_ids=found.tokens, logprobs=rows or None, finish_reason=found.finish_reason
-        )
-        return SimpleNamespace(outputs=[one], prompt_logprobs=scored)
-
-
-def test_vllm_is_asked_in_its_own_words(checkpoint, monkeypatch):
-    """vLLM needs a GPU: here its entrance is played by our engine, so that answers have to be the same."""
-    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-    sys.modules["vllm"].LLM, sys.modules["vllm"].SamplingParams = LLM, SamplingParams
+def test_vllm_answers_and_scores_as_our_engine(checkpoint, vllm):
     settings = EngineSettings(kind="vllm", settings={"gpu_memory_utilization": 0.5})
     there = settings.open(checkpoint, tokenizer(), 512)
     assert isinstance(there, VllmEngine)
     ours = Engine(load_model(checkpoint), tokenizer(), seed=0)
     asked = [prompt(length, seed=length) for length in (4, 11)]
-    drawn = Sampling(temperature=0.8, top_k=20, seed=9, max_new_tokens=8, logprobs=True)
+    drawn = Sampling(temperature=0.8, top_k=20, seed=9, max_new_tokens=8, logprobs=True, stop=("a", "e"))
     requests = [Request(ids, drawn, n=2) for ids in asked]
     for found, expected in zip(there.generate(requests), ours.generate(requests), strict=True):
         assert len(found) == 2
@@ -146,8 +100,92 @@ def test_vllm_is_asked_in_its_own_words(checkpoint, monkeypatch):
     continuations = [prompt(4, seed=70 + n) for n in range(2)]
     for one, other in zip(there.score(asked, continuations), ours.score(asked, continuations), strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-    with pytest.raises(TriviumError, match="takes no `typical_p`"):
-        there.generate([Request(asked[0], Sampling(typical_p=0.5))])
+    for wrong, said in (
+        (Sampling(typical_p=0.5), "takes no `typical_p`"),
+        (Sampling(temperature=0.5, top_logprobs=2), "under temperature and filters only"),
+    ):
+        with pytest.raises(TriviumError, match=said):
+            there.generate([Request(asked[0], wrong)])
+
+
+def test_vllm_takes_new_weights_and_sleeps_between_rollouts(checkpoint, vllm, tmp_path):
+    settings = EngineSettings(kind="vllm", settings={"enable_sleep_mode": True})
+    there = settings.open(checkpoint, tokenizer(), 512)
+    assert isinstance(there, VllmEngine)
+    ids, wish = prompt(6), Sampling(temperature=0, max_new_tokens=12)
+    moved = tiny_model(seed=5)
+    save_model(moved, checkpoint)
+    there.sleep()
+    there.load_weights(checkpoint)
+    [[found]] = there.generate([Request(ids, wish)])
+    [[expected]] = Engine(moved, tokenizer(), seed=0).generate([Request(ids, wish)])
+    assert found.tokens == expected.tokens
+    # Weights first, so that the old cache and the new weights need not fit at once.
+    assert there._model.calls == [
+        "sleep", "wake_up weights", "reload_weights", "wake_up kv_cache", "reset_prefix_cache", "generate",
+    ]  # fmt: skip
+
+
+RECIPE = """
+name: rl
+stages:
+  rl:
+    kind: {kind}
+    from: ./base
+    data: {{'world:sums?form=prompt': {{limit: 9}}}}
+    reward: ['mine.py:lengths']
+    steps: 3
+    prompts_per_step: 3
+    num_generations: 4
+    epochs_per_rollout: 1
+    max_new_tokens: 8
+    learning_rate: 0.01
+    engine: {{kind: vllm, settings: {{dtype: {dtype}}}}}
+    {more}
+"""
+REWARD = """
+def lengths(prompts, completions, **columns):
+    return [len(completion) % 3 / 2 for completion in completions]
+"""
+GAP, RATIO = "sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/max"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "more"),
+    [
+        ("rlvr", "float32", "adapter: {rank: 4}"),
+        ("rlvr", "bfloat16", "top_p: 0.9"),
+        ("ppo", "bfloat16", "sycophancy: 0"),
+    ],
+)
+def test_rollouts_in_vllm_follow_the_trainer_and_are_corrected(tmp_path, vllm, kind, dtype, more):
+    save(tmp_path / "base", small_model(own()), own())
+    (tmp_path / "mine.py").write_text(REWARD)
+    (tmp_path / "rl.yaml").write_text(RECIPE.format(kind=kind, dtype=dtype, more=more))
+    run = trivium.run(tmp_path / "rl.yaml", runs=tmp_path / "runs")
+    rows = [row for row in run["rl"].metrics if "step" in row]
+    assert len(rows) == 3
+    # With its weights of an earlier step, it would be off by more at the last step.
+    assert all(row[GAP] < (1e-4 if dtype == "float32" else 0.03) for row in rows)
+    assert all((row[GAP] > 1e-5) == (dtype == "bfloat16") for row in rows)
+    # What the engine's rounding changed is weighed out; nothing is where both compute alike.
+    assert all((abs(row[RATIO] - 1) > 1e-4) == (dtype == "bfloat16") for row in rows)
+    # The copy for vLLM goes with the checkpoints.
+    assert not list(run["rl"].folder.glob("checkpoints/vllm"))
+
+
+def test_the_engine_of_rollouts_is_checked_when_the_recipe_is_read():
+    said = {"kind": "rlvr", "from": "x", "data": "y", "reward": ["math"]}
+    with pytest.raises(ValueError, match="takes no new weights and gives no log-probabilities"):
+        Rlvr.model_validate({**said, "engine": {"kind": "endpoint", "url": "http://x/v1", "model": "m"}})
+    with pytest.raises(ValueError, match="leave `engine` out"):
+        Rlvr.model_validate({**said, "engine": "vllm", "forks": {}})
+    assert Rlvr.model_validate({**said, "engine": "vllm"}).correction == "token"
+    assert Rlvr.model_validate({**said, "engine": "vllm", "correction": "none"}).correction == "none"
+    # Stages of our own engine are what they were before there was a choice.
+    assert "engine" not in Rlvr.model_validate(said).counted()
+    with pytest.raises(TriviumError, match="needs vLLM and a GPU"):
+        Rlvr.model_validate({**said, "engine": "vllm"}).check_machine()
 
 
 def test_an_engine_that_is_not_there_says_what_it_needs(checkpoint):

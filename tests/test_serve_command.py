@@ -1,10 +1,13 @@
 """The words of `trivium serve` and `trivium chat`: every setting of Python can be said, and arrives."""
 
 import inspect
+import os
+import sys
 import io
 from dataclasses import asdict
 
 import click
+import fake_vllm
 import pytest
 from click.testing import CliRunner
 from generating import tiny_model, tokenizer
@@ -42,7 +45,8 @@ def said(verb):
     """Every option of a verb with a value that is not its default, as words, and those values by name."""
     words, values = [], {}
     for option in verb.params:
-        if isinstance(option, click.Option):
+        # `engine` says which server the others go to.
+        if isinstance(option, click.Option) and option.name != "engine":
             value = True if option.is_flag else other(option)
             words += [option.opts[0]] if option.is_flag else [option.opts[0], str(value)]
             values[option.name] = (value,) if option.multiple else value
@@ -145,3 +149,36 @@ def test_the_terminal_chat_draws_as_it_was_told(folder, capsys, monkeypatch):
     assert answers("--temperature", "0", "--frequency-penalty", "9") != greedy
     assert answers("--temperature", "0", "--presence-penalty", "9") != greedy
     assert answers("--temperature", "2", "--typical-p", "0.01") != free
+
+
+def test_a_model_is_handed_to_the_server_of_vllm(folder, monkeypatch):
+    """Its words are what the parser of vLLM 0.32.0 took; the key is not among them."""
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module())
+    became = []
+    monkeypatch.setattr(os, "execve", lambda *words: became.append(words))
+    words = [
+        f"mine={folder}",
+        "--engine",
+        "vllm",
+        "--port",
+        "9",
+        "--api-key",
+        "k",
+        "--allow-origin",
+        "http://a",
+    ]
+    assert CliRunner().invoke(command.serve, words, catch_exceptions=False).exit_code == 0
+    [(program, command_line, environment)] = became
+    assert program == sys.executable
+    assert command_line[1:] == [
+        "-m", "vllm.entrypoints.cli.main", "serve", folder, "--served-model-name", "mine",
+        "--host", "127.0.0.1", "--port", "9", "--allowed-origins", '["http://a"]',
+    ]  # fmt: skip
+    assert environment["VLLM_API_KEY"] == "k"
+    for more, refused in (
+        (["--max-rows", "4"], "--max-rows is an option of our engine"),
+        ([f"other={folder}"], "serves one model a process"),
+    ):
+        with pytest.raises(TriviumError, match=refused):
+            CliRunner().invoke(command.serve, [*words, *more], catch_exceptions=False)
+    assert len(became) == 1

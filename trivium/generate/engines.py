@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from trivium.generate.endpoint import EndpointSettings
 from trivium.generate.endpoint_engine import EndpointEngine
 from trivium.generate.requests import GenerationEngine
-from trivium.generate.vllm_engine import VllmEngine
+from trivium.generate.vllm_engine import VllmEngine, check_vllm
 from trivium.kit.settings import Settings
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -45,6 +45,13 @@ class EngineSettings(Settings):
             self.endpoint()
         return self
 
+    def check_machine(self) -> None:
+        """Whether this machine has what the engine needs; one sentence on what is missing."""
+        if self.kind == "vllm":
+            check_vllm()
+        elif self.kind == "endpoint":
+            self.endpoint().key()
+
     def endpoint(self) -> EndpointSettings:
         """The endpoint's own settings."""
         return EndpointSettings(
@@ -58,6 +65,12 @@ class EngineSettings(Settings):
         return VllmEngine(folder, tokenizer, window, **self.settings) if self.kind == "vllm" else None
 
 
-def engine_settings(value: Any) -> Any:
+def _by_name(value: Any) -> Any:
     """`vllm` is short for `{kind: vllm}`."""
     return {"kind": value} if isinstance(value, str) else value
+
+
+EngineChoice = Annotated[
+    EngineSettings, BeforeValidator(_by_name, json_schema_input_type=str | EngineSettings)
+]
+"""The setting `engine` of a stage that generates."""

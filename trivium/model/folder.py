@@ -283,14 +283,16 @@ def save_model(
     generation: dict[str, Any] | None = None,
     shard_bytes: int = 5_000_000_000,
     weights: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write config.json, generation_config.json and safetensors that transformers opens as they are.
 
-    Without `weights` the folder says only what the model is: an adapter in it says the rest.
+    Without `weights` the folder says only what the model is: an adapter in it says the rest. With `dtype`
+    the tensors are rounded to it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = write_config(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
+    content = write_config(model.config) | {"dtype": str(dtype or model.dtype).removeprefix("torch.")}
     parameters = {**dict(model.named_parameters()), **sums(model), **unmasked(model)}
     scheme = quantised_as(model)
     if scheme is not None and weights:
@@ -308,7 +310,9 @@ def save_model(
     for number, shard in enumerate(shards if weights else [], 1):
         name = SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         tensors = {
-            name: tensor for stored in shard for name, tensor in stored_forms(stored, parameters).items()
+            name: tensor if dtype is None else tensor.to(dtype)
+            for stored in shard
+            for name, tensor in stored_forms(stored, parameters).items()
         }
         save_tensors(folder / name, tensors)
         weight_map.update(dict.fromkeys(tensors, name))

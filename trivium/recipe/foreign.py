@@ -69,7 +69,7 @@ ANSWERS: dict[str, str] = {
     "seq_len": "the length of sequences is `context`",
     "ref_model": "the model it starts from is the reference",
     "scale_rewards": "`algorithm: dr_grpo` leaves advantages unscaled",
-    "use_vllm": "answers are written by the engine that trains; leave it out",
+    "use_vllm": "what samples is `engine`: write `engine: vllm`",
     "remove_unused_columns": "columns that are not needed are not read; leave it out",
 }
 """Foreign names that no key means, with what to do instead."""

@@ -128,6 +128,13 @@ def chat(model: str, **settings: Any) -> None:
 @click.option(
     "--allow-origin", "allow_origins", multiple=True, metavar="URL", help="A web page that may ask."
 )
+@option(
+    MACHINE,
+    "--engine",
+    "own",
+    "What generates: our engine, or vLLM's own server for one model, which needs a GPU.",
+    type=click.Choice(("own", "vllm")),
+)
 @option(MACHINE, "--max-rows", 32, "Answers each model writes at the same time.", type=click.IntRange(min=1))
 @option(
     MACHINE,
@@ -159,8 +166,22 @@ def chat(model: str, **settings: Any) -> None:
     type=click.IntRange(min=1),
 )
 @limit_options
-def serve(models: tuple[str, ...], cache_mib: int | None, **settings: Any) -> None:
+@click.pass_context
+def serve(
+    context: click.Context, models: tuple[str, ...], engine: str, cache_mib: int | None, **settings: Any
+) -> None:
     """Serve models over OpenAI's protocol, with a web page to talk to them; NAME=FOLDER names one."""
+    if engine == "vllm":
+        from trivium.serve.vllm_server import UNDERSTOOD, serve_with_vllm
+
+        given = [
+            name
+            for name in context.params
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        ]
+        passed = {name: settings[name] for name in UNDERSTOOD & settings.keys()}
+        serve_with_vllm(models, given, **passed)
+        return
     from trivium.serve.server import serve
 
     limits = Limits(**{limit.name: settings.pop(limit.name) for limit in fields(Limits)})

@@ -22,7 +22,7 @@ from trivium.evals.task import (
     ready_for,
     search_file,
 )
-from trivium.generate.engines import EngineSettings, engine_settings
+from trivium.generate.engines import EngineChoice, EngineSettings
 from trivium.kit.files import whole_folder, write_json
 from trivium.model.hub import resolve
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
@@ -60,9 +60,7 @@ class Evaluate(Stage):
     """Earlier evaluate stages with the same tasks, the first of a chain first: answers compare one by one."""
     asking: Settings = Settings()
     """How the tasks are asked, where they do not say so themselves."""
-    engine: Annotated[
-        EngineSettings, BeforeValidator(engine_settings, json_schema_input_type=str | EngineSettings)
-    ] = EngineSettings()
+    engine: EngineChoice = EngineSettings()
     """What generates the answers: `own`, `vllm`, or `{kind: endpoint, url: ..., model: ...}`."""
 
     @field_validator("on")
@@ -106,6 +104,7 @@ class Evaluate(Stage):
     def check_machine(self) -> None:
         for spec in self.on:
             ready_for(spec)
+        self.engine.check_machine()
 
     def run(self, work: Work) -> dict[str, Any]:
         """Ask, write the numbers and every answer, and compare."""

@@ -113,7 +113,9 @@ class Ppo(RolloutStage):
             clip_score=self.clip_score,
         )  # fmt: skip
         critic = ScalarHead(model.config.width).to(model.device) if self.estimator == "gae" else None
-        return PPO_ALGORITHMS[self.estimator], {"threshold": None}, {
+        # Another engine computes a little differently, so its draws are off-policy by that much.
+        correction = "none" if self.engine.kind == "own" else "token"
+        return PPO_ALGORITHMS[self.estimator], {"threshold": None, "correction": correction}, {
             "advantages": advantages,
             "critic": critic,
             "reference": self.reference(model),

@@ -204,10 +204,18 @@ class PreferenceStage(TrainingStage):
         return [Reference("from", self.start, self.starts_from), *online_references(self.data, self.reward)]
 
     def counted(self) -> dict[str, Any]:
-        return super().counted() if self.online is None else {**super().counted(), **judged_by(self.reward)}
+        found = super().counted()
+        if self.online is None:
+            return found
+        # Our own engine is what every earlier pair was made with, and no setting of those.
+        if self.online.engine.kind == "own":
+            del found["online"]["engine"]
+        return {**found, **judged_by(self.reward)}
 
     def check_machine(self) -> None:
         check_judges(self.reward)
+        if self.online is not None:
+            self.online.engine.check_machine()
 
     def read(self, opened: Opened[_Pairs]) -> None:
         """The preference pairs of every source, as batches of pairs; or the prompts that will be answered."""

@@ -33,6 +33,7 @@ from trivium.stages.parts.environments import EnvironmentWorker, described, make
 from trivium.stages.parts.forks import ForkingWorker, Forks
 from trivium.stages.parts.judges import Named
 from trivium.stages.parts.prompts import Curriculum, Prompt, read_prompts
+from trivium.stages.parts.rollout_engine import RolloutEngine
 from trivium.stages.parts.rollout_stage import Method, RolloutStage, from_to
 from trivium.stages.parts.rollout_worker import RolloutWorker
 from trivium.stages.parts.training import Opened
@@ -119,7 +120,8 @@ class Rlvr(RolloutStage):
     threshold: float = 1.0
     """The reward from which a completion counts as right."""
     correction: Literal["none", "token", "sequence"] = "none"
-    """Whether importance weights correct for differences between engine and trainer, and per what."""
+    """Whether importance weights correct for differences between engine and trainer, and per what; with
+    `engine: vllm` it is `token` where nothing is said."""
     correction_cap: float = Field(default=2.0, gt=0)
     """The largest importance weight of the correction."""
     tools: tuple[Literal["calculator", "python", "sql"], ...] = ()
@@ -145,10 +147,19 @@ class Rlvr(RolloutStage):
                 f"`num_generations: {self.num_generations}` is no multiple of `forks.branches: "
                 f"{self.forks.branches}`"
             )
+        if self.engine.kind != "own":
+            raise ValueError("`forks` part texts in our engine; leave `engine` out")
         if self.tools or self.environment is not None:
             raise ValueError("`forks` part within one text; leave `tools` and `environment` out")
         if ALGORITHMS[self.algorithm].advantage not in ("group", "centred"):
             raise ValueError(f"`forks` are compared within a group, which {self.algorithm} does not do")
+        return self
+
+    @model_validator(mode="after")
+    def another_engine_is_corrected(self) -> Rlvr:
+        """Another engine computes a little differently, so its draws are off-policy by that much."""
+        if self.engine.kind != "own" and "correction" not in self.model_fields_set:
+            self.correction = "token"
         return self
 
     @model_validator(mode="after")
@@ -182,9 +193,10 @@ class Rlvr(RolloutStage):
             tools=described(self.tools) if self.tools else None, next_words=self.next_words,
         )  # fmt: skip
 
-    def worker(self, opened: Opened[list[Prompt]], engine: Engine) -> RolloutWorker:
+    def worker(self, opened: Opened[list[Prompt]], engine: RolloutEngine) -> RolloutWorker:
         """The engine alone, or in turns with tools or an environment."""
         if self.forks is not None:
+            assert isinstance(engine, Engine)
             return ForkingWorker(engine, self.sampling(), self.forks)
         if self.environment is None and not self.tools:
             return super().worker(opened, engine)

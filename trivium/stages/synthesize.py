@@ -15,6 +15,7 @@ from trivium.generate.asking.budget import Budget, Ledger
 from trivium.generate.asking.journal import ANSWERS, Journal, answers_beside, keep_answers
 from trivium.generate.asking.writers import EndpointWriter, LocalWriter, Writer
 from trivium.generate.endpoint import EndpointSettings
+from trivium.generate.engines import EngineChoice, EngineSettings
 from trivium.kit.numbers import Count
 from trivium.model.hub import resolve
 from trivium.stages.parts.documents import source_references
@@ -52,10 +53,19 @@ class Synthesize(Stage):
     """Draw at most so many seeds, whatever is known already; else all, or as many as the budget allows."""
     form: Form = "messages"
     """How rows are written: `messages`, or `prompt` and `completion` as plain texts."""
-    engine: Literal["own", "vllm"] = "own"
-    """What `from` is opened in; vLLM needs a GPU and has no `embed`."""
+    engine: EngineChoice = EngineSettings()
+    """What `from` is opened in: `own` or `vllm`, which needs a GPU and has no `embed`; `{kind: endpoint,
+    url: ..., model: ...}` is another way to write `endpoint`."""
     max_rows: Count = Field(default=32, ge=1)
     """How many answers the own engine writes at once."""
+
+    @model_validator(mode="after")
+    def _endpoint_is_an_engine(self) -> Synthesize:
+        if self.engine.kind == "endpoint":
+            if self.endpoint is not None:
+                raise ValueError("the teacher's endpoint is `engine` or `endpoint`, not both")
+            self.endpoint, self.engine = self.engine.endpoint(), EngineSettings()
+        return self
 
     @field_validator("steps", mode="before")
     @classmethod
@@ -71,7 +81,7 @@ class Synthesize(Stage):
             own = isinstance(step, PromptedStep) and (step.model is not None or step.endpoint is not None)
             if step.asks and not own and self.start is None and self.endpoint is None:
                 raise ValueError(f"`{step.name}` asks a model: name it as `from` or `endpoint`")
-            elsewhere = self.engine != "own" or (self.endpoint is not None and not own)
+            elsewhere = self.engine.kind != "own" or (self.endpoint is not None and not own)
             if isinstance(step, Answer) and step.search is not None and elsewhere:
                 raise ValueError("`search` needs our engine and a model in it; leave out `search`")
         if self.data is None and steps[0].name != "seed":
@@ -100,6 +110,8 @@ class Synthesize(Stage):
     def counted(self) -> dict[str, Any]:
         """How fast an endpoint is asked, and what it costs, changes no row."""
         found = super().counted()
+        # vLLM without settings is counted by its name, as it always was.
+        found["engine"] = found["engine"] if self.engine.settings else self.engine.kind
         for one in [found, *(inside for step in found["steps"] for inside in step.values())]:
             if one.get("endpoint"):
                 one["endpoint"] = {name: one["endpoint"][name] for name in ("url", "model", "body")}
@@ -125,6 +137,7 @@ class Synthesize(Stage):
     def check_machine(self) -> None:
         for one in self._endpoints():
             one.key()
+        self.engine.check_machine()
         for step in parse_steps(self.steps):
             step.check(Path())
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -137,12 +137,13 @@ class LocalWriter:
         name: str,
         folder: Path,
         max_rows: int = 32,
-        kind: Literal["own", "vllm"] = "own",
+        chosen: EngineSettings | None = None,
         searcher: Callable[[Engine, SearchSettings], Searches] | None = None,
     ) -> None:
         """`searcher` makes the searches of those who ask for any: it opens scorers, which lie above this."""
         self.searcher = searcher
-        self.name, self.folder, self.max_rows, self.kind = name, folder, max_rows, kind
+        self.name, self.folder, self.max_rows = name, folder, max_rows
+        self.chosen = chosen or EngineSettings()
         self.identity = _identity(folder)
 
     @cached_property
@@ -162,7 +163,7 @@ class LocalWriter:
     def other(self) -> GenerationEngine | None:
         """The engine that answers in place of ours."""
         window = load_config(self.folder).reach
-        return EngineSettings(kind=self.kind).open(self.folder, self.tokenizer, window)
+        return self.chosen.open(self.folder, self.tokenizer, window)
 
     def _ids(self, request: ChatRequest) -> list[int]:
         """Through the chat template; a model without one goes on with the text."""

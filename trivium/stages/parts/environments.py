@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
-from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.grade.rewards import reward_from_file
@@ -19,6 +18,7 @@ from trivium.grade.sandbox.script import run_script
 from trivium.grade.sql import open_read_only
 from trivium.kit.errors import TriviumError
 from trivium.stages.parts.prompts import Prompt
+from trivium.stages.parts.rollout_engine import RolloutEngine
 from trivium.stages.parts.rollout_worker import Rollout
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ class EnvironmentWorker:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: RolloutEngine,
         sampling: Sampling,
         tokenizer: Tokenizer,
         make: Maker,

@@ -4,17 +4,19 @@ Offline, a model learns from answers that another one gave, which it may never g
 (2402.04792) asks the model as it is at every step, so the pairs stay where it is. Any loss of pairs will do.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from trivium.data.preferences import Completion, PreferencePair, row_of, typical_tokens
 from trivium.data.rows import PackedSequence
 from trivium.data.settings import Mixture
-from trivium.generate.engine import Engine
+from trivium.generate.engines import EngineChoice, EngineSettings
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import ready_scorers
 from trivium.kit.errors import TriviumError
@@ -25,6 +27,7 @@ from trivium.learn.objectives.policy_losses import ALGORITHMS
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
 from trivium.stages.parts.mixtures import PROMPTS, mixture_references
 from trivium.stages.parts.prompts import Prompt, read_prompts
+from trivium.stages.parts.rollout_engine import refuse_endpoint, rollout_engine
 from trivium.stages.parts.rollout_metrics import write_completions
 from trivium.stages.parts.rollout_worker import EngineWorker, RolloutGroup
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
@@ -53,6 +56,14 @@ class Online(Settings):
     """What is taken off the score of an answer that was cut off."""
     max_rows: Count = Field(default=64, ge=1)
     """How many answers are sampled at once."""
+    engine: EngineChoice = EngineSettings()
+    """What samples the answers: `own` or `vllm`."""
+
+    @model_validator(mode="after")
+    def the_engine_takes_weights(self) -> Online:
+        """What samples has to follow the trainer."""
+        refuse_endpoint(self.engine)
+        return self
 
 
 def _settings(value: Any) -> Any:
@@ -160,7 +171,7 @@ def online_pairs(
         logprobs=True,
     )  # fmt: skip
     rows = min(settings.max_rows, pairs * settings.num_generations)
-    engine = Engine(opened.model, opened.tokenizer, max_rows=rows)
+    engine = rollout_engine(opened, settings.engine, rows)
     found = OnlinePairs(
         opened.model, EngineWorker(engine, sampling), prompts, judges, ALGORITHMS["grpo"],
         RolloutSettings(

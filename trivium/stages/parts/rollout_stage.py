@@ -1,14 +1,16 @@
 """What `rlvr` and `ppo` share: a model samples completions, scorers reward them, the model learns."""
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trivium.data.settings import Mixture
-from trivium.generate.engine import Engine
+from trivium.generate.engines import EngineChoice, EngineSettings
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import ready_scorers
 from trivium.kit.errors import TriviumError
@@ -23,6 +25,7 @@ from trivium.stages.parts.judges import Named, file_references, judges_of, model
 from trivium.stages.parts.mixtures import PROMPTS
 from trivium.stages.parts.process_rewards import process_rewards_of
 from trivium.stages.parts.prompts import Prompt, read_prompts
+from trivium.stages.parts.rollout_engine import RolloutEngine, refuse_endpoint, rollout_engine
 from trivium.stages.parts.rollout_metrics import write_completions
 from trivium.stages.parts.rollout_worker import EngineWorker, RolloutWorker
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
@@ -80,6 +83,8 @@ class RolloutStage(TrainingStage):
     """The weight of the entropy in the objective."""
     max_rows: Count = Field(default=64, ge=1)
     """How many completions are sampled at once."""
+    engine: EngineChoice = EngineSettings()
+    """What samples the completions: `own` or `vllm`."""
     share_prompts: bool = True
     """Whether the training forward computes a group's prompt once."""
     learning_rate: LearningRate = LearningRate(decay="constant")
@@ -88,6 +93,12 @@ class RolloutStage(TrainingStage):
     """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
     compile: Literal["auto", "on", "off"] = "off"
     """Whether to compile the model."""
+
+    @model_validator(mode="after")
+    def the_engine_takes_weights(self) -> RolloutStage:
+        """What samples has to follow the trainer, and to say how likely its tokens were."""
+        refuse_endpoint(self.engine)
+        return self
 
     def scorers(self) -> list[Named]:
         """All scorers of a completion."""
@@ -103,10 +114,15 @@ class RolloutStage(TrainingStage):
         return [*super().references(), *models, *files]
 
     def counted(self) -> dict[str, Any]:
-        return {**super().counted(), "reward_files": reward_files(self.files())}
+        found = {**super().counted(), "reward_files": reward_files(self.files())}
+        # Our own engine is what every earlier rollout was made with, and no setting of those.
+        if self.engine.kind == "own":
+            del found["engine"]
+        return found
 
     def check_machine(self) -> None:
         ready_scorers(self.scorers())
+        self.engine.check_machine()
 
     def read(self, opened: Opened[list[Prompt]]) -> None:
         """The prompts that leave room for a completion."""
@@ -132,7 +148,7 @@ class RolloutStage(TrainingStage):
             share_prompts=self.share_prompts and prompts_can_be_shared(opened.model.config), **settings,
         )  # fmt: skip
         opened.batches = RolloutBatches(
-            opened.model, self.worker(opened, Engine(opened.model, opened.tokenizer, max_rows=rows)),
+            opened.model, self.worker(opened, rollout_engine(opened, self.engine, rows)),
             opened.data, reward, algorithm, common, sampling=self.sampling(), seed=work.seed,
             on_rollout=lambda rollout, groups, asked: write_completions(
                 work, rollout, groups, asked, reward.names
@@ -150,7 +166,7 @@ class RolloutStage(TrainingStage):
             opened.work, self.data, opened.tokenizer, room=room, prompt_template=self.prompt_template
         )
 
-    def worker(self, opened: Opened[list[Prompt]], engine: Engine) -> RolloutWorker:
+    def worker(self, opened: Opened[list[Prompt]], engine: RolloutEngine) -> RolloutWorker:
         """Who samples the completions."""
         return EngineWorker(engine, self.sampling())
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.generate.engine import Engine
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling, filtered_log_probabilities
 from trivium.learn.objectives.policy import Filtered
 from trivium.stages.parts.prompts import Prompt
+from trivium.stages.parts.rollout_engine import RolloutEngine
 
 
 @dataclass
@@ -83,7 +83,7 @@ class RolloutWorker(Protocol):
 class EngineWorker:
     """Samples all completions at once in the engine, on the trainer's own weights."""
 
-    def __init__(self, engine: Engine, sampling: Sampling) -> None:
+    def __init__(self, engine: RolloutEngine, sampling: Sampling) -> None:
         self.engine, self.sampling = engine, sampling
 
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
