@@ -101,7 +101,8 @@ class LLM:
     def _one(self, ids: list[int], wanted: SamplingParams) -> Any:
         sampling = Sampling(
             temperature=wanted.temperature, top_p=wanted.top_p, top_k=max(wanted.top_k, 0),
-            min_p=wanted.min_p, seed=wanted.seed, max_new_tokens=wanted.max_tokens or 1, min_new_tokens=wanted.min_tokens,
+            min_p=wanted.min_p, seed=wanted.seed, max_new_tokens=wanted.max_tokens or 1,
+            min_new_tokens=wanted.min_tokens,
             stop_ids=tuple(wanted.stop_token_ids or ()), stop=tuple(wanted.stop or ()),
             logprobs=wanted.logprobs is not None,
         )  # fmt: skip

@@ -1,9 +1,9 @@
 """The words of `trivium serve` and `trivium chat`: every setting of Python can be said, and arrives."""
 
 import inspect
+import io
 import os
 import sys
-import io
 from dataclasses import asdict
 
 import click

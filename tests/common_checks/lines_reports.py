@@ -198,19 +198,6 @@ def against(before: Seen, after: Seen) -> None:
     assert "report/compared.json" in after.files
 
 
-ENDPOINT = {"kind": "endpoint", "url": "http://127.0.0.1:9/v1", "model": "m", "settings": {"retries": 0}}
-refuses("engine.kind", "vllm", "needs vLLM and a GPU", kinds=["evaluate"])
-refuses("engine.kind", "endpoint", "needs a `url` and a `model`", kinds=["evaluate"])
-refuses("engine.kind", "own", "belongs to", kinds=["evaluate"], beside={"engine.url": ENDPOINT["url"]})
-refuses("engine.url", ENDPOINT["url"], "no answer after 1 attempts", kinds=["evaluate"], moved=False,
-        beside={"engine": ENDPOINT})  # fmt: skip
-refuses("engine.model", "m", "belongs to", kinds=["evaluate"])
-refuses("engine.key_env", "NO_SUCH_KEY", "NO_SUCH_KEY, which `key_env` names", kinds=["evaluate"],
-        beside={"engine": ENDPOINT})  # fmt: skip
-refuses("engine.settings", {"concurrency": 0}, "concurrency", kinds=["evaluate"], moved=False,
-        beside={"engine": {**ENDPOINT, "settings": {"concurrency": 0}}})  # fmt: skip
-
-
 @moves("seed", 2, kinds=["evaluate"])
 @moves("asking.seed", 2, kinds=["evaluate"])
 def other_questions(before: Seen, after: Seen) -> None:

@@ -152,6 +152,3 @@ SLOW = {**THERE, "endpoint.url": FAKES[6].url, "endpoint.retries": 0}
 refuses("endpoint.timeout", 0.02, "No row is left", kinds=["synthesize"], both=SLOW, beside={"seed": 27})
 BROKEN = {**THERE, "endpoint.url": FAKES[7].url}
 refuses("endpoint.retries", 0, "No row is left", kinds=["synthesize"], both=BROKEN, beside={"seed": 28})
-
-
-refuses("engine", "vllm", "needs vLLM and a GPU", kinds=["synthesize"], beside={"seed": 31})

@@ -6,6 +6,7 @@ import lines_adapters  # noqa: F401
 import lines_answers  # noqa: F401
 import lines_curate  # noqa: F401
 import lines_distill  # noqa: F401
+import lines_engines  # noqa: F401
 import lines_forecast  # noqa: F401
 import lines_growth  # noqa: F401
 import lines_modalities  # noqa: F401

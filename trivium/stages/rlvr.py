@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
@@ -196,7 +195,6 @@ class Rlvr(RolloutStage):
     def worker(self, opened: Opened[list[Prompt]], engine: RolloutEngine) -> RolloutWorker:
         """The engine alone, or in turns with tools or an environment."""
         if self.forks is not None:
-            assert isinstance(engine, Engine)
             return ForkingWorker(engine, self.sampling(), self.forks)
         if self.environment is None and not self.tools:
             return super().worker(opened, engine)

@@ -25,6 +25,7 @@ from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.stages.parts.prompts import Prompt
+from trivium.stages.parts.rollout_engine import RolloutEngine
 from trivium.stages.parts.rollout_worker import Rollout
 
 
@@ -46,7 +47,9 @@ class Forks(Settings):
 class ForkingWorker:
     """Samples trunks, and branches from a place in each, on the trainer's own weights."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, forks: Forks) -> None:
+    def __init__(self, engine: RolloutEngine, sampling: Sampling, forks: Forks) -> None:
+        # Branches go on from prefixes that ours keeps.
+        assert isinstance(engine, Engine)
         self.engine, self.sampling, self.forks = engine, sampling, forks
 
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
