@@ -64,7 +64,7 @@ class Room:
     def embedder(self, name: str) -> LocalWriter | None:
         """The checkpoint whose hidden states say how alike texts are: the teacher's own, or another."""
         found = self.writer if name == "own" else self.others.get(self.place)
-        return found if isinstance(found, LocalWriter) and found.kind == "own" else None
+        return found if isinstance(found, LocalWriter) and found.chosen.kind == "own" else None
 
     def number(self, *parts: Any) -> int:
         """A number that follows from the seed, the step and these parts."""
