@@ -58,9 +58,21 @@ def test_every_stage_that_trains_reads_what_was_written(tmp_path):
             "again": {"kind": "rlvr", "from": "sft", "data": "problems", "reward": ["math"], "steps": 1,
                       "prompts_per_step": 2, "num_generations": 2, "max_new_tokens": 4},
         }  # fmt: skip
-        place = recipe(tmp_path, endpoint=teacher["endpoint"], data=data, steps=["answer"], further=stages)
+        # The same rows in parquet, and what another stage makes of those.
+        stages["known"] = {**teacher, "data": "asked", "steps": [{"mix": {"data": "asked", "share": 0.5}}]}
+        place = recipe(
+            tmp_path, endpoint=teacher["endpoint"], data=data, steps=["answer"], file_format="parquet",
+            further=stages,
+        )  # fmt: skip
         run = trivium.run(place, runs=tmp_path / "runs")
-    assert len(lines(run["asked"].folder / "data" / "rows.jsonl")) == 40
+    assert [path.name for path in (run["asked"].folder / "data").iterdir()] == ["rows.parquet"]
+    known = lines(run["known"].folder / "data" / "rows.jsonl")
+    assert len(known) == 80
+    for row in known:
+        entry = {"step": "answer", "model": f"fake at {fake.url}", "temperature": 1.0, "samples": 1}
+        assert row["provenance"][0] == entry
+        assert [one["role"] for one in row["messages"]] == ["user", "assistant"]
+        assert row["truth"]["steps"]
     assert all(
         {"chosen", "rejected", "prompt"} <= row.keys()
         for row in lines(run["judged"].folder / "data" / "rows.jsonl")

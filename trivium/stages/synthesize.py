@@ -21,7 +21,7 @@ from trivium.model.hub import resolve
 from trivium.stages.parts.documents import source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.synthesize.prompted import PromptedStep
-from trivium.synthesize.row import Form, Row
+from trivium.synthesize.row import Form, Row, row_of
 from trivium.synthesize.step import Room, Step, parse_steps
 from trivium.synthesize.steps.answer import Answer
 from trivium.synthesize.steps.diversify import Diversify
@@ -53,6 +53,8 @@ class Synthesize(Stage):
     """Draw at most so many seeds, whatever is known already; else all, or as many as the budget allows."""
     form: Form = "messages"
     """How rows are written: `messages`, or `prompt` and `completion` as plain texts."""
+    file_format: Literal["jsonl", "parquet"] = "jsonl"
+    """Whether the rows are in `data/rows.jsonl` or `data/rows.parquet`."""
     engine: EngineChoice = EngineSettings()
     """What `from` is opened in: `own` or `vllm`, which needs a GPU and has no `embed`; `{kind: endpoint,
     url: ..., model: ...}` is another way to write `endpoint`."""
@@ -167,7 +169,7 @@ class Synthesize(Stage):
             self._rows(work),
         )
         synthesis = Synthesis(
-            steps, room, self.per_round, self.seeds, self.form,
+            steps, room, self.per_round, self.seeds, self.form, self.file_format,
             lambda done, seeds: work.progress.update(done, seeds, "seeds"),
         )  # fmt: skip
         try:
@@ -182,12 +184,7 @@ class Synthesize(Stage):
         return self._said(work, report, room)
 
     def _rows(self, work: Work) -> list[Row]:
-        rows = []
-        for document in documents(work, self.data or []):
-            fields = dict(document.fields)
-            earlier = fields.pop("provenance", None)
-            rows.append(Row(document.id, fields, list(earlier) if isinstance(earlier, list) else []))
-        return rows
+        return [row_of(document.id, document.fields) for document in documents(work, self.data or [])]
 
     def _writers(self, work: Work, steps: list[Step]) -> tuple[Writer | None, dict[int, Writer]]:
         """The teacher, and whom single steps ask in its place; a model that several name is opened once."""

@@ -37,6 +37,17 @@ class Row:
         return self
 
 
+def row_of(name: str, fields: Mapping[str, Any]) -> Row:
+    """A row of data, with the provenance that an earlier stage wrote."""
+    # A parquet file has every column in every row, and every key in every entry.
+    known = {column: value for column, value in fields.items() if value is not None}
+    earlier = known.pop("provenance", None)
+    entries = [one for one in earlier if isinstance(one, dict)] if isinstance(earlier, list) else []
+    return Row(
+        name, known, [{key: one for key, one in entry.items() if one is not None} for entry in entries]
+    )
+
+
 def asked(row: Row) -> Messages:
     """The conversation up to where the assistant answers."""
     found = row.fields.get("messages")

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_json, write_text
 from trivium.synthesize.diversity import cell_of, measured
@@ -34,6 +37,7 @@ class Synthesis:
     most: int | None = None
     """Draw at most so many seeds."""
     form: Form = "messages"
+    file_format: str = "jsonl"
     progress: Callable[[int, int], None] = lambda done, all_seeds: None
     funnel: list[list[int]] = field(default_factory=list)
     """Rows into and out of each step."""
@@ -142,7 +146,11 @@ class Synthesis:
         report = self.report(rows)
         write_json(folder / REPORT, report)
         with whole_folder(data) as made:
-            write_text(made / "rows.jsonl", _lines([as_written(row, self.form) for row in rows]))
+            written = [as_written(row, self.form) for row in rows]
+            if self.file_format == "parquet":
+                parquet.write_table(_table(written), made / "rows.parquet")
+            else:
+                write_text(made / "rows.jsonl", _lines(written))
         return report
 
     def write_dropped(self, folder: Path) -> None:
@@ -153,6 +161,22 @@ class Synthesis:
 def as_dropped(row: Row) -> dict[str, Any]:
     """The columns of a row in `dropped.jsonl`."""
     return {**row.fields, "id": row.id, "provenance": row.provenance}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> arrow.Table:
+    """The rows as columns; a column whose values are of no one type holds JSON texts."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return arrow.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> arrow.Array:
+    try:
+        column = arrow.array(values)
+        # Parquet has no record without a key.
+        parquet.write_table(arrow.table({"": column}), arrow.BufferOutputStream())
+        return column
+    except (arrow.ArrowException, ValueError, OverflowError):
+        return arrow.array([None if value is None else json.dumps(value) for value in values])
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from trivium.data.sources import Source, read_documents
 from trivium.kit.errors import TriviumError
-from trivium.synthesize.row import Row
+from trivium.synthesize.row import Row, row_of
 from trivium.synthesize.step import Room, Step
 
 
@@ -30,7 +30,7 @@ class Mix(Step):
         if source.path.startswith("world:"):
             source = source.model_copy(update={"limit": wanted})
         others = [
-            Row(f"{self.name}:{one.id}", dict(one.fields)).note(self.name, source=self.data)
+            row_of(f"{self.name}:{one.id}", one.fields).note(self.name, source=self.data)
             for one in (read_documents(source) if wanted else [])
         ]
         if len(others) < wanted:
