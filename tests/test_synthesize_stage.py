@@ -62,10 +62,14 @@ def test_every_stage_that_trains_reads_what_was_written(tmp_path):
         stages["known"] = {**teacher, "data": "asked", "steps": [{"mix": {"data": "asked", "share": 0.5}}]}
         place = recipe(
             tmp_path, endpoint=teacher["endpoint"], data=data, steps=["answer"], file_format="parquet",
-            further=stages,
+            coverage_by=["truth.family"], further=stages,
         )  # fmt: skip
         run = trivium.run(place, runs=tmp_path / "runs")
     assert [path.name for path in (run["asked"].folder / "data").iterdir()] == ["rows.parquet"]
+    covered = read_json(run["asked"].folder / "synthesis.json")["diversity"]["coverage"]
+    assert covered["columns"] == ["truth.family"]
+    assert covered["cells"] == covered["filled"] == len(covered["counts"]) > 3
+    assert sum(covered["counts"].values()) == 40
     known = lines(run["known"].folder / "data" / "rows.jsonl")
     assert len(known) == 80
     for row in known:

@@ -422,6 +422,12 @@ def test_near_duplicates_go_by_words_and_by_meaning(tmp_path, checkpoint):
     assert read_json(loose / "synthesis.json")["steps"][0]["facts"]["clusters"] >= 1
 
 
+def test_coverage_is_refused_over_a_column_that_no_row_has(tmp_path):
+    data = written(tmp_path, [{"prompt": "What is 2 + 2?"}])
+    with pytest.raises(TriviumError, match=r"`coverage_by` names kind, .*they have prompt"):
+        synthesized(tmp_path, data=data, steps=["diversify"], coverage_by=["kind"])
+
+
 TOPICS = [f"topic {n}" for n in range(10)]
 
 

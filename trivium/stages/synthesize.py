@@ -55,6 +55,9 @@ class Synthesize(Stage):
     """How rows are written: `messages`, or `prompt` and `completion` as plain texts."""
     file_format: Literal["jsonl", "parquet"] = "jsonl"
     """Whether the rows are in `data/rows.jsonl` or `data/rows.parquet`."""
+    coverage_by: list[str] = []
+    """The columns that coverage is measured over, as `truth.family`; those that steer, or topic, persona,
+    style, language and length, where it is left out."""
     engine: EngineChoice = EngineSettings()
     """What `from` is opened in: `own` or `vllm`, which needs a GPU and has no `embed`; `{kind: endpoint,
     url: ..., model: ...}` is another way to write `endpoint`."""
@@ -169,7 +172,7 @@ class Synthesize(Stage):
             self._rows(work),
         )
         synthesis = Synthesis(
-            steps, room, self.per_round, self.seeds, self.form, self.file_format,
+            steps, room, self.per_round, self.seeds, self.form, self.file_format, self.coverage_by,
             lambda done, seeds: work.progress.update(done, seeds, "seeds"),
         )  # fmt: skip
         try:

@@ -38,6 +38,7 @@ class Synthesis:
     """Draw at most so many seeds."""
     form: Form = "messages"
     file_format: str = "jsonl"
+    coverage_by: Sequence[str] = ()
     progress: Callable[[int, int], None] = lambda done, all_seeds: None
     funnel: list[list[int]] = field(default_factory=list)
     """Rows into and out of each step."""
@@ -97,10 +98,16 @@ class Synthesis:
         return self.room.random("round", self.rounds)
 
     def _columns(self, seeds: Sequence[Row]) -> list[str]:
-        """The columns that coverage is measured over: those that steer, else those of the seeds."""
+        """The columns that coverage is measured over: those named, else those that steer, else the seed's."""
         steered = [one.steer.by for one in self.steps if isinstance(one, Diversify) and one.steer is not None]
-        wanted = steered[0] if steered else list(LISTS.values())
-        return [name for name in wanted if any(name.partition(".")[0] in row.fields for row in seeds)]
+        wanted = self.coverage_by or (steered[0] if steered else list(LISTS.values()))
+        found = [name for name in wanted if any(name.partition(".")[0] in row.fields for row in seeds)]
+        if missing := [name for name in self.coverage_by if name not in found]:
+            there = ", ".join(seeds[0].fields) or "none"
+            raise TriviumError(
+                f"`coverage_by` names {missing[0]}, a column of no row to start from; they have {there}."
+            )
+        return found
 
     def report(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The numbers of the report, and some rows to read."""
