@@ -2,9 +2,11 @@
 
     python benchmarks/synthesize.py MODEL [--with /path/to/python-with-distilabel] [--rows 400] [--repeat 3]
 
-The server is one process, each contestant another; both ask for the same answers, of the same length, with
-as many requests in flight, and write them to disk. Imports are not counted, and neither is the first run of
-each, which warms the server; what a run itself spends on starting processes and reading data is.
+The server is one process, each contestant another; both ask the same questions, with as many requests in
+flight, and write the answers to disk. Half are word problems and half are answered in a few words, so
+answers differ in length, as they do in use. Before it is timed, a contestant writes a few rows in the same
+process: imports are not counted. Neither is the first run of each, which warms the server. What a run
+spends on starting processes and reading data is.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import socket
 import statistics
@@ -20,17 +23,18 @@ import sys
 import tempfile
 import time
 import urllib.request
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FEW = [f"What is {n} + 2?" for n in range(4)]
 
 
-def ours(job: dict) -> float:
+def ours(job: dict, folder: Path) -> float:
     import yaml
 
     import trivium
 
-    folder = Path(job["folder"]) / "ours"
     folder.mkdir(parents=True)
     questions = "".join(json.dumps({"prompt": one}) + "\n" for one in job["prompts"])
     (folder / "seeds.jsonl").write_text(questions)
@@ -50,13 +54,12 @@ def ours(job: dict) -> float:
     return seconds
 
 
-def distilabel(job: dict) -> float:
+def distilabel(job: dict, folder: Path) -> float:
     from distilabel.models import OpenAILLM
     from distilabel.pipeline import Pipeline
     from distilabel.steps import LoadDataFromDicts
     from distilabel.steps.tasks import TextGeneration
 
-    folder = Path(job["folder"]) / "distilabel"
     start = time.perf_counter()
     with Pipeline(name="r", cache_dir=str(folder)) as pipeline:
         load = LoadDataFromDicts(
@@ -75,6 +78,22 @@ def distilabel(job: dict) -> float:
     seconds = time.perf_counter() - start
     assert len([one for one in made["generation"] if one]) > 0.9 * len(job["prompts"])
     return seconds
+
+
+def prompts(count: int, place: int) -> list[str]:
+    """Word problems and short questions of the world, each once; others for every place."""
+    from trivium.data.sources import Source, read_documents
+
+    first, last = 2 * place * count, 2 * (place + 1) * count
+    kinds = [
+        [one.fields["messages"][0]["content"] for one in read_documents(Source(path=path, limit=last))][
+            first:
+        ]
+        for path in ("world:sums?form=chat", "world:chat")
+    ]
+    found = list(dict.fromkeys(chain.from_iterable(zip(*kinds, strict=True))))[:count]
+    random.Random(place).shuffle(found)
+    return found
 
 
 def free_port() -> int:
@@ -101,13 +120,16 @@ def main() -> None:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--with", dest="peer")
     parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--job")
     wanted = parser.parse_args()
     if wanted.job:
-        seconds = {"ours": ours, "distilabel": distilabel}[wanted.job](json.loads(sys.stdin.read()))
+        contestant, job = {"ours": ours, "distilabel": distilabel}[wanted.job], json.loads(sys.stdin.read())
+        folder = Path(job["folder"])
+        contestant({**job, "prompts": FEW}, folder / "before")
+        seconds = contestant(job, folder / "timed")
         print(f"SECONDS {seconds}")
         return
     port = free_port()
@@ -128,11 +150,13 @@ def main() -> None:
         contestants = {"ours": sys.executable, **({"distilabel": wanted.peer} if wanted.peer else {})}
         found: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(wanted.repeat + 1):
-            for name, python in contestants.items():
+            for number, (name, python) in enumerate(contestants.items()):
+                # Of its own, or the server would know the prompts of whoever comes second.
+                asked = prompts(wanted.rows, len(contestants) * turn + number)
                 with tempfile.TemporaryDirectory() as folder:
-                    prompts = [f"Question {turn}.{n}: what is {n} + {n % 7}?" for n in range(wanted.rows)]
-                    job = {"url": f"{address}/v1", "model": model, "prompts": prompts, "folder": folder,
-                           "tokens": wanted.tokens, "concurrency": wanted.concurrency}  # fmt: skip
+                    job = {"url": f"{address}/v1", "model": model, "prompts": asked,
+                           "folder": folder, "tokens": wanted.tokens,
+                           "concurrency": wanted.concurrency}  # fmt: skip
                     seconds = measured(python, name, job)
                 if turn:
                     found[name].append(wanted.rows / seconds)
