@@ -76,6 +76,8 @@ def test_a_template_filled_in_for_data_is_planned_without_a_complaint(folder, te
     assert text.count("#") > len(settings) / 2, "most lines say what they are for"
     found = planned(path, folder / "runs")
     assert not any("holds out none" in note for note in found.notes), found.notes
+    trained = [name for name, stage in recipe.stages.items() if hasattr(stage, "learning_rate")]
+    assert all("steps" in found.numbers[name] for name in trained), "how long each will really be"
 
 
 def test_numbers_follow_from_the_data(folder):

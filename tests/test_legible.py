@@ -85,6 +85,8 @@ def test_every_model_has_a_card_with_its_lineage_data_andresults_in(folder, run)
         assert (folder / "runs" / "told" / name).resolve().name in body, "the lineage names the fingerprint"
     assert "| ./pairs.jsonl | " in body
     assert "| loss | " in body
+    assert "| last step: accuracy | " in body
+    assert "| last step: validation_loss | " in (folder / "runs" / "told" / "base" / "README.md").read_text()
     assert str(folder) not in text
     assert not (folder / "runs" / "told" / "words" / "README.md").exists()
 
@@ -113,6 +115,7 @@ def test_a_stage_in_which_nothing_was_learned_says_so(folder, run, capsys):
     assert "rl: nothing was learned: all answers to each prompt earned the same reward" in told
     line = next(line for line in told.splitlines() if line.startswith("rl  100%"))
     assert "reward 1" in line
+    assert "tokens/s" in line
     assert "taught nothing 1" in line
     assert "length" in line
 

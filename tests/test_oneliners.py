@@ -97,6 +97,7 @@ def test_the_recipe_is_printed_and_nothing_runs(folder, monkeypatch, capsys):
         ("sft", "--lora_r 8 --lora_alpha 16 --load_in_4bit",
          {"adapter": {"rank": 8, "alpha": 16, "base": "int4"}}),
         ("sft", "--adapter qlora --adapter.rank 4", {"adapter": {"base": "int4", "rank": 4}}),
+        ("sft", "--adapter.rank 4 --adapter dora", {"adapter": {"rank": 4, "kind": "dora"}}),
         ("sft", "--train_on_inputs --neftune_noise_alpha 5", {"loss": "all", "neftune": 5}),
         ("sft", "--bf16 --gradient_checkpointing", {"precision": "bfloat16", "recompute": "full"}),
         ("preference", "--per_device_train_batch_size 8 --max_length 256", {"pairs": 8, "context": 256}),
@@ -137,6 +138,8 @@ def test_what_is_not_a_setting_is_answered(kind, words, said):
     [
         ("max_steps: 3", "max_steps is not a setting; write `steps`"),
         ("lora_r: 3", "write `adapter: {rank: ...}`"),
+        ("adapter: lra", "adapter.kind cannot be 'lra': it should be 'lora'"),
+        ("eval_strategy: steps", "says how often the loss is measured"),
         ("per_device_train_batch_size: 3", "a step's tokens are counted in `batch`"),
         ("packing: true", "examples are always packed"),
         ("num_train_epochs: 3", "write `epochs`"),

@@ -59,8 +59,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_models_are_asked_about_the_data_that_taught_them(folder):
+def test_models_are_asked_about_the_data_that_taught_them(folder, capsys):
     trivium.run(folder / "mine.yaml", runs=folder / "runs")
+    assert "may ask differently" not in capsys.readouterr().err, "it is the recipe's own report"
     found = read_json(folder / "runs" / "mine" / "report.json")
     tasks = found["collected"]["tasks"]
     assert set(tasks) == {

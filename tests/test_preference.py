@@ -202,7 +202,7 @@ def test_kto_takes_single_answers_and_dpo_refuses_them(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"loss": "dpoo"}, "there is no loss 'dpoo'"),
+        ({"loss": "dpoo"}, "there is no loss `dpoo`; write one of dpo"),
         ({"loss": ["kto", "sigmoid"]}, "do not mix"),
         ({"reference": "adapter off"}, "needs an `adapter`"),
         ({"reference": "adapter off", "adapter": {"rank": 2, "train": ["head"]}}, "no part trained whole"),

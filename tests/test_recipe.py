@@ -58,7 +58,7 @@ def changed(folder: Path, old: str, new: str) -> str:
         ("dpo.loss=[[dpo]]", "a valid mapping"),
         ("dpo.beta=[0.1, -0.1]", "than or equal to 0"),
         ("report.asking={temperature: .inf}", "a finite number"),
-        ("words.vocabulary=-3", "than or equal to 0"),
+        ("words.vocabulary=-3", "than or equal to 264"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_before_anything_runs(override, rule):
@@ -70,8 +70,11 @@ def test_a_value_that_cannot_be_is_refused_before_anything_runs(override, rule):
     ("text", "words"),
     [
         ("stages: {}", "stages cannot be {}: it should have at least 1 item, not 0."),
-        ("stages: [a]", "stages cannot be ['a']: it should be a valid mapping."),
-        ("stages: {a: tokenizer}", "stages.a cannot be 'tokenizer': it should be a valid mapping."),
+        ("stages: [a]", "stages cannot be ['a']: it should be a valid mapping, as in `{key: value}`."),
+        (
+            "stages: {a: tokenizer}",
+            "stages.a cannot be 'tokenizer': it should be a valid mapping, as in `{key: value}`.",
+        ),
         ("stages: &all {a: *all}", "an anchor (`&`) stands for something that holds itself."),
     ],
 )

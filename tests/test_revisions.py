@@ -104,6 +104,18 @@ def test_without_a_network_what_this_machine_read_last_is_pinned(tmp_path, monke
     assert prepare(path, tmp_path / "other").nodes["words"].pinned == {"owner/name": f"owner/name@{SECOND}"}
 
 
+def test_a_hub_whose_name_does_not_resolve_is_no_error_of_a_plan(monkeypatch):
+    """The HTTP library of the hub's client raises an error of its own, which is no OSError."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def unknown(*_, **__):
+        raise next(one for one in HfHubHTTPError.__bases__ if one is not OSError)("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unknown)
+    assert Revisions().pinned("nobody/nothing", "model") is None
+
+
 def test_a_model_of_the_hub_is_pinned_and_a_written_commit_needs_no_look_up(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     refs = tmp_path / "hub" / "models--owner--model" / "refs"

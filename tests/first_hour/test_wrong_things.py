@@ -73,6 +73,75 @@ WRONG = {
         "stages.words",
         "pip install 'trivium[hub]'",
     ),
+    "two lengths": (
+        "    steps: 4",
+        "    steps: 4\n    tokens: 1k",
+        "mine.yaml:4: stages.base",
+        "one of `tokens` and `steps`",
+    ),
+    "a vocabulary without room for bytes": (
+        "vocabulary: 300",
+        "vocabulary: 10",
+        "mine.yaml:3: stages.words.vocabulary cannot be 10",
+        "greater than or equal to 264",
+    ),
+    "a tab": ("    steps: 4", "\tsteps: 4", "mine.yaml:11 is not valid YAML", "indent with spaces"),
+    "conversations without an answer": (
+        "./chats.jsonl",
+        "./users.jsonl",
+        "mine.yaml:12: stages.sft.data../users.jsonl: none of the first 40 rows",
+        "users.jsonl:1 teaches nothing",
+    ),
+    "pairs of the same answer": (
+        "./pairs.jsonl",
+        "./alike.jsonl",
+        "mine.yaml:13: stages.dpo.data../alike.jsonl: both answers",
+        "name pairs that differ",
+    ),
+    "a reward that takes other arguments": (
+        "[math]",
+        "['rewards.py:gold']",
+        "mine.yaml:14: stages.rl.reward: ./problems.jsonl: the reward gold cannot be called",
+        "missing a required argument: 'gold'",
+    ),
+    "a function that the file lacks": (
+        "[math]",
+        "['rewards.py:golds']",
+        "mine.yaml:14: stages.rl.reward: The reward file",
+        "did you mean `gold`",
+    ),
+    "a scorer's name": ("[math]", "[maths]", "mine.yaml:14: stages.rl.reward", "did you mean `math`"),
+    "answers that are compared with none": (
+        "steps: 2, max",
+        "num_generations: 1, steps: 2, max",
+        "mine.yaml:14: stages.rl: dapo compares",
+        "write 2 or more",
+    ),
+    "a layer that is not there": (
+        "from: base,",
+        "from: base, adapter: {targets: [q_projj]},",
+        "sft: adapter.targets: 'q_projj' names no layer",
+        "there are",
+    ),
+    "a loss that is not there": (
+        "from: sft, data: ./pairs",
+        "from: sft, loss: dpoo, data: ./pairs",
+        "mine.yaml:13: stages.dpo",
+        "write one of dpo",
+    ),
+    "a share that changes nothing": (
+        "data: ./problems.jsonl",
+        "data: {./problems.jsonl: {validation: 0.1}}",
+        "mine.yaml:14: stages.rl.data: `./problems.jsonl` has a `validation`",
+        "leave it out",
+    ),
+    "an empty folder": (
+        "    data: ./texts",
+        "    data: ./nothing",
+        "mine.yaml:6: stages.base.data:",
+        "put the data there",
+    ),
+    "a name with a slash": ("name: mine", "name: my/own", "mine.yaml:1: name cannot be 'my/own'", "may hold"),
     "answers longer than the model reads": ("_tokens: 16", "_tokens: 640", "sft reads 64 tokens", "lower it"),
 }
 
@@ -87,7 +156,11 @@ def folder(tmp_path: Path) -> Path:
         "pairs": [{"prompt": f"{n}?", "chosen": f" {n}", "rejected": " no"} for n in range(40)],
         "problems": [{"prompt": f"{n} + 1 =", "answer": str(n + 1)} for n in range(40)],
         "asked": [{"prompt": f"{n} + 1 ="} for n in range(40)],
+        "users": [{"messages": [{"role": "user", "content": f"{n}?"}]} for n in range(40)],
+        "alike": [{"prompt": f"{n}?", "chosen": " a", "rejected": " a"} for n in range(40)],
     }
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "rewards.py").write_text("def gold(completions, gold, **columns):\n    return [0.0]\n")
     for name, rows in kinds.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

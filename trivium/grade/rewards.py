@@ -1,16 +1,17 @@
 """Rewards under TRL's signature: scorers, a user's own function, and weighted lists of both."""
 
 import importlib.util
+import inspect
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trivium.grade.scorer import Score, Scorer, ready, scorer
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.model.hub import resolve
 
 Completion = str | list[dict[str, Any]]
@@ -78,6 +79,20 @@ class FunctionReward:
 
     def ready(self) -> None:
         """A function needs nothing."""
+
+    def check_arguments(self, columns: Iterable[str]) -> None:
+        """Refuse a function that cannot be called as it will be, with rows of these columns."""
+        names = sorted({"prompts", "completions", "completion_ids", *columns})
+        try:
+            inspect.signature(self.function).bind(**dict.fromkeys(names))
+        except TypeError as error:
+            raise TriviumError(
+                f"the reward {self.name} cannot be called with {', '.join(names)} ({error}); "
+                f"take them as `def {self.name}(prompts, completions, **columns)`."
+            ) from None
+        except ValueError:
+            # Some callables of C do not say what they take.
+            return
 
     def scores(
         self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
@@ -150,7 +165,10 @@ def reward_from_file(place: str, folder: Path | None = None) -> FunctionReward:
     spec.loader.exec_module(module)
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise TriviumError(f"The reward file {path} has no function {function_name!r}.")
+        near = nearest(function_name, [name for name, one in vars(module).items() if callable(one)])
+        raise TriviumError(
+            f"The reward file {path} has no function {function_name!r}{near or '; define it.'}"
+        )
     return FunctionReward(function_name, function)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 
 Status = Literal["ok", "wrong", "unparsed", "compile", "overtime", "memory", "gold_bad", "timeout", "fault"]
 
@@ -55,7 +55,8 @@ def scorer(name: str, **settings: Any) -> Scorer:
     """Make the scorer of that name with these settings."""
     place = _PLACES.get(name)
     if place is None:
-        raise TriviumError(f"There is no scorer called {name!r}; choose one of {', '.join(scorer_names())}.")
+        near = nearest(name, scorer_names()) or f"; choose one of {', '.join(scorer_names())}."
+        raise TriviumError(f"There is no scorer called {name!r}{near}")
     module, attribute = place.split(":")
     make: Callable[..., Scorer] = getattr(import_module(module), attribute)
     try:

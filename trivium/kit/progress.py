@@ -56,8 +56,13 @@ class Progress:
         else:
             print(text, file=self._stream, flush=True)
 
-    def update(self, done: float, total: float | None, unit: str = "tokens", **facts: Any) -> None:
-        """Show that `done` of `total` is done; facts such as loss=2.31 stand behind it."""
+    def update(
+        self, done: float, total: float | None, unit: str = "tokens", speed: str = "", **facts: Any
+    ) -> None:
+        """Show that `done` of `total` is done; facts such as loss=2.31 stand behind it.
+
+        `speed` says how fast, where units in a second tell little.
+        """
         if not self._speaks:
             return
         now = time.monotonic()
@@ -68,12 +73,12 @@ class Progress:
         if _relay is not None:
             if finished or now - self._last_plain >= _RELAY_SECONDS:
                 self._last_plain = now
-                _relay({"update": self._line(done, total, unit, facts, bar=True)})
+                _relay({"update": self._line(done, total, unit, speed, facts, bar=True)})
         elif self._stream.isatty():
-            self._show(self._line(done, total, unit, facts, bar=True))
+            self._show(self._line(done, total, unit, speed, facts, bar=True))
         elif finished or now - self._last_plain >= _PLAIN_SECONDS:
             self._last_plain = now
-            print(self._line(done, total, unit, facts, bar=False), file=self._stream, flush=True)
+            print(self._line(done, total, unit, speed, facts, bar=False), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the last state on the screen and forget it."""
@@ -83,7 +88,9 @@ class Progress:
         self._seen.clear()
         self._last_plain = time.monotonic()
 
-    def _line(self, done: float, total: float | None, unit: str, facts: dict[str, Any], bar: bool) -> str:
+    def _line(
+        self, done: float, total: float | None, unit: str, speed: str, facts: dict[str, Any], bar: bool
+    ) -> str:
         parts = [self.title] if self.title else []
         if total:
             share = min(done / total, 1.0)
@@ -95,8 +102,8 @@ class Progress:
         else:
             parts.append(f"{short(done)} {unit}")
         rate = self._rate()
-        if rate:
-            parts.append(f"{short(rate)} {unit}/s")
+        if speed or rate:
+            parts.append(speed or f"{short(rate)} {unit}/s")
         parts += [f"{name} {_fact(value)}" for name, value in facts.items()]
         if rate and total and done < total:
             parts.append(f"{duration((total - done) / rate)} left")

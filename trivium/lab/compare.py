@@ -41,13 +41,16 @@ def compare(
     stages: Sequence[Seen] = (),
     say: Say | None = None,
 ) -> dict[str, Any]:
-    """Ask these models the same things and write `to` (a page) with a JSON of the same name beside it."""
+    """Ask these models the same things and write `to` (a page) with a JSON of the same name beside it.
+
+    With `stages`, those of a recipe whose own report it is, no other report says what is asked.
+    """
     if to.suffix == ".json":
         raise TriviumError(
             f"{to} is where the numbers beside the page would go; name the page {to.stem}.html."
         )
     members = find_all(names, runs)
-    if not on and members:
+    if not on and members and not stages:
         on, settings = _as_the_report(members, runs, settings, say)
     seen = stages_above([*stages, *(member.seen for member in members if member.seen)])
     raw = collect(members, seen, runs / "store" / "answers", on, settings, title or " · ".join(names), say)

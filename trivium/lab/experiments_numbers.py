@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trivium.evals.statistics import CONFIDENCE, normal_quantile
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.files import read_json
 from trivium.kit.metrics import read_metrics
 from trivium.kit.seals import read_record
 from trivium.lab.formatting import figure
-from trivium.recipe.read import nearest
 
 EARLIER = {
     "right": "accuracy",

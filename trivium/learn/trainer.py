@@ -18,6 +18,7 @@ from trivium.data.rows import PackedSequence, collate
 from trivium.kit.errors import TriviumError
 from trivium.kit.machine import keep_freed_memory, product_seconds
 from trivium.kit.metrics import MetricsLog, read_metrics
+from trivium.kit.numbers import short
 from trivium.kit.processes import all_reduce_sum, world
 from trivium.kit.progress import Progress
 from trivium.kit.stopping import StopRequested, leave_word, requested
@@ -402,7 +403,8 @@ class Trainer:
             if keep is not None:
                 keep(self.step, self.tokens)
         shown = {SHOWN[key]: row[key] for key in SHOWN if row.get(key) is not None}
-        self.progress.update(self.step, self.batches.steps, unit="steps", **shown)
+        speed = f"{short(row['tokens_per_second'])} tokens/s" if row.get("tokens_per_second") else ""
+        self.progress.update(self.step, self.batches.steps, unit="steps", speed=speed, **shown)
 
     def _due(self, times: int) -> bool:
         """Whether one of `times` evenly spread moments, the last of them the end, falls on this step."""

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from trivium.kit.errors import TriviumError
@@ -45,6 +45,14 @@ class AdapterSettings(Settings):
     """How the frozen matrices are held meanwhile; with int4 this is QLoRA."""
     save: Literal["merged", "adapter", "both"] = "both"
     """The model as a whole, the adapter beside a reference to its base, or both."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_word(cls, value: Any) -> Any:
+        """`adapter: lora` names the method alone; `qlora` holds the frozen matrices in four bits."""
+        if value == "qlora":
+            return {"base": "int4"}
+        return {"kind": value} if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def find_model(name: str | Path, runs: str | Path = RUNS) -> Path:
     path = expanded(name)
     if path.exists():
         return resolve(name)
-    _refuse_unknown(str(name), Path(runs))
+    refuse_unknown(str(name), Path(runs))
     try:
         return resolve(name)
     except TriviumError as error:
@@ -82,7 +82,7 @@ def model_of(stage: Path, name: str) -> Path:
     return stage / "model"
 
 
-def _refuse_unknown(name: str, runs: Path) -> None:
+def refuse_unknown(name: str, runs: Path) -> None:
     """Refuse what cannot be on the hub or is plainly a stage of a recipe that ran, before any network."""
     links = stage_links(runs)
     known = sorted({link.name for link in links} | {f"{link.parent.name}/{link.name}" for link in links})

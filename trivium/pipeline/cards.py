@@ -11,19 +11,24 @@ import yaml
 from trivium.kit.files import write_text
 from trivium.kit.numbers import short
 from trivium.kit.seals import RECORD, read_record
+from trivium.pipeline.last_step import progress_of
 
 CARD = "README.md"
 LEFT_OUT = ("kind", "seed", "from", "data")
 MEASURES = (
     "loss", "validation_loss", "bits_per_byte", "validation_bits_per_byte", "tokens", "steps", "parameters",
 )  # fmt: skip
+AT_LAST = ("validation_loss", "bits_per_byte")
 
 
-def write_card(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the card of the model in a stage's folder; equal runs write the same bytes."""
+def write_card(folder: Path, record: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+    """Write the card of the model in a stage's folder; equal runs write the same bytes.
+
+    `last` is the row of the last step, which has what the summary leaves out.
+    """
     model = folder / "model"
     if (model / "config.json").is_file():
-        write_text(model / CARD, card(record, list(lineage(folder, record))))
+        write_text(model / CARD, card(record, list(lineage(folder, record)), last))
 
 
 def lineage(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -41,7 +46,7 @@ def lineage(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str,
     yield str(record["stage"]), str(record["kind"]), name
 
 
-def card(record: Mapping[str, Any], grown: list[tuple[str, str, str]]) -> str:
+def card(record: Mapping[str, Any], grown: list[tuple[str, str, str]], last: Mapping[str, Any]) -> str:
     """The card as Markdown, with the header that the hub reads."""
     settings = record.get("settings") or {}
     first = grown[0]
@@ -56,6 +61,9 @@ def card(record: Mapping[str, Any], grown: list[tuple[str, str, str]]) -> str:
         head["base_model"] = Path(first[0]).name if first[0].startswith(("/", ".")) else first[0]
     header = yaml.safe_dump(head, sort_keys=False).replace("license: other\n", "license: other  # fill in\n")
     title = f"{record['recipe']}/{record['stage']}"
+    results = dict(results_in(record.get("summary") or {}))
+    measured = {name: f"{last[name]:.4g}" for name in AT_LAST if isinstance(last.get(name), float)}
+    results |= {f"last step: {name}": value for name, value in {**measured, **progress_of(last)}.items()}
     parts = [
         f"---\n{header}---\n\n# {title}\n",
         f"Made by Trivium {record['versions']['trivium']}: the stage `{record['stage']}` ({record['kind']}) "
@@ -65,8 +73,7 @@ def card(record: Mapping[str, Any], grown: list[tuple[str, str, str]]) -> str:
         "## Data\n",
         _table(["source", "content"], [list(one) for one in _data(record)]) or "None of its own.\n",
         "## Results\n",
-        _table(["measure", "value"], [list(one) for one in results_in(record.get("summary") or {})])
-        or "None were measured.\n",
+        _table(["measure", "value"], [list(one) for one in results.items()]) or "None were measured.\n",
         "## Recipe\n",
         f"```yaml\n{_written({record['stage']: _plain(settings)})}```\n",
     ]

@@ -12,7 +12,7 @@ from trivium.data.preference_forms import recognised_form
 from trivium.data.shapes import recognised
 from trivium.data.sources import Document, Source
 from trivium.data.steps import labelled_steps
-from trivium.grade.rewards import Reward, reward
+from trivium.grade.rewards import FunctionReward, Reward, reward
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import short
@@ -199,9 +199,14 @@ def _check_rewards(going: Run, name: str, checked: Checked) -> None:
 
 
 def _try_columns(part: Reward, row: Document, place: str) -> None:
-    """Score one empty answer: a scorer that misses a column of the row says so."""
-    scorer = getattr(part, "scorer", None)
-    if scorer is None or getattr(scorer, "many", None) is not None or part.name in ("code", "judge"):
+    """Score one empty answer: a scorer that misses a column of the row says so; functions are not called."""
+    if isinstance(part, FunctionReward):
+        try:
+            part.check_arguments(column for column in row.fields if column != "prompt")
+        except TriviumError as error:
+            raise TriviumError(f"{place}: {error}") from None
+        return
+    if getattr(part.scorer, "many", None) is not None or part.name in ("code", "judge"):
         return
     columns = {key: [value] for key, value in row.fields.items() if key != "prompt"}
     try:

@@ -18,6 +18,7 @@ from trivium.kit.numbers import short
 from trivium.learn.settings import Training
 from trivium.model.folder import load_config
 from trivium.model.hub import resolve
+from trivium.model.preset import preset
 from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import (
     OF_A_TURN,
@@ -164,6 +165,9 @@ def training_numbers(
     if stage.kind in EXAMPLES and stage.batch is None:
         rows = ROWS_PER_BATCH if not available else max(1, min(ROWS_PER_BATCH, -(-int(available) // context)))
         batch = rows * context
+    if batch is None and {"layers", "vocabulary", "width"} <= numbers.keys():
+        sizes = (int(numbers[key]) for key in ("layers", "vocabulary"))
+        batch = preset(*sizes, context, width=int(numbers["width"])).values["batch_tokens"]
     if batch is None:
         return {}
     if stage.batch is not None and batch < context:

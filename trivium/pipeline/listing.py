@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from trivium.kit.code import package_code
-from trivium.kit.errors import DamagedError, TriviumError
+from trivium.kit.errors import DamagedError, TriviumError, nearest
 from trivium.kit.files import read_json
 from trivium.kit.numbers import short
 from trivium.kit.progress import duration
 from trivium.kit.seals import COMPLETE, read_sealed, write_sealed
 from trivium.pipeline.store import Entry, Store, last_row, size
-from trivium.recipe.read import nearest
 
 INDEX = "index.json"
 """What is known of finished results, so that a list of many is quick; made again where it is missing."""

@@ -9,13 +9,12 @@ from typing import Any
 
 import yaml
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.files import expanded, whole_folder, write_text
 from trivium.kit.numbers import number
 from trivium.kit.settings import descriptions
-from trivium.model.named import find_stage, stage_links
+from trivium.model.named import find_stage, refuse_unknown
 from trivium.recipe import foreign
-from trivium.recipe.read import nearest
 from trivium.recipe.yaml_text import parse
 from trivium.stages import kinds
 from trivium.stages.parts.stage import Stage
@@ -27,10 +26,6 @@ SHORT = {
     "validation-share": "data.validation",
 }
 """Short flags for settings that lie inside others."""
-ADAPTERS: dict[str, dict[str, Any]] = {
-    "lora": {}, "rslora": {"kind": "rslora"}, "dora": {"kind": "dora"}, "pissa": {"kind": "pissa"},
-    "qlora": {"base": "int4"},
-}  # fmt: skip
 VOCABULARY = 4096
 
 
@@ -50,8 +45,10 @@ def settings_of(kind: type[Stage], words: Sequence[str], more: Sequence[str] = (
         key = SHORT.get(name.replace("_", "-"), name)
         value = _value(name, text)
         outer = key.partition(".")[0]
-        if name == "adapter" and str(value) in ADAPTERS:
-            foreign.place(settings, "adapter", {**ADAPTERS[str(value)], **(settings.get("adapter") or {})})
+        if name == "adapter" and isinstance(value, str):
+            # Beside `--adapter.rank 8` a method is one setting among others.
+            method = {"base": "int4"} if value == "qlora" else {"kind": value}
+            foreign.place(settings, "adapter", {**method, **(settings.get("adapter") or {})})
         elif outer in known and outer not in ("kind", "from"):
             if outer == "reward":
                 value = value if isinstance(value, list) else str(value).split(",")
@@ -148,12 +145,7 @@ def _model(name: str, runs: Path) -> str:
     path = expanded(name)
     if path.exists():
         return str(path.absolute())
-    if name.count("/") != 1:
-        known = sorted({link.name for link in stage_links(runs)})
-        raise TriviumError(
-            f"{name} is neither a folder nor a stage under {runs} nor an id of the hub"
-            f"{nearest(name, known) or '; `trivium ls` lists what there is.'}"
-        )
+    refuse_unknown(name, runs)
     return name
 
 

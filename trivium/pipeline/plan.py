@@ -25,11 +25,15 @@ from trivium.learn.settings import Parallel
 from trivium.learn.sharding import refuse_indivisible
 from trivium.model.gguf.read import is_gguf
 from trivium.model.hub import resolve
+from trivium.model.lora import targeted
+from trivium.model.transformer import Transformer
+from trivium.model.unfilled import unfilled
 from trivium.pipeline import costs
 from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk, is_online
 from trivium.pipeline.measured import here
 from trivium.pipeline.portions import Reader
 from trivium.pipeline.run import Run, prepare
+from trivium.pipeline.teaching import check_rows
 from trivium.pipeline.workload import job_of
 from trivium.recipe import graph
 from trivium.recipe.outside import locate
@@ -160,7 +164,16 @@ def write_plan(found: Planned) -> None:
 
 
 def _check_layout(stage: Any, job: Job, numbers: dict[str, Any]) -> None:
-    """Name how several processes share a training, and refuse what its matrices cannot be divided by."""
+    """Name how several processes share a training, and refuse what its matrices cannot be divided by, and
+    adapters for layers that the model does not have."""
+    adapter = getattr(stage, "adapter", None)
+    if job.config is not None and adapter is not None and adapter.targets:
+        with unfilled():
+            model = Transformer(job.config)
+        try:
+            targeted(model, adapter.targets)
+        except TriviumError as error:
+            raise TriviumError(f"{job.stage}: {error}") from error
     wish = getattr(stage, "parallel", None)
     if not isinstance(wish, Parallel) or not (described := wish.described()):
         return
@@ -186,7 +199,7 @@ def _cost(found: Estimate) -> str:
 
 
 def _whole_cost(left: list[Estimate]) -> str:
-    text = f"about {duration(sum(one.seconds for one in left))}"
+    text = f"about {duration(sum(max(one.seconds, 0.1) for one in left if one.seconds))}"
     dollars = sum(one.dollars for one in left)
     return f"{text}, ${dollars:,.2f}" if dollars else text
 
@@ -219,6 +232,7 @@ def _numbers(
     if _will(going, name) == "reuse":
         return numbers | (costs.corpus_numbers(going, name, []) if stage.kind == "corpus" else {})
     tokenizer = costs.tokenizer_of(going, name)
+    check_rows(going, name, tokenizer, numbers, checked)
     known = Reader(going, checked, everything).portions(name, tokenizer, vocabulary)
     if stage.kind == "corpus":
         numbers |= costs.corpus_numbers(going, name, known)

@@ -246,7 +246,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
             if layers:
                 record["sandbox"] = layers
             entry.note(record)
-    write_card(entry.folder, record)
+    write_card(entry.folder, record, last_row(entry))
     for still_held in may:
         still_held()
     entry.complete()

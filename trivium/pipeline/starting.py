@@ -12,7 +12,7 @@ import numpy as np
 
 from trivium.data.preference_forms import recognised_form
 from trivium.data.sources import Source, read_documents
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.files import expanded, write_text
 from trivium.kit.numbers import short
 from trivium.model.folder import load_config
@@ -20,7 +20,6 @@ from trivium.model.named import find_stage, model_of
 from trivium.model.preset import preset
 from trivium.pipeline.looking import Looked, lengths, look
 from trivium.pipeline.preview import form_of
-from trivium.recipe.read import nearest
 from trivium.tokens.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).parent.parent / "recipe" / "templates"
@@ -140,7 +139,9 @@ def _values(
     longest = int(counts.max())
     context = min(reach or 1024, max(64, 1 << int(np.ceil(np.log2(max(2, np.percentile(counts, 99)))))), 1024)
     stage = find_stage(model, runs)
-    named = str(stage) if stage is not None else model
+    # The link of a recipe says what the model is; the entry of the store behind it only which.
+    link = Path(runs) / model
+    named = model if stage is None else str(link if link.exists() else stage)
     new = 1 << int(np.ceil(np.log2(max(32, np.percentile(counts, 90)))))
     return {
         "name": path.stem,
@@ -163,7 +164,6 @@ def _values(
         "steps": max(10, min(200, rows // 4)),
         "prompts": max(1, min(16, rows // 10)),
         "new": min(512, new, (reach or 1024) // 2),
-        "asked": "sums",
     }
 
 

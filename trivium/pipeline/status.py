@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.tree import below_the_deepest
 from trivium.pipeline.last_step import progress_of
 from trivium.pipeline.run import Run, facts, last_row, prepare
 from trivium.pipeline.store import Entry, Store
-from trivium.recipe.read import nearest
 from trivium.recipe.schema import load
 
 HEADER = ["stage", "state", "tokens", "loss", "time"]

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from safetensors import safe_open
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.files import remove_parts, write_json, write_text
 from trivium.kit.metrics import read_metrics
 from trivium.kit.seals import COMPLETE, RECORD, compare, read_record, read_seal, seal_folder
 from trivium.model.named import find_stage
 from trivium.pipeline.lease import LEASE
 from trivium.pipeline.lock import holder, locked
-from trivium.recipe.read import nearest
 from trivium.stages.parts.stage import FOLDERS, HANDOVER, MOMENTS
 
 if TYPE_CHECKING:

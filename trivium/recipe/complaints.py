@@ -6,15 +6,26 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from trivium.kit.errors import nearest
 from trivium.kit.settings import plain_types
 from trivium.recipe.foreign import answer
-from trivium.recipe.read import Written, nearest
+from trivium.recipe.read import Written
 from trivium.stages.parts.stage import Stage
 
 _BRANCHES = {"str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float"}
 # How pydantic speaks of what was given, and words of its own that tell a person nothing.
 _SUBJECT = re.compile(r"^\w+ should")
 _OURS = re.compile(r" or (instance of \w+|object to extract fields from)| after validation")
+
+_MAPPING = "should be a valid mapping, as in `{key: value}`"
+_PLAIN = {
+    "list_type": "should be a list, as in `[one, two]`",
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+    "int_parsing": "should be a whole number",
+}
+_NAMES = "may hold letters, digits, `_` and `-`, and begins with a letter or a digit"
 
 
 def sentence(error: ValidationError, model: type[BaseModel], written: Written) -> str:
@@ -38,8 +49,10 @@ def sentence(error: ValidationError, model: type[BaseModel], written: Written) -
         return f"{place}: {context.get('error', details['msg'])}"
     value = repr(details["input"])
     value = value if len(value) <= 60 else f"{value[:57]}..."
+    if str(context.get("pattern", "")).startswith("^[A-Z"):
+        return f"{place} cannot be {value}: it {_NAMES}."
     message = _SUBJECT.sub("should", details["msg"]).rstrip(".")
-    return f"{place} cannot be {value}: it {_OURS.sub('', message).replace('dictionary', 'mapping')}."
+    return f"{place} cannot be {value}: it {_PLAIN.get(kind) or _OURS.sub('', message)}."
 
 
 def _instead(word: str, known: Iterable[str]) -> str:

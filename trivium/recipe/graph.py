@@ -6,7 +6,7 @@ from graphlib import CycleError, TopologicalSorter
 from types import MappingProxyType
 from typing import Any
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import number
 from trivium.learn.checkpoints import kept_place
@@ -19,7 +19,6 @@ from trivium.recipe.outside import (
     is_on_the_hub,
     locate,
 )
-from trivium.recipe.read import nearest
 from trivium.recipe.revisions import Revisions
 from trivium.recipe.schema import Recipe
 from trivium.stages.parts.stage import PART, Reference, Stage
@@ -70,17 +69,22 @@ def build(
         stage = recipe.stages[name]
         splits: dict[str, dict[str | None, None]] = {}
         pinned: dict[str, str] = {}
+        settings: dict[str, str] = {}
         for reference in stage.references():
             if reference.name not in parents[name]:
+                settings[reference.name] = reference.setting
                 split = reference.read.split if reference.read is not None else None
                 splits.setdefault(reference.name, {})[split] = None
                 commit = _pinned(reference, recipe, revisions)
                 if commit is not None:
                     pinned[reference.name] = commit
-        outside = {
-            one: content_fingerprint(one, recipe.base, checksums, read, pinned.get(one))
-            for one, read in splits.items()
-        }
+        outside = {}
+        for one, read in splits.items():
+            try:
+                outside[one] = content_fingerprint(one, recipe.base, checksums, read, pinned.get(one))
+            except TriviumError as error:
+                place = recipe.written.place(["stages", as_written(name), *settings[one].split(".")])
+                raise TriviumError(f"{place}: {error}") from None
         made_of = {written: _identity(parent, nodes) for written, parent in parents[name].items()} | outside
         identity = fingerprint(
             {
@@ -125,7 +129,14 @@ def needed(nodes: Mapping[str, Node], only: Iterable[str]) -> list[str]:
 def _parents(recipe: Recipe, name: str, stage: Stage) -> dict[str, Parent]:
     """The stages among a stage's references, each checked for being what is needed."""
     found = {}
-    for reference in stage.references():
+    try:
+        references = stage.references()
+    except TriviumError as error:
+        # What a setting says that changes nothing begins with the setting's name.
+        setting, colon, said = str(error).partition(": ")
+        place = recipe.written.place(["stages", as_written(name), *([setting] if colon else [])])
+        raise TriviumError(f"{place}: {said or setting}") from None
+    for reference in references:
         place = recipe.written.place(["stages", as_written(name), *reference.setting.split(".")])
         try:
             check_world(reference.name, reference.read)

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.files import expanded, readable
 from trivium.recipe.yaml_text import parse
 
@@ -25,9 +24,11 @@ class Written:
     lines: dict[tuple[str, ...], int]
 
     def place(self, keys: Iterable[str]) -> str:
-        """`file.yaml:12: stages.base.context`, with the line if this file has the key."""
+        """`file.yaml:12: stages.base.context`, with the line of the innermost of these keys in this file."""
         keys = tuple(keys)
-        line = self.lines.get(keys)
+        line = next(
+            (self.lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in self.lines), 0
+        )
         return f"{self.path.name}{f':{line}' if line else ''}: {'.'.join(keys)}"
 
 
@@ -80,12 +81,6 @@ def _named(known: list[str]) -> str:
     plain = [one for one in known if "/" not in one]
     experiments = [one.partition("/")[2] for one in known if "/" in one]
     return f"it has {', '.join(plain)}, and in experiments/ {', '.join(experiments)}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` when something known is near, else nothing."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def _extended(content: dict[str, Any], path: Path, seen: list[Path]) -> dict[str, Any]:

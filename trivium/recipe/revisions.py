@@ -80,13 +80,14 @@ def _is_commit(found: object) -> bool:
 def _on_the_hub(repository: str, revision: str, kind: Kind) -> str | None:
     """The commit behind a branch or a tag; None where the hub does not answer or does not know it."""
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     ask = huggingface_hub.HfApi().repo_info
     try:
         return ask(repository, revision=revision or None, repo_type=kind, timeout=SECONDS).sha
-    except (OSError, HFValidationError):
-        # What cannot be read is said when the stage reads it; here it only cannot be pinned.
+    except (OSError, HFValidationError, *HfHubHTTPError.__bases__):
+        # The bases are those of whatever HTTP library the hub's client uses: a name that does not resolve is
+        # an error of that library alone. What cannot be read is said when the stage reads it.
         return None
 
 

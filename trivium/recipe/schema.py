@@ -22,7 +22,7 @@ from trivium.data.sources import Source
 from trivium.evals.settings import Settings as Asking
 from trivium.evals.settings import TaskSpec
 from trivium.evals.task import MODELS, checked_specs, placed, placed_search
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.settings import Settings
 from trivium.kit.trackers import Tracker
 from trivium.recipe.complaints import sentence
@@ -36,7 +36,7 @@ from trivium.recipe.experiment import (
     forecast_between,
 )
 from trivium.recipe.outside import check_world, is_elsewhere, locate
-from trivium.recipe.read import Written, nearest, read
+from trivium.recipe.read import Written, read
 from trivium.recipe.renamed import Renaming
 from trivium.stages import is_in_a_file, kind_from_file, kinds
 from trivium.stages.parts.stage import Stage, part_of

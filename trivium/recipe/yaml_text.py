@@ -72,7 +72,8 @@ def parse(text: str, where: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise TriviumError(f"{where}{line} is not valid YAML: {error.problem}.") from None
+        fix = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        raise TriviumError(f"{where}{line} is not valid YAML: {error.problem}{fix}.") from None
     except yaml.YAMLError as error:
         raise TriviumError(f"{where} is not valid YAML: {error}.") from None
     except RecursionError:

@@ -157,7 +157,9 @@ class PreferenceStage(TrainingStage):
         known = [*PAIR_LOSSES, "sft", *sorted(UNPAIRED)]
         for name in self.loss:
             if name not in known:
-                raise ValueError(f"there is no loss '{name}'; there are {', '.join([*ALSO_CALLED, *known])}")
+                raise ValueError(
+                    f"there is no loss `{name}`; write one of {', '.join([*ALSO_CALLED, *known])}"
+                )
         single = UNPAIRED.intersection(self.loss)
         if single and single != set(self.loss):
             raise ValueError(f"{', '.join(single)} judges single answers; losses of pairs do not mix with it")

@@ -162,6 +162,17 @@ class Rlvr(RolloutStage):
         return self
 
     @model_validator(mode="after")
+    def groups_are_compared(self) -> Rlvr:
+        """Where a completion is compared with others to its prompt, one alone teaches nothing."""
+        alone = self.num_generations == 1 and self.kl.coefficient == 0 and self.entropy_bonus == 0
+        if alone and ALGORITHMS[self.algorithm].advantage in ("group", "centred", "leave_one_out"):
+            raise ValueError(
+                f"{self.algorithm} compares the answers to one prompt, and `num_generations: 1` leaves none "
+                "to compare with; write 2 or more, or `algorithm: reinforce`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def the_algorithm_clips(self) -> Rlvr:
         """A clip is given only to what reads it."""
         given = {name for name, value in self.clip_ratio if value is not None}

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from trivium.data.door import documents
 from trivium.data.settings import Sources
 from trivium.data.sources import Reading
@@ -12,7 +14,7 @@ from trivium.kit.numbers import Count
 from trivium.stages.parts.documents import source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
-from trivium.tokens.train import Digits, train_tokenizer
+from trivium.tokens.train import SMALLEST, Digits, train_tokenizer
 
 
 class TokenizerStage(Stage):
@@ -28,7 +30,7 @@ class TokenizerStage(Stage):
 
     data: Sources
     """Texts to train on."""
-    vocabulary: Count = 4096
+    vocabulary: Count = Field(default=4096, ge=SMALLEST)
     """The number of tokens."""
     digits: Digits = "single"
     """How digits are split."""

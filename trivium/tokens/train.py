@@ -14,6 +14,8 @@ from trivium.tokens.tokenizer import Tokenizer
 END_OF_TEXT, TURN_STARTS, TURN_ENDS, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 CONTROL_TOKENS = (END_OF_TEXT, TURN_STARTS, TURN_ENDS, PAD)
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+SMALLEST = 256 + len(CONTROL_TOKENS) + len(TAGS)
+"""The least vocabulary: every byte, and what conversations are written with."""
 
 Digits = Literal["single", "triples", "free"]
 _NUMBERS: dict[str, str] = {"single": r"\p{N}", "triples": r"\p{N}{1,3}", "free": r" ?\p{N}+"}

@@ -152,8 +152,11 @@ class TrainingStage(Training, Stage):
                 raise ValueError(instead.replace("{value}", str(getattr(self, name))))
         if "batch" in self.unused and isinstance(self.learning_rate.warmup, str):
             raise ValueError("steps differ in their tokens here: say the warm-up in steps")
-        if "tokens" in self.unused and self.steps is not None and self.epochs is not None:
-            raise ValueError("say how long to train with one of `steps` and `epochs`")
+        lasting = [name for name in ("tokens", "steps", "epochs") if getattr(self, name) is not None]
+        if len(lasting) > 1:
+            raise ValueError(
+                f"say how long to train with one of {' and '.join(f'`{one}`' for one in lasting)}"
+            )
         return self
 
     def counted(self) -> dict[str, Any]:
