@@ -69,3 +69,14 @@ def test_the_pages_that_are_linked_exist():
 def test_the_page_of_settings_is_what_the_fields_say():
     """`trivium schema --markdown --to docs/settings.md` writes it; a setting without a description fails."""
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == reference()
+
+
+def test_the_optimiser_that_is_said_is_the_one_in_force():
+    line = next(
+        one for one in (DOCS / "recipes.md").read_text().splitlines() if one.startswith("| `optimiser`")
+    )
+    said = set(re.findall(r"`(\w+)`", line.rpartition("|")[0].rpartition("|")[2].partition(";")[0])) - {
+        "muon"
+    }
+    fields = {name: kind.model_fields.get("optimiser") for name, kind in kinds().items()}
+    assert said == {name for name, field in fields.items() if field is not None and field.default == "muon"}

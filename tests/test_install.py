@@ -103,3 +103,12 @@ def test_no_page_links_to_one_outside_the_site():
     """`mkdocs build --strict` fails on such a link; a folder is left as it is."""
     for page in (ROOT / "docs").glob("*.md"):
         assert not re.search(r"\]\(\.\./[^)]*\.md", page.read_text(encoding="utf-8")), page.name
+
+
+def test_what_a_push_runs_are_targets_that_exist():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())
+    run = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    wanted = {line.removeprefix("make ") for line in run if line.startswith("make ")}
+    assert wanted >= {"test", "lint", "site", "notebook", "dist"}
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert wanted <= made

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import TypeAdapter
 
 import trivium
+from trivium.data.settings import Sources
+from trivium.data.sources import Source
 from trivium.kit.errors import TriviumError
 from trivium.pipeline.run import prepare
 
@@ -106,3 +109,17 @@ def test_a_tokenised_corpus_has_no_rows_to_read(tmp_path, kind):
         TriviumError, match=r"stages\.wrong\.data.* needs documents, but `corpus` is a corpus"
     ):
         prepare(tmp_path / "made.yaml", tmp_path / "runs")
+
+
+def test_every_documented_form_of_data_is_the_same_list():
+    forms = [
+        "./texts",
+        ["./texts"],
+        {"path": "./texts"},
+        [{"path": "./texts"}],
+        {"./texts": {}},
+        {"./texts": None},
+    ]
+    read = TypeAdapter(Sources).validate_python
+    assert all(read(form) == [Source(path="./texts")] for form in forms)
+    assert read({"a": {"limit": 3}, "b": {}}) == [Source(path="a", limit=3), Source(path="b")]

@@ -15,7 +15,12 @@ from trivium.kit.numbers import Count, Number
 
 
 def _listed(value: Any) -> Any:
-    """`./texts` and `{path: ./texts, limit: 10}` are short for lists of one."""
+    """`./texts` and `{path: ./texts, limit: 10}` are short for lists of one.
+
+    So is `{./texts: {limit: 10}}`, as a mixture names its sources, each with what is said of it.
+    """
+    if isinstance(value, Mapping) and all(isinstance(said, Mapping | None) for said in value.values()):
+        value = [{**(said or {}), "path": place} for place, said in value.items()]
     places = value if isinstance(value, list) else [value]
     return [{"path": place} if isinstance(place, str) else place for place in places]
 
@@ -23,7 +28,7 @@ def _listed(value: Any) -> Any:
 Sources = Annotated[
     list[Source],
     Field(min_length=1),
-    BeforeValidator(_listed, json_schema_input_type=str | Source | list[str | Source]),
+    BeforeValidator(_listed, json_schema_input_type=str | Source | list[str | Source] | dict[str, Any]),
 ]
 
 Weight = Annotated[Number, Field(ge=0)]

@@ -24,6 +24,7 @@ _PLAIN = {
     "model_type": _MAPPING,
     "model_attributes_type": _MAPPING,
     "int_parsing": "should be a whole number",
+    "float_parsing": "should be a number",
 }
 _NAMES = "may hold letters, digits, `_` and `-`, and begins with a letter or a digit"
 
