@@ -1,4 +1,4 @@
-"""Two hosts, each a network namespace with a torchrun of its own; the wire between them is cut and plugged in again.
+"""Two hosts, each a network namespace with a torchrun of its own; the wire between them is cut for a while.
 
     python benchmarks/two_hosts.py WORK [--cut 3 25]
 

@@ -166,8 +166,8 @@ def training_numbers(
         rows = ROWS_PER_BATCH if not available else max(1, min(ROWS_PER_BATCH, -(-int(available) // context)))
         batch = rows * context
     if batch is None and {"layers", "vocabulary", "width"} <= numbers.keys():
-        sizes = (int(numbers[key]) for key in ("layers", "vocabulary"))
-        batch = preset(*sizes, context, width=int(numbers["width"])).values["batch_tokens"]
+        layers, vocabulary, width = (int(numbers[key]) for key in ("layers", "vocabulary", "width"))
+        batch = preset(layers, vocabulary, context, width=width).values["batch_tokens"]
     if batch is None:
         return {}
     if stage.batch is not None and batch < context:

@@ -83,11 +83,12 @@ def _on_the_hub(repository: str, revision: str, kind: Kind) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     ask = huggingface_hub.HfApi().repo_info
+    # Those of whatever HTTP library the hub's client uses: a name that does not resolve is an error of that
+    # library alone. What cannot be read is said when the stage reads it.
+    unreachable = [one for one in HfHubHTTPError.__bases__ if issubclass(one, Exception)]
     try:
         return ask(repository, revision=revision or None, repo_type=kind, timeout=SECONDS).sha
-    except (OSError, HFValidationError, *HfHubHTTPError.__bases__):
-        # The bases are those of whatever HTTP library the hub's client uses: a name that does not resolve is
-        # an error of that library alone. What cannot be read is said when the stage reads it.
+    except (OSError, HFValidationError, *unreachable):
         return None
 
 
