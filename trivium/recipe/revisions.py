@@ -85,10 +85,11 @@ def _on_the_hub(repository: str, revision: str, kind: Kind) -> str | None:
     ask = huggingface_hub.HfApi().repo_info
     # Those of whatever HTTP library the hub's client uses: a name that does not resolve is an error of that
     # library alone. What cannot be read is said when the stage reads it.
-    unreachable = [one for one in HfHubHTTPError.__bases__ if issubclass(one, Exception)]
+    unreachable: list[type[Exception]] = [OSError, HFValidationError]
+    unreachable += [one for one in HfHubHTTPError.__bases__ if issubclass(one, Exception)]
     try:
         return ask(repository, revision=revision or None, repo_type=kind, timeout=SECONDS).sha
-    except (OSError, HFValidationError, *unreachable):
+    except tuple(unreachable):
         return None
 
 
