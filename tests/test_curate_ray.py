@@ -14,7 +14,9 @@ from trivium.kit.errors import TriviumError
 STEPS = [
     {"deduplicate": "exact"},
     {"deduplicate": {"method": "minhash", "threshold": 0.55, "bands": 28, "rows": 4, "shingle": 2}},
-    "mask",
+    {"deduplicate": {"method": "lines", "most": 1, "characters": 10}},
+    {"deduplicate": {"method": "substrings", "words": 8}},
+    {"sample": 0.9},
 ]
 
 

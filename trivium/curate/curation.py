@@ -62,11 +62,13 @@ class Curation:
                 folder = self.scratch / f"pass-{one.number}"
                 folder.mkdir(parents=True, exist_ok=True)
                 shards = self._pass(one, folder, before, shards, workers)
+                if not shards:
+                    raise TriviumError("There is no document to curate; look at `data`.")
                 for counts in tallies(folder, shards):
                     tally.merge(counts)
                 self._stop_if_lost(tally)
                 if one.whole is not None:
-                    decisions[one.whole[0]] = decide(one, folder, shards)
+                    decisions[one.whole[0]] = decide(one, folder, shards, workers)
                 if before is not None:
                     _forget_kept(before)
                 before = folder
@@ -99,7 +101,7 @@ class Curation:
                 (one, folder, number, before / f"{shard_name(number)}.kept.parquet", decisions)
                 for number in range(shards) if not is_done(folder, number)
             )  # fmt: skip
-        for left in workers.in_order(run_shard, tasks):
+        for left in workers.results(run_shard, tasks):
             documents += left
             self.said(documents, f"documents left in pass {one.number + 1}")
         counted = len(list(folder.glob("[0-9]*.json"))) if before is None else shards

@@ -7,14 +7,16 @@ one whole band with probability 1 - (1 - s^rows)^bands, and only those pairs are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trivium.curate.characters import Words, mixed
-from trivium.curate.keys import Rows, joined, load
+from trivium.curate.engines import Workers
+from trivium.curate.keys import Rows, joined
 
 _PAIRS = 1 << 16
 
@@ -102,40 +104,51 @@ class Clusters:
         return np.array(found, dtype=np.int64), np.array([self.root(one) for one in found], dtype=np.int64)
 
 
-def find_clusters(shards: Sequence[Path], bands: int, threshold: float) -> tuple[Clusters, int, int]:
+def find_clusters(
+    shards: Sequence[Path], bands: int, threshold: float, workers: Workers
+) -> tuple[Clusters, int]:
     """Documents that agree in a band and, by their whole signatures, are at least as similar as `threshold`.
 
-    Returns the clusters, how many pairs were compared, and how many of them were similar enough.
+    Returns the clusters, and how many pairs agree in a band, counted in every band.
     """
-    rows, clusters = Rows(shards, "signature"), Clusters()
+    clusters, candidates = Clusters(), 0
     has_words = joined(shards, "has_words")
-    compared = similar = 0
     for band in range(bands):
-        keys = np.concatenate([load(shard, "bands")[:, band] for shard in shards])
-        for pairs in _candidates(keys, has_words):
-            for start in range(0, len(pairs), _PAIRS):
-                some = pairs[start : start + _PAIRS]
-                some = some[[clusters.root(int(a)) != clusters.root(int(b)) for a, b in some]]
-                if not len(some):
-                    continue
-                equal = (rows[some[:, 0]] == rows[some[:, 1]]).mean(axis=1)
-                compared += len(some)
-                for one, other in some[equal >= threshold].tolist():
-                    similar += 1
-                    clusters.join(one, other)
-    return clusters, compared, similar
+        pairs = workers.grouped(shards, "bands", _candidates, band).astype(np.int64)
+        pairs = pairs[has_words[pairs[:, 0]]]
+        candidates += len(pairs)
+        for similar in workers.results(_similar, _apart(pairs, clusters, shards, threshold)):
+            for one, other in similar:
+                clusters.join(one, other)
+    return clusters, candidates
 
 
-def _candidates(keys: np.ndarray, has_words: np.ndarray) -> list[np.ndarray]:
+def _apart(
+    pairs: np.ndarray, clusters: Clusters, shards: Sequence[Path], threshold: float
+) -> Iterator[tuple[Any, ...]]:
+    """The pairs that are not in one cluster yet, some at a time."""
+    for start in range(0, len(pairs), _PAIRS):
+        some = pairs[start : start + _PAIRS]
+        some = some[[clusters.root(one) != clusters.root(other) for one, other in some.tolist()]]
+        if len(some):
+            yield shards, some, threshold
+
+
+def _similar(shards: Sequence[Path], pairs: np.ndarray, threshold: float) -> list[list[int]]:
+    """The pairs whose signatures agree in a share of at least `threshold`."""
+    rows = Rows(shards, "signature")
+    equal = (rows[pairs[:, 0]] == rows[pairs[:, 1]]).mean(axis=1)
+    return pairs[equal >= threshold].tolist()
+
+
+def _candidates(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Pairs of documents with the same key: each with the next of its run, and with the run's first."""
-    order = np.argsort(keys, kind="stable")
-    order = order[has_words[order]]
-    ordered = keys[order]
+    order = np.argsort(keys[:, 0], kind="stable")
+    ordered = keys[order, 0]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if not len(same):
-        return []
-    starts = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    starts = np.ones(len(ordered), dtype=bool)
+    starts[1:] = ordered[1:] != ordered[:-1]
     first = np.maximum.accumulate(np.where(starts, np.arange(len(ordered)), 0))
     neighbours = np.stack([order[same], order[same + 1]], axis=1)
     leads = np.stack([order[first[same + 1]], order[same + 1]], axis=1)
-    return [neighbours, leads[leads[:, 0] != neighbours[:, 0]]]
+    return places[np.concatenate([neighbours, leads[leads[:, 0] != neighbours[:, 0]]])]

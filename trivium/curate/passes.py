@@ -19,6 +19,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from trivium.curate.batch import BASE, DROPPED, Batch, Outcome, batches, schema_of, strings
+from trivium.curate.engines import Workers
 from trivium.curate.read import Shard
 from trivium.curate.step import Decision, Keys, Step, WholeStep
 from trivium.curate.tally import Tally
@@ -201,7 +202,7 @@ def _write_keys(
     np.save(place / "documents.npy", np.array([count]), allow_pickle=False)
 
 
-def decide(one: Pass, folder: Path, shards: int) -> dict[str, Any]:
+def decide(one: Pass, folder: Path, shards: int, workers: Workers) -> dict[str, Any]:
     """Decide on all documents of a pass, once; the facts of it come back."""
     assert one.whole is not None
     done = folder / DECIDED
@@ -210,7 +211,7 @@ def decide(one: Pass, folder: Path, shards: int) -> dict[str, Any]:
     shutil.rmtree(folder / "decision", ignore_errors=True)
     (folder / "decision").mkdir()
     facts = one.whole[1].decide(
-        [folder / shard_name(number) for number in range(shards)], folder / "decision"
+        [folder / shard_name(number) for number in range(shards)], folder / "decision", workers
     )
     write_text(done, json.dumps(facts))
     return facts

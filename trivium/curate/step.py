@@ -12,6 +12,7 @@ import pyarrow as arrow
 from pydantic import PrivateAttr
 
 from trivium.curate.batch import Batch, Outcome
+from trivium.curate.engines import Workers
 from trivium.kit.steps import NamedStep, read_steps
 
 Keys = dict[str, np.ndarray]
@@ -71,7 +72,7 @@ class WholeStep(Step):
         """What decides about these documents, as arrays that are joined along their first axis."""
         raise NotImplementedError
 
-    def decide(self, shards: Sequence[Path], to: Path) -> dict[str, Any]:
+    def decide(self, shards: Sequence[Path], to: Path, workers: Workers) -> dict[str, Any]:
         """Write the decision on all shards' keys to the folder `to`; returns facts for the funnel.
 
         Each path holds one array a key: `<path>/<name>.npy`.

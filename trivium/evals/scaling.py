@@ -2,10 +2,15 @@
 
 `loss(C) = E + A * C ** -alpha`. E, the loss that no compute removes, is fitted from four sizes on; three
 sizes cannot tell it from a smaller alpha, and it is 0.
+
+Seeds say what chance does to a run, and nothing of a law that bends. So the last size is forecast from those before it,
+and the interval is widened by that error, and more with the distance ahead, as it would grow if the law had a bend.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,10 +39,6 @@ class PowerLaw:
 def fit(flops: ArrayLike, losses: ArrayLike) -> PowerLaw:
     """The law with the least squares in the loss, over a grid of floors."""
     spent, reached = np.log(np.asarray(flops)), np.asarray(losses)
-    if np.ptp(spent) == 0:
-        raise TriviumError(
-            "all models of the ladder spent the same FLOPs; a forecast needs sizes that differ."
-        )
     with_floor = len(np.unique(np.round(spent, 2))) >= SIZES_FOR_AN_OFFSET
     floors = np.linspace(0, 0.98, OFFSETS) * reached.min() if with_floor else np.zeros(1)
     best, least = None, np.inf
@@ -60,6 +61,10 @@ class Forecast:
     left: list[float]
     wider: float = 1.0
     """By how much few runs widen the interval: Student's quantile over the normal one."""
+    spent: Sequence[float] = ()
+    """The FLOPs of the sizes."""
+    missed: float = 0.0
+    """The error of the last size's forecast from the sizes before it."""
 
     def interval(self, flops: float) -> tuple[float, float]:
         """Where a new run's loss lies with 95 % confidence."""
@@ -69,11 +74,31 @@ class Forecast:
         ends = np.quantile(spread, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         middle = self.law.at(flops)
         low, high = middle + self.wider * (ends - middle)
-        return float(low), float(high)
+        more = self.missed * self._bent(flops) if self.missed and flops > self.spent[-1] else 0.0
+        return float(low - more), float(high + more)
+
+    def _bent(self, flops: float) -> float:
+        """How far a bent law leaves the line through all sizes, over how far it left the line before the last."""
+        return _off_line(self.spent, flops) / _off_line(self.spent[:-1], self.spent[-1])
+
+
+def _off_line(spent: Sequence[float], flops: float) -> float:
+    """How far the square of log FLOPs lies from the straight line that fits it best."""
+    sizes, ahead = np.log(spent), math.log(flops)
+    return abs(ahead**2 - float(np.polyval(np.polyfit(sizes, sizes**2, 1), ahead)))
 
 
 def forecast(rungs: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> Forecast:
-    """From the (FLOPs, loss) of every run of every size; what the law leaves of runs is dealt out again."""
+    """From the (FLOPs, loss) of every run of every size; the last size tries the law of those before it."""
+    spent, losses = zip(*(np.mean(rung, axis=0).tolist() for rung in rungs), strict=True)
+    if any(larger <= smaller for smaller, larger in pairwise(spent)):
+        raise TriviumError("a forecast needs sizes that differ, each with more FLOPs than the one before it.")
+    before, found = _by_chance(rungs[:-1], seed), _by_chance(rungs, seed)
+    return replace(found, spent=spent, missed=abs(losses[-1] - before.law.at(spent[-1])))
+
+
+def _by_chance(rungs: Sequence[Sequence[tuple[float, float]]], seed: int) -> Forecast:
+    """A law and what chance does to it: what it leaves of runs is dealt out again."""
     flops, losses = (
         np.array(column) for column in zip(*(run for rung in rungs for run in rung), strict=True)
     )

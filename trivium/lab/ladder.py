@@ -27,7 +27,8 @@ def climbed(
     place = folders[rung(ladder.next), seeds[0]][FORECAST]
     written = read_json(place / "report" / "forecast.json")
     laws = [PowerLaw(*law) for law in written["resampled"]]
-    found = Forecast(PowerLaw(*written["law"]), laws, written["left"], written["wider"])
+    chance = {name: written[name] for name in ("left", "wider", "spent", "missed")}
+    found = Forecast(PowerLaw(*written["law"]), laws, **chance)
     trained = [folders[rung(ladder.next), seed][ladder.stage] for seed in seeds]
     runs = []
     for folder in trained:
@@ -47,6 +48,7 @@ def climbed(
         "rungs": written["rungs"],
         "law": written["law"],
         "table": written["table"],
+        "missed": written["missed"],
         "runs": runs,
         "value": mean,
         **middle,
@@ -79,8 +81,16 @@ def sentence(found: Mapping[str, Any]) -> str:
         f"Depth {found['next']} came to {figure(found['value'])} {found['take'].replace('_', ' ')}; "
         f"{expected(found)} was forecast, written {when} it was trained, "
         f"from a law that falls with compute to the power {figure(power)}"
-        f"{f' towards {figure(floor)}' if floor else ''}. The control, no change from the last size, is "
+        f"{f' towards {figure(floor)}' if floor else ''}. {_tried(found)} The control, no change from the last size, is "
         f"{figure(found['unchanged'])}."
+    )
+
+
+def _tried(found: Mapping[str, Any]) -> str:
+    """What the forecast of the last fitted size, from those before it, says of the interval."""
+    return (
+        f"Depth {found['depths'][-1]}, forecast from the sizes before it, came {figure(found['missed'])} off, "
+        "which the interval allows for."
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.recipe.read import laid_over
 from trivium.stages.parts.stage import Stage
@@ -95,6 +96,8 @@ class Ladder(Settings):
     """The stage that is trained in every size; the only `pretrain` stage where it is left out."""
     take: str = "bits_per_byte"
     """The column of its log that is forecast."""
+    tokens: list[Annotated[Count, Field(ge=1)]] | None = None
+    """The token budget of every depth, the next one last; the stage's own in all where it is left out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,6 +113,10 @@ class Ladder(Settings):
             self.next = 2 * self.depths[-1] - self.depths[-2]
         if sorted({*self.depths, self.next}) != [*self.depths, self.next]:
             raise ValueError("the depths of a ladder rise, and `next` is larger than all of them")
+        if self.tokens is not None and len(self.tokens) != len(self.depths) + 1:
+            raise ValueError(
+                f"`tokens` of a ladder needs {len(self.depths) + 1} numbers, the next depth's last"
+            )
         return self
 
     def named(self, stages: Mapping[str, Any]) -> str:
@@ -126,7 +133,13 @@ class Ladder(Settings):
     def arms(self, stage: str) -> dict[str, dict[str, Any]]:
         """An arm for every depth, the next one last."""
         assert self.next is not None
-        return {rung(depth): {stage: {"model": {"depth": depth}}} for depth in (*self.depths, self.next)}
+        budgets = (
+            [{}] * (len(self.depths) + 1) if self.tokens is None else [{"tokens": one} for one in self.tokens]
+        )
+        return {
+            rung(depth): {stage: {"model": {"depth": depth}, **budget}}
+            for depth, budget in zip((*self.depths, self.next), budgets, strict=True)
+        }
 
 
 def rung(depth: int) -> str:

@@ -54,6 +54,8 @@ class Forecast(Stage):
                     "resampled": [_numbers(law) for law in found.resampled],
                     "left": found.left,
                     "wider": found.wider,
+                    "spent": found.spent,
+                    "missed": found.missed,
                     "table": table,
                 },
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,12 +15,12 @@ import pyarrow.parquet as parquet
 from pydantic import Field
 
 from trivium.curate.batch import Batch, Outcome
+from trivium.curate.engines import Workers
 from trivium.curate.keys import joined, load, sizes, split_by_shard
 from trivium.curate.minhash import band_keys, find_clusters, probability, signatures
 from trivium.curate.step import Decision, Keys, Step, WholeStep
 
 _NONE = np.iinfo(np.int64).max
-_HASHES_AT_ONCE = 1 << 24
 
 
 class Deduplicate(WholeStep):
@@ -169,19 +169,20 @@ class ExactDocuments(_Documents):
         )
         return {"text": np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2), **super().keys(batch)}
 
-    def decide(self, shards: Sequence[Path], to: Path) -> dict[str, Any]:
-        keys = joined(shards, "text")
-        order = np.lexsort((np.arange(len(keys)), keys[:, 1], keys[:, 0]))
-        ordered = keys[order]
-        new = (
-            np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
-            if len(keys)
-            else np.zeros(0, bool)
-        )
-        lead = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
-        # Only what has a copy.
-        several = ~(new & np.append(new[1:], True))
-        return self._keep_best(shards, to, order[several], lead[several], longest=False)
+    def decide(self, shards: Sequence[Path], to: Path, workers: Workers) -> dict[str, Any]:
+        pairs = workers.grouped(shards, "text", _copies).astype(np.int64)
+        return self._keep_best(shards, to, pairs[:, 0], pairs[:, 1], longest=False)
+
+
+def _copies(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Every document that has a copy, and the first of them, [documents, 2]."""
+    order = np.lexsort((places, keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    new = np.ones(len(keys), dtype=bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    several = ~(new & np.append(new[1:], True)[: len(new)])
+    return places[np.stack([order, order[first]], axis=1)[several]]
 
 
 class NearDocuments(_Documents):
@@ -210,16 +211,15 @@ class NearDocuments(_Documents):
             bands ^= np.array(salts, dtype=np.uint64)[None, :]
         return {"signature": signature, "bands": bands.T, "has_words": has_words, **super().keys(batch)}
 
-    def decide(self, shards: Sequence[Path], to: Path) -> dict[str, Any]:
-        clusters, compared, similar = find_clusters(shards, self.bands, self.threshold)
+    def decide(self, shards: Sequence[Path], to: Path, workers: Workers) -> dict[str, Any]:
+        clusters, candidates = find_clusters(shards, self.bands, self.threshold, workers)
         members, roots = clusters.members()
         facts = self._keep_best(shards, to, members, roots, longest=True)
         expected = {f"{one:g}": round(probability(one, self.bands, self.rows), 3)
                     for one in (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)}  # fmt: skip
         return {
             **facts,
-            "pairs compared": compared,
-            "pairs similar": similar,
+            "pairs that agree in a band": candidates,
             "found at similarity": expected,
         }
 
@@ -240,8 +240,8 @@ class Lines(Deduplicate):
         hashes = [_line_hash(line) for text in batch.texts for line in _long(text, self.characters)]
         return {"lines": np.array(hashes, dtype=np.uint64)}
 
-    def decide(self, shards: Sequence[Path], to: Path) -> dict[str, Any]:
-        return {"repeated lines": _decide_places(shards, "lines", self.most, to)}
+    def decide(self, shards: Sequence[Path], to: Path, workers: Workers) -> dict[str, Any]:
+        return {"repeated lines": _decide_places(shards, "lines", self.most, to, workers)}
 
     def verdict(self, batch: Batch, decision: Decision) -> Outcome:
         known = _known_lines(decision.folder)
@@ -294,8 +294,8 @@ class Passages(Deduplicate):
         hashes, _ = batch.characters.words.grams(self.words)
         return {"runs": hashes}
 
-    def decide(self, shards: Sequence[Path], to: Path) -> dict[str, Any]:
-        return {"repeated runs": _decide_places(shards, "runs", 1, to)}
+    def decide(self, shards: Sequence[Path], to: Path, workers: Workers) -> dict[str, Any]:
+        return {"repeated runs": _decide_places(shards, "runs", 1, to, workers)}
 
     def verdict(self, batch: Batch, decision: Decision) -> Outcome:
         repeated = np.load(decision.folder / "repeated.npy", mmap_mode="r")
@@ -330,28 +330,19 @@ def _known_lines(folder: Path) -> dict[int, tuple[int, int]]:
     return dict(zip(np.load(folder / "repeated.npy").tolist(), map(tuple, places)))
 
 
-def _decide_places(shards: Sequence[Path], name: str, most: int, to: Path) -> int:
-    """Write the hashes that occur more than `most` times and where each stands first: the shard, the number.
-
-    They are counted part by part of their range, so that memory stays bounded.
-    """
-    total = sum(len(load(shard, name)) for shard in shards)
-    parts = max(1, -(-total // _HASHES_AT_ONCE))
-    often = []
-    for part in range(parts):
-        some = [load(shard, name) for shard in shards]
-        if parts > 1:
-            some = [one[one % np.uint64(parts) == part] for one in some]
-        values, counts = np.unique(np.concatenate(some), return_counts=True)
-        often.append(values[counts > most])
-    repeated = np.sort(np.concatenate(often))
-    first = np.full((len(repeated), 2), -1, dtype=np.int64)
-    for number, shard in reversed(list(enumerate(shards))):
-        hashes = load(shard, name)
-        # From the last to the first, so that the first place is what stays.
-        places = np.flatnonzero(np.isin(hashes, repeated))[::-1]
-        at = np.searchsorted(repeated, hashes[places])
-        first[at, 0], first[at, 1] = number, places
+def _decide_places(shards: Sequence[Path], name: str, most: int, to: Path, workers: Workers) -> int:
+    """Write the hashes that occur more than `most` times, and where each stands first: shard and number."""
+    found = workers.grouped(shards, name, partial(_often, most))
+    repeated, place = found[np.argsort(found[:, 0])].T
+    starts = np.cumsum([0, *(len(load(shard, name)) for shard in shards)])
+    shard = np.searchsorted(starts, place.astype(np.int64), side="right") - 1
     np.save(to / "repeated.npy", repeated)
-    np.save(to / "first.npy", first)
+    np.save(to / "first.npy", np.stack([shard, place.astype(np.int64) - starts[shard]], axis=1))
     return len(repeated)
+
+
+def _often(most: int, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The keys that stand more than `most` times, and the first place of each, [keys, 2]."""
+    values, first, counts = np.unique(keys[:, 0], return_index=True, return_counts=True)
+    often = counts > most
+    return np.stack([values[often], places[first[often]].astype(np.uint64)], axis=1)

@@ -19,6 +19,7 @@ import pyarrow.parquet as parquet
 from pydantic import Field, PrivateAttr, model_validator
 
 from trivium.curate.batch import Batch, Outcome
+from trivium.curate.engines import Workers
 from trivium.curate.keys import joined, sizes, split_by_shard
 from trivium.curate.step import Decision, Keys, WholeStep
 from trivium.generate.asking.journal import ANSWERS
@@ -92,7 +93,7 @@ class Quality(WholeStep):
     def keys(self, batch: Batch) -> Keys:
         return {"quality": batch.numbers("quality").astype(np.float32)}
 
-    def decide(self, shards: Sequence[Path], to: Path) -> dict[str, Any]:
+    def decide(self, shards: Sequence[Path], to: Path, workers: Workers) -> dict[str, Any]:
         scores = joined(shards, "quality")
         # The best first, equal ones in the order of the corpus.
         order = np.argsort(-scores, kind="stable")

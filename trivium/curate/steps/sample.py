@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from trivium.curate.batch import Batch, Outcome
+from trivium.curate.engines import Workers
 from trivium.curate.keys import joined, split_by_shard
 from trivium.curate.step import Decision, Keys, WholeStep
 from trivium.kit.numbers import Count
@@ -58,7 +59,7 @@ class Sample(WholeStep):
             found["stratum"] = _hashes(values_of(batch, self.strata))
         return found
 
-    def decide(self, shards: Sequence[Path], to: Path) -> dict[str, Any]:
+    def decide(self, shards: Sequence[Path], to: Path, workers: Workers) -> dict[str, Any]:
         chance = joined(shards, "chance")
         order = np.argsort(chance, kind="stable")
         if self.by is not None:
