@@ -22,6 +22,7 @@ from synthesizing import QUICK
 
 import trivium
 from trivium import world
+from trivium.cli import main
 from trivium.curate.classifier import Classifier, auc, report, train
 from trivium.kit.errors import TriviumError
 from trivium.model.folder import save_model
@@ -209,6 +210,21 @@ def test_a_judge_labels_and_decides_where_the_classifier_is_unsure(tmp_path: Pat
         assert set(fake.delivered.values()) == {1}
 
 
+def test_the_plan_says_what_a_judge_costs_at_most(tmp_path: Path, capsys: Any) -> None:
+    place = judged(tmp_path, "http://127.0.0.1:9/v1", pages_with_numbers(200, known=80), max_new_tokens=50)
+    main(["plan", str(place), "--runs", str(tmp_path / "runs")])
+    said = {
+        line.partition(":")[0]: line for line in capsys.readouterr().out.splitlines() if "requests" in line
+    }
+    # Of 200 documents 150 are labelled and 80 try the judge; of all of them 30 % lie around the bound.
+    assert "requests 200," in said["judge"]
+    assert "requests 60," in said["web"]
+    with serving(FakeEndpoint(answer=says)) as fake:
+        place.write_text(place.read_text().replace("http://127.0.0.1:9/v1", fake.url))
+        trivium.run(place, runs=tmp_path / "runs", only=["judge"])
+        assert 150 <= sum(fake.delivered.values()) <= 200
+
+
 def test_a_judge_that_contradicts_known_scores_is_refused(tmp_path: Path) -> None:
     wrong = lambda prompt, seed: f"Score: {5 - useful(between_the_lines(prompt))}"
     with serving(FakeEndpoint(answer=wrong)) as fake:
@@ -216,6 +232,10 @@ def test_a_judge_that_contradicts_known_scores_is_refused(tmp_path: Path) -> Non
         with pytest.raises(
             TriviumError, match=r"The judge fake at .* is refused: accuracy 0.00 is below 0.7"
         ):
+            trivium.run(place, runs=tmp_path / "runs")
+    with serving(FakeEndpoint(answer=lambda prompt, seed: "It is a complete sentence.")) as fake:
+        place = judged(tmp_path, fake.url, pages_with_numbers(120, known=80))
+        with pytest.raises(TriviumError, match=r"accuracy 0.50 is below 0.7 .* no score for 80 of the texts"):
             trivium.run(place, runs=tmp_path / "runs")
 
 

@@ -46,6 +46,13 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
+    def columns_at_once(self, count: int) -> list[list[int]]:
+        """So many columns of keys in the groups that are best looked at together.
+
+        On a cluster every grouping takes seconds to begin; here one column after the other takes less memory.
+        """
+        return [list(range(count))] if self._engine == "ray" else [[column] for column in range(count)]
+
     def results(self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """The results of `function(*task)` in any order; only some tasks wait at a time."""
         if self._engine == "ray":
@@ -57,16 +64,17 @@ class Workers:
             yield from _in_processes(self._pool, function, tasks, self._count + 1)
 
     def grouped(
-        self, shards: Sequence[Path], name: str, function: Grouping, column: int | None = None
+        self, shards: Sequence[Path], name: str, function: Grouping, columns: Sequence[int] = ()
     ) -> np.ndarray:
         """What `function` says of the keys `name` of all shards, [pairs, 2] of uint64; equal keys meet.
 
-        The keys are given to it part by part, so that no machine has to hold them all.
+        The keys are given to it part by part, so that no machine has to hold them all. With `columns`, each
+        of these is a key of its own.
         """
         sizes = [len(load(shard, name)) for shard in shards]
         starts = [0, *accumulate(sizes)]
-        parts = max(1, -(-starts[-1] // _ROWS_AT_ONCE))
-        read = [partial(_keys_of, shard, name, column, start) for shard, start in zip(shards, starts)]
+        parts = max(1, -(-starts[-1] * max(1, len(columns)) // _ROWS_AT_ONCE))
+        read = [partial(_keys_of, shard, name, columns, start) for shard, start in zip(shards, starts)]
         if self._engine == "ray":
             return _grouped_on_ray(read, function, parts)
         found = []
@@ -77,14 +85,16 @@ class Workers:
 
 
 def _keys_of(
-    shard: Path, name: str, column: int | None, start: int, parts: int = 1, part: int = 0
+    shard: Path, name: str, columns: Sequence[int], start: int, parts: int = 1, part: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """A part of a shard's keys, [rows, numbers of a key], and their places in the corpus, [rows]."""
     keys = load(shard, name)
-    if keys.ndim == 1 or column is not None:
-        keys = (keys if column is None else keys[:, column])[:, None]
-    rows = np.arange(len(keys)) if parts == 1 else np.flatnonzero(keys[:, 0] % np.uint64(parts) == part)
-    return keys[rows], start + rows
+    places = start + np.arange(len(keys))
+    if columns:
+        keys, places = keys[:, list(columns)].reshape(-1), np.repeat(places, len(columns))
+    keys = keys[:, None] if keys.ndim == 1 else keys
+    mine = slice(None) if parts == 1 else keys[:, 0] % np.uint64(parts) == part
+    return keys[mine], places[mine]
 
 
 def _in_processes(

@@ -113,10 +113,11 @@ def find_clusters(
     """
     clusters, candidates = Clusters(), 0
     has_words = joined(shards, "has_words")
-    for band in range(bands):
-        pairs = workers.grouped(shards, "bands", _candidates, band).astype(np.int64)
+    for columns in workers.columns_at_once(bands):
+        pairs = workers.grouped(shards, "bands", _candidates, columns).astype(np.int64)
         pairs = pairs[has_words[pairs[:, 0]]]
         candidates += len(pairs)
+        pairs = np.unique(pairs, axis=0)
         for similar in workers.results(_similar, _apart(pairs, clusters, shards, threshold)):
             for one, other in similar:
                 clusters.join(one, other)

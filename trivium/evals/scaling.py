@@ -3,8 +3,9 @@
 `loss(C) = E + A * C ** -alpha`. E, the loss that no compute removes, is fitted from four sizes on; three
 sizes cannot tell it from a smaller alpha, and it is 0.
 
-Seeds say what chance does to a run, and nothing of a law that bends. So the last size is forecast from those before it,
-and the interval is widened by that error, and more with the distance ahead, as it would grow if the law had a bend.
+Seeds say what chance does to a run, and nothing of a law that bends. So every size that has two before it is
+forecast from those, and the interval is widened by these errors, and more with the distance ahead, as they
+would grow if the law had a bend.
 """
 
 import math
@@ -63,8 +64,8 @@ class Forecast:
     """By how much few runs widen the interval: Student's quantile over the normal one."""
     spent: Sequence[float] = ()
     """The FLOPs of the sizes."""
-    missed: float = 0.0
-    """The error of the last size's forecast from the sizes before it."""
+    missed: Sequence[float] = ()
+    """The error of each size's forecast from those before it, from the third size on."""
 
     def interval(self, flops: float) -> tuple[float, float]:
         """Where a new run's loss lies with 95 % confidence."""
@@ -74,12 +75,14 @@ class Forecast:
         ends = np.quantile(spread, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         middle = self.law.at(flops)
         low, high = middle + self.wider * (ends - middle)
-        more = self.missed * self._bent(flops) if self.missed and flops > self.spent[-1] else 0.0
+        more = self._bend() * _off_line(self.spent, flops) if self.missed and flops > self.spent[-1] else 0.0
         return float(low - more), float(high + more)
 
-    def _bent(self, flops: float) -> float:
-        """How far a bent law leaves the line through all sizes, over how far it left the line before the last."""
-        return _off_line(self.spent, flops) / _off_line(self.spent[:-1], self.spent[-1])
+    def _bend(self) -> float:
+        """The bend that would have caused these errors: their root mean square over that of a unit bend."""
+        tried = range(len(self.spent) - len(self.missed), len(self.spent))
+        unit = [_off_line(self.spent[:size], self.spent[size]) for size in tried]
+        return float(np.sqrt(np.mean(np.square(np.divide(self.missed, unit)))))
 
 
 def _off_line(spent: Sequence[float], flops: float) -> float:
@@ -89,19 +92,26 @@ def _off_line(spent: Sequence[float], flops: float) -> float:
 
 
 def forecast(rungs: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> Forecast:
-    """From the (FLOPs, loss) of every run of every size; the last size tries the law of those before it."""
+    """From the (FLOPs, loss) of every run of every size, the smallest size first."""
     spent, losses = zip(*(np.mean(rung, axis=0).tolist() for rung in rungs), strict=True)
     if any(larger <= smaller for smaller, larger in pairwise(spent)):
         raise TriviumError("a forecast needs sizes that differ, each with more FLOPs than the one before it.")
-    before, found = _by_chance(rungs[:-1], seed), _by_chance(rungs, seed)
-    return replace(found, spent=spent, missed=abs(losses[-1] - before.law.at(spent[-1])))
+    before = [fit(*_runs(rungs[:size])) for size in range(2, len(rungs))]
+    missed = [
+        abs(loss - law.at(flops)) for law, flops, loss in zip(before, spent[2:], losses[2:], strict=True)
+    ]
+    return replace(_by_chance(rungs, seed), spent=spent, missed=missed)
+
+
+def _runs(rungs: Sequence[Sequence[tuple[float, float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """FLOPs and losses of the runs of all sizes, [runs] each."""
+    flops, losses = zip(*(run for rung in rungs for run in rung), strict=True)
+    return np.array(flops), np.array(losses)
 
 
 def _by_chance(rungs: Sequence[Sequence[tuple[float, float]]], seed: int) -> Forecast:
     """A law and what chance does to it: what it leaves of runs is dealt out again."""
-    flops, losses = (
-        np.array(column) for column in zip(*(run for rung in rungs for run in rung), strict=True)
-    )
+    flops, losses = _runs(rungs)
     law = fit(flops, losses)
     fitted = np.array([law.at(one) for one in flops])
     free = max(len(losses) - (3 if law.floor else 2), 1)

@@ -81,17 +81,18 @@ def sentence(found: Mapping[str, Any]) -> str:
         f"Depth {found['next']} came to {figure(found['value'])} {found['take'].replace('_', ' ')}; "
         f"{expected(found)} was forecast, written {when} it was trained, "
         f"from a law that falls with compute to the power {figure(power)}"
-        f"{f' towards {figure(floor)}' if floor else ''}. {_tried(found)} The control, no change from the last size, is "
-        f"{figure(found['unchanged'])}."
+        f"{f' towards {figure(floor)}' if floor else ''}. {_tried(found)} "
+        f"The control, no change from the last size, is {figure(found['unchanged'])}."
     )
 
 
 def _tried(found: Mapping[str, Any]) -> str:
-    """What the forecast of the last fitted size, from those before it, says of the interval."""
-    return (
-        f"Depth {found['depths'][-1]}, forecast from the sizes before it, came {figure(found['missed'])} off, "
-        "which the interval allows for."
+    """How well the fitted sizes were forecast from those before them."""
+    tried = found["depths"][-len(found["missed"]) :]
+    off = ", ".join(
+        f"depth {depth} by {figure(by)}" for depth, by in zip(tried, found["missed"], strict=True)
     )
+    return f"Forecasts of the sizes before missed {off}; the interval allows for as much."
 
 
 def expected(found: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from trivium.model.preset import preset
 from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import (
     OF_A_TURN,
+    Looked,
     PairSizes,
     answer_length,
     bytes_per_token,
@@ -447,6 +448,15 @@ def solution_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -
 def synthesis_numbers(stage: Any, rows: float, prompt: float) -> dict[str, Any]:
     """Answers and tokens of a stage that writes data."""
     return {**stage.estimate(rows, prompt), "prompt tokens": max(1.0, prompt)}
+
+
+def judging_numbers(stage: Any, sources: Mapping[str, Looked]) -> dict[str, float]:
+    """Requests and tokens of a stage that has documents judged; a stage without a judge has none."""
+    rows = [row for looked in sources.values() for row in looked.rows]
+    sizes = [size for looked in sources.values() for size in looked.characters]
+    documents = sum(looked.documents or 0 for looked in sources.values())
+    known = [isinstance(row.fields.get(getattr(stage, "label", "")), int | float) for row in rows]
+    return stage.judging(documents, float(np.mean(sizes)), float(np.mean(known))) if documents else {}
 
 
 def online_numbers(stage: Any, prompts: int | None, prompt: float) -> dict[str, Any]:

@@ -250,6 +250,8 @@ def _numbers(
     elif stage.kind == "synthesize":
         length = float(np.concatenate([one.lengths for one in known]).mean()) if known else 0.0
         numbers |= costs.synthesis_numbers(stage, _rows(name, checked), length)
+    elif stage.kind in ("quality_classifier", "curate"):
+        numbers |= costs.judging_numbers(stage, checked.sources.get(name, {}))
     elif stage.kind in ("compare", "label_steps") and _rows(name, checked):
         numbers |= {"questions": _rows(name, checked), "prompt tokens": prompt()}
     elif stage.kind == "grow":

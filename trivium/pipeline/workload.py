@@ -56,7 +56,11 @@ def config_of(going: Run, name: str, derived: Mapping[str, Numbers]) -> ModelCon
     own = planned_shape(derived.get(name))
     if own is not None and stage.kind in ("pretrain", "grow", "shrink"):
         return own
-    start = getattr(stage, "start", None) or next(iter(getattr(stage, "of", None) or []), None)
+    start = (
+        getattr(stage, "start", None)
+        or getattr(stage, "asks", None)
+        or next(iter(getattr(stage, "of", None) or []), None)
+    )
     if not isinstance(start, str):
         return own
     config = _parent_config(going, name, start, derived)
@@ -545,16 +549,18 @@ def _labelled(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Jo
 
 
 def _written(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
-    """Synthesis: every step that asks the model, as one batch of its answers."""
-    answers, every = float(numbers.get("answers") or 0.0), float(numbers.get("tokens at most") or 0.0)
-    if not answers or not stage.start:
+    """Synthesis: every step that asks the model, as one batch of answers; a judge of documents likewise."""
+    answers = float(numbers.get("answers") or numbers.get("requests") or 0.0)
+    every = float(numbers.get("tokens at most") or 0.0)
+    at_once = getattr(stage, "max_rows", EVALUATED_AT_ONCE)
+    if not answers or not (getattr(stage, "start", None) or getattr(stage, "asks", None)):
         return job
     prompt = float(numbers.get("prompt tokens", QUESTION))
     most = max(1.0, every / answers - prompt)
     answer = float(numbers.get("answer tokens", ANSWERED * most))
-    phases = generated(answers, prompt, 1, answers, answer, most, stage.max_rows)
+    phases = generated(answers, prompt, 1, answers, answer, most, at_once)
     return replace(job, phases=phases, tokens=answers * min(answer, most),
-                   cached_tokens=stage.max_rows * (prompt + most))  # fmt: skip
+                   cached_tokens=at_once * (prompt + most))  # fmt: skip
 
 
 def _online(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
@@ -581,5 +587,5 @@ MAKERS = {
     "preference": _pairs, "reward": _pairs, "rlvr": _rollouts, "ppo": _rollouts, "evaluate": _asked,
     "compare": _asked, "quantize": _measured, "merge": _measured, "grow": _grown, "shrink": _pruned,
     "anneals": _measured,
-    "label_steps": _labelled, "synthesize": _written,
+    "label_steps": _labelled, "synthesize": _written, "quality_classifier": _written, "curate": _written,
 }  # fmt: skip

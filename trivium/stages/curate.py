@@ -1,5 +1,6 @@
 """The curate stage: raw documents through named steps, and what became of each."""
 
+import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -8,7 +9,7 @@ from trivium.curate.curation import FUNNEL, Curation
 from trivium.curate.engines import Engine
 from trivium.curate.passes import READ
 from trivium.curate.step import parse_steps
-from trivium.curate.steps.quality import Quality
+from trivium.curate.steps.quality import Quality, Rejudge
 from trivium.data.settings import Sources
 from trivium.data.sources import Source
 from trivium.generate.asking.journal import ANSWERS, answers_beside, keep_answers
@@ -50,12 +51,29 @@ class Curate(Stage):
                 found.append(Reference(f"steps.{place}.{step.name}.{setting}", name, needs))  # type: ignore[arg-type]
         return found
 
+    def _judges(self) -> dict[int, Rejudge]:
+        steps = enumerate(parse_steps(self.steps))
+        found = {place: step.rejudge for place, step in steps if isinstance(step, Quality)}
+        return {place: judge for place, judge in found.items() if judge is not None}
+
+    @property
+    def asks(self) -> str | None:
+        """The model that judges near a bound, where it is one of ours."""
+        return next((judge.model for judge in self._judges().values() if judge.model is not None), None)
+
+    def judging(self, documents: int, characters: float, known: float) -> dict[str, float]:
+        """What judging near the bounds costs at most, if no step before it leaves anything out."""
+        found: dict[str, float] = {}
+        for judge in self._judges().values():
+            one = judge.estimate(math.ceil(judge.band * documents), characters)
+            found = {name: value + found.get(name, 0.0) for name, value in one.items()}
+        return found
+
     def counted(self) -> dict[str, Any]:
         """How fast a judge is asked, and what it costs, changes no document."""
         found = super().counted()
-        for place, step in enumerate(parse_steps(self.steps)):
-            if isinstance(step, Quality) and step.rejudge is not None:
-                found["steps"][place][step.name]["rejudge"] = step.rejudge.counted()
+        for place, judge in self._judges().items():
+            found["steps"][place][Quality.name]["rejudge"] = judge.counted()
         return found
 
     def run(self, work: Work) -> dict[str, Any]:

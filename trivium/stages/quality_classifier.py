@@ -24,7 +24,7 @@ from trivium.kit.numbers import Count
 from trivium.kit.steps import read_steps
 from trivium.model.hub import resolve
 from trivium.stages.parts.documents import source_references
-from trivium.stages.parts.judge_labels import LabelJudge, judge_labels
+from trivium.stages.parts.judge_labels import PAIRS, LabelJudge, judge_labels
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
 _FEWEST = 20
@@ -108,6 +108,18 @@ class QualityClassifier(Stage):
     @property
     def _asked(self) -> LabelJudge | None:
         return _judge(self.labels) if isinstance(self.labels, dict) else None
+
+    @property
+    def asks(self) -> str | None:
+        """The model that judges, where it is one of ours."""
+        return None if self._asked is None else self._asked.model
+
+    def judging(self, documents: int, characters: float, known: float) -> dict[str, float]:
+        """What a judge costs at most, if `known` is the share of documents that try it."""
+        if self._asked is None:
+            return {}
+        tried = min(round(known * documents), 2 * PAIRS)
+        return self._asked.estimate(min(documents, self._asked.rows + tried), characters)
 
     def counted(self) -> dict[str, Any]:
         """How fast a judge is asked, and what it costs, changes no label."""

@@ -73,6 +73,8 @@ def sentence(facts: dict[str, Any]) -> str:
     ]
     for name, said in (("position_bias", "position bias"), ("length_bias", "length bias")):
         parts.append(f"{said} {facts[name]:+.2f}" if facts[name] is not None else f"no {said} to measure")
+    if facts.get("silent"):
+        parts.append(f"no score for {facts['silent']} of the texts")
     return ", ".join(parts)
 
 

@@ -98,7 +98,7 @@ def _calibrated(
             f"scores; with {FEWEST} in the column `{known}` it would be tried"
         )
         return None
-    facts = calibrated(pairs, verdicts)
+    facts = calibrated(pairs, verdicts) | {"silent": list(scores).count(None)}
     work.say(f"judge {name}: {sentence(facts)}")
     refuse(facts, judge.bounds, name)
     return facts
