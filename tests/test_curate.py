@@ -20,6 +20,7 @@ import trivium
 from trivium.curate.step import Step, parse_steps
 from trivium.data.sources import Source
 from trivium.kit.errors import TriviumError
+from trivium.recipe.outside import Checksums, content_fingerprint
 
 STEPS = [
     "repair",
@@ -230,6 +231,8 @@ def test_bad_input_is_a_counted_reject_and_the_rest_is_kept(tmp_path: Path) -> N
     (raw / "empty.parquet").write_bytes(b"")
     parquet.write_table(arrow.table({"content": ["no text column"]}), raw / "wrong.parquet")
     os.mkfifo(raw / "pipe.jsonl")
+    # A recipe looks for pictures in files before it runs; what is wrong with them is said when they are read.
+    assert content_fingerprint("raw", tmp_path, Checksums())
     kept, dropped = curated(tmp_path / "out", [str(raw)], ["repair"])
     assert sorted(row["text"] for row in kept) == ["a good text", "another", "before the cut", "kept"]
     said = {row["id"].removeprefix("raw/"): row["reason"] for row in dropped}
@@ -241,6 +244,18 @@ def test_bad_input_is_a_counted_reject_and_the_rest_is_kept(tmp_path: Path) -> N
     assert "100 times its size" in said["bomb.jsonl.gz"]
     assert "columns are content; map one with `columns`" in said["wrong.parquet:1"]
     assert {row["step"] for row in dropped} == {"read"}
+
+
+def test_one_text_as_long_as_a_corpus_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trivium.curate.read._PAGE", 1 << 20)
+    for name, size in (("good.txt", 1 << 10), ("fits.txt", 1 << 20), ("long.txt", (1 << 20) + 1)):
+        (tmp_path / name).write_text("a" * size)
+    for steps in (["repair"], ["extract", "repair"]):
+        kept, dropped = curated(tmp_path / "-".join(steps), [str(tmp_path / "*.txt")], steps)
+        assert [len(row["text"]) for row in kept] == [1 << 20, 1 << 10]
+        assert [row["reason"].partition(";")[0] for row in dropped] == [
+            "unreadable: is one text of more than 1 MiB"
+        ]
 
 
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def folded(digits: bool) -> np.ndarray:
         value = unicodedata.digit(chr(code), -1)
         if value >= 0:
             table[code] = ord("0") if digits else ord("0") + value
-    table[kind == MARK] = 0
-    table[np.isin(kind, (SPACE, SYMBOL, QUOTE))] = 0
+    # One comparison at a time: `isin` would take several times the table's own memory.
+    for left_out in (SPACE, SYMBOL, QUOTE, MARK):
+        table[kind == left_out] = 0
     return table
 
 

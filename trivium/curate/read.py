@@ -24,6 +24,7 @@ from trivium.kit.listing import files_below, is_pattern, matching
 SHARD_BYTES, SHARD_DOCUMENTS = 1 << 24, 8192
 _FIELD, _PAGE = 10_000, 1 << 26
 _WARC = (".warc", ".wet")
+_TEXTS = (".txt", ".text", ".md")
 _LINE = re.compile(r"[:#](\d+)$")
 
 
@@ -139,6 +140,9 @@ def _file_rows(name: str, path: Path, source: Source, raw: bool) -> Iterator[Row
     """The rows of a file; one that is damaged ends there, by name, and the others are read all the same."""
     before = path.stat()
     try:
+        if not raw and source.separator is None and ending_of(path) in _TEXTS and _is_large(path):
+            yield BadLine(name, f"is one text of more than {_PAGE >> 20} MiB; divide it with `separator`")
+            return
         reader = _raw_entries(name, path) if raw else entries(name, path, source.separator)
         for found in reader:
             yield found if isinstance(found, BadLine | Row) else _row(source, *found)
@@ -148,6 +152,17 @@ def _file_rows(name: str, path: Path, source: Source, raw: bool) -> Iterator[Row
     after = path.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise TriviumError(f"{path} changed while it was read; run again once nothing writes to it.")
+
+
+def _is_large(path: Path) -> bool:
+    """Whether a file that is read as one text is larger than a page may be."""
+    left = _PAGE
+    with opened(path) as file:
+        while block := file.read(min(left + 1, 1 << 20)):
+            left -= len(block)
+            if left < 0:
+                return True
+    return False
 
 
 def _row(source: Source, name: str, fields: dict[str, Any]) -> Row | BadLine:

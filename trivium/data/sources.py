@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -160,17 +161,30 @@ def as_written(value: Any) -> Any:
 
 
 def named_items(file: Path) -> list[str]:
-    """The files of pictures and sounds that the rows of a file name, each once."""
-    # Most files hold none, which is seen without reading their rows.
-    with opened(file) as content:
-        if not any(b'"path"' in line for line in content):
-            return []
+    """The files of pictures and sounds that the rows of a file name, each once.
+
+    A file that is damaged names those that stand before the damage; what reads its rows says what is wrong.
+    """
     found: dict[str, None] = {}
-    for document in read_documents(Source(path=str(file), on_bad="skip")):
-        for part in items_in(document.fields):
-            if isinstance(part.get("path"), str) and not part["path"].startswith("data:"):
-                found[part["path"]] = None
+    with suppress(TriviumError):
+        # Most files hold none, which is seen without reading their rows.
+        if not _holds(file, b'"path"'):
+            return []
+        for document in read_documents(Source(path=str(file), on_bad="skip")):
+            for part in items_in(document.fields):
+                if isinstance(part.get("path"), str) and not part["path"].startswith("data:"):
+                    found[part["path"]] = None
     return list(found)
+
+
+def _holds(file: Path, sign: bytes) -> bool:
+    """Whether a sign stands anywhere in a file; a line may be longer than memory."""
+    with opened(file) as content:
+        before = b""
+        while block := content.read(1 << 20):
+            if sign in (before := before[-len(sign) :] + block):
+                return True
+    return False
 
 
 def items_in(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
