@@ -240,6 +240,7 @@ def test_a_name_stands_beside_its_own_number(tmp_path: Path, width: int):
     template = (
         "{% import 'charts.jinja' as charts %}<style>{{ file('style.css') }}</style>"
         "<meta name='viewport' content='width=device-width'>{{ charts.rows(groups) }}"
+        "<div class='example'><pre>{{ 'One line of a document. ' * 40 }}</pre></div>"
     )
     place = tmp_path / "page.html"
     place.write_text(environment().from_string(template).render(groups=groups), encoding="utf-8")
@@ -249,6 +250,8 @@ def test_a_name_stands_beside_its_own_number(tmp_path: Path, width: int):
         assert browser.run(ASIDE) == [
             [f"{title} {name}", True, True, True] for title in ("one", "two") for name in names
         ]
+        # A document that was left out is wrapped.
+        assert browser.run("return document.documentElement.scrollWidth") <= width
     finally:
         browser.close()
 
