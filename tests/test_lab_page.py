@@ -251,7 +251,7 @@ def test_a_name_stands_beside_its_own_number(tmp_path: Path, width: int):
             [f"{title} {name}", True, True, True] for title in ("one", "two") for name in names
         ]
         # A document that was left out is wrapped.
-        assert browser.run("return document.documentElement.scrollWidth") <= width
+        assert browser.run("return document.querySelector('.example pre').scrollWidth") <= width
     finally:
         browser.close()
 
