@@ -171,8 +171,12 @@ def judge(folder: Path, words: str) -> None:
     (folder / "judge.py").write_text(f"def spread(completions, **columns):\n    return [{words}]\n")
 
 
-@pytest.mark.parametrize("spec", [f"{{task: sums, {JUDGE}}}", f"sums], asking: {{{JUDGE}}}, against: ["])
-def test_the_function_that_scores_a_search_counts_with_its_text(tmp_path: Path, spec: str):
+OWN = "{task: own, data: ./world.jsonl, scorer: './judge.py:spread'}"
+
+
+@pytest.mark.parametrize("spec", [f"{{task: sums, {JUDGE}}}", f"sums], asking: {{{JUDGE}}}, against: [", OWN])
+def test_the_function_that_scores_counts_with_its_text(tmp_path: Path, spec: str):
+    (tmp_path / "world.jsonl").write_text("{}")
     path = write_recipe(tmp_path, RECIPE.format(spec=spec))
     prints = []
     for words in ("1", "2", "1"):

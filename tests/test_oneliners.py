@@ -53,6 +53,9 @@ def test_a_road_of_two_commands(folder, monkeypatch, capsys):
     assert trivium.load("out").logits([1, 2, 3]).equal(made.logits([1, 2, 3]))
     stage = load("runs/sft-chats/recipe.yaml").stages["sft"]
     assert (stage.batch, stage.epochs, stage.adapter.rank, stage.context) == (128, 1, 2, 32)
+    main(["distill", "out", "--teacher", "pretrain", "--data", "chats.jsonl", "--print-recipe"])
+    teacher = yaml.safe_load(capsys.readouterr().out)["stages"]["distill"]["teacher"]
+    assert Path(teacher).samefile("runs/pretrain-texts/pretrain")
     main(line.split())
     assert "reused" in capsys.readouterr().out
 

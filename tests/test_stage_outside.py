@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
+from trivium.cli import main
 from trivium.kit.errors import TriviumError
+from trivium.kit.files import read_json
 from trivium.pipeline import show
 from trivium.pipeline.run import prepare, run
-from trivium.recipe.schema import load
+from trivium.recipe.schema import json_schema, load
 
 STAGE = '''
 """Count the letters of a text."""
@@ -67,6 +71,19 @@ def test_a_stage_in_a_file_beside_the_recipe_runs_and_its_code_counts(tmp_path):
     written(tmp_path, "'mine.py:Letters'", STAGE.replace("* self.times", "* self.times + 1"))
     assert prepare(path, tmp_path / "runs").entry("count").state == "absent"
     assert run(path, tmp_path / "runs").entry("count").record["summary"] == {"letters": 9}
+
+
+def test_an_editor_completes_a_kind_in_a_file_and_takes_one_it_does_not_know(tmp_path):
+    stage = STAGE.replace('"letters"]', '"schooled"]').replace("Letters", "Schooled")
+    path = written(tmp_path, "'mine.py:Schooled'", stage)
+    recipe = yaml.safe_load(path.read_text())
+    jsonschema.validate(recipe, json_schema())
+    main(["schema", str(path), "--to", str(tmp_path / "schema.json")])
+    schema = read_json(tmp_path / "schema.json")
+    jsonschema.validate(recipe, schema)
+    recipe["stages"]["count"]["time"] = 2
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(recipe, schema)
 
 
 @pytest.mark.parametrize(

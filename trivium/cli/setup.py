@@ -11,15 +11,21 @@ from trivium.kit.table import print_table
 
 
 @click.command()
+@click.argument("recipe", required=False)
 @click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file; else standard output.")
 @click.option("--markdown", is_flag=True, help="Tables of all settings instead, as in docs/settings.md.")
-def schema(to: Path | None, markdown: bool) -> None:
-    """Write the JSON schema of recipes, from which editors complete and check."""
+def schema(recipe: str | None, to: Path | None, markdown: bool) -> None:
+    """Write the JSON schema of recipes, from which editors complete and check.
+
+    With a RECIPE, its kinds in files (`kind: mine.py:Name`) are in the schema.
+    """
     import json
 
     from trivium.recipe.reference import reference
-    from trivium.recipe.schema import json_schema
+    from trivium.recipe.schema import json_schema, load
 
+    if recipe is not None:
+        load(recipe)
     write(reference() if markdown else json.dumps(json_schema(), indent=2) + "\n", to)
 
 

@@ -168,11 +168,15 @@ def run_own(
 ) -> Found:
     """A person's own questions: jsonl with a prompt or messages, and the columns the scorer reads.
 
-    With `scorer: learned` the reward model in the folder `model` scores the answers.
+    `scorer` may also be a function, `file.py:function`; with `scorer: learned` the reward model in the folder
+    `model` scores the answers.
     """
+    from trivium.grade.rewards import FunctionScorer, is_in_a_file
     from trivium.grade.scorer import scorer as made
 
-    grade = made(scorer) if model is None else made(scorer, model=model)
+    settings_of_scorer = {} if model is None else {"model": model}
+    function = is_in_a_file(scorer)
+    grade: Scorer = FunctionScorer(scorer) if function else made(scorer, **settings_of_scorer)
     items = []
     for name, row in rows_of(data, settings):
         messages = question_of(name, row)

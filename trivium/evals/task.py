@@ -13,6 +13,7 @@ from trivium.evals.results import Record
 from trivium.evals.settings import Settings, TaskSpec, named, read_spec
 from trivium.evals.statistics import Interval
 from trivium.generate.search.settings import SearchSettings
+from trivium.grade.rewards import is_in_a_file
 from trivium.grade.scorer import ready, scorer, scorer_names
 from trivium.kit.errors import TriviumError
 
@@ -36,6 +37,9 @@ SEARCH_SCORER = "search.scorer"
 """What names the reward model of a search."""
 SEARCH_FILE = "search.file"
 """What names the file of a function that scores a search."""
+SCORER_FILE = "scorer.file"
+"""What names the file of a function that scores the answers of `own`."""
+FILES = (SEARCH_FILE, SCORER_FILE)
 MODELS = ("model", SEARCH_SCORER)
 """What names a reward model, which may be a stage."""
 OWN_PROBABILITY = "logprob"
@@ -184,10 +188,12 @@ def of_the_world(source: str) -> bool:
 def outside(spec: TaskSpec) -> list[tuple[str, str]]:
     """What a task, spelled out, names that is not the world's: pairs of an option and a name."""
     given: Mapping[str, Any] = {} if isinstance(spec, str) else spec
-    judge, file = search_model(given), search_file(given)
-    searched = [] if judge is None else [(SEARCH_SCORER, judge)]
-    searched += [] if file is None else [(SEARCH_FILE, file)]
-    return searched + [
+    judge = search_model(given)
+    scored = [] if judge is None else [(SEARCH_SCORER, judge)]
+    for option, scorer_name in ((SEARCH_FILE, _search_scorer(given)), (SCORER_FILE, given.get("scorer"))):
+        if is_in_a_file(scorer_name):
+            scored.append((option, scorer_name.rpartition(":")[0]))
+    return scored + [
         (option, name)
         for option in (*NAMES, *SOURCES)
         if option in given
@@ -201,14 +207,13 @@ def search_model(spec: Mapping[str, Any]) -> str | None:
     judge = _search_scorer(spec)
     if isinstance(judge, Mapping):
         judge = judge.get("model")
-    plain = not isinstance(judge, str) or judge in (OWN_PROBABILITY, *scorer_names()) or ".py:" in judge
+    plain = not isinstance(judge, str) or judge in (OWN_PROBABILITY, *scorer_names()) or is_in_a_file(judge)
     return None if plain else judge
 
 
-def search_file(spec: Mapping[str, Any]) -> str | None:
-    """The file of the function that scores a task's search; None where the scorer is something else."""
-    judge = _search_scorer(spec)
-    return judge.rpartition(":")[0] if isinstance(judge, str) and ".py:" in judge else None
+def scorer_files(spec: TaskSpec) -> list[str]:
+    """The files of the functions that score a task's answers or its search."""
+    return [name for option, name in outside(spec) if option in FILES]
 
 
 def _search_scorer(spec: Mapping[str, Any]) -> Any:
@@ -243,6 +248,9 @@ def placed(spec: TaskSpec, place: Callable[[str, str], str]) -> str | dict[str, 
             search = found["search"]
             function = search["scorer"].rpartition(":")[2]
             found["search"] = {**search, "scorer": f"{place(option, name)}:{function}"}
+            continue
+        if option == SCORER_FILE:
+            found["scorer"] = place(option, name) + found["scorer"][len(name) :]
             continue
         where, value = place(option, name), found[option]
         replaced = [where if str(one) == name else one for one in value] if isinstance(value, list) else []
@@ -323,7 +331,7 @@ def ready_for(spec: TaskSpec) -> None:
     """Try the scorer of a task, where that needs processes of its own."""
     _, name, _, options = read_spec(spec, Settings())
     grade = options.get("scorer", task(name).scorer)
-    if grade is None or "model" in options:
+    if grade is None or "model" in options or is_in_a_file(grade):
         return
     unsafe = {"unsafe_sandbox": True} if _TRUTHS.get(str(options.get("unsafe_sandbox")).lower()) else {}
     ready(scorer(grade, **unsafe))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from trivium.grade.scorer import Score, Scorer, ready, scorer
 from trivium.kit.errors import TriviumError, nearest
@@ -148,6 +148,24 @@ class FunctionReward:
 
 
 Reward = ScorerReward | FunctionReward
+
+
+class FunctionScorer:
+    """A user's function as a scorer of one text at a time."""
+
+    def __init__(self, place: str) -> None:
+        self.reward = reward_from_file(place)
+        self.name = self.reward.name
+
+    def __call__(self, completion: str, **columns: Any) -> Score:
+        prompt = columns.pop("prompt", None)
+        many = {name: [value] for name, value in columns.items()}
+        return self.reward.scores([prompt], [completion], **many)[0]
+
+
+def is_in_a_file(name: object) -> TypeGuard[str]:
+    """Whether this is `file.py:function`."""
+    return isinstance(name, str) and ".py:" in name
 
 
 def reward_from_file(place: str, folder: Path | None = None) -> FunctionReward:

@@ -105,6 +105,8 @@ def recipe_of(
         )
     else:
         content[verb] |= {"from": _model(model, runs)}
+    if "teacher" in settings:
+        settings["teacher"] = _model(str(settings["teacher"]), runs)
     content[verb] |= {"data": sources, **settings}
     title = name or f"{verb}-{_short(data[0])}"
     text = yaml.safe_dump({"name": title, "stages": content}, sort_keys=False, allow_unicode=True, width=100)

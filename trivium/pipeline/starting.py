@@ -107,7 +107,7 @@ def _check_form(template: str, looked: Looked, place: str) -> None:
     }[wanted]
     if not fits:
         raise TriviumError(
-            f"{place} holds {form} ({', '.join(looked.columns)}), and {template} needs {wanted}; "
+            f"{place} holds {form} (columns: {', '.join(looked.columns)}), and {template} needs {wanted}; "
             f"such rows are learned from by: {learners}."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -261,12 +262,31 @@ def _climbing(ladder: Ladder, stages: Mapping[str, Stage], written: Written) -> 
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of recipes, from which editors complete and check."""
+    """The JSON schema of recipes, from which editors complete and check.
+
+    Kinds in files are in it once a recipe that names them was loaded; of others any setting is right.
+    """
     schema = _model().model_json_schema(by_alias=True)
+    # A kind of a file is written `file.py:Class` in a recipe, from whatever folder.
+    written = {name: _ending(kind.file) for name, kind in kinds().items() if kind.file is not None}
+    for one in schema["$defs"].values():
+        kind = one.get("properties", {}).get("kind", {}).get("const")
+        if kind in written:
+            one["properties"]["kind"] = {"type": "string", "pattern": written[kind]}
+    other: dict[str, Any] = {"type": "string", "pattern": r"\.py:\w+$"}
+    if written:
+        other["not"] = {"anyOf": [{"pattern": at} for at in written.values()]}
+    [stage] = schema["properties"]["stages"]["patternProperties"].values()
+    stage["oneOf"].append({"type": "object", "properties": {"kind": other}, "required": ["kind"]})
     schema["title"] = "A Trivium recipe"
     schema["properties"]["extends"] = {"type": "string", "description": "A recipe this one is laid over."}
     schema["required"] = ["stages"]
     return schema
+
+
+def _ending(place: str) -> str:
+    """The pattern of what names the class at that place from any folder."""
+    return f"(^|/){re.escape(Path(place).name)}$"
 
 
 def _model() -> type[BaseModel]:

@@ -13,14 +13,14 @@ from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.evals.task import (
+    FILES,
     MODELS,
-    SEARCH_FILE,
     checked_specs,
     outside,
     placed,
     placed_search,
     ready_for,
-    search_file,
+    scorer_files,
 )
 from trivium.generate.engines import EngineChoice, EngineSettings
 from trivium.kit.files import whole_folder, write_json
@@ -74,11 +74,11 @@ class Evaluate(Stage):
         found += [Reference("against", name, ("report",)) for name in self.against]
         for place, spec in enumerate(self.on):
             for option, name in outside(spec):
-                if option != SEARCH_FILE:
+                if option not in FILES:
                     read = None if option in MODELS else Source(path=name)
                     found.append(Reference(f"on.{place}.{option}", name, NAMED[option], read))
         for option, name in outside(self._asking):
-            if option != SEARCH_FILE:
+            if option not in FILES:
                 found.append(Reference(f"asking.{option}", name, NAMED[option]))
         found += [Reference("reward_files", file, ("source",)) for file in self._files]
         return found
@@ -89,9 +89,8 @@ class Evaluate(Stage):
 
     @property
     def _files(self) -> list[str]:
-        """The files of functions that score a search, each once."""
-        specs = [self._asking, *(spec for spec in self.on if not isinstance(spec, str))]
-        return sorted({file for spec in specs if (file := search_file(spec)) is not None})
+        """The files of functions that score answers or a search, each once."""
+        return sorted({file for spec in (self._asking, *self.on) for file in scorer_files(spec)})
 
     def counted(self) -> dict[str, Any]:
         """Our own engine is what every earlier report was made with, and no setting of those."""

@@ -106,8 +106,9 @@ class Pretrain(Growing, TrainingStage):
     def load(self, opened: Opened[Preset]) -> Transformer:
         """A new model; the same weights on every machine, drawn on the processor from the seed alone."""
         work, tokenizer, derived = opened.work, opened.tokenizer, opened.data
+        values = {**derived.values, "batch_tokens": self._batch(derived)}
         for name in ("parameters", "width", "layers", "heads", "token_budget", "batch_tokens"):
-            work.change(name, "preset", derived.values[name])
+            work.change(name, "preset", values[name])
         extra = {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.pad_id}
         config = derived.config.changed(extra=extra)
         if world().size == 1:
