@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pyarrow.parquet as parquet
 from fake_endpoint import FakeEndpoint, started
 from lines import moves, refuses
 from tiny_run import Seen
@@ -66,6 +67,28 @@ def form(before: Seen, after: Seen) -> None:
 @moves("form", "completion", kinds=["synthesize"], both={"form": "messages"})
 def form_of_text(before: Seen, after: Seen) -> None:
     assert [row["messages"][1]["content"] for row in rows(before)] == answers(after)
+
+
+def parquet_answers(seen: Seen) -> list[str]:
+    return parquet.read_table(seen.folder / "data" / "rows.parquet")["completion"].to_pylist()
+
+
+@moves("file_format", "parquet", kinds=["synthesize"])
+def file_format(before: Seen, after: Seen) -> None:
+    assert parquet_answers(after) == answers(before)
+
+
+@moves("file_format", "jsonl", kinds=["synthesize"], both={"file_format": "parquet"})
+def file_format_of_lines(before: Seen, after: Seen) -> None:
+    assert answers(after) == parquet_answers(before)
+
+
+@moves("coverage_by", ["answer"], kinds=["synthesize"])
+def coverage_by(before: Seen, after: Seen) -> None:
+    covered = [read_json(seen.folder / "synthesis.json")["diversity"]["coverage"] for seen in (before, after)]
+    assert [one["columns"] for one in covered] == [[], ["answer"]]
+    assert covered[1]["cells"] >= len(covered[1]["counts"]) > 1
+    same(before, after)
 
 
 @moves("seeds", 7, kinds=["synthesize"], both={"per_round": 4})
