@@ -78,6 +78,9 @@ def test_peft_opens_the_adapter_and_transformers_the_merged_folder(tmp_path: Pat
         str(tmp_path / "stage"), "--to", "peft", "--out", str(tmp_path / "adapter")
     )
     said(str(tmp_path / "stage"), "--to", "hf", "--out", str(tmp_path / "whole"))
+    said(str(tmp_path / "stage"), "--to", "mlx", "--out", str(tmp_path / "mlx"))
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "mlx" / path.name).read_bytes()
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()

@@ -300,6 +300,7 @@ def test_missing_shard_is_named(tmp_path):
         ("hidden_act", "relu6"), ("num_attention_heads", None),
         ("rope_scaling", {"rope_type": "su", "factor": 2.0}), ("rope_scaling", {"rope_type": "yarn"}),
         ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "mystery": 1}),
+        ("model_type", "gpt_oss"), ("model_type", "llama4_text"), ("model_type", "deepseek_v3"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused_by_name(key, value, saved):

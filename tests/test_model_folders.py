@@ -15,6 +15,9 @@ from test_data_limits import ROOM, within
 from test_model_families import GPT2, HEAD, SHAPE
 from tuning import save, small_model, tokenizer_of
 
+import trivium
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, save_tensors, write_json
 from trivium.model import hub
@@ -309,3 +312,29 @@ def test_an_empty_folder_and_a_file_are_named(tmp_path: Path) -> None:
         for read in (load_model, load_config, Tokenizer.load, load_reward_model):
             with pytest.raises(TriviumError):
                 read(tmp_path / place)
+
+
+def test_a_folder_without_a_tokenizer_takes_token_ids(folder: Path) -> None:
+    whole = trivium.load(folder)
+    write_json(folder / "generation_config.json", {"eos_token_id": [7, 9], "pad_token_id": 7})
+    ends = trivium.load(folder).tokenizer.stop_ids
+    assert {7, 9} < ends
+    for path in folder.glob("token*"):
+        path.unlink()
+    bare = trivium.load(folder)
+    assert bare.tokenizer.stop_ids == {7, 9}
+    assert torch.equal(bare.logits([5, 6]), whole.logits([5, 6]))
+    found = bare.generate("5 6 12", temperature=0, max_new_tokens=6)
+    [[expected]] = whole.engine.generate(
+        [Request([5, 6, 12], Sampling(temperature=0, max_new_tokens=6, stop_ids=(7, 9)))]
+    )
+    assert found.tokens == expected.tokens
+    shown = found.tokens if found.finish_reason == "length" else found.tokens[:-1]
+    assert found.text == " ".join(map(str, shown))
+    with pytest.raises(TriviumError, match="has no tokenizer, so a text is token ids"):
+        bare.generate("the river")
+    bare.save(folder.parent / "again")
+    assert not list((folder.parent / "again").glob("token*"))
+    # Nothing is trained on ids that no text has.
+    with pytest.raises(TriviumError, match=r"holds no tokenizer\.json"):
+        Tokenizer.load(folder.parent / "again")

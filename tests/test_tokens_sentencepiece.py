@@ -75,6 +75,13 @@ def test_another_file_of_that_name_is_refused(content, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", ["qwen.tiktoken", "tiktoken.model"])
+def test_ranks_of_tiktoken_alone_are_refused_with_the_remedy(name, tmp_path):
+    (tmp_path / name).write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(TriviumError, match=f"{name} lists byte pairs .* put the tokenizer.json beside it"):
+        Tokenizer.load(tmp_path)
+
+
 def test_a_file_that_ends_early_is_refused(tmp_path):
     whole = (GOLDEN / "bpe.model").read_bytes()
     for size in (1, 100, len(whole) - 3):

@@ -38,6 +38,7 @@ from trivium.model.named import RUNS, find_model, model_of
 from trivium.pipeline import run as pipeline
 from trivium.pipeline.cards import CARD
 from trivium.pipeline.store import Entry
+from trivium.tokens.bare import TokenIds
 from trivium.tokens.tokenizer import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -70,9 +71,12 @@ class Model:
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise TriviumError(f"dtype {dtype!r} is none of torch's; give one such as torch.bfloat16.")
         self.folder = folder
-        self.tokenizer = Tokenizer.load(folder)
-        self.sampling_defaults = sampling_defaults(folder)
         self.transformer = load_model(folder, dtype=dtype or machine.compute_dtype(place), device=place)
+        if any(folder.glob("token*.json")) or any(folder.glob("*.model")) or any(folder.glob("*.tiktoken")):
+            self.tokenizer = Tokenizer.load(folder)
+        else:
+            self.tokenizer = TokenIds.of(folder, self.transformer.config.vocabulary)
+        self.sampling_defaults = sampling_defaults(folder)
         self.transformer.requires_grad_(False).eval()
         self._draft = open_draft(draft, runs=runs, device=device)
 

@@ -11,8 +11,10 @@ from trivium.kit.errors import TriviumError
 @click.command()
 @click.argument("model")
 @runs_option
-@click.option("--to", "target", type=click.Choice(["gguf", "hf", "peft", "hub", "llava"]), help="Form.")
-@click.option("--out", help="The file (gguf), folder (hf, peft, llava) or repository (hub).")
+@click.option(
+    "--to", "target", type=click.Choice(["gguf", "hf", "mlx", "peft", "hub", "llava"]), help="Form."
+)
+@click.option("--out", help="The file (gguf), folder (hf, mlx, peft, llava) or repository (hub).")
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),
@@ -65,9 +67,10 @@ def export(
         if path.is_dir():
             raise TriviumError(f"{out} is a folder; name a file, such as {out.rstrip('/')}/model.gguf.")
         exporting.to_gguf(folder, path, kind, model.rstrip("/").rpartition("/")[2], click.echo)  # type: ignore[arg-type]
-    elif target == "hf":
+    elif target in ("hf", "mlx"):
+        # mlx-lm opens a Hugging Face folder as it is.
         exporting.to_folder(folder, Path(out))
-        click.echo(f"Wrote {out}.")
+        click.echo(f"Wrote {out}{', which mlx_lm opens' if target == 'mlx' else ''}.")
     elif target == "llava":
         exporting.to_llava(folder, Path(out))
         click.echo(f"Wrote {out}, which transformers opens as a LLaVA.")

@@ -369,12 +369,28 @@ def read_local_rope(keys: Keys, found: Json, family: Family) -> None:
     found["local_rope"] = checked_rope(local, found["context"], found["head_width"], keys.where)
 
 
+_LATENT = "its keys and values are compressed to a latent vector"
+LEFT_OUT = {
+    "gpt_oss": "its attention has sinks, and its experts biases and a clamp",
+    "llama4_text": "its attention is chunked, its queries grow with the position, its experts share a layer",
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+    "qwen3_next": "most of its layers are recurrent",
+    "phi4_multimodal": "its text is behind adapters for each modality",
+}
+"""Families that people ask for and that the one decoder does not compute, with what it lacks."""
+
+
 def read_config(content: Json, where: str = "config.json") -> ModelConfig:
     """The model that a config.json describes; a key that is not understood is an error."""
     keys = Keys(content, where)
     name = keys.take("model_type")
     if name not in FAMILIES:
-        raise TriviumError(f"{where}: model_type {name!r} is not supported; {', '.join(FAMILIES)} are.")
+        why = LEFT_OUT.get(name)
+        raise TriviumError(
+            f"{where}: model_type {name!r} is not supported{f' ({why})' if why else ''}; "
+            f"{', '.join(FAMILIES)} are."
+        )
     family = FAMILIES[name]
     if name == "gpt2":
         found = _read_gpt2(keys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object, whole_folder, write_text
@@ -21,7 +21,6 @@ from trivium.tokens.adopt import PLACEHOLDER, with_placeholder
 from trivium.tokens.forms import read_forms
 from trivium.tokens.tokenizer import Tokenizer
 
-Target = Literal["hf", "gguf", "peft", "hub", "llava"]
 SENT = ("*.json", "*.safetensors", "*.jinja", "*.model", "README.md", "LICENSE*", "adapter/*", "modalities/*")
 """What of a folder goes to the hub."""
 CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}

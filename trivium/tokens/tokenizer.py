@@ -93,6 +93,11 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         old = folder / "tokenizer.model"
         if not path.is_file() and not old.is_file():
+            for ranks in [*folder.glob("*.tiktoken"), *folder.glob("tiktoken.model")]:
+                raise TriviumError(
+                    f"{ranks} lists byte pairs and does not say how words are split; put the tokenizer.json "
+                    "beside it that transformers' AutoTokenizer writes with save_pretrained."
+                )
             raise TriviumError(
                 f"{folder} holds no tokenizer.json; give a folder saved by Trivium or transformers."
             )
