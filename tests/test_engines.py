@@ -145,7 +145,7 @@ stages:
 """
 REWARD = """
 def lengths(prompts, completions, **columns):
-    return [len(completion) % 3 / 2 for completion in completions]
+    return [len(completion[-1]["content"]) % 3 / 2 for completion in completions]
 """
 GAP, RATIO = "sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/max"
 
@@ -166,6 +166,7 @@ def test_rollouts_in_vllm_follow_the_trainer_and_are_corrected(tmp_path, vllm, k
     rows = [row for row in run["rl"].metrics if "step" in row]
     assert len(rows) == 3
     # With its weights of an earlier step, it would be off by more at the last step.
+    assert all(row["grad_norm"] > 0 for row in rows)
     assert all(row[GAP] < (1e-4 if dtype == "float32" else 0.03) for row in rows)
     assert all((row[GAP] > 1e-5) == (dtype == "bfloat16") for row in rows)
     # What the engine's rounding changed is weighed out; nothing is where both compute alike.
