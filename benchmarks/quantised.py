@@ -19,6 +19,7 @@ import torch
 
 from trivium.generate.engine import Engine
 from trivium.generate.forward import FusedForward
+from trivium.generate.matrices import Blocks, Matrix
 from trivium.generate.packed import PackedMatrix
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
@@ -55,9 +56,11 @@ def bytes_of(engine: Engine) -> int:
         elif isinstance(one, PackedMatrix):
             note(one.values)
             note(one.scales)
-        elif hasattr(one, "weights"):
-            for block in one.weights:
-                note(block)
+        elif isinstance(one, Matrix):
+            note(one.weight)
+        elif isinstance(one, Blocks):
+            for block in one.blocks:
+                note(block.weight)
     return sum(seen.values())
 
 

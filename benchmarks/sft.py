@@ -19,7 +19,7 @@ from peers import Worker, best_batch, take_turns
 SHAPE = {"layers": 4, "width": 256, "heads": 4, "inner": 768, "vocabulary": 512}
 BATCHES = {"Trivium": [16, 64], "TRL padded": [8, 16, 32], "TRL packed": [1, 2, 4]}
 """Rows a step: examples for Trivium and padded TRL, packed rows of `longest` tokens for packed TRL."""
-REAL_BATCHES = {"Trivium": [16], "TRL padded": [4, 16], "TRL packed": [1]}
+REAL_BATCHES = {"Trivium": [16], "TRL padded": [2], "TRL packed": [1]}
 """The same for a real checkpoint, whose steps are of seconds."""
 
 

@@ -28,7 +28,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     data = folder / "data"
-    for place in ("books", "short", "japanese", "english", "domain", "general"):
+    seen = ("japanese", "english", "domain", "general")
+    for place in ("books", "short", *seen, *(f"{name}_test" for name in seen)):
         (data / place).mkdir(parents=True)
         for number in range(30):
             (data / place / f"{number}.txt").write_text(f"{number} {TEXT}")

@@ -55,7 +55,9 @@ class PackedMatrix:
             own, scale = weight.qdata.cpu(), weight.scale.cpu().view(len(weight.qdata), -1)
             values.append(own if order is None else own[order])
             scales.append(scale if order is None else scale[order])
-        self._pack(torch.cat(values), torch.cat(scales).to(torch.bfloat16))
+        # A matrix that stands alone is held once, by the model and here.
+        whole = values[0] if len(values) == 1 else torch.cat(values)
+        self._pack(whole, torch.cat(scales).to(torch.bfloat16))
 
     def _pack(self, values: Tensor, scales: Tensor) -> None:
         """Lay out values [out, in] with scales [out, groups]; a single group means 8 bits."""
