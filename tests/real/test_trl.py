@@ -26,7 +26,8 @@ RECIPE = """\
 name: tuned
 stages:
   sft: {kind: sft, from: FOLDER, data: {./rows.jsonl: {validation: 0}}, steps: 2, optimiser: adamw,
-        context: 64, batch: 64, learning_rate: {from: 0.00001, warmup: 0, decay: constant}, weight_decay: 0, clip: 1}
+        context: 64, batch: 64, learning_rate: {from: 0.00001, warmup: 0, decay: constant},
+        weight_decay: 0, clip: 1}
 """
 
 
