@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from evaluating import asked
 
-from trivium.evals.evaluate import compare, comparison_table
+from trivium.evals.evaluate import compare, comparison_table, line_of
 from trivium.evals.results import Record, Results, TaskResult, answers_path, estimate
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
@@ -65,6 +65,14 @@ def test_only_the_same_items_are_compared():
         compare(results_of([1.0] * 4), results_of([1.0] * 4, expected="y"))
     with pytest.raises(TriviumError, match="no task in common"):
         compare(results_of([1.0]), Results("m", {}))
+
+
+def test_a_single_item_has_no_interval_and_the_line_says_so():
+    """It was (-inf to inf)."""
+    one = Record("a", "", "", (), {"bits per byte": 2.0}, {"bits per byte": 30.0})
+    assert "bits per byte 2 (interval unknown)" in line_of(
+        "bits", TaskResult("bits", "", ("bits per byte",), [one], "chat")
+    )
 
 
 def test_documents_count_by_their_bytes_and_people_are_drawn_together():

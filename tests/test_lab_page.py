@@ -183,6 +183,8 @@ def test_axes_hold_their_values_between_round_ticks_that_are_told_apart():
     narrow = axis([2.3455, 2.3462])
     assert [narrow.write(one) for one in narrow.ticks] == ["2.3455", "2.3460", "2.3465"]
     assert [figure(one) for one in (0.00001, 12345, 0.5)] == ["<0.001", "12.3k", "0.5"]
+    # A learning rate of 2e-5 was "<0.001" on the page.
+    assert [figure(one, "setting") for one in (0.00002, 0.0005)] == ["2e−05", "0.0005"]
 
 
 def test_an_interval_that_is_not_known_is_drawn_as_such():

@@ -1,5 +1,6 @@
 """Ask a model everything, and compare two models on the same items."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def evaluate(
             {**own.model_dump(), **asked.options}, found.whole, time.perf_counter() - started,
         )  # fmt: skip
         if say is not None:
-            say(_line(label, results.tasks[label]))
+            say(line_of(label, results.tasks[label]))
     return results
 
 
@@ -155,11 +156,13 @@ def comparison_table(found: Sequence[Comparison]) -> list[list[str]]:
     return rows
 
 
-def _line(label: str, result: TaskResult) -> str:
+def line_of(label: str, result: TaskResult) -> str:
+    """What a task came to, in one line."""
     measures = result.measures()
-    told = [
-        f"{name} {measures[name].value:.3g} ({measures[name].low:.3g} to {measures[name].high:.3g})"
-        for name in [*result.headline, *result.whole]
-        if name in measures
-    ]
+    told = []
+    for name in [*result.headline, *result.whole]:
+        if name in measures:
+            one = measures[name]
+            ends = f"{one.low:.3g} to {one.high:.3g}" if math.isfinite(one.low) else "interval unknown"
+            told.append(f"{name} {one.value:.3g} ({ends})")
     return f"{label}: {', '.join(told)}; {len(result.records)} items, {result.seconds:.1f} s"

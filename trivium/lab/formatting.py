@@ -17,14 +17,17 @@ def compact(content: Any) -> str:
 
 
 def figure(value: float | None, kind: str = "number") -> str:
-    """A number as text: a `share` in per cent, a difference in `points`, a large `number` with its letter."""
+    """A number as text: a `share` in per cent, a difference in `points`, a large `number` with its letter.
+
+    A small number is "<0.001", but for a `setting` such as a learning rate, where 2e-05 and 1e-06 differ.
+    """
     if value is None or not math.isfinite(value):
         return "–"
     if kind == "share":
         return f"{100 * value:.0f} %"
     if kind == "points":
         return f"{100 * value:+.0f}".replace("-", "−")
-    if 0 < abs(value) < 0.0005:
+    if 0 < abs(value) < 0.0005 and kind != "setting":
         return "<0.001" if value > 0 else "−<0.001"
     if abs(value) >= 1000:
         return short(value)

@@ -105,7 +105,7 @@ def new_weights(stages: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def _text(value: Any) -> str:
-    return figure(value) if isinstance(value, int | float) else str(value)
+    return figure(value, "setting") if isinstance(value, int | float) else str(value)
 
 
 def _parent(stage: Mapping[str, Any]) -> str | None:
@@ -181,7 +181,10 @@ def curves(raw: Mapping[str, Any]) -> dict[str, Any]:
         for key in _chosen(found)
     ]
     rows = [
-        [f"{name}: {key}", *map(figure, (values[0], min(values), max(values), values[-1]))]
+        [
+            f"{name}: {key}",
+            *(figure(one, "setting") for one in (values[0], min(values), max(values), values[-1])),
+        ]
         for name, found in raw["curves"].items()
         for key, points in found.items()
         for values in [[value for _, value in points]]
