@@ -44,9 +44,3 @@ def _value(step: Results, label: str, metric: str) -> str:
     task = step.tasks.get(label)
     measures = {} if task is None else task.measures()
     return f"{measures[metric].value:.3g}" if metric in measures else ""
-
-
-def as_lines(table: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines of equal columns."""
-    widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from trivium.data.sources import Source
-from trivium.evals.chain import as_lines, chain_table
+from trivium.evals.chain import chain_table
 from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
 from trivium.evals.results import Results, as_json
@@ -24,6 +24,7 @@ from trivium.evals.task import (
 )
 from trivium.generate.engines import EngineChoice, EngineSettings
 from trivium.kit.files import whole_folder, write_json
+from trivium.kit.table import PIPED, table
 from trivium.model.hub import resolve
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
@@ -117,7 +118,7 @@ class Evaluate(Stage):
         compared = [one.as_json() for one in compare(earlier[-1], results)] if earlier else []
         chain = chain_table([*earlier, results]) if earlier else []
         if chain:
-            work.say("\n".join(["gained here, lost there", *as_lines(chain)]))
+            work.say(f"gained here, lost there\n{table(chain, PIPED).rstrip()}")
         with whole_folder(work.output("report")) as report:
             results.save(report / "results.json")
             if compared:
