@@ -26,6 +26,7 @@ from trivium.cli import main
 from trivium.curate.classifier import Classifier, auc, report, train
 from trivium.kit.errors import TriviumError
 from trivium.model.folder import save_model
+from trivium.stages import quality_classifier
 
 FORK = multiprocessing.get_context("fork")
 SETTINGS = {"features": "ngrams", "buckets": 1 << 14, "sizes": (1, 2), "penalty": 1e-5}
@@ -116,6 +117,22 @@ def test_a_recipe_keeps_the_better_half_and_the_page_shows_why(tmp_path: Path) -
     assert f"{len(kept)} of 200 documents are kept" in page
     assert "quality: low quality" in page
     assert sum(row["id"] in page for row in worse) >= 20
+
+
+def test_rules_see_what_the_rules_before_them_made_of_a_text() -> None:
+    text = "Some one wrote to jane@example.org\n" + "a plain line of text\n" * 4
+    # Masked it is nine characters shorter.
+    rules: list = ["mask", {"filters": {"preset": "code", "rules": {"characters": [len(text) - 4, 1000]}}}]
+    assert quality_classifier._kept_by(rules, [text]) == [False]
+    assert quality_classifier._kept_by(rules[1:], [text]) == [True]
+
+
+@pytest.mark.parametrize("step", [{"deduplicate": "exact"}, "extract", {"decontaminate": "world:facts"}])
+def test_rules_that_need_more_than_a_text_are_refused(step: object) -> None:
+    with pytest.raises(ValueError, match="judge one text by itself"):
+        quality_classifier.QualityClassifier(
+            kind="quality_classifier", data=["./pages.jsonl"], labels="rules", rules=[step]
+        )
 
 
 def test_labels_that_teach_nothing_are_one_sentence(tmp_path: Path) -> None:

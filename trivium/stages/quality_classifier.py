@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trivium.curate.batch import Batch, arrow, strings
 from trivium.curate.classifier import Classifier, Features, report, train
-from trivium.curate.step import parse_steps
+from trivium.curate.step import WholeStep, parse_steps
 from trivium.data.door import documents
 from trivium.data.settings import Sources
 from trivium.data.sources import Document, Reading
@@ -92,7 +92,11 @@ class QualityClassifier(Stage):
             raise ValueError("`buckets` has to be a power of two, such as 262144")
         if self.scale is not None and self.scale[0] >= self.scale[1]:
             raise ValueError("`scale` is the lowest label, then the highest")
-        parse_steps(self.rules)
+        for step in parse_steps(self.rules):
+            if isinstance(step, WholeStep) or step.needs_raw or step.mentions():
+                raise ValueError(
+                    f"`rules` are steps that judge one text by itself, which `{step.name}` does not"
+                )
         return self
 
     def references(self) -> list[Reference]:
@@ -252,6 +256,9 @@ def _kept_by(rules: list[str | dict[str, Any]], texts: list[str]) -> list[bool]:
     batch = Batch(arrow.RecordBatch.from_pydict(content))
     for step in parse_steps(rules):
         step.check()
-        for place, reason in enumerate(step.run(batch).reasons or []):
+        found = step.run(batch)
+        for place, reason in enumerate(found.reasons or []):
             kept[place] = kept[place] and reason is None
+        if found.texts is not None:
+            batch = batch.with_columns({"text": strings(found.texts)})
     return kept
