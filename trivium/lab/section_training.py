@@ -170,7 +170,7 @@ def curve(
     cut = any(not scale.low <= value <= scale.high for _, value in every)
     note = "▲▼ values outside the scale" if cut else ""
     label = title or LABELS.get(name, name.replace("_", " "))
-    return Panel(label, lines, steps, scale, latest=figure(points[-1][1]), note=note)
+    return Panel(label, lines, steps, scale, latest=figure(points[-1][1], "setting"), note=note)
 
 
 def curves(raw: Mapping[str, Any]) -> dict[str, Any]:
