@@ -140,7 +140,7 @@ NO_MODEL = {
     "tokenizer": "data: ./texts.jsonl, vocabulary: 280",
     "corpus": "data: ./texts.jsonl, tokenizer: words",
     "curate": "data: ./texts.jsonl, steps: [{deduplicate: exact}]",
-    "forecast": "of: [[third], [base], [second]], take: loss",
+    "forecast": "of: [[third], [second], [base]], take: loss",
     "quality_classifier": "data: ./texts.jsonl, label: ease, held_out: 0.5",
     "text_to_sql": "database: shop.sql, data: ./questions.jsonl, held_out: 0.25",
 }
