@@ -36,7 +36,7 @@ def ours(folder: Path, place: Path) -> tuple[list[float], Path]:
     place.mkdir()
     (place / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     (place / "tuned.yaml").write_text(RECIPE.replace("FOLDER", str(folder)))
-    stage = trivium.run(place / "tuned.yaml", runs=place / "runs")["sft"].folder
+    stage = trivium.run(place / "tuned.yaml", only="sft", runs=place / "runs")["sft"].folder
     rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row], stage / "model"
 
