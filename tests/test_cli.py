@@ -54,7 +54,7 @@ def test_every_verb_explains_itself(verb):
         (["run", "{recipe}", "--only", "bse"], "did you mean `base`?"),
         (["gc", "--runs", "{folder}/nowhere"], "there is no folder"),
         (["launch", "{recipe}", "--on", "moon"], "'moon' is not one of"),
-        (["runn", "x"], "No such command 'runn'"),
+        (["runn", "x"], "there is no verb `runn`; did you mean `trivium run`?"),
         (
             ["launch", "{recipe}", "--on", "torchrun", "--nodes", "2"],
             "torchrun starts the processes of one machine",

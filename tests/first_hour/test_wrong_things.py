@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tuning import own, save, small_model
 
 from trivium.cli import main
 
@@ -39,7 +40,13 @@ WRONG = {
         "./chats.jsonl",
         "./chat.jsonl",
         "stages.sft.data: `./chat.jsonl`",
-        "nor a path that exists",
+        "nor a path that exists; did you mean `./chats.jsonl`?",
+    ),
+    "a kind of another tool": (
+        "kind: preference",
+        "kind: dpo",
+        "mine.yaml:13: stages.dpo",
+        "write `preference`",
     ),
     "pairs where chats are wanted": (
         "./chats.jsonl",
@@ -181,6 +188,64 @@ def test_a_wrong_thing_is_answered_with_the_place_and_the_fix(what, folder, caps
     assert place in said
     assert fix in said
     assert not (folder / "runs" / "mine").exists(), "nothing was made"
+
+
+LINES = {
+    "a missing model": ("sft ./nothing --data chats.jsonl", "./nothing is neither a folder nor a stage"),
+    "a missing file": ("sft {model} --data chat.jsonl", "chats.jsonl`?"),
+    "a value that cannot be": ("sft {model} --data chats.jsonl --epochs 0", "--epochs cannot be 0"),
+    "longer than the model reads": (
+        "sft {model} --data chats.jsonl --context 100000",
+        "reads 64 tokens at most and `context` is 100,000",
+    ),
+    "a reward of another signature": (
+        "rlvr {model} --data problems.jsonl --reward rewards.py:short --max-new-tokens 8",
+        "--reward: The reward short in",
+    ),
+    "a reward that is not there": (
+        "rlvr {model} --data problems.jsonl --reward reward.py:right --max-new-tokens 8",
+        "rewards.py`?",
+    ),
+    "a verb of another tool": ("finetune {model}", "did you mean `trivium sft`?"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    return save(folder / "model", small_model(own(), context=64), own())
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_a_wrong_word_of_a_command_is_answered_in_the_words_typed(what, folder, model, capsys, monkeypatch):
+    words, said = LINES[what]
+    monkeypatch.chdir(folder)
+    Path("rewards.py").write_text("def short(answer, problem):\n    return 1.0\n")
+    with pytest.raises(SystemExit) as stopped:
+        main([*words.format(model=model).split(), *([] if "finetune" in words else ["--plan"])])
+    assert stopped.value.code == 2
+    complaint = capsys.readouterr().err.strip()
+    assert said in complaint
+    assert "recipe.yaml" not in complaint, "there is no recipe that a person wrote"
+
+
+def test_the_reward_of_a_command_lies_where_it_is_typed(folder, model, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    Path("rewards.py").write_text(
+        "def right(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n"
+    )
+    line = f"rlvr {model} --data problems.jsonl --reward rewards.py:right --max-new-tokens 8 --plan"
+    main(line.split())
+    assert "rlvr" in capsys.readouterr().out
+
+
+def test_the_cost_of_a_model_that_is_not_here_is_said_to_be_unknown(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    main("sft nobody/nothing-here --data chats.jsonl --plan".split())
+    printed = capsys.readouterr().out
+    assert "unknown" in printed
+    assert "its cost is unknown until its model is on this machine" in printed
 
 
 def test_the_same_recipe_without_a_mistake_is_planned(folder, capsys):

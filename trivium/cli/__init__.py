@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -24,7 +25,33 @@ _VERBS = (
 )
 
 
-@click.group(context_settings=_HELP)
+_MEANT = {
+    "finetune": "sft",
+    "fine-tune": "sft",
+    "train": "run",
+    "list": "ls",
+    "logs": "show",
+    "generate": "chat",
+}
+"""Verbs of other tools, each with what to write here."""
+
+
+class Verbs(click.Group):
+    """A group that answers an unknown verb with the nearest one."""
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that the first word names."""
+        word = arguments[0]
+        if self.get_command(context, word) is None and not word.startswith("-"):
+            near = _MEANT.get(word) or next(iter(get_close_matches(word, self.commands, n=1)), None)
+            hint = f"did you mean `trivium {near}`?" if near else "`trivium --help` lists the verbs."
+            raise TriviumError(f"there is no verb `{word}`; {hint}")
+        return super().resolve_command(context, arguments)
+
+
+@click.group(cls=Verbs, context_settings=_HELP)
 @click.version_option(__version__, prog_name="trivium")
 def cli() -> None:
     """A language model's whole education: pre-training, mid-training, post-training, and what each did.

@@ -92,11 +92,15 @@ def run(
         click.echo(f"\nThe page: {page}")
         made = [name for name, node in going.nodes.items() if node.stage.produces == "model"]
         if made:
-            last, where = f"{going.recipe.name}/{made[-1]}", "" if runs == "runs" else f" --runs {runs}"
-            click.echo("\nTry next:")
-            click.echo(f"  trivium chat {last}{where}")
-            click.echo(f"  trivium serve {last}{where}")
-            click.echo(f"  trivium show {last}{where}")
+            next_commands(f"{going.recipe.name}/{made[-1]}", runs)
+
+
+def next_commands(stage: str, runs: str, produces: str = "model") -> None:
+    """Say what can be done with a finished stage: talk to it where it is a model, and look at it."""
+    where = "" if runs == "runs" else f" --runs {runs}"
+    click.echo("\nTry next:")
+    for verb in ("chat", "serve", "show") if produces == "model" else ("show",):
+        click.echo(f"  trivium {verb} {stage}{where}")
 
 
 def explain(rows: list[list[str]]) -> None:

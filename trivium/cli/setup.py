@@ -62,7 +62,7 @@ def init(
             click.echo(f"Wrote {place}.")
     write(text, path)
     needed = f"Put texts into {path.parent / 'texts'} and chats into {path.parent / 'chats.jsonl'}, then: "
-    needed = "" if example or template else needed
+    needed = "Next: " if example or template else needed
     click.echo(f"{needed}trivium plan {path}; trivium run {path}")
 
 

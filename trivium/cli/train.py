@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from trivium.cli.runs import next_commands
+from trivium.kit.errors import TriviumError
 from trivium.kit.table import print_table
 
 STAGES = Path(__file__).parent.parent / "stages"
@@ -79,7 +81,10 @@ def _verb(verb: str, kind: str) -> click.Command:
             click.echo(text, nl=False)
             return
         recipe = oneliner.written(title, text, Path(runs))
-        found = planned(recipe, runs)
+        try:
+            found = planned(recipe, runs)
+        except TriviumError as error:
+            raise TriviumError(oneliner.complaint(str(error), verb)) from error
         if only_plan:
             from trivium.cli.runs import print_plan
 
@@ -91,6 +96,7 @@ def _verb(verb: str, kind: str) -> click.Command:
             oneliner.copied(going.entry(verb).output, to)
             click.echo(f"The model is in {to} as well.")
         click.echo(f"Its recipe is {recipe}; the same command goes on from here.")
+        next_commands(f"{title}/{verb}", runs, going.nodes[verb].stage.produces)
 
     command.help = HELP[verb]
     return command

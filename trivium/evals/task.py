@@ -1,6 +1,7 @@
 """What a task is, and the shelf of tasks by name."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -346,6 +347,8 @@ def task(name: str) -> Task:
     if place is None:
         near = get_close_matches(name, _PLACES, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(_PLACES)}."
+        if os.path.isfile(name):
+            hint = f": it is a file; ask about your own with replies?data={name}, pairs?data= or own?data=."
         raise TriviumError(f"There is no task called '{name}'{hint}")
     module, attribute = place.split(":")
     found: Task = getattr(import_module(f"trivium.evals.{module}"), attribute)

@@ -129,7 +129,7 @@ class FunctionReward:
     ) -> str:
         """Where a person's function failed: its file and line, and the first row it fails on alone."""
         frames = traceback.extract_tb(error.__traceback__)
-        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if len(frames) > 1 else "its call"
         row = "no single row, only all together"
         for number, completion in enumerate(completions):
             some = {
@@ -187,6 +187,17 @@ def reward_from_file(place: str, folder: Path | None = None) -> FunctionReward:
         raise TriviumError(
             f"The reward file {path} has no function {function_name!r}{near or '; define it.'}"
         )
+    try:
+        signature = inspect.signature(function)
+        signature.bind_partial(prompts=[], completions=[])
+    except TypeError:
+        raise TriviumError(
+            f"The reward {function_name} in {path} takes {signature}; write "
+            f"`def {function_name}(prompts, completions, **columns)`, which returns one number each."
+        ) from None
+    except ValueError:
+        # A function without a signature to look at is tried when it is called.
+        pass
     return FunctionReward(function_name, function)
 
 

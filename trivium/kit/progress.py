@@ -173,14 +173,17 @@ class Board:
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: 42 s, 3 min 20 s, 2 h 05 min."""
+    """A time span for people: 42 s, 3 min 20 s, 2 h 05 min, 12.5 days."""
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 100:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+    if hours < 100:
+        return f"{hours} h {minutes:02d} min"
+    days = hours / 24
+    return f"{days:.3g} days" if days < 1000 else f"{days / 365.25:,.0f} years"
 
 
 def _fact(value: Any) -> str:

@@ -65,7 +65,7 @@ def _as_the_report(
     asked = asked_of(folders, runs) if len(folders) == len(members) else None
     if asked is None:
         if say is not None and folders:
-            say("asked what fits the models' data; the reports of their recipes may ask differently")
+            say("these models have no report in common: asked about the data that they learnt from")
         return [], settings
     if say is not None:
         say(f"asked as the report of {asked.recipe} asks")

@@ -218,7 +218,9 @@ def _try_columns(part: Reward, row: Document, place: str) -> None:
 def _check_lengths(name: str, stage: Stage, derived: Mapping[str, Mapping[str, Any]]) -> None:
     """The rows fit what the model reads, and a batch holds one of them."""
     start = getattr(stage, "start", None)
-    reach = derived.get(start.partition("@")[0], {}).get("context") if isinstance(start, str) else None
+    # Of a model from outside, the stage's own numbers hold what it reads.
+    parent = start.partition("@")[0] if isinstance(start, str) else None
+    reach = derived[parent if parent in derived else name].get("context") if parent else None
     wish = getattr(stage, "context", None)
     method = getattr(wish, "method", None)
     longest = getattr(wish, "longest", wish)

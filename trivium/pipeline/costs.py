@@ -471,6 +471,13 @@ def online_numbers(stage: Any, prompts: int | None, prompt: float) -> dict[str, 
     }  # fmt: skip
 
 
+def _number(value: Any) -> str:
+    """A number in a few characters; small whole ones as they were written."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 100_000:
+        return f"{value:,}"
+    return short(value) if isinstance(value, (int, float)) else str(value)
+
+
 def told(numbers: Mapping[str, Any]) -> str:
     """The numbers in one line."""
     parts = []
@@ -480,5 +487,5 @@ def told(numbers: Mapping[str, Any]) -> str:
         if name == "epochs" and isinstance(value, Mapping):
             parts += [f"{source} {passes:.3g} epochs" for source, passes in value.items()]
         elif not isinstance(value, Mapping):
-            parts.append(f"{name} {short(value) if isinstance(value, (int, float)) else value}")
+            parts.append(f"{name} {_number(value)}")
     return ", ".join(parts)

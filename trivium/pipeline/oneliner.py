@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.files import expanded, whole_folder, write_text
 from trivium.kit.numbers import number
-from trivium.kit.settings import descriptions
+from trivium.kit.settings import descriptions, plain_types
 from trivium.model.named import find_stage, refuse_unknown
 from trivium.recipe import foreign
 from trivium.recipe.yaml_text import parse
@@ -107,7 +109,7 @@ def recipe_of(
         content[verb] |= {"from": _model(model, runs)}
     if "teacher" in settings:
         settings["teacher"] = _model(str(settings["teacher"]), runs)
-    content[verb] |= {"data": sources, **settings}
+    content[verb] |= {"data": sources, **_absolute(settings)}
     title = name or f"{verb}-{_short(data[0])}"
     text = yaml.safe_dump({"name": title, "stages": content}, sort_keys=False, allow_unicode=True, width=100)
     return title, text
@@ -129,13 +131,40 @@ def copied(model: Path, to: Path) -> None:
         shutil.copytree(model, beside, dirs_exist_ok=True)
 
 
+def complaint(text: str, verb: str) -> str:
+    """A complaint about the recipe of a command, in the words that were typed: its MODEL and its flags."""
+
+    def typed(found: re.Match[str]) -> str:
+        key = "reward" if found[1] == "reward_files" else found[1]
+        return "MODEL" if key in ("from", "tokenizer") else f"--{key.replace('_', '-')}"
+
+    text = re.sub(r"; its stages are [^;]*$", "; check the path.", text)
+    text = re.sub(rf"^recipe\.yaml:\d+: stages\.{re.escape(verb)}\.([\w.]+)", typed, text)
+    return text.replace("is neither a stage of this recipe nor a path that exists", "is no path that exists")
+
+
+def _absolute(settings: Any) -> Any:
+    """Settings whose files, also `rewards.py:function`, are named as from another folder."""
+    if isinstance(settings, dict):
+        return {_absolute(key): _absolute(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_absolute(one) for one in settings]
+    if not isinstance(settings, str):
+        return settings
+    file, colon, function = settings.rpartition(":")
+    if file.endswith(".py"):
+        return _place(file) + colon + function
+    return _place(settings) if settings.startswith(("./", "../", "~/")) else settings
+
+
 def _place(data: str) -> str:
     """Data as a recipe in another folder names it."""
     if data.startswith("world:"):
         return data
     path = expanded(data)
     pattern = any(sign in data for sign in "*?[")
-    if path.exists() or pattern or data.startswith((".", "/", "~")):
+    # What reads `owner/name` may lie on the hub; all else is a place here.
+    if path.exists() or pattern or data.startswith((".", "/", "~")) or ("/" not in data and path.suffix):
         return str(path.absolute())
     return data
 
@@ -163,5 +192,21 @@ def described(kind: type[Stage]) -> Mapping[str, str]:
     for name, field in kind.model_fields.items():
         key = field.alias or name
         if key not in ("kind", "from", "data"):
-            found[f"--{key.replace('_', '-')}"] = meant.get(name, "").partition("\n")[0]
+            found[f"--{key.replace('_', '-')}"] = meant.get(name, "").replace("\n", " ") + _values(key, field)
     return found
+
+
+def _values(key: str, field: FieldInfo) -> str:
+    """The words a setting takes and its default, in brackets."""
+    words = [
+        str(word)
+        for one in plain_types(field.annotation)
+        if get_origin(one) is Literal
+        for word in get_args(one)
+    ]
+    words = list(ADAPTERS) if key == "adapter" else words
+    default = field.default
+    plain = isinstance(default, (str, int, float)) and not isinstance(default, bool)
+    said = [", ".join(words)] if words else []
+    said += [f"default {default}"] if plain and default != "" else []
+    return f" [{'; '.join(said)}]" if said else ""

@@ -120,9 +120,15 @@ def planned(
             derived[name]["flops"] = found.flops.total
         # Whatever is computed costs something: on a fast machine the least is shown, not nothing.
         cost = _cost(found) if found.seconds and will != "reuse" else ""
+        if will != "reuse" and _is_unknown(going.nodes[name].stage, found):
+            cost = "unknown"
+            checked.notes.append(f"{name}: its cost is unknown until its model is on this machine")
         rows.append([name, going.nodes[name].stage.kind, will, cost, costs.told(derived[name])])
     left = [found for name, found in zip(chosen, estimates) if _will(going, name) != "reuse"]
-    rows.append(["all", "", "", _whole_cost(left), _on(machine)])
+    unknown = any(_is_unknown(going.nodes[one.job.stage].stage, one) for one in left)
+    rows.append(
+        ["all", "", "", _whole_cost(left) + (" and what is unknown" if unknown else ""), _on(machine)]
+    )
     described = {
         "name": machine.name, "key": machine.key, "devices": machine.devices,
         "peak": machine.peak[machine.precision], "precision": machine.precision,
@@ -196,6 +202,11 @@ PLAN_KEEPS = ("tokens", "flops", "seconds", "formula_seconds", "memory_bytes")
 def _cost(found: Estimate) -> str:
     text = f"about {duration(max(found.seconds, 0.1))}"
     return f"{text}, ${found.dollars:,.2f}" if found.machine.dollars else text
+
+
+def _is_unknown(stage: Any, found: Estimate) -> bool:
+    """Whether a stage computes with a model of which nothing is known here, such as one on the hub."""
+    return isinstance(getattr(stage, "start", None), str) and found.job.config is None
 
 
 def _whole_cost(left: list[Estimate]) -> str:

@@ -10,7 +10,7 @@ from trivium.data.conversations import Encoder
 from trivium.data.encoding import Encoded
 from trivium.data.preference_forms import recognised_form
 from trivium.data.preferences import PreferenceData, row_of
-from trivium.data.preview import previewed
+from trivium.data.preview import PLAIN, previewed
 from trivium.data.rows import row_of_documents
 from trivium.data.shapes import recognised
 from trivium.data.sources import Document, Source
@@ -24,7 +24,11 @@ from trivium.tokens.train import train_tokenizer
 VOCABULARY = 4096
 MEASURED = 500
 SHOWN = 1500
-LEARNERS = {"preferences": "preference, reward", "prompts": "rlvr, ppo", "text": "pretrain, midtrain, sft"}
+LEARNERS = {
+    "preferences": "preference (`trivium dpo`), reward",
+    "prompts": "rlvr, ppo",
+    "text": "pretrain, midtrain, sft",
+}
 
 
 def preview(
@@ -64,7 +68,10 @@ def form_of(row: Document) -> tuple[str, str]:
             name = str(known(row.fields).name)
         except TriviumError:
             continue
-        return name, LEARNERS["text"] if name == "plain text" else learners
+        if name == "plain text":
+            return name, LEARNERS["text"]
+        has_problem = learners == "sft" and any(row.fields.get(column) for column in ("question", "problem"))
+        return name, f"{learners}, {LEARNERS['prompts']}" if has_problem else learners
     if any(row.fields.get(name) for name in ("prompt", "question", "problem")):
         return "prompts without answers", LEARNERS["prompts"]
     return "unknown columns", "name yours with `columns`, as in `columns: {text: body}`"
@@ -72,23 +79,33 @@ def form_of(row: Document) -> tuple[str, str]:
 
 def rendered(row: Document, tokenizer: Tokenizer, *, colour: bool) -> str:
     """One row as a stage would learn from it, learned tokens in colour or between ⟦ and ⟧."""
-    longest = 1 << 20
+    longest, why = 1 << 20, "\nNothing is learned from it."
     form, _ = form_of(row)
     try:
         pairs = (
             list(PreferenceData(tokenizer, longest).read([row])) if "label" in form or _is_pair(row) else []
         )
         if pairs:
-            return previewed(row_of(pairs, share=False), tokenizer, colour=colour)
+            return _cut(previewed(row_of(pairs, share=False), tokenizer, colour=colour))
         encoded = [one for one in Encoder(tokenizer, longest).encode([row]) if isinstance(one, Encoded)]
-    except TriviumError:
-        encoded = []
+    except TriviumError as error:
+        encoded, why = [], f"\nNothing is learned from it: {error}"
     if not encoded:
-        return "\n".join(f"{name}: {str(value)[:SHOWN]}" for name, value in row.fields.items())
+        return "\n".join(f"{name}: {str(value)[:SHOWN]}" for name, value in row.fields.items()) + why
     [one] = encoded
     learned = np.ones(len(one.tokens)) if one.learned is None else one.learned.astype(float)
     packed = row_of_documents([one.tokens], learned=[learned.astype(np.float32)], ids=[row.id])
-    return previewed(packed, tokenizer, colour=colour)
+    return _cut(previewed(packed, tokenizer, colour=colour))
+
+
+def _cut(text: str) -> str:
+    """The beginning of a long row, and how much was left out."""
+    left_out = len(text) - SHOWN
+    return (
+        text
+        if left_out <= 0
+        else f"{text[:SHOWN]}{PLAIN if PLAIN in text else ''} … ({left_out:,} characters more)"
+    )
 
 
 def _is_pair(row: Document) -> bool:

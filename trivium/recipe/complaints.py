@@ -12,6 +12,11 @@ from trivium.recipe.foreign import answer
 from trivium.recipe.read import Written
 from trivium.stages.parts.stage import Stage
 
+_KINDS = {
+    "finetune": "sft", "fine_tune": "sft", "pretraining": "pretrain", "dpo": "preference", "grpo": "rlvr",
+    "rl": "rlvr", "kto": "preference", "eval": "evaluate", "lora": "sft",
+}  # fmt: skip
+"""What others call a kind of stage."""
 _BRANCHES = {"str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float"}
 # How pydantic speaks of what was given, and words of its own that tell a person nothing.
 _SUBJECT = re.compile(r"^\w+ should")
@@ -45,6 +50,8 @@ def sentence(error: ValidationError, model: type[BaseModel], written: Written) -
         return f"{place} has no `kind`; write one of {', '.join(kinds)}."
     if kind == "union_tag_invalid":
         tag = str(context.get("tag"))
+        if tag in _KINDS:
+            return f"{place}: there is no kind of stage `{tag}`; write `{_KINDS[tag]}`."
         return f"{place}: there is no kind of stage `{tag}`{_instead(tag, kinds)}"
     if kind == "value_error":
         return f"{place}: {context.get('error', details['msg'])}"
@@ -58,7 +65,7 @@ def sentence(error: ValidationError, model: type[BaseModel], written: Written) -
 
 def _instead(word: str, known: Iterable[str]) -> str:
     """What to write instead: the nearest known word, or all of them when none is near."""
-    return nearest(word, known) or f"; known are {', '.join(known)}."
+    return nearest(word, known) or f"; known are {', '.join(sorted(known))}."
 
 
 def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:

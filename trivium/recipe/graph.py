@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from trivium.kit.errors import TriviumError, nearest
+from trivium.kit.files import expanded
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.numbers import number
 from trivium.learn.checkpoints import kept_place
@@ -154,11 +157,25 @@ def _parents(recipe: Recipe, name: str, stage: Stage) -> dict[str, Parent]:
             kept = _kept(checkpoint, recipe, written, place) if at else None
             found[reference.name] = Parent(written, kept)
         elif locate(reference.name, recipe.base) is None and not is_elsewhere(reference.name):
-            hint = nearest(written, recipe.stages) or f"; its stages are {_listed(recipe.stages)}."
+            hint = (
+                _near_file(reference.name, recipe.base)
+                or nearest(written, recipe.stages)
+                or f"; its stages are {_listed(recipe.stages)}."
+            )
             raise TriviumError(
                 f"{place}: `{reference.name}` is neither a stage of this recipe nor a path that exists{hint}"
             )
     return found
+
+
+def _near_file(name: str, base: Path) -> str:
+    """`; did you mean X?` when a file beside a missing path has nearly its name, else nothing."""
+    folder, slash, last = name.rpartition("/")
+    path = base / expanded(folder or ".")
+    if not (slash or "." in last) or not path.is_dir():
+        return ""
+    close = get_close_matches(last, [one.name for one in path.iterdir()], n=1)
+    return f"; did you mean `{folder}{slash}{close[0]}`?" if close else ""
 
 
 def as_written(name: str) -> str:

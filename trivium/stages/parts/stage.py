@@ -80,9 +80,17 @@ class Work:
         """Say and log what this stage takes over from its parent and what it makes of it."""
         row = {"change": what, "before": before, "after": after}
         if world().leads and row not in read_metrics(self.log.path):
-            shown = [f"{one:.3g}" if isinstance(one, float) else str(one) for one in (before, after)]
-            self.say(f"{what}: {' -> '.join(shown)}")
+            shown = [_shown(one) for one in (before, after)]
+            if shown[0] != shown[1]:
+                self.say(f"{what}: {' -> '.join(shown)}")
             self.log.write(row)
+
+
+def _shown(value: Any) -> str:
+    """A value of a change in a line of words: numbers in three digits, a mapping as `name number`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 class Stage(Settings):
