@@ -242,7 +242,7 @@ def test_the_reward_of_a_command_lies_where_it_is_typed(folder, model, capsys, m
 def test_the_cost_of_a_model_that_is_not_here_is_said_to_be_unknown(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    main("sft nobody/nothing-here --data chats.jsonl --plan".split())
+    main(["sft", "nobody/nothing-here", "--data", "chats.jsonl", "--plan"])
     printed = capsys.readouterr().out
     assert "unknown" in printed
     assert "its cost is unknown until its model is on this machine" in printed

@@ -139,7 +139,7 @@ def complaint(text: str, verb: str) -> str:
         return "MODEL" if key in ("from", "tokenizer") else f"--{key.replace('_', '-')}"
 
     text = re.sub(r"; its stages are [^;]*$", "; check the path.", text)
-    text = re.sub(rf"^recipe\.yaml:\d+: stages\.{re.escape(verb)}\.([\w.]+)", typed, text)
+    text = re.sub(rf"^recipe\.yaml(?::\d+)?: stages\.{re.escape(verb)}\.([\w.]+)", typed, text)
     return text.replace("is neither a stage of this recipe nor a path that exists", "is no path that exists")
 
 
