@@ -80,7 +80,7 @@ def test_the_recipe_is_printed_and_nothing_runs(folder, monkeypatch, capsys):
     content = yaml.safe_load(capsys.readouterr().out)
     assert content["name"] == "mine"
     assert content["stages"]["dpo"] == {
-        "kind": "preference", "from": "owner/model", "data": {"pairs.jsonl": {}}, "beta": 0.2,
+        "kind": "preference", "from": "owner/model", "data": {str(folder / "pairs.jsonl"): {}}, "beta": 0.2,
         "loss": "simpo",
     }  # fmt: skip
     assert not (folder / "runs" / "mine").exists()
