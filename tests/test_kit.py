@@ -155,11 +155,13 @@ def test_numbers(written, meant):
 
 def test_short_numbers_and_durations():
     assert [short(value) for value in (950, 16_384, 2e7, 1.5e9)] == ["950", "16.4k", "20M", "1.5B"]
-    assert [duration(value) for value in (4.2, 42, 200, 7500)] == [
+    assert [duration(value) for value in (4.2, 42, 200, 7500, 1e6, 1.5e9)] == [
         "4.2 s",
         "42 s",
         "3 min 20 s",
         "2 h 05 min",
+        "11.6 days",
+        "48 years",
     ]
 
 

@@ -120,6 +120,7 @@ def test_the_page_with_all_figures_fits_and_draws_them_in_a_browser(tmp_path: Pa
     try:
         browser.go(place.as_uri())
         assert browser.run("return document.documentElement.scrollWidth") <= width
+        assert browser.run("return document.querySelector('h1').getBoundingClientRect().top") >= 24
         sizes = """
             const found = {};
             for (const [name, query] of Object.entries({

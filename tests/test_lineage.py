@@ -96,6 +96,8 @@ def test_ls_tells_cost_money_and_the_base_of_every_model(tmp_path, capsys):
     assert shown[0][-1] == "money"
     assert shown[-1][0] == "toy: all"
     assert "money" in told(capsys, "ls", "--cost", "--price", "2", "--runs", str(runs))
+    assert "money" not in write_index(runs).read_text()
+    assert "money" in write_index(runs, price=2.0).read_text()
     assert len(json.loads(told(capsys, "ls", "--json", "--runs", str(runs)))) == 4
 
 

@@ -150,7 +150,7 @@ def page_state(**changes):
 def test_the_page_shows_reward_first_time_left_validation_and_what_is_cut():
     text = page(page_state())
     titles = re.findall(r'data-title="([^"]*)"', text)
-    assert titles == ["reward", "loss (nats per token)"], "validation lies in the panel of the loss"
+    assert titles == ["reward", "loss"], "validation lies in the panel of the loss"
     assert "90 s left" in text
     assert "Last step: reward 0.5, taught nothing 25%" in text
     assert text.count("<polyline") == 3

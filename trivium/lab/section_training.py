@@ -1,6 +1,6 @@
 """The stages as a tree with their cost, and the curves of their training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from trivium.kit.numbers import short
@@ -169,14 +169,23 @@ def curve(
         scale = axis(values)
     cut = any(not scale.low <= value <= scale.high for _, value in every)
     note = "▲▼ values outside the scale" if cut else ""
-    label = title or LABELS.get(name, name.replace("_", " "))
+    label = title or label_of(name)
     return Panel(label, lines, steps, scale, latest=figure(points[-1][1], "setting"), note=note)
+
+
+def label_of(name: str, logged: Collection[str] = ()) -> str:
+    """What a curve is called; the loss of a stage that logs rewards or accuracy is no mean over tokens."""
+    if name == "loss" and not {"reward", "rewards/accuracies", "accuracy"}.isdisjoint(logged):
+        return "loss"
+    if name.startswith("rewards/") and name.endswith("/mean"):
+        return f"reward {name.split('/')[1]}"
+    return LABELS.get(name, name.replace("_", " "))
 
 
 def curves(raw: Mapping[str, Any]) -> dict[str, Any]:
     """For each stage that trained: the number it optimised and its validation."""
     panels = [
-        curve(key, found[key], f"{name}: {LABELS.get(key, key)}")
+        curve(key, found[key], f"{name}: {label_of(key, found)}")
         for name, found in raw["curves"].items()
         for key in _chosen(found)
     ]
@@ -219,5 +228,5 @@ def _first_and_last(curves: Mapping[str, Any]) -> list[str]:
         key = next((one for one in telling if one in logged), None)
         if key is not None and len(logged[key]) > 1:
             first, last = logged[key][0][1], logged[key][-1][1]
-            found.append(f"{name}: {LABELS.get(key, key)} {figure(first)} → {figure(last)}")
+            found.append(f"{name}: {label_of(key, logged)} {figure(first)} → {figure(last)}")
     return found

@@ -8,7 +8,7 @@ from typing import Any
 from trivium.kit.errors import TriviumError
 from trivium.kit.tree import below_the_deepest
 from trivium.lab.charts import render
-from trivium.lab.section_training import curve
+from trivium.lab.section_training import curve, label_of
 
 POINTS = 240
 State = Callable[..., Mapping[str, Any]]
@@ -121,7 +121,7 @@ def page(state: Mapping[str, Any], *, logarithmic: bool = False) -> str:
     names = [name for name, points in columns.items() if name != "tokens" and points and name not in drawn]
     ranked = [
         curve(
-            name, columns[name], settled=True, logarithmic=logarithmic,
+            name, columns[name], label_of(name, columns), settled=True, logarithmic=logarithmic,
             validation=columns.get(BESIDE.get(name, ""), ()), beside=other.get(name, ()),
         )
         for name in sorted(names, key=_rank)

@@ -13,7 +13,7 @@ from trivium.lab.charts import render
 from trivium.lab.experiment_page import CLASSES
 from trivium.pipeline.listing import COST, costs, date, results, total, verdicts
 
-HEADING = ["result", "kind", "state", "started", *COST, "descends from"]
+HEADING = ["result", "kind", "state", "started"]
 PAGES = ("report.html", "experiment.html")
 
 
@@ -28,6 +28,7 @@ def page(runs: Path, found: list[dict[str, Any]], beside: Path) -> str:
     """The page's text; links lead from the folder `beside`."""
     stages = {one["entry"]: one["stage"] for one in found}
     recipes = []
+    cost = COST if any(one["cost"] is not None for one in found) else COST[:-1]
     for name in dict.fromkeys(one["recipe"] for one in found):
         some = [one for one in found if one["recipe"] == name]
         claims = [{**claim, "class": CLASSES.get(claim["verdict"], "open")} for claim in verdicts(runs, name)]
@@ -36,26 +37,26 @@ def page(runs: Path, found: list[dict[str, Any]], beside: Path) -> str:
             for file in PAGES
             if (runs / name / file).is_file()
         ]
-        rows = [_row(one, stages) for one in some]
-        sums = costs(total(some))
+        rows = [_row(one, stages, len(cost)) for one in some]
+        sums = costs(total(some))[: len(cost)]
         rows.append(["all together", "", "", "", *sums, ""])
         recipes.append({"name": name, "claims": claims, "pages": pages, "rows": rows, "costs": sums})
-    whole = ["all recipes", *costs(total(found))]
+    whole = ["all recipes", *costs(total(found))[: len(cost)]]
     return (
         render(
-            "index.jinja", title="Results", recipes=recipes, heading=HEADING, count=len(stages),
-            whole=whole, cost=COST, made=time.strftime("%Y-%m-%d %H:%M"),
+            "index.jinja", title="Results", recipes=recipes, count=len(stages),
+            heading=[*HEADING, *cost, "descends from"], whole=whole, cost=cost, made=time.strftime("%Y-%m-%d %H:%M"),
         )
         + "\n"
     )  # fmt: skip
 
 
-def _row(one: Mapping[str, Any], stages: Mapping[str, Any]) -> list[str]:
+def _row(one: Mapping[str, Any], stages: Mapping[str, Any], columns: int) -> list[str]:
     state = f"{one['state']}, earlier settings" if one["earlier_settings"] else str(one["state"])
     state += ", code changed since" if one["code_changed"] else ""
     shown = one["name"] if one["earlier_settings"] else str(one["name"]).partition("/")[2]
     bases = ", ".join(f"{stages.get(base) or base}" for base in one["bases"])
-    return [shown, one["kind"], state, date(one["started"]), *costs(one), bases]
+    return [shown, one["kind"], state, date(one["started"]), *costs(one)[:columns], bases]
 
 
 def _link(file: Path, beside: Path) -> str:
