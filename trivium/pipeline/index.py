@@ -45,7 +45,8 @@ def page(runs: Path, found: list[dict[str, Any]], beside: Path) -> str:
     return (
         render(
             "index.jinja", title="Results", recipes=recipes, count=len(stages),
-            heading=[*HEADING, *cost, "descends from"], whole=whole, cost=cost, made=time.strftime("%Y-%m-%d %H:%M"),
+            heading=[*HEADING, *cost, "descends from"], whole=whole, cost=cost,
+            made=time.strftime("%Y-%m-%d %H:%M"),
         )
         + "\n"
     )  # fmt: skip
