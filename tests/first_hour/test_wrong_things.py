@@ -248,6 +248,14 @@ def test_the_cost_of_a_model_that_is_not_here_is_said_to_be_unknown(folder, caps
     assert "its cost is unknown until its model is on this machine" in printed
 
 
+def test_an_absurd_rate_is_noted_and_an_adapter_says_what_it_trains(folder, model, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    main(f"sft {model} --data chats.jsonl --adapter lora --learning-rate 2000 --plan".split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "`learning_rate: 2000` is far above what trains" in printed
+    assert "trained by the adapter " in printed
+
+
 def test_the_same_recipe_without_a_mistake_is_planned(folder, capsys):
     (folder / "mine.yaml").write_text(RECIPE)
     main(["plan", str(folder / "mine.yaml"), "--runs", str(folder / "runs")])

@@ -103,6 +103,8 @@ def planned(
         check_disk(going, derived)
     jobs = [job_of(going, name, derived, checked) for name in chosen]
     for job in jobs:
+        if getattr(going.nodes[job.stage].stage, "adapter", None) is not None and job.trained_parameters:
+            derived[job.stage]["trained by the adapter"] = round(job.trained_parameters)
         _check_layout(going.nodes[job.stage].stage, job, derived[job.stage])
     if not elsewhere:
         sizes = {one.kind: one.parameters for one in jobs if one.parameters}
