@@ -71,7 +71,8 @@ def check(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]], check
     rate = getattr(getattr(stage, "learning_rate", None), "start", None)
     if isinstance(rate, (int, float)) and rate > 1:
         checked.notes.append(
-            f"{name}: `learning_rate: {rate:g}` is far above what trains; Muon's lie near 0.02, AdamW's near 0.0001"
+            f"{name}: `learning_rate: {rate:g}` is far above what trains; Muon's lie near 0.02, "
+            "AdamW's near 0.0001"
         )
     if stage.kind == "tokenizer":
         _check_vocabulary(going, name, checked)
