@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ from trivium.cli.options import (
     unsafe_option,
 )
 from trivium.kit.errors import TriviumError
-from trivium.kit.table import print_table
+from trivium.kit.table import paragraph, print_table
 
 
 @click.command()
@@ -182,18 +181,17 @@ def print_plan(found: Any, reasons_of: Callable[..., list[str]] | None = None) -
     click.echo()
     for name, *_, numbers in found.rows[1:]:
         if numbers:
-            lines = wrap(numbers, 96, initial_indent=f"{name}: ", subsequent_indent="    ")
-            click.echo("\n".join(lines))
+            click.echo(paragraph(f"{name}: {numbers}"))
     if reasons_of is not None:
         click.echo()
         for name in found.numbers:
             for reason in reasons_of(found.going, name):
-                click.echo("\n".join(wrap(f"{name}: {reason}", 96, subsequent_indent="    ")))
+                click.echo(paragraph(f"{name}: {reason}"))
     for one in found.estimates:
         for sentence in one.job.advice:
-            click.echo("\n".join(wrap(f"{one.job.stage}: {sentence}", 96, subsequent_indent="    ")))
+            click.echo(paragraph(f"{one.job.stage}: {sentence}"))
     for note in found.notes:
-        click.echo("\n" + "\n".join(wrap(f"Note: {note}.", 96, subsequent_indent="    ")))
+        click.echo("\n" + paragraph(f"Note: {note}."))
 
 
 @click.command()
@@ -205,7 +203,7 @@ def status(recipe: str | None, runs: str) -> None:
 
     print_table(rows(runs, recipe))
     for line in last_steps(runs, recipe):
-        click.echo("\n" + "\n".join(wrap(line, 96, subsequent_indent="    ")))
+        click.echo("\n" + paragraph(line))
 
 
 @click.command("ls")

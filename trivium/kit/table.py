@@ -23,6 +23,14 @@ def print_table(rows: Sequence[Cells]) -> None:
     sys.stdout.flush()
 
 
+def paragraph(text: str) -> str:
+    """A sentence in lines that fit the terminal and are comfortable to read, all but the first indented."""
+    from textwrap import wrap
+
+    width = min(_width() if sys.stdout.isatty() else PIPED, PIPED) - GAP - GAP
+    return "\n".join(wrap(text, width, subsequent_indent="    ", break_on_hyphens=False))
+
+
 def _width() -> int:
     import shutil
 
