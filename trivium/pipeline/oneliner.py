@@ -15,6 +15,7 @@ from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.files import expanded, whole_folder, write_text
 from trivium.kit.numbers import number
 from trivium.kit.settings import descriptions, plain_types
+from trivium.model.lora import Kind
 from trivium.model.named import find_stage, refuse_unknown
 from trivium.recipe import foreign
 from trivium.recipe.yaml_text import parse
@@ -204,7 +205,7 @@ def _values(key: str, field: FieldInfo) -> str:
         if get_origin(one) is Literal
         for word in get_args(one)
     ]
-    words = list(ADAPTERS) if key == "adapter" else words
+    words = [*get_args(Kind), "qlora"] if key == "adapter" else words
     default = field.default
     plain = isinstance(default, (str, int, float)) and not isinstance(default, bool)
     said = [", ".join(words)] if words else []
