@@ -187,17 +187,6 @@ def reward_from_file(place: str, folder: Path | None = None) -> FunctionReward:
         raise TriviumError(
             f"The reward file {path} has no function {function_name!r}{near or '; define it.'}"
         )
-    try:
-        signature = inspect.signature(function)
-        signature.bind_partial(prompts=[], completions=[])
-    except TypeError:
-        raise TriviumError(
-            f"The reward {function_name} in {path} takes {signature}; write "
-            f"`def {function_name}(prompts, completions, **columns)`, which returns one number each."
-        ) from None
-    except ValueError:
-        # A function without a signature to look at is tried when it is called.
-        pass
     return FunctionReward(function_name, function)
 
 

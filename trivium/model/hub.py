@@ -7,7 +7,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+HUB_NAME = re.compile(r"^\w[\w.-]*/[\w.-]+(@[\w./-]+)?$")
 
 
 def resolve(name: str | Path, fetch: bool = True) -> Path:
