@@ -191,7 +191,7 @@ def test_a_wrong_thing_is_answered_with_the_place_and_the_fix(what, folder, caps
 
 
 LINES = {
-    "a missing model": ("sft ./nothing --data chats.jsonl", "./nothing is neither a folder nor a stage"),
+    "a missing model": ("sft ./nowhere --data chats.jsonl", "./nowhere is neither a folder nor a stage"),
     "a missing file": ("sft {model} --data chat.jsonl", "chats.jsonl`?"),
     "a value that cannot be": ("sft {model} --data chats.jsonl --epochs 0", "--epochs cannot be 0"),
     "longer than the model reads": (
