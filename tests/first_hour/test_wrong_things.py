@@ -200,7 +200,7 @@ LINES = {
     ),
     "a reward of another signature": (
         "rlvr {model} --data problems.jsonl --reward rewards.py:short --max-new-tokens 8",
-        "--reward: the reward short cannot be called with",
+        "the reward short cannot be called with",
     ),
     "a reward that is not there": (
         "rlvr {model} --data problems.jsonl --reward reward.py:right --max-new-tokens 8",
