@@ -182,7 +182,7 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours < 100:
         return f"{hours} h {minutes:02d} min"
-    days = hours / 24
+    days = seconds / 86400
     return f"{days:.3g} days" if days < 1000 else f"{days / 365.25:,.0f} years"
 
 
