@@ -25,7 +25,7 @@ VOCABULARY = 4096
 MEASURED = 500
 SHOWN = 1500
 LEARNERS = {
-    "preferences": "preference (`trivium dpo`), reward",
+    "preferences": "preference, reward",
     "prompts": "rlvr, ppo",
     "text": "pretrain, midtrain, sft",
 }
