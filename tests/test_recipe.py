@@ -66,11 +66,6 @@ def test_a_value_that_cannot_be_is_refused_before_anything_runs(override, rule):
         load("pocket", [override])
 
 
-def test_a_mixture_with_weights_for_some_sources_is_refused_before_anything_runs():
-    with pytest.raises(TriviumError, match=r"stages\.base\.data.*`corpus` has no `weight`"):
-        load("pocket", ["base.data={corpus: {}, ./texts: {weight: 0.3}}"])
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [

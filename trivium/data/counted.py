@@ -14,7 +14,7 @@ from trivium.data.conversations import Tally
 from trivium.data.door import Place, documents
 from trivium.data.examples import described
 from trivium.data.mixture import MixturePlan, PlannedSource, weights_over
-from trivium.data.settings import MixtureSource
+from trivium.data.settings import MixtureSource, all_weighted_or_none
 from trivium.data.shapes import Fields
 from trivium.data.sources import Document, Reading
 from trivium.data.split import in_validation, prompt_hash
@@ -99,6 +99,7 @@ def read_counted(
 
     `accept` refuses or changes what a source holds; `called`, `cut` and `learned` are words of the report.
     """
+    all_weighted_or_none(work.stage, mixture)
     found: CountedSources[Item] = CountedSources()
     for name, source in mixture.items():
         reading, reader = Reading(), reader_of()

@@ -14,7 +14,7 @@ from trivium.data.mixture import weights_over
 from trivium.data.overlap import TokenisedData, also_in
 from trivium.data.packed import PackedRows
 from trivium.data.rows import NOTHING, PackedSequence
-from trivium.data.settings import MixtureSource, read_alike
+from trivium.data.settings import MixtureSource, all_weighted_or_none, read_alike
 from trivium.data.shards import Shards, write_encoded, write_shards
 from trivium.data.sources import Document, Reading, Source, read_documents
 from trivium.kit.errors import TriviumError
@@ -77,6 +77,7 @@ class Door:
         beside: Mapping[str, MixtureSource] = MappingProxyType({}),
     ) -> list[Ingredient]:
         """The training split of every source; `beside` is what else the stage reads."""
+        all_weighted_or_none(self.work.stage, mixture)
         whole = {**beside, **mixture}
         read_alike(self.work.stage, whole)
         found = []

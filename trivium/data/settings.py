@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from trivium.data.ingredients import Lengths
@@ -95,18 +95,9 @@ def _at(name: str, source: Any) -> Any:
     return {**(source or {}), "path": (source or {}).get("of") or name}
 
 
-def _all_weighted_or_none(mixture: dict[str, MixtureSource]) -> dict[str, MixtureSource]:
-    """Refuse a mixture in which some sources have a weight and others none."""
-    missing = [name for name, source in mixture.items() if source.weight is None]
-    if 0 < len(missing) < len(mixture):
-        raise ValueError(f"`{missing[0]}` has no `weight` and other sources have one; give it one")
-    return mixture
-
-
 Mixture = Annotated[
     dict[str, MixtureSource],
     Field(min_length=1),
-    AfterValidator(_all_weighted_or_none),
     BeforeValidator(
         _named, json_schema_input_type=str | list[str | dict[str, Any]] | dict[str, MixtureSource]
     ),
@@ -129,3 +120,11 @@ def read_alike(stage: str, mixture: Mapping[str, MixtureSource]) -> None:
                 raise TriviumError(
                     f"{stage}: `{other}` and `{name}` read `{source.path}` with another `{key}`."
                 )
+
+
+def all_weighted_or_none(stage: str, mixture: Mapping[str, MixtureSource]) -> None:
+    """Refuse a mixture in which some sources have a weight and others none."""
+    weighted = [source.weight is not None for source in mixture.values()]
+    if any(weighted) and not all(weighted):
+        missing = list(mixture)[weighted.index(False)]
+        raise TriviumError(f"{stage}: `{missing}` has no `weight` and other sources have one; give it one.")
