@@ -232,7 +232,7 @@ def test_plan_says_what_would_run(tmp_path):
     run(path, runs, only=["words"])
     table = plan(path, runs)
     assert [row[2] for row in table[1:]] == ["reuse", "run", "run", "run", ""]
-    assert "tokens 4k" in table[2][4]
+    assert "tokens 4,000" in table[2][4]
     assert table[2][3].startswith("about")
     assert not list((runs / "store").glob("base-*"))
 

@@ -54,7 +54,7 @@ def test_a_kind_of_ones_own_is_planned_trained_shown_and_reported(recipe: Path):
     runs = recipe.parent / "runs"
     rows = {row[0]: row for row in plan.plan(recipe, runs)}
     assert rows["sharp"][1:3] == ["focal", "run"]
-    assert "tokens 7.68k" in rows["sharp"][4]
+    assert "tokens 7,680" in rows["sharp"][4]
     load(recipe)
     properties = json_schema()["$defs"]["Focal"]["properties"]
     assert (

@@ -28,7 +28,7 @@ BASES: dict[str, dict[str, Any]] = {
         "from": "base", "teacher": "second", "data": "answers.jsonl", "batch": 128, "steps": 2, "context": 64,
     },
     "evaluate": {"from": "base", "on": ["instructions"], "asking": {"limit": 2, "max_new_tokens": 2}},
-    "forecast": {"of": [["forked"], ["base"], ["base", "second"]], "take": "loss"},
+    "forecast": {"of": [["forked"], ["base", "second"], ["wide"]], "take": "loss"},
     "grow": {"from": "base", "layers": 2},
     "label_steps": {
         "from": "base", "data": "problems.jsonl", "scorer": "mine.py:spread", "threshold": 4, "rollouts": 2,

@@ -18,9 +18,9 @@ def told(seen: Seen) -> dict[str, Any]:
     return found
 
 
-@moves("of", [["forked"], ["base"], ["second"]], kinds=KIND)
+@moves("of", [["forked"], ["base"], ["wide"]], kinds=KIND)
 def of(before: Seen, after: Seen) -> None:
-    assert [len(rung) for rung in told(before)["rungs"]] == [1, 1, 2]
+    assert [len(rung) for rung in told(before)["rungs"]] == [1, 2, 1]
     assert [len(rung) for rung in told(after)["rungs"]] == [1, 1, 1]
     assert told(before)["law"] != told(after)["law"]
 

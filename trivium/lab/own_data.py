@@ -26,8 +26,9 @@ def own_tasks(stages: Sequence[Seen], limit: int = OWN_LIMIT) -> list[dict[str, 
     """A task for each source of a person's own, in the order in which the stages read them."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for stage in stages:
-        task = TASKS.get(str(stage.record.get("kind")))
         settings = stage.record.get("settings") or {}
+        # Preferences of answers that the model itself gives read problems.
+        task = "own" if settings.get("online") else TASKS.get(str(stage.record.get("kind")))
         extra = _scoring(settings) if task == "own" else {}
         if task is None or extra is None:
             continue

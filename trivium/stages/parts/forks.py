@@ -13,7 +13,7 @@ on what was drawn costs a bias of the order 1 / trunks, as with every self-norma
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -48,9 +48,8 @@ class ForkingWorker:
     """Samples trunks, and branches from a place in each, on the trainer's own weights."""
 
     def __init__(self, engine: RolloutEngine, sampling: Sampling, forks: Forks) -> None:
-        # Branches go on from prefixes that ours keeps.
-        assert isinstance(engine, Engine)
-        self.engine, self.sampling, self.forks = engine, sampling, forks
+        # Branches go on from prefixes that our own engine keeps; with another a stage refuses them.
+        self.engine, self.sampling, self.forks = cast(Engine, engine), sampling, forks
 
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
         self.engine.refresh()
