@@ -31,11 +31,13 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-re
 test: $(VENV)/.installed-dev
 	$(PYTEST)
 
-# A real checkpoint (100 MB, fetched once) against transformers, PEFT and llama.cpp; no part of `make test`
+# A real checkpoint (100 MB, fetched once) against transformers, PEFT, TRL and llama.cpp; no part of `make test`.
+# What is trained of it, several GB, lies on the disk and not in memory
 REAL ?= $(HOME)/.cache/trivium/real
 test-real: $(VENV)/.installed-dev
 	@$(BIN)/python tests/real/fetch.py $(REAL); case $$? in \
-	  0) TRIVIUM_REAL=$(REAL) $(BIN)/python -m pytest -n 2 -m real tests/real;; 75) ;; *) exit 1;; esac
+	  0) TRIVIUM_REAL=$(REAL) PYTEST_DEBUG_TEMPROOT=$${TMPDIR:-/tmp} $(BIN)/python -m pytest -n 2 -m real \
+	    -o tmp_path_retention_policy=failed tests/real;; 75) ;; *) exit 1;; esac
 
 quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow" -x
