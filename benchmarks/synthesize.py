@@ -151,7 +151,7 @@ def main() -> None:
         found: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(wanted.repeat + 1):
             for number, (name, python) in enumerate(contestants.items()):
-                # Of its own, or the server would know the prompts of whoever comes second.
+                # Of its own, or the server would know the prompts of the side that comes second.
                 asked = prompts(wanted.rows, len(contestants) * turn + number)
                 with tempfile.TemporaryDirectory() as folder:
                     job = {"url": f"{address}/v1", "model": model, "prompts": asked,
