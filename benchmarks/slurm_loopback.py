@@ -29,7 +29,7 @@ stages:
   words: {kind: tokenizer, data: [{path: world:prose, limit: 60}], vocabulary: 300}
   corpus: {kind: corpus, data: [{path: world:prose, limit: 60}], tokenizer: words, validation: 0.1}
   base: {kind: pretrain, data: corpus, model: {depth: 1, width: 32, head_width: 16, heads: 2}, context: 64,
-         batch: 512, steps: STEPS, checkpoint: {every_steps: 50}}
+         batch: 512, steps: STEPS, checkpoint: {every_steps: EVERY}}
 """
 CONFIGURATION = """\
 ClusterName=loopback
@@ -66,6 +66,11 @@ PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE Grace
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
 START = time.monotonic()
+
+
+def tiny_recipe(steps: int, every: int) -> str:
+    """A training of so many short steps, which saves its state after every so many."""
+    return RECIPE.replace("STEPS", str(steps)).replace("EVERY", str(every))
 
 
 def say(text: str) -> None:
@@ -126,7 +131,7 @@ def steps_in(log: Path) -> list[str]:
 
 def scenario(work: Path, steps: int) -> None:
     recipe, runs = work / "tiny.yaml", work / "runs"
-    recipe.write_text(RECIPE.replace("STEPS", str(steps)))
+    recipe.write_text(tiny_recipe(steps, every=50))
     trivium = [str(Path(sys.executable).parent / "trivium")]
     launch = [*trivium, "launch", str(recipe), "--no-gpus", "--processes", "2", "--cpus", "1"]
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -17,15 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-RECIPE = """\
-name: tiny
-seed: 3
-stages:
-  words: {kind: tokenizer, data: [{path: world:prose, limit: 60}], vocabulary: 300}
-  corpus: {kind: corpus, data: [{path: world:prose, limit: 60}], tokenizer: words, validation: 0.1}
-  base: {kind: pretrain, data: corpus, model: {depth: 1, width: 32, head_width: 16, heads: 2}, context: 64,
-         batch: 512, steps: STEPS, checkpoint: {every_steps: 20}}
-"""
+from slurm_loopback import tiny_recipe
+
 PORT = 29533
 SILENT = 12.0
 """Seconds after which a process that says nothing counts as gone."""
@@ -124,7 +117,7 @@ def main() -> None:
     asked = parser.parse_args()
     work = asked.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    (work / "tiny.yaml").write_text(RECIPE.replace("STEPS", str(asked.steps)))
+    (work / "tiny.yaml").write_text(tiny_recipe(asked.steps, every=20))
     hosts = [Host(1, work), Host(2, work)]
     try:
         for host in hosts:

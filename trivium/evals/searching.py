@@ -11,7 +11,7 @@ from trivium.generate.search.run import SearchResult, last_line, search_all
 from trivium.generate.search.settings import SearchSettings
 from trivium.grade.learned import LearnedScorer, learned_scorer
 from trivium.grade.maths.extract import marked_answers
-from trivium.grade.rewards import reward_from_file
+from trivium.grade.rewards import is_in_a_file, reward_from_file
 from trivium.grade.scorer import Score, scorer, scorer_names
 from trivium.kit.errors import TriviumError
 from trivium.model.named import RUNS, find_reward_model
@@ -41,7 +41,7 @@ def find_scorer(named: Any, runs: str | Path = RUNS) -> Any:
     """A scorer as a person names it; a reward model, which may be a stage, by its folder."""
     if isinstance(named, Mapping):
         return {**named, "model": find_scorer(named["model"], runs)} if "model" in named else named
-    if not isinstance(named, str | Path) or ".py:" in str(named):
+    if not isinstance(named, str | Path) or is_in_a_file(str(named)):
         return named
     known = str(named) in (OWN_PROBABILITY, *scorer_names())
     return named if known else str(find_reward_model(named, runs))
@@ -58,7 +58,7 @@ def open_judge(named: Any) -> Any:
         return scorer(options.pop("name", ""), **options)
     if not isinstance(named, str | Path):
         return named
-    if ".py:" in str(named):
+    if is_in_a_file(str(named)):
         return _Function(str(named))
     if str(named) in scorer_names():
         return scorer(str(named))
