@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -68,17 +70,18 @@ def _handler(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
                     fake.in_flight -= 1
                     fake.open.discard(prompt)
 
-        def good(self, prompt: str, body: dict[str, Any], lie: float = 1.0) -> None:
+        def good(self, prompt: str, body: dict[str, Any], lie: float = 1.0, **changed: Any) -> None:
             words = fake.answer(prompt, body["seed"]).split(" ")
             text = " ".join(words[: body["max_tokens"]])
             read, written = len(prompt.split()), len(text.split())
             usage = {"prompt_tokens": int(read * lie), "completion_tokens": int(written * lie)}
             finish = "length" if len(words) > body["max_tokens"] else "stop"
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+            message = {"role": "assistant", "content": changed.get("content", text)}
+            choice = {"index": 0, "message": message, "finish_reason": finish}
             with fake.lock:
                 fake.delivered[prompt] += 1
                 fake.tokens += read + written
-            self.send(200, json.dumps({"choices": [choice], "usage": usage}))
+            self.send(200, json.dumps({"choices": [choice], "usage": changed.get("usage", usage)}))
 
         def slow(self, prompt: str, body: dict[str, Any]) -> None:
             time.sleep(0.3)
@@ -89,6 +92,15 @@ def _handler(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
 
         def lies_high(self, prompt: str, body: dict[str, Any]) -> None:
             self.good(prompt, body, lie=1e6)
+
+        def odd_usage(self, prompt: str, body: dict[str, Any]) -> None:
+            self.good(prompt, body, usage="not counted")
+
+        def no_usage(self, prompt: str, body: dict[str, Any]) -> None:
+            self.good(prompt, body, usage=None)
+
+        def no_content(self, prompt: str, body: dict[str, Any]) -> None:
+            self.good(prompt, body, content=None)
 
         def garbage(self, prompt: str, body: dict[str, Any]) -> None:
             with fake.lock:
@@ -106,6 +118,38 @@ def _handler(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(b'{"choices": [{"message": {"content": "The ans')
             self.close_connection = True
+
+        def nested(self, prompt: str, body: dict[str, Any]) -> None:
+            self.send(200, "[" * 200_000)
+
+        def error_inside(self, prompt: str, body: dict[str, Any]) -> None:
+            self.send(200, json.dumps({"error": {"message": "upstream is overloaded", "code": 502}}))
+
+        def reset(self, prompt: str, body: dict[str, Any]) -> None:
+            """A connection that is not closed, but reset."""
+            self.half(prompt, body)
+            self.wfile.flush()
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+        def drips(self, prompt: str, body: dict[str, Any]) -> None:
+            """A byte now and then, so that no single read takes long; the answer comes whole, but late."""
+            late = json.dumps({"choices": [{"message": {"content": "late"}, "finish_reason": "stop"}]})
+            self.send_response(200)
+            self.send_header("Content-Length", str(30 + len(late)))
+            self.end_headers()
+            for _ in range(30):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.1)
+            self.wfile.write(late.encode())
+
+        def moved(self, prompt: str, body: dict[str, Any]) -> None:
+            self.send(308, "", {"Location": "https://new.example/v1/chat/completions"})
+
+        def busy_until(self, prompt: str, body: dict[str, Any]) -> None:
+            """A date in the past, in the form that says nothing of its zone."""
+            self.send(429, "{}", {"Retry-After": "Mon, 30 Nov 2020 12:00:00 -0000"})
 
         def busy(self, prompt: str, body: dict[str, Any]) -> None:
             self.send(429, json.dumps({"error": {"message": "slow down"}}), {"Retry-After": "0.05"})

@@ -186,6 +186,79 @@ def test_what_cannot_get_better_stops_and_what_one_prompt_cannot_have_drops_it(t
             synthesized(tmp_path, "wrong", endpoint=wrong, data=data)
 
 
+ONCE = {"no_usage", "odd_usage"}
+TWICE = {"nested", "error_inside", "reset", "busy_until"}
+
+
+@pytest.mark.parametrize("mood", sorted(ONCE | TWICE))
+def test_an_odd_answer_costs_a_request_and_no_row(tmp_path, monkeypatch, mood):
+    """What holds an answer is not asked for again, whatever else is wrong with it; what holds none is."""
+    hurry(monkeypatch)
+    with serving(FakeEndpoint(mood=lambda _, attempt: "good" if attempt else mood)) as fake:
+        stage = synthesized(
+            tmp_path, endpoint={"url": fake.url, "model": "fake", **QUICK}, data=str(write_rows(tmp_path, 4))
+        )
+        cost = read_json(stage / "synthesis.json")["cost"]
+        assert len(lines(stage / "data" / "rows.jsonl")) == 4
+        assert set(fake.delivered.values()) == {1}
+        assert fake.requests == cost["requests"] == (4 if mood in ONCE else 8)
+        assert fake.tokens <= cost["tokens"]
+
+
+def test_an_answer_without_content_is_paid_for_once(tmp_path, monkeypatch):
+    """A refusal, or thoughts that used up all tokens: the same would come again."""
+    hurry(monkeypatch)
+    with serving(FakeEndpoint(mood=lambda prompt, _: "good" if number_of(prompt) else "no_content")) as fake:
+        stage = synthesized(
+            tmp_path, endpoint={"url": fake.url, "model": "fake", **QUICK}, data=str(write_rows(tmp_path, 3))
+        )
+        assert fake.requests == 3
+        assert [row["reason"] for row in lines(stage / "dropped.jsonl")] == ["empty: the model said nothing"]
+
+
+def test_an_answer_has_to_be_whole_within_its_timeout(tmp_path, monkeypatch):
+    hurry(monkeypatch)
+    with serving(FakeEndpoint(mood=lambda _, attempt: "good" if attempt else "drips")) as fake:
+        there = {"url": fake.url, "model": "fake", **QUICK, "timeout": 1.0}
+        stage = synthesized(tmp_path, endpoint=there, data=str(write_rows(tmp_path, 1)))
+        [row] = lines(stage / "data" / "rows.jsonl")
+        assert row["messages"][1]["content"] == "The answer to question number 0"
+        assert fake.tokens < read_json(stage / "synthesis.json")["cost"]["tokens"]
+
+
+def test_a_server_that_moved_is_named(tmp_path, monkeypatch):
+    hurry(monkeypatch)
+    with serving(FakeEndpoint(mood=lambda *_: "moved")) as fake:
+        there = {"url": fake.url, "model": "fake", **QUICK}
+        with pytest.raises(TriviumError, match=r"308 redirects to https://new\.example/.*check `url`"):
+            synthesized(tmp_path, endpoint=there, data=str(write_rows(tmp_path, 3)))
+
+
+def test_a_refusal_does_not_wait_for_those_who_wait_for_budget(tmp_path):
+    """Three requests are allowed and in flight, a fourth waits for what they may not need."""
+    place = recipe(
+        tmp_path, endpoint={"url": "", "model": "fake", **QUICK}, data=str(write_rows(tmp_path, 20)),
+        budget={"requests": 3},
+    )  # fmt: skip
+    with serving(FakeEndpoint(mood=lambda *_: "locked", delay=0.5)) as fake:
+        place.write_text(place.read_text().replace("url: ''", f"url: {fake.url}"))
+        process = FORK.Process(target=run_refused, args=(place, tmp_path / "runs"))
+        process.start()
+        process.join(60)
+        ended = process.exitcode
+        if ended is None:
+            process.kill()
+            process.join()
+        assert ended == 3
+
+
+def run_refused(place: Path, runs: Path) -> None:
+    try:
+        trivium.run(place, runs=runs)
+    except TriviumError:
+        os._exit(3)
+
+
 def test_an_answer_that_was_damaged_on_disk_is_asked_for_again(tmp_path):
     data = str(write_rows(tmp_path, 4))
     with serving(FakeEndpoint()) as fake:

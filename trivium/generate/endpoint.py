@@ -7,6 +7,7 @@ An attempt that may have been paid for and brought nothing (half an answer, garb
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
 
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Answers after which the same request may succeed."""
-BARRED = frozenset({401, 402, 403, 404})
+BARRED = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405})
 """Answers that every other request would get as well."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 LONGEST_PAUSE = 3600.0
 """What `Retry-After` may ask for at most, in seconds."""
+LONGEST_BODY = 2**26
+"""Bytes of an answer at most; a server that sends without end does not fill the memory."""
 OF_A_MESSAGE = 16
 """Tokens that a template spends on a message at most, about."""
 
@@ -113,6 +116,10 @@ class Watch(Protocol):
 
     def lost(self) -> None:
         """An attempt was perhaps paid for and brought nothing."""
+        ...
+
+    def stop(self) -> None:
+        """The asking ends: an attempt that waits to be let through is not made."""
         ...
 
 
@@ -213,18 +220,34 @@ class Endpoint:
         import httpx
 
         try:
-            answer = self._client.post(self.settings.url + path, json=body)
+            answer, content = self._post(path, body)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             return 0, f"{type(error).__name__}: {error}", None
         except httpx.HTTPError as error:
             # It was sent, and perhaps worked on: an answer that broke off, or came too late.
             return 200, f"{type(error).__name__}: {error}", None
         if answer.status_code != 200:
-            return answer.status_code, _said(answer), _retry_after(answer.headers.get("Retry-After"))
+            wait = _retry_after(answer.headers.get("Retry-After"))
+            return answer.status_code, _said(answer, content), wait
         try:
-            return 200, read(answer.json()), None
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            return 200, f"the answer is no {path[1:]} object ({type(error).__name__}: {error})", None
+            return 200, read(json.loads(content)), None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            why = _error_message(content) or f"{type(error).__name__}: {error}"
+            return 200, f"the answer is no {path[1:]} object ({why})", None
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> tuple[httpx.Response, bytes]:
+        """An answer with its content, as a whole within `timeout`, where httpx bounds each read alone."""
+        import httpx
+
+        deadline, content = time.monotonic() + self.settings.timeout, bytearray()
+        with self._client.stream("POST", self.settings.url + path, json=body) as answer:
+            for piece in answer.iter_bytes():
+                content += piece
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout(f"no whole answer within {self.settings.timeout:g} s")
+                if len(content) > LONGEST_BODY:
+                    raise httpx.ReadError(f"the answer is longer than {LONGEST_BODY:,} bytes")
+        return answer, bytes(content)
 
     def _wait_for_turn(self, tokens: int) -> None:
         """Keep to the rates, and to the latest `Retry-After`."""
@@ -282,9 +305,13 @@ def _read_chat(content: Any) -> ChatReply:
     """The first choice of a chat completion."""
     choice = content["choices"][0]
     text = choice["message"]["content"]
+    if text is None and choice.get("finish_reason"):
+        # A refusal, or thoughts that took all tokens: whole, paid for, and the same if asked again.
+        text = ""
     if not isinstance(text, str):
         raise TypeError("its content is no text")
-    usage = content.get("usage") or {}
+    told = content.get("usage")
+    usage = told if isinstance(told, Mapping) else {}
     return ChatReply(
         text, str(choice.get("finish_reason") or "stop"),
         _whole(usage.get("prompt_tokens")), _whole(usage.get("completion_tokens")),
@@ -295,17 +322,25 @@ def _whole(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
-def _said(answer: httpx.Response) -> str:
-    """A status with what the server says of it, in few words."""
+def _error_message(content: bytes) -> str | None:
+    """What the `error` of a body says, if it has one."""
     try:
-        said = answer.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        said = answer.text
-    return f"{answer.status_code} {' '.join(str(said).split())[:200]}".strip()
+        error = json.loads(content)["error"]
+        return " ".join(str(error["message"] if isinstance(error, Mapping) else error).split())[:200]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _said(answer: httpx.Response, content: bytes) -> str:
+    """A status with what the server says of it, in few words."""
+    if answer.is_redirect:
+        return f"{answer.status_code} redirects to {answer.headers.get('Location')}"
+    text = _error_message(content) or " ".join(content.decode(errors="replace").split())[:200]
+    return f"{answer.status_code} {text}".strip()
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds from a header that holds seconds or a date."""
+    """Seconds from a header that holds seconds or a date; None where they are over or cannot be read."""
     if value is None:
         return None
     try:
@@ -313,7 +348,8 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             when = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
-        seconds = (when - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), LONGEST_PAUSE) if seconds == seconds else None
+        # A date that ends in -0000 comes without a zone.
+        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return min(seconds, LONGEST_PAUSE) if seconds > 0 else None

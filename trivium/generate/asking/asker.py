@@ -38,6 +38,9 @@ class _Account:
         self.asker.count("lost")
         self._end(self.bound)
 
+    def stop(self) -> None:
+        self.asker.ledger.stop()
+
     def _end(self, cost: Cost) -> None:
         """Settle an attempt that brought no answer."""
         if self.open:

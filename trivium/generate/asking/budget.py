@@ -57,6 +57,8 @@ class Ledger:
     budget: Budget
     spent: Cost = field(default_factory=Cost)
     reserved: Cost = field(default_factory=Cost)
+    stopped: bool = False
+    """Whether no more is given out, because the asking has ended."""
     refused: bool = False
     """Whether a request was not made for want of budget."""
     _freed: threading.Condition = field(default_factory=threading.Condition, repr=False)
@@ -68,11 +70,18 @@ class Ledger:
         """
         with self._freed:
             while not (self.spent + self.reserved + bound).within(self.budget):
-                if not wait or not self.reserved.requests or not (self.spent + bound).within(self.budget):
+                hopeless = not self.reserved.requests or not (self.spent + bound).within(self.budget)
+                if not wait or hopeless or self.stopped:
                     return False
                 self._freed.wait()
             self.reserved += bound
             return True
+
+    def stop(self) -> None:
+        """Let nobody wait any longer."""
+        with self._freed:
+            self.stopped = True
+            self._freed.notify_all()
 
     def settle(self, bound: Cost, cost: Cost) -> None:
         """Replace what was set aside by what it came to."""

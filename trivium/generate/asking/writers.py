@@ -339,6 +339,9 @@ class EndpointWriter:
                         yield job, reply
             except BaseException:
                 self.close()
+                for job in under_way.values():
+                    # One that waits for what others set aside would wait for ever: nobody settles it now.
+                    job[1].stop()
                 pool.shutdown(cancel_futures=True)
                 raise
 
