@@ -123,11 +123,6 @@ def prepare_for(model: Transformer, scheme: Literal["int8", "int4"]) -> None:
     torchao.quantize_(model, method, filter_fn=lambda module, name: name in names)
 
 
-def is_prepared(model: Transformer) -> bool:
-    """Whether the forward pass rounds the matrices."""
-    return any(hasattr(layer, "weight_fake_quantizer") for layer in adaptable(model).values())
-
-
 def matrix_tensors(name: str, weights: Sequence[Any]) -> dict[str, Tensor]:
     """What a file holds of a rounded matrix, whose rows may lie in several weights."""
     assert all(is_quantised(weight) for weight in weights), f"{name} is not quantised"

@@ -44,11 +44,6 @@ class SearchResult:
         """Whether the model itself ended the text."""
         return self.chosen is not None and self.chosen.node.ended
 
-    @property
-    def answer_tokens(self) -> int:
-        """How many tokens the handed-over text has."""
-        return len(self.chosen.node.all_tokens) if self.chosen is not None else 0
-
     def as_json(self) -> dict[str, Any]:
         """The answer and the tree as JSON."""
         settings = self.settings.model_dump(mode="json", exclude_defaults=True)

@@ -71,9 +71,7 @@ class Diversify(Step):
 
     def choose(self, pool: list[Row], count: int, chance: random.Random) -> list[Row]:
         """Take so many rows out of the pool, towards what is missing."""
-        if self.steer is None:
-            taken, pool[:count] = pool[:count], []
-            return taken
+        assert self.steer is not None, "only a step that steers chooses"
         cells: dict[tuple[str, ...], list[int]] = {}
         for place, row in enumerate(pool):
             cells.setdefault(cell_of(row, self.steer.by), []).append(place)
