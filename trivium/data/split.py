@@ -11,6 +11,8 @@ import numpy as np
 from trivium.data.sources import Document, as_written, items_in, read_documents
 
 Item = TypeVar("Item")
+HELD_OUT = "held_out"
+"""Where a stage that makes data leaves the part that is to be asked, beside its data."""
 MOST_READ = 50_000
 """So many rows of a file are looked at for those that were held out."""
 

@@ -217,16 +217,23 @@ class Expanded:
     """Stages that wait for others of which they read nothing."""
 
 
-def expand(arms: Mapping[str, Mapping[str, Stage]], seeds: Sequence[int]) -> Expanded:
+def expand(
+    arms: Mapping[str, Mapping[str, Stage]],
+    seeds: Sequence[int],
+    finished: Callable[[Mapping[str, Stage]], Mapping[str, Stage]] = dict,
+) -> Expanded:
     """One graph of all arms under all seeds; `arms` holds the plain recipe, too, which gives plain names.
 
     `base` is the same everywhere, `base.2` that of seed 2, `mid.replay.2` that of the arm `replay`.
+    `finished` is what becomes of the stages of an arm once their seed is known.
     """
     seeded = {
-        (arm, seed): {
-            name: stage if stage.seed is not None else stage.model_copy(update={"seed": seed})
-            for name, stage in stages.items()
-        }
+        (arm, seed): finished(
+            {
+                name: stage if stage.seed is not None else stage.model_copy(update={"seed": seed})
+                for name, stage in stages.items()
+            }
+        )
         for arm, stages in arms.items()
         for seed in seeds
     }

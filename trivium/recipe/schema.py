@@ -27,6 +27,7 @@ from trivium.kit.errors import TriviumError, nearest
 from trivium.kit.settings import Settings
 from trivium.kit.trackers import Tracker
 from trivium.recipe.complaints import sentence
+from trivium.recipe.examinations import with_examinations
 from trivium.recipe.experiment import (
     FORECAST,
     PLAIN,
@@ -139,15 +140,16 @@ def load(name: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
         for stage in valid.stages.values():
             stage.seed = valid.seed if stage.seed is None else stage.seed
         _check_compared(valid, written)
+        stages, unknown = with_examinations(valid.stages, valid.report, written.place)
         _find_asked(valid, written)
         return Recipe(
-            valid.name, valid.seed, valid.stages, valid.report, written,
-            track=valid.track, notices=renaming.notices(written),
+            valid.name, valid.seed, stages, valid.report, written,
+            track=valid.track, notices=[*renaming.notices(written), *unknown],
         )  # fmt: skip
-    expanded = _expanded(valid, model, written, renaming)
+    expanded, unknown = _expanded(valid, model, written, renaming)
     return Recipe(
         valid.name, valid.seed, expanded.stages, None, written,
-        valid.experiment, expanded, valid.track, renaming.notices(written),
+        valid.experiment, expanded, valid.track, [*renaming.notices(written), *unknown],
     )  # fmt: skip
 
 
@@ -217,8 +219,10 @@ def _find_asked(valid: Any, written: Written) -> None:
         valid.report.asking = placed_search(valid.report.asking, partial(found, ["asking"]))
 
 
-def _expanded(valid: Any, model: type[BaseModel], written: Written, renaming: Renaming) -> Expanded:
-    """The stages of every arm and seed; what is wrong in an arm is said of that arm."""
+def _expanded(
+    valid: Any, model: type[BaseModel], written: Written, renaming: Renaming
+) -> tuple[Expanded, list[str]]:
+    """The stages of every arm and seed, and notices; what is wrong in an arm is said of that arm."""
     arms: dict[str, Mapping[str, Stage]] = {PLAIN: valid.stages}
     experiment: Experiment = valid.experiment
     climbs = None if experiment.ladder is None else _climbing(experiment.ladder, valid.stages, written)
@@ -243,11 +247,18 @@ def _expanded(valid: Any, model: type[BaseModel], written: Written, renaming: Re
                         f"{place}: the arm `{arm}` has no stage `{stage}`"
                         f"{nearest(stage, arms[arm]) or '; measure one it has.'}"
                     )
-    found = expand(arms, experiment.numbers(valid.seed))
-    if experiment.ladder is None or climbs is None:
-        return found
-    make = partial(Stage.kinds["forecast"], kind="forecast", seed=valid.seed)
-    return forecast_between(found, experiment.ladder, climbs, make)
+    unknown: dict[str, None] = {}
+
+    def finished(stages: Mapping[str, Stage]) -> Mapping[str, Stage]:
+        done, notices = with_examinations(stages, None, written.place)
+        unknown.update(dict.fromkeys(notices))
+        return done
+
+    found = expand(arms, experiment.numbers(valid.seed), finished)
+    if experiment.ladder is not None and climbs is not None:
+        make = partial(Stage.kinds["forecast"], kind="forecast", seed=valid.seed)
+        found = forecast_between(found, experiment.ladder, climbs, make)
+    return found, list(unknown)
 
 
 def _climbing(ladder: Ladder, stages: Mapping[str, Stage], written: Written) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from trivium.curate.examination import Examined, held_out_of
 from trivium.data.door import Door
 from trivium.data.settings import Mixture
 from trivium.kit import machine
@@ -85,6 +86,10 @@ class Anneals(Training, Stage):
             *(Reference("trained", one, ("model",)) for one in self._trained.values()),
             *mixture_references(self.measure, "measure", by_length=True, without=MEASURED),
         ]
+
+    def examines(self) -> Examined:
+        """What is held out of the sources that candidates are measured on."""
+        return held_out_of(self.measure.values())
 
     def run(self, work: Work) -> dict[str, Any]:
         """Measure every candidate beside the model they started from, and write the table."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from trivium.curate.examination import Examination, Examined
 from trivium.data.settings import Mixture
 from trivium.evals.results import as_json
 from trivium.evals.statistics import bootstrap, proportion
@@ -77,6 +78,10 @@ class Compare(Stage):
         chosen_by = [] if self.best_of is None else self.best_of.by
         found += model_references(chosen_by, "best_of.by")
         return found + file_references([*self.judge, *chosen_by])
+
+    def examines(self) -> Examined:
+        """The prompts."""
+        return Examined([Examination(**one.at(one.path).model_dump()) for one in self.data.values()])
 
     def counted(self) -> dict[str, Any]:
         chosen_by = [] if self.best_of is None else self.best_of.by

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trivium.curate.examination import Examined, held_out_of
 from trivium.data.door import documents
 from trivium.data.settings import Sources
 from trivium.data.shards import write_shards
@@ -48,6 +49,10 @@ class Corpus(Stage):
             *source_references("data", self.data),
             Reference("tokenizer", self.tokenizer, ("tokenizer", "model")),
         ]
+
+    def examines(self) -> Examined:
+        """The documents held out for validation."""
+        return held_out_of(self.data, self.validation)
 
     def plan(self, inputs: Any) -> dict[str, Any]:
         """What the tokenizer's plan says, for the model that will be trained on it."""

@@ -9,6 +9,7 @@ from trivium.curate.curation import FUNNEL, Curation
 from trivium.curate.engines import Engine
 from trivium.curate.passes import READ
 from trivium.curate.step import parse_steps
+from trivium.curate.steps.decontaminate import planned_against
 from trivium.curate.steps.quality import Quality, Rejudge
 from trivium.data.settings import Sources
 from trivium.data.sources import Source
@@ -50,6 +51,10 @@ class Curate(Stage):
             for setting, name, needs in step.mentions():
                 found.append(Reference(f"steps.{place}.{step.name}.{setting}", name, needs))  # type: ignore[arg-type]
         return found
+
+    def plan(self, inputs: Any) -> dict[str, Any]:
+        """What the steps search for."""
+        return dict(planned_against(parse_steps(self.steps)))
 
     def _judges(self) -> dict[int, Rejudge]:
         steps = enumerate(parse_steps(self.steps))

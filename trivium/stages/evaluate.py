@@ -6,10 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from trivium.curate.examination import Examined
 from trivium.data.sources import Source
+from trivium.data.split import HELD_OUT
 from trivium.evals.chain import chain_table
 from trivium.evals.command import evaluate_folder
 from trivium.evals.evaluate import compare
+from trivium.evals.examined import examined
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.evals.task import (
@@ -27,9 +30,6 @@ from trivium.kit.files import whole_folder, write_json
 from trivium.kit.table import PIPED, table
 from trivium.model.hub import resolve
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
-
-HELD_OUT = "held_out"
-"""Where a stage that makes data leaves the part that is to be asked, beside its data."""
 
 NAMED: dict[str, tuple[Product, ...]] = {
     "data": ("data", "source"), "examples": ("source",), "model": ("reward",),
@@ -84,6 +84,10 @@ class Evaluate(Stage):
         found += [Reference("reward_files", file, ("source",)) for file in self._files]
         return found
 
+    def examines(self) -> Examined:
+        """What the tasks ask."""
+        return examined(self.on, self._seeded())
+
     @property
     def _asking(self) -> dict[str, Any]:
         return {"search": self.asking.search}
@@ -108,9 +112,7 @@ class Evaluate(Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Ask, write the numbers and every answer, and compare."""
-        asking = placed_search(self.asking, self._place(work))
-        if self.seed is not None and "seed" not in asking.model_fields_set:
-            asking = asking.model_copy(update={"seed": self.seed})
+        asking = placed_search(self._seeded(), self._place(work))
         folder = resolve(work.path(self.start))
         found = self._found(work)
         results = evaluate_folder(folder, found, asking, name=self.start, say=work.say, engine=self.engine)
@@ -131,6 +133,12 @@ class Evaluate(Stage):
                 if name in measures:
                     headlines[f"{label}: {name}"] = as_json(measures[name])
         return headlines
+
+    def _seeded(self) -> Settings:
+        """How the tasks are asked, with questions drawn by the stage's seed unless `asking` has one."""
+        if self.seed is None or "seed" in self.asking.model_fields_set:
+            return self.asking
+        return self.asking.model_copy(update={"seed": self.seed})
 
     def _found(self, work: Work) -> list[str | dict[str, Any]]:
         """The tasks, with what they name where it lies: of a stage of data, what it held out."""

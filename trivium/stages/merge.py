@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from trivium.curate.examination import Examined, held_out_of
 from trivium.data.door import Door
 from trivium.data.rows import PackedSequence
 from trivium.data.settings import Mixture
@@ -92,6 +93,10 @@ class Merge(Stage):
         if self.weights is not None and self.scale not in (None, 1.0):
             raise ValueError("`weights` are the scales already; leave `scale` out")
         return self
+
+    def examines(self) -> Examined | None:
+        """What is held out of the text that the result is measured on."""
+        return None if self.data is None else held_out_of(self.data.values())
 
     def references(self) -> list[Reference]:
         """The ingredients, their ancestor, and what they are measured on."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from trivium.curate.examination import Examined, held_out_of
 from trivium.data.door import Door
 from trivium.data.ingredients import Ingredient, eased, with_replay
 from trivium.data.settings import Mixture, MixtureSource
@@ -66,6 +67,10 @@ class Midtrain(Growing, TrainingStage):
         if self.vocabulary is not None:
             found += source_references("vocabulary.data", self.vocabulary.data)
         return found
+
+    def examines(self) -> Examined:
+        """What is held out of the sources that are learned from, and of those that are only measured."""
+        return held_out_of([*self.data.values(), *(self.watch or {}).values()])
 
     def flops_per_token(self, config: ModelConfig) -> float:
         """What a token costs in rows of the longest length."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trivium.curate.steps.decontaminate import planned_against
 from trivium.data.door import documents
 from trivium.data.settings import Sources
 from trivium.evals.searching import Searcher
@@ -111,6 +112,10 @@ class Synthesize(Stage):
             for setting, name, needs in step.mentions():
                 found.append(Reference(f"steps.{place}.{step.name}.{setting}", name, needs))  # type: ignore[arg-type]
         return found
+
+    def plan(self, inputs: Any) -> dict[str, Any]:
+        """What the steps search for."""
+        return dict(planned_against(parse_steps(self.steps)))
 
     def counted(self) -> dict[str, Any]:
         """How fast an endpoint is asked, and what it costs, changes no row."""

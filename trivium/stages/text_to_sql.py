@@ -15,10 +15,10 @@ from pydantic import Field, field_validator
 from trivium.data.door import documents
 from trivium.data.settings import Sources
 from trivium.data.sources import Document, Source
+from trivium.data.split import HELD_OUT
 from trivium.grade.sql import Late, SqlScorer, ledger_of, open_read_only, orders_rows
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_text
-from trivium.stages.evaluate import HELD_OUT
 from trivium.stages.parts.documents import refuse_separator, source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 

@@ -7,29 +7,57 @@ among all items, so that the frame of a template proves nothing; a short answer 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
-from trivium import world
 from trivium.curate.batch import Batch, Outcome
 from trivium.curate.characters import Characters, Words
+from trivium.curate.examination import QUESTIONS, Examination, items_of
 from trivium.curate.step import Step
-from trivium.data.sources import Source, read_documents, world_call
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
 
 _FILTER_BITS = 22
 _RARE = 32
 _PIECE, _LONG = 48, 64
-_MOST_ASKED = 1000
-_QUESTIONS = ("question", "prompt", "problem", "instruction", "text")
-_ANSWERS = ("answer", "completion", "solution", "output", "response")
+RECIPE = "recipe"
+"""What stands for everything that the recipe itself measures on; loading the recipe names it."""
+
+
+def _listed(against: Any) -> Any:
+    return [against] if isinstance(against, str | Mapping) else against
+
+
+Against = Annotated[
+    list[str | Examination],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=str | Examination | list[str | Examination]),
+]
+
+
+def path_of(examination: str | Examination) -> str:
+    """Where an examination is."""
+    return examination if isinstance(examination, str) else examination.path
+
+
+def mentions_of(against: Against) -> list[tuple[str, str, tuple[str, ...]]]:
+    """What a step with these examinations needs besides its input."""
+    return [
+        ("against" if isinstance(one, str) else f"against.{place}.path", path_of(one), ("data", "source"))
+        for place, one in enumerate(against)
+    ]
+
+
+def planned_against(steps: Iterable[Any]) -> dict[str, str]:
+    """What steps search documents for, for `trivium plan`."""
+    names = [str(one) for step in steps if step.name == Decontaminate.name for one in step.against]
+    return {"decontaminated against": "; ".join(names)} if names else {}
 
 
 class Decontaminate(Step):
@@ -38,8 +66,8 @@ class Decontaminate(Step):
     name: ClassVar[str] = "decontaminate"
     short: ClassVar[str] = "against"
 
-    against: list[str] = Field(min_length=1)
-    """The examinations: files or folders of rows, `world:NAME` (its test questions), stages of data."""
+    against: Against
+    """The examinations: `recipe` (all it measures on), files or folders of rows, `world:NAME`, stages."""
     gram: int = Field(default=5, ge=2, le=32)
     """Words an n-gram."""
     overlap: float = Field(default=0.8, gt=0, le=1)
@@ -51,20 +79,15 @@ class Decontaminate(Step):
     least_words: int = Field(default=4, ge=1)
     """Items with fewer words are not looked for, and are counted."""
 
-    @field_validator("against", mode="before")
-    @classmethod
-    def _listed(cls, against: Any) -> Any:
-        return [against] if isinstance(against, str) else against
-
     def mentions(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        return [("against", name, ("data", "source")) for name in self.against]
+        return mentions_of(self.against)
 
     def prepare(self, place: Path, where: Mapping[str, Path]) -> None:
-        items = [item for name in self.against for item in _items(name, where.get(name))]
+        items = [item for one in self.against for item in items_of(one, where.get(path_of(one)))]
         if not items:
             raise TriviumError(
-                f"`decontaminate`: {', '.join(self.against)} hold no rows with a question or a text; rows "
-                f"need one of {', '.join(_QUESTIONS)}."
+                f"`decontaminate`: {', '.join(map(path_of, self.against))} hold no rows with a question or a "
+                f"text; rows need one of {', '.join(QUESTIONS)}."
             )
         write_text(place, json.dumps(items, ensure_ascii=False))
 
@@ -85,30 +108,6 @@ class Decontaminate(Step):
             )
             notes[f"item: {found.item}"] = notes.get(f"item: {found.item}", 0) + 1
         return Outcome(reasons, notes=notes)
-
-
-def _items(name: str, place: Path | None) -> Iterator[list[str]]:
-    """The items of an examination as [id, question, answer]."""
-    if name.startswith("world:"):
-        source, options = world_call(name)
-        options = {"limit": _MOST_ASKED, **options}
-        for asked in world.questions(source, options.pop("split", "test"), **options):
-            yield [asked.id, asked.question, asked.answer]
-        return
-    for document in read_documents(Source(path=str(place or name), on_bad="skip")):
-        question, answer = _asked(document.fields)
-        if question:
-            yield [document.id, question, answer]
-
-
-def _asked(fields: Mapping[str, Any]) -> tuple[str, str]:
-    messages = fields.get("messages")
-    if isinstance(messages, list):
-        said = {str(one.get("role")): one.get("content") for one in messages if isinstance(one, dict)}
-        return str(said.get("user") or ""), str(said.get("assistant") or "")
-    texts = {name: value for name, value in fields.items() if isinstance(value, str | int | float)}
-    question = next((str(texts[name]) for name in _QUESTIONS if name in texts), "")
-    return question, next((str(texts[name]) for name in _ANSWERS if name in texts), "")
 
 
 @dataclass(frozen=True)

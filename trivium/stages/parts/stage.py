@@ -18,6 +18,7 @@ from trivium.kit.progress import Progress
 from trivium.kit.settings import Settings
 
 if TYPE_CHECKING:
+    from trivium.curate.examination import Examined
     from trivium.data.rows import PackedSequence
     from trivium.data.sources import Source
     from trivium.tokens.tokenizer import Tokenizer
@@ -132,6 +133,10 @@ class Stage(Settings):
     def references(self) -> list[Reference]:
         """The settings that name a parent stage, an outside model or outside data."""
         return []
+
+    def examines(self) -> Examined | None:
+        """What the stage measures on and learns nothing from, for `decontaminate: {against: recipe}`."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """The resolved settings as a recipe would write them, every default spelled out."""

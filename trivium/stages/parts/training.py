@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 import torch
 from pydantic import model_validator
 
+from trivium.curate.examination import Examined, held_out_of
 from trivium.data.door import Door
 from trivium.data.ingredients import Ingredient
 from trivium.data.packed import PackedBatches
@@ -180,6 +181,10 @@ class TrainingStage(Training, Stage):
         needs = TOKENISED if self.trains_on is not None else ROWS
         found += mixture_references(data, needs=needs, by_length=by_length, without=self.unused_in_data)
         return found + replay_references(getattr(self, "replay", None), by_length=by_length)
+
+    def examines(self) -> Examined | None:
+        """What every source holds out; of preference pairs a tokenizer says what that is."""
+        return None if self.trains_on is None else held_out_of(getattr(self, "data", {}).values())
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What can be said before the data is read: the model's size, and what a given length costs."""

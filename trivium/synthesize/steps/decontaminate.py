@@ -1,9 +1,9 @@
 """Decontaminate: rows that hold items of an examination, found by the index of curation."""
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import pyarrow as arrow
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from trivium.curate.batch import BASE, Batch, schema_of
 from trivium.curate.steps import decontaminate as curation
@@ -17,10 +17,8 @@ class Decontaminate(Step):
     name: ClassVar[str] = "decontaminate"
     short: ClassVar[str] = "against"
 
-    against: Annotated[
-        list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
-    ] = Field(min_length=1)
-    """The examinations: files or folders of rows, `world:NAME` (its test questions), stages of data."""
+    against: curation.Against
+    """The examinations: `recipe` (all it measures on), files or folders of rows, `world:NAME`, stages."""
     overlap: float = Field(default=0.8, gt=0, le=1)
     """How much of a question has to be found, its runs of words weighted by their rarity among the items."""
     gram: int = Field(default=5, ge=2, le=32)
@@ -29,7 +27,7 @@ class Decontaminate(Step):
     _index: curation.Decontaminate | None = PrivateAttr(default=None)
 
     def mentions(self) -> list[tuple[str, str, tuple[str, ...]]]:
-        return [("against", name, ("data", "source")) for name in self.against]
+        return curation.mentions_of(self.against)
 
     def run(self, rows: list[Row], room: Room) -> list[Row]:
         if self._index is None:
