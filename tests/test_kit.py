@@ -17,7 +17,7 @@ from trivium.kit import files, machine, processes
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
 from trivium.kit.metrics import BLOCK, MetricsLog, read_metrics
-from trivium.kit.numbers import number, short
+from trivium.kit.numbers import number, short, with_unit
 from trivium.kit.progress import Progress, duration
 
 
@@ -247,3 +247,11 @@ def test_the_machine_describes_itself():
     assert machine.compute_dtype("cpu") is torch.float32
     assert machine.matmul_peak(0.01) > 1e8
     assert machine.memory_bandwidth(0.01) > 1e7
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(1.2e11, "120 GFLOP/s"), (3.4e12, "3.4 TFLOP/s"), (5e6, "5 MFLOP/s"), (7, "7 FLOP/s")],
+)
+def test_a_measured_number_has_its_unit_with_a_prefix(value, written):
+    assert with_unit(value, "FLOP/s") == written

@@ -28,6 +28,13 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def with_unit(value: float, unit: str) -> str:
+    """A measured number with its unit's prefix: 120 GFLOP/s."""
+    written = short(value)
+    letter = written[-1] if written[-1].isalpha() else ""
+    return f"{written.removesuffix(letter)} {letter.replace('B', 'G')}{unit}"
+
+
 _SCHEMA = {
     "anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[-+0-9._eE]+ *[kKmMbBT]?( *tokens)?$"}]
 }

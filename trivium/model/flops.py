@@ -139,9 +139,14 @@ def _last_behind(config: ModelConfig) -> float:
 def muon_flops(config: ModelConfig, steps: float = 1.0) -> float:
     """Newton–Schulz of all layers' matrices in so many optimiser steps: five rounds of three products."""
     return steps * sum(
-        count * (20.0 * rows**2 * columns + 10.0 * rows**3)
-        for (rows, columns), count in _shapes_of(config)[1].items()
+        count * newton_schulz_flops(rows, columns) for (rows, columns), count in _shapes_of(config)[1].items()
     )
+
+
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """Of one matrix: five rounds of three products, of the shorter side."""
+    short, long = sorted((rows, columns))
+    return 20.0 * short**2 * long + 10.0 * short**3
 
 
 def visible_keys(length: int, window: int | None, causal: bool) -> float:

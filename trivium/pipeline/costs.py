@@ -21,6 +21,7 @@ from trivium.model.hub import resolve
 from trivium.model.preset import preset
 from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import (
+    NO_ITEMS,
     OF_A_TURN,
     Looked,
     PairSizes,
@@ -66,6 +67,8 @@ UNSAID = (
     "lengths",
     "flops",
     "attended",
+    "items",
+    "items there",
     "learned",
     "longest",
     "pairs there",
@@ -195,6 +198,8 @@ def training_numbers(
     found: dict[str, Any] = {
         "batch": batch, "steps": steps, "tokens": round(steps * together * row.each),
         "attended": row.squares / row.each, "learned": row.learned / row.each, "longest": context,
+        "items": row.items * (1 / row.each),
+        "items there": sum((one.items * one.tokens for one in trained), NO_ITEMS),
     }  # fmt: skip
     if stage.kind == "pretrain" or (stage.kind == "midtrain" and stage.context is not None):
         found["context"] = context

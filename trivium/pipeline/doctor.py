@@ -18,7 +18,7 @@ from trivium.grade.sandbox.client import sandbox
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.kernels import kernels
-from trivium.kit.numbers import short
+from trivium.kit.numbers import with_unit
 from trivium.pipeline.calibrate import measure
 from trivium.pipeline.measured import keep
 
@@ -57,8 +57,8 @@ def rows(runs: str | Path) -> list[list[str]]:
         ["computes on", f"{here.device} ({here.device_name}), in {here.dtype}"],
         ["kernels", str(kernels())],
         ["generation", _promise()],
-        ["matrix peak", f"{short(measured['peak'])}FLOP/s"],
-        ["memory bandwidth", f"{short(measured['bandwidth'])}B/s"],
+        ["matrix peak", with_unit(measured["peak"], "FLOP/s")],
+        ["memory bandwidth", with_unit(measured["bandwidth"], "B/s")],
         ["training", _shares(measured)],
         ["disk", f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free under {place}"],
         ["sandbox", _sandbox()],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,10 +15,14 @@ from trivium.data.encoding import Encoded
 from trivium.data.preferences import PreferenceData, PreferencePair
 from trivium.data.sources import Document, Reading, Source, files_of, read_documents
 from trivium.data.split import in_validation, prompt_hash, text_hash
+from trivium.kit.errors import TriviumError
 from trivium.tokens.adopt import with_chat_template
-from trivium.tokens.parts import is_part
+from trivium.tokens.forms import Forms
+from trivium.tokens.items import LIBRARY
+from trivium.tokens.parts import PICTURES, ids_of_part, is_part
 from trivium.tokens.tokenizer import Tokenizer
 
+KINDS = ("picture", "sound")
 FIRST_ROWS = 2000
 MEASURED = 500
 """Of how many rows the length is told."""
@@ -36,6 +40,47 @@ GENERATED_CHARACTERS, LEAST_ROWS = 100_000, 32
 
 
 @dataclass(frozen=True)
+class Items:
+    """The tokens of pictures and of sounds, and how many pictures and sounds they are of."""
+
+    tokens: tuple[float, ...] = (0.0,) * len(KINDS)
+    count: tuple[float, ...] = (0.0,) * len(KINDS)
+
+    def of(self, kind: str) -> tuple[float, float]:
+        """Of one kind."""
+        return self.tokens[KINDS.index(kind)], self.count[KINDS.index(kind)]
+
+    def __add__(self, other: Items) -> Items:
+        return Items(
+            tuple(map(sum, zip(self.tokens, other.tokens))), tuple(map(sum, zip(self.count, other.count)))
+        )
+
+    def __mul__(self, factor: float) -> Items:
+        return Items(tuple(factor * one for one in self.tokens), tuple(factor * one for one in self.count))
+
+
+NO_ITEMS = Items()
+
+
+def _items_in(value: Any, forms: Forms) -> Items:
+    """Of a row's fields; what cannot be read counts as nothing here, and is refused where it is read."""
+    if is_part(value):
+        try:
+            tokens = len(ids_of_part(value, forms))
+        except TriviumError:
+            return NO_ITEMS
+        kind = int(value["type"] not in PICTURES)
+        mine = [float(number == kind) for number in range(len(KINDS))]
+        return Items(tuple(tokens * one for one in mine), tuple(mine))
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, (list, tuple)):
+        inner = value
+    return sum((_items_in(one, forms) for one in inner), NO_ITEMS)
+
+
+@dataclass(frozen=True)
 class Looked:
     """The first rows of a source and what follows from them."""
 
@@ -48,6 +93,7 @@ class Looked:
     characters: list[int] = field(default_factory=list)
     _encoded: dict[str, list[Encoded]] = field(default_factory=dict, repr=False, compare=False)
     _pairs: dict[str, list[PreferencePair]] = field(default_factory=dict, repr=False, compare=False)
+    _items: dict[Forms, list[Items]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def counted(self) -> list[Document]:
@@ -56,11 +102,19 @@ class Looked:
 
     def conversations(self, tokenizer: Tokenizer) -> list[Encoded]:
         """The first rows in tokens, with what is learnt of them; each tokenizer reads them once."""
-        key = tokenizer.fingerprint
+        key = f"{tokenizer.fingerprint} {tokenizer.forms}"
         if key not in self._encoded:
-            found = Encoder(with_chat_template(tokenizer), LONGEST).encode(self.counted)
-            self._encoded[key] = [one for one in found if isinstance(one, Encoded)]
+            with LIBRARY.passing():
+                found = Encoder(with_chat_template(tokenizer), LONGEST).encode(self.counted)
+                self._encoded[key] = [one for one in found if isinstance(one, Encoded)]
         return self._encoded[key]
+
+    def items(self, forms: Forms) -> list[Items]:
+        """The pictures and sounds of the rows whose tokens are counted."""
+        if forms not in self._items:
+            with LIBRARY.passing():
+                self._items[forms] = [_items_in(row.fields, forms) for row in self.counted]
+        return self._items[forms]
 
     def pairs(self, tokenizer: Tokenizer) -> list[PreferencePair]:
         """The first rows as preference pairs in tokens; each tokenizer reads them once."""
@@ -139,13 +193,25 @@ def bytes_per_token(vocabulary: int) -> float:
     return min(4.5, 1.0 + 0.8 * float(np.log2(max(vocabulary, 256) / 256)))
 
 
-def lengths(looked: Looked, tokenizer: Tokenizer | None, vocabulary: int) -> np.ndarray:
+def item_share(looked: Looked, forms: Forms | None, sizes: np.ndarray) -> Items:
+    """The pictures and sounds in one token of rows of these sizes, in the mean."""
+    if forms is None or not looked.rows or looked.rows[0].text is not None:
+        return NO_ITEMS
+    found = looked.items(forms)
+    return sum(found, NO_ITEMS) * (1 / max(1.0, float(sizes.mean()) * len(found)))
+
+
+def lengths(
+    looked: Looked, tokenizer: Tokenizer | None, vocabulary: int, forms: Forms | None = None
+) -> np.ndarray:
     """The tokens of the first rows: counted with the tokenizer where there is one, else estimated."""
     rows = looked.rows[:MEASURED]
     if tokenizer is None:
         each = bytes_per_token(vocabulary)
         sizes = [round(_size(row) / each) + OF_A_TURN * _turns(row) for row in rows]
-        return np.array([max(2, size) for size in sizes])
+        seen = looked.items(forms) if forms is not None and rows[0].text is None else []
+        more = round(sum(sum(one.tokens) for one in seen) / max(1, len(seen)))
+        return np.array([max(2, size + more) for size in sizes])
     if rows[0].text is None:
         whole = looked.conversations(tokenizer)
         if whole:

@@ -13,7 +13,7 @@ import numpy as np
 from trivium.kit import trackers
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object, write_json
-from trivium.kit.numbers import short
+from trivium.kit.numbers import with_unit
 from trivium.kit.progress import duration
 from trivium.lab.compare_stages import PLAN_FILE
 from trivium.lab.planner.advice import advised
@@ -30,6 +30,7 @@ from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
 from trivium.pipeline import costs
 from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk, is_online
+from trivium.pipeline.encoders import modalities_of
 from trivium.pipeline.measured import here
 from trivium.pipeline.portions import Reader
 from trivium.pipeline.run import Run, prepare
@@ -218,10 +219,10 @@ def _whole_cost(left: list[Estimate]) -> str:
 
 
 def _on(machine: Machine) -> str:
-    best = short(machine.peak[machine.precision] * machine.devices)
+    best = with_unit(machine.peak[machine.precision] * machine.devices, "FLOP/s")
     if machine.local:
-        return f"on this machine, {best}FLOP/s at best"
-    return f"on {machine.described()}, {best}FLOP/s at best in {machine.precision}"
+        return f"on this machine, {best} at best"
+    return f"on {machine.described()}, {best} at best in {machine.precision}"
 
 
 def _will(going: Run, name: str) -> str:
@@ -244,9 +245,13 @@ def _numbers(
         check(going, name, everything, checked)
     if _will(going, name) == "reuse":
         return numbers | (costs.corpus_numbers(going, name, []) if stage.kind == "corpus" else {})
+    reads = modalities_of(going, name)
+    forms = None if reads is None else reads.forms
     tokenizer = costs.tokenizer_of(going, name)
+    if tokenizer is not None and forms is not None:
+        tokenizer = tokenizer.with_forms(forms)
     check_rows(going, name, tokenizer, numbers, checked)
-    known = Reader(going, checked, everything).portions(name, tokenizer, vocabulary)
+    known = Reader(going, checked, everything).portions(name, tokenizer, vocabulary, forms)
     if stage.kind == "corpus":
         numbers |= costs.corpus_numbers(going, name, known)
     if stage.kind in PACKED:

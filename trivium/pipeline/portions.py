@@ -17,11 +17,12 @@ from trivium.data.sources import Source
 from trivium.kit.files import read_json
 from trivium.model.attention import padded_length
 from trivium.pipeline.checks import Checked
-from trivium.pipeline.looking import Looked, learned_share, lengths
+from trivium.pipeline.looking import NO_ITEMS, Items, Looked, item_share, learned_share, lengths
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
 from trivium.stages.parts.inheritance import trains_on
 from trivium.stages.parts.stage import Reference, Stage
+from trivium.tokens.forms import Forms
 from trivium.tokens.tokenizer import Tokenizer
 
 SAMPLED = 4096
@@ -47,6 +48,8 @@ class Portion:
     weight: float | None = None
     """What it counts in the mixture, in the mean over the stage; None where its size decides."""
     role: Role = "data"
+    items: Items = NO_ITEMS
+    """The pictures and sounds in one of its tokens, in the mean."""
 
     @property
     def documents(self) -> int:
@@ -66,6 +69,8 @@ class Rows:
     """The keys that a row's tokens meet together, masked ones too."""
     learned: float
     """Tokens of a row whose successor is learned."""
+    items: Items = NO_ITEMS
+    """The pictures and sounds of a row."""
 
 
 class Reader:
@@ -74,8 +79,11 @@ class Reader:
     def __init__(self, going: Run, checked: Checked, derived: Mapping[str, Numbers]) -> None:
         self.going, self.checked, self.derived = going, checked, derived
 
-    def portions(self, name: str, tokenizer: Tokenizer | None, vocabulary: int) -> list[Portion]:
-        """All sources that stage `name` learns from, sees again, or measures."""
+    def portions(
+        self, name: str, tokenizer: Tokenizer | None, vocabulary: int, forms: Forms | None = None
+    ) -> list[Portion]:
+        """All sources that stage `name` learns from, sees again, or measures; `forms` says how its model
+        takes pictures and sounds."""
         stage: Any = self.going.nodes[name].stage
         found: list[Portion] = []
         replay = getattr(stage, "replay", None)
@@ -86,7 +94,7 @@ class Reader:
             ("watch", getattr(stage, "measure", None) if stage.kind == "anneals" else None),
         ):
             for written, said in self._named(name, sources).items():
-                one = self._portion(name, written, said, tokenizer, vocabulary)
+                one = self._portion(name, written, said, tokenizer, vocabulary, forms)
                 if one is not None:
                     found.append(replace(one, role=role))  # type: ignore[arg-type]
         starts = [stage.start] if replay is not None and replay.data is None else []
@@ -95,7 +103,9 @@ class Reader:
         known = {one.name for one in found}
         for start in starts:
             behind = [
-                one for one in self._behind(name, start, tokenizer, vocabulary) if one.name not in known
+                one
+                for one in self._behind(name, start, tokenizer, vocabulary, forms)
+                if one.name not in known
             ]
             found += [replace(one, role="replay" if replay is not None else "data") for one in behind]
             known |= {one.name for one in behind}
@@ -117,6 +127,7 @@ class Reader:
         said: MixtureSource | None,
         tokenizer: Tokenizer | None,
         vocabulary: int,
+        forms: Forms | None,
     ) -> Portion | None:
         node = self.going.nodes[name]
         source = said.path if said is not None else written
@@ -132,12 +143,15 @@ class Reader:
         if looked is None or not looked.documents:
             return None
         share = said.validation if said is not None else float(getattr(node.stage, "validation", 0.0))
-        sizes = lengths(looked, tokenizer, vocabulary)
+        sizes = lengths(looked, tokenizer, vocabulary, forms)
         trained, held = _split(looked, sizes, share)
         left = looked.documents - (looked.held_out(share) or 0)
         learned = learned_share(looked, tokenizer) if trains_on(node.stage.kind) == "examples" else None
         tokens = left * float((trained if len(trained) else sizes).mean())
-        return Portion(written, tokens, trained if len(trained) else sizes, held, learned, weight)
+        items = item_share(looked, forms, sizes)
+        return Portion(
+            written, tokens, trained if len(trained) else sizes, held, learned, weight, items=items
+        )
 
     def _looked(self, name: str, source: str) -> Looked | None:
         """The first rows of a source; those of a stage that is done already are looked at now."""
@@ -150,17 +164,19 @@ class Reader:
                 return None if place is None else self.checked.look(place)
         return None
 
-    def _behind(self, name: str, start: str, tokenizer: Tokenizer | None, vocabulary: int) -> list[Portion]:
+    def _behind(
+        self, name: str, start: str, tokenizer: Tokenizer | None, vocabulary: int, forms: Forms | None
+    ) -> list[Portion]:
         """What the model that a stage starts from was trained on, with the share that each source had."""
         parent = self.going.nodes[name].parents.get(start)
         if parent is None:
             return []
         stage: Any = self.going.nodes[parent.stage].stage
         if stage.kind == "merge":
-            return self._behind(parent.stage, stage.of[0], tokenizer, vocabulary)
+            return self._behind(parent.stage, stage.of[0], tokenizer, vocabulary, forms)
         if trains_on(stage.kind) is None:
             return []
-        every = self.portions(parent.stage, tokenizer, vocabulary)
+        every = self.portions(parent.stage, tokenizer, vocabulary, forms)
         replay = getattr(getattr(stage, "replay", None), "share", 0.0) or 0.0
         return [replace(one, weight=share) for one, share in shares(every, replay) if share > 0]
 
@@ -231,7 +247,7 @@ def packed(one: Portion, context: int, padded: bool, varied: bool) -> Rows:
     ends = int((packing.ends == some[packing.documents]).sum())
     return Rows(
         count * max(1.0, documents / len(some)), each, attended(pieces, padded, varied=varied) * each,
-        each * learned if learned is not None else (tokens - ends) / count,
+        each * learned if learned is not None else (tokens - ends) / count, one.items * each,
     )  # fmt: skip
 
 
@@ -258,7 +274,8 @@ def training_rows(
     count = sum(rows.count for _, rows in mixed)
     together = sum(rows.count * rows.each for _, rows in mixed) / max(1.0, count)
     mean = lambda part: sum(share * getattr(rows, part) for share, rows in mixed)
-    return Rows(count, mean("each"), mean("squares"), mean("learned")), together
+    items = sum((rows.items * share for share, rows in mixed), NO_ITEMS)
+    return Rows(count, mean("each"), mean("squares"), mean("learned"), items), together
 
 
 @dataclass(frozen=True)

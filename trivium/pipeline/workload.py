@@ -22,7 +22,8 @@ from trivium.model.folder import load_config
 from trivium.model.growth import grown_config, probe
 from trivium.model.hub import resolve
 from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked
-from trivium.pipeline.looking import OF_A_TURN
+from trivium.pipeline.encoders import encoder_phases, modalities_of
+from trivium.pipeline.looking import NO_ITEMS, OF_A_TURN
 from trivium.pipeline.portions import Measured, attended
 from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
@@ -100,6 +101,8 @@ def job_of(going: Run, name: str, derived: Mapping[str, Numbers], checked: Check
     job = Job(name, stage.kind, characters=characters, conversations=conversations)
     config = config_of(going, name, derived)
     if config is not None:
+        if numbers.get("items", NO_ITEMS) != NO_ITEMS:
+            numbers = {**numbers, "modalities": modalities_of(going, name, config.width)}
         if stage.kind in ("grow", "shrink"):
             numbers = {**numbers, "parent": _parent_config(going, name, stage.start, derived)}
         job = _with_model(stage, job, config, numbers)
@@ -157,8 +160,12 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
     shape = config
     if stage.kind == "pretrain" and getattr(stage, "grow", []):
         shape = stage._preset(config.vocabulary).config
-    for point in [*getattr(stage, "grow", []), None]:
-        until = steps if point is None else min(steps, point.step(round(steps), round(batch)))
+    stretches: list[tuple[float, bool, Any]] = []
+    if frozen := round(getattr(stage, "steps_frozen", 0.0) * steps):
+        stretches.append((frozen, True, None))
+    for point in getattr(stage, "grow", []):
+        stretches.append((min(steps, point.step(round(steps), round(batch))), False, point))
+    for until, still, point in [*stretches, (steps, False, None)]:
         part = tokens * (until - done) / steps
         phases.append(
             Phase(
@@ -166,15 +173,22 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
                 part,
                 length,
                 part * learned,
-                _share(stage),
-                head_trained=_share(stage) > 0,
+                0.0 if still else _share(stage),
+                head_trained=not still and _share(stage) > 0,
                 last_layer=part * learned if few else None,
                 config=None if shape == config else shape,
                 beside=_beside(stage, config),
+                frozen=still,
             )
         )
+        done = until
         if point is not None:
-            shape, done = grown_config(shape, point), until
+            shape = grown_config(shape, point)
+    if numbers.get("modalities") is not None:
+        phases += encoder_phases(
+            numbers["modalities"], numbers["items"], numbers["items there"], tokens, steps,
+            job.optimiser == "muon",
+        )  # fmt: skip
     phases += _measured_phases(numbers, min(stage.validation.times, steps))
     if getattr(getattr(stage, "near_parent", None), "kl", 0):
         phases.append(Phase("scoring", tokens, length, tokens * learned))

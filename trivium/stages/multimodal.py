@@ -96,17 +96,8 @@ class Multimodal(Sft):
 
     def modalities(self, opened: Opened[Any]) -> ModalitiesConfig:
         """What the model will be able to read: what this stage adds, and what its parent had."""
-        made = planned(self.picture, self.sound, opened.config.width, self.folders(opened))
-        before = opened.parent_tokenizer.forms
-        old = read_modalities(opened.folder)
-        if before is None or old is None:
-            return made
-        forms = replace(
-            before,
-            picture=made.forms.picture or before.picture,
-            sound=made.forms.sound or before.sound,
-        )
-        return ModalitiesConfig(forms, made.picture or old.picture, made.sound or old.sound)
+        old = read_modalities(opened.folder) if opened.parent_tokenizer.forms is not None else None
+        return planned(self.picture, self.sound, opened.config.width, self.folders(opened), old)
 
     def read(self, opened: Opened[Any]) -> None:
         """As in fine-tuning, with pictures and sounds as tokens."""

@@ -78,7 +78,7 @@ def estimate(job: Job, machine: Machine, layout: Layout | None = None) -> Estima
         own = phase.flops(job.config).total
         seconds = _seconds(job, machine, layout, phase)
         before = phases.get(phase.name, {"tokens": 0.0, "flops": 0.0, "seconds": 0.0})
-        spent = {"tokens": phase.tokens, "flops": own, "seconds": seconds}
+        spent = {"tokens": 0.0 if phase.encoder else phase.tokens, "flops": own, "seconds": seconds}
         phases[phase.name] = {key: before[key] + spent[key] for key in spent}
     if job.optimiser_flops and "training" in phases:
         phases["training"]["flops"] += job.optimiser_flops

@@ -11,6 +11,7 @@ from trivium.model.config import ModelConfig
 from trivium.model.flops import Flops, layer_matrix_parameters, muon_flops, parameter_count, pass_flops
 from trivium.model.recompute import Recompute
 
+NONE = Flops()
 PhaseName = Literal["generation", "scoring", "training"]
 
 
@@ -42,10 +43,16 @@ class Phase:
     """Generation: how many answers are asked for."""
     config: ModelConfig | None = None
     """The shape of the model in these passes, where it is not the one the stage ends with."""
+    also: Flops = NONE
+    """What is computed besides the layers and the head."""
+    encoder: bool = False
+    """Whether an encoder of pictures or sounds makes them, before the model."""
+    frozen: bool = False
+    """Whether gradients only pass through the model, to something that learns before it."""
 
     def flops(self, config: ModelConfig) -> Flops:
         """What it costs a model of this shape."""
-        return pass_flops(
+        return self.also + pass_flops(
             self.config or config, self.tokens, self.length, self.predicted, trained=self.trained,
             head_trained=self.head_trained, last_layer=self.last_layer, head_again=self.head_again,
             beside=self.beside,
@@ -111,10 +118,14 @@ class Job:
         """Muon's own."""
         if self.config is None or self.optimiser != "muon" or not self.steps:
             return 0.0
-        learned = [one for one in self.phases if one.trained is not None]
+        learned = [one for one in self.phases if one.trained is not None and not one.encoder]
         tokens = sum(one.tokens for one in learned)
-        # A model that grows makes its first steps with smaller matrices.
-        return sum(muon_flops(one.config or self.config, self.steps * one.tokens / tokens) for one in learned)
+        # A model that grows makes its first steps with smaller matrices; a frozen one makes none.
+        return sum(
+            muon_flops(one.config or self.config, self.steps * one.tokens / tokens)
+            for one in learned
+            if not one.frozen
+        )
 
     def flops(self) -> Flops:
         """All phases together."""

@@ -1,6 +1,7 @@
 """What a person says of a model's new eyes and ears, and the towers that follow from it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -131,13 +132,19 @@ class Sounds(Tower):
 
 
 def planned(
-    picture: Pictures | None, sound: Sounds | None, width: int, folders: Mapping[str, Path]
-) -> ModalitiesConfig:
-    """The modalities of a model of this width; `folders` holds the encoders that are not our own."""
+    picture: Pictures | None, sound: Sounds | None, width: int, folders: Mapping[str, Path],
+    old: ModalitiesConfig | None = None,
+) -> ModalitiesConfig:  # fmt: skip
+    """The modalities of a model of this width; `folders` holds the encoders that are not our own.
+
+    What is not said stays as it is in the `old` ones, those of the parent."""
     seen = None if picture is None else picture.built(width, folders.get(picture.encoder))
     heard = None if sound is None else sound.built(width, folders.get(sound.encoder))
-    forms = Forms(None if seen is None else seen[1], None if heard is None else heard[1])
-    return ModalitiesConfig(forms, None if seen is None else seen[0], None if heard is None else heard[0])
+    new = (None, None) if seen is None else seen, (None, None) if heard is None else heard
+    if old is None:
+        return ModalitiesConfig(Forms(new[0][1], new[1][1]), new[0][0], new[1][0])
+    forms = replace(old.forms, picture=new[0][1] or old.forms.picture, sound=new[1][1] or old.forms.sound)
+    return ModalitiesConfig(forms, new[0][0] or old.picture, new[1][0] or old.sound)
 
 
 def add_modalities(
