@@ -117,7 +117,8 @@ def _end(example: int) -> None:
 )
 def test_every_failing_example_is_found(function, trouble: str | None, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fuzzing, "_STORED", tmp_path)
-    target = fuzzing.Target("probe", st.integers(0, 1000), function, (TriviumError,), 0.2, 512 << 20)
+    seconds = 0.2 if function is _sleep else 60.0
+    target = fuzzing.Target("probe", st.integers(0, 1000), function, (TriviumError,), seconds, 512 << 20)
     (result,) = fuzzing.run([target], 3.0, 1, 0)
     assert result.examples > 0
     assert trouble in result.trouble if trouble else not result.trouble

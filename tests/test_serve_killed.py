@@ -24,8 +24,8 @@ ENDLESS = {
     "model": "tiny",
     "messages": HELLO,
     "stream": True,
-    "max_tokens": 400,
-    "min_tokens": 400,
+    "max_tokens": 2000,
+    "min_tokens": 2000,
     "seed": 1,
 }
 
@@ -33,7 +33,7 @@ ENDLESS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("killed") / "tiny"
-    save_model(tiny_model(), place)
+    save_model(tiny_model(context=4096), place)
     tokenizer().save(place)
     return place
 

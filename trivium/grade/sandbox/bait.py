@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,20 @@ class Bait:
     def damage(self) -> list[str]:
         """What happened to the bait after all."""
         changed = [] if self._state() == self.before else ["changing the user's files"]
-        return changed if self.process.poll() is None else [*changed, "ending the user's processes"]
+        return [*changed, "ending the user's processes"] if self._ended() else changed
+
+    def _ended(self) -> bool:
+        """Whether the process is gone or going: on a busy machine it takes a while to end by a signal."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        while self.process.poll() is None:
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            if any(int(fields[name], 16) for name in ("SigPnd", "ShdPnd")):
+                return True
+            # One that is running may be on its way out.
+            if fields["State"].strip()[0] not in "RD":
+                return False
+            time.sleep(0.001)
+        return True
 
     def remove(self) -> None:
         """Take it in again."""
