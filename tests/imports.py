@@ -49,15 +49,23 @@ class Imports:
         return found
 
     def tests_of(self, path: str, least: int, most: int) -> list[str]:
-        """The test files that import a module, the likeliest first; where they are few, the next nearest."""
+        """The test files that import a module, the likeliest first; where they are few, the next nearest.
+
+        Steps are looked up by name and parts of the sandbox run in a process of their own: no test reaches
+        them by imports, so theirs are the tests of their folder.
+        """
         module, ranked = _module(path), []
         words = set(re.split(r"[._]", module))
-        for test in self.tests:
-            found = self.distances(test)
+        distances = {test: self.distances(test) for test in self.tests}
+        near = {module}
+        if not any(module in found for found in distances.values()):
+            near = {name for name in self.files if name.rpartition(".")[0] == module.rpartition(".")[0]}
+        for test, found in distances.items():
             shared = len(words & set(re.split(r"[._]", test)))
-            if module in found:
+            if near & found.keys():
                 wide = sum(distance <= 1 for distance in found.values())
-                ranked.append((found[module], -shared, wide, str(self.files[test].relative_to(ROOT))))
+                nearest = min(found[name] for name in near & found.keys())
+                ranked.append((nearest, -shared, wide, str(self.files[test].relative_to(ROOT))))
         direct = sum(distance < 2 for distance, *_ in ranked)
         return [file for *_, file in sorted(ranked)[: min(max(direct, least), most)]]
 

@@ -110,6 +110,15 @@ def test_samples_that_are_drawn_become_pass_at_k(task: str):
     assert {"pass@1 at temperature 0.8", "pass@2 at temperature 0.8"} <= set(found.metrics)
 
 
+@pytest.mark.parametrize("task", ["facts", "craft", "tongue"])
+def test_the_options_of_a_source_reach_its_questions(task: str):
+    def asked(written: str) -> set[str]:
+        (found,) = evaluate(small_model(own()), own(), [written], Settings(limit=3)).tasks.values()
+        return {record.asked for record in found.records}
+
+    assert asked(task).isdisjoint(asked(f"{task}?country=7"))
+
+
 def test_a_choice_too_long_for_the_window_is_not_chosen_and_stops_nobody():
     model = small_model(own(), context=24)
     found = evaluate(model, own(), ["facts", "sycophancy"], Settings(limit=4, style="continue"))

@@ -54,6 +54,13 @@ def test_in_the_sizes_found_a_row_has_the_same_bits_at_every_place_among_any_oth
             assert torch.equal(rows.apply(beside, lambda some: torch.mm(some, weight))[place], expected)
 
 
+def test_little_padding_for_one_row_comes_before_large_products():
+    classes = [(17, 64), (16, 24), (8, 32), (4, 32), (4, 64), (2, 16)]
+    assert sorted(classes, key=exactness._worth) == [
+        (17, 64), (16, 24), (2, 16), (8, 32), (4, 32), (4, 64),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("wrong_below", [5, 7])
 def test_numbers_of_rows_that_are_summed_otherwise_are_left_out(monkeypatch, wrong_below):
     exact = torch.mm

@@ -92,6 +92,13 @@ def test_capacities_double_and_from_a_thousand_on_have_a_half_step(length: int, 
     assert kv_cache.Cache.capacity_for(length) == capacity
 
 
+def test_attention_reads_in_units_that_are_summed_alike() -> None:
+    """Blocks of 16 as long as a row is summed as one, which of many queries is half of 512."""
+    assert [kv_cache.reach_for(length) for length in (1, 255, 256, 257, 513)] == [16, 256, 256, 512, 1024]
+    alone = [kv_cache.reach_for(length, lone=True) for length in (257, 512, 513)]
+    assert alone == [272, 512, 1024]
+
+
 def test_scores_over_the_vocabulary_are_kept_once_for_all_numbers_of_rows() -> None:
     # Tensors that other tests left behind are held here, so that no new tensor can take their identity.
     before = [one for one in gc.get_objects() if type(one) is torch.Tensor]

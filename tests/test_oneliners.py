@@ -14,6 +14,7 @@ import trivium
 from trivium.cli import cli, main
 from trivium.cli.train import KINDS, verbs
 from trivium.kit.errors import TriviumError
+from trivium.pipeline import oneliner
 from trivium.pipeline.oneliner import described, settings_of
 from trivium.recipe import foreign
 from trivium.recipe.schema import load
@@ -58,6 +59,15 @@ def test_a_road_of_two_commands(folder, monkeypatch, capsys):
     assert Path(teacher).samefile("runs/pretrain-texts/pretrain")
     main(line.split())
     assert "reused" in capsys.readouterr().out
+
+
+def test_what_may_be_a_name_on_the_hub_stays_as_it_is(folder, monkeypatch):
+    """The recipe lies in another folder, so that all else becomes a whole path."""
+    monkeypatch.chdir(folder)
+    for name in ("owner/set-v1.5", "owner/set", "stage", "world:facts"):
+        assert oneliner._place(name) == name
+    for name in ("texts", "chats.jsonl", "new.jsonl", "./new", "texts/*.txt"):
+        assert oneliner._place(name) == str(folder / name.removeprefix("./"))
 
 
 def test_the_recipe_is_printed_and_nothing_runs(folder, monkeypatch, capsys):

@@ -17,8 +17,9 @@ from trivium.cli import main
 from trivium.kit.errors import TriviumError
 from trivium.lab.planner import advice
 from trivium.lab.planner.catalogue import Machine, machine, machines
-from trivium.lab.planner.estimate import Estimate, estimate
-from trivium.lab.planner.layout import Layout, candidates
+from trivium.lab.planner.estimate import Estimate, estimate, total
+from trivium.lab.planner.layout import Layout, candidates, communication_seconds
+from trivium.lab.planner.memory import disk_of
 from trivium.lab.planner.work import Job, Phase
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.optimisers import LearningRates, Optimiser
@@ -313,6 +314,24 @@ def test_a_pipeline_waits_as_long_as_its_formula_says():
     layout = Layout(pipeline=4, micro_batches=12)
     assert layout.bubble == pytest.approx(3 / 15)
     assert replace(layout, chunks=2).bubble == pytest.approx(3 / 27)
+
+
+def test_gradients_go_round_a_ring_of_the_slowest_links():
+    """2 (n - 1) / n of four bytes a weight; what leaves a node goes over all of its rails."""
+    job = pretraining(llama(4, 512, 4, 1024, 1024, 1000), 2**20)
+    fast, slow = SPREAD.inside * SPREAD.copy, SPREAD.between * SPREAD.copy
+    for copies, link in ((4, fast), (16, min(fast, 8 * slow))):
+        seconds = communication_seconds(job, SPREAD, Layout(data=copies), 1.0)
+        assert seconds == pytest.approx(2 * (copies - 1) / copies * 4 * job.trained_parameters / link)
+
+
+def test_the_disk_holds_every_stage_but_the_saved_states_of_one():
+    jobs = (pretraining(llama(layers, 512, 4, 1024, 1024, 1000), 2**14) for layers in (2, 4))
+    small, large = (estimate(replace(job, kept_states=2), SPREAD) for job in jobs)
+    alone = [total([one])["disk_bytes"] for one in (small, large)]
+    states = [disk_of(one.job)["checkpoints"] for one in (small, large)]
+    assert total([small, large])["disk_bytes"] == pytest.approx(sum(alone) - min(states), abs=2)
+    assert 0 < min(states) < max(states) < alone[1]
 
 
 # advice

@@ -10,6 +10,7 @@ import pytest
 
 from trivium.grade.code import CodeScorer, read_tests
 from trivium.grade.sandbox import client, filesystem, imports, probe
+from trivium.grade.sandbox import filter as calls
 from trivium.grade.sandbox.client import Limits, Sandbox, announced, sandbox
 from trivium.grade.sandbox.layers import LAYERS
 from trivium.grade.sandbox.script import run_script
@@ -43,6 +44,12 @@ def test_the_page_says_what_each_layer_holds() -> None:
     measured += [opened({"namespaces"}), opened(set())]
     for group, *cells in rows:
         assert cells == ["-" if group in found else "held" for found in measured], group
+
+
+def test_no_two_calls_of_a_processor_have_one_number() -> None:
+    """The number of another call would let through what is not listed."""
+    for numbers in calls._CALLS.values():
+        assert len(set(numbers.values())) == len(numbers)
 
 
 def test_without_any_layer_every_group_of_attempts_succeeds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import openai
@@ -11,10 +12,13 @@ from serving import CHAT, HELLO, ScriptedEngine, assert_error, client, raw, runn
 from tuning import own, small_model
 
 from trivium.evals.searching import Searcher
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.generate.search.settings import search_settings
 from trivium.grade.learned import learned_scorer
 from trivium.model.scalar_head import ScalarHead, save_reward_model, without_language_head
 from trivium.serve.limits import Limits
+from trivium.serve.searching import SearchOfClient
 
 ASKED = {"model": "one", "messages": HELLO, "max_tokens": 24, "seed": 3}
 ROWS = 8
@@ -186,3 +190,25 @@ def test_a_search_whose_client_left_draws_nothing_more():
         with client(address) as api:
             answer = api.chat.completions.create(**asked, extra_body={"search": {"n": 2}})
         assert answer.usage.completion_tokens == engine.counts["generated_tokens"] - drawn == 120
+
+
+def test_when_one_sample_fails_the_others_are_drawn_no_longer(monkeypatch):
+    stopped = []
+
+    async def sample(_: SearchOfClient, request: Request) -> None:
+        try:
+            await asyncio.sleep(0 if request.sampling.seed == 5 else 60)
+        except asyncio.CancelledError:
+            stopped.append(request.sampling.seed)
+            raise
+        raise OSError("the engine fell over")
+
+    async def drawn() -> None:
+        with pytest.raises(OSError, match="fell over"):
+            await search._drawn([Request([1], Sampling(seed=5), n=3)])
+        await asyncio.sleep(0)
+
+    search = SearchOfClient.__new__(SearchOfClient)
+    monkeypatch.setattr(SearchOfClient, "_sample", sample)
+    asyncio.run(drawn())
+    assert set(stopped) == {seed_of_sample(5, 1), seed_of_sample(5, 2)}
