@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -17,6 +18,7 @@ from trivium.curate.engines import Workers
 from trivium.curate.minhash import band_keys, find_clusters, probability, signatures
 from trivium.curate.repetition import repeated_grams, top_gram
 from trivium.curate.step import parse_steps
+from trivium.curate.steps.decontaminate import Index
 
 WORDS = [f"word{number}" for number in range(40)]
 PROSE = (
@@ -364,3 +366,11 @@ def test_samples_are_shares_caps_and_equal_parts(tmp_path: Path) -> None:
     assert all(number % 10 >= 8 for number in kept(documents=12, by="rating"))
     assert Counter(number % 4 > 0 for number in kept(domain_cap=9)) == {True: 9, False: 9}
     assert Counter("abb"[number % 3] for number in kept(documents=20, strata="topic")) == {"a": 10, "b": 10}
+
+
+def test_a_gram_weighs_more_the_fewer_items_have_it() -> None:
+    """log(1 + N / n), as shares of all grams of an item."""
+    items = [[name, f"what makes {name}", ""] for name in ("rain", "snow", "wind")]
+    index = Index(items, gram=2, least=2)
+    for item in index.items:
+        assert sorted(item.weights) == pytest.approx([math.log(2) / math.log(8), math.log(4) / math.log(8)])

@@ -11,6 +11,7 @@ from test_data_shards import documents, tokenizer
 from trivium.data.door import Door
 from trivium.data.ingredients import Ingredient
 from trivium.data.packed import PackedBatches, PackedRows
+from trivium.data.preview import previewed
 from trivium.data.ramped import RampedBatches
 from trivium.data.rows import PackedSequence, collate, row_of_documents
 from trivium.data.settings import mixture_of
@@ -222,3 +223,13 @@ def test_rows_made_by_hand_carry_masks_columns_and_facts() -> None:
     assert batch.facts["score"] == [1.0, 0.0, 1.0, 0.0]
     with pytest.raises(AssertionError):
         PackedSequence(row.tokens, row.targets, row.weights, (4,), ids=("a",), sources=(0,))
+
+
+def test_a_preview_marks_the_learned_tokens_of_every_document() -> None:
+    first, second = (np.array(tokenizer().encode(text)[:4]) for text in ("one of them", "and another"))
+    masks = [np.array([0, 0, 1, 1], dtype=bool), np.array([0, 1, 0, 0], dtype=bool)]
+    row = row_of_documents([first, second], learned=masks, ids=["a", "b"])
+    parts = [tokenizer().decode(one) for one in (first[:2], first[2:], second[:1], second[1:2], second[2:])]
+    assert previewed(row, tokenizer(), colour=False) == (
+        "--- a: 2 of 4 tokens learned\n{}⟦{}⟧\n--- b: 1 of 4 tokens learned\n{}⟦{}⟧{}".format(*parts)
+    )

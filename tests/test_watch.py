@@ -98,12 +98,13 @@ def test_a_stage_at_work_says_how_far_it_is(tmp_path):
             # Without a pause this loop holds the interpreter, and the run in the other thread stands still.
             time.sleep(0.05)
             MetricsLog(runs / "toy" / "base" / "metrics.jsonl").write(
-                {"step": 1, "tokens": 1000, "loss": 1.0}
+                {"step": 1, "tokens": 1000, "loss": 1.0, "tokens_per_second": 500.0}
             )
             state = watched.state()
             stages = {one["name"]: one for one in state["stages"]}
         assert state["shown"] == "base"
-        assert next(one for one in state["stages"] if one["name"] == "base")["share"] == 0.25
+        assert stages["base"]["share"] == 0.25
+        assert stages["base"]["left"] == 3 * 1000 / 500
     finally:
         gate.touch()
         at_work.join()

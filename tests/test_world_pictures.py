@@ -8,9 +8,10 @@ from PIL import Image
 
 from trivium import world
 from trivium.kit.errors import TriviumError
+from trivium.world.chance import Chance
 from trivium.world.drawing import COLOURS
 from trivium.world.pictures import combinations
-from trivium.world.sounds import PITCHES, RATE
+from trivium.world.sounds import PITCHES, RATE, played
 
 
 def picture_of(question):
@@ -100,6 +101,14 @@ def test_the_melody_is_the_one_that_is_answered():
             peak = np.abs(np.fft.rfft(piece, 1 << 15)).argmax() * RATE / (1 << 15)
             heard.append(min(PITCHES, key=lambda name: abs(PITCHES[name] - peak)))
         assert " ".join(heard) == question.answer
+
+
+def test_no_two_sounds_have_the_same_noise():
+    noises = set()
+    for number in range(200):
+        loud, quiet = (played([(440.0, 0.1)], Chance(number), noise) for noise in (1.0, 0.0))
+        noises.add(tuple((loud - quiet)[:4].round(6)))
+    assert len(noises) == 200
 
 
 def test_pairs_for_preferences_have_a_right_and_a_wrong_answer():
