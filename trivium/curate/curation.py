@@ -146,7 +146,7 @@ class Curation:
                     path = self.scratch / f"pass-{one.number}" / f"{shard_name(number)}.dropped.parquet"
                     if path.is_file() and parquet.read_metadata(path).num_rows:
                         _place(path, folder / f"{one.number}-{shard_name(number)}.parquet")
-        write_text(self.funnel, json.dumps(funnel, ensure_ascii=True))
+        write_text(self.funnel, json.dumps(funnel))
         with whole_folder(self.kept) as folder:
             for number in whole:
                 _place(last / f"{shard_name(number)}.kept.parquet", folder / f"{shard_name(number)}.parquet")

@@ -180,7 +180,7 @@ def _relative(place: str, path: Path) -> str:
     here = expanded(place)
     if place.startswith("world:") or not (here.exists() or place.startswith((".", "/", "~"))):
         return place
-    seen = os.path.relpath(here.absolute(), path.absolute().parent)
+    seen = os.path.relpath(here, path.parent)
     return seen if seen.startswith(("..", "/")) else f"./{seen}"
 
 

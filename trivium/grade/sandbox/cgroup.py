@@ -161,7 +161,7 @@ def _sweep(base: str) -> None:
     """Remove the groups that killed sandboxes left behind: a group in use cannot be removed."""
     for name in os.listdir(base):
         path = os.path.join(base, name)
-        if name.startswith(_PREFIX) and os.path.isdir(path):
+        if name.startswith(_PREFIX):
             with contextlib.suppress(OSError):
                 for inner in os.listdir(path):
                     if os.path.isdir(os.path.join(path, inner)):

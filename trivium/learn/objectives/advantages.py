@@ -53,7 +53,7 @@ def combined(rewards: np.ndarray, weights: Sequence[float], *, normalise_first: 
     if normalise_first:
         with np.errstate(all="ignore"):
             counts = (~np.isnan(scores)).sum(0)
-            centre = np.where(counts > 0, np.nansum(scores, 0) / np.maximum(counts, 1), 0.0)
+            centre = np.nansum(scores, 0) / np.maximum(counts, 1)
             spread = np.sqrt(np.nansum((scores - centre) ** 2, 0) / np.maximum(counts - 1, 1))
         scores = (scores - centre) / (spread + GROUP_STABILITY)
     applies = ~np.isnan(scores) & (np.asarray(weights) != 0)
