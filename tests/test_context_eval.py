@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from trivium.data.ingredients import part_of
 from trivium.evals.asking import Subject
 from trivium.evals.bits import bits_of
 from trivium.evals.context import borders, long_texts, run_positions, token_bits
-from trivium.evals.passkey import effective_context
+from trivium.evals.passkey import effective_context, run_passkey
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.kit.errors import TriviumError
@@ -85,6 +87,13 @@ def test_the_effective_context_is_the_longest_length_without_a_gap_below():
     assert effective_context(keys(128, 44)).value == 0
     # 49 of 50 may be less than 90 % in truth, so 128 is not certain.
     assert found.low == 0
+
+
+def test_all_cells_of_the_grid_are_asked_alike_and_each_time_about_another_text(subject):
+    found = run_passkey(subject, Settings(limit=8), lengths=[100, 200], depths=[0.0, 1.0], kinds=["passkey"])
+    cells = Counter((one.groups["length"], one.groups["depth"]) for one in found.records)
+    assert cells == {(length, depth): 2 for length in ("100", "200") for depth in ("0", "1")}
+    assert len({one.asked for one in found.records}) == 8
 
 
 def test_a_part_of_a_ramp_is_what_the_ramp_does_there():
