@@ -17,7 +17,7 @@ from trivium.kit.errors import TriviumError
 from trivium.model.folder import load_model
 from trivium.model.gguf.blocks import encode, stored_as
 from trivium.model.gguf.read import convert
-from trivium.model.gguf.write import write_gguf
+from trivium.model.gguf.write import _type_of, write_gguf
 from trivium.model.hub import resolve
 from trivium.pipeline.plan import plan
 from trivium.tokens.gguf import read_tokenizer
@@ -90,6 +90,14 @@ def test_blocks_of_256_are_close_to_what_they_hold(kind: str) -> None:
 def test_rows_that_blocks_do_not_fill_are_stored_in_smaller_ones() -> None:
     assert [stored_as("Q4_K", width) for width in (512, 576, 40)] == ["Q4_K", "Q5_0", "F16"]
     assert [stored_as("Q6_K", width) for width in (512, 576)] == ["Q6_K", "Q8_0"]
+
+
+def test_the_first_and_last_layers_and_every_third_between_get_more_bits():
+    """As llama.cpp's `use_more_bits` gives them."""
+    weight = torch.empty(256, 256)
+    types = [_type_of(f"blk.{layer}.attn_v.weight", weight, "q4_K_M", 32, False) for layer in range(32)]
+    finer = [layer for layer, kind in enumerate(types) if kind == "Q6_K"]
+    assert finer == [0, 1, 2, 3, *range(6, 28, 3), 28, 29, 30, 31]
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_K_M"])

@@ -23,7 +23,7 @@ from synthesizing import QUICK
 import trivium
 from trivium import world
 from trivium.cli import main
-from trivium.curate.classifier import Classifier, auc, report, train
+from trivium.curate.classifier import Classifier, _language_model, auc, report, train
 from trivium.kit.errors import TriviumError
 from trivium.model.folder import save_model
 from trivium.stages import quality_classifier
@@ -348,3 +348,11 @@ def test_a_judge_that_is_written_wrong_is_named(tmp_path: Path, how: dict, words
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(TriviumError, match=words):
         trivium.run(tmp_path / "r.yaml", runs=tmp_path / "runs", only=["judge"])
+
+
+def test_a_model_kept_in_half_the_precision_is_read_in_whole(tmp_path):
+    """Its hidden states are the features that the weights were fitted to."""
+    save_model(tiny_model().bfloat16(), tmp_path / "model")
+    tokenizer().save(tmp_path / "model")
+    model, _ = _language_model(str(tmp_path / "model"))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
