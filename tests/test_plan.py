@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import trivium
 from trivium.cli import main
+from trivium.kit import machine
 from trivium.kit.errors import TriviumError
+from trivium.pipeline import checks
+from trivium.pipeline.checks import Checked
 from trivium.pipeline.plan import plan, planned
 from trivium.pipeline.preview import preview
 from trivium.pipeline.why import reasons
@@ -167,6 +172,20 @@ def test_an_absurd_model_is_refused_with_the_memory_it_would_need(folder):
     refused(
         folder, BASE.replace("depth: 1, width: 32", "depth: 100000"), "TiB of memory to train; lower `depth`"
     )
+
+
+@pytest.mark.parametrize(("adapter", "bytes_each"), [(None, 16), ({"rank": 4}, 4)])
+def test_a_training_larger_than_the_memory_here_is_noted(adapter, bytes_each, monkeypatch):
+    here = replace(machine.describe(), device_memory=2**30)
+    monkeypatch.setattr(machine, "describe", lambda: here)
+    stage = SimpleNamespace(learning_rate=0.1, adapter=adapter)
+    fits = 2**30 // bytes_each
+    for parameters, seen in ((fits, Checked()), (fits + 1, Checked(here=False)), (0, Checked())):
+        checks._check_memory("base", stage, {"parameters": parameters}, seen)
+        assert seen.notes == []
+    checks._check_memory("base", stage, {"parameters": fits + 1}, checked := Checked())
+    (note,) = checked.notes
+    assert "need about 1 GiB to train" in note
 
 
 def test_the_numbers_that_are_planned_are_those_that_run(folder):

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,6 +152,21 @@ def test_a_store_that_is_away_for_a_while_does_not_stop_the_stage(tmp_path, monk
     with pytest.raises(KeyboardInterrupt), states.following(entry, holding(1), print):
         raise KeyboardInterrupt
     assert f"1.{STATE}" in place.names("checkpoints/12")
+
+
+def test_nothing_is_sent_any_more_when_the_stage_has_ended(tmp_path, monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> None:
+        begun.set()
+        time.sleep(0.3)
+        ended.set()
+
+    monkeypatch.setattr(module, "LOOK", 0.01)
+    monkeypatch.setattr(SavedStates, "_try_to_send", slow)
+    with SavedStates(Folder(tmp_path / "shared"), "12").following(tmp_path, holding(1), print):
+        assert begun.wait(20)
+    assert ended.is_set()
 
 
 def test_only_what_is_ahead_of_this_disk_is_fetched(tmp_path, capsys):
