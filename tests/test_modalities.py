@@ -23,8 +23,10 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum
 from trivium.kit.fingerprint import fingerprint
 from trivium.learn.objectives.next_token import NextToken
+from trivium.model.arithmetic import counted
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model, save_model
+from trivium.model.modalities.encoder import EncoderConfig, EncoderLayer
 from trivium.recipe.outside import Checksums, content_fingerprint
 from trivium.tokens import items, parts
 from trivium.tokens.items import FIRST, LIBRARY, Item, Library, content_of, is_item
@@ -314,3 +316,14 @@ def test_a_recipe_counts_the_pictures_that_its_data_names(pictures):
     data.write_text('{"text": "a"}\n')
     plain = content_fingerprint("data.jsonl", pictures, Checksums())
     assert plain == fingerprint([["data.jsonl", checksum(data)]]), "that of text stays what it was"
+
+
+def test_an_encoder_that_is_frozen_costs_no_gradients():
+    layer, stream = EncoderLayer(EncoderConfig(32, 1, 2, 64)), torch.randn(2, 5, 32)
+    with counted() as learned:
+        layer(stream)
+    with counted() as asked, torch.no_grad():
+        layer(stream)
+    with counted() as frozen:
+        layer.requires_grad_(False)(stream)
+    assert frozen.operations == asked.operations < learned.operations
