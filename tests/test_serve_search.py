@@ -203,12 +203,12 @@ def test_when_one_sample_fails_the_others_are_drawn_no_longer(monkeypatch):
             raise
         raise OSError("the engine fell over")
 
-    async def drawn() -> None:
+    async def drawn() -> set[int | None]:
         with pytest.raises(OSError, match="fell over"):
             await search._drawn([Request([1], Sampling(seed=5), n=3)])
         await asyncio.sleep(0)
+        return set(stopped)
 
     search = SearchOfClient.__new__(SearchOfClient)
     monkeypatch.setattr(SearchOfClient, "_sample", sample)
-    asyncio.run(drawn())
-    assert set(stopped) == {seed_of_sample(5, 1), seed_of_sample(5, 2)}
+    assert asyncio.run(drawn()) == {seed_of_sample(5, 1), seed_of_sample(5, 2)}
