@@ -12,7 +12,7 @@ from trivium.grade.command import grade
 from trivium.grade.maths.scorer import MathScorer
 from trivium.grade.rewards import combine, reward_from_file
 from trivium.grade.scorer import Score, scorer, scorer_names
-from trivium.grade.steps import steps_in
+from trivium.grade.steps import mistake, steps_in
 from trivium.kit.errors import TriviumError
 from trivium.pipeline.plan import plan
 from trivium.world import questions
@@ -143,6 +143,11 @@ def test_the_world_marks_its_own_answers_right() -> None:
 )
 def test_steps(text: str, wanted: float) -> None:
     assert value("steps", text) == wanted, steps_in(text)
+
+
+def test_what_a_wrong_step_should_have_said_is_a_fraction_while_that_is_short() -> None:
+    assert mistake("1/3=2") == "1/3=2 is wrong: 1/3 is 1/3"
+    assert mistake("1/128=2") == "1/128=2 is wrong: 1/128 is 0.0078125"
 
 
 def test_one_wrong_step_spoils_all_where_that_is_asked() -> None:

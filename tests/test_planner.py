@@ -332,6 +332,10 @@ def test_the_disk_holds_every_stage_but_the_saved_states_of_one():
     states = [disk_of(one.job)["checkpoints"] for one in (small, large)]
     assert total([small, large])["disk_bytes"] == pytest.approx(sum(alone) - min(states), abs=2)
     assert 0 < min(states) < max(states) < alone[1]
+    # Muon has one moment of its matrices, and AdamW's two of the tables of tokens.
+    assert disk_of(large.job)["optimiser_state"] == pytest.approx(
+        4 * (large.job.parameters + 2 * 1000 * 512), rel=1e-3
+    )
 
 
 # advice

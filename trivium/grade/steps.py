@@ -114,5 +114,5 @@ def _rounded(value: Fraction, written: str) -> bool:
 
 
 def _spelled(value: Fraction) -> str:
-    text = str(value) if value.denominator == 1 or value.denominator < 100 else f"{float(value):.6g}"
+    text = str(value) if value.denominator < 100 else f"{float(value):.6g}"
     return shorten(text)

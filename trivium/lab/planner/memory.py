@@ -64,6 +64,13 @@ def _inner(config: ModelConfig) -> int:
     return config.inner_width if experts is None else experts.inner_width * experts.per_token
 
 
+def _moments(job: Job) -> float:
+    """Moments of a trained weight: Muon keeps one of the layers' matrices, and AdamW two of the tables."""
+    if job.optimiser != "muon" or not job.parameters:
+        return 2.0
+    return 2.0 - _layer_weights(job) / job.parameters
+
+
 def memory_of(job: Job, machine: Machine, layout: Layout) -> Memory:
     """What one device holds at the worst moment of a stage."""
     if job.config is None:
@@ -73,11 +80,8 @@ def memory_of(job: Job, machine: Machine, layout: Layout) -> Memory:
     stage = 1 / (layout.tensor * layout.pipeline)
     weights = MASTER * job.parameters * own * (1 + job.copies)
     gradients = MASTER * job.trained_parameters * own
-    moments = 1 if job.optimiser == "muon" else 2
     tables = job.parameters - _layer_weights(job)
-    optimiser = MASTER * job.trained_parameters * own * moments
-    if job.optimiser == "muon" and job.parameters:
-        optimiser += MASTER * tables * own * job.trained_parameters / job.parameters
+    optimiser = MASTER * job.trained_parameters * own * _moments(job)
     if layout.sharded > 1:
         # Two layers are gathered at a time, and embedding and head as long as a pass lasts.
         gathered = 2 * _layer_weights(job) / config.layers / layout.tensor + tables / layout.tensor
@@ -130,7 +134,7 @@ def disk_of(job: Job) -> dict[str, float]:
     """What a stage leaves and needs on the disk: its model, its optimiser state, and states for resuming."""
     if job.config is None:
         return {"model": 0.0, "optimiser_state": 0.0, "checkpoints": 0.0}
-    moments = 1.0 if job.optimiser == "muon" else 2.0
+    moments = _moments(job)
     model = MASTER * job.parameters * job.kept_models
     state = MASTER * job.trained_parameters * moments if job.trained_parameters else 0.0
     saved = MASTER * job.trained_parameters * (1 + moments)
