@@ -81,6 +81,29 @@ def test_questions_and_what_is_held_out_are_left_out(tmp_path: Path) -> None:
     assert sorted(gone[1:]) == sorted(held)
 
 
+def test_a_share_that_holds_out_nothing_leaves_out_nothing(tmp_path: Path) -> None:
+    place = written(tmp_path, asked=None)
+    write_lines(tmp_path / "poems.jsonl", [poem(1)])
+    trivium.run(place, runs=tmp_path / "runs", only=["web"])
+    assert len(rows(tmp_path / "runs" / "clean" / "web" / "data")) == 42
+
+
+def test_what_is_replayed_or_watched_is_measured_as_well(tmp_path: Path) -> None:
+    for name in ("old", "seen"):
+        write_lines(tmp_path / f"{name}.jsonl", [poem(1)])
+    replay = {"share": 0.2, "data": "./old.jsonl"}
+    mid = {
+        "kind": "midtrain",
+        "from": "base",
+        "data": "web",
+        "replay": replay,
+        "watch": "./seen.jsonl",
+        "steps": 1,
+    }
+    found = {"./exam.jsonl", "./poems.jsonl", "./old.jsonl", "./seen.jsonl"}
+    assert set(against(written(tmp_path, mid=mid | {"watch": "./seen.jsonl"}))) == found
+
+
 def test_another_examination_is_another_curation(tmp_path: Path) -> None:
     place = written(tmp_path)
     before = fingerprint(place)

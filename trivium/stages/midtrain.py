@@ -70,7 +70,9 @@ class Midtrain(Growing, TrainingStage):
 
     def examines(self) -> Examined:
         """What is held out of the sources that are learned from, and of those that are only measured."""
-        return held_out_of([*self.data.values(), *(self.watch or {}).values()])
+        learned = super().examines()
+        assert learned is not None
+        return Examined([*learned.sets, *held_out_of((self.watch or {}).values()).sets])
 
     def flops_per_token(self, config: ModelConfig) -> float:
         """What a token costs in rows of the longest length."""

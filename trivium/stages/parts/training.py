@@ -184,7 +184,11 @@ class TrainingStage(Training, Stage):
 
     def examines(self) -> Examined | None:
         """What every source holds out; of preference pairs a tokenizer says what that is."""
-        return None if self.trains_on is None else held_out_of(getattr(self, "data", {}).values())
+        if self.trains_on is None:
+            return None
+        replay = getattr(self, "replay", None)
+        again = replay.data if replay is not None and replay.data is not None else {}
+        return held_out_of([*getattr(self, "data", {}).values(), *again.values()])
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         """What can be said before the data is read: the model's size, and what a given length costs."""
