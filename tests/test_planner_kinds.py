@@ -115,8 +115,6 @@ CASES = {
     "evaluate": Case(
         "from: sft, on: [{task: sums, steps_low: 1, steps_high: 1}], "
         "asking: {limit: 16, max_new_tokens: 16, samples: 3, style: chat}", ("sft",),
-        # Rows that are decoded together read the cache as far as the longest of them.
-        within=0.02,
     ),
     "compare": Case(
         f"from: sft, against: base, {ASKED}, judge: [mine.py:score], prompt_template: '{{prompt}}'",

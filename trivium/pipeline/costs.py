@@ -82,6 +82,7 @@ UNSAID = (
     "sycophancy tokens",
     "shared tokens",
     "prompt blocks",
+    "longest prompt",
 )
 """Numbers that the planner needs and a person does not."""
 
@@ -330,7 +331,7 @@ def answer_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> 
     seed = own.seed if own is not None and "seed" in own.model_fields_set else stage.seed or 0
     prompts = [one for spec in specs if (one := _question(spec, tokenizer, vocabulary, seed)) is not None]
     if prompts:
-        names = ("prompt tokens", "prompt blocks", "shared tokens")
+        names = ("prompt tokens", "prompt blocks", "shared tokens", "longest prompt")
         found |= dict(zip(names, np.mean(prompts, 0).tolist(), strict=True))
     asked |= {_base_name(one) for one in mixture_of(stage)}
     taught = _taught(going, name)
@@ -404,9 +405,9 @@ def _base_name(source: str) -> str:
 
 def _question(
     spec: TaskSpec, tokenizer: Tokenizer | None, vocabulary: int, seed: int
-) -> tuple[float, float, float] | None:
+) -> tuple[float, float, float, float] | None:
     """The tokens of a task's question, where the invented world asks it; those that are computed before the
-    answer, in whole blocks of the cache; and those with which all begin."""
+    answer, in whole blocks of the cache; those with which all begin; and those of the longest."""
     task, options = named(spec)
     own = {key: value for key, value in options.items() if key not in Settings.model_fields}
     try:
@@ -414,12 +415,14 @@ def _question(
     except (TriviumError, TypeError):
         return None
     if tokenizer is None:
-        mean = float(np.mean([len(one.prompt) / bytes_per_token(vocabulary) + OF_A_TURN for one in asked]))
-        return mean, mean + BLOCK / 2, 0.0
+        sizes = [len(one.prompt) / bytes_per_token(vocabulary) + OF_A_TURN for one in asked]
+        mean = float(np.mean(sizes))
+        return mean, mean + BLOCK / 2, 0.0, max(sizes)
     asking = with_chat_template(tokenizer)
     every = [asking.encode_prompt([dict(said) for said in one.messages]) for one in asked]
     blocks = [in_blocks(len(one) - 1) for one in every]
-    return float(np.mean([len(one) for one in every])), float(np.mean(blocks)), float(_alike(every))
+    sizes = [len(one) for one in every]
+    return float(np.mean(sizes)), float(np.mean(blocks)), float(_alike(every)), float(max(sizes))
 
 
 def _alike(texts: Sequence[Sequence[int]]) -> int:

@@ -357,11 +357,13 @@ def generated(
     rows: float,
     shared: float = 0.0,
     blocks: float | None = None,
+    longest: float = 0.0,
 ) -> tuple[Phase, Phase]:
     """Prompts are read, each once, and answered in `calls` batches of `answers` of at most `most` tokens.
 
     The whole blocks of the `shared` tokens with which all prompts begin are read with the first alone.
-    `blocks` are the tokens of a prompt in whole blocks, where its mean length does not tell."""
+    `blocks` are the tokens of a prompt in whole blocks, where its mean length does not tell. Rows that are
+    decoded together read the cache as far as that of the `longest` prompt."""
     answer = min(answer, most)
     written = calls * answers * answer
     rows = max(1.0, min(rows, answers))
@@ -372,7 +374,7 @@ def generated(
     read -= max(0.0, prompts - calls) * min(read, shared // BLOCK * BLOCK)
     return (
         Phase("generation", read, length, 0.0, last_layer=0.0, rows=1.0, requests=calls * answers),
-        Phase("generation", written, prompt + (answer + BLOCK) / 2, written, decode_steps=steps,
+        Phase("generation", written, max(prompt, longest) + (answer + BLOCK) / 2, written, decode_steps=steps,
               rows=written / max(steps, 1.0)),
     )  # fmt: skip
 
@@ -473,6 +475,7 @@ def _asked(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
                 EVALUATED_AT_ONCE,
                 float(numbers.get("shared tokens", 0.0)),
                 numbers.get("prompt blocks"),
+                float(numbers.get("longest prompt", 0.0)),
             )
     written = sum(phase.predicted for phase in phases if phase.decode_steps)
     longest = max(phase.length for phase in phases)
