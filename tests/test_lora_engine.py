@@ -86,10 +86,10 @@ def test_names_choose_adapters(folders, tmp_path):
     shutil.copytree(lora, stage / "model" / "adapter")
     found = with_adapters({"base": base, "base:sql": str(stage), "whole": str(stage)})
     assert found == {"base": {"sql": str(stage / "model" / "adapter")}, "whole": {}}
-    with pytest.raises(TriviumError, match="is an adapter and no model"):
-        open_engine(lora)
+    assert with_adapters({"base": base, "sql": lora}) == {"base": {}, "sql": {}}
     with pytest.raises(TriviumError, match="is an adapter: serve it as BASE:NAME="):
-        with_adapters({"base": base, "sql": lora})
+        with_adapters({"base": base, "other:sql": lora})
+    assert open_engine(lora).model.config.width == open_engine(base).model.config.width
 
 
 def test_the_server_lists_and_serves_them(folders):

@@ -7,14 +7,19 @@ import math
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import peft
 import pytest
 import torch
 import transformers
+from ports import free_port
 
 import trivium
 from trivium.generate.requests import Request
@@ -205,3 +210,72 @@ def test_an_adapter_goes_to_peft_and_comes_back(tmp_path: Path) -> None:
     bake(again)
     with torch.no_grad():
         torch.testing.assert_close(again.logits(again(ids, Documents([len(ids)]))), mine, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
+        {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "use_rslora": True,
+         "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"v_proj": 5}},
+        {"r": 4, "lora_alpha": 8, "target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "norm"]},
+    ],
+    ids=["plain", "patterns", "whole parts"],
+)  # fmt: skip
+def test_an_adapter_that_peft_made_is_served(options: dict[str, Any], tmp_path: Path) -> None:
+    base = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    torch.manual_seed(3)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options)
+    made = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.requires_grad:
+                scale = 0.03 if "lora_" in name else 0.01
+                parameter.copy_(scale * torch.randn(parameter.shape) + (0 if "lora_" in name else parameter))
+    made.save_pretrained(str(tmp_path / "adapter"))
+    base = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    ids = torch.tensor(ours().tokenizer.encode(long_text()[:600]))
+    model = trivium.load(tmp_path / "adapter", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(ids[None]).logits[0]
+    torch.testing.assert_close(model.logits(ids.tolist()), expected, atol=1.5e-4, rtol=0)
+    assert (expected - ours().logits(ids.tolist())).abs().max() > 1
+    chats = [[{"role": "user", "content": one}] for one in QUESTIONS[:4]]
+    wanted = []
+    for chat in chats:
+        prompt = torch.tensor([ours().tokenizer.encode_prompt(chat)])
+        written = theirs.generate(
+            input_ids=prompt, do_sample=False, max_new_tokens=24, repetition_penalty=1.0,
+            eos_token_id=sorted(ours().tokenizer.stop_ids), pad_token_id=2,
+        )[0, prompt.shape[1] :]  # fmt: skip
+        wanted.append(their_tokenizer().decode(written, skip_special_tokens=True))
+    place = ["alone=" + str(tmp_path / "adapter")]
+    if "modules_to_save" not in options:
+        place += [f"base={FOLDER}", f"base:made={tmp_path / 'adapter'}"]
+    with served(place) as address:
+        for name in ("alone", "base:made")[: 1 if len(place) == 1 else 2]:
+            for chat, text in zip(chats, wanted, strict=True):
+                body = {"model": name, "messages": chat, "max_tokens": 24, "temperature": 0}
+                answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=300).json()
+                assert answer["choices"][0]["message"]["content"].strip() == text.strip(), name
+
+
+@contextmanager
+def served(models: list[str]) -> Iterator[str]:
+    """`trivium serve` in a process of its own."""
+    port = free_port()
+    words = ["-m", "trivium.cli", "serve", *models, "--port", str(port)]
+    server = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{address}/v1/models").is_success:
+                    break
+            assert server.poll() is None
+            time.sleep(1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()

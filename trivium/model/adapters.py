@@ -23,9 +23,11 @@ GROWN = ("embedding.weight", "head.weight", "position_embedding.weight")
 INERT: dict[str, Any] = {
     "bias": "none", "lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None,
     "layer_replication": None, "trainable_token_indices": None, "arrow_config": None,
-    "target_parameters": None, "megatron_config": None, "layers_pattern": None, "layers_to_transform": None,
-    "exclude_modules": None,
+    "target_parameters": None, "megatron_config": None,
 }  # fmt: skip
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin under which PEFT takes a part out of the base's matrices whenever the adapter is opened."""
+HEAD = "lm_head.weight"
 
 
 def save_adapter(model: Transformer, folder: Path | str, *, base: str, name: str = ONLY) -> None:
@@ -103,15 +105,27 @@ def _whole(model: Transformer) -> tuple[dict[str, Tensor], set[str]]:
         if len(stored.parts) == 1 and parameters[stored.parts[0]].requires_grad:
             kept[PREFIX + stored.name] = parameters[stored.parts[0]]
             modules.add(stored.name.rsplit(".", 1)[0])
+            if model.config.tied and stored.parts == ("embedding.weight",):
+                # PEFT would leave the head as it was.
+                kept[PREFIX + HEAD] = parameters["embedding.weight"].clone()
+                modules.add(HEAD.removesuffix(".weight"))
     return kept, modules
 
 
-def load_adapter(model: Transformer, folder: Path | str, *, name: str = ONLY) -> None:
-    """Lay a folder's adapter on a model and let it act; what was trained whole replaces the model's own."""
+def load_adapter(model: Transformer, folder: Path | str, *, name: str = ONLY, shared: bool = False) -> None:
+    """Lay a folder's adapter on a model and let it act; what was trained whole replaces the model's own.
+
+    A model that is `shared` with other adapters keeps its own: an adapter with anything else is refused.
+    """
     folder = Path(folder)
     settings, tensors = _read(folder)
     by_module = {stored.name.removesuffix(".weight"): stored for stored in matrices(model.config)}
     wholes = {key: tensors.pop(key) for key in list(tensors) if ".lora_" not in key}
+    if shared and wholes:
+        raise TriviumError(
+            f"{folder} replaces parts of its base, which others share: serve it as a model of its own, "
+            f"NAME={folder}."
+        )
     modules = sorted({key.split(".lora_")[0] for key in tensors})
     for module in modules:
         stored = by_module.get(module)
@@ -124,6 +138,8 @@ def load_adapter(model: Transformer, folder: Path | str, *, name: str = ONLY) ->
         parts = [part.removesuffix(".weight") for part in stored.parts]
         _lay(model, folder, name, parts, down, up, magnitude, settings, module)
     note(model, name)
+    if model.config.tied:
+        _untie(model, folder, settings, wholes)
     _replace(model, folder, wholes)
 
 
@@ -139,6 +155,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for key, inert in INERT.items():
         if settings.get(key, inert) not in (inert, [], {}):
             raise TriviumError(f"{folder / CONFIG}: {key} = {settings[key]!r} is not supported.")
+    begun = settings.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(CHANGES_BASE):
+        raise TriviumError(
+            f"{folder / CONFIG}: init_lora_weights = {begun!r} changes the base as well: save the adapter "
+            "again with save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+        )
     _refuse_odd_settings(settings, folder / CONFIG)
     tensors = load_tensors(folder / WEIGHTS)
     return settings, {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
@@ -198,6 +220,26 @@ def _patterned(table: Mapping[str, float], module: str, default: float) -> float
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
+
+
+@torch.no_grad()
+def _untie(model: Transformer, folder: Path, settings: Mapping[str, Any], wholes: dict[str, Tensor]) -> None:
+    """Give a tied model a head of its own where an adapter keeps one of the two tables, or two unequal."""
+    [table] = [one.name for one in stored_tensors(model.config) if one.parts == ("embedding.weight",)]
+    own = model.embedding.weight.detach()
+    # Adapters that Trivium wrote before it kept both, without PEFT's own keys, mean one table.
+    if HEAD not in wholes and (table not in wholes or "auto_mapping" not in settings):
+        return
+    head, embedding = wholes.pop(HEAD, own), wholes.get(table, own)
+    if head.shape != embedding.shape:
+        raise TriviumError(f"{folder / WEIGHTS}: {table} is {tuple(embedding.shape)}, {HEAD} another.")
+    if torch.equal(head.to(own), embedding.to(own)):
+        wholes[table] = embedding
+        return
+    model.head = nn.Linear(model.config.width, len(own), bias=False, device="meta")
+    model.head.weight = nn.Parameter(own.clone(), requires_grad=False)
+    model.config = model.config.changed(tied=False)
+    wholes[HEAD] = head
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import CHECKSUM, bare_name, read_object, save_tensors, tensors_checksum, write_json
+from trivium.model.adapter_folder import base_of
 from trivium.model.adapters import CONFIG as ADAPTER
 from trivium.model.adapters import load_adapter
 from trivium.model.blends import sums
 from trivium.model.config import ModelConfig
 from trivium.model.families import read_config, write_config
-from trivium.model.hub import resolve
 from trivium.model.initialise import build
 from trivium.model.lora import bake
 from trivium.model.masks import unmasked
@@ -180,17 +180,7 @@ def _on_its_base(
     folder: Path, config: ModelConfig, dtype: torch.dtype | None, device: str | torch.device
 ) -> Transformer:
     """The model of a folder that holds an adapter alone: its base with the adapter in the weights."""
-    name = read_object(folder / ADAPTER).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise TriviumError(f"{folder / ADAPTER} names no base model: restore it.")
-    try:
-        # A folder may name any repository of the hub, and opening it is no consent to fetch that.
-        base = resolve(name, fetch=False)
-    except TriviumError as error:
-        raise TriviumError(
-            f"{folder} is an adapter to {name}, which is not on this machine: restore it, or fetch it if you"
-            f" trust it ({error})"
-        ) from error
+    base = base_of(folder)
     model = load_model(base, dtype=dtype, device=device)
     load_adapter(model, folder)
     bake(model)
@@ -204,7 +194,7 @@ def _on_its_base(
         configured.load_state_dict(model.state_dict(), assign=True)
     except RuntimeError:
         raise TriviumError(
-            f"{folder.parent}: config.json is of another model than {name}: restore it."
+            f"{folder.parent}: config.json is of another model than {base}: restore it."
         ) from None
     configured.modalities = found
     return configured

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder or a GGUF file of this machine, or a repository of the hub."""
+"""Where a model's files are: a folder, a GGUF file or an adapter here, or a repository of the hub."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ HUB_NAME = re.compile(r"^\w[\w.-]*/[\w.-]+(@[\w./-]+)?$")
 
 
 def resolve(name: str | Path, fetch: bool = True) -> Path:
-    """A folder, or the model that a stage made in it, or a GGUF file as one; else `owner/name[@revision]`.
+    """A folder, the model a stage made in it, a GGUF file or an adapter as one; else `owner/name[@revision]`.
 
     Without `fetch`, what is of the hub has to be on this machine already.
     """
@@ -20,7 +20,13 @@ def resolve(name: str | Path, fetch: bool = True) -> Path:
         made = path / "model"
         # A finished stage shows its model's files beside its own as well; what is used is what it sealed.
         is_stage = (path / "stage.yaml").is_file() or not (path / "config.json").is_file()
-        return made if is_stage and (made / "config.json").is_file() else path
+        if is_stage and (made / "config.json").is_file():
+            return made
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            from trivium.model.adapter_folder import as_folder as merged_folder
+
+            return merged_folder(path)
+        return path
     if path.exists():
         # Torch is imported only where a file is read.
         from trivium.model.gguf.read import as_folder, is_gguf

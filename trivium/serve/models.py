@@ -14,7 +14,6 @@ from trivium.generate.engine import Engine
 from trivium.generate.kv_cache import half_of_free_memory
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json
 from trivium.model.adapters import CONFIG, load_adapter
 from trivium.model.folder import load_model
 from trivium.model.lora import selection_of
@@ -72,20 +71,18 @@ def drafts_of(names: abc.Collection[str], drafts: Sequence[str]) -> dict[str, st
 
 def lay_beside(model: Transformer, folder: Path, name: str) -> None:
     """Lay an adapter on a model that others use too; by itself none of them acts."""
-    path = folder / CONFIG
-    if path.is_file() and read_json(path).get("modules_to_save"):
-        raise TriviumError(
-            f"{folder} replaces parts of its base, which others share: serve the merged model."
-        )
-    load_adapter(model, folder, name=name)
+    load_adapter(model, folder, name=name, shared=True)
     selection = selection_of(model)
     assert selection is not None
     selection.active = None
 
 
 def with_adapters(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The adapters of each model: `BASE:NAME=FOLDER` beside `BASE=MODEL` is an adapter of that base."""
-    adapters = {name: _adapter(name, place, names) for name, place in names.items()}
+    """The adapters of each model: `BASE:NAME=FOLDER` beside `BASE=MODEL` is an adapter of that base.
+
+    An adapter with a plain name is a model of its own, merged into the base that it names.
+    """
+    adapters = {name: _adapter(name, place, names) if ":" in name else None for name, place in names.items()}
     found: dict[str, dict[str, str]] = {name: {} for name, place in adapters.items() if place is None}
     for name, place in adapters.items():
         if place is None:

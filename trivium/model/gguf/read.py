@@ -6,13 +6,9 @@ weights are the file's, dequantised: in float32, unless all matrices of the file
 bfloat16 and no value is lost in that type.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trivium.kit.cache import cache_folder
 from trivium.kit.errors import DamagedError, TriviumError
-from trivium.kit.files import checksum, expanded, readable, save_tensors, whole_folder, write_json
+from trivium.kit.files import checksum, readable, save_tensors, whole_folder, write_json
 from trivium.model.config import ModelConfig
 from trivium.model.families import read_config, write_config
 from trivium.model.gguf.architectures import ROPE_FACTORS, config_of, from_stored, place_of, with_factors
@@ -45,25 +42,10 @@ def as_folder(path: Path) -> Path:
     """The Hugging Face folder of a GGUF file, made now unless the cache has it."""
     with readable(path):
         identity = checksum(path)
-    folder = _cache() / "gguf" / f"{identity}-{VERSION}"
+    folder = cache_folder() / "gguf" / f"{identity}-{VERSION}"
     if not (folder / "config.json").is_file():
         with whole_folder(folder) as beside:
             convert(path, beside)
-    return folder
-
-
-def _cache() -> Path:
-    """Where what follows from other files is kept; with an empty `TRIVIUM_CACHE` for this process alone."""
-    named = os.environ.get("TRIVIUM_CACHE")
-    if named == "":
-        return _of_this_process()
-    return expanded(named or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "trivium")
-
-
-@cache
-def _of_this_process() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="trivium-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
