@@ -13,8 +13,10 @@ from fake_endpoint import FakeEndpoint, serving
 from synthesizing import QUICK, lines, recipe
 
 import trivium
+from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.kit.metrics import read_metrics
+from trivium.pipeline.plan import planned
 
 FORK = multiprocessing.get_context("fork")
 SMALL = {"depth": 1, "width": 32, "head_width": 16, "heads": 2, "inner_width": 32}
@@ -127,6 +129,11 @@ def test_with_an_own_checkpoint_killed_and_run_again_it_writes_the_same(tmp_path
 def answered(folder: Path) -> int:
     found = list((folder / "runs" / "store").glob("asked-*/checkpoints/answers.jsonl"))
     return found[0].read_bytes().count(b"\n") if found else 0
+
+
+def test_a_plan_refuses_an_answer_that_leaves_no_room_for_a_prompt(tmp_path):
+    with pytest.raises(TriviumError, match=r"reads 160 .*`steps\.0\.answer\.max_new_tokens: 160` fills"):
+        planned(own(tmp_path, steps=[{"answer": {"max_new_tokens": 160}}]), tmp_path / "runs")
 
 
 @pytest.mark.parametrize("budget", [{"tokens": 700}, {"requests": 9}])

@@ -24,6 +24,7 @@ from trivium.pipeline.run import Run
 from trivium.recipe.outside import locate
 from trivium.stages.parts.inheritance import trains_on
 from trivium.stages.parts.stage import Reference, Stage
+from trivium.stages.synthesize import Synthesize
 
 TEXTS = ("corpus", "pretrain", "midtrain", "anneals", "merge", "quantize")
 PREFERENCES = ("preference", "reward")
@@ -237,11 +238,14 @@ def _check_lengths(name: str, stage: Stage, derived: Mapping[str, Mapping[str, A
             + str(longest)
             + ", method: yarn}`."
         )
-    room = getattr(stage, "max_new_tokens", None)
-    if reach and room and stage.kind in PROMPTED and room >= reach:
-        raise TriviumError(
-            f"{name}: {start} reads {reach:,} tokens, which `max_new_tokens: {room}` fills; lower it."
-        )
+    rooms = {"max_new_tokens": getattr(stage, "max_new_tokens", None)} if stage.kind in PROMPTED else {}
+    if isinstance(stage, Synthesize):
+        rooms = dict(stage.longest_answers())
+    for setting, room in rooms.items():
+        if reach and room and room >= reach:
+            raise TriviumError(
+                f"{name}: {start} reads {reach:,} tokens, which `{setting}: {room}` fills; lower it."
+            )
 
 
 def _check_vocabulary(going: Run, name: str, checked: Checked) -> None:

@@ -144,6 +144,14 @@ class Synthesize(Stage):
         money = min(money, self.budget.money) if self.budget.money is not None else money
         return {**asked, "rows at most": rows, **({"money at most": money} if money else {})}
 
+    def longest_answers(self) -> dict[str, int]:
+        """The tokens of the longest answer of every step that `from` answers, by its setting."""
+        return {
+            f"steps.{place}.{step.name}.max_new_tokens": step.max_new_tokens
+            for place, step in enumerate(parse_steps(self.steps))
+            if isinstance(step, PromptedStep) and step.model is None and step.endpoint is None
+        }
+
     def check_machine(self) -> None:
         for one in self._endpoints():
             one.key()
