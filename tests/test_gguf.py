@@ -87,6 +87,15 @@ def test_blocks_of_256_are_close_to_what_they_hold(kind: str) -> None:
     assert np.abs(back - odd).max() < {"Q4_K": 0.12, "Q6_K": 0.05}[kind]
 
 
+def test_six_bits_hold_whole_numbers_down_to_minus_32_and_their_mirror() -> None:
+    """The largest of a group is given -32, whatever its sign, since there is no 32."""
+    values = np.random.default_rng(0).integers(-31, 32, size=(8, 256)).astype(np.float32)
+    values[:, ::16] = -32
+    values[::2] *= -1
+    back = gguf.dequantize(encode(values, "Q6_K"), gguf.GGMLQuantizationType["Q6_K"])
+    assert np.abs(back - values).max() < 0.1
+
+
 def test_rows_that_blocks_do_not_fill_are_stored_in_smaller_ones() -> None:
     assert [stored_as("Q4_K", width) for width in (512, 576, 40)] == ["Q4_K", "Q5_0", "F16"]
     assert [stored_as("Q6_K", width) for width in (512, 576)] == ["Q6_K", "Q8_0"]
