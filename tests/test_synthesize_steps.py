@@ -18,6 +18,7 @@ from synthesizing import QUICK, lines, synthesized, write_rows
 from trivium.generate.asking.asker import Asker
 from trivium.generate.asking.budget import Budget, Ledger
 from trivium.generate.asking.journal import Journal
+from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.model.folder import save_model
@@ -67,6 +68,14 @@ def through(folder: Path, rows: list[dict[str, Any]], step: Any) -> tuple[list[R
 
 def test_these_are_the_steps():
     assert set(Step.all()) == ALL
+
+
+def test_how_an_answer_is_drawn_is_what_its_step_says():
+    said = {"temperature": 0.3, "top_p": 0.8, "max_new_tokens": 7, "stop": ["END"]}
+    (step,), schema = parse_steps([{"answer": said}]), {"type": "object"}
+    assert step.sampling(5, schema) == Sampling(
+        temperature=0.3, top_p=0.8, max_new_tokens=7, stop=("END",), seed=5, json_schema=schema
+    )
 
 
 def test_a_teacher_asks_over_every_combination_and_reads_json(tmp_path):
