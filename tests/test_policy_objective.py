@@ -9,7 +9,7 @@ from small import VOCABULARY, small_model
 
 from trivium.data.rows import PackedSequence, collate
 from trivium.learn.objectives.policy import PolicyGradient
-from trivium.learn.objectives.policy_losses import ALGORITHMS, KlEstimator
+from trivium.learn.objectives.policy_losses import ALGORITHMS, KlEstimator, Sampled
 from trivium.model.transformer import Transformer
 
 GROUPS = [[6, 3], [1, 4, 7]]
@@ -73,3 +73,20 @@ def test_the_weight_is_what_the_feed_counted() -> None:
     rows = rows_of_answers(VOCABULARY, GROUPS, share=True)
     objective = PolicyGradient(ALGORITHMS["dapo"], ALGORITHMS["dapo"].numbers)
     assert objective.weight(rows) == 6 + 3 + 1 + 4 + 7
+
+
+@pytest.mark.parametrize(("algorithm", "cut", "total"), [("gspo", [1, 1, 2], 3), ("grpo", [1, 2, 3], 7)])
+def test_what_the_clip_cuts_is_counted_by_completion_where_that_has_one_ratio(
+    algorithm: str, cut: list[int], total: int
+) -> None:
+    """Completions of 1, 2 and 4 tokens: one made less likely, one likelier, one left alone."""
+    lengths, moved = torch.tensor([1, 2, 4]), torch.tensor([-0.5, 0.5, 0.0])
+    completion = torch.arange(3).repeat_interleave(lengths)
+    old, advantages = torch.zeros(7), torch.tensor([-1.0, 1.0, 1.0])[completion]
+    sampled = Sampled(moved[completion], old, advantages, torch.ones(7), completion, 3)
+    objective = PolicyGradient(ALGORITHMS[algorithm], ALGORITHMS[algorithm].numbers)
+    ratio = ALGORITHMS[algorithm].ratio(sampled)
+    found = objective._clipped_shares(sampled, ratio, torch.tensor(7.0))
+    shares = [found[f"clip_ratio/{part}_mean"] for part in ("low", "high", "region")]
+    assert [float(part) for part, _ in shares] == pytest.approx(cut)
+    assert {float(whole) for _, whole in shares} == {total}
