@@ -29,7 +29,7 @@ from trivium.stages.parts.prompts import Curriculum, Prompt
 from trivium.stages.parts.rollout_stage import from_to
 from trivium.stages.parts.rollout_worker import EngineWorker, Rollout
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
-from trivium.stages.rlvr import Rlvr
+from trivium.stages.rlvr import Clip, Rlvr
 
 REWARD = """
 def lengths(prompts, completions, **columns):
@@ -469,3 +469,10 @@ def test_a_clip_that_the_algorithm_does_not_read_is_refused(algorithm, clip):
     with pytest.raises(ValueError, match=f"{algorithm} does not read `clip_ratio.{next(iter(clip))}`"):
         Rlvr.model_validate({**common, "algorithm": algorithm, "clip_ratio": clip})
     Rlvr.model_validate({**common, "algorithm": "cispo", "clip_ratio": {"high": 3}})
+
+
+@pytest.mark.parametrize(("name", "nothing"), [("low", 0), ("high", 0), ("dual", 1)])
+def test_a_clip_that_leaves_no_room_is_refused(name, nothing):
+    with pytest.raises(ValueError, match=f"{name}\n.*greater than {nothing}"):
+        Clip.model_validate({name: nothing})
+    assert getattr(Clip.model_validate({name: nothing + 0.01}), name) == nothing + 0.01
