@@ -2,14 +2,16 @@
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
 
 from trivium.grade.code import CodeScorer, read_tests
-from trivium.grade.sandbox import client, filesystem, imports, probe
+from trivium.grade.sandbox import client, filesystem, imports, monitor, probe
 from trivium.grade.sandbox import filter as calls
 from trivium.grade.sandbox.client import Limits, Sandbox, announced, sandbox
 from trivium.grade.sandbox.layers import LAYERS
@@ -50,6 +52,16 @@ def test_no_two_calls_of_a_processor_have_one_number() -> None:
     """The number of another call would let through what is not listed."""
     for numbers in calls._CALLS.values():
         assert len(set(numbers.values())) == len(numbers)
+
+
+@pytest.mark.timeout(30)
+def test_a_worker_that_dies_before_it_is_confined_is_waited_for_no_longer(monkeypatch) -> None:
+    """Its end of the pipe is the only one, so that its death is the end of what it says."""
+    monkeypatch.setattr(monitor, "_be_worker", lambda *_: os._exit(3))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        report = monitor._run(SimpleNamespace(own_files=True, without=()), theirs, [], {}, None)
+    assert report == {"ended": "isolation", "why": "the worker died at once"}
 
 
 def test_without_any_layer_every_group_of_attempts_succeeds() -> None:

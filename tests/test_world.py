@@ -8,6 +8,7 @@ import pytest
 from trivium import world
 from trivium.kit.errors import TriviumError
 from trivium.world.country import country_of
+from trivium.world.craft import workshop
 from trivium.world.sums import _operands
 
 DIGEST = """
@@ -217,3 +218,8 @@ def test_shots_come_from_train():
     item = next(world.questions("facts", "test", shots=3))
     assert item.prompt.count("Question:") == 4
     assert item.prompt.endswith(f"Question: {item.question}\nAnswer:")
+
+
+def test_products_are_nouns_and_no_names() -> None:
+    products = workshop(country=0, products=40).products
+    assert all(one.name.islower() for one in products)
