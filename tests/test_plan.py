@@ -117,6 +117,21 @@ def test_what_a_stage_would_refuse_the_plan_refuses(folder, stage, said):
     refused(folder, BASE + stage + "\n", said)
 
 
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_stage_of_another_recipe_is_named_by_its_path(folder, verb, capsys):
+    other = folder / "runs" / "other" / "base"
+    other.mkdir(parents=True)
+    (other / "stage.yaml").touch()
+    (folder / "r.yaml").write_text(
+        "name: r\nstages:\n  mid: {kind: midtrain, from: other/base, data: ./texts, tokens: 1k}\n"
+    )
+    with pytest.raises(SystemExit):
+        main([verb, str(folder / "r.yaml"), "--runs", str(folder / "runs")])
+    assert f"other/base is a stage of another recipe; write its path seen from the recipe, {other}." in (
+        capsys.readouterr().err
+    )
+
+
 def test_how_processes_share_a_training_is_named(folder):
     stage = "  mid: {kind: midtrain, from: base, data: ./texts, tokens: 1k, parallel: {shard: 4}}\n"
     (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{stage}")

@@ -163,12 +163,6 @@ def _check_model(going: Run, name: str, place: str, checked: Checked) -> None:
     """A model from outside has a config that is understood and weights that are there."""
     found = locate(name, going.recipe.base)
     if found is None:
-        stage = going.store.runs / name
-        if (stage / "stage.yaml").is_file():
-            raise TriviumError(
-                f"{place}: {name} is a stage of another recipe; write its path seen from the recipe, "
-                f"{stage.absolute()}."
-            )
         try:
             found = resolve(name, fetch=False)
         except TriviumError:

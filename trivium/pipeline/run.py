@@ -42,7 +42,7 @@ from trivium.pipeline.store import Entry, Store, last_row, now
 from trivium.pipeline.watch import note_graph
 from trivium.recipe import graph
 from trivium.recipe.graph import Node
-from trivium.recipe.outside import Checksums, locate
+from trivium.recipe.outside import Checksums, is_on_the_hub, locate
 from trivium.recipe.revisions import Revisions
 from trivium.recipe.schema import Recipe, load
 from trivium.stages.parts.stage import Work
@@ -84,8 +84,24 @@ def prepare(
     store = Store(Path(runs))
     checksums = Checksums(store.folder / "checksums.json")
     revisions = Revisions(store.folder / "revisions.json", None if shared is None else shared.place)
+    _refuse_others_stages(valid, store)
     nodes = graph.build(valid, checksums, revisions, same_as(store.folder))
     return Run(valid, nodes, store, shared)
+
+
+def _refuse_others_stages(recipe: Recipe, store: Store) -> None:
+    """A recipe names what another one made by its path; verbs take the name of such a stage as well."""
+    for name, stage in recipe.stages.items():
+        for reference in stage.references():
+            other = store.runs / reference.name
+            if reference.name in recipe.stages or not is_on_the_hub(reference.name):
+                continue
+            if locate(reference.name, recipe.base) is None and (other / "stage.yaml").is_file():
+                said = ["stages", name.partition(".")[0], *reference.setting.split(".")]
+                raise TriviumError(
+                    f"{recipe.written.place(said)}: {reference.name} is a stage of another recipe; write "
+                    f"its path seen from the recipe, {other.absolute()}."
+                )
 
 
 def run(
