@@ -15,6 +15,7 @@ from fake_endpoint import FakeEndpoint, serving
 from synthesizing import QUICK, hurry, lines, recipe, synthesized, write_rows
 
 import trivium
+from trivium.data.sources import Source, read_documents
 from trivium.generate.asking.budget import Budget, Cost, Ledger, believed
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
@@ -214,6 +215,23 @@ def test_an_answer_without_content_is_paid_for_once(tmp_path, monkeypatch):
         )
         assert fake.requests == 3
         assert [row["reason"] for row in lines(stage / "dropped.jsonl")] == ["empty: the model said nothing"]
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
+def test_half_an_emoji_is_a_letter_that_files_can_hold(tmp_path, file_format):
+    """As servers write that cut an answer between two tokens of one letter; also inside of the JSON of a
+    teacher."""
+    schema = {"type": "object", "properties": {"topic": {"type": "string"}}}
+    teacher = {"template": "Ask about {{ prompt }}", "to": "asked", "schema": schema}
+    say = lambda prompt, _: '{"topic": "\\ud83d?"}' if "Ask" in prompt else "smile \ud83d"
+    with serving(FakeEndpoint(answer=say)) as fake:
+        stage = synthesized(
+            tmp_path, endpoint={"url": fake.url, "model": "fake", **QUICK}, data=str(write_rows(tmp_path, 2)),
+            steps=[{"teacher": teacher}, {"answer": {"temperature": 0.5}}], file_format=file_format,
+        )  # fmt: skip
+    rows = [one.fields for one in read_documents(Source(path=str(stage / "data" / f"rows.{file_format}")))]
+    assert {row["messages"][-1]["content"] for row in rows} == {"smile \ufffd"}
+    assert "\ufffd?" in json.dumps(rows, ensure_ascii=False)
 
 
 def test_an_answer_has_to_be_whole_within_its_timeout(tmp_path, monkeypatch):

@@ -230,7 +230,7 @@ class Endpoint:
             wait = _retry_after(answer.headers.get("Retry-After"))
             return answer.status_code, _said(answer, content), wait
         try:
-            return 200, read(json.loads(content)), None
+            return 200, read(parsed(content)), None
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             why = _error_message(content) or f"{type(error).__name__}: {error}"
             return 200, f"the answer is no {path[1:]} object ({why})", None
@@ -282,6 +282,17 @@ class Endpoint:
             raise Refused
 
 
+def parsed(content: str | bytes) -> Any:
+    """JSON that a model or its server wrote, with U+FFFD where it escapes half a surrogate pair.
+
+    A server that cuts an answer inside an emoji writes such a half; no text file can hold it.
+    """
+    found = json.loads(content)
+    text = json.dumps(found, ensure_ascii=False)
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return found if whole == text else json.loads(whole)
+
+
 def _asked(sampling: Sampling) -> dict[str, Any]:
     """Sampling in the protocol's words; what has its default is left unsaid, since not every server knows
     it."""
@@ -325,7 +336,7 @@ def _whole(value: Any) -> int:
 def _error_message(content: bytes) -> str | None:
     """What the `error` of a body says, if it has one."""
     try:
-        error = json.loads(content)["error"]
+        error = parsed(content)["error"]
         return " ".join(str(error["message"] if isinstance(error, Mapping) else error).split())[:200]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -187,13 +187,4 @@ def _column(values: list[Any]) -> arrow.Array:
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    # Half a surrogate pair, which a model may write, has no bytes in UTF-8, but JSON can escape it.
-    return "".join(json.dumps(row, ensure_ascii=not _is_plain(row)) + "\n" for row in rows)
-
-
-def _is_plain(row: dict[str, Any]) -> bool:
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from trivium.generate.endpoint import parsed
 from trivium.grade.fences import fenced_anywhere
 from trivium.grade.schema import violation
 from trivium.kit.numbers import Count
@@ -62,7 +62,7 @@ def read_object(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | str:
     blocks = [inside for _, inside in fenced_anywhere(text)]
     for candidate in (text, *blocks, text[text.find("{") : text.rfind("}") + 1]):
         try:
-            value = json.loads(candidate)
+            value = parsed(candidate)
         except (ValueError, RecursionError):
             continue
         if not isinstance(value, dict):
