@@ -78,6 +78,13 @@ def test_how_an_answer_is_drawn_is_what_its_step_says():
     )
 
 
+@pytest.mark.parametrize(("count", "rows"), [(None, 6), (4, 4), (20, 20)])
+def test_a_seed_makes_every_combination_once_or_as_many_as_are_wanted(tmp_path, count, rows):
+    (seed,) = parse_steps([{"seed": {"topics": ["a", "b", "c"], "styles": ["d", "e"], "count": count}}])
+    assert seed.answers(0) == (rows, 0.0, 0)
+    assert len(seed.seeds(room_without_a_model(tmp_path))) == rows
+
+
 def test_a_teacher_asks_over_every_combination_and_reads_json(tmp_path):
     schema = {"type": "object", "properties": {"question": {"type": "string"}, "answer": {"type": "string"}},
               "required": ["question", "answer"]}  # fmt: skip
