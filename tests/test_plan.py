@@ -132,6 +132,18 @@ def test_a_stage_of_another_recipe_is_named_by_its_path(folder, verb, capsys):
     )
 
 
+def test_rows_that_teach_nothing_or_do_not_fit_are_found_before_the_stage_runs(folder):
+    rows(
+        folder / "alike.jsonl", *[{"prompt": f"{n}?", "chosen": " yes", "rejected": " yes"} for n in range(5)]
+    )
+    dpo = "  dpo: {kind: preference, from: base, data: ./alike.jsonl}\n"
+    refused(folder, BASE + dpo, "both answers of each of the first 5 pairs are the same")
+    answers = [" yes"] * 2 + [" yes" * 100] * 3
+    rows(folder / "long.jsonl", *[{"prompt": "So?", "completion": answer} for answer in answers])
+    notes = noted(folder, BASE + SFT.replace("chats", "long"))
+    assert [one for one in notes if "sft: about 3 of the first 5 rows of ./long.jsonl are cut" in one]
+
+
 def test_how_processes_share_a_training_is_named(folder):
     stage = "  mid: {kind: midtrain, from: base, data: ./texts, tokens: 1k, parallel: {shard: 4}}\n"
     (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{stage}")
