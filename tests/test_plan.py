@@ -18,6 +18,7 @@ from trivium.pipeline.checks import Checked
 from trivium.pipeline.plan import plan, planned
 from trivium.pipeline.preview import preview
 from trivium.pipeline.why import reasons
+from trivium.pipeline.workload import job_of
 
 BASE = """\
   words: {kind: tokenizer, data: ./texts, vocabulary: 268}
@@ -226,6 +227,17 @@ def test_the_numbers_that_are_planned_are_those_that_run(folder):
         assert before[name]["steps"] == pytest.approx(run[name].summary["steps"], rel=0.1), name
         assert before[name]["tokens"] == pytest.approx(run[name].summary["tokens"], rel=0.1), name
     assert before["sft"]["epochs"] == {"./chats.jsonl": pytest.approx(1.0, rel=0.15)}
+
+
+def test_the_last_layer_is_planned_for_learned_places_alone_where_they_are_few_or_distilled(folder):
+    student = "  student: {kind: distill, from: base, teacher: base, data: ./chats.jsonl, context: 32}\n"
+    (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{SFT}{student}")
+    found = planned(folder / "r.yaml", folder / "runs")
+    for name, learned, is_part in (("sft", 0.5, True), ("sft", 0.9, False), ("student", 0.9, True)):
+        numbers = {**found.numbers[name], "learned": learned}
+        job = job_of(found.going, name, {**found.numbers, name: numbers}, Checked())
+        training = next(one for one in job.phases if one.name == "training")
+        assert training.last_layer == (pytest.approx(training.tokens * learned) if is_part else None)
 
 
 def test_every_stage_that_computes_has_a_cost(folder):
