@@ -105,6 +105,29 @@ def test_gopher_names_the_rule(rule: str) -> None:
         assert reasons({"filters": {"preset": "gopher", "rules": off}}, [GOPHER[rule]])[0] != rule
 
 
+GERMAN = (
+    "Die alte Mühle steht am Fluss, und jeden Morgen dreht der Müller das große Rad mit den Händen weiter. "
+    "Bauern bringen ihm Korn aus den Dörfern, die hinter dem Hügel liegen, und warten im Schatten der Bäume. "
+    "Abends sitzt er vor seinem Haus, erzählt den Kindern lange Geschichten und schaut auf das stille Wasser."
+)
+JAPANESE = (
+    "古い水車は川のそばにあり、毎朝、粉屋は大きな輪を回します。農家の人々は丘の向こうの村から穀物を運び、"
+    "木の陰で待っています。夕方になると、彼は家の前に座り、子供たちに長い話を聞かせ、静かな水を眺めます。"
+)
+
+
+def test_gopher_measures_other_languages_than_english_by_what_holds_for_them(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [GERMAN, JAPANESE, PROSE])
+    known = [{"language": {"keep": ["de", "ja", "en"]}}]
+    kept, _ = curated(tmp_path / "by", [path], [*known, {"filters": "gopher"}])
+    assert [row["text"] for row in kept] == [GERMAN, JAPANESE, PROSE]
+    of_all = {"filters": {"preset": "gopher", "rules": {"by_language": False}}}
+    for number, steps in enumerate(([{"filters": "gopher"}], [*known, of_all])):
+        kept, dropped = curated(tmp_path / str(number), [path], steps)
+        assert [row["text"] for row in kept] == [PROSE]
+        assert [row["reason"].partition(":")[0] for row in dropped] == ["stop words", "short words"]
+
+
 def test_c4_keeps_good_lines_and_says_what_ends_a_page(tmp_path: Path) -> None:
     good = [
         "This is a sentence of words.",

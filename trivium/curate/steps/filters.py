@@ -8,7 +8,7 @@ arrays; a document is left out by the first rule it fails, and the reason says w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -20,6 +20,12 @@ from trivium.curate.characters import DIGIT, IDEOGRAPH, LETTER, MARK, Words
 from trivium.curate.repetition import repeated, repeated_grams, top_gram
 from trivium.curate.step import Step
 
+ENGLISH = ("en", "eng")
+SHORT_WORDS = (
+    "zh", "zho", "cmn", "yue", "wuu", "ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm",
+    "my", "mya", "bo", "bod", "dz", "dzo",
+)  # fmt: skip
+"""Languages whose words are not between spaces, or have two or three letters of a syllable each."""
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 POLICIES = (
     "terms of use",
@@ -54,7 +60,7 @@ _ENCODED = re.compile(r"[A-Za-z0-9+/=]{200,}|(?:\\x[0-9a-fA-F]{2}){40,}|(?:0x[0-
 
 GOPHER = {
     "words": [50, 100_000], "word_length": [3, 10], "hashes": 0.1, "ellipses": 0.1, "bullet_lines": 0.9,
-    "ellipsis_lines": 0.3, "alphabetic_words": 0.8, "stop_words": 2,
+    "ellipsis_lines": 0.3, "alphabetic_words": 0.8, "stop_words": 2, "by_language": True,
     "repeated_lines": 0.3, "repeated_paragraphs": 0.3, "repeated_line_characters": 0.2,
     "repeated_paragraph_characters": 0.2, "top_grams": {2: 0.2, 3: 0.18, 4: 0.16},
     "repeated_grams": {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1},
@@ -155,6 +161,14 @@ class Facts:
         self.all_words = np.diff(self.words.first)
         self.proper_words = self.words.per_document(self.proper.astype(np.float64))
 
+    def is_in(self, languages: Collection[str]) -> np.ndarray | None:
+        """Which documents are in one of these languages, [documents]; None where no step found that out."""
+        if "language" not in self.batch.records.schema.names:
+            return None
+        known = self.batch.records.column("language").to_pylist()
+        # GlotLID writes `eng_Latn`.
+        return np.array([str(one).partition("_")[0] in languages for one in known])
+
     def count(self, letters: str) -> np.ndarray:
         """How often a sign occurs; [documents]."""
         return np.array([text.count(letters) for text in self.texts], dtype=np.float64)
@@ -182,6 +196,12 @@ def _below(rule: str, found: np.ndarray, least: float, what: str, unit: str = ""
     return rule, found, found < least, detail
 
 
+def _but(rule: Rule, exempt: np.ndarray | None) -> Rule:
+    """The rule, which `exempt`, booleans of [documents], pass whatever is found."""
+    name, found, failed, detail = rule
+    return rule if exempt is None else (name, found, failed & ~exempt, detail)
+
+
 @lru_cache(1)
 def _stop_hashes() -> np.ndarray:
     from trivium.curate.characters import Characters
@@ -197,7 +217,8 @@ def _gopher(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
     if rules["word_length"]:
         total = words.per_document(np.where(facts.proper, words.lengths, 0).astype(np.float64))
         mean = _share(total, facts.proper_words)
-        yield _below("short words", mean, rules["word_length"][0], "letters a word")
+        short = _below("short words", mean, rules["word_length"][0], "letters a word")
+        yield _but(short, facts.is_in(SHORT_WORDS) if rules["by_language"] else None)
         yield _above("long words", mean, rules["word_length"][1], "letters a word", "")
     if rules["hashes"] is not None:
         yield _above("hash signs", _share(facts.count("#"), facts.all_words), rules["hashes"], "# per word")
@@ -225,7 +246,9 @@ def _gopher(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
         found = np.zeros(words.count)
         for stop in _stop_hashes():
             found[np.unique(words.documents[words.hashes == stop])] += 1
-        yield _below("stop words", found, rules["stop_words"], "different stop words")
+        english = facts.is_in(ENGLISH) if rules["by_language"] else None
+        few = _below("stop words", found, rules["stop_words"], "different stop words")
+        yield _but(few, None if english is None else ~english)
 
 
 def _repetition(facts: Facts, rules: dict[str, Any]) -> Iterator[Rule]:
