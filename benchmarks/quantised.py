@@ -1,4 +1,4 @@
-"""Quantised decoding on a processor beside float32: tokens per second, memory of the weights, perplexity.
+"""Decoding with fewer bits on a processor: tokens per second beside float32, memory, perplexity.
 
 Run with `python benchmarks/quantised.py FOLDER --text FILE`; FOLDER is any model that opens here, such as
 the folder that `python tests/real/fetch.py DIR` makes. One row is decoded greedily, in turns, and the best
@@ -20,7 +20,7 @@ import torch
 from trivium.generate.engine import Engine
 from trivium.generate.forward import FusedForward
 from trivium.generate.matrices import Blocks, Matrix
-from trivium.generate.packed import PackedMatrix
+from trivium.generate.packed import HalfMatrix, PackedMatrix
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.model.folder import load_model
@@ -31,8 +31,9 @@ ROW = 512
 
 
 def engine_of(folder: Path, scheme: str, tokenizer: Tokenizer) -> Engine:
-    model = load_model(folder, dtype=torch.float32).requires_grad_(False).eval()
-    if scheme != "float32":
+    dtype = torch.bfloat16 if scheme == "bfloat16" else torch.float32
+    model = load_model(folder, dtype=dtype).requires_grad_(False).eval()
+    if scheme in ("int8", "int4"):
         quantise(model, scheme)  # type: ignore[arg-type]
     return Engine(model, tokenizer, max_rows=1)
 
@@ -40,6 +41,7 @@ def engine_of(folder: Path, scheme: str, tokenizer: Tokenizer) -> Engine:
 def bytes_of(engine: Engine) -> int:
     """All tensors that the model and the engine's forward pass hold of weights."""
     seen: dict[int, int] = {}
+    packed = 0
 
     def note(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -53,6 +55,8 @@ def bytes_of(engine: Engine) -> int:
     for one in held:
         if isinstance(one, torch.Tensor):
             note(one)
+        elif isinstance(one, HalfMatrix):
+            packed += one.bytes
         elif isinstance(one, PackedMatrix):
             note(one.values)
             note(one.scales)
@@ -61,7 +65,7 @@ def bytes_of(engine: Engine) -> int:
         elif isinstance(one, Blocks):
             for block in one.blocks:
                 note(block.weight)
-    return sum(seen.values())
+    return sum(seen.values()) + packed
 
 
 def perplexity(engine: Engine, ids: list[int]) -> float:
@@ -82,7 +86,8 @@ def main() -> None:
     tokenizer = Tokenizer.load(words.folder)
     ids = tokenizer.encode(words.text.read_text(encoding="utf-8")[: ROW * words.rows * 8])[: ROW * words.rows]
     prompt = ids[:16]
-    engines = {scheme: engine_of(words.folder, scheme, tokenizer) for scheme in ("float32", "int8", "int4")}
+    schemes = ("float32", "bfloat16", "int8", "int4")
+    engines = {scheme: engine_of(words.folder, scheme, tokenizer) for scheme in schemes}
     best = dict.fromkeys(engines, 0.0)
     sampling = Sampling(max_new_tokens=words.tokens, min_new_tokens=words.tokens, temperature=0)
     for _ in range(words.turns):
@@ -91,13 +96,13 @@ def main() -> None:
             engine.generate([Request(prompt, sampling)])
             best[scheme] = max(best[scheme], words.tokens / (time.perf_counter() - start))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("scheme    tokens/s  ratio  MiB  ratio  perplexity")
+    print("scheme     tokens/s  ratio  MiB  ratio  perplexity")
     base = bytes_of(engines["float32"])
     for scheme, engine in engines.items():
         held = bytes_of(engine)
         ratio = best[scheme] / best["float32"]
         print(
-            f"{scheme:<9} {best[scheme]:8.1f} {ratio:6.2f} {held / 2**20:4.0f} {held / base:6.2f}"
+            f"{scheme:<10} {best[scheme]:8.1f} {ratio:6.2f} {held / 2**20:4.0f} {held / base:6.2f}"
             f"  {perplexity(engine, ids):.3f}"
         )
         gc.collect()

@@ -9,6 +9,7 @@ from trivium.generate.forward import FusedForward, covers
 from trivium.generate.kv_cache import Cache, Shape
 from trivium.generate.packed import packs
 from trivium.generate.sequence import Sequence
+from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig, ModelConfig
 from trivium.model.lora import AdapterSettings, adapted_layers, add_adapter, selected
@@ -131,7 +132,6 @@ def test_plan_and_cache_agree_with_the_whole_text_at_once(kind, count):
 
 
 def test_what_a_plan_does_not_cover_is_said():
-    assert not covers(model_of().to(torch.bfloat16))
     assert not covers(model_of(experts=ExpertsConfig(count=4, per_token=2, inner_width=16)))
     replaced = model_of()
     replaced.layers[0].mlp.up = torch.nn.Sequential(replaced.layers[0].mlp.up)
@@ -193,6 +193,50 @@ def test_a_packed_model_computes_what_its_modules_do(kind, scheme):
     assert (found - expected).pow(2).mean().sqrt() < 0.03 * expected.std()
     scores, exact = forward.logits(found), model.logits(found)
     assert (scores - exact).pow(2).mean().sqrt() < 0.02 * exact.std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gpt2"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_weights_in_16_bits_meet_rows_in_float32(kind, dtype, count):
+    """What is computed is what float32 computes with the same weights."""
+    model = model_of(**KINDS[kind]).to(dtype)
+    if model.config.norm != "rms":
+        assert not covers(model)
+        return
+    exact = model_of(**KINDS[kind])
+    exact.load_state_dict(model.state_dict())
+    texts = [torch.randint(61, (length,)).tolist() for length in (21, 40, 2)[:count]]
+    forward = FusedForward(model, alone=count == 1)
+    for text, found in zip(texts, read_and_step(exact, forward.forward, texts), strict=True):
+        expected = exact(torch.tensor(text), Documents([len(text)]))
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+        torch.testing.assert_close(forward.logits(found), exact.logits(expected), atol=1e-3, rtol=0)
+    rows = torch.randn(40, model.config.width)
+    for product in (
+        forward.layers[1].projection.product,
+        forward.layers[1].entry.product,
+        forward.head.product,
+    ):
+        together = product(rows)
+        assert torch.equal(torch.cat([product(row[None]) for row in rows]), together)
+        assert torch.equal(torch.cat([product(part) for part in rows.split(7)]), together)
+
+
+def test_where_no_kernel_takes_16_bits_the_modules_do(monkeypatch):
+    model = model_of().to(torch.bfloat16)
+    assert covers(model)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert not covers(model)
+
+
+def test_weights_that_float16_cannot_hold_are_refused():
+    model = model_of().to(torch.bfloat16)
+    with torch.no_grad():
+        model.layers[0].mlp.down.weight[0, 0] = 1e5
+    with pytest.raises(TriviumError, match="float16 cannot hold: open it in float32"):
+        FusedForward(model)
 
 
 def test_rounded_rows_stay_with_the_modules():

@@ -12,7 +12,7 @@ from generating import prompt, tiny_model, tokenizer
 from trivium.data.rows import collate, row_of_documents
 from trivium.generate import matrices
 from trivium.generate.engine import Engine
-from trivium.generate.matrices import engine_dtype
+from trivium.generate.matrices import covers, engine_dtype
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit.errors import TriviumError
@@ -24,6 +24,13 @@ from trivium.model.quantize import prepare_for, quantise
 
 HALF = torch.bfloat16
 SAMPLING = Sampling(max_new_tokens=12, logprobs=True, seed=7)
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["packed", "through its modules"])
+def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model in 16 bits as this processor decodes it, and as GPUs and processors without kernels do."""
+    if not request.param:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
 
 
 def answers(engine: Engine, sampling: Sampling = SAMPLING) -> list[tuple[list[int], list[float]]]:
@@ -52,7 +59,7 @@ DESIGNS = {
 def test_the_copy_is_the_model_in_the_other_type(design: str) -> None:
     model = tiny_model(**DESIGNS[design])
     engine = Engine(model, tokenizer(), dtype=HALF)
-    assert engine.cache.shape.dtype == HALF
+    assert engine.cache.shape.dtype == (torch.float32 if covers(engine.model) else HALF)
     assert {one.dtype for one in engine.model.parameters()} == {HALF}
     rounded = Engine(copy.deepcopy(model).to(HALF), tokenizer())
     assert rounded.model is rounded.source, "what is in the type already is not copied"
@@ -114,7 +121,7 @@ def test_what_the_engine_computes_in_is_decided_in_one_place(monkeypatch: pytest
     assert engine_dtype(model) == torch.float32
     monkeypatch.setattr(matrices, "compute_dtype", lambda device: HALF)
     assert engine_dtype(model) == HALF
-    assert Engine(model, tokenizer()).cache.shape.dtype == HALF
+    assert Engine(model, tokenizer()).model.dtype == HALF
     assert Engine(model, tokenizer(), dtype=torch.float32).model is model, "unless it is told"
     assert engine_dtype(tiny_model().to(torch.float16)) == torch.float16, "only float32 is rounded"
     several, prepared = tiny_model(), tiny_model()

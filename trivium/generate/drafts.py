@@ -20,7 +20,7 @@ from torch import Tensor
 from trivium.generate.attention import DecodeContext
 from trivium.generate.forward import forward_pass_of
 from trivium.generate.kv_cache import BLOCK, Cache, Shape, shared_prefix
-from trivium.generate.matrices import EngineWeights
+from trivium.generate.matrices import EngineWeights, cache_dtype
 from trivium.generate.prefill import Prefill
 from trivium.generate.sampling import NEVER, Sampler
 from trivium.generate.sequence import Sequence
@@ -141,7 +141,7 @@ class DraftModel:
         self.model = self._weights.model
         config = self.model.config
         self._forward = forward_pass_of(self.model, max_rows)
-        shape = Shape.of(config, self._weights.dtype, self.model.device)
+        shape = Shape.of(config, cache_dtype(self.model, self._weights.dtype), self.model.device)
         self.cache = Cache(shape, rows=max_rows, budget=memory_budget)
         self._prefill = Prefill(
             self.model, self._forward, self.cache, {"prompt_tokens": 0, "copied_tokens": 0}

@@ -22,7 +22,7 @@ from trivium.generate.exactness import Exactness
 from trivium.generate.forward import ModuleForward, forward_pass_of
 from trivium.generate.head_drafts import HeadDrafter
 from trivium.generate.kv_cache import BLOCK, Cache, Shape, half_of_free_memory, in_blocks
-from trivium.generate.matrices import EngineWeights, engine_dtype
+from trivium.generate.matrices import EngineWeights, cache_dtype, engine_dtype
 from trivium.generate.requests import Completion, Listener, Request, RequestHandle, Scores
 from trivium.generate.sampling import SequenceSampling, seed_of_sample
 from trivium.generate.scheduler import Scheduler
@@ -67,11 +67,12 @@ class Engine:
         self.sampling_defaults: dict[str, Any] = {}
         config = model.config
         self.vocabulary, self.window = config.vocabulary, config.context
-        shape = Shape.of(config, self._weights.dtype, model.device)
+        shape = Shape.of(config, cache_dtype(self.model, self._weights.dtype), model.device)
         if isinstance(draft, Draft):
             # as many tokens are cached of the draft as of the model
             memory_budget = half_of_free_memory(shape.device) if memory_budget is None else memory_budget
-            share = Shape.of(draft.model.config, engine_dtype(draft.model), shape.device).bytes_per_token
+            held = cache_dtype(draft.model, engine_dtype(draft.model))
+            share = Shape.of(draft.model.config, held, shape.device).bytes_per_token
             share = memory_budget * share // (share + shape.bytes_per_token)
             memory_budget -= share
         else:

@@ -168,9 +168,9 @@ class Exactness:
     promise: str = CLOSE
 
 
-def of_model(model: Transformer, products: Iterable[Product]) -> Exactness:
-    """What holds for this model here; only float32 on a processor is probed."""
-    if (unprobed := _unprobed(model.device.type, model.dtype)) is not None:
+def of_model(model: Transformer, products: Iterable[Product], dtype: torch.dtype | None = None) -> Exactness:
+    """What holds for this model here; only float32 on a processor is probed. `dtype` is that of its rows."""
+    if (unprobed := _unprobed(model.device.type, dtype or model.dtype)) is not None:
         return unprobed
     return probed(tuple(sorted(set(products), key=repr)), Heads.of(model.config))
 

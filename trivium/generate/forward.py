@@ -1,6 +1,6 @@
 """A faster way to run the same model: layers fused and buffers laid out once, derived from the modules.
 
-`FusedForward` computes what `Transformer.forward` computes (a test holds the two together) for float32 on a
+`FusedForward` computes what `Transformer.forward` computes (a test holds the two together) in float32 on a
 CPU, where much of a step of one row is spent on dispatching small operations. It differs in form only:
 
 - the projections of one input are one matrix, stored transposed; products are computed for numbers of rows
@@ -10,7 +10,7 @@ CPU, where much of a step of one row is spent on dispatching small operations. I
 - heads are stored with their two halves interleaved, so that rotating them is one complex multiplication.
 
 A lone adapter and the values of rounded matrices are multiplied out once; what a plan does not cover
-(experts, several adapters, rounded rows, low precision, GPUs) runs through the modules themselves.
+(experts, several adapters, rounded rows, GPUs) runs through the modules themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from trivium.generate.attention import CacheContext
 from trivium.generate.exactness import BIT_EXACT, CLOSE, Exactness, InVerifiedSizes, of_model, of_modules
 from trivium.generate.matrices import WIDEST, Blocks, FusedLayer, Matrix, Scale, covers, versions
-from trivium.generate.packed import PackedMatrix, packed_head, packs
+from trivium.generate.packed import HalfBlocks, PackedBlocks, PackedMatrix, holds_halves, packed_head, packs
 from trivium.kit.errors import TriviumError
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
@@ -162,7 +162,7 @@ class FusedForward:
         self.refresh()
         self._logits = torch.empty(0, self.head.width)
         products = [product for layer in self.layers for product in layer.products]
-        self.exactness = of_model(model, [*products, *self.head.products])
+        self.exactness = of_model(model, [*products, *self.head.products], torch.float32)
 
     def refresh(self) -> None:
         with torch.inference_mode():
@@ -170,7 +170,8 @@ class FusedForward:
             self._tables.clear()
             # one row reads each matrix once, in order, however wide it is
             widest = sys.maxsize if self.alone else WIDEST
-            packed = packs(self.model)
+            halves = holds_halves(self.model)
+            packed = halves or packs(self.model)
             self.layers = [
                 FusedLayer(layer, self.model, widest, packed)
                 for layer in self.model.layers
@@ -186,7 +187,10 @@ class FusedForward:
             # rows that do not lie end to end are divided more slowly, unless there is only one
             self.least = leasts.pop() if self.alone and len(leasts) == 1 else None
             head = self.model.head_weight.detach()
-            self.head = packed_head(head) if packed else Blocks([head], widest=widest)
+            if halves:
+                self.head: HalfBlocks | PackedBlocks | Blocks = HalfBlocks([head])
+            else:
+                self.head = packed_head(head) if packed else Blocks([head], widest=widest)
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
 
     def refresh_if_changed(self) -> None:
@@ -317,7 +321,10 @@ class FusedForward:
         found = None if model.modalities is None else model.modalities.places(tokens)
         if found is not None:
             tokens = tokens.index_fill(0, found[0], 0)
-        stream = torch.index_select(model.embedding.weight, 0, tokens, out=room.stream)
+        if model.dtype == room.stream.dtype:
+            stream = torch.index_select(model.embedding.weight, 0, tokens, out=room.stream)
+        else:
+            stream = room.stream.copy_(torch.index_select(model.embedding.weight, 0, tokens))
         if model.config.embedding_scale != 1.0:
             stream.mul_(model.config.embedding_scale)
         if found is not None:

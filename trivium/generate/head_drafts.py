@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trivium.generate.drafts import DraftedText
+from trivium.generate.matrices import cache_dtype
 from trivium.generate.sampling import Sampler
 from trivium.generate.sequence import Sequence
 from trivium.kit.errors import TriviumError
@@ -33,7 +34,9 @@ class HeadDrafter:
                 f"{model.config.width}: take heads that were trained on this model."
             )
         weight = model.head_weight
-        self._heads = heads.to(device=weight.device, dtype=weight.dtype).requires_grad_(False)
+        self._heads = heads.to(device=weight.device, dtype=cache_dtype(model, weight.dtype)).requires_grad_(
+            False
+        )
         self._logits, self.longest = logits, len(heads)
         self._states: weakref.WeakKeyDictionary[Sequence, Tensor] = weakref.WeakKeyDictionary()
 

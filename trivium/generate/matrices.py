@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.generate.exactness import Product
-from trivium.generate.packed import PackedBlocks, PackedMatrix
+from trivium.generate.packed import HalfBlocks, HalfMatrix, PackedBlocks, PackedMatrix, holds_halves
 from trivium.kit.errors import TriviumError
 from trivium.kit.machine import compute_dtype
 from trivium.model.initialise import build
@@ -51,6 +51,11 @@ def versions(model: Transformer) -> Versions:
     selection = selection_of(model)
     seen = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
     return [*seen, None if selection is None else selection.active]
+
+
+def cache_dtype(model: Transformer, dtype: torch.dtype) -> torch.dtype:
+    """The type of keys and values that an engine of this type caches: a fused pass computes in float32."""
+    return torch.float32 if dtype == model.dtype and covers(model) else dtype
 
 
 class EngineWeights:
@@ -116,7 +121,7 @@ def fixed(module: nn.Module | None) -> bool:
 
 def covers(model: Transformer) -> bool:
     """Whether a fused pass can stand for this model."""
-    if model.dtype != torch.float32 or model.device.type != "cpu":
+    if not holds_halves(model) and (model.dtype != torch.float32 or model.device.type != "cpu"):
         return False
     config, selection = model.config, selection_of(model)
     if (config.residual_scale, config.logit_divisor) != (1.0, 1.0) or is_masked(model):
@@ -209,7 +214,7 @@ class Scale:
         self.norm, self.width = norm, width
         self.rms = isinstance(norm, RMSNorm)
         if isinstance(norm, RMSNorm):
-            weight = 1.0 + norm.weight if norm.plus_one else norm.weight
+            weight = 1.0 + norm.weight.float() if norm.plus_one else norm.weight.float()
             # x / sqrt(mean(x^2) + e) = sqrt(width) * x / hypot(|x|, sqrt(width * e)): half the operations
             self.weight = weight.detach() * math.sqrt(width)
             self.least = torch.full((1,), math.sqrt(width * norm.epsilon))
@@ -245,11 +250,11 @@ def _interleaved(rows: Tensor, head_width: int) -> Tensor:
 
 
 def _bias(module: nn.Linear) -> Tensor | None:
-    return None if module.bias is None else module.bias.detach()
+    return None if module.bias is None else module.bias.detach().float()
 
 
 class FusedLayer:
-    """One layer's matrices as a fused pass multiplies with them; packed where they are quantised."""
+    """One layer's matrices as a fused pass multiplies with them; packed where they have few bits."""
 
     def __init__(self, layer: Layer, model: Transformer, widest: int = WIDEST, packed: bool = False) -> None:
         config, attention, inner = model.config, layer.attention, layer.mlp
@@ -286,11 +291,14 @@ class FusedLayer:
         self.output: Matrix | PackedMatrix
         self.exit: Matrix | PackedMatrix
         if packed:
+            halves = holds_halves(model)
+            blocks, matrix = (HalfBlocks, HalfMatrix) if halves else (PackedBlocks, PackedMatrix)
+            held = matrix_of if halves else lambda linear: linear.weight
             query, key = (rotated(torch.arange(one.out_features)) for one in three[:2])
-            self.projection = PackedBlocks([one.weight for one in three], (query, key, None), biases)
-            self.output = PackedMatrix([attention.output.weight])
-            self.entry = PackedBlocks([one.weight for one in entries], biases=entry_biases)
-            self.exit = PackedMatrix([inner.down.weight])
+            self.projection = blocks([held(one) for one in three], (query, key, None), biases)
+            self.output = matrix([held(attention.output)])
+            self.entry = blocks([held(one) for one in entries], biases=entry_biases)
+            self.exit = matrix([held(inner.down)])
         else:
             query, key = rotated(matrix_of(attention.query)), rotated(matrix_of(attention.key))
             projections = [fold(self.before, weight) for weight in (query, key, matrix_of(attention.value))]

@@ -1,9 +1,13 @@
-"""Quantised matrices as a processor multiplies with them: packed, and never multiplied out to float32.
+"""Matrices of less than 32 bits as a processor multiplies with them: packed, never multiplied out to float32.
 
 One row times a matrix takes as long as the matrix takes to be read. torch's kernels read 8 or 4 bits of a
 weight and multiply with rows in bfloat16, so that is what the rows are rounded to; sums are kept in
 float32. The head, which the files keep unrounded, is rounded to 8 bits here: it is a fifth of what a small
 model reads for a token.
+
+Matrices in bfloat16 or float16 are held in float16, of which every bfloat16 of a usual size is one, and
+multiplied with rows in float32 by FBGEMM (Khudia et al. 2021), which sums every row alike however many there
+are.
 """
 
 from __future__ import annotations
@@ -14,10 +18,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trivium.kit.errors import TriviumError
 from trivium.model.quantize import GROUP, is_quantised, quantised_as, rounds_rows
 from trivium.model.transformer import Layer, Transformer
 
-MOST_8, MIDDLE_4 = 127, 8
+MOST_8, MIDDLE_4, MOST_16 = 127, 8, 65504
 KERNELS = ("AVX2", "AVX512")
 """The instructions that torch has these kernels for; elsewhere they are slower than what they replace."""
 WHOLE_ROWS = 16
@@ -101,6 +106,45 @@ class PackedBlocks(PackedMatrix):
 
     def multiply(self, rows: Tensor, out: Any, cuts: Sequence[slice], added: Tensor | None = None) -> Tensor:
         return super().multiply(rows, out[0], cuts, added)
+
+
+def holds_halves(model: Transformer) -> bool:
+    """Whether all matrices are in 16 bits, in a model and on a processor that these are packed for."""
+    if model.dtype not in (torch.bfloat16, torch.float16) or model.device.type != "cpu":
+        return False
+    if (
+        torch.backends.cpu.get_cpu_capability() not in KERNELS
+        or "fbgemm" not in torch.backends.quantized.supported_engines
+    ):
+        return False
+    return model.config.norm == "rms" and model.modalities is None
+
+
+class HalfMatrix(PackedMatrix):
+    """A matrix [out, in] in float16, or several one under the other, with a bias."""
+
+    def __init__(
+        self, weights: Sequence[Tensor], orders: Sequence[Tensor | None] = (), biases: Sequence[Tensor] = ()
+    ) -> None:
+        ordered = [
+            one if not orders or orders[index] is None else one[orders[index]]
+            for index, one in enumerate(weights)
+        ]
+        matrix = torch.cat([one.detach() for one in ordered]).float()
+        if matrix.numel() and matrix.abs().amax() > MOST_16:
+            raise TriviumError("this model has weights that float16 cannot hold: open it in float32.")
+        bias = torch.cat([one.detach() for one in biases]).float() if biases else None
+        self.width, self.bytes = len(matrix), 2 * matrix.numel()
+        self.values = torch.ops.quantized.linear_prepack_fp16(matrix, bias)
+
+    def product(self, rows: Tensor) -> Tensor:
+        """Rows [N, in] times the matrix, bias included: float32, [N, out]."""
+        found: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self.values)
+        return found
+
+
+class HalfBlocks(HalfMatrix, PackedBlocks):
+    """Such a matrix where others are cut into blocks of columns: one block holds all of them."""
 
 
 def packed_head(weight: Tensor) -> PackedBlocks:

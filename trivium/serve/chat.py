@@ -340,11 +340,14 @@ def chat(
     search: str | None = None,
     draft: str | None = None,
     device: str | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Talk with a model until the person leaves."""
 
     def opener(name: str) -> Engine:
-        return open_engine(name, runs=runs, max_rows=1, device=device, prefix_cache_size=1, draft=draft)
+        return open_engine(
+            name, runs=runs, max_rows=1, device=device, dtype=dtype, prefix_cache_size=1, draft=draft
+        )
 
     shown = read_examples(examples) if examples is not None else []
     speakers = [Speaker(name, opener(name)) for name in (model, *compare)]

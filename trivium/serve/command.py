@@ -65,6 +65,12 @@ def limit_options(verb: Any) -> Any:
 
 
 _device = option(MACHINE, "--device", help="Such as cpu or cuda:1; else the best there is.")
+_dtype = option(
+    MACHINE,
+    "--dtype",
+    help="What weights are held in; else bfloat16 on a GPU that has it, float32 on a processor.",
+    type=click.Choice(("float32", "bfloat16", "float16")),
+)
 
 
 DRAFT = (
@@ -112,6 +118,7 @@ _runs = click.option("--runs", default="runs", show_default=True, help="The fold
 @option(ANSWERS, "--seed", help="The same seed gives the same answers.", type=int)
 @option(MACHINE, "--draft", help=f"{DRAFT}.")
 @_device
+@_dtype
 def chat(model: str, **settings: Any) -> None:
     """Talk with a model: a stage (`laptop/sft`), a Hugging Face folder, or an id on the hub."""
     from trivium.serve.chat import chat
@@ -159,6 +166,7 @@ def chat(model: str, **settings: Any) -> None:
     multiple=True,
 )
 @_device
+@_dtype
 @option(
     MACHINE,
     "--cache-mib",

@@ -28,6 +28,7 @@ def open_engine(
     runs: str | Path = RUNS,
     max_rows: int = 32,
     device: str | None = None,
+    dtype: str | None = None,
     memory_budget: int | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     sharing: int = 1,
@@ -36,11 +37,13 @@ def open_engine(
 ) -> Engine:
     """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it.
 
-    `draft` is another model, or "lookup": what guesses the next few tokens.
+    `dtype` is what the weights are held in, such as "bfloat16"; `draft` is another model, or "lookup": what
+    guesses the next few tokens.
     """
     folder = find_model(model, runs)
     place = machine.usable(device)
-    loaded = load_model(folder, dtype=machine.compute_dtype(place), device=place)
+    kind = machine.compute_dtype(place) if dtype is None else getattr(torch, dtype)
+    loaded = load_model(folder, dtype=kind, device=place)
     for name, beside in (adapters or {}).items():
         lay_beside(loaded, Path(beside), name)
     loaded.requires_grad_(False)

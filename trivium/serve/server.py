@@ -46,6 +46,7 @@ def serve(
     scorers: Sequence[str] = (),
     limits: Limits | None = None,
     device: str | None = None,
+    dtype: str | None = None,
     memory_budget: int | None = None,
 ) -> None:
     """Serve models until SIGTERM or Ctrl-C, then let running answers finish."""
@@ -65,8 +66,9 @@ def serve(
             print(f"Opening {name} from {names[name]}", flush=True)
             folder = find_model(names[name], runs)  # here, where Ctrl-C ends what has to be fetched
             opening = partial(
-                open_engine, folder, max_rows=max_rows, device=device, memory_budget=memory_budget,
-                adapters=beside, sharing=len(adapters), prefix_cache_size=prefix_cache_size,
+                open_engine, folder, max_rows=max_rows, device=device, dtype=dtype,
+                memory_budget=memory_budget, adapters=beside, sharing=len(adapters),
+                prefix_cache_size=prefix_cache_size,
                 draft=drafting.get(name), runs=runs,
             )  # fmt: skip
             engines[name] = thread.do(opening)
