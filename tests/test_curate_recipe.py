@@ -18,6 +18,7 @@ from trivium.evals.examined import examined
 from trivium.evals.settings import Settings
 from trivium.evals.task import task_names
 from trivium.kit.errors import TriviumError
+from trivium.pipeline.bundle import write_bundle
 from trivium.pipeline.plan import planned
 from trivium.recipe import graph, schema
 
@@ -113,6 +114,13 @@ def test_another_examination_is_another_curation(tmp_path: Path) -> None:
     written(tmp_path)
     write_lines(tmp_path / "exam.jsonl", [{"question": ASKED.replace("Peru", "Chile")}])
     assert fingerprint(place) != before
+
+
+def test_a_bundle_makes_the_same_curation_again(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    trivium.run(place, runs=tmp_path / "runs", only=["web"])
+    write_bundle(tmp_path / "runs", "clean/web", tmp_path / "bundle")
+    assert fingerprint(tmp_path / "bundle" / "recipe.yaml") == fingerprint(place)
 
 
 def test_the_plan_says_what_is_searched_for(tmp_path: Path) -> None:

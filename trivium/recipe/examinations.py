@@ -38,7 +38,7 @@ def with_examinations(
     for one in (one for some in known for one in some.sets):
         made = one.path in stages
         if not made or (stages[one.path].produces == "data" and not later(one.path)):
-            sets.setdefault(repr(one), one.model_dump(mode="json", exclude_defaults=True))
+            sets.setdefault(repr(one), one.model_dump(mode="json", by_alias=True))
     notices = {
         f"`against: recipe` cannot search for the questions of `{task}`; name a file of them beside it."
         for some in known
