@@ -1,13 +1,18 @@
 """Tasks of lm-evaluation-harness by name; what the harness computes is compared in tests/real."""
 
 import sys
+from unittest.mock import MagicMock
 
 import pytest
 from click.testing import CliRunner
 from gguf_files import folder_of
+from test_tokens import own
+from tuning import small_model
 
 from trivium.cli import cli
-from trivium.evals.harness import _records
+from trivium.evals.asking import Subject
+from trivium.evals.harness import _model_class, _records
+from trivium.evals.likelihood import log_likelihoods
 from trivium.evals.task import task
 from trivium.kit.errors import TriviumError
 
@@ -25,6 +30,19 @@ def test_a_task_of_the_harness_takes_a_folder_of_others():
     assert task("lm_eval:arc_easy").checked({"include": "here"}) == {"include": "here"}
     with pytest.raises(TriviumError, match="has no option 'data'; it has include"):
         task("lm_eval:arc_easy").checked({"data": "here"})
+
+
+def test_a_continuation_is_scored_after_as_much_of_its_context_as_fits(monkeypatch):
+    """The harness gives the base class alone, so it need not be there."""
+    names = ("api", "api.model", "models", "models.utils", "utils")
+    for name in ("lm_eval", *(f"lm_eval.{name}" for name in names)):
+        monkeypatch.setitem(sys.modules, name, MagicMock(TemplateLM=object))
+    subject = Subject(small_model(own(), context=24), own())
+    ids = list(range(10, 45))
+    asked = [("", ids[:6], ids[6:9]), ("", ids[:30], ids[30:])]
+    found = _model_class.__wrapped__()(subject)._loglikelihood_tokens(asked)
+    alone = log_likelihoods(subject.model, [ids[:6], ids[10:30]], [ids[6:9], ids[30:]])
+    assert found == [(one.total, one.greedy) for one in alone]
 
 
 def test_every_item_is_one_record_with_the_scores_of_all_filters():
