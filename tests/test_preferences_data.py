@@ -10,12 +10,14 @@ from tuning import tokenizer_of
 
 from trivium.data.counted import CountedSource
 from trivium.data.preferences import (
+    Completion,
     PreferenceBatches,
     PreferenceData,
     PreferencePair,
     Preferences,
     read_preferences,
     row_of,
+    typical_tokens,
     unpaired,
 )
 from trivium.data.settings import mixture_of
@@ -187,3 +189,15 @@ def test_a_pair_of_which_one_answer_has_no_token_teaches_nothing() -> None:
     found, reader = read([{"prompt": ASKED, "chosen": GOOD, "rejected": ASKED}])
     assert not found
     assert reader.tally.named == ["rows.jsonl:1 teaches nothing: an answer of it has no token"]
+
+
+def test_the_tokens_of_a_step_are_a_mean_over_first_answers_by_weight() -> None:
+    second = Completion(np.arange(9), np.ones(9, dtype=bool))
+    pairs = [
+        PreferencePair(
+            "", np.arange(3), (Completion(np.arange(size), np.arange(size) >= 1), second), weight=weight
+        )
+        for size, weight in ((4, 1.0), (6, 3.0))
+    ]
+    assert typical_tokens(pairs) == pytest.approx((1 * 3 + 3 * 5) / 4)
+    assert typical_tokens(pairs, whole=True) == pytest.approx((1 * 6 + 3 * 8) / 4)
