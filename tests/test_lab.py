@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from trivium.cli import cli
 from trivium.grade.learned import LearnedScorer
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.lab import behaviour, gather_answers
+from trivium.lab import behaviour, distance, gather_answers
 from trivium.lab.behaviour import NO_KL, Passage, apart, divergence, encode, passages
 from trivium.lab.compare import compare
 from trivium.lab.compare_numbers import numbers
@@ -328,3 +329,11 @@ def test_bits_per_byte_are_no_share_even_below_one():
     )
     rows = {row["metric"]: row["share"] for row in numbers(content)["skills"]}
     assert rows == {"accuracy": True, "bits per byte": False}
+
+
+@pytest.mark.parametrize(("further", "fits"), [(0, True), (-1, False)])
+def test_a_text_that_fills_the_window_is_measured_and_a_longer_one_is_not(further, fits):
+    passage = Passage("", "", "So it was", " that the river rose in the hills.")
+    ids, _ = encode(passage, own(), 512)
+    member = SimpleNamespace(model=small_model(own(), context=len(ids) + further), tokenizer=own())
+    assert (distance._log_probability(member, passage) is not None) == fits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 
 import openai
@@ -190,6 +191,12 @@ def test_a_search_whose_client_left_draws_nothing_more():
         with client(address) as api:
             answer = api.chat.completions.create(**asked, extra_body={"search": {"n": 2}})
         assert answer.usage.completion_tokens == engine.counts["generated_tokens"] - drawn == 120
+
+
+def test_the_tokens_of_searches_are_counted_by_model(address):
+    with raw(address) as http:
+        assert http.post(CHAT, json={**ASKED, "search": {"n": 2}}).status_code == 200
+        assert re.search(r'trivium_search_tokens_total\{model="one"\} [1-9]', http.get("/metrics").text)
 
 
 def test_when_one_sample_fails_the_others_are_drawn_no_longer(monkeypatch):
