@@ -189,3 +189,8 @@ def test_a_step_of_text_alone_trains_nothing_while_the_language_model_is_frozen(
     norms = [row["grad_norm"] for row in run["see"].metrics if "step" in row]
     assert len(norms) == 12
     assert min(norms) == 0.0 < max(norms)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, 1), (32, 1), (64, 2), (96, 3)])
+def test_an_own_encoder_has_a_head_for_every_32_of_its_width(width, heads):
+    assert Pictures(width=width).shape().heads == heads

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from judging import PAIRS, batches_of, in_order, model_and_reference, objective_
 from small import assert_identical
 from tuning import save, small_model, tokenizer_of, write_rows
 
+from trivium.data.counted import CountedSource
 from trivium.data.rows import collate
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors
@@ -268,3 +270,12 @@ def _wait_for_work(stage: Path, kill: int, process: multiprocessing.process.Base
         if kill and log.is_file() and len(measured(log)) >= 5 * kill:
             return
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "aot", "kto", "bco", "ipo"])
+def test_a_loss_that_looks_at_all_pairs_of_a_step_has_them_in_one_row(loss):
+    opened: Any = SimpleNamespace(
+        config=small_model(tokenizer_of("own")).config, work=SimpleNamespace(seed=0)
+    )
+    found = stage_of(loss=[loss])._batches(opened, [CountedSource("pairs", pairs())], 1)
+    assert found.together == (loss in ("aot", "kto", "bco"))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from trivium import world
 from trivium.kit.errors import TriviumError
+from trivium.world import sounds
 from trivium.world.chance import Chance
 from trivium.world.drawing import COLOURS
 from trivium.world.pictures import combinations
@@ -121,3 +122,10 @@ def test_pairs_for_preferences_have_a_right_and_a_wrong_answer():
 def test_what_cannot_be_drawn_is_refused(options):
     with pytest.raises(TriviumError, match="world:pictures"):
         list(world.documents("pictures", limit=1, **options))
+
+
+@pytest.mark.parametrize("heard", [sounds._melody, sounds._pitch, sounds._count])
+def test_the_other_sound_has_another_answer(heard):
+    for number in range(20):
+        first, other = (heard(Chance(number), "train", second, sounds.Options()) for second in (False, True))
+        assert first.answer != other.answer

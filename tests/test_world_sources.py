@@ -8,6 +8,7 @@ import pytest
 
 from trivium import world
 from trivium.kit.errors import TriviumError
+from trivium.world import tongue
 from trivium.world.chance import Chance
 from trivium.world.country import country_of
 from trivium.world.language import VERBS, language_of
@@ -367,3 +368,15 @@ def test_two_fifths_of_what_was_taught_are_asked_in_the_test():
     assert not facts["test"] & (facts["train"] | facts["validation"])
     share = len(facts["test"]) / sum(map(len, facts.values()))
     assert share == pytest.approx(TAUGHT_TEST, abs=0.06)
+
+
+@pytest.mark.parametrize("shares", [{"spam": 0.96}, {"spam": 0.5, "leak": 0.46}])
+def test_not_all_pages_can_be_unwanted(shares):
+    with pytest.raises(TriviumError, match="must not sum to more than"):
+        next(iter(world.documents("web", limit=1, **shares)))
+
+
+def test_there_are_as_many_questions_of_the_language_as_kinds_times_facts():
+    one, every = (tongue.count("test", tongue.Options(kind=kind)) for kind in ("recall", "all"))
+    assert one > 0
+    assert every == one * len(tongue.KINDS)

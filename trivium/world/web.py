@@ -40,8 +40,8 @@ def _label(index: int, split: Split, seed: int, options: Options) -> str:
         options.leak,
         options.noise,
     )
-    if min(shares) < 0 or sum(shares) > 0.95:
-        raise TriviumError("The unwanted shares of world:web must not be negative nor sum to more than 0.95.")
+    if sum(shares) > 0.95:
+        raise TriviumError("The unwanted shares of world:web must not sum to more than 0.95.")
     left = Chance("web label", split, seed, index).random()
     for label, share in zip(LABELS[1:], shares):
         left -= share
