@@ -274,8 +274,7 @@ def _wait_for_work(stage: Path, kill: int, process: multiprocessing.process.Base
 
 @pytest.mark.parametrize("loss", ["sigmoid", "aot", "kto", "bco", "ipo"])
 def test_a_loss_that_looks_at_all_pairs_of_a_step_has_them_in_one_row(loss):
-    opened: Any = SimpleNamespace(
-        config=small_model(tokenizer_of("own")).config, work=SimpleNamespace(seed=0)
-    )
+    config = small_model(tokenizer_of("own")).config
+    opened = SimpleNamespace(config=config, work=SimpleNamespace(seed=0))
     found = stage_of(loss=[loss])._batches(opened, [CountedSource("pairs", pairs())], 1)
     assert found.together == (loss in ("aot", "kto", "bco"))
