@@ -240,6 +240,18 @@ def test_the_last_layer_is_planned_for_learned_places_alone_where_they_are_few_o
         assert training.last_layer == (pytest.approx(training.tokens * learned) if is_part else None)
 
 
+def test_the_prompts_of_a_synthesis_are_as_long_as_its_rows_in_the_mean(folder):
+    stage = (
+        "  made: {kind: synthesize, data: ./few.jsonl, from: base, steps: [{answer: {max_new_tokens: 8}}]}\n"
+    )
+    (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{stage}")
+    found = set()
+    for count in (1, 9):
+        rows(folder / "few.jsonl", *[{"prompt": f"What is it, {n}?"} for n in range(count)])
+        found.add(planned(folder / "r.yaml", folder / "runs").numbers["made"]["prompt tokens"])
+    assert len(found) == 1
+
+
 def test_every_stage_that_computes_has_a_cost(folder):
     stages = BASE + SFT + (
         "  dpo: {kind: preference, from: sft, data: ./pairs.jsonl, context: 32}\n"
