@@ -1,5 +1,6 @@
 """Packed batches: targets stay inside documents, rows name their documents, any process sees the same."""
 
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -233,3 +234,14 @@ def test_a_preview_marks_the_learned_tokens_of_every_document() -> None:
     assert previewed(row, tokenizer(), colour=False) == (
         "--- a: 2 of 4 tokens learned\n{}⟦{}⟧\n--- b: 1 of 4 tokens learned\n{}⟦{}⟧{}".format(*parts)
     )
+
+
+def test_a_row_without_a_text_stops_the_work_or_is_skipped_as_its_source_says(tmp_path: Path) -> None:
+    place = tmp_path / "a.jsonl"
+    place.write_text('{"text": "one two three"}\n{"prompt": "p"}\n{"text": "four five six"}\n')
+    work = Work("one", tmp_path, {str(place): place}, 1, MetricsLog(tmp_path / "log"), Progress())
+    for on_bad in ("skip", "stop"):
+        (source,) = mixture_of({str(place): {"on_bad": on_bad}}).values()
+        with nullcontext() if on_bad == "skip" else pytest.raises(TriviumError, match=r"a\.jsonl:2"):
+            Door(work, tokenizer())._tokenise(source, tmp_path / on_bad, ())
+    assert len(Shards(tmp_path / "skip")) == 2
