@@ -22,6 +22,7 @@ from trivium.pipeline.run import prepare, run
 from trivium.recipe import graph
 from trivium.recipe.experiment import Experiment
 from trivium.recipe.schema import load
+from trivium.stages.parts.stage import Stage
 
 RECIPE = """\
 name: tiny
@@ -69,6 +70,13 @@ def test_what_is_the_same_stands_in_the_graph_once(tmp_path):
     assert nodes["base.short.7"].parents["words"].stage == "words"
     assert len({node.fingerprint for node in nodes.values()}) == len(nodes)
     assert recipe.expanded.cells["alone", 6] == {"words": "words", "base": "base.6", "more": "more.6"}
+
+
+def test_an_arm_may_use_the_earlier_name_of_a_setting(tmp_path, monkeypatch):
+    monkeypatch.setattr(Stage.kinds["toy_train"], "formerly", {"speed": "rate"})
+    text = RECIPE.replace("steps: 3}", "steps: 3, rate: 0.25}").replace("{rate: 0.5}", "{speed: 0.5}")
+    stages = load(written(tmp_path, text)).stages
+    assert [stages[name].rate for name in ("more.5", "more.fast.5")] == [0.25, 0.5]
 
 
 def test_a_stage_is_another_where_only_what_it_stands_on_is(tmp_path):
