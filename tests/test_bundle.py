@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyarrow.parquet import read_table
 from toys import own_kinds
 from tuning import own, save, small_model, write_rows
 
@@ -60,6 +61,25 @@ def test_a_bundle_is_made_again_elsewhere_and_is_equal(lab, tmp_path, capsys):
     assert (elsewhere / "records" / "left.yaml").is_file()
 
 
+def test_a_curation_is_made_again_with_the_names_of_its_sources(tmp_path, capsys):
+    place = tmp_path / "lab"
+    (place / "texts").mkdir(parents=True)
+    (place / "texts" / "a.txt").write_text("some words\n")
+    (place / "more.jsonl").write_text('{"text": "other words"}\n')
+    (place / "r.yaml").write_text(
+        "name: r\nstages:\n  web:\n    kind: curate\n"
+        "    data: [./texts, './more*.jsonl']\n    steps: [{deduplicate: exact}]\n"
+    )
+    run(place / "r.yaml", place / "runs")
+    bundle = tmp_path / "bundle"
+    main(["export", "r/web", "--runs", str(place / "runs"), "--bundle", str(bundle)])
+    shutil.rmtree(place)
+    main(["verify", str(bundle)])
+    assert "All 1 results are equal" in capsys.readouterr().out
+    rows = read_table(bundle / "runs" / "r" / "web" / "data").to_pylist()
+    assert [row["source"] for row in rows] == ["./texts", "./more*.jsonl"]
+
+
 def test_what_verify_finds_made_already_is_not_called_made_again(lab, tmp_path, capsys):
     """A bundle that came with a `runs` folder would be equal to itself."""
     write_bundle(lab / "runs", "toy/left", tmp_path / "bundle")
@@ -85,7 +105,7 @@ def test_what_comes_out_otherwise_is_named_with_its_files(lab, tmp_path, capsys)
     assert "model/model.json (made with another processor, here with" in said.out
 
 
-@pytest.mark.parametrize("file", ["recipe.yaml", "data/words-1/texts/a.txt", "bundle.json", "kinds/toys.py"])
+@pytest.mark.parametrize("file", ["recipe.yaml", "texts/a.txt", "bundle.json", "kinds/toys.py"])
 def test_a_bundle_that_was_changed_is_named(lab, tmp_path, file):
     bundle = tmp_path / "bundle"
     write_bundle(lab / "runs", "toy/left", bundle)

@@ -1,8 +1,8 @@
 """A bundle: one folder from which another person makes a result again and compares it, bit for bit.
 
 recipe.yaml      the stage and all it stands on, every setting spelled out
-data/, kinds/    what the recipe reads from outside, and kinds of stages from a file
-mine.py          files of functions that score, named as the recipe names them
+texts/, mine.py  what the recipe reads beside itself, data and functions that score, as it names them
+data/, kinds/    what it reads from elsewhere, and kinds of stages from a file
 records/         `stage.yaml` of every stage as it was made
 bundle.json      the checksum of every file here, and of everything that each stage made; sealed
 """
@@ -30,6 +30,7 @@ from trivium.stages import kind_from_file, kinds
 from trivium.stages.parts.stage import PART, Stage
 
 MANIFEST, RECIPE = "bundle.json", "recipe.yaml"
+OWN = (MANIFEST, RECIPE, "kinds", "records", "runs")
 SCORING = "reward_files"
 """What stages count the files of scoring functions as (`stages.parts.judges.file_references`)."""
 
@@ -40,13 +41,16 @@ def write_bundle(runs: str | Path, stage: str, to: Path) -> list[str]:
         raise TriviumError(f"{to} is there already; name a folder that is not.")
     entries = _line(runs, stage)
     names = _names(entries)
+    outside = [one for _, record in entries.values() for one in (record["outside"] or {}).items()]
+    # Stages of other recipes may name other files alike: those of one recipe keep their names.
+    base = next((found for one in outside if (found := _base(one[0], str(one[1]))) is not None), None)
     with whole_folder(to) as folder:
         recipe = str(next(iter(entries.values()))[1]["recipe"])
         content: dict[str, Any] = {"name": recipe, "stages": {}}
         for entry, record in entries.values():
             # What is a part of another stage is made by that stage's own settings.
             if PART not in str(record["stage"]):
-                content["stages"][names[entry.folder.name]] = _stage(record, names, folder)
+                content["stages"][names[entry.folder.name]] = _stage(record, names, folder, base)
             (folder / "records").mkdir(exist_ok=True)
             shutil.copyfile(entry.folder / RECORD, folder / "records" / f"{names[entry.folder.name]}.yaml")
         write_text(folder / RECIPE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100))
@@ -127,7 +131,9 @@ def _names(entries: Mapping[str, tuple[Entry, dict[str, Any]]]) -> dict[str, str
     return found
 
 
-def _stage(record: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def _stage(
+    record: Mapping[str, Any], names: Mapping[str, str], folder: Path, base: Path | None
+) -> dict[str, Any]:
     """A stage's settings as the bundle's recipe writes them: with its names, its data and its seed."""
     stage = _read_stage(record)
     called: dict[str, str] = {}
@@ -139,7 +145,7 @@ def _stage(record: Mapping[str, Any], names: Mapping[str, str], folder: Path) ->
         if written in scoring:
             called[written] = _beside(written, Path(str(place)), folder)
         else:
-            called[written] = _copied(written, str(place), folder, f"{record['stage']}-{number}")
+            called[written] = _copied(written, str(place), folder, f"{record['stage']}-{number}", base)
     named = {**{one: one for one in _parts(stage)}, **called}
     settings = with_names(stage, {**stage.settings(), SCORING: scoring}, named)
     # No setting of its own: the files of `file.py:function`, which other settings name.
@@ -181,7 +187,7 @@ def _beside(written: str, place: Path, folder: Path) -> str:
     return written
 
 
-def _copied(written: str, place: str, folder: Path, under: str) -> str:
+def _copied(written: str, place: str, folder: Path, under: str, base: Path | None) -> str:
     """Data from outside as the bundle's recipe names it: a copy of files, else a commit or a generator."""
     path = Path(place)
     pattern = not path.exists() and is_pattern(place) and not written.startswith("world:")
@@ -190,12 +196,27 @@ def _copied(written: str, place: str, folder: Path, under: str) -> str:
             return place
         raise TriviumError(f"{place} ({written}) is not there any more; put it back to bundle it.")
     fixed = Path(re.split(r"[*?\[]", place)[0] + "_").parent if pattern else path.parent
-    target = folder / "data" / re.sub(r"[^A-Za-z0-9_-]", "_", under)
+    # A curation writes the names of its sources into its rows, so what lies beside the recipe keeps its name.
+    if _base(written, place) == base and base is not None:
+        target = folder / fixed.relative_to(base)
+    else:
+        target = folder / "data" / re.sub(r"[^A-Za-z0-9_-]", "_", under)
+        written = f"./{target.relative_to(folder).as_posix()}/{path.relative_to(fixed).as_posix()}"
     for file in files_behind(path):
         copy = target / file.relative_to(fixed)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-    return f"./{target.relative_to(folder).as_posix()}/{path.relative_to(fixed).as_posix()}"
+    return written
+
+
+def _base(written: str, place: str) -> Path | None:
+    """The folder of the recipe beside which data lies; None for what lies elsewhere, or under a name that
+    the bundle has for itself."""
+    name = Path(written)
+    if name.is_absolute() or not name.parts or name.parts[0] in OWN or ".." in name.parts:
+        return None
+    end = f"/{name.as_posix()}"
+    return Path(place.removesuffix(end) or "/") if place.endswith(end) else None
 
 
 def _result(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
