@@ -34,7 +34,7 @@ class Examination(Source):
 
 @dataclass(frozen=True)
 class Examined:
-    """What the stages of a recipe measure on, and what they ask that nobody can search for."""
+    """What the stages of a recipe measure on, and what they ask that cannot be searched for."""
 
     sets: list[Examination]
     unknown: tuple[str, ...] = ()

@@ -84,8 +84,8 @@ def prepare(
     store = Store(Path(runs))
     checksums = Checksums(store.folder / "checksums.json")
     revisions = Revisions(store.folder / "revisions.json", None if shared is None else shared.place)
-    _refuse_others_stages(valid, store)
     nodes = graph.build(valid, checksums, revisions, same_as(store.folder))
+    _refuse_others_stages(valid, store)
     return Run(valid, nodes, store, shared)
 
 
