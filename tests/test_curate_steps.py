@@ -19,6 +19,7 @@ from trivium.curate.minhash import band_keys, find_clusters, probability, signat
 from trivium.curate.repetition import repeated_grams, top_gram
 from trivium.curate.step import parse_steps
 from trivium.curate.steps.decontaminate import Index
+from trivium.kit.errors import TriviumError
 
 WORDS = [f"word{number}" for number in range(40)]
 PROSE = (
@@ -126,6 +127,36 @@ def test_gopher_measures_other_languages_than_english_by_what_holds_for_them(tmp
         kept, dropped = curated(tmp_path / str(number), [path], steps)
         assert [row["text"] for row in kept] == [PROSE]
         assert [row["reason"].partition(":")[0] for row in dropped] == ["stop words", "short words"]
+
+
+MANUAL = (
+    "インストールを始める前に、インストールの手引きを読んでください。インストールにはおよそ一時間かかります。"
+    "インストールの途中で電源を切らないでください。インストールが終わると、機械は自動的に再起動します。"
+    "もう一度インストールを行うときは、古いインストールを消してから、インストールの画面に戻ります。"
+)
+
+
+def test_runs_and_lines_of_signs_are_no_runs_and_lines_of_words(tmp_path: Path) -> None:
+    lines = "\n".join(one + "。" for one in MANUAL.split("。") if one)
+    path = write_lines(tmp_path / "a.jsonl", [MANUAL, lines, PROSE])
+    gopher, fineweb = {"word_length": None, "stop_words": None}, {"short_line": 60}
+    for preset, rule, rules in (("gopher", "top 3-gram", gopher), ("fineweb", "short lines", fineweb)):
+        both = [{"language": ["ja", "en"]}, {"filters": {"preset": preset, "rules": rules}}]
+        assert len(curated(tmp_path / preset, [path], both)[0]) == 3
+        both[1] = {"filters": {"preset": preset, "rules": {**rules, "by_language": False}}}
+        _, dropped = curated(tmp_path / f"{preset}-all", [path], both)
+        assert rule in {row["reason"].partition(":")[0] for row in dropped}
+
+
+def test_written_chinese_is_wanted_by_its_common_name(tmp_path: Path, monkeypatch) -> None:
+    from trivium.curate.steps import language
+
+    monkeypatch.setattr(language, "_identifier", lambda model: lambda text: ("yue", 0.87))
+    path = write_lines(tmp_path / "a.jsonl", ["書寫中文。"])
+    assert curated(tmp_path / "zh", [path], [{"language": ["zh"]}])[0][0]["language"] == "zh"
+    assert curated(tmp_path / "both", [path], [{"language": ["zh", "yue"]}])[0][0]["language"] == "yue"
+    with pytest.raises(TriviumError, match="language yue"):
+        curated(tmp_path / "en", [path], [{"language": ["en"]}])
 
 
 def test_c4_keeps_good_lines_and_says_what_ends_a_page(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded
 
 Identify = Callable[[str], tuple[str, float]]
+CHINESE = ("yue", "wuu", "cmn")
+"""What classifiers call written Chinese, too; it is `zh` where that is wanted and these are not."""
 
 
 class Language(Step):
@@ -54,13 +56,17 @@ class Language(Step):
 
     def run(self, batch: Batch) -> Outcome:
         identify = _identifier(self.model)
-        found = [identify(text[: self.characters]) for text in batch.texts]
+        found = [self._named(*identify(text[: self.characters])) for text in batch.texts]
         reasons = [self._reason(*one) for one in found]
         columns = {
             "language": arrow.array([language for language, _ in found], arrow.string()),
             "language_score": arrow.array([score for _, score in found], arrow.float32()),
         }
         return Outcome(reasons, columns=columns)
+
+    def _named(self, language: str, score: float) -> tuple[str, float]:
+        chinese = language in CHINESE and language not in self.keep and "zh" in self.keep
+        return "zh" if chinese else language, score
 
     def _reason(self, language: str, score: float) -> str | None:
         if self.keep and language not in self.keep:
