@@ -15,17 +15,18 @@ from small import SmallBatches, small_model, small_trainer
 from trivium.data.rows import collate
 from trivium.kit.errors import TriviumError
 from trivium.learn.objectives.next_token import NextToken
+from trivium.model import quantize
 from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig
 from trivium.model.folder import load_model, save_model
 from trivium.model.lora import AdapterSettings, add_adapter, bake
-from trivium.model.quantize import prepare_for, quantise, quantised_as
+from trivium.model.quantize import multiplies_exactly, prepare_for, quantise, quantised_as
 from trivium.pipeline.plan import plan
 
 pytest.importorskip("torchao")
 pytest.importorskip("compressed_tensors")
 TOKENS = torch.arange(1, 13)
-SCHEMES = ["int8", "int4", "int8-dynamic"]
+SCHEMES = ["int8", "int4", *(["int8-dynamic"] if multiplies_exactly() else [])]
 
 
 def model_of(seed: int = 0, **changes: object):
@@ -35,6 +36,21 @@ def model_of(seed: int = 0, **changes: object):
 def logits(model):
     with torch.no_grad():
         return model.logits(model(TOKENS, Documents([5, 7])))
+
+
+def test_products_of_integers_are_right_or_refused(monkeypatch) -> None:
+    rows, columns = torch.randint(-127, 128, (16, 64), dtype=torch.int8), torch.full((64, 16), 127)
+    found = torch._int_mm(rows, columns.to(torch.int8))
+    assert torch.equal(found, rows.int() @ columns.int()) == multiplies_exactly()
+    # As where kernels cut sums at 16 bits.
+    monkeypatch.setattr(torch, "_int_mm", lambda left, right: (left.int() @ right.int()).clamp(max=32767))
+    multiplies_exactly.cache_clear()
+    monkeypatch.setattr(quantize, "device", lambda: "cpu")
+    try:
+        with pytest.raises(TriviumError, match="no VNNI"):
+            quantise(model_of(), "int8-dynamic")
+    finally:
+        multiplies_exactly.cache_clear()
 
 
 def test_a_plan_finds_the_model_beside_the_recipe(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ has one, and the engine packs them again where it decodes on a processor (`gener
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trivium.kit.errors import TriviumError
+from trivium.kit.machine import device
 from trivium.model.lora import adaptable
 from trivium.model.transformer import Transformer
 
@@ -48,12 +50,24 @@ def _torchao() -> Any:
     return torchao
 
 
+@lru_cache(1)
+def multiplies_exactly() -> bool:
+    """Whether products of 8-bit integers are right here: without VNNI, kernels add two of them in 16 bits."""
+    most = torch.full((GROUP, GROUP), 127, dtype=torch.int8)
+    return bool((torch._int_mm(most, most) == GROUP * 127**2).all())
+
+
 def _method(scheme: Scheme) -> Any:
     """What torchao calls a scheme."""
     torchao = _torchao()
     if scheme == "int8":
         return torchao.Int8WeightOnlyConfig(set_inductor_config=False, version=2)
     if scheme == "int8-dynamic":
+        if not device().startswith("cuda") and not multiplies_exactly():
+            raise TriviumError(
+                "int8-dynamic: products of 8-bit integers come out wrong on this processor, since it has no "
+                "VNNI and kernels cut sums at 16 bits; use int8."
+            )
         return torchao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False, version=2)
     from torchao.quantization.granularity import PerGroup
 
