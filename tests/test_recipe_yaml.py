@@ -100,3 +100,9 @@ def test_a_recipe_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(b"name: \xff\n")
     with pytest.raises(TriviumError, match=r"r\.yaml is not valid YAML"):
         read(tmp_path / "r.yaml")
+
+
+def test_half_a_sign_is_refused_with_its_line():
+    with pytest.raises(TriviumError, match=r"r\.yaml:2 holds half of a sign"):
+        parse('name: r\nnote: "\\ud800"\n', "r.yaml")
+    assert parse('note: "\U0001f600"', "r.yaml")[0] == {"note": "\U0001f600"}

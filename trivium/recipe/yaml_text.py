@@ -56,6 +56,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 def parse(text: str, where: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     """What a YAML text says, and the line of every key in its mappings; `where` names the text in errors."""
     if len(text) > MOST_LETTERS:
@@ -91,6 +94,10 @@ def _measure(node: yaml.Node, where: str, known: dict[int, tuple[int, int]]) -> 
         if not values:
             raise TriviumError(f"{where}: an anchor (`&`) stands for something that holds itself.")
         return values, depth
+    if isinstance(node, yaml.ScalarNode) and _HALF.search(node.value):
+        raise TriviumError(
+            f"{where}:{node.start_mark.line + 1} holds half of a sign (\\ud800 to \\udfff); write it whole."
+        )
     known[id(node)] = (0, 0)
     inside = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else []
     inside = node.value if isinstance(node, yaml.SequenceNode) else inside
