@@ -128,3 +128,7 @@ def test_a_model_of_the_hub_is_pinned_and_a_written_commit_needs_no_look_up(tmp_
     assert Revisions().pinned(f"owner/other@{SECOND}", "model") == f"owner/other@{SECOND}"
     (refs / "main").write_text("../../etc/passwd")
     assert Revisions().pinned("owner/model", "model") is None
+
+
+def test_letters_that_no_id_of_the_hub_has_are_no_error_of_a_plan():
+    assert Revisions().pinned("['owner/name', {", "model") is None
