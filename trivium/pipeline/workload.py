@@ -169,18 +169,11 @@ def _documents(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> J
         part = tokens * (until - done) / steps
         phases.append(
             Phase(
-                "training",
-                part,
-                length,
-                part * learned,
-                0.0 if still else _share(stage),
-                head_trained=not still and _share(stage) > 0,
-                last_layer=part * learned if few else None,
-                config=None if shape == config else shape,
-                beside=_beside(stage, config),
-                frozen=still,
+                "training", part, length, part * learned, 0.0 if still else _share(stage),
+                head_trained=not still and _share(stage) > 0, last_layer=part * learned if few else None,
+                config=None if shape == config else shape, beside=_beside(stage, config), frozen=still,
             )
-        )
+        )  # fmt: skip
         done = until
         if point is not None:
             shape = grown_config(shape, point)
@@ -466,17 +459,10 @@ def _asked(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
             answer = min(most, float(known or (ANSWERED * most if asking.max_new_tokens else DEFAULT_ANSWER)))
             prompt, times = float(numbers.get("prompt tokens", QUESTION)), 1 + asking.samples
             phases += generated(
-                asking.limit,
-                prompt,
-                1,
-                asking.limit * times,
-                answer,
-                most,
-                EVALUATED_AT_ONCE,
-                float(numbers.get("shared tokens", 0.0)),
-                numbers.get("prompt blocks"),
+                asking.limit, prompt, 1, asking.limit * times, answer, most, EVALUATED_AT_ONCE,
+                float(numbers.get("shared tokens", 0.0)), numbers.get("prompt blocks"),
                 float(numbers.get("longest prompt", 0.0)),
-            )
+            )  # fmt: skip
     written = sum(phase.predicted for phase in phases if phase.decode_steps)
     longest = max(phase.length for phase in phases)
     return replace(job, phases=tuple(phases), tokens=written, cached_tokens=EVALUATED_AT_ONCE * longest)

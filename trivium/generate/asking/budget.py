@@ -78,7 +78,7 @@ class Ledger:
             return True
 
     def stop(self) -> None:
-        """Let nobody wait any longer."""
+        """End every wait: no more is given out."""
         with self._freed:
             self.stopped = True
             self._freed.notify_all()

@@ -340,7 +340,7 @@ class EndpointWriter:
             except BaseException:
                 self.close()
                 for job in under_way.values():
-                    # One that waits for what others set aside would wait for ever: nobody settles it now.
+                    # One that waits for what others set aside would wait for ever: that is not settled now.
                     job[1].stop()
                 pool.shutdown(cancel_futures=True)
                 raise
