@@ -5,8 +5,6 @@ none. `accuracy_error` is the share of wrong solutions whose first wrong step is
 share of right ones in which none is, and F1 their harmonic mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Searches drawn as trees that a person can walk: every step with its score, the way to the answer marked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ change cannot matter, the new fingerprint is written down as standing for the re
 hangs below is found as before.
 """
 
-from __future__ import annotations
-
 import getpass
 import socket
 from collections.abc import Mapping

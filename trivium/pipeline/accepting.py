@@ -1,7 +1,5 @@
 """Accept a result as unchanged: the code that made it changed since, in a way that cannot matter."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Files that arrive from a shared store, and how they get their names: what tells of a whole entry last."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable

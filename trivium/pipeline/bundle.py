@@ -7,8 +7,6 @@ records/         `stage.yaml` of every stage as it was made
 bundle.json      the checksum of every file here, and of everything that each stage made; sealed
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Mapping

@@ -7,8 +7,6 @@ many, for few tokens and many, which tells apart what a step costs, a row, and a
 several counts, so that other work on the machine disturbs little.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Model cards: what a model was made from and how, as README.md in its folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

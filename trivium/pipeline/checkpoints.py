@@ -1,7 +1,5 @@
 """Where a parent's product lies: its last state, or a checkpoint that it kept (`base@tokens=2M`)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from trivium.pipeline.store import Store

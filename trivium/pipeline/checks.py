@@ -1,7 +1,5 @@
 """What a stage would refuse when its turn comes, found from its settings and the first rows of its data."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The numbers a stage will really run with: tokens, steps, epochs of every source, and what they cost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What this machine can do, measured, and what a run would use of it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 python -m trivium.pipeline.economics > docs/economics.md
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What pictures and sounds add to a stage: which encoders its model has, and what these compute."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A model for other programs: GGUF with a Modelfile, a merged folder, an adapter, a repository of the hub."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

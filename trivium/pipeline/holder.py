@@ -1,7 +1,5 @@
 """Who works on a result: a process of this machine or another, as it wrote itself down."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

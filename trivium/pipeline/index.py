@@ -1,7 +1,5 @@
 """The index page: every recipe with its results, verdicts, what it cost, and the base of every model."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping

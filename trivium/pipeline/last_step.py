@@ -1,7 +1,5 @@
 """What the last step of reinforcement, or of learning preferences, says beside its loss."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

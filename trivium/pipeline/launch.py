@@ -5,8 +5,6 @@ run itself stops at a saved state before a time limit, and the command is always
 or finds everything complete.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

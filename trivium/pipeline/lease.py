@@ -7,8 +7,6 @@ clocks are compared. The number is the fencing token: a machine that wakes after
 finds a higher number before it publishes, and publishes nothing.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """What has run: every recipe and stage with its state, date and cost, and results of earlier settings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime

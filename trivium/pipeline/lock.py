@@ -6,8 +6,6 @@ whose locks do not reach other machines a lease with a heartbeat (`lease`) decid
 another machine without one counts as alive until it is deleted.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

@@ -6,8 +6,6 @@ were planned. A plan for `here` starts from them: what stages of a kind took of 
 it for the next. FLOP/s would not do: generation decides the time of some kinds, attention that of others.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

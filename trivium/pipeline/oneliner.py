@@ -1,7 +1,5 @@
 """Recipes of one stage, made from a command: `trivium sft MODEL --data chats.jsonl --epochs 2`."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Mapping, Sequence

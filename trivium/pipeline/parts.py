@@ -1,7 +1,5 @@
 """Files in a place, cut into parts that are named by their content: what is there is not sent again."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """What a run would do and cost, and what it would refuse, before minutes are spent."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial

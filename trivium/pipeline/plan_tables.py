@@ -1,7 +1,5 @@
 """Plans as tables: the parts of one on a machine, two side by side, one setting at several values."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path

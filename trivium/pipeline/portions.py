@@ -1,7 +1,5 @@
 """What a stage reads: of every source its tokens, its documents' lengths, and its share of the training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """`trivium data FILE`: what a file holds, how long its rows are, and one row as it would be learned."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

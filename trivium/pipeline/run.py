@@ -1,7 +1,5 @@
 """Walk the graph: reuse what is done, resume what was cut off, run the rest."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping

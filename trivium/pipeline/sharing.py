@@ -10,8 +10,6 @@ can never write different content under one name. COMPLETE is created only where
 whole result stays, and nothing is ever overwritten.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time

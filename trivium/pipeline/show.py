@@ -1,7 +1,5 @@
 """Everything kept about one stage, and which documents a step learnt from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

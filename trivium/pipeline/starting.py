@@ -1,7 +1,5 @@
 """`trivium init`: a recipe from a template, filled in for the data it is pointed at."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Each holder of the lease writes under its own number alone, and so one that was 
 spoils nothing. All of it is removed when the result is there.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading

@@ -1,7 +1,5 @@
 """How far every stage is, as a tree."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the first rows of a source teach: rows that a stage refuses, drops or cuts, found before it runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from typing import Any

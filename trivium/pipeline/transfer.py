@@ -1,7 +1,5 @@
 """Push a recipe's results to a shared store and pull them from it, by fingerprint, only what is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run looks like right now, from the files it leaves behind."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Mapping

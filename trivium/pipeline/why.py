@@ -1,7 +1,5 @@
 """Why a stage would run again: what differs, field by field, from the result its recipe had."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 

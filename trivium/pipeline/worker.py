@@ -5,8 +5,6 @@ its input ends it is done; if it is at work then, the process that gave the work
 stops.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue

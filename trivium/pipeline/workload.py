@@ -1,7 +1,5 @@
 """What every stage computes, in the planner's terms: from its settings and the first rows of its data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

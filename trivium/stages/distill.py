@@ -9,11 +9,9 @@ The tokens come from the data (Hinton et al. 2015), or the student writes them i
 (on-policy; GKD, 2306.13649).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -80,7 +78,7 @@ class Distill(TrainingStage):
     """A control: the teacher's probabilities are given to other tokens, so that it can teach nothing."""
 
     @model_validator(mode="after")
-    def settings_fit_together(self) -> Distill:
+    def settings_fit_together(self) -> Self:
         hidden, silent = self.loss == "mse_hidden", self.label_weight == 1
         if self.js_weight != 0.5 and self.loss != "js":
             raise ValueError("`js_weight` belongs to `loss: js`; leave it out")

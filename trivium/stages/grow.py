@@ -1,10 +1,8 @@
 """Growing: a larger model that starts as the function of a small one, so that its training is not lost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -49,7 +47,7 @@ class Grow(GrowthSettings, Stage):
     """Whether the parent's optimiser state grows along, for a next stage that keeps it."""
 
     @model_validator(mode="after")
-    def _has_steps(self) -> Grow:
+    def _has_steps(self) -> Self:
         if self.method in ("masked", "learned"):
             raise ValueError(
                 f"`{self.method}` takes steps of training: write `grow: [{{at: 50%, layers: 8, method: "

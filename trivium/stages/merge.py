@@ -1,12 +1,10 @@
 """Souping: one model made from several that share an ancestor, shown beside its ingredients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -77,7 +75,7 @@ class Merge(Stage):
     """The length of the sequences it is measured on."""
 
     @model_validator(mode="after")
-    def methods_take_their_own(self) -> Merge:
+    def methods_take_their_own(self) -> Self:
         """Refuse what a method would not use, and fill in what it does."""
         for name, takers in TAKERS.items():
             if getattr(self, name) is not None and self.method not in takers:

@@ -1,9 +1,7 @@
 """Mid-training: a trained model goes on learning, for a purpose."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -51,7 +49,7 @@ class Midtrain(Growing, TrainingStage):
     """The length of the sequences, and how positions are extended to it."""
 
     @model_validator(mode="after")
-    def what_is_watched_is_not_learnt(self) -> Midtrain:
+    def what_is_watched_is_not_learnt(self) -> Self:
         learnt = self.data | ((self.replay and self.replay.data) or {})
         for name in learnt.keys() & (self.watch or {}).keys():
             raise ValueError(

@@ -4,12 +4,10 @@ In LLaVA's two steps (Liu et al. 2023): at first only the projector learns, and 
 from nothing, on a frozen language model; then the language model learns as well, among text that it knows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -51,7 +49,7 @@ class Multimodal(Sft):
     """`muon` for matrices with AdamW for the rest, or `adamw` for all weights."""
 
     @model_validator(mode="after")
-    def something_is_learnt_to_be_read(self) -> Multimodal:
+    def something_is_learnt_to_be_read(self) -> Self:
         if self.picture is None and self.sound is None:
             raise ValueError("say in `picture` or `sound` what the model shall learn to read, or use `sft`")
         if self.draft_heads:

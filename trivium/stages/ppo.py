@@ -12,11 +12,9 @@ Two estimators need no critic: RLOO (2402.14740) compares the completions of a p
 (2501.03262) takes A_t = sum_k gamma^k r_t+k.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -96,7 +94,7 @@ class Ppo(RolloutStage):
     """How many questions the sycophancy evaluation asks at the end; 0 for none."""
 
     @model_validator(mode="after")
-    def something_to_compare(self) -> Ppo:
+    def something_to_compare(self) -> Self:
         if self.estimator == "rloo" and self.num_generations < 2:
             raise ValueError(
                 "`estimator: rloo` compares the completions of a prompt: set `num_generations: 2`"

@@ -1,13 +1,11 @@
 """The quality classifier stage: learn from labelled texts which documents are worth training on."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -85,7 +83,7 @@ class QualityClassifier(Stage):
         return _judge(labels).written() if isinstance(labels, dict) else labels
 
     @model_validator(mode="after")
-    def _labels_are_there(self) -> QualityClassifier:
+    def _labels_are_there(self) -> Self:
         if (self.labels == "contrast") != (self.against is not None):
             raise ValueError("`labels: contrast` and `against` belong together: write both or neither")
         if self.buckets & (self.buckets - 1):

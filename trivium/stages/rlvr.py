@@ -13,11 +13,9 @@ and minimise the clipped surrogate with the ratio rho_it = pi(o_it) / pi_old(o_i
 `ALGORITHMS` says what each method changes: its loss, its ratio, the weights w and d, its advantage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -137,7 +135,7 @@ class Rlvr(RolloutStage):
     """Completions that share a beginning and part where the model is uncertain; else all are independent."""
 
     @model_validator(mode="after")
-    def forks_fit(self) -> Rlvr:
+    def forks_fit(self) -> Self:
         """Whole trunks, and a method that compares completions of a group."""
         if self.forks is None:
             return self
@@ -155,14 +153,14 @@ class Rlvr(RolloutStage):
         return self
 
     @model_validator(mode="after")
-    def another_engine_is_corrected(self) -> Rlvr:
+    def another_engine_is_corrected(self) -> Self:
         """Another engine computes a little differently, so its draws are off-policy by that much."""
         if self.engine.kind != "own" and "correction" not in self.model_fields_set:
             self.correction = "token"
         return self
 
     @model_validator(mode="after")
-    def groups_are_compared(self) -> Rlvr:
+    def groups_are_compared(self) -> Self:
         """Where a completion is compared with others to its prompt, one alone teaches nothing."""
         alone = self.num_generations == 1 and self.kl.coefficient == 0 and self.entropy_bonus == 0
         if alone and ALGORITHMS[self.algorithm].advantage in ("group", "centred", "leave_one_out"):
@@ -173,7 +171,7 @@ class Rlvr(RolloutStage):
         return self
 
     @model_validator(mode="after")
-    def the_algorithm_clips(self) -> Rlvr:
+    def the_algorithm_clips(self) -> Self:
         """A clip is given only to what reads it."""
         given = {name for name, value in self.clip_ratio if value is not None}
         loss = ALGORITHMS[self.algorithm].loss

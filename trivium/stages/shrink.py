@@ -1,10 +1,8 @@
 """Shrinking: a smaller model from a large one, to start a student from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -64,7 +62,7 @@ class Shrink(Stage):
     """On how many tokens importance is measured."""
 
     @model_validator(mode="after")
-    def importance_is_measured_on_text(self) -> Shrink:
+    def importance_is_measured_on_text(self) -> Self:
         """Refuse to shrink nothing, and to prune by importance without text."""
         if not any((self.layers, self.width, self.key_value_heads, self.inner_width)):
             raise ValueError("nothing shrinks: give `layers`, `width`, `key_value_heads` or `inner_width`")

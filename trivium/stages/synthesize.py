@@ -1,9 +1,7 @@
 """The synthesize stage: rows that models write and programs verify, with what became of every other row."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -66,7 +64,7 @@ class Synthesize(Stage):
     """How many answers the own engine writes at once."""
 
     @model_validator(mode="after")
-    def _endpoint_is_an_engine(self) -> Synthesize:
+    def _endpoint_is_an_engine(self) -> Self:
         if self.engine.kind == "endpoint":
             if self.endpoint is not None:
                 raise ValueError("the teacher's endpoint is `engine` or `endpoint`, not both")
@@ -79,7 +77,7 @@ class Synthesize(Stage):
         return [step.written() for step in parse_steps(steps)]
 
     @model_validator(mode="after")
-    def _one_teacher(self) -> Synthesize:
+    def _one_teacher(self) -> Self:
         if self.start is not None and self.endpoint is not None:
             raise ValueError("the teacher is `from` or `endpoint`, not both")
         steps = parse_steps(self.steps)

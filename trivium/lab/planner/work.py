@@ -1,7 +1,5 @@
 """What a stage computes, as plain numbers from which cost on any machine follows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal

@@ -1,8 +1,6 @@
 """How long the rows of mid-training are, and what every method is configured by."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -63,7 +61,7 @@ class ContextExtension(Settings):
     """`nope`: every n-th layer loses its rotary positions."""
 
     @model_validator(mode="after")
-    def methods_take_their_own(self) -> ContextExtension:
+    def methods_take_their_own(self) -> Self:
         for name in self.options:
             if self.method is None:
                 raise ValueError(f"`{name}` is part of a `method` that scales positions; name one")

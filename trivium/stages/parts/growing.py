@@ -1,11 +1,9 @@
 """Growth in the middle of a training: where it happens, and how the loop carries it out."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -71,7 +69,7 @@ class GrowthPoint(GrowthSettings):
         return value
 
     @model_validator(mode="after")
-    def nothing_new_to_freeze_for(self) -> GrowthPoint:
+    def nothing_new_to_freeze_for(self) -> Self:
         """Layers that are sums of all old ones are all new."""
         if self.freeze and self.method == "learned":
             raise ValueError("`method: learned` makes all layers new, so there are no old ones to `freeze`")
@@ -94,7 +92,7 @@ class Growing(Settings):
     """Where the model becomes larger while it trains, and how."""
 
     @model_validator(mode="after")
-    def all_weights_grow(self) -> Growing:
+    def all_weights_grow(self) -> Self:
         """What lies on the weights would have to grow along."""
         for name in ("adapter", "qat", "train_only"):
             if self.grow and getattr(self, name):

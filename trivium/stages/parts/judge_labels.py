@@ -1,7 +1,5 @@
 """Labels for a quality classifier from a judge, who is tried first on texts whose score is known."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar

@@ -4,11 +4,9 @@ Offline, a model learns from answers that another one gave, which it may never g
 (2402.04792) asks the model as it is at every step, so the pairs stay where it is. Any loss of pairs will do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -60,7 +58,7 @@ class Online(Settings):
     """What samples the answers: `own` or `vllm`."""
 
     @model_validator(mode="after")
-    def the_engine_takes_weights(self) -> Online:
+    def the_engine_takes_weights(self) -> Self:
         """What samples has to follow the trainer."""
         refuse_endpoint(self.engine)
         return self

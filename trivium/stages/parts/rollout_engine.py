@@ -1,7 +1,5 @@
 """What samples completions of a model that learns: our engine on its own layers, or vLLM on its weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 

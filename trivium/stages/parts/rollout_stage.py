@@ -1,11 +1,9 @@
 """What `rlvr` and `ppo` share: a model samples completions, scorers reward them, the model learns."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -95,7 +93,7 @@ class RolloutStage(TrainingStage):
     """Whether to compile the model."""
 
     @model_validator(mode="after")
-    def the_engine_takes_weights(self) -> RolloutStage:
+    def the_engine_takes_weights(self) -> Self:
         """What samples has to follow the trainer, and to say how likely its tokens were."""
         refuse_endpoint(self.engine)
         return self
