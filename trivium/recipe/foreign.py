@@ -1,100 +1,17 @@
 """Settings by the names of TRL, Axolotl and transformers, and the keys that mean the same here."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from trivium.kit.errors import TriviumError
 
-KEYS: dict[str, str] = {
-    "lr": "learning_rate",
-    "lr_scheduler_type": "learning_rate.decay",
-    "lr_scheduler": "learning_rate.decay",
-    "warmup_ratio": "learning_rate.warmup",
-    "warmup_steps": "learning_rate.warmup",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "max_steps": "steps",
-    "max_length": "context",
-    "max_seq_length": "context",
-    "max_seq_len": "context",
-    "sequence_len": "context",
-    "block_size": "context",
-    "max_completion_length": "max_new_tokens",
-    "response_length": "max_new_tokens",
-    "max_grad_norm": "clip",
-    "optim": "optimiser",
-    "optimizer": "optimiser",
-    "lora_r": "adapter.rank",
-    "lora_alpha": "adapter.alpha",
-    "lora_target_modules": "adapter.targets",
-    "load_in_4bit": "adapter.base",
-    "load_in_8bit": "adapter.base",
-    "bf16": "precision",
-    "gradient_checkpointing": "recompute",
-    "loss_type": "loss",
-    "beta": "beta",
-    "lmbda": "on_policy",
-    "neftune_noise_alpha": "neftune",
-    "label_smoothing_factor": "label_smoothing",
-    "train_on_inputs": "loss",
-    "assistant_only_loss": "loss",
-    "completion_only_loss": "loss",
-    "eval_steps": "validation.times",
-    "save_steps": "checkpoint.every_steps",
-    "save_total_limit": "checkpoint.keep",
-    "reward_funcs": "reward",
-    "num_iterations": "epochs_per_rollout",
-    "epsilon": "clip_ratio.low",
-    "epsilon_high": "clip_ratio.high",
-    "num_mini_batches": "minibatches",
-    "torch_compile": "compile",
-    "val_set_size": "data.validation",
-}
-"""A foreign name, and the key (dotted where it lies inside another) that means the same."""
+_NAMES: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+KEYS, POLICY, SCHEDULES, ANSWERS = (_NAMES[part] for part in ("keys", "policy", "schedules", "answers"))
 SIZES = ("per_device_train_batch_size", "micro_batch_size", "gradient_accumulation_steps")
 """How many examples a step takes, which other tools split in two."""
-ANSWERS: dict[str, str] = {
-    "packing": "examples are always packed, and none sees another; leave it out",
-    "sample_packing": "examples are always packed, and none sees another; leave it out",
-    "fp16": "half precision is not trained in; write `precision: bfloat16`",
-    "logging_steps": "every step is logged; leave it out",
-    "max_prompt_length": "prompts that leave no room for an answer are left out and counted; leave it out",
-    "lora_dropout": "adapters have no dropout; leave it out",
-    "use_peft": "write `adapter: lora`",
-    "output_dir": "results lie under --runs; `--to DIR` of a one-line command copies the model",
-    "model_name_or_path": "the model is `from`, and the first word of a one-line command",
-    "base_model": "the model is `from`, and the first word of a one-line command",
-    "dataset_name": "the data is `data`",
-    "datasets": "the data is `data`",
-    "report_to": "write `track: [wandb]` at the top of the recipe",
-    "seq_len": "the length of sequences is `context`",
-    "ref_model": "the model it starts from is the reference",
-    "scale_rewards": "`algorithm: dr_grpo` leaves advantages unscaled",
-    "use_vllm": "what samples is `engine`: write `engine: vllm`",
-    "remove_unused_columns": "columns that are not needed are not read; leave it out",
-    "dataset_text_field": "the column is named where the data is: `data: {FILE: {columns: {text: body}}}`",
-    "dataset_num_proc": "data is read with as many processes as pay; leave it out",
-    "dataloader_num_workers": "data is read with as many processes as pay; leave it out",
-    "eval_strategy": "`validation: {times: 5}` says how often the loss is measured",
-    "evaluation_strategy": "`validation: {times: 5}` says how often the loss is measured",
-    "per_device_eval_batch_size": "what is measured needs no batch size; leave it out",
-    "save_strategy": "`checkpoint: {every_steps: 500}` says when the state is saved",
-    "resume_from_checkpoint": "the same command goes on where it was cut off; leave it out",
-    "adam_beta1": "AdamW's betas are 0.9 and 0.95; leave it out",
-    "adam_beta2": "AdamW's betas are 0.9 and 0.95; leave it out",
-    "push_to_hub": "`trivium export MODEL --to hub` does it afterwards; leave it out",
-    "attn_implementation": "the fastest attention of the machine is taken; leave it out",
-    "flash_attention": "the fastest attention of the machine is taken; leave it out",
-    "deepspeed": "`parallel: {shard: all}` divides weights, gradients and moments; leave it out",
-    "fsdp": "`parallel: {shard: all}` divides weights, gradients and moments; leave it out",
-}
-"""Foreign names that no key means, with what to do instead."""
-SCHEDULES = {
-    "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "inverse_sqrt": "inverse-sqrt",
-    "warmup_stable_decay": "wsd",
-}  # fmt: skip
-POLICY = {"beta": "kl.coefficient", "loss_type": "algorithm", "epsilon": "clip_ratio.low"}
-"""What some names mean in reinforcement learning."""
 SEQUENCE = 1024
 """The length of an example where batches are counted in examples and nothing says how long they are."""
 

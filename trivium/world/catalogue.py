@@ -5,23 +5,10 @@ import difflib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from trivium.kit.errors import TriviumError
-from trivium.world import (
-    chat,
-    chronicle,
-    craft,
-    facts,
-    ledger,
-    pictures,
-    prose,
-    sounds,
-    sums,
-    taste,
-    tongue,
-    web,
-)
 from trivium.world.document import SPLITS, Question, Share, Split, WorldDocument
 
 
@@ -36,81 +23,35 @@ class Source:
     count: Callable[[Split, Any], int | None] | None = None
 
 
-SOURCES: dict[str, Source] = {
-    "prose": Source(
-        "Tales, letters, talks and guides, for pre-training; bits per byte beside their floor.",
-        prose.Options,
-        prose.write,
-    ),
-    "facts": Source(
-        "What is true of people and towns, for pre-training; recall by how often each is spoken of.",
-        facts.Options,
-        facts.write,
-        facts.ask,
-        facts.count,
-    ),
-    "sums": Source(
-        "Word problems with worked steps, for reasoning; the answer and every step can be checked.",
-        sums.Options,
-        sums.write,
-        sums.ask,
-    ),
-    "craft": Source(
-        "What the crafts make and how, a new domain for mid-training; facts asked before and after.",
-        craft.Options,
-        craft.write,
-        craft.ask,
-        craft.count,
-    ),
-    "tongue": Source(
-        "A second language with its own script and grammar, for mid-training; translation and recall.",
-        tongue.Options,
-        tongue.write,
-        tongue.ask,
-        tongue.count,
-    ),
-    "chronicle": Source(
-        "Long documents with something to find at any length and depth, for context extension.",
-        chronicle.Options,
-        chronicle.write,
-        chronicle.ask,
-    ),
-    "ledger": Source(
-        "Questions over the tables of the country with their SQL, for customisation; executed and compared.",
-        ledger.Options,
-        ledger.write,
-        ledger.ask,
-    ),
-    "web": Source(
-        "Texts buried in duplicates, boilerplate, spam and leaked test items, each labelled, for curation.",
-        web.Options,
-        web.write,
-    ),
-    "chat": Source(
-        "Instructions whose fulfilment a program can check, for supervised fine-tuning.",
-        chat.Options,
-        chat.write,
-        chat.ask,
-    ),
-    "taste": Source(
-        "Pairs of answers with a known cause, for preferences; its questions are the sycophancy evaluation.",
-        taste.Options,
-        taste.write,
-        taste.ask,
-    ),
-    "pictures": Source(
-        "Questions about shapes, colours, counts, positions, digits and charts in pictures, for modalities.",
-        pictures.Options,
-        pictures.write,
-        pictures.ask,
-    ),
-    "sounds": Source(
-        "Questions about the pitches, order, number and lengths of tones, for modalities.",
-        sounds.Options,
-        sounds.write,
-        sounds.ask,
-    ),
+_DESCRIPTIONS = {
+    "prose": "Tales, letters, talks and guides, for pre-training; bits per byte beside their floor.",
+    "facts": "What is true of people and towns, for pre-training; recall by how often each is spoken of.",
+    "sums": "Word problems with worked steps, for reasoning; the answer and every step can be checked.",
+    "craft": "What the crafts make and how, a new domain for mid-training; facts asked before and after.",
+    "tongue": "A second language with its own script and grammar, for mid-training; translation and recall.",
+    "chronicle": "Long documents with something to find at any length and depth, for context extension.",
+    "ledger": "Questions over the tables of the country with their SQL, for customisation; executed and "
+    "compared.",
+    "web": "Texts buried in duplicates, boilerplate, spam and leaked test items, each labelled, for "
+    "curation.",
+    "chat": "Instructions whose fulfilment a program can check, for supervised fine-tuning.",
+    "taste": "Pairs of answers with a known cause, for preferences; its questions are the sycophancy "
+    "evaluation.",
+    "pictures": "Questions about shapes, colours, counts, positions, digits and charts in pictures, for "
+    "modalities.",
+    "sounds": "Questions about the pitches, order, number and lengths of tones, for modalities.",
 }
+"""Every source, a module of this folder, and what it is for."""
+
+
+def _source(name: str, description: str) -> Source:
+    """The source of a module: its options, documents, and questions where it asks any."""
+    module = import_module(f"trivium.world.{name}")
+    ask, count = (getattr(module, method, None) for method in ("ask", "count"))
+    return Source(description, module.Options, module.write, ask, count)
+
+
+SOURCES = {name: _source(name, description) for name, description in _DESCRIPTIONS.items()}
 
 
 def sources() -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, split_of
 from trivium.world.country import Country, peopled
 from trivium.world.document import Question, Split, WorldDocument
 from trivium.world.tables import open_database, schema
-from trivium.world.words import ANIMALS, CRAFTS, GOODS
+from trivium.world.words import ANIMALS, CRAFTS, GOODS, sentences
 
 
 @dataclass(frozen=True)
@@ -33,122 +34,35 @@ class Query:
     ordered: bool = False
 
 
+FAMILIES: dict[str, dict[str, Any]] = sentences("queries")
 _PLURALS = {"fox": "foxes", "goose": "geese", "horse": "horses"}
-
-
-def _plural(word: str) -> str:
-    return _PLURALS.get(word, f"{word}s")
-
-
-def _count_craft_town(chance: Chance, land: Country) -> Query:
-    craft, town = chance.pick(CRAFTS), chance.pick(land.towns).name
-    asked = chance.pick(
-        (f"How many {_plural(craft)} live in {town}?", f"Count the {_plural(craft)} of {town}.")
-    )
-    sql = f"SELECT COUNT(*) FROM people WHERE craft = '{craft}' AND home = '{town}'"
-    return Query("count two", asked, sql, (craft, town))
-
-
-def _count_animal(chance: Chance, land: Country) -> Query:
-    animal, town = chance.pick(ANIMALS), chance.pick(land.towns).name
-    asked = chance.pick(
-        (f"How many people born in {town} keep a {animal}?", f"Count those from {town} with a {animal}.")
-    )
-    sql = f"SELECT COUNT(*) FROM people WHERE animal = '{animal}' AND birthplace = '{town}'"
-    return Query("count three", asked, sql, (animal, town))
-
-
-def _look_up(chance: Chance, land: Country) -> Query:
-    person = chance.pick(land.people)
-    column, asked = chance.pick(
-        (
-            ("craft", "What is the craft of {name}?"),
-            ("home", "Where does {name} live?"),
-            ("house", "Which house does {name} serve?"),
-            ("year", "In which year was {name} born?"),
-            ("animal", "Which animal does {name} keep?"),
-        )
-    )
-    sql = f"SELECT {column} FROM people WHERE name = '{person.name}'"
-    return Query("look up", asked.format(name=person.name), sql, (person.name,))
-
-
-def _list_names(chance: Chance, land: Country) -> Query:
-    house, craft = chance.pick(land.houses), chance.pick(CRAFTS)
-    asked = chance.pick(
-        (f"Which {_plural(craft)} serve {house}?", f"List the {_plural(craft)} of the house {house}.")
-    )
-    sql = f"SELECT name FROM people WHERE craft = '{craft}' AND house = '{house}'"
-    return Query("list", asked, sql, (house, craft))
-
-
-def _born_before(chance: Chance, land: Country) -> Query:
-    year, town = chance.pick(land.years[10:]), chance.pick(land.towns).name
-    way, sign = chance.pick((("before", "<"), ("after", ">")))
-    asked = f"How many people of {town} were born {way} {year}?"
-    sql = f"SELECT COUNT(*) FROM people WHERE home = '{town}' AND year {sign} {year}"
-    return Query("compare", asked, sql, (year, town))
-
-
-def _oldest(chance: Chance, land: Country) -> Query:
-    craft, town = chance.pick(CRAFTS), chance.pick(land.towns).name
-    way, order = chance.pick((("oldest", ""), ("youngest", " DESC")))
-    asked = f"Who is the {way} {craft} born in {town}?"
-    # The name settles ties: two right queries must not give two answers.
-    sql = (
-        f"SELECT name FROM people WHERE craft = '{craft}' AND birthplace = '{town}' "
-        f"ORDER BY year{order}, name LIMIT 1"
-    )
-    return Query("extreme", asked, sql, (craft, town), ordered=True)
-
-
-def _total_sold(chance: Chance, land: Country) -> Query:
-    person, good = chance.pick(land.people).name, chance.pick(GOODS)
-    asked = chance.pick(
-        (f"How much {good} did {person} sell?", f"What amount of {good} was sold by {person}?")
-    )
-    sql = f"SELECT SUM(amount) FROM sales WHERE seller = '{person}' AND good = '{good}'"
-    return Query("total", asked, sql, (person, good))
-
-
-def _highest_price(chance: Chance, land: Country) -> Query:
-    good, amount = chance.pick(GOODS), str(chance.between(2, 39))
-    way, function = chance.pick((("highest", "MAX"), ("lowest", "MIN")))
-    asked = f"What is the {way} price of {good} in sales of more than {amount}?"
-    sql = f"SELECT {function}(price) FROM sales WHERE good = '{good}' AND amount > {amount}"
-    return Query("price", asked, sql, (good, amount))
-
-
-def _per_group(chance: Chance, land: Country) -> Query:
-    town = chance.pick(land.towns).name
-    column = chance.pick(("craft", "house", "animal"))
-    asked = f"How many people are there for each {column} in {town}?"
-    sql = f"SELECT {column}, COUNT(*) FROM people WHERE home = '{town}' GROUP BY {column}"
-    return Query("group", asked, sql, (column, town))
-
-
-def _join(chance: Chance, land: Country) -> Query:
-    river, craft = chance.pick(land.rivers), chance.pick(CRAFTS)
-    asked = f"Which {_plural(craft)} live in a town on the river {river}?"
-    sql = (
-        "SELECT people.name FROM people JOIN towns ON people.home = towns.name "
-        f"WHERE towns.river = '{river}' AND people.craft = '{craft}'"
-    )
-    return Query("join", asked, sql, (river, craft))
-
-
-FAMILIES: dict[str, Callable[[Chance, Country], Query]] = {
-    "count two": _count_craft_town,
-    "count three": _count_animal,
-    "look up": _look_up,
-    "list": _list_names,
-    "compare": _born_before,
-    "extreme": _oldest,
-    "total": _total_sold,
-    "price": _highest_price,
-    "group": _per_group,
-    "join": _join,
+_DRAWN: dict[str, Callable[[Chance, Country], str]] = {
+    "person": lambda chance, land: chance.pick(land.people).name,
+    "town": lambda chance, land: chance.pick(land.towns).name,
+    "house": lambda chance, land: chance.pick(land.houses),
+    "river": lambda chance, land: chance.pick(land.rivers),
+    "year": lambda chance, land: chance.pick(land.years[10:]),
+    "craft": lambda chance, land: chance.pick(CRAFTS),
+    "animal": lambda chance, land: chance.pick(ANIMALS),
+    "good": lambda chance, land: chance.pick(GOODS),
+    "amount": lambda chance, land: str(chance.between(2, 39)),
 }
+"""How the words of a question are drawn."""
+
+
+def _drawn(chance: Chance, land: Country, name: str) -> Query:
+    """A question of a family."""
+    family = FAMILIES[name]
+    words = {word: _DRAWN[word](chance, land) for word in family["draw"]}
+    forms = family["forms"]
+    words |= chance.pick(forms) if len(forms) > 1 else forms[0]
+    if "craft" in words:
+        words["crafts"] = _PLURALS.get(words["craft"], f"{words['craft']}s")
+    asked = words.pop("ask", None) or family["ask"]
+    return Query(
+        name, asked.format(**words), family["sql"].format(**words),
+        tuple(words[word] for word in family["split"]), ordered=family.get("ordered", False),
+    )  # fmt: skip
 
 
 def _query(chance: Chance, split: Split, options: Options) -> tuple[Query, list[tuple[str | int, ...]]]:
@@ -159,7 +73,7 @@ def _query(chance: Chance, split: Split, options: Options) -> tuple[Query, list[
     land, tables = peopled(options.country, options.people), open_database(options.country, options.people)
     family = chance.pick(tuple(FAMILIES)) if options.family == "all" else options.family
     while True:
-        query = FAMILIES[family](chance, land)
+        query = _drawn(chance, land, family)
         if split_of("ledger", *query.values) != split:
             continue
         found = tables.execute(query.sql).fetchall()
@@ -176,12 +90,7 @@ def prompt(question: str, form: str) -> str:
 def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One question with its SQL, as a chat or as a prompt with its answer."""
     query, found = _query(Chance("ledger", split, seed, index), split, options)
-    truth = {
-        "family": query.family,
-        "sql": query.sql,
-        "rows": [list(row) for row in found],
-        "ordered": query.ordered,
-    }
+    truth = _truth(query, found)
     asked = [{"role": "user", "content": prompt(query.question, options.schema)}]
     if options.form == "chat":
         messages = [*asked, {"role": "assistant", "content": query.sql}]
@@ -204,10 +113,10 @@ def ask(index: int, split: Split, seed: int, options: Options) -> Question:
         prompt=f"Question: {whole}\nAnswer:",
         question=whole,
         answer=query.sql,
-        truth={
-            "family": query.family,
-            "sql": query.sql,
-            "rows": [list(row) for row in found],
-            "ordered": query.ordered,
-        },
+        truth=_truth(query, found),
     )
+
+
+def _truth(query: Query, found: list[tuple[str | int, ...]]) -> dict[str, Any]:
+    rows = [list(row) for row in found]
+    return {"family": query.family, "sql": query.sql, "rows": rows, "ordered": query.ordered}

@@ -4,16 +4,17 @@ A question about shape, colour and count together is held out by its combination
 one split for ever, while its shape, its colour and its count are all seen in the training split.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from trivium.kit.errors import TriviumError
 from trivium.world import drawing
 from trivium.world.chance import Chance, split_of
 from trivium.world.document import Question, Share, Split, WorldDocument
-from trivium.world.perceived import document_about, question_about
+from trivium.world.perceived import Make, Perceived, Sense
 
 COLOURS = tuple(drawing.COLOURS)
 COUNTS = ("one", "two", "three", "four")
@@ -36,16 +37,6 @@ class Options:
     shown: str = "own"
     paired: bool = True
     noise: Share = 0.0
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A picture, the question about it, its answer, and what is true of it."""
-
-    picture: Any
-    question: str
-    answer: str
-    truth: dict[str, Any]
 
 
 @lru_cache(maxsize=8)
@@ -89,7 +80,7 @@ def _places(chance: Chance, count: int) -> list[tuple[float, float]]:
     return [(x + (chance.below(9) - 4) * 0.012, y + (chance.below(9) - 4) * 0.012) for x, y in cells]
 
 
-def _combined(chance: Chance, split: Split, second: bool, options: Options) -> Drawn:
+def _combined(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """Alike shapes: what, how many, of which colour, or all three at once."""
     chosen = chance.pick(combinations(split))
     asked = chance.pick(SEVERAL[options.kind]) if options.kind in SEVERAL else options.kind
@@ -107,10 +98,10 @@ def _combined(chance: Chance, split: Split, second: bool, options: Options) -> D
     level = {"what": 1 / len(combinations(split)), "shape": 1 / len(drawing.SHAPES),
              "colour": 1 / len(COLOURS), "count": 1 / len(COUNTS)}[asked]  # fmt: skip
     truth = {"kind": asked, "shape": shape, "colour": colour, "count": count, "chance_level": level}
-    return Drawn(picture, question, answer, {**truth, "changed": changed})
+    return Perceived(picture, question, answer, {**truth, "changed": changed})
 
 
-def _position(chance: Chance, split: Split, second: bool, options: Options) -> Drawn:
+def _position(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """Two shapes of different colours: which of them lies on the asked side."""
     side = chance.pick(("left", "right", "top", "bottom"))
     pairs = [
@@ -131,10 +122,10 @@ def _position(chance: Chance, split: Split, second: bool, options: Options) -> D
     where = f"at the {side}" if side in ("top", "bottom") else f"on the {side}"
     answer = colours[0 if side in ("left", "top") else 1]
     truth = {"kind": "position", "side": side, "chance_level": 0.5, "changed": "positions"}
-    return Drawn(picture, f"Which colour is {where}?", answer, truth)
+    return Perceived(picture, f"Which colour is {where}?", answer, truth)
 
 
-def _digit(chance: Chance, split: Split, second: bool, options: Options) -> Drawn:
+def _digit(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """One digit in print; a digit and a colour that go together belong to one split."""
     pairs = [
         (number, colour)
@@ -150,10 +141,10 @@ def _digit(chance: Chance, split: Split, second: bool, options: Options) -> Draw
     height = 0.55 + 0.03 * chance.below(8)
     picture = drawing.digit(str(number), options.size, colour, x, y, height, _background(chance))
     truth = {"kind": "digit", "digit": number, "colour": colour, "chance_level": 0.1, "changed": "digit"}
-    return Drawn(picture, "Which digit is this?", str(number), truth)
+    return Perceived(picture, "Which digit is this?", str(number), truth)
 
 
-def _chart(chance: Chance, split: Split, second: bool, options: Options) -> Drawn:
+def _chart(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """A chart of three bars: which is the highest or the lowest; an order of colours belongs to one split."""
     orders = [
         (a, b, c)
@@ -174,7 +165,7 @@ def _chart(chance: Chance, split: Split, second: bool, options: Options) -> Draw
     picture = drawing.bars(heights, colours, options.size, _background(chance))
     answer = colours[heights.index(extreme(heights))]
     truth = {"kind": "chart", "asked": asked, "chance_level": 1 / 3, "changed": "heights"}
-    return Drawn(picture, f"Which bar is the {asked}?", answer, truth)
+    return Perceived(picture, f"Which bar is the {asked}?", answer, truth)
 
 
 SEVERAL = {
@@ -184,81 +175,52 @@ SEVERAL = {
     "all": ("what", *ATTRIBUTES),
 }
 """Kinds that ask now for one thing, now for another."""
-KINDS: dict[str, Callable[[Chance, Split, bool, Options], Drawn]] = {
+KINDS: dict[str, Make] = {
     **dict.fromkeys(("what", "shape", "colour", "count", "attribute", "combined"), _combined),
     "position": _position,
     "digit": _digit,
     "chart": _chart,
 }
-EVERY = ("combined", "position", "digit", "chart")
-"""What `kind=all` draws from."""
 
 
-def _drawn(index: int, split: Split, seed: int, options: Options, part: str) -> Drawn:
-    """The picture and question of this number; `part` keeps documents and questions apart."""
-    if options.kind != "all" and options.kind not in KINDS:
-        raise TriviumError(f"world:pictures has no kind '{options.kind}'; it has all, {', '.join(KINDS)}.")
-    if not 8 <= options.size <= 1024:
-        raise TriviumError(f"world:pictures draws pictures of 8 to 1024 pixels, not {options.size}.")
-    number, second = (index // 2, index % 2 == 1) if options.paired and part == "ask" else (index, False)
-    chance = Chance(part, "pictures", split, seed, number)
-    kind = chance.pick(EVERY) if options.kind == "all" else options.kind
-    drawn = KINDS[kind](chance, split, second, options)
-    if options.noise:
-        drawn = Drawn(_noisy(chance, drawn.picture, options.noise), drawn.question, drawn.answer, drawn.truth)
-    pair = {"pair": number} if options.paired and part == "ask" else {}
-    return Drawn(drawn.picture, drawn.question, drawn.answer, {**drawn.truth, **pair})
-
-
-def _noisy(chance: Chance, picture: Any, strength: float) -> Any:
-    """The picture with uniform noise of up to `strength` of the whole range on every pixel."""
-    import numpy as np
-
+def _noisy(chance: Chance, picture: Any, options: Options) -> Any:
+    """The picture with uniform noise of up to `noise` of the whole range on every pixel."""
+    if not options.noise:
+        return picture
     pixels = np.asarray(picture, dtype=np.float32)
-    noise = np.random.default_rng(chance.below(2**32)).uniform(-255, 255, pixels.shape) * strength
+    noise = np.random.default_rng(chance.below(2**32)).uniform(-255, 255, pixels.shape) * options.noise
     return drawing.pillow().Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
-def _shown(index: int, split: Split, seed: int, options: Options, part: str, own: Any) -> list[Any]:
-    """The parts of a message that hold the picture: the right one, or what the baselines show."""
-    if options.shown == "own":
-        return [drawing.picture_part(own)]
-    if options.shown == "none":
-        return []
-    if options.shown == "blank":
-        return [drawing.picture_part(drawing.marks([], options.size, 50))]
-    if options.shown == "shuffled":
-        # Far away, so that it is of no pair with this one.
-        return [drawing.picture_part(_drawn(index + 100_003, split, seed, options, part).picture)]
-    raise TriviumError(f"world:pictures cannot show '{options.shown}'; say own, blank, shuffled or none.")
+SENSE = Sense(
+    "pictures", "show", KINDS, ("combined", "position", "digit", "chart"), drawing.picture_part,
+    lambda own, options: drawing.marks([], options.size, 50), _noisy,
+)  # fmt: skip
 
 
-def _content(index: int, split: Split, seed: int, options: Options, part: str, drawn: Drawn) -> list[Any]:
-    """The content of a user's message: the picture, then the question."""
-    shown = _shown(index, split, seed, options, part, drawn.picture)
-    return [*shown, {"type": "text", "text": drawn.question}]
+def _checked(options: Options) -> Options:
+    if not 8 <= options.size <= 1024:
+        raise TriviumError(f"world:pictures draws pictures of 8 to 1024 pixels, not {options.size}.")
+    return options
 
 
 def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One question about a picture with its answer, as a conversation to learn from."""
-    drawn = _drawn(index, split, seed, options, "write")
-    content = _content(index, split, seed, options, "write", drawn)
-    if (document := document_about(drawn, content, options.form)) is not None:
-        return document
-    if options.form == "pairs":
-        other = next(
-            one.answer
-            for step in range(1, 1000)
-            if (one := _drawn(index + step * 7919, split, seed, options, "write")).answer != drawn.answer
-            and one.truth["kind"] == drawn.truth["kind"]
-        )
-        chosen, rejected = ([{"role": "assistant", "content": one}] for one in (drawn.answer, other))
-        fields = {"prompt": [{"role": "user", "content": content}], "chosen": chosen, "rejected": rejected}
-        return WorldDocument("", None, fields, {**drawn.truth, "answer": drawn.answer})
-    raise TriviumError(f"world:pictures has no form '{options.form}'; use chat, prompt or pairs.")
+    if _checked(options).form != "pairs":
+        return SENSE.document(index, split, seed, options, "chat, prompt or pairs")
+    drawn = SENSE.made(index, split, seed, options, "write")
+    content = SENSE.content(drawn, index, split, seed, options, "write")
+    other = next(
+        one.answer
+        for step in range(1, 1000)
+        if (one := SENSE.made(index + step * 7919, split, seed, options, "write")).answer != drawn.answer
+        and one.truth["kind"] == drawn.truth["kind"]
+    )
+    chosen, rejected = ([{"role": "assistant", "content": one}] for one in (drawn.answer, other))
+    fields = {"prompt": [{"role": "user", "content": content}], "chosen": chosen, "rejected": rejected}
+    return WorldDocument("", None, fields, {**drawn.truth, "answer": drawn.answer})
 
 
 def ask(index: int, split: Split, seed: int, options: Options) -> Question:
     """One question about a picture; with `paired`, the next one shows the same drawing changed."""
-    drawn = _drawn(index, split, seed, options, "ask")
-    return question_about(drawn, _content(index, split, seed, options, "ask", drawn))
+    return SENSE.ask(index, split, seed, _checked(options))

@@ -3,19 +3,16 @@
 A melody of three tones belongs to one split for ever: its pitches are all heard in training, in other orders.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any
 
 import numpy as np
 
-from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, split_of
-from trivium.world.document import Question, Share, Split, WorldDocument
+from trivium.world.document import Share, Split
 from trivium.world.drawing import sound_part
-from trivium.world.perceived import document_about, question_about
+from trivium.world.perceived import Make, Perceived, Sense
 
 PITCHES = {"do": 262.0, "re": 330.0, "mi": 415.0, "fa": 523.0, "sol": 659.0, "la": 831.0}
 """Six pitches, two thirds apart, so that they can be told by ear."""
@@ -33,16 +30,6 @@ class Options:
     shown: str = "own"
     paired: bool = True
     noise: Share = 0.01
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A sound, the question about it, its answer, and what is true of it."""
-
-    samples: np.ndarray
-    question: str
-    answer: str
-    truth: dict[str, Any]
 
 
 def tone(pitch: float, seconds: float, phase: float, strength: float) -> np.ndarray:
@@ -77,7 +64,7 @@ def _other(chance: Chance, first: tuple[str, ...], every: tuple[tuple[str, ...],
     return chance.pick(near or [one for one in every if one != first])
 
 
-def _melody(chance: Chance, split: Split, second: bool, options: Options) -> Heard:
+def _melody(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """Three tones in order."""
     every = melodies(split, "melody", 3, tuple(PITCHES))
     first = chance.pick(every)
@@ -85,10 +72,10 @@ def _melody(chance: Chance, split: Split, second: bool, options: Options) -> Hea
     notes = other if second else first
     samples = played([(PITCHES[note], 0.2) for note in notes], chance, options.noise)
     truth = {"kind": "melody", "notes": list(notes), "chance_level": 1 / len(every)}
-    return Heard(samples, "Which notes are played?", " ".join(notes), truth)
+    return Perceived(samples, "Which notes are played?", " ".join(notes), truth)
 
 
-def _pitch(chance: Chance, split: Split, second: bool, options: Options) -> Heard:
+def _pitch(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """One tone; a pitch with a length belongs to one split."""
     every = tuple(
         one
@@ -99,10 +86,12 @@ def _pitch(chance: Chance, split: Split, second: bool, options: Options) -> Hear
     other = chance.pick([one for one in every if one[0] != first[0]])
     note, seconds = other if second else first
     samples = played([(PITCHES[note], float(seconds))], chance, options.noise)
-    return Heard(samples, "Which note is this?", note, {"kind": "pitch", "chance_level": 1 / len(PITCHES)})
+    return Perceived(
+        samples, "Which note is this?", note, {"kind": "pitch", "chance_level": 1 / len(PITCHES)}
+    )
 
 
-def _count(chance: Chance, split: Split, second: bool, options: Options) -> Heard:
+def _count(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """So many tones of one pitch; a pitch with a number belongs to one split."""
     every = tuple(
         one for one in product(PITCHES, COUNTS) if split_of("tones", *one, validation=0.1, test=0.2) == split
@@ -111,10 +100,10 @@ def _count(chance: Chance, split: Split, second: bool, options: Options) -> Hear
     other = chance.pick([one for one in every if one[1] != first[1]] or list(every))
     note, count = other if second else first
     samples = played([(PITCHES[note], 0.12)] * (COUNTS.index(count) + 1), chance, options.noise)
-    return Heard(samples, "How many tones are there?", count, {"kind": "count", "chance_level": 0.25})
+    return Perceived(samples, "How many tones are there?", count, {"kind": "count", "chance_level": 0.25})
 
 
-def _duration(chance: Chance, split: Split, second: bool, options: Options) -> Heard:
+def _duration(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """Three tones, each short or long; a pitch with such a rhythm belongs to one split."""
     every = tuple(
         one
@@ -125,56 +114,15 @@ def _duration(chance: Chance, split: Split, second: bool, options: Options) -> H
     other = chance.pick([one for one in every if one[1:] != first[1:]])
     note, *rhythm = other if second else first
     samples = played([(PITCHES[note], LENGTHS[length]) for length in rhythm], chance, options.noise)
-    return Heard(
+    return Perceived(
         samples, "How long are the tones?", " ".join(rhythm), {"kind": "duration", "chance_level": 1 / 8}
     )
 
 
-KINDS: dict[str, Callable[[Chance, Split, bool, Options], Heard]] = {
-    "melody": _melody,
-    "pitch": _pitch,
-    "count": _count,
-    "duration": _duration,
-}
-
-
-def _heard(index: int, split: Split, seed: int, options: Options, part: str) -> Heard:
-    """The sound and question of this number; `part` keeps documents and questions apart."""
-    if options.kind != "all" and options.kind not in KINDS:
-        raise TriviumError(f"world:sounds has no kind '{options.kind}'; it has all, {', '.join(KINDS)}.")
-    number, second = (index // 2, index % 2 == 1) if options.paired and part == "ask" else (index, False)
-    chance = Chance(part, "sounds", split, seed, number)
-    kind = chance.pick(tuple(KINDS)) if options.kind == "all" else options.kind
-    heard = KINDS[kind](chance, split, second, options)
-    pair = {"pair": number} if options.paired and part == "ask" else {}
-    return Heard(heard.samples, heard.question, heard.answer, {**heard.truth, **pair})
-
-
-def _content(index: int, split: Split, seed: int, options: Options, part: str, heard: Heard) -> list[Any]:
-    """The content of a user's message: the sound (or what a baseline plays), then the question."""
-    text = {"type": "text", "text": heard.question}
-    if options.shown == "own":
-        return [sound_part(heard.samples, RATE), text]
-    if options.shown == "none":
-        return [text]
-    if options.shown == "blank":
-        return [sound_part(np.zeros(len(heard.samples)), RATE), text]
-    if options.shown == "shuffled":
-        # Far away, so that it is of no pair with this one.
-        return [sound_part(_heard(index + 100_003, split, seed, options, part).samples, RATE), text]
-    raise TriviumError(f"world:sounds cannot play '{options.shown}'; say own, blank, shuffled or none.")
-
-
-def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
-    """One question about a sound with its answer, as a conversation to learn from."""
-    heard = _heard(index, split, seed, options, "write")
-    content = _content(index, split, seed, options, "write", heard)
-    if (document := document_about(heard, content, options.form)) is not None:
-        return document
-    raise TriviumError(f"world:sounds has no form '{options.form}'; use chat or prompt.")
-
-
-def ask(index: int, split: Split, seed: int, options: Options) -> Question:
-    """One question about a sound; with `paired`, the next one plays the same changed in one way."""
-    heard = _heard(index, split, seed, options, "ask")
-    return question_about(heard, _content(index, split, seed, options, "ask", heard))
+KINDS: dict[str, Make] = {"melody": _melody, "pitch": _pitch, "count": _count, "duration": _duration}
+SENSE = Sense(
+    "sounds", "play", KINDS, tuple(KINDS), lambda samples: sound_part(samples, RATE),
+    lambda own, options: np.zeros(len(own)),
+)  # fmt: skip
+write = SENSE.document
+ask = SENSE.ask
