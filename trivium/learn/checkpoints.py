@@ -7,8 +7,8 @@ Of a divided model each process writes its own parts, and the folder takes its n
 """
 
 import shutil
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,26 +75,17 @@ def kept_place(place: str | int) -> tuple[str, int]:
     return found
 
 
-class _Writing(threading.Thread):
-    """What a process writes of a state, and what came of it."""
+def _started(write: Callable[[], str]) -> Future[str]:
+    """The write, begun in a thread of its own, for which the process waits before it ends."""
+    thread = ThreadPoolExecutor(1)
+    future = thread.submit(write)
+    thread.shutdown(wait=False)
+    return future
 
-    def __init__(self, write: Callable[[], str], complete: Callable[[list[str]], None] | None) -> None:
-        """`complete` makes a state of what all processes wrote, if one of them cannot write it alone."""
-        super().__init__()
-        self.write, self.complete = write, complete
-        self.checksum = ""
-        self.failure: BaseException | None = None
 
-    def run(self) -> None:
-        try:
-            self.checksum = self.write()
-        except BaseException as error:
-            self.failure = error
-
-    @property
-    def said(self) -> str:
-        """What went wrong, for the other processes."""
-        return "" if self.failure is None else str(self.failure) or type(self.failure).__name__
+def _said(failure: BaseException | None) -> str:
+    """What went wrong, for the other processes."""
+    return "" if failure is None else str(failure) or type(failure).__name__
 
 
 class Checkpoints:
@@ -107,7 +98,9 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self.say = say
-        self.writing: _Writing | None = None
+        self.writing: Future[str] | None = None
+        self.complete: Callable[[list[str]], None] | None = None
+        """Makes a state of what all processes wrote, where one of them cannot write it alone."""
         remove_parts(folder)
 
     def steps(self) -> list[int]:
@@ -147,17 +140,16 @@ class Checkpoints:
             parts = {name: part.to("cpu", copy=True) for name, part in parts.items()}
         if several:
             mine = part_of(self.path(step)) / file_of(here.rank, here.size)
-            complete = partial(self._complete, step, facts)
-            self.writing = _Writing(partial(write_parts, mine, parts, offsets), complete)
+            self.complete = partial(self._complete, step, facts)
+            self.writing = _started(partial(write_parts, mine, parts, offsets))
         else:
-            self.writing = _Writing(partial(self._write, step, facts, parts), None)
-        self.writing.start()
+            self.complete, self.writing = None, _started(partial(self._write, step, facts, parts))
         if wait:
             self.finish()
 
     def settle(self) -> None:
         """Finish the write under way if every process has written its parts; otherwise training goes on."""
-        if self.writing is not None and not all_reduce_sum(float(self.writing.is_alive())):
+        if self.writing is not None and not all_reduce_sum(float(not self.writing.done())):
             self.finish()
 
     def finish(self) -> None:
@@ -165,18 +157,19 @@ class Checkpoints:
         writing, self.writing = self.writing, None
         if writing is None:
             return
-        writing.join()
-        sums, failures = zip(*everyone((writing.checksum, writing.said)), strict=True)
-        if writing.complete is not None and not any(failures):
+        failure = writing.exception()
+        checksum = "" if failure is not None else writing.result()
+        sums, failures = zip(*everyone((checksum, _said(failure))), strict=True)
+        if self.complete is not None and not any(failures):
             # What is left is the first process's work, and may fail as well.
             if world().leads:
                 try:
-                    writing.complete(list(sums))
+                    self.complete(list(sums))
                 except BaseException as error:
-                    writing.failure = error
-            failures = tuple(everyone(writing.said))
-        if writing.failure is not None:
-            raise writing.failure
+                    failure = error
+            failures = tuple(everyone(_said(failure)))
+        if failure is not None:
+            raise failure
         if any(failures):
             raise TriviumError(next(filter(None, failures)))
 

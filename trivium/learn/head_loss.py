@@ -82,8 +82,18 @@ def _through_soft_cap(gradient: Tensor, capped: Tensor, soft_cap: float) -> Tens
     return gradient.mul_(1 - (capped / soft_cap).square())
 
 
-def _working_type(tensor: Tensor) -> torch.dtype:
+def working_type(tensor: Tensor) -> torch.dtype:
+    """The type in which sums are kept: float32, or float64 where that is computed in."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def scaled_gradients(ctx: Any, total: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What a forward pass left of gradients to hidden states and head, times the gradient of its sum."""
+    hidden, head = ctx.saved_tensors
+    return (
+        None if hidden is None else hidden * total.to(hidden.dtype),
+        None if head is None else (head * total).to(ctx.head_type),
+    )
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -101,7 +111,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         rows: int,
         want_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        working = _working_type(hidden)
+        working = working_type(hidden)
         head = head_weight.to(hidden.dtype)
         wants_hidden = want_gradient and ctx.needs_input_grad[0]
         wants_head = want_gradient and ctx.needs_input_grad[1]
@@ -180,12 +190,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, total_gradient: Tensor, *_: Tensor) -> Any:  # type: ignore[override]
-        hidden_gradient, head_gradient = ctx.saved_tensors
-        if hidden_gradient is not None:
-            hidden_gradient = hidden_gradient * total_gradient.to(hidden_gradient.dtype)
-        if head_gradient is not None:
-            head_gradient = (head_gradient * total_gradient).to(ctx.head_type)
-        return hidden_gradient, head_gradient, *[None] * 8
+        return *scaled_gradients(ctx, total_gradient), *[None] * 8
 
 
 def token_log_probabilities(
@@ -221,7 +226,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
         entropy: bool,
         rows: int,
     ) -> tuple[Tensor, Tensor]:
-        working = _working_type(hidden)
+        working = working_type(hidden)
         head = head_weight.to(hidden.dtype)
         learned = _learned(targets, None)
         kept, kept_targets = (hidden, targets) if learned is None else (hidden[learned], targets[learned])

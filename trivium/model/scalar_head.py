@@ -28,7 +28,7 @@ from trivium.model.folder import (
 )
 from trivium.model.initialise import build
 from trivium.model.lora import merged
-from trivium.model.transformer import Transformer
+from trivium.model.transformer import Transformer, hidden_at
 from trivium.model.weights import stored_tensors
 
 SCORE, SCORE_BIAS = "score.weight", "score.bias"
@@ -90,9 +90,7 @@ def scores_at(
     model: Transformer, head: ScalarHead, tokens: Tensor, context: Documents | Branches, places: Tensor
 ) -> Tensor:
     """The scores at these places of the packed tokens: [tokens], [places] -> [places]."""
-    if model.config.experts is None:
-        return head(model(tokens, context, wanted=places))
-    return head(model(tokens, context)[places])
+    return head(hidden_at(model, tokens, context, places))
 
 
 def without_language_head(model: Transformer) -> Transformer:

@@ -195,6 +195,15 @@ class Transformer(nn.Module):
         return self.embedding.weight.dtype
 
 
+def hidden_at(
+    model: Transformer, tokens: Tensor, context: Context, places: Tensor, routing: Routing | None = None
+) -> Tensor:
+    """The hidden states at these places, [places, width]; routers of experts are given all tokens."""
+    if model.config.experts is None:
+        return model(tokens, context, wanted=places)
+    return model(tokens, context, routing=routing)[places]
+
+
 def _passes(*factors: Tensor) -> int:
     """How many products a product of two becomes: itself, and one for the gradient of each."""
     return 1 + sum(one.requires_grad for one in factors) * torch.is_grad_enabled()

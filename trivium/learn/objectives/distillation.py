@@ -19,7 +19,7 @@ from trivium.learn.objectives.distillation_losses import (
 from trivium.learn.sharding import gathered
 from trivium.model.attention import Documents
 from trivium.model.experts import Routing
-from trivium.model.transformer import Transformer
+from trivium.model.transformer import Transformer, hidden_at
 
 TOKENS, LOGPROBS = "teacher_tokens", "teacher_logprobs"
 """The columns of a row that hold a stored teacher's likeliest tokens [tokens, k] and [tokens, k + 1]."""
@@ -148,6 +148,4 @@ class Distillation:
 def _hidden(model: Transformer, batch: Batch, places: Tensor, routing: Routing | None = None) -> Tensor:
     """The final hidden states at these places: [places, width]."""
     documents = Documents(batch.lengths, batch.tokens.device)
-    if model.config.experts is None:
-        return model(batch.tokens, documents, wanted=places)
-    return model(batch.tokens, documents, routing=routing)[places]
+    return hidden_at(model, batch.tokens, documents, places, routing)

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from trivium.learn.head_loss import chunk_rows
+from trivium.learn.head_loss import chunk_rows, scaled_gradients, working_type
 from trivium.model.arithmetic import note_product
 from trivium.model.operations import in_product_type
 
@@ -98,15 +98,16 @@ def with_rest(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
 def token_divergence(student: Tensor, teacher: Tensor, loss: Divergence, js_weight: float) -> Tensor:
     """The divergence of each row of log-probabilities [places, outcomes]: [places]."""
     if loss == "forward_kl":
-        return _kl(teacher, student)
+        return kl(teacher, student)
     if loss == "reverse_kl":
-        return _kl(student, teacher)
+        return kl(student, teacher)
     share = torch.tensor(js_weight, dtype=student.dtype, device=student.device)
     mixed = torch.logaddexp(teacher + share.log(), student + (-share).log1p())
-    return js_weight * _kl(teacher, mixed) + (1 - js_weight) * _kl(student, mixed)
+    return js_weight * kl(teacher, mixed) + (1 - js_weight) * kl(student, mixed)
 
 
-def _kl(one: Tensor, other: Tensor) -> Tensor:
+def kl(one: Tensor, other: Tensor) -> Tensor:
+    """KL(one || other) of each row of log-probabilities [places, outcomes]: [places]."""
     return (one.exp() * (one - other)).sum(-1)
 
 
@@ -205,7 +206,7 @@ class _FusedDistillation(torch.autograd.Function):
         rows: int,
         want_gradient: bool,
     ) -> tuple[Tensor, ...]:
-        working = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        working = working_type(hidden)
         head = head_weight.to(hidden.dtype)
         wants_hidden = want_gradient and ctx.needs_input_grad[0]
         wants_head = want_gradient and ctx.needs_input_grad[1]
@@ -245,9 +246,4 @@ class _FusedDistillation(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, total_gradient: Tensor, *_: Tensor) -> Any:  # type: ignore[override]
-        hidden_gradient, head_gradient = ctx.saved_tensors
-        if hidden_gradient is not None:
-            hidden_gradient = hidden_gradient * total_gradient.to(hidden_gradient.dtype)
-        if head_gradient is not None:
-            head_gradient = (head_gradient * total_gradient).to(ctx.head_type)
-        return hidden_gradient, head_gradient, *[None] * 7
+        return *scaled_gradients(ctx, total_gradient), *[None] * 7

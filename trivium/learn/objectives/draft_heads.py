@@ -28,9 +28,7 @@ DECAY = 0.8
 
 def further_on(batch: Batch, places: int) -> tuple[Tensor, Tensor]:
     """What stands so many places after the next token, and its weight, 0 beyond the document: [tokens]."""
-    device = batch.tokens.device
-    lengths = torch.tensor(batch.lengths, device=device)
-    document = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+    document = batch.owners()
     targets, weights = batch.targets.roll(-places), batch.weights.roll(-places)
     inside = document == document.roll(-places)
     inside[max(0, len(inside) - places) :] = False

@@ -18,6 +18,7 @@ from trivium.data.rows import Batch
 from trivium.kit.settings import Settings
 from trivium.learn.head_loss import chunk_rows
 from trivium.learn.objective import Loss
+from trivium.learn.objectives.distillation_losses import capped, kl, scores_of
 from trivium.learn.sharding import gathered
 from trivium.model.arithmetic import note_product
 from trivium.model.attention import Documents
@@ -118,7 +119,7 @@ class NearPredictions:
             return torch.ones_like(seen.weights)
         device = seen.weights.device
         held = torch.tensor([float(one in self.sources) for one in batch.sources], device=device)
-        held = held.repeat_interleave(torch.tensor(batch.lengths, device=device))
+        held = batch.spread(held)
         return held if seen.wanted is None else held[seen.wanted]
 
 
@@ -135,9 +136,9 @@ def divergence(
     """The weighted sum of KL(parent || model) over all tokens; logits are made again in the backward pass."""
 
     def of_chunk(x: Tensor, head: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        ours = torch.log_softmax(_capped(x, head, soft_cap), -1)
-        theirs = torch.log_softmax(_capped(y, parent_head, soft_cap), -1)
-        return ((theirs.exp() * (theirs - ours)).sum(-1) * weight).sum()
+        ours = torch.log_softmax(capped(scores_of(x, head), soft_cap), -1)
+        theirs = torch.log_softmax(capped(scores_of(y, parent_head), soft_cap), -1)
+        return (kl(theirs, ours) * weight).sum()
 
     # Ours is computed twice and differentiated, the parent's computed twice.
     note_product(len(hidden), head, 6)
@@ -149,8 +150,3 @@ def divergence(
             of_chunk, hidden[piece], head, parent_hidden[piece], weights[piece], use_reentrant=False
         )
     return total
-
-
-def _capped(hidden: Tensor, head: Tensor, soft_cap: float | None) -> Tensor:
-    logits = (hidden @ head.to(hidden.dtype).t()).float()
-    return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)

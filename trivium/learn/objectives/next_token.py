@@ -21,10 +21,8 @@ def noisy_embeddings(model: Transformer, batch: Batch, strength: float) -> Tenso
     """Embeddings with uniform noise up to strength / sqrt(length × width) of the document (NEFTune, 2023)."""
     rows = model.embed(batch.tokens)
     lengths = torch.tensor(batch.lengths, device=rows.device)
-    largest = strength / (lengths * rows.shape[-1]).sqrt()
-    return rows + torch.empty_like(rows).uniform_(-1, 1) * largest.repeat_interleave(lengths)[:, None].to(
-        rows.dtype
-    )
+    largest = batch.spread(strength / (lengths * rows.shape[-1]).sqrt())[:, None]
+    return rows + torch.empty_like(rows).uniform_(-1, 1) * largest.to(rows.dtype)
 
 
 def learned_places(batch: Batch) -> Tensor | None:
@@ -81,8 +79,7 @@ class NextToken:
             "mean_token_accuracy": ((result.correct * weights).sum(), total),
         }
         if len(self.sources) > 1:
-            lengths = torch.tensor(batch.lengths, device=losses.device)
-            source = torch.tensor(batch.sources, device=losses.device).repeat_interleave(lengths)
+            source = batch.spread(torch.tensor(batch.sources, device=losses.device))
             source = source if wanted is None else source[wanted]
             for index, name in enumerate(self.sources):
                 mine = source == index

@@ -34,7 +34,7 @@ from trivium.learn.objectives.policy_losses import (
 from trivium.learn.vocabulary import all_logits
 from trivium.model.branches import Branches
 from trivium.model.scalar_head import ScalarHead
-from trivium.model.transformer import Transformer
+from trivium.model.transformer import Transformer, hidden_at
 
 Filtered = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Logits [N, V] and what was drawn [N] -> log-probabilities and entropies under the sampler's filters."""
@@ -70,9 +70,8 @@ def token_outputs(
     """
     learned = (batch.weights > 0).nonzero().squeeze(1)
     context = Branches(batch.lengths, batch.facts["back"], batch.tokens.device)
-    # The routers of a mixture of experts balance all tokens.
-    if prune and model.config.experts is None:
-        hidden = model(batch.tokens, context, wanted=learned)
+    if prune:
+        hidden = hidden_at(model, batch.tokens, context, learned)
     else:
         hidden = model(batch.tokens, context)[learned]
     targets = batch.targets[learned]
@@ -126,15 +125,12 @@ class PolicyGradient:
         columns = {name: column[learned] for name, column in batch.columns.items()}
         weights, total = batch.weights[learned], torch.tensor(float(len(logprobs)))
         documents = len(batch.lengths)
-        owner = torch.arange(documents, device=learned.device).repeat_interleave(
-            torch.tensor(batch.lengths, device=learned.device)
-        )
         sampled = Sampled(
             logprobs=logprobs,
             old_logprobs=columns["old_logprob"],
             advantages=columns["advantage"],
             mask=torch.ones_like(logprobs),
-            completion=owner[learned],
+            completion=batch.owners()[learned],
             completions=documents,
         )
         ratio = self.algorithm.ratio(sampled)

@@ -27,7 +27,7 @@ from trivium.learn.objectives.preference_losses import (
 from trivium.learn.sharding import gathered
 from trivium.model.branches import Branches
 from trivium.model.lora import selected
-from trivium.model.transformer import Transformer
+from trivium.model.transformer import Transformer, hidden_at
 
 UNPAIRED = frozenset({"kto", "apo_zero_unpaired", "bco"})
 """Losses of single answers, each liked or not."""
@@ -62,9 +62,7 @@ def answers_under(
     """
     device = batch.tokens.device
     documents = len(batch.lengths)
-    owner = torch.arange(documents, device=device).repeat_interleave(
-        torch.tensor(batch.lengths, device=device)
-    )
+    owner = batch.owners()
     answering = batch.weights > 0
     wanted = answering
     if with_prompt is not None:
@@ -73,10 +71,7 @@ def answers_under(
         wanted = answering | (all_of_it[owner] & (batch.targets != NOTHING))
     context = Branches(batch.lengths, batch.facts["back"], device)
     places = wanted.nonzero().squeeze(1)
-    if model.config.experts is None:
-        hidden = model(batch.tokens, context, wanted=places)
-    else:
-        hidden = model(batch.tokens, context)[places]
+    hidden = hidden_at(model, batch.tokens, context, places)
     logprobs, _ = token_log_probabilities(
         hidden, model.head_weight, batch.targets[places], soft_cap=model.final_soft_cap
     )
@@ -101,7 +96,7 @@ def answers_under(
 
 def _up_to_the_shorter(batch: Batch, owner: Tensor, counts: Tensor, tail: float) -> Tensor:
     """1 for the tokens of an answer up to the length of the other one, `tail` beyond it."""
-    chosen, rejected = (_places(batch, role) for role in (CHOSEN, REJECTED))
+    chosen, rejected = (places_of(batch, role) for role in (CHOSEN, REJECTED))
     shorter = counts.clone()
     shorter[chosen] = shorter[rejected] = torch.minimum(counts[chosen], counts[rejected])
     starts = counts.cumsum(0) - counts
@@ -109,7 +104,14 @@ def _up_to_the_shorter(batch: Batch, owner: Tensor, counts: Tensor, tail: float)
     return torch.where(place < shorter[owner], 1.0, tail)
 
 
-def _places(batch: Batch, *roles: str) -> Tensor:
+def pair_weights(rows: Sequence[PackedSequence]) -> float:
+    """The weights of all pairs, or of all single answers, in these rows."""
+    named = (zip(row.facts["weight"], row.facts["role"], strict=True) for row in rows)
+    return float(sum(weight for pairs in named for weight, role in pairs if role in (CHOSEN, JUDGED)))
+
+
+def places_of(batch: Batch, *roles: str) -> Tensor:
+    """The documents of a batch that are of these roles."""
     found = [index for index, role in enumerate(batch.facts["role"]) if role in roles]
     return torch.tensor(found, dtype=torch.long, device=batch.tokens.device)
 
@@ -146,17 +148,10 @@ class Preference:
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
         """The weights of the pairs."""
-        return float(
-            sum(
-                weight
-                for row in rows
-                for weight, role in zip(row.facts["weight"], row.facts["role"], strict=True)
-                if role in (CHOSEN, JUDGED)
-            )
-        )
+        return pair_weights(rows)
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
-        whole = _places(batch, CHOSEN) if self.whole_chosen else None
+        whole = places_of(batch, CHOSEN) if self.whole_chosen else None
         found = answers_under(model, batch, tail=self.ld_alpha, with_prompt=whole)
         beside, numbers = self._beside(model, batch, found), self._numbers(batch)
         if self.single:
@@ -192,7 +187,7 @@ class Preference:
 
     def _of_pairs(self, batch: Batch, found: Answers, beside: Tensor, numbers: PreferenceNumbers) -> Loss:
         pairs = replace(_pairs(batch, found, beside), divergence=self.divergence, bend=self.bend)
-        chosen = _places(batch, CHOSEN)
+        chosen = places_of(batch, CHOSEN)
         weights = _fact(batch, "weight", chosen)
         if not WHOLE_BATCH.isdisjoint(self.losses) and bool((weights != weights[0]).any()):
             raise TriviumError("aot sorts the answers of all pairs; take the `weight` out of their rows.")
@@ -211,7 +206,7 @@ class Preference:
     def _measures_of_pairs(
         self, batch: Batch, found: Answers, pairs: Pairs, beta: float
     ) -> dict[str, Measure]:
-        chosen, rejected = _places(batch, CHOSEN), _places(batch, REJECTED)
+        chosen, rejected = places_of(batch, CHOSEN), places_of(batch, REJECTED)
         rewards = self._rewards(pairs, beta)
         margins = rewards[0] - rewards[1]
         count = float(len(chosen))
@@ -238,7 +233,7 @@ class Preference:
     def _of_single_answers(
         self, batch: Batch, found: Answers, beside: Tensor, numbers: PreferenceNumbers
     ) -> Loss:
-        judged = _places(batch, JUDGED)
+        judged = places_of(batch, JUDGED)
         ratios = found.sums[judged] - beside[judged]
         labels, weights = _fact(batch, "label", judged), _fact(batch, "weight", judged)
         good, bad = torch.ones_like(labels, dtype=torch.bool), torch.zeros_like(labels, dtype=torch.bool)
@@ -247,7 +242,7 @@ class Preference:
         metrics = self._measures_of_single_answers(batch, found, beside, beta)
         for name, share in self.losses.items():
             if name == "kto":
-                mismatched = _places(batch, MISMATCHED)
+                mismatched = places_of(batch, MISMATCHED)
                 kl = (found.sums - beside)[mismatched].detach().mean().clamp(min=0)
                 metrics["kl"] = (kl, 1.0)
                 liked, disliked = (kto(ratios, side, kl, beta, sides) for side in (good, bad))
@@ -263,7 +258,7 @@ class Preference:
     def _measures_of_single_answers(
         self, batch: Batch, found: Answers, beside: Tensor, beta: float
     ) -> dict[str, Measure]:
-        judged = _places(batch, JUDGED)
+        judged = places_of(batch, JUDGED)
         labels = _fact(batch, "label", judged)
         sums = found.sums[judged].detach()
         metrics: dict[str, Measure] = {}
@@ -296,7 +291,7 @@ def _weighed(values: Tensor, weights: Tensor, metrics: dict[str, Measure]) -> Lo
 
 
 def _pairs(batch: Batch, found: Answers, beside: Tensor) -> Pairs:
-    chosen, rejected = _places(batch, CHOSEN), _places(batch, REJECTED)
+    chosen, rejected = places_of(batch, CHOSEN), places_of(batch, REJECTED)
     return Pairs(
         chosen=found.sums[chosen],
         rejected=found.sums[rejected],

@@ -10,6 +10,7 @@ from torch import Tensor
 from trivium.data.preferences import CHOSEN, REJECTED
 from trivium.data.rows import Batch, PackedSequence
 from trivium.learn.objective import Loss, Measure
+from trivium.learn.objectives.preference import pair_weights, places_of
 from trivium.model.attention import Documents
 from trivium.model.scalar_head import ScalarHead, scores_at, scores_at_ends
 from trivium.model.transformer import Transformer
@@ -28,11 +29,7 @@ def bradley_terry(
 def pair_scores(model: Transformer, head: ScalarHead, batch: Batch) -> tuple[Tensor, Tensor]:
     """The rewards of the chosen and of the rejected answers, pair by pair."""
     scores = scores_at_ends(model, head, batch.tokens, batch.lengths, batch.facts["back"])
-    roles = batch.facts["role"]
-    chosen, rejected = (
-        [place for place, one in enumerate(roles) if one == role] for role in (CHOSEN, REJECTED)
-    )
-    return scores[chosen], scores[rejected]
+    return scores[places_of(batch, CHOSEN)], scores[places_of(batch, REJECTED)]
 
 
 @dataclass
@@ -45,18 +42,11 @@ class BradleyTerry:
     name = "reward"
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
-        return float(
-            sum(
-                weight
-                for row in rows
-                for weight, role in zip(row.facts["weight"], row.facts["role"], strict=True)
-                if role == CHOSEN
-            )
-        )
+        return pair_weights(rows)
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         chosen, rejected = pair_scores(model, self.extra, batch)
-        places = [place for place, role in enumerate(batch.facts["role"]) if role == CHOSEN]
+        places = places_of(batch, CHOSEN).tolist()
         margins, weights = (
             torch.tensor([batch.facts[name][place] for place in places], device=chosen.device)
             for name in ("margin", "weight")
