@@ -40,6 +40,25 @@ class Tally:
         if len(self.named) < _NAMED_IN_REPORT:
             self.named.append(f"{document.id} {why}")
 
+    def settle(
+        self, document: Document, before: int, after: int, learned: int, *, why: str, cut: str
+    ) -> bool:
+        """Count an example by its tokens; false if none is learned, so that it is dropped."""
+        self.tokens_in += before
+        if not learned:
+            self.dropped += 1
+            self.tokens_dropped += before
+            self.name(document, why)
+            return False
+        if after < before:
+            self.cut += 1
+            self.tokens_cut += before - after
+            self.name(document, cut)
+        self.kept += 1
+        self.tokens_kept += after
+        self.tokens_learned += learned
+        return True
+
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -67,7 +86,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.context = context
         self.learned = learned
-        self.shape: Shape | None = None
+        self.shape: Shape[Example] | None = None
         self.tally = Tally()
         self._byte_lengths = tokenizer.byte_lengths()
 
@@ -92,27 +111,18 @@ class Encoder:
 
     def _kept(self, document: Document, example: Example, whole: Piece) -> Piece | None:
         """What goes in of an example, or None; either way every token is counted once."""
-        kept, tally = whole, self.tally
-        why = "teaches nothing: no token of it is learned"
+        kept, why = whole, "teaches nothing: no token of it is learned"
         # A text is not cut here: packing lays its pieces into rows and loses none.
         if len(whole) > self.context and example.text is None:
             shorter = self._shortened(example, whole)
             why = f"has {len(whole)} tokens, and no whole answer fits into a `context` of {self.context}"
             kept = shorter if shorter is not None else Piece([], [])
-        tally.tokens_in += len(whole)
-        if kept.predicted == 0 or example.weight == 0:
-            tally.dropped += 1
-            tally.tokens_dropped += len(whole)
-            tally.name(document, why if kept.predicted == 0 else "has the `weight` 0")
-            return None
-        if len(kept) < len(whole):
-            tally.cut += 1
-            tally.tokens_cut += len(whole) - len(kept)
-            tally.name(document, f"was cut from {len(whole)} to {len(kept)} tokens at the border of a turn")
-        tally.kept += 1
-        tally.tokens_kept += len(kept)
-        tally.tokens_learned += kept.predicted
-        return kept
+        goes_in = self.tally.settle(
+            document, len(whole), len(kept), kept.predicted if example.weight else 0,
+            why="has the `weight` 0" if kept.predicted else why,
+            cut=f"was cut from {len(whole)} to {len(kept)} tokens at the border of a turn",
+        )  # fmt: skip
+        return kept if goes_in else None
 
     def _encoded(self, document: Document, example: Example, kept: Piece) -> Encoded:
         tokens = np.array(kept.tokens, dtype=np.int64)

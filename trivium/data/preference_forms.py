@@ -1,43 +1,33 @@
 """The forms in which people keep preferences, told apart by their columns, read into one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from trivium.data.shapes import Example, Fields, Message, is_messages, messages_of, parsed, text_of
+from trivium.data.shapes import (
+    Example,
+    Fields,
+    Message,
+    Shape,
+    first_fitting,
+    is_messages,
+    messages_of,
+    text_of,
+)
 from trivium.kit.errors import TriviumError
 
-
-@dataclass(frozen=True)
-class Form:
-    """A known form of preferences: its name, the columns it takes, and its answers as examples."""
-
-    name: str
-    columns: tuple[str, ...]
-    read: Callable[[Fields], tuple[Example, ...]]
+Form = Shape[tuple[Example, ...]]
+"""A known form of preferences, which is read as its answers."""
 
 
 def recognised_form(fields: Fields) -> Form:
     """The form of a row with these columns; anything else is refused with what would be one."""
-    here = {name for name, value in fields.items() if value is not None}
-    for shape in FORMS:
-        if set(shape.columns) <= here:
-            return shape
+    if (form := first_fitting(FORMS, fields)) is not None:
+        return form
     names = ", ".join(map(repr, fields)) or "nothing"
     raise TriviumError(
         f"holds {names}: neither `chosen` and `rejected` (with or without a `prompt`) nor `prompt`, "
         "`completion` and `label`; name yours with `columns`"
     )
-
-
-def with_arguments(example: Example, fields: Fields) -> Example:
-    """The example with the tools and the template's arguments that its row names."""
-    changes: dict[str, Any] = {}
-    if fields.get("tools"):
-        changes["tools"] = parsed(fields["tools"], "tools", list)
-    if fields.get("chat_template_kwargs"):
-        changes["template_arguments"] = parsed(fields["chat_template_kwargs"], "chat_template_kwargs", dict)
-    return Example(**{**vars(example), **changes})
 
 
 def shared_length(sequences: Sequence[Sequence[Any]]) -> int:

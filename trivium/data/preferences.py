@@ -10,10 +10,10 @@ from torch import Tensor
 from trivium.data.conversations import Encoder, Piece
 from trivium.data.counted import CountedBatches, CountedSource, CountedSources, RowReader, read_counted
 from trivium.data.door import Place
-from trivium.data.preference_forms import Form, recognised_form, shared_length, with_arguments
+from trivium.data.preference_forms import Form, recognised_form, shared_length
 from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.data.settings import MixtureSource
-from trivium.data.shapes import Example, Fields
+from trivium.data.shapes import Example, Fields, arguments_of
 from trivium.data.sources import Document
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
@@ -81,34 +81,22 @@ class PreferenceData(RowReader[PreferencePair]):
         for column in shape.columns:
             if fields.get(column) is None:
                 raise TriviumError(f"has no {column!r} as the first row of its source has")
-        found = shape.read(fields)
-        arguments = {name: fields[name] for name in ("tools", "chat_template_kwargs") if fields.get(name)}
-        return tuple(with_arguments(example, arguments) for example in found) if arguments else found
+        arguments = arguments_of(fields)
+        return tuple(replace(example, **arguments) for example in shape.read(fields))
 
     def _whole(
         self, document: Document, examples: Sequence[Example], pieces: list[Piece]
     ) -> list[Piece] | None:
         """The answers whole: of what is too long the oldest turns go, alike for both, or the row goes."""
-        tally, before = self.tally, sum(map(len, pieces))
-        tally.tokens_in += before
-        why = "teaches nothing: an answer of it has no token"
+        before, why = sum(map(len, pieces)), "teaches nothing: an answer of it has no token"
         if any(len(piece) > self.context for piece in pieces):
             why = f"has {max(map(len, pieces))} tokens: its answers do not fit whole into {self.context}"
             pieces = self._shortened(examples) or []
-        if not pieces or any(piece.predicted == 0 for piece in pieces):
-            tally.dropped += 1
-            tally.tokens_dropped += before
-            tally.name(document, why)
-            return None
+        learned = [piece.predicted for piece in pieces]
         after = sum(map(len, pieces))
-        if after < before:
-            tally.cut += 1
-            tally.tokens_cut += before - after
-            tally.name(document, f"lost the oldest turns of its prompt, {before - after} tokens")
-        tally.kept += 1
-        tally.tokens_kept += after
-        tally.tokens_learned += sum(piece.predicted for piece in pieces)
-        return pieces
+        cut = f"lost the oldest turns of its prompt, {before - after} tokens"
+        total = sum(learned) if all(learned) else 0
+        return pieces if self.tally.settle(document, before, after, total, why=why, cut=cut) else None
 
     def _shortened(self, examples: Sequence[Example]) -> list[Piece] | None:
         messages, given = examples[0].messages, examples[0].given

@@ -58,6 +58,14 @@ class Batch:
     sources: tuple[int, ...]
     rows: int
 
+    def spread(self, values: Tensor) -> Tensor:
+        """What each document has, for each of its tokens: [documents] -> [tokens]."""
+        return values.repeat_interleave(torch.tensor(self.lengths, device=values.device))
+
+    def owners(self) -> Tensor:
+        """Which document each token is of, counted from 0: [tokens]."""
+        return self.spread(torch.arange(len(self.lengths), device=self.tokens.device))
+
 
 def row_of_documents(
     documents: Sequence[np.ndarray],

@@ -1,9 +1,9 @@
 """The shapes in which people keep examples to fine-tune on, told apart by their columns, read into one."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from trivium.kit.errors import TriviumError
 
@@ -25,21 +25,29 @@ class Example:
     weight: float = 1.0
 
 
+Read = TypeVar("Read")
+
+
 @dataclass(frozen=True)
-class Shape:
+class Shape(Generic[Read]):
     """A known shape: what people call it, which columns it takes, and how a row is read."""
 
     name: str
     columns: tuple[str, ...]
-    read: Callable[[Fields], Example]
+    read: Callable[[Fields], Read]
 
 
-def recognised(fields: Fields) -> Shape:
-    """The shape of a row with these columns; what is no example to imitate is refused with the remedy."""
+def first_fitting(shapes: Iterable[Shape[Read]], fields: Fields) -> Shape[Read] | None:
+    """The first shape whose columns a row has."""
     here = {name for name, value in fields.items() if value is not None}
-    for shape in SHAPES:
-        if set(shape.columns) <= here:
-            return shape
+    return next((shape for shape in shapes if set(shape.columns) <= here), None)
+
+
+def recognised(fields: Fields) -> Shape[Example]:
+    """The shape of a row with these columns; what is no example to imitate is refused with the remedy."""
+    if (shape := first_fitting(SHAPES, fields)) is not None:
+        return shape
+    here = {name for name, value in fields.items() if value is not None}
     names = ", ".join(map(repr, fields)) or "nothing"
     if {"chosen", "rejected"} <= here:
         raise TriviumError("holds preferences (`chosen`, `rejected`), which a `preference` stage learns from")
@@ -51,25 +59,26 @@ def recognised(fields: Fields) -> Shape:
     )
 
 
-def example_of(shape: Shape, fields: Fields) -> Example:
+def example_of(shape: Shape[Example], fields: Fields) -> Example:
     """A row read in the shape its source was recognised as; what is wrong with it is said in one sentence."""
     for column in shape.columns:
         if fields.get(column) is None:
             names = ", ".join(repr(name) for name, value in fields.items() if value is not None)
             raise TriviumError(f"has no {column!r} as the first row of its source has, but {names}")
-    example = shape.read(fields)
-    further: dict[str, Any] = {}
-    if fields.get("tools"):
-        further["tools"] = parsed(fields["tools"], "tools", list)
-    arguments = fields.get("chat_template_kwargs") or fields.get("template_arguments")
-    if arguments:
-        further["template_arguments"] = parsed(arguments, "chat_template_kwargs", dict)
+    example, further = shape.read(fields), arguments_of(fields, "chat_template_kwargs", "template_arguments")
     weight = fields.get("weight")
     if weight is not None:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise TriviumError(f"has the `weight` {weight!r}, which is not a number from 0 on")
         further["weight"] = float(weight)
-    return Example(**{**vars(example), **further})
+    return replace(example, **further)
+
+
+def arguments_of(fields: Fields, *names: str) -> dict[str, Any]:
+    """The tools and the template's arguments that a row brings, under the fields of `Example`."""
+    found = {"tools": parsed(fields["tools"], "tools", list)} if fields.get("tools") else {}
+    said = [fields[name] for name in names or ("chat_template_kwargs",) if fields.get(name)]
+    return found | ({"template_arguments": parsed(said[0], "chat_template_kwargs", dict)} if said else {})
 
 
 def parsed(value: Any, column: str, kind: type) -> Any:
@@ -171,11 +180,11 @@ def is_messages(value: Any) -> bool:
     return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith('[{"role"'))
 
 
-def _completed(asked: str, answer: str) -> Shape:
+def _completed(asked: str, answer: str) -> Shape[Example]:
     return Shape("prompt-completion", (asked, answer), lambda fields: _answered(fields, asked, answer))
 
 
-def _asked(asked: str, answer: str) -> Shape:
+def _asked(asked: str, answer: str) -> Shape[Example]:
     """A question and its answer: an exchange in the template's form, as nothing says how to join them."""
 
     def read(fields: Fields) -> Example:

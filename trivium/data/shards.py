@@ -94,33 +94,10 @@ def _number(document: Document, column: str) -> float:
 
 
 def write_shards(
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
-    folder: Path | str,
-    *,
-    workers: int = 1,
-    validation: float = 0.0,
-    unique: bool = False,
-    tokens_per_shard: int = 1 << 28,
-    columns: tuple[str, ...] = (),
-    skip_refused: bool = False,
-    facts: dict[str, Any] | None = None,
+    documents: Iterable[Document], tokenizer: Tokenizer, folder: Path | str, *, workers: int = 1, **how: Any
 ) -> dict[str, Any]:
-    """Tokenise documents into a folder of shards, which appears whole; returns its manifest.
-
-    `validation` is the share held out, `unique` drops exact copies, `columns` names numbers to keep of each.
-    """
-    return write_encoded(
-        encode_documents(documents, tokenizer, workers),
-        tokenizer,
-        folder,
-        validation=validation,
-        unique=unique,
-        tokens_per_shard=tokens_per_shard,
-        columns=columns,
-        skip_refused=skip_refused,
-        facts=facts,
-    )
+    """Tokenise documents and write them, which is said in the settings of `write_encoded`."""
+    return write_encoded(encode_documents(documents, tokenizer, workers), tokenizer, folder, **how)
 
 
 def write_encoded(
@@ -135,7 +112,11 @@ def write_encoded(
     skip_refused: bool = False,
     facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write what is tokenised already; `facts` are kept as they are once the last document is written."""
+    """Write tokenised documents into a folder of shards, which appears whole; returns its manifest.
+
+    `validation` is the share held out, `unique` drops exact copies, `columns` names numbers to keep of each;
+    `facts` are kept as they are once the last document is written.
+    """
     small = "<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4"
     # Ids of pictures and sounds need 62 bits.
     dtype = np.dtype(small if tokenizer.forms is None else "<i8")

@@ -153,24 +153,14 @@ class StepData(RowReader[StepSolution]):
 
     def fitted(self, document: Document, *parsed: Any) -> StepSolution | None:
         before, tokens, places, labels = parsed
-        tally, whole = self.tally, len(before) + len(tokens)
-        tally.tokens_in += whole
+        whole = len(before) + len(tokens)
         fitting = [place for place in places if len(before) + place < self.context]
         known = ~np.isnan(np.array(labels[: len(fitting)]))
-        if not fitting or not known.any():
-            tally.dropped += 1
-            tally.tokens_dropped += whole
-            why = "has no label" if fitting else f"has no step that fits into a `context` of {self.context}"
-            tally.name(document, why)
+        size = len(before) + fitting[-1] + 1 if fitting else 0
+        why = "has no label" if fitting else f"has no step that fits into a `context` of {self.context}"
+        cut = f"lost its last {len(places) - len(fitting)} steps, {whole - size} tokens"
+        if not self.tally.settle(document, whole, size, int(known.sum()), why=why, cut=cut):
             return None
-        size = len(before) + fitting[-1] + 1
-        if size < whole:
-            tally.cut += 1
-            tally.tokens_cut += whole - size
-            tally.name(document, f"lost its last {len(places) - len(fitting)} steps, {whole - size} tokens")
-        tally.kept += 1
-        tally.tokens_kept += size
-        tally.tokens_learned += int(known.sum())
         return StepSolution(
             document.id,
             np.array([*before, *tokens][:size], dtype=np.int64),
