@@ -16,10 +16,10 @@ from trivium.curate.batch import BASE, RAW
 from trivium.curate.steps.extract import CODE, HTML, MARKDOWN
 from trivium.data.formats import BadLine, entries
 from trivium.data.opening import COMPRESSED, KINDS, opened
-from trivium.data.sources import Source, files_of, read_documents
+from trivium.data.sources import Source, files_of, in_our_columns, matches_of, read_documents
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import expanded
-from trivium.kit.listing import files_below, is_pattern, matching
+from trivium.kit.listing import files_below, is_pattern
 
 SHARD_BYTES, SHARD_DOCUMENTS = 1 << 24, 8192
 _FIELD, _PAGE = 10_000, 1 << 26
@@ -165,13 +165,10 @@ def _is_large(path: Path) -> bool:
     return False
 
 
-def _row(source: Source, name: str, fields: dict[str, Any]) -> Row | BadLine:
-    if source.columns:
-        missing = [there for there in source.columns.values() if there not in fields]
-        if missing:
-            return BadLine(name, f"has no column {missing[0]!r}, only {', '.join(map(repr, fields))}")
-        renamed = {there: ours for ours, there in source.columns.items()}
-        fields = {renamed.get(one, one): value for one, value in fields.items()}
+def _row(source: Source, name: str, given: dict[str, Any]) -> Row | BadLine:
+    fields = in_our_columns(source, name, given)
+    if isinstance(fields, BadLine):
+        return fields
     page = isinstance(fields.get("html"), str)
     text = fields.get("html") if page else fields.get("text")
     if not isinstance(text, str):
@@ -211,11 +208,7 @@ def _files(source: Source) -> list[tuple[str, Path]] | None:
             raise TriviumError(f"{path} holds no file that `extract` can read; check the path.")
         return [(one.relative_to(path.parent).as_posix(), one) for one in found]
     if is_pattern(source.path):
-        found = sorted(one for one in matching(path) if one.is_file() and _is_known(one))
-        if not found:
-            raise TriviumError(f"No file that `extract` can read matches {source.path}; check the pattern.")
-        fixed = Path(re.split(r"[*?\[]", str(path))[0] + "_").parent
-        return [(one.relative_to(fixed).as_posix(), one) for one in found]
+        return matches_of(source, "file that `extract` can read", _is_known)
     return files_of(source)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from trivium.data.formats import BadLine, entries
 from trivium.data.opening import KINDS, kind_of, opened
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import bare_name, expanded, read_object
-from trivium.kit.listing import files_below, matching
+from trivium.kit.listing import files_below, is_pattern, matching
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.tokens.parts import has_items, is_part
@@ -83,13 +83,7 @@ def read_documents(source: Source | str, reading: Reading | None = None) -> Iter
     if left == 0:
         return
     for found in _found(source):
-        if isinstance(found, BadLine):
-            if source.on_bad == "stop":
-                raise TriviumError(f"{found.where}: {found.why}; fix it or set `on_bad: skip`.")
-            reading.add_bad(found)
-            continue
-        identity, fields = found
-        document = _document(source, identity, fields)
+        document = found if isinstance(found, BadLine) else _document(source, *found)
         if isinstance(document, BadLine):
             if source.on_bad == "stop":
                 raise TriviumError(f"{document.where}: {document.why}; fix it or set `on_bad: skip`.")
@@ -104,13 +98,18 @@ def read_documents(source: Source | str, reading: Reading | None = None) -> Iter
                 return
 
 
-def _document(source: Source, identity: str, fields: dict[str, Any]) -> Document | BadLine:
-    if source.columns:
-        missing = [there for there in source.columns.values() if there not in fields]
-        if missing:
-            return BadLine(identity, f"has no column {missing[0]!r}, only {', '.join(map(repr, fields))}")
-        renamed = {there: ours for ours, there in source.columns.items()}
-        fields = {renamed.get(name, name): value for name, value in fields.items()}
+def in_our_columns(source: Source, identity: str, fields: dict[str, Any]) -> dict[str, Any] | BadLine:
+    """The fields of an entry under the names that `columns` gives them."""
+    if missing := [there for there in source.columns.values() if there not in fields]:
+        return BadLine(identity, f"has no column {missing[0]!r}, only {', '.join(map(repr, fields))}")
+    renamed = {there: ours for ours, there in source.columns.items()}
+    return {renamed.get(name, name): value for name, value in fields.items()}
+
+
+def _document(source: Source, identity: str, given: dict[str, Any]) -> Document | BadLine:
+    fields = in_our_columns(source, identity, given)
+    if isinstance(fields, BadLine):
+        return fields
     text = fields.get("text")
     if text is not None and not isinstance(text, str):
         return BadLine(identity, f"`text` holds {type(text).__name__}, not text")
@@ -205,18 +204,23 @@ def files_of(source: Source) -> list[tuple[str, Path]] | None:
         return [(path.name, path)]
     if path.is_dir():
         return _files_in(path, source)
-    if any(sign in source.path for sign in "*?["):
-        matches = sorted(matching(path))
-        kept = [match for match in matches if match.is_file() and kind_of(match)]
-        if not kept:
-            raise TriviumError(f"No readable file matches {source.path}; check the pattern.")
-        fixed = Path(re.split(r"[*?\[]", str(path))[0] + "_").parent
-        return [(match.relative_to(fixed).as_posix(), match) for match in kept]
+    if is_pattern(source.path):
+        return matches_of(source, "readable file", kind_of)
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?", source.path) and kind_of(path) is None:
         return None
     raise TriviumError(
         f"There is no file or folder {source.path}; check the path (in a recipe it starts from that file)."
     )
+
+
+def matches_of(source: Source, what: str, known: Callable[[Path], Any]) -> list[tuple[str, Path]]:
+    """The files of a known kind that match a pattern, named from where it begins to be one."""
+    path = expanded(source.path)
+    kept = [match for match in sorted(matching(path)) if match.is_file() and known(match)]
+    if not kept:
+        raise TriviumError(f"No {what} matches {source.path}; check the pattern.")
+    fixed = Path(re.split(r"[*?\[]", str(path))[0] + "_").parent
+    return [(match.relative_to(fixed).as_posix(), match) for match in kept]
 
 
 def _files_in(folder: Path, source: Source) -> list[tuple[str, Path]]:
