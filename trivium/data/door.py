@@ -34,7 +34,6 @@ class Place(Protocol):
 
     def say(self, text: str) -> None:
         """Tell the person a line that stays."""
-        ...
 
 
 def located(work: Place, source: Source) -> Source:

@@ -59,11 +59,9 @@ class Drafter(Protocol):
 
     def propose(self, texts: abc.Sequence[DraftedText], sampler: Sampler) -> list[list[int]]:
         """At most `limit` tokens for each text, or none; `sampler` holds the texts in this order."""
-        ...
 
     def forget(self) -> None:
         """Drop all texts."""
-        ...
 
 
 @dataclass

@@ -112,15 +112,12 @@ class Watch(Protocol):
 
     def attempt(self) -> bool:
         """Whether one more request may be made; called before each."""
-        ...
 
     def lost(self) -> None:
         """An attempt was perhaps paid for and brought nothing."""
-        ...
 
     def stop(self) -> None:
         """The asking ends: an attempt that waits to be let through is not made."""
-        ...
 
 
 class Refused(Exception):

@@ -47,31 +47,24 @@ class ForwardPass(Protocol):
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Hidden states after the last norm, [N, width]."""
-        ...
 
     def prefill(self, tokens: Tensor, context: CacheContext) -> None:
         """Cache the tokens' keys and values and compute no more than that takes."""
-        ...
 
     def decode(self, tokens: Tensor, context: CacheContext) -> Tensor:
         """Scores over the vocabulary after each token, [N, V]."""
-        ...
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary of hidden states."""
-        ...
 
     def rotate_keys(self, keys: Tensor, layer: int, places: int) -> Tensor:
         """Cached keys of one layer, rotated as if they stood further back."""
-        ...
 
     def refresh(self) -> None:
         """Take over the weights as they are now."""
-        ...
 
     def refresh_if_changed(self) -> None:
         """Take over the weights if an optimiser has stepped since."""
-        ...
 
 
 class ModuleForward:

@@ -129,16 +129,13 @@ class GenerationEngine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """What turns text into the ids of its prompts."""
-        ...
 
     @property
     def window(self) -> int:
         """How many tokens a prompt and its completion may have together."""
-        ...
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """The completions of each request, in the order of its samples."""
-        ...
 
     def score(
         self,
@@ -149,4 +146,3 @@ class GenerationEngine(Protocol):
         adapter: str | None = None,
     ) -> list[Scores]:
         """The log-probability of every token of each completion after its prompt."""
-        ...

@@ -56,15 +56,12 @@ class Objective(Protocol):
     @property
     def extra(self) -> nn.Module | None:
         """Weights of its own that are trained and saved along, such as a value head."""
-        ...
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
         """What these rows add to the divisor of the step's loss."""
-        ...
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """The loss sum of a batch under the model."""
-        ...
 
 
 class BatchSource(Protocol):
@@ -73,25 +70,19 @@ class BatchSource(Protocol):
     @property
     def steps(self) -> int:
         """How many optimiser steps it lasts."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Changes when any batch could change."""
-        ...
 
     def rows(self, step: int) -> list[PackedSequence]:
         """The global batch of an optimiser step."""
-        ...
 
     def metrics(self, step: int) -> Mapping[str, float]:
         """What to log of the batch of a step that `rows` has made."""
-        ...
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What it needs to go on from here after a stop."""
-        ...
 
     def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on from a saved state."""
-        ...

@@ -27,14 +27,12 @@ class Context(Protocol):
     @property
     def pairs(self) -> int:
         """How many scores each head computes: queries times keys, with what is masked."""
-        ...
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,
         *, scale: float, window: int | None, soft_cap: float | None,
     ) -> Tensor:  # fmt: skip
         """Causal attention: query [N, H, D], key and value [N, K, D], already rotated -> [N, H, D]."""
-        ...
 
 
 def share_heads(keys: Tensor, heads: int) -> Tensor:

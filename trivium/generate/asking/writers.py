@@ -98,19 +98,15 @@ class Writer(Protocol):
 
     def bound(self, request: ChatRequest) -> tuple[int, int]:
         """The most tokens that prompt and answer can have."""
-        ...
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> Cost:
         """What an answer of so many tokens costs."""
-        ...
 
     def write(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, ChatReply | None]]:
         """Answers as they come, in any order; None where the watch let no attempt through."""
-        ...
 
     def close(self) -> None:
         """Let go of what it holds."""
-        ...
 
 
 class Searches(Protocol):
@@ -120,11 +116,9 @@ class Searches(Protocol):
         self, ids: list[int], prompt: Any, most: int, stop: tuple[str, ...] = (), place: int = 0
     ) -> Explorer:
         """A search to a prompt, of solutions up to `most` tokens."""
-        ...
 
     def run(self, explorers: Sequence[Explorer]) -> list[SearchResult]:
         """All searches side by side."""
-        ...
 
 
 class LocalWriter:

@@ -32,15 +32,12 @@ class Teacher(Protocol):
 
     def log_probabilities(self, piece: slice) -> Tensor:
         """Those of the places in a piece: [places, outcomes]."""
-        ...
 
     def outcomes(self, log_probabilities: Tensor, piece: slice) -> Tensor:
         """The student's log-probabilities [places, vocabulary] as those of the same outcomes."""
-        ...
 
     def likeliest(self, log_probabilities: Tensor, piece: slice) -> Tensor:
         """The teacher's likeliest token at every place: [places]."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,6 @@ class Guard(Protocol):
 
     def loss(self, model: Transformer, batch: Batch, seen: Seen) -> Loss:
         """The sum over a batch, with what to log."""
-        ...
 
 
 class NearWeights:
