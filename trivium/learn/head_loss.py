@@ -82,6 +82,16 @@ def _through_soft_cap(gradient: Tensor, capped: Tensor, soft_cap: float) -> Tens
     return gradient.mul_(1 - (capped / soft_cap).square())
 
 
+def _add_head_gradient(total: Tensor, gradient: Tensor, hidden: Tensor, *, is_first: bool) -> None:
+    """Add a chunk's gradient of the head; the first chunk writes, so that nothing is set to zero before."""
+    if gradient.dtype == total.dtype:
+        torch.addmm(total, gradient.t(), hidden, beta=0 if is_first else 1, out=total)
+    elif is_first:
+        total.copy_(gradient.t() @ hidden)
+    else:
+        total += gradient.t() @ hidden
+
+
 def working_type(tensor: Tensor) -> torch.dtype:
     """The type in which sums are kept: float32, or float64 where that is computed in."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -166,15 +176,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             if hidden_gradient is not None:
                 torch.mm(gradient, head, out=hidden_gradient[piece])
             if head_gradient is not None:
-                if gradient.dtype == working:
-                    # The first chunk writes, so that nothing has to be set to zero before.
-                    torch.addmm(
-                        head_gradient, gradient.t(), x, beta=0 if start == 0 else 1, out=head_gradient
-                    )
-                elif start == 0:
-                    head_gradient.copy_(gradient.t() @ x)
-                else:
-                    head_gradient += gradient.t() @ x
+                _add_head_gradient(head_gradient, gradient, x, is_first=start == 0)
         if learned is not None:
             token_losses[learned] = losses
             correct[learned] = hits
