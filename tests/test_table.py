@@ -41,3 +41,25 @@ def test_what_fits_is_one_line_a_row_and_a_pipe_gets_pages_of_whole_cells(monkey
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= tables.PIPED
     assert all(sum(cell in line for line in lines) for row in WIDE for cell in row), "no cell is cut"
+
+
+def test_a_few_long_cells_take_two_lines_before_a_column_moves_to_a_page_of_its_own():
+    rows = [["result", "state", "loss", "base"], ["mine/aaaaaaaaaa", "cut off, earlier settings", "", ""]]
+    rows += [[f"mine/{place}", "done", "1.234", "mine/base-of-all"] for place in range(6)]
+    lines = table(rows, 60).splitlines()
+    assert len(lines) == len(rows) + 1
+    assert max(map(len, lines)) <= 60
+    assert lines[2].split() == ["settings"]
+    assert len(table(rows, 45).splitlines()) > 2 * len(rows), "no cell takes three lines"
+
+
+def test_a_line_too_long_for_the_terminal_goes_on_below_its_text(monkeypatch):
+    line = "  code      trivium 0.1.0; changed since: trivium.kit, trivium.model, trivium.learn"
+    assert tables.hanging(line, 12) == line, "a pipe gets whole lines"
+    monkeypatch.setattr(tables.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(tables, "_width", lambda: 50)
+    first, *others = tables.hanging(line, 12).splitlines()
+    assert first.startswith("  code      trivium")
+    assert others
+    assert all(other.startswith(" " * 12 + "trivium") for other in others)
+    assert max(map(len, [first, *others])) <= 50

@@ -7,7 +7,7 @@ import click
 
 from trivium.cli.options import AT_LEAST_ONE, only_option, recipe_argument, runs_option, set_option, write
 from trivium.kit.errors import TriviumError
-from trivium.kit.table import print_table
+from trivium.kit.table import hanging, print_table
 
 
 @click.command()
@@ -139,7 +139,7 @@ def doctor(runs: str, nodes: bool) -> None:
     from trivium.pipeline.doctor import rows
 
     for name, value in rows(runs):
-        click.echo(f"{name:<18}{value}")
+        click.echo(hanging(f"{name:<18}{value}", 18))
 
 
 @click.command()

@@ -3,11 +3,14 @@
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 Cells = Sequence[str]
 GAP = 2
 PIPED = 100
 """How wide a table is in a pipe, a log or a page of documentation."""
+SENTENCE = 20
+"""A column wider than this may take two lines in some rows, where all columns then fit beside each other."""
 WRAPPED = 30
 """A column wider than this is wrapped before columns are moved to a page of their own."""
 
@@ -31,6 +34,16 @@ def paragraph(text: str) -> str:
     return "\n".join(wrap(text, width, subsequent_indent="    ", break_on_hyphens=False))
 
 
+def hanging(line: str, indent: int) -> str:
+    """A line whose text begins at a column; what is too long for the terminal goes on below that column."""
+    if not sys.stdout.isatty() or len(line) <= _width():
+        return line
+    from textwrap import wrap
+
+    gap = " " * indent
+    return "\n".join(wrap(line, _width(), subsequent_indent=gap, break_on_hyphens=False))
+
+
 def _width() -> int:
     import shutil
 
@@ -43,11 +56,25 @@ def table(rows: Sequence[Cells], width: int | None = None, *, colour: bool = Fal
         return "".join(
             _line(row, _widths(rows), bold=colour and not number) for number, row in enumerate(rows)
         )
+    folded = [_widths(rows)[0], *(_folded(column) for column in list(zip(*rows, strict=True))[1:])]
+    if sum(folded) + GAP * (len(folded) - 1) <= width:
+        return _page(rows, width, colour, folded)
     return "\n".join(_page(page, width, colour) for page in _pages(rows, width))
 
 
 def _widths(rows: Sequence[Cells]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _folded(column: Cells) -> int:
+    """The width of a column at which at most a quarter of its sentences take two lines, and none three."""
+    from textwrap import wrap
+
+    lengths = sorted(map(len, column))
+    width = max(lengths[len(lengths) * 3 // 4], *(len(word) for cell in column for word in cell.split()))
+    while any(len(wrap(cell, width, break_on_hyphens=False)) > 2 for cell in column):
+        width += 1
+    return width if lengths[-1] > SENTENCE else lengths[-1]
 
 
 def _line(row: Cells, widths: Sequence[int], bold: bool) -> str:
@@ -69,14 +96,14 @@ def _pages(rows: Sequence[Cells], width: int, *, whole: bool = False) -> Iterato
     yield [[row[0], *(row[one] for one in page)] for row in rows]
 
 
-def _page(rows: Sequence[Cells], width: int, colour: bool) -> str:
+def _page(rows: Sequence[Cells], width: int, colour: bool, most: Sequence[int] = ()) -> str:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold" if colour else "")
-    for name in rows[0]:
-        drawn.add_column(Text(name), overflow="fold")
+    for name, widest in zip_longest(rows[0], most):
+        drawn.add_column(Text(name), overflow="fold", width=widest)
     for row in rows[1:]:
         drawn.add_row(*map(Text, row))
     out = io.StringIO()

@@ -13,6 +13,7 @@ from trivium.kit.files import checksum
 from trivium.kit.numbers import short
 from trivium.kit.progress import duration
 from trivium.kit.seals import COMPLETE, RECORD, read_seal
+from trivium.kit.table import hanging
 from trivium.pipeline.accepted import acceptances
 from trivium.pipeline.store import Entry, Store, find
 
@@ -149,7 +150,7 @@ def text(found: Mapping[str, Any]) -> str:
     parts = _lines(found)
     for ancestor in found["ancestors"]:
         parts += ["", *_lines(ancestor)]
-    return "\n".join(parts)
+    return "\n".join(hanging(part, 12) for part in parts)
 
 
 def _lines(one: Mapping[str, Any]) -> list[str]:

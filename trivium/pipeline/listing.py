@@ -151,27 +151,27 @@ def table(found: list[dict[str, Any]], *, cost: bool = False) -> list[list[str]]
     head = ["result", "kind", "state", "started"]
     money = any(one["cost"] is not None for one in found)
     rows = [[*head, *(COST if money else COST[:-1])] if cost else [*head, "tokens", "loss", "base"]]
+    names = {one["entry"]: one["name"] for one in found}
     for recipe in dict.fromkeys(one["recipe"] for one in found):
         some = [one for one in found if one["recipe"] == recipe]
         for one in some:
             state = f"{one['state']}, earlier settings" if one["earlier_settings"] else one["state"]
-            rows.append([one["name"], one["kind"], state, date(one["started"]), *_last(one, cost, money)])
+            rows.append([one["name"], one["kind"], state, date(one["started"])])
+            rows[-1] += costs(one)[: None if money else -1] if cost else _result(one, names)
         if cost:
-            rows.append([f"{recipe}: all", "", "", "", *_last(total(some), cost, money)])
+            rows.append([f"{recipe}: all", "", "", "", *costs(total(some))[: None if money else -1]])
     return rows
 
 
 COST = ["time", "FLOPs", "disk", "money"]
 
 
-def _last(one: Mapping[str, Any], cost: bool, money: bool) -> list[str]:
-    if cost:
-        return costs(one)[: None if money else -1]
+def _result(one: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     tokens, loss = one["tokens"], one["loss"]
     return [
         short(tokens) if tokens is not None else "",
         f"{loss:.3f}" if isinstance(loss, float) else "",
-        ", ".join(one["bases"]),
+        ", ".join(names.get(base, base) for base in one["bases"]),
     ]
 
 
