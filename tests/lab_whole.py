@@ -15,12 +15,13 @@ KINDS = ("prose", "chat")
 def whole(count: int = 60, *, at_once: bool = True) -> dict[str, Any]:
     """Everything `compare` collects at the end of a recipe, drawn from a seed."""
     random = np.random.default_rng(7)
-    names = ["instructions", "sums", "facts", "sycophancy", "passkey", *(["sums at once"] if at_once else [])]
+    direct = ["sums (direct answer)"] if at_once else []
+    names = ["instructions", "sums", "facts", "sycophancy", "passkey", *direct]
     right = {task: {name: random.random(count) < share for name, share in MODELS.items()} for task in names}
     raw = collected(right, BEFORE, stages=_stages(), curves=_curves(), behaviour=_behaviour(random))
     tasks = raw["tasks"]
     if at_once:
-        tasks["sums at once"] |= {"task": "sums", "settings": {"chain_of_thought": False}}
+        tasks["sums (direct answer)"] |= {"task": "sums", "settings": {"chain_of_thought": False}}
     tasks["facts"]["headline"] = ["accuracy", "multiple-choice accuracy"]
     tasks["sycophancy"]["headline"] = ["flip rate", "accepts correction", "prefers sycophancy"]
     for name in MODELS:

@@ -305,6 +305,21 @@ def test_data_that_is_not_there_is_one_sentence(folder):
         preview(str(folder / "none.jsonl"))
 
 
+def test_the_rates_of_a_new_model_are_those_of_its_optimiser(folder):
+    def line(*settings: str) -> str:
+        (folder / "r.yaml").write_text(
+            f"name: r\nstages:\n{BASE}" + "".join(f"    {one}\n" for one in settings)
+        )
+        return next(row[4] for row in plan(folder / "r.yaml", folder / "runs") if row[0] == "base")
+
+    assert "Muon learning rate 0.03" in line()
+    assert "AdamW learning rate of embeddings" in line()
+    assert "Muon learning rate 0.015" in line("learning_rate: 0.015")
+    by_adamw = line("optimiser: adamw", "learning_rate: 0.002")
+    assert "AdamW learning rate 0.002" in by_adamw
+    assert "Muon" not in by_adamw
+
+
 @pytest.mark.parametrize(
     "recipe", ["pocket", "experiments/skip_pretraining", "experiments/early_reinforcement"]
 )

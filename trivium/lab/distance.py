@@ -56,7 +56,7 @@ def distance(
         member.forget()
     if to is not None:
         write_text(to, compact(found))
-    rows = [["models", "texts", "KL", "KL the other way", "Jensen-Shannon", "n"]]
+    rows = [["models", "texts", "KL", "reverse KL", "Jensen-Shannon", "n"]]
     for pair in found:
         between = f"{pair['model']} from {pair['before']}"
         for one in pair.get("per byte", []):

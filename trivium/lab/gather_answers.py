@@ -40,7 +40,8 @@ def default_tasks(
         chosen.append({"task": "tongue", "limit": fewer, **fitting("tongue", every)})
     chosen.append({"task": "instructions", **fitting("chat", every)})
     chosen.append({"task": "sums", "samples": 4})
-    chosen.append({"task": "sums", "name": "sums at once", "chain_of_thought": False, "reasoning": "off"})
+    direct = {"name": "sums (direct answer)", "chain_of_thought": False, "reasoning": "off"}
+    chosen.append({"task": "sums", **direct})
     if "ledger" in sources:
         chosen.append({"task": "sql", "limit": fewer, **fitting("ledger", every)})
     if "facts" in sources and ("chat" in sources or "taste" in sources):

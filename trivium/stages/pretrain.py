@@ -14,7 +14,7 @@ from trivium.kit.processes import world
 from trivium.kit.settings import Settings
 from trivium.learn.optimisers import LearningRates
 from trivium.model.initialise import empty_model, initialise, new_model
-from trivium.model.preset import Preset, preset
+from trivium.model.preset import GROUPS, Preset, preset
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.growing import Growing
 from trivium.stages.parts.mixtures import planned_vocabulary
@@ -93,7 +93,11 @@ class Pretrain(Growing, TrainingStage):
         if tokens is not None:
             cost = self.grown_flops(derived.config, tokens, batch, self.context)
             numbers |= {"tokens": tokens, "steps": max(1, round(tokens / batch)), "flops": cost}
-        return {**numbers, **{f"{name} rate": rate for name, rate in derived.learning_rates.items()}}
+        rates = self._rates(derived)
+        if self.optimiser == "adamw":
+            return {**numbers, "AdamW learning rate": rates.matrices}
+        others = {f"AdamW learning rate of {name}": getattr(rates, name) for name in GROUPS[1:]}
+        return {**numbers, "Muon learning rate": rates.matrices, **others}
 
     def read(self, opened: Opened[Preset]) -> None:
         """The tokenizer decides the preset, and the preset the batch and the token budget."""
@@ -144,7 +148,10 @@ class Pretrain(Growing, TrainingStage):
 
     def learning_rates(self, opened: Opened[Preset]) -> LearningRates:
         """The preset's rates, or the number a person gave for the matrices and the others in proportion."""
-        start, derived = self.learning_rate.start, opened.data
+        return self._rates(opened.data)
+
+    def _rates(self, derived: Preset) -> LearningRates:
+        start = self.learning_rate.start
         if start == "parent":
             raise TriviumError("learning_rate: a new model has no parent; give a number or leave it out.")
         decay = derived.values["weight_decay"] if self.weight_decay is None else self.weight_decay
