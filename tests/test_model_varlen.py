@@ -19,7 +19,7 @@ from trivium.evals.likelihood import log_likelihoods
 from trivium.learn.objectives.next_token import NextToken
 from trivium.learn.precision import one_pass
 from trivium.model import attention, branches, varlen
-from trivium.model.attention import Documents, borders_of
+from trivium.model.attention import Documents, Scoring, borders_of
 from trivium.model.branches import Branches
 from trivium.model.families import read_config
 from trivium.model.initialise import new_model
@@ -115,7 +115,7 @@ def test_branches_see_their_beginning_and_themselves(monkeypatch, version: str, 
         leaves = [part.clone().requires_grad_() for part in rows]
         with monkeypatch.context() as patch, one_pass("bfloat16", torch.device("cpu")):
             counting = install(patch, BY_VERSION[version]) if kernel else None
-            out = Branches(lengths, back).attend(0, *leaves, scale=0.25, window=window, soft_cap=None)
+            out = Branches(lengths, back).attend(0, *leaves, Scoring(0.25, window))
             assert counting is None or counting.calls == 1
         out.float().square().sum().backward()
         outputs.append(out)
@@ -150,9 +150,9 @@ def test_uniform_documents_take_the_fused_kernels_for_whole_rows(monkeypatch) ->
     """Which are faster, unless a window would need a mask."""
     counting = install(monkeypatch, varlen_attn_of_2_12)
     rows = [torch.randn(24, 2, 16).bfloat16() for _ in range(3)]
-    Documents([12, 12]).attend(0, *rows, scale=0.25, window=None, soft_cap=None)
+    Documents([12, 12]).attend(0, *rows, Scoring(0.25))
     assert counting.calls == 0
-    Documents([12, 12]).attend(0, *rows, scale=0.25, window=5, soft_cap=None)
+    Documents([12, 12]).attend(0, *rows, Scoring(0.25, 5))
     assert counting.calls == 1
 
 

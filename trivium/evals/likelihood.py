@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.kit.errors import TriviumError
-from trivium.model.attention import Documents, Group, capped_attention, padded_length, share_heads
+from trivium.model.attention import Documents, Group, padded_length
 from trivium.model.transformer import Transformer
 
 LARGEST_TREE = 768
@@ -77,7 +76,7 @@ class Forest(Documents):
         self.trees = trees
         self.seen: dict[tuple[int, int | None], Tensor | None] = {}
 
-    def mask_of(self, group: Group, window: int | None) -> Tensor | None:
+    def seen_by(self, group: Group, window: int | None) -> Tensor | None:
         """The mask [B, 1, T, T] of the trees of one group, None where plain causal attention is the same."""
         key = (group.length, window)
         if key not in self.seen:
@@ -94,24 +93,6 @@ class Forest(Documents):
                     mask &= (depths[:, :, None] - depths[:, None, :]) < window
                 self.seen[key] = mask[:, None].to(self.device)
         return self.seen[key]
-
-    def attend_group(
-        self, group: Group, query: Tensor, key: Tensor, value: Tensor,
-        scale: float, window: int | None, soft_cap: float | None,
-    ) -> Tensor:  # fmt: skip
-        """Attention of trees that are padded to one length."""
-        seen = self.mask_of(group, window)
-        if seen is None:
-            return super().attend_group(group, query, key, value, scale, window, soft_cap)
-        heads = query.shape[1]
-        shape = (group.count, group.length, -1, query.shape[2])
-        q, k, v = (rows.view(shape).transpose(1, 2) for rows in (query, key, value))
-        k, v = share_heads(k, heads), share_heads(v, heads)
-        if soft_cap is not None:
-            out = capped_attention(q, k, v, seen, scale, soft_cap)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
-        return out.transpose(1, 2).reshape(-1, heads, query.shape[2])
 
 
 def fits(model: Transformer, length: int) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.generate.kv_cache import BLOCK, WHOLE_BLOCKS, CacheSlot, Pool, in_blocks, reach_for
+from trivium.model.attention import Scoring
 
 NEVER = float("-inf")
 
@@ -41,30 +42,18 @@ class CacheContext:
         """How many scores each head computes: queries times the part of the cache that is read."""
         raise NotImplementedError
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Cache keys and values [N, K, D] and let queries [N, H, D] look at all that came before."""
         heads, key_heads, width = query.shape[1], key.shape[1], query.shape[2]
         self.store(layer, torch.stack((key, value), dim=1).flatten(1))
         grouped = query.reshape(-1, key_heads, heads // key_heads, width)
-        return self.read(layer, grouped, scale, window, soft_cap).view(-1, heads, width)
+        return self.read(layer, grouped, scoring).view(-1, heads, width)
 
     def store(self, layer: int, key_value: Tensor) -> None:
         """Cache [N, 2 * K * D]: each token's keys, then its values."""
         raise NotImplementedError
 
-    def read(
-        self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
-    ) -> Tensor:
+    def read(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
         """What queries [N, K, G, D] see: [N, K * G * D]."""
         raise NotImplementedError
 
@@ -153,20 +142,18 @@ class PrefillContext(CacheContext):
             part = key_value[run.offset : run.offset + run.rows * run.count]
             rows.copy_(part.view(rows.shape))
 
-    def read(
-        self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
-    ) -> Tensor:
+    def read(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
         _, heads, group, width = query.shape
         outputs = []
         for run in self._calls:
-            mask = self._mask(run, group, window)
+            mask = self._mask(run, group, scoring.window)
             cached = run.pool.storage[layer, run.slot : run.slot + run.rows, : mask.shape[1]]
             keys, values = (part.transpose(1, 2) for part in cached.unbind(2))
             part = query[run.offset : run.offset + run.rows * run.count]
             part = part.view(run.rows, run.count, heads, group, width)
             # the query heads that share a key head lie along the query dimension
             part = part.permute(0, 2, 3, 1, 4).reshape(run.rows, heads, group * run.count, width)
-            out = mix(part, keys, values, mask, scale, soft_cap)
+            out = mix(part, keys, values, mask, scoring.scale, scoring.soft_cap)
             out = out.reshape(run.rows, heads, group, run.count, width).permute(0, 3, 1, 2, 4)
             outputs.append(out.reshape(run.rows * run.count, heads * group * width))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -310,9 +297,7 @@ class DecodeContext(CacheContext):
                 0, self._places[pool_rows.start : pool_rows.end], key_value[pool_rows.start : pool_rows.end]
             )
 
-    def read(
-        self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
-    ) -> Tensor:
+    def read(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
         outputs = []
         for pool_rows in self._slices:
             keys, values = pool_rows.cached[layer]
@@ -321,13 +306,13 @@ class DecodeContext(CacheContext):
                 if query.shape[0] == pool_rows.end - pool_rows.start
                 else query[pool_rows.start : pool_rows.end]
             )
-            mask = pool_rows.seen[window]
+            mask = pool_rows.seen[scoring.window]
             if self._together:
-                out = mix(part, keys, values, mask, scale, soft_cap)
+                out = mix(part, keys, values, mask, scoring.scale, scoring.soft_cap)
                 outputs.append(out.reshape(pool_rows.end - pool_rows.start, -1))
                 continue
             for row, length in enumerate(pool_rows.lengths):
                 here, reach = slice(row, row + 1), min(in_blocks(length + self._steps + 1), pool_rows.reach)
                 texts = (keys[here, :, :reach], values[here, :, :reach], mask[here, ..., :reach])
-                outputs.append(mix(part[here], *texts, scale, soft_cap).reshape(1, -1))
+                outputs.append(mix(part[here], *texts, scoring.scale, scoring.soft_cap).reshape(1, -1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -351,7 +351,7 @@ class FusedForward:
     def _attend(self, layer: FusedLayer, room: Buffers, context: CacheContext, count: int) -> None:
         stream = room.stream
         context.store(layer.index, room.key_value)
-        mixed = context.read(layer.index, room.query, layer.scale, layer.window, layer.soft_cap)
+        mixed = context.read(layer.index, room.query, layer.scoring)
         if mixed.shape[0] < stream.shape[0]:
             room.mixed[:count].copy_(mixed)
             mixed = room.mixed

@@ -260,11 +260,10 @@ class FusedLayer:
         config, attention, inner = model.config, layer.attention, layer.mlp
         assert isinstance(inner, Inner)
         width, head_width = config.width, config.head_width
-        self.index, self.scale = attention.layer, attention.scale
-        self.window, self.soft_cap = attention.window, attention.soft_cap
+        self.index, self.scoring = attention.layer, attention.scoring
         self.rotary: Rotary | None = None
         if attention.rotates:
-            self.rotary = model.local_rotary if self.window and model.local_rotary else model.rotary
+            self.rotary = model.local_rotary if self.scoring.window and model.local_rotary else model.rotary
         self.before = Scale(layer.attention_norm, width) if layer.attention_norm is not None else None
         self.after = (
             Scale(layer.attention_post_norm, width) if layer.attention_post_norm is not None else None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trivium.generate.attention import NEVER, CacheContext, mix
 from trivium.generate.kv_cache import CacheSlot, in_blocks, reach_for
+from trivium.model.attention import Scoring
 
 
 class Span:
@@ -62,41 +63,44 @@ class Span:
         flat = self.pool.storage[layer].flatten(0, 1).flatten(1)
         flat.index_copy_(0, self._places, key_value)
 
-    def read(
-        self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
-    ) -> Tensor:
+    def read(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
         """What queries [tokens, K, G, D] see: [tokens, K * G * D]."""
         rows = slice(self._first, self._first + len(self.counts))
         cached = self.pool.storage[layer, rows, : self.reach].transpose(1, 3)
-        keys, values, mask = cached[:, :, 0], cached[:, :, 1], self.masks[window]
+        keys, values, mask = cached[:, :, 0], cached[:, :, 1], self.masks[scoring.window]
         if self._columns:
             seen = [
                 mix(
-                    query.index_select(0, column), keys, values, mask.index_select(0, column), scale, soft_cap
+                    query.index_select(0, column), keys, values, mask.index_select(0, column),
+                    scoring.scale, scoring.soft_cap,
                 )
                 for column in self._columns
-            ]
+            ]  # fmt: skip
             return torch.cat(seen).flatten(1).index_select(0, self._picked)
         outputs, offset = [], 0
         for row, count in enumerate(self.counts):
             here = slice(offset, offset + count)
             texts = [part[row].expand(count, -1, -1, -1) for part in (keys, values)]
             if self.together:
-                outputs.append(mix(query[here], texts[0], texts[1], mask[here], scale, soft_cap))
+                outputs.append(
+                    mix(query[here], texts[0], texts[1], mask[here], scoring.scale, scoring.soft_cap)
+                )
             else:
-                outputs += self._apart(row, query[here], texts, mask[here], scale, soft_cap)
+                outputs += self._apart(row, query[here], texts, mask[here], scoring)
             offset += count
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).flatten(1)
 
     def _apart(
-        self, row: int, query: Tensor, texts: list[Tensor], mask: Tensor, scale: float, cap: float | None
+        self, row: int, query: Tensor, texts: list[Tensor], mask: Tensor, scoring: Scoring
     ) -> list[Tensor]:
         """Each of a row's tokens in a call of its own, as far as the text before it is long."""
         outputs = []
         for token in range(len(query)):
             here, reach = slice(token, token + 1), min(in_blocks(self.lengths[row] + token + 1), self.reach)
             keys, values = (part[here, :, :reach] for part in texts)
-            outputs.append(mix(query[here], keys, values, mask[here, ..., :reach], scale, cap))
+            outputs.append(
+                mix(query[here], keys, values, mask[here, ..., :reach], scoring.scale, scoring.soft_cap)
+            )
         return outputs
 
 
@@ -139,12 +143,8 @@ class SpanContext(CacheContext):
         for span in self._spans:
             span.store(layer, key_value[span.start : span.end])
 
-    def read(
-        self, layer: int, query: Tensor, scale: float, window: int | None, soft_cap: float | None
-    ) -> Tensor:
-        outputs = [
-            span.read(layer, query[span.start : span.end], scale, window, soft_cap) for span in self._spans
-        ]
+    def read(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
+        outputs = [span.read(layer, query[span.start : span.end], scoring) for span in self._spans]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

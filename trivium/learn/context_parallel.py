@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -31,9 +30,10 @@ from trivium.learn.tensor_parallel import Whole
 from trivium.model.arithmetic import note_pass
 from trivium.model.attention import (
     Documents,
+    Scoring,
     borders_of,
     bound,
-    capped_attention,
+    masked_attention,
     note_no_kernel,
     share_heads,
 )
@@ -114,24 +114,19 @@ class Piece:
         everyone = mine.redistribute(placements=[Replicate()]).to_local(grad_placements=[gradient])
         return everyone.index_select(0, self.inverse)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
-        *, scale: float, window: int | None, soft_cap: float | None,
-    ) -> Tensor:  # fmt: skip
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Own queries [own, H, D] over the keys and values of all tokens -> [own, H, D]."""
         query, key, value = in_product_type(query, key, value)
         key, value = self.gathered(key, Partial()), self.gathered(value, Partial())
         if self.kernel is not None:
-            if soft_cap is None and self.kernel.takes(query) and self.segments:
-                return self._by_kernel(query, key, value, scale, window)
-            note_no_kernel(query, soft_cap)
-        parts = [self._segment(one, query, key, value, scale, window, soft_cap) for one in self.segments]
+            if scoring.soft_cap is None and self.kernel.takes(query) and self.segments:
+                return self._by_kernel(query, key, value, scoring)
+            note_no_kernel(query, scoring.soft_cap)
+        parts = [self._segment(one, query, key, value, scoring) for one in self.segments]
         # A process without tokens still takes its part in sending back the gradients of keys and values.
         return torch.cat(parts) if parts else query + 0.0 * (key.sum() + value.sum())
 
-    def _by_kernel(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
-    ) -> Tensor:
+    def _by_kernel(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """All segments in one call, each with its document up to its end."""
         assert self.kernel is not None
         index = torch.cat([torch.arange(one.begin, one.end) for one in self.segments]).to(query.device)
@@ -140,25 +135,18 @@ class Piece:
         return self.kernel(
             query, key.index_select(0, index), value.index_select(0, index),
             (borders_of(asks, query.device), borders_of(seen, query.device)),
-            (bound(int(asks.max())), bound(int(seen.max()))), scale=scale, window=window,
+            (bound(int(asks.max())), bound(int(seen.max()))), scale=scoring.scale, window=scoring.window,
         )  # fmt: skip
 
-    def _segment(
-        self, one: Segment, query: Tensor, key: Tensor, value: Tensor,
-        scale: float, window: int | None, soft_cap: float | None,
-    ) -> Tensor:  # fmt: skip
+    def _segment(self, one: Segment, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """[count, H, D]: the last query sees the last key, the first one those that come before."""
         heads, total = query.shape[1], one.end - one.begin
         q = query[one.first : one.first + one.count].transpose(0, 1)[None]
         k, v = (share_heads(x[one.begin : one.end].transpose(0, 1)[None], heads) for x in (key, value))
         asks = torch.arange(total - one.count, total, device=query.device)[:, None]
         distance = asks - torch.arange(total, device=query.device)[None, :]
-        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        if soft_cap is not None:
-            out = capped_attention(q, k, v, seen, scale, soft_cap)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
-        return out[0].transpose(0, 1)
+        seen = distance >= 0 if scoring.window is None else (distance >= 0) & (distance < scoring.window)
+        return masked_attention(q, k, v, seen, scoring)[0].transpose(0, 1)
 
 
 @dataclass(frozen=True)

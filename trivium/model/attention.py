@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,17 @@ from torch import Tensor
 from trivium.model.operations import in_product_type
 from trivium.model.uncompiled import uncompiled
 from trivium.model.varlen import HALF, varlen_kernel, without
+
+
+class Scoring(NamedTuple):
+    """How a layer turns queries and keys into weights."""
+
+    scale: float
+    """What scores are multiplied by."""
+    window: int | None = None
+    """How many tokens are seen, the own one among them; None sees all before it."""
+    soft_cap: float | None = None
+    """What scores are squeezed below by a tanh."""
 
 
 class Context(Protocol):
@@ -28,10 +39,7 @@ class Context(Protocol):
     def pairs(self) -> int:
         """How many scores each head computes: queries times keys, with what is masked."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
-        *, scale: float, window: int | None, soft_cap: float | None,
-    ) -> Tensor:  # fmt: skip
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Causal attention: query [N, H, D], key and value [N, K, D], already rotated -> [N, H, D]."""
 
 
@@ -47,12 +55,18 @@ def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor
     return seen if window is None else seen & (distance < window)
 
 
-def capped_attention(
-    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, soft_cap: float
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scoring: Scoring
 ) -> Tensor:
-    """Attention whose scores are squeezed by a tanh, which no fused kernel offers: all [B, H, T, D]."""
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scale
-    scores = soft_cap * torch.tanh(scores / soft_cap)
+    """Attention where `seen` is true, plainly causal without it: all [B, H, T, D].
+
+    No fused kernel caps scores, so those are computed one operation after the other."""
+    if seen is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scoring.scale)
+    if scoring.soft_cap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scoring.scale)
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scoring.scale
+    scores = scoring.soft_cap * torch.tanh(scores / scoring.soft_cap)
     scores = scores.masked_fill(~seen, float("-inf"))
     return torch.matmul(scores.float().softmax(-1).to(value.dtype), value)
 
@@ -180,59 +194,48 @@ class Documents:
             self.masks[length, window] = causal_mask(length, window, self.device)
         return self.masks[length, window]
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
-        *, scale: float, window: int | None, soft_cap: float | None,
-    ) -> Tensor:  # fmt: skip
+    def seen_by(self, group: Group, window: int | None) -> Tensor | None:
+        """What each token of a group sees; None where that is all before it."""
+        return None if window is None or window >= group.length else self.mask(group.length, window)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         query, key, value = in_product_type(query, key, value)
-        if window is not None and window >= self.maximum:
-            window = None
-        if self.kernel is not None and (window is not None or not self.uniform):
-            if soft_cap is None and self.kernel.takes(query):
+        if scoring.window is not None and scoring.window >= self.maximum:
+            scoring = scoring._replace(window=None)
+        if self.kernel is not None and (scoring.window is not None or not self.uniform):
+            if scoring.soft_cap is None and self.kernel.takes(query):
                 return self.kernel(
                     query, key, value, (self.borders, self.borders),
-                    (self.longest_bound, self.longest_bound), scale=scale, window=window,
+                    (self.longest_bound, self.longest_bound), scale=scoring.scale, window=scoring.window,
                 )  # fmt: skip
-            note_no_kernel(query, soft_cap)
+            note_no_kernel(query, scoring.soft_cap)
         if self.uniform:
-            return self.attend_group(self.groups[0], query, key, value, scale, window, soft_cap)
-        return self.attend_groups(query, key, value, scale, window, soft_cap)
+            return self.attend_group(self.groups[0], query, key, value, scoring)
+        return self.attend_groups(query, key, value, scoring)
 
     # The groups change with every batch: compiled code would be specialised to each of them and thrown away.
     @uncompiled
-    def attend_groups(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        soft_cap: float | None,
-    ) -> Tensor:
+    def attend_groups(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Documents of several lengths: gathered by padded length, attended, put back in their places."""
         sizes = [group.count * group.length for group in self.groups]
         pieces = [Regroup.apply(rows, self.gather, self.inverse).split(sizes) for rows in (query, key, value)]
         outputs = [
-            self.attend_group(group, q, k, v, scale, window, soft_cap)
+            self.attend_group(group, q, k, v, scoring)
             for group, q, k, v in zip(self.groups, *pieces, strict=True)
         ]
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return joined.index_select(0, self.inverse)
 
     def attend_group(
-        self, group: Group, query: Tensor, key: Tensor, value: Tensor,
-        scale: float, window: int | None, soft_cap: float | None,
-    ) -> Tensor:  # fmt: skip
+        self, group: Group, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
         """Documents of one length: one call of the fused kernel, without a copy."""
+        seen = self.seen_by(group, scoring.window)
         heads = query.shape[1]
         shape = (group.count, group.length, -1, query.shape[2])
         q, k, v = (rows.view(shape).transpose(1, 2) for rows in (query, key, value))
         k, v = share_heads(k, heads), share_heads(v, heads)
-        if soft_cap is not None:
-            out = capped_attention(q, k, v, self.mask(group.length, window), scale, soft_cap)
-        elif window is None or window >= group.length:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        else:
-            seen = self.mask(group.length, window)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+        if seen is None and scoring.soft_cap is not None:
+            seen = self.mask(group.length, None)
+        out = masked_attention(q, k, v, seen, scoring)
         return out.transpose(1, 2).reshape(-1, heads, query.shape[2])

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.model.attention import (
     Documents,
+    Scoring,
     borders_of,
     bound,
-    capped_attention,
+    masked_attention,
     note_no_kernel,
     padded_length,
     share_heads,
@@ -119,29 +119,24 @@ class Branches:
             return self.seen
         return sum(count * length * keys for count, length, keys, *_ in self.groups)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
-        *, scale: float, window: int | None, soft_cap: float | None,
-    ) -> Tensor:  # fmt: skip
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         if self.alone is not None:
-            return self.alone.attend(layer, query, key, value, scale=scale, window=window, soft_cap=soft_cap)
+            return self.alone.attend(layer, query, key, value, scoring)
         if self.kernel is not None:
             (rounded,) = in_product_type(query)
-            if soft_cap is None and self.kernel.takes(rounded):
+            if scoring.soft_cap is None and self.kernel.takes(rounded):
                 # Gathered before they are rounded: the gradients of a shared prompt add up in float32.
                 key, value = in_product_type(*(rows.index_select(0, self.keys) for rows in (key, value)))
                 return self.kernel(
-                    rounded, key, value, self.borders, self.longest_bounds, scale=scale, window=window
-                )
-            note_no_kernel(rounded, soft_cap)
-        return self.attend_groups(query, key, value, scale, window, soft_cap)
+                    rounded, key, value, self.borders, self.longest_bounds,
+                    scale=scoring.scale, window=scoring.window,
+                )  # fmt: skip
+            note_no_kernel(rounded, scoring.soft_cap)
+        return self.attend_groups(query, key, value, scoring)
 
     # The groups change with every batch: compiled code would be specialised to each of them and thrown away.
     @uncompiled
-    def attend_groups(
-        self, query: Tensor, key: Tensor, value: Tensor,
-        scale: float, window: int | None, soft_cap: float | None,
-    ) -> Tensor:  # fmt: skip
+    def attend_groups(self, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Branches of like lengths computed together: gathered, attended, put back in their places."""
         if not self.groups:
             self._plan_groups()
@@ -154,13 +149,8 @@ class Branches:
                 for rows in (key, value)
             )
             q, k, v = in_product_type(q, k, v)
-            if keys == length and window is None and soft_cap is None:
-                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-            else:
-                mask = seen if window is None else seen & (distance < window)
-                if soft_cap is not None:
-                    out = capped_attention(q, k, v, mask, scale, soft_cap)
-                else:
-                    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            plain = keys == length and scoring.window is None and scoring.soft_cap is None
+            near = seen if scoring.window is None else seen & (distance < scoring.window)
+            out = masked_attention(q, k, v, None if plain else near, scoring)
             outputs.append(out.transpose(1, 2).reshape(-1, heads, width))
         return torch.cat(outputs).index_select(0, self.inverse)

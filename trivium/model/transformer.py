@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.model.arithmetic import note_pass, note_product
-from trivium.model.attention import Context
+from trivium.model.attention import Context, Scoring
 from trivium.model.config import ModelConfig
 from trivium.model.experts import Mixture, Routing
 from trivium.model.layers import Inner, make_norm
@@ -27,9 +27,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_width = config.head_width
-        self.scale = config.score_scale
-        self.window = config.window(layer)
-        self.soft_cap = config.attention_soft_cap
+        self.scoring = Scoring(config.score_scale, config.window(layer), config.attention_soft_cap)
         self.rotates = config.rotates_at(layer)
         self.norm_kind = config.query_key_norm
         query_width = config.heads * config.head_width
@@ -53,10 +51,7 @@ class Attention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if angles is not None and self.rotates:
             query, key = rotate(query, *angles), rotate(key, *angles)
-        mixed = context.attend(
-            self.layer, query, key, value, scale=self.scale, window=self.window, soft_cap=self.soft_cap
-        )
-        mixed = mixed.flatten(-2)
+        mixed = context.attend(self.layer, query, key, value, self.scoring).flatten(-2)
         return self.output(mixed if wanted is None else mixed[wanted])
 
 
@@ -159,7 +154,7 @@ class Transformer(nn.Module):
             local_angles = self.local_rotary(context.positions, context.longest, stream.dtype)
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            local = layer.attention.window is not None
+            local = layer.attention.scoring.window is not None
             last = layer.attention.layer == len(self.layers) - 1
             stream = run(
                 layer, self.recompute,
