@@ -3,46 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from trivium.generate.chat_fit import Fitted, Summariser
 from trivium.generate.requests import Request
 from trivium.serve.connection import ClientGone
 from trivium.serve.worker import Adapted, Worker
 
+Result = TypeVar("Result")
 LEFT_OUT = "X-Trivium-Messages-Left-Out"
 SUMMARISED = "X-Trivium-Messages-Summarised"
 FORGOTTEN = "X-Trivium-Tokens-Forgotten"
 
 
-class Asking:
-    """Lets the thread that prepares a prompt ask the worker, until the request is given up."""
+class FromThread:
+    """Lets a thread wait for what the worker does on the event loop, until the request is given up."""
 
     def __init__(self, worker: Worker | Adapted) -> None:
         self._worker, self._loop = worker, asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None
         self._closed = False
 
-    def complete(self, request: Request) -> tuple[str, int]:
-        """What the model writes, and how many tokens that took; called from the thread."""
-        return asyncio.run_coroutine_threadsafe(self._complete(request), self._loop).result()
+    def close(self) -> None:
+        """Ask nothing more, and stop what is being drawn; called from the event loop."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
 
-    async def _complete(self, request: Request) -> tuple[str, int]:
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(self._unless_closed(work), self._loop).result()
+
+    async def _unless_closed(self, work: Coroutine[Any, Any, Result]) -> Result:
         if self._closed:
+            work.close()
             raise ClientGone
         self._task = asyncio.current_task()
+        return await work
+
+
+class Asking(FromThread):
+    """Lets the thread that prepares a prompt ask the worker."""
+
+    def complete(self, request: Request) -> tuple[str, int]:
+        """What the model writes, and how many tokens that took; called from the thread."""
+        return self._wait(self._complete(request))
+
+    async def _complete(self, request: Request) -> tuple[str, int]:
         generation = await self._worker.submit([request])
         try:
             pieces = [piece async for batch in generation.pieces() for piece in batch]
         finally:
             generation.close()
         return "".join(piece.text for piece in pieces), sum(piece.tokens for piece in pieces)
-
-    def close(self) -> None:
-        """Ask nothing more, and stop what is being written."""
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
 
 
 def told(fitted: Fitted, context: int, summariser: Summariser) -> tuple[dict[str, str], dict[str, Any]]:

@@ -29,6 +29,11 @@ from trivium.tokens.tokenizer import Tokenizer
 
 # Of the context a conversation that is shortened leaves at least this part to an answer of no given length.
 ANSWERS_PART = 4
+SAID_ALIKE = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "regex",
+)  # fmt: skip
+"""What a body and `Sampling` call by the same name."""
 
 
 def asked_length(body: GenerationBody, limits: Limits) -> int | None:
@@ -73,20 +78,8 @@ def sampling(
     if top is not None and top > limits.top_logprobs:
         problem = f"at most {limits.top_logprobs} alternatives per token are served"
         raise RequestRefused(problem, parameter="top_logprobs", code="integer_above_max_value")
-    wanted = {
-        "temperature": body.temperature,
-        "top_k": body.top_k,
-        "top_p": body.top_p,
-        "min_p": body.min_p,
-        "typical_p": body.typical_p,
-        "repetition_penalty": body.repetition_penalty,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "seed": body.seed,
-        "min_new_tokens": body.min_tokens,
-        "regex": body.regex,
-        "json_schema": _schema(body, tokenizer),
-    }
+    wanted = {name: getattr(body, name) for name in SAID_ALIKE}
+    wanted |= {"min_new_tokens": body.min_tokens, "json_schema": _schema(body, tokenizer)}
     said = {name: value for name, value in wanted.items() if value is not None}
     chosen: dict[str, Any] = {**defaults, **said}
     if body.stop_token_ids:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, cast, get_args
 
 from trivium.evals.searching import OWN_PROBABILITY, answer_key, scorer_of, seeded
 from trivium.generate.requests import Completion, Request
@@ -24,14 +24,13 @@ from trivium.generate.search.settings import SAMPLES, SearchSettings
 from trivium.generate.search.tree import Node
 from trivium.grade.process import Aggregation, ProcessScorer
 from trivium.grade.scorer import scorer
-from trivium.serve.connection import ClientGone
 from trivium.serve.failures import RequestRefused
+from trivium.serve.fitting import FromThread
 from trivium.serve.limits import Limits
 from trivium.serve.pieces import Piece
 from trivium.serve.protocol import ChatBody
 from trivium.serve.worker import READ_AT_ONCE, Adapted, Generation, Worker
 
-Result = TypeVar("Result")
 RULES = ("steps",)
 """Scorers that need no model and no answer to compare with."""
 SECONDS_UNTIL_ROOM = 0.1
@@ -124,7 +123,7 @@ def _refused(name: str, problem: str) -> RequestRefused:
     return RequestRefused(f"search.{name} {problem}", parameter=f"search.{name}", code="invalid_value")
 
 
-class SearchOfClient:
+class SearchOfClient(FromThread):
     """One client's search: a thread walks the tree, the worker draws and scores, until the client leaves."""
 
     def __init__(
@@ -136,35 +135,18 @@ class SearchOfClient:
         ids: list[int],
         stop: tuple[str, ...],
     ) -> None:
-        self._worker, self._loop = worker, asyncio.get_running_loop()
+        super().__init__(worker)
         self._scorer = scorer_of(judge, [dict(message) for message in prompt])
         self._computes = hasattr(judge, "model")
         assert settings.max_new_tokens is not None
         longest = settings.max_new_tokens
         self._explorer = Explorer(ids, seeded(settings), self._score, worker.tokenizer, longest, stop)
-        self._task: asyncio.Task[Any] | None = None
-        self._closed = self._begun = False
+        self._begun = False
 
     def run(self) -> SearchResult:
         """Search to the end; called from a thread that may wait."""
         (result,) = drive([walk(self._explorer, answer_key)], lambda asked: self._wait(self._drawn(asked)))
         return result
-
-    def close(self) -> None:
-        """Ask nothing more, and stop what is being drawn; called from the event loop."""
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(self._unless_closed(work), self._loop).result()
-
-    async def _unless_closed(self, work: Coroutine[Any, Any, Result]) -> Result:
-        if self._closed:
-            work.close()
-            raise ClientGone
-        self._task = asyncio.current_task()
-        return await work
 
     def _score(self, nodes: Sequence[Node]) -> Sequence[float]:
         if not self._computes:
