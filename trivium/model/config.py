@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -144,6 +145,15 @@ class ModelConfig:
     def score_scale(self) -> float:
         """What attention scores are multiplied by."""
         return self.head_width**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def of_layers(self, sources: Sequence[int]) -> ModelConfig:
+        """The same for a model of these layers, each with its own window, rotation and experts."""
+        experts = self.experts
+        if experts is not None and experts.layers:
+            experts = replace(experts, layers=tuple(experts.layers[one] for one in sources))
+        windows = tuple(self.windows[one] for one in sources) if self.windows else ()
+        rotates = tuple(self.rotates[one] for one in sources) if self.rotates else ()
+        return self.changed(layers=len(sources), experts=experts, windows=windows, rotates=rotates)
 
     def changed(self, **fields: Any) -> ModelConfig:
         return replace(self, **fields)

@@ -12,7 +12,7 @@ preserve the function; they start higher up and are measured by what they reach.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -108,15 +108,7 @@ def _first_copies_kept(blocks: Sequence[Block]) -> list[Block]:
 
 def deepened_config(config: ModelConfig, blocks: Sequence[Block]) -> ModelConfig:
     """The config of the deeper model: every layer keeps its source's window, rotation and experts."""
-    experts = config.experts
-    if experts is not None and experts.layers:
-        experts = replace(experts, layers=tuple(experts.layers[block.source] for block in blocks))
-    return config.changed(
-        layers=len(blocks),
-        experts=experts,
-        windows=tuple(config.windows[block.source] for block in blocks) if config.windows else (),
-        rotates=tuple(config.rotates[block.source] for block in blocks) if config.rotates else (),
-    )
+    return config.of_layers([block.source for block in blocks])
 
 
 def deepened(

@@ -114,16 +114,7 @@ def without_layers(
             found[name] = tensor
         elif int(match[1]) in kept:
             found[f"layers.{list(kept).index(int(match[1]))}.{match[2]}"] = tensor
-    experts = config.experts
-    if experts is not None and experts.layers:
-        experts = replace(experts, layers=tuple(experts.layers[one] for one in kept))
-    changed = config.changed(
-        layers=len(kept),
-        experts=experts,
-        windows=tuple(config.windows[one] for one in kept) if config.windows else (),
-        rotates=tuple(config.rotates[one] for one in kept) if config.rotates else (),
-    )
-    return changed, found
+    return config.of_layers(kept), found
 
 
 def narrowed_config(

@@ -80,22 +80,25 @@ def layer_names(config: EncoderConfig, ours: str, theirs: str, whisper: bool) ->
                 yield f"{ours}layers.{layer}.{mine}.bias", f"{theirs}layers.{layer}.{stored}.bias"
 
 
+def vision_names(config: VisionConfig, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """Our names of a vision encoder's numbers beside the stored ones, but for the weights of patches."""
+    yield f"{ours}position_embedding", f"{theirs}embeddings.position_embedding.weight"
+    if config.patch_bias:
+        yield f"{ours}patches.bias", f"{theirs}embeddings.patch_embedding.bias"
+    if config.with_class:
+        yield f"{ours}class_embedding", f"{theirs}embeddings.class_embedding"
+    if config.encoder.norm_before:
+        for leaf in ("weight", "bias"):
+            yield f"{ours}encoder.norm_before.{leaf}", f"{theirs}pre_layrnorm.{leaf}"
+    yield from layer_names(config.encoder, f"{ours}encoder.", f"{theirs}encoder.", whisper=False)
+
+
 @torch.no_grad()
 def fill_vision(encoder: VisionEncoder, find: Find, prefix: str) -> None:
     """Fill a vision encoder from stored tensors whose names begin with `prefix`."""
-    config = encoder.config
     parameters = dict(encoder.named_parameters())
-    embeddings = f"{prefix}embeddings."
-    encoder.patches.weight.copy_(find(f"{embeddings}patch_embedding.weight").flatten(1))
-    pairs = [("position_embedding", f"{embeddings}position_embedding.weight")]
-    if config.patch_bias:
-        pairs.append(("patches.bias", f"{embeddings}patch_embedding.bias"))
-    if config.with_class:
-        pairs.append(("class_embedding", f"{embeddings}class_embedding"))
-    if config.encoder.norm_before:
-        pairs += [(f"encoder.norm_before.{one}", f"{prefix}pre_layrnorm.{one}") for one in ("weight", "bias")]
-    pairs += layer_names(config.encoder, "encoder.", f"{prefix}encoder.", whisper=False)
-    for ours, theirs in pairs:
+    encoder.patches.weight.copy_(find(f"{prefix}embeddings.patch_embedding.weight").flatten(1))
+    for ours, theirs in vision_names(encoder.config, "", prefix):
         parameters[ours].copy_(find(theirs))
 
 

@@ -11,7 +11,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import save_tensors, write_json
 from trivium.model.families import write_config
 from trivium.model.folder import SINGLE_FILE, stored_form
-from trivium.model.modalities.foreign import CLIP, SIGLIP, layer_names
+from trivium.model.modalities.foreign import CLIP, SIGLIP, vision_names
 from trivium.model.modalities.llava import PROJECTOR, TEXT, TOWER
 from trivium.model.modalities.vision import VisionConfig
 from trivium.model.transformer import Transformer
@@ -92,17 +92,9 @@ def _tensors(model: Transformer, vision: VisionConfig) -> Iterator[tuple[str, Te
             if f"projector.{ours}.{leaf}" in own:
                 yield f"{PROJECTOR}{theirs}.{leaf}", own[f"projector.{ours}.{leaf}"]
     patches = own["encoder.patches.weight"].unflatten(1, (3, vision.patch, vision.patch)).contiguous()
-    embeddings = f"{TOWER}embeddings."
-    yield f"{embeddings}patch_embedding.weight", patches
-    yield f"{embeddings}position_embedding.weight", own["encoder.position_embedding"]
-    if vision.patch_bias:
-        yield f"{embeddings}patch_embedding.bias", own["encoder.patches.bias"]
-    if vision.with_class:
-        yield f"{embeddings}class_embedding", own["encoder.class_embedding"]
+    yield f"{TOWER}embeddings.patch_embedding.weight", patches
     for leaf, value in (("weight", torch.ones), ("bias", torch.zeros)):
-        if vision.encoder.norm_before:
-            yield f"{TOWER}pre_layrnorm.{leaf}", own[f"encoder.encoder.norm_before.{leaf}"]
         # Never used: what is read is not normalised.
         yield f"{TOWER}post_layernorm.{leaf}", value(vision.encoder.width, dtype=model.dtype)
-    for ours, theirs in layer_names(vision.encoder, "encoder.encoder.", f"{TOWER}encoder.", whisper=False):
+    for ours, theirs in vision_names(vision, "encoder.", TOWER):
         yield theirs, own[ours]
