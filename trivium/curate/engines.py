@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trivium.curate.keys import load
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, needing
 
 Engine = Literal["local", "ray"]
 Grouping = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -118,10 +118,8 @@ def _in_processes(
 def check(engine: Engine) -> None:
     """Refuse an engine that is not installed."""
     if engine == "ray":
-        try:
+        with needing("`engine: ray` needs Ray: pip install 'trivium[ray]'."):
             import ray  # noqa: F401
-        except ImportError as error:
-            raise TriviumError("`engine: ray` needs Ray: pip install 'trivium[ray]'.") from error
 
 
 def _start_ray() -> None:

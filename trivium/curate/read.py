@@ -17,7 +17,7 @@ from trivium.curate.steps.extract import CODE, HTML, MARKDOWN
 from trivium.data.formats import BadLine, entries
 from trivium.data.opening import COMPRESSED, KINDS, opened
 from trivium.data.sources import Source, files_of, in_our_columns, matches_of, read_documents
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, needing
 from trivium.kit.files import expanded
 from trivium.kit.listing import files_below, is_pattern
 
@@ -233,13 +233,9 @@ def _raw_entries(name: str, path: Path) -> Iterator[Row | BadLine | tuple[str, d
 
 def _records(name: str, file: BinaryIO) -> Iterator[Row | BadLine]:
     """The pages of a web archive; what a record expands to is bounded by the size of a page."""
-    try:
+    with needing("`extract` reads web archives with warcio: pip install 'trivium[curate]'."):
         from warcio.archiveiterator import ArchiveIterator
         from warcio.exceptions import ArchiveLoadFailed
-    except ImportError as error:
-        raise TriviumError(
-            "`extract` reads web archives with warcio: pip install 'trivium[curate]'."
-        ) from error
     number = 0
     records = ArchiveIterator(file)
     while True:
@@ -276,10 +272,8 @@ def _remote_rows(
     place: int, label: str, source: Source, raw: bool, names: dict[str, int]
 ) -> Iterator[Row | BadLine]:
     """Files behind a URL that fsspec knows (s3, gcs, ssh, …), fetched one at a time."""
-    try:
+    with needing(f"{source.path} is read with fsspec: pip install 'trivium[curate]'."):
         import fsspec
-    except ImportError as error:
-        raise TriviumError(f"{source.path} is read with fsspec: pip install 'trivium[curate]'.") from error
     try:
         system, path = fsspec.core.url_to_fs(source.path)
         found = [path] if system.isfile(path) else sorted(

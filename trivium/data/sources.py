@@ -15,7 +15,7 @@ from pydantic import Field
 
 from trivium.data.formats import BadLine, entries
 from trivium.data.opening import KINDS, kind_of, opened
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, needing
 from trivium.kit.files import bare_name, expanded, read_object
 from trivium.kit.listing import files_below, is_pattern, matching
 from trivium.kit.numbers import Count
@@ -255,12 +255,10 @@ def _named_in(path: Path, key: str) -> list[str]:
 
 
 def _hub(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
+    with needing(
+        f"There is no file or folder {source.path}; reading the hub needs: pip install 'trivium[hub]'."
+    ):
         from datasets import load_dataset
-    except ImportError as error:
-        raise TriviumError(
-            f"There is no file or folder {source.path}; reading the hub needs: pip install 'trivium[hub]'."
-        ) from error
     split = source.split or "train"
     repository, _, revision = source.path.partition("@")
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, needing
 
 if TYPE_CHECKING:
     from trivium.generate.sampling import Sampling
@@ -45,13 +45,10 @@ def form_of(json_schema: Any, regex: str | None) -> Form | None:
 
 def library() -> Any:
     """The package llguidance, or a sentence about how to get it."""
-    try:
+    with needing(
+        "sampling: json_schema and regex need the package llguidance; install Trivium's extra 'structured'."
+    ):
         import llguidance
-    except ImportError:
-        raise TriviumError(
-            "sampling: json_schema and regex need the package llguidance; "
-            "install Trivium's extra 'structured'."
-        ) from None
     return llguidance
 
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, needing
 from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 
@@ -134,10 +134,8 @@ class Endpoint:
     """Asks one model of one server, from as many threads as `concurrency` says."""
 
     def __init__(self, settings: EndpointSettings) -> None:
-        try:
+        with needing("Asking an endpoint needs httpx: pip install 'trivium[endpoint]'."):
             import httpx
-        except ImportError as error:
-            raise TriviumError("Asking an endpoint needs httpx: pip install 'trivium[endpoint]'.") from error
         self.settings = settings
         self.failed_in_a_row = 0
         self._lock = threading.Lock()

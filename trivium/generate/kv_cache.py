@@ -234,8 +234,7 @@ class Cache:
 
 def half_of_free_memory(device: torch.device) -> int:
     """Half of what is free now, in bytes."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.free_memory()
-    return free // 2
+    return machine.free_on(device) // 2
 
 
 class PrefixCache:

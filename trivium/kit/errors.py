@@ -1,6 +1,7 @@
 """The errors that are told to a person in one sentence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -10,6 +11,15 @@ class TriviumError(Exception):
 
 class DamagedError(TriviumError):
     """A file is not what was written to it; an older copy or another run can replace it."""
+
+
+@contextmanager
+def needing(sentence: str) -> Iterator[None]:
+    """Say so where what is imported within is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise TriviumError(sentence) from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -98,6 +98,13 @@ def free_memory() -> int:
     return max(free, 0)
 
 
+def free_on(device: torch.device) -> int:
+    """The bytes that are free now on a GPU, or beside it."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+
+
 def hand_back_memory() -> None:
     """Give freed memory back to the system, so that what the process holds is what it uses."""
     gc.collect()

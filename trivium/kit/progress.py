@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from trivium.kit.numbers import short
 from trivium.kit.processes import world
@@ -28,18 +28,14 @@ def relay_to(send: Callable[[dict[str, Any]], None]) -> None:
 _WINDOW = 50
 
 
-class Progress:
-    """One line that says how far, how fast and for how long yet; only the first process speaks."""
+class _View:
+    """Lines that stay, and below them, on a terminal, some that change."""
 
-    def __init__(self, title: str = "", stream: TextIO | None = None) -> None:
-        self.title = title
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._speaks = world().leads
         self._live: Live | None = None
-        self._seen: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
-        self._last_plain = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,14 +43,47 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, *lines: str) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.text import Text
+
+        group = Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+        if self._live is None:
+            self._live = Live(group, console=Console(file=self._stream), refresh_per_second=8)
+            self._live.start()
+        else:
+            self._live.update(group)
+
+
+class Progress(_View):
+    """One line that says how far, how fast and for how long yet; only the first process speaks."""
+
+    def __init__(self, title: str = "", stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self.title = title
+        self._speaks = world().leads
+        self._seen: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
+        self._last_plain = time.monotonic()
+
+    def say(self, text: str) -> None:
         if not self._speaks:
             return
         if _relay is not None:
             _relay({"say": text})
-        elif self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=self._stream, flush=True)
+            super().say(text)
 
     def update(
         self, done: float, total: float | None, unit: str = "tokens", speed: str = "", **facts: Any
@@ -82,9 +111,7 @@ class Progress:
 
     def close(self) -> None:
         """Leave the last state on the screen and forget it."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        super().close()
         self._seen.clear()
         self._last_plain = time.monotonic()
 
@@ -113,63 +140,23 @@ class Progress:
         (first, low), (last, high) = self._seen[0], self._seen[-1]
         return (high - low) / (last - first) if last > first else 0.0
 
-    def _show(self, line: str) -> None:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
 
-        text = Text(line, no_wrap=True, overflow="ellipsis")
-        if self._live is None:
-            self._live = Live(text, console=Console(file=self._stream), refresh_per_second=8)
-            self._live.start()
-        else:
-            self._live.update(text)
-
-
-class Board:
+class Board(_View):
     """One view of several pieces of work: lines that stay, and below them how far each is."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._live: Live | None = None
+        super().__init__(stream)
         self._shown: tuple[list[str], float] = ([], time.monotonic())
-
-    def __enter__(self) -> Board:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=self._stream, flush=True)
 
     def show(self, lines: Sequence[str], total: str) -> None:
         """Show how far each is, and all together; when piped, the lines that changed, now and then."""
         if self._stream.isatty():
-            self._show([*lines, total])
+            self._show(*lines, total)
         elif time.monotonic() - self._shown[1] >= _PLAIN_SECONDS:
             for line in lines:
                 if line not in self._shown[0]:
                     print(line, file=self._stream, flush=True)
             self._shown = (list(lines), time.monotonic())
-
-    def _show(self, lines: Sequence[str]) -> None:
-        from rich.console import Console, Group
-        from rich.live import Live
-        from rich.text import Text
-
-        group = Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
-        if self._live is None:
-            self._live = Live(group, console=Console(file=self._stream), refresh_per_second=8)
-            self._live.start()
-        else:
-            self._live.update(group)
 
 
 def duration(seconds: float) -> str:

@@ -258,7 +258,7 @@ def layout_of(
         trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
         needed = TRAINING_BYTES * trained // tensor
         # The first process decides for all: each of them sees another amount of free memory.
-        free = broadcast(_free_memory(device_of(model)))
+        free = broadcast(machine.free_on(device_of(model)))
         shard = 1 if needed <= ROOMY * free else groups
         why = f", since {short(needed)}B to train are more than half of the {short(free)}B that are free"
     if size == 1 or shard == group == 1:
@@ -330,11 +330,6 @@ def refuse_indivisible(config: ModelConfig, tensor: int) -> None:
             f"`parallel.tensor` cannot divide models of the family {config.family}, which norm queries of "
             "all heads together; divide by `shard`."
         )
-
-
-def _free_memory(device: torch.device) -> int:
-    """What is free on the device now, in bytes."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else machine.free_memory()
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trivium.generate.engine import Engine
 from trivium.grade.learned import learned_scorer
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, needing
 from trivium.model.named import RUNS, find_model, find_reward_model, find_stage
 from trivium.serve.engine_thread import EngineThread
 from trivium.serve.limits import Limits
@@ -121,11 +121,9 @@ def build_server(
     judges: Mapping[str, Any] = MappingProxyType({}),
 ) -> uvicorn.Server:
     """A server around engines that were opened on this thread, ready to run."""
-    try:
+    with needing("serving needs fastapi and uvicorn; install Trivium's extra 'serve'."):
         import fastapi  # noqa: F401
         import uvicorn
-    except ImportError:
-        raise TriviumError("serving needs fastapi and uvicorn; install Trivium's extra 'serve'.") from None
     from trivium.serve.application import build
     from trivium.serve.connections import Connections
     from trivium.serve.measures import Measures

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, needing
 from trivium.tokens.items import Item
 
 MOST_PIXELS = 50_000_000
@@ -46,11 +46,9 @@ class PictureForm:
 
 def pillow() -> Any:
     """Pillow's Image module, or the extra that brings it."""
-    try:
+    with needing("Pictures need Pillow: pip install 'trivium[pictures]'."):
         import PIL.Image
         import PIL.ImageOps
-    except ImportError:
-        raise TriviumError("Pictures need Pillow: pip install 'trivium[pictures]'.") from None
     return PIL
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from trivium.curate.batch import Batch, Outcome
 from trivium.curate.step import Step
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import needing
 from trivium.kit.numbers import Count
 
 CODE = {
@@ -136,7 +136,7 @@ def _plain_markdown(text: str) -> str:
 
 @lru_cache(2)
 def _reader(name: str) -> Callable[[str], str]:
-    try:
+    with needing(f"`extract` reads pages with {name}: pip install 'trivium[curate]'."):
         if name == "trafilatura":
             import trafilatura
 
@@ -144,5 +144,3 @@ def _reader(name: str) -> Callable[[str], str]:
         from resiliparse.extract.html2text import extract_plain_text
 
         return lambda page: extract_plain_text(page, main_content=True, alt_texts=False)
-    except ImportError as error:
-        raise TriviumError(f"`extract` reads pages with {name}: pip install 'trivium[curate]'.") from error

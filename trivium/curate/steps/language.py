@@ -12,7 +12,7 @@ from pydantic import Field
 
 from trivium.curate.batch import Batch, Outcome
 from trivium.curate.step import Step
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import TriviumError, needing
 from trivium.kit.files import expanded
 
 Identify = Callable[[str], tuple[str, float]]
@@ -81,12 +81,8 @@ def _identifier(model: str | None) -> Identify:
     if model is None:
         found = _langid()
         return lambda text: (lambda one: (one[0], min(float(one[1]), 1.0)))(found.classify(text))
-    try:
+    with needing("`language: {model: ...}` reads a fastText model: pip install fasttext-numpy2-wheel."):
         import fasttext
-    except ImportError as error:
-        raise TriviumError(
-            "`language: {model: ...}` reads a fastText model: pip install fasttext-numpy2-wheel."
-        ) from error
     try:
         loaded = fasttext.load_model(str(expanded(model)))
     except ValueError as error:
@@ -102,10 +98,8 @@ def _identifier(model: str | None) -> Identify:
 
 @lru_cache(1)
 def _langid():
-    try:
+    with needing("`language` needs py3langid: pip install 'trivium[curate]'."):
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise TriviumError("`language` needs py3langid: pip install 'trivium[curate]'.") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 

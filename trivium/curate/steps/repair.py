@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from trivium.curate.batch import Batch, Outcome
 from trivium.curate.step import Step
-from trivium.kit.errors import TriviumError
+from trivium.kit.errors import needing
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _BLANKS = re.compile(r"[ \t]+(?=\n)")
@@ -46,13 +46,11 @@ class Repair(Step):
 
 
 def _ftfy():
-    try:
+    with needing(
+        "`repair` undoes wrong decoding with ftfy: pip install 'trivium[curate]', or write "
+        "`{repair: {decoding: false}}`."
+    ):
         import ftfy
-    except ImportError as error:
-        raise TriviumError(
-            "`repair` undoes wrong decoding with ftfy: pip install 'trivium[curate]', or write "
-            "`{repair: {decoding: false}}`."
-        ) from error
     settings = ftfy.TextFixerConfig(unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False,
                                     fix_character_width=False, normalization=None, explain=False)  # fmt: skip
     return lambda text: ftfy.fix_text(text, settings)

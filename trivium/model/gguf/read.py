@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trivium.kit.cache import cache_folder
-from trivium.kit.errors import DamagedError, TriviumError
+from trivium.kit.errors import DamagedError, TriviumError, needing
 from trivium.kit.files import checksum, readable, save_tensors, whole_folder, write_json
 from trivium.model.config import ModelConfig
 from trivium.model.families import read_config, write_config
@@ -109,12 +109,8 @@ class File:
 
 def gguf_package() -> Any:
     """The `gguf` package, or how to get it."""
-    try:
+    with needing("GGUF files need the package gguf: install it with `pip install trivium[gguf]`."):
         import gguf
-    except ImportError as error:
-        raise TriviumError(
-            "GGUF files need the package gguf: install it with `pip install trivium[gguf]`."
-        ) from error
     return gguf
 
 
