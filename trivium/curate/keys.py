@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+
+def hash64(content: bytes) -> int:
+    """A number of 64 bits that is the same for the same bytes alone."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def load(shard: Path, name: str) -> np.ndarray:

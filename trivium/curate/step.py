@@ -61,6 +61,11 @@ class Decision:
     seen: int = 0
     """How many keys the batches before had, where a document has several."""
 
+    def of(self, batch: Batch, name: str) -> np.ndarray:
+        """What was decided on the batch's documents under this name, as `split_by_shard` wrote it."""
+        rows = slice(self.row, self.row + batch.size)
+        return np.load(self.folder / f"{self.shard:05d}.{name}.npy", mmap_mode="r")[rows]
+
 
 class WholeStep(Step):
     """A step that has to see all documents: keys of each, one decision on all keys, then the verdicts.

@@ -72,25 +72,21 @@ class Folder:
         self.url = f"file://{self.path}"
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object, or None where there is none."""
         try:
             return (self.path / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def size(self, name: str) -> int | None:
-        """The bytes of an object, or None where there is none."""
         try:
             return (self.path / name).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write an object in one step, over an earlier one."""
         write_bytes(self.path / name, content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write an object unless one of that name is there; says whether this call wrote it."""
         path = self.path / name
         make_folder(path.parent)
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -108,7 +104,6 @@ class Folder:
         return True
 
     def names(self, folder: str) -> list[str]:
-        """The names of the objects directly in a folder, without it, sorted."""
         try:
             found = os.listdir(self.path / folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -116,7 +111,6 @@ class Folder:
         return sorted(name for name in found if not name.startswith("."))
 
     def remove(self, name: str) -> None:
-        """Remove an object, if it is there."""
         (self.path / name).unlink(missing_ok=True)
 
 
@@ -163,7 +157,6 @@ class Remote:
             self._fs.pipe_file(self._path(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write an object unless one of that name is there; says whether this call wrote it."""
         if not self._creates_once:
             self._try_to_create_twice()
         return self._created(name, content)
@@ -232,7 +225,6 @@ class OverSsh(Remote):
     """A folder of another machine; a name is given by a rename."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Write an object in one step, over an earlier one."""
         with self._reached():
             beside = self._written_beside(self._path(name), content)
             self._fs.ftp.posix_rename(beside, self._path(name))

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from trivium.curate.batch import Batch, Outcome
 from trivium.curate.engines import Workers
-from trivium.curate.keys import joined, load, sizes, split_by_shard
+from trivium.curate.keys import hash64, joined, load, sizes, split_by_shard
 from trivium.curate.minhash import band_keys, find_clusters, probability, signatures
 from trivium.curate.step import Decision, Keys, Step, WholeStep
 
@@ -110,11 +110,8 @@ class _Documents(Deduplicate):
         return {"clusters": clusters, "copies removed": int((instead != _NONE).sum())}
 
     def verdict(self, batch: Batch, decision: Decision) -> Outcome:
-        rows = slice(decision.row, decision.row + batch.size)
-        at = f"{decision.shard:05d}"
-        instead = np.load(decision.folder / f"{at}.instead.npy", mmap_mode="r")[rows]
-        copies = np.load(decision.folder / f"{at}.copies.npy", mmap_mode="r")[rows]
-        names = _names(decision.folder / f"{at}.names.parquet")
+        instead, copies = decision.of(batch, "instead"), decision.of(batch, "copies")
+        names = _names(decision.folder / f"{decision.shard:05d}.names.parquet")
         rule = "copy" if self.method == "exact" else "near copy"
         reasons = [None if one == _NONE else f"{rule}: of {names[int(one)]}" for one in instead]
         columns: dict[str, arrow.Array] = {"copies": arrow.array(np.asarray(copies))}
@@ -206,8 +203,7 @@ class NearDocuments(_Documents):
         signature, has_words = signatures(words, self.shingle, self.bands * self.rows)
         bands = band_keys(signature, self.bands, self.rows)
         if self.within == "source":
-            salts = [int.from_bytes(hashlib.blake2b(one, digest_size=8).digest(), "little")
-                     for one in self._source_salt(batch)]  # fmt: skip
+            salts = [hash64(one) for one in self._source_salt(batch)]
             bands ^= np.array(salts, dtype=np.uint64)[None, :]
         return {"signature": signature, "bands": bands.T, "has_words": has_words, **super().keys(batch)}
 
@@ -275,9 +271,7 @@ def _long(text: str, least: int) -> list[str]:
 
 
 def _line_hash(line: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(line.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-    )
+    return hash64(line.encode("utf-8", "surrogatepass"))
 
 
 class Passages(Deduplicate):

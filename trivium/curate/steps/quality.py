@@ -144,11 +144,7 @@ class Quality(WholeStep):
         }
 
     def verdict(self, batch: Batch, decision: Decision) -> Outcome:
-        place = slice(decision.row, decision.row + batch.size)
-        kept, judged = (
-            np.load(decision.folder / f"{decision.shard:05d}.{name}.npy", mmap_mode="r")[place]
-            for name in ("kept", "judged")
-        )
+        kept, judged = decision.of(batch, "kept"), decision.of(batch, "judged")
         reasons: list[str | None] = []
         for one, score, said in zip(kept, batch.numbers("quality"), judged, strict=True):
             why = f"low quality: score {score:.3f}"

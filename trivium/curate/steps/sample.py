@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import Field, model_validator
 
 from trivium.curate.batch import Batch, Outcome
 from trivium.curate.engines import Workers
-from trivium.curate.keys import joined, split_by_shard
+from trivium.curate.keys import hash64, joined, split_by_shard
 from trivium.curate.step import Decision, Keys, WholeStep
 from trivium.kit.numbers import Count
 
@@ -46,11 +45,7 @@ class Sample(WholeStep):
         return self
 
     def keys(self, batch: Batch) -> Keys:
-        chance = [
-            int.from_bytes(hashlib.blake2b(f"{self.seed} {one}".encode(), digest_size=8).digest(), "little")
-            for one in batch.ids
-        ]
-        found = {"chance": np.array(chance, dtype=np.uint64)}
+        found = {"chance": _hashes([f"{self.seed} {one}" for one in batch.ids])}
         if self.by is not None:
             found["score"] = batch.numbers(self.by)
         if self.domain_cap is not None:
@@ -85,19 +80,16 @@ class Sample(WholeStep):
         return {"kept": int((verdict == 0).sum())}
 
     def verdict(self, batch: Batch, decision: Decision) -> Outcome:
-        place = slice(decision.row, decision.row + batch.size)
-        found = np.load(decision.folder / f"{decision.shard:05d}.verdict.npy", mmap_mode="r")[place]
         texts = {
             0: None,
             1: f"domain cap: its domain has {self.domain_cap} documents already",
             2: "not sampled: " + (f"others have more {self.by}" if self.by else "others were drawn"),
         }
-        return Outcome([texts[int(one)] for one in found])
+        return Outcome([texts[int(one)] for one in decision.of(batch, "verdict")])
 
 
 def _hashes(values: list[str]) -> np.ndarray:
-    digests = [hashlib.blake2b(value.encode(), digest_size=8).digest() for value in values]
-    return np.array([int.from_bytes(one, "little") for one in digests], dtype=np.uint64)
+    return np.array([hash64(value.encode()) for value in values], dtype=np.uint64)
 
 
 def values_of(batch: Batch, name: str) -> list[str]:
