@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from trivium.generate.endpoint import Endpoint, EndpointSettings
-from trivium.generate.requests import Completion, FinishReason, Request, Scores
+from trivium.generate.requests import Completion, FinishReason, Request, Scores, Texts
 from trivium.generate.sampling import seed_of_sample
 from trivium.kit.errors import TriviumError
 from trivium.tokens.tokenizer import Tokenizer
@@ -28,12 +28,7 @@ class EndpointEngine:
         return [[next(found) for _ in range(request.n)] for request in requests]
 
     def score(
-        self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[int]],
-        *,
-        top: int = 0,
-        adapter: str | None = None,
+        self, prompts: Texts, completions: Texts, *, top: int = 0, adapter: str | None = None
     ) -> list[Scores]:
         """The log-probability of every token after its prompt, where the server echoes what it is given."""
         if top or adapter is not None:

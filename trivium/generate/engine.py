@@ -23,7 +23,7 @@ from trivium.generate.forward import ModuleForward, forward_pass_of
 from trivium.generate.head_drafts import HeadDrafter
 from trivium.generate.kv_cache import BLOCK, Cache, Shape, half_of_free_memory, in_blocks
 from trivium.generate.matrices import EngineWeights, cache_dtype, engine_dtype
-from trivium.generate.requests import Completion, Listener, Request, RequestHandle, Scores
+from trivium.generate.requests import Completion, Listener, Request, RequestHandle, Scores, Texts
 from trivium.generate.sampling import SequenceSampling, seed_of_sample
 from trivium.generate.scheduler import Scheduler
 from trivium.generate.sequence import ScoredText, Sequence
@@ -122,12 +122,7 @@ class Engine:
         return [handle.completions for handle in handles]
 
     def score(
-        self,
-        prompts: abc.Sequence[abc.Sequence[int]],
-        completions: abc.Sequence[abc.Sequence[int]],
-        *,
-        top: int = 0,
-        adapter: str | None = None,
+        self, prompts: Texts, completions: Texts, *, top: int = 0, adapter: str | None = None
     ) -> list[Scores]:
         """The log-probability of every token of each completion after its prompt; shared prefixes run once.
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trivium.tokens.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Texts = Sequence[Sequence[int]]
+"""The ids of several texts."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,6 @@ class GenerationEngine(Protocol):
         """The completions of each request, in the order of its samples."""
 
     def score(
-        self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[int]],
-        *,
-        top: int = 0,
-        adapter: str | None = None,
+        self, prompts: Texts, completions: Texts, *, top: int = 0, adapter: str | None = None
     ) -> list[Scores]:
         """The log-probability of every token of each completion after its prompt."""

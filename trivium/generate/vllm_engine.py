@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trivium.generate.requests import Completion, Request, Scores
+from trivium.generate.requests import Completion, Request, Scores, Texts
 from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.kit.errors import TriviumError
 from trivium.tokens.tokenizer import Tokenizer
@@ -52,12 +52,7 @@ class VllmEngine:
         return [[next(found) for _ in range(request.n)] for request in requests]
 
     def score(
-        self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[int]],
-        *,
-        top: int = 0,
-        adapter: str | None = None,
+        self, prompts: Texts, completions: Texts, *, top: int = 0, adapter: str | None = None
     ) -> list[Scores]:
         if adapter is not None:
             raise TriviumError("`engine: vllm` scores with the model alone, not with an adapter.")

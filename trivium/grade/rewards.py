@@ -15,6 +15,8 @@ from trivium.kit.errors import TriviumError, nearest
 from trivium.model.hub import resolve
 
 Completion = str | list[dict[str, Any]]
+Completions = Sequence[Completion]
+Values = list[float | None]
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
@@ -40,9 +42,7 @@ class ScorerReward:
     def ready(self) -> None:
         ready(self.scorer)
 
-    def scores(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[Score]:
+    def scores(self, prompts: Sequence[Any], completions: Completions, **columns: Any) -> list[Score]:
         many = getattr(self.scorer, "many", None)
         if many is not None:
             # A model judges all answers at once.
@@ -60,9 +60,7 @@ class ScorerReward:
         columns = {name: value for name, value in row.items() if name != "completion"}
         return self.scorer(text_of(completion), prompt=prompt, **columns)
 
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Any], completions: Completions, **columns: Any) -> Values:
         return [score.value for score in self.scores(prompts, completions, **columns)]
 
 
@@ -94,9 +92,7 @@ class FunctionReward:
             # Some callables of C do not say what they take.
             return
 
-    def scores(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[Score]:
+    def scores(self, prompts: Sequence[Any], completions: Completions, **columns: Any) -> list[Score]:
         """One Score per completion, with what the function returned as the reason."""
         return [
             Score(None, f"{self.name} returned None", "fault")
@@ -105,9 +101,7 @@ class FunctionReward:
             for value in self(prompts, completions, **columns)
         ]
 
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Any], completions: Completions, **columns: Any) -> Values:
         try:
             values = list(self.function(prompts=prompts, completions=completions, **columns))
         except Exception as error:
@@ -124,7 +118,7 @@ class FunctionReward:
         self,
         error: Exception,
         prompts: Sequence[Any],
-        completions: Sequence[Completion],
+        completions: Completions,
         columns: dict[str, Any],
     ) -> str:
         """Where a person's function failed: its file and line, and the first row it fails on alone."""
@@ -221,21 +215,17 @@ class Combined:
     def names(self) -> list[str]:
         return [part.name for part in self.rewards]
 
-    def scores(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[list[Score]]:
+    def scores(self, prompts: Sequence[Any], completions: Completions, **columns: Any) -> list[list[Score]]:
         """For each reward, one Score per completion."""
         return [part.scores(prompts, completions, **columns) for part in self.rewards]
 
-    def parts(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[list[float | None]]:
+    def parts(self, prompts: Sequence[Any], completions: Completions, **columns: Any) -> list[Values]:
         """For each reward, one unweighted number, or None, per completion."""
         return [part(prompts, completions, **columns) for part in self.rewards]
 
-    def total(self, parts: Sequence[Sequence[float | None]]) -> list[float | None]:
+    def total(self, parts: Sequence[Sequence[float | None]]) -> Values:
         """The weighted sum of what applies to each completion, None where nothing does."""
-        totals: list[float | None] = []
+        totals: Values = []
         for values in zip(*parts, strict=True):
             applicable = [
                 weight * value
@@ -245,9 +235,7 @@ class Combined:
             totals.append(sum(applicable) if applicable else None)
         return totals
 
-    def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Completion], **columns: Any
-    ) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Any], completions: Completions, **columns: Any) -> Values:
         return self.total(self.parts(prompts, completions, **columns))
 
 
