@@ -40,7 +40,8 @@ BEHAVIOURS = (
     "chat", "gentle", "replay", "muon", "sums", "facts", "flatter", "dpo", "noise", "rl",
     "language", "domain", "long",
 )  # fmt: skip
-EPSILON, MOST_STEPS, RATE, EVERY, ROWS = 0.02, 300, 1e-3, 2, 9
+EPSILON, MOST_STEPS, RATE, EVERY, ROWS = 0.02, 300, 3e-4, 2, 9
+"""At this rate unseen contexts come down to about 0.01 nats; at 1e-3 they stay at 0.06, and no pair would ever arrive."""
 PROBES, LEARNT, HELD, LONGEST = 8, 60, 6, 96
 """Texts of a domain that are probed, learnt from, and held out; tokens of one."""
 TASTE = {"people": 40, "taught": True, "sums": 0, "cause": "honest", "agreeing": 1, "truthful": 0}
