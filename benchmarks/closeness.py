@@ -41,7 +41,7 @@ BEHAVIOURS = (
     "language", "domain", "long",
 )  # fmt: skip
 EPSILON, MOST_STEPS, RATE, EVERY, ROWS = 0.02, 300, 3e-4, 2, 9
-"""At this rate unseen contexts come down to about 0.01 nats; at 1e-3 they stay at 0.06, and no pair would ever arrive."""
+"""At this rate unseen contexts come down to 0.01 nats; at 1e-3 they stay at 0.06, above EPSILON."""
 PROBES, LEARNT, HELD, LONGEST = 8, 60, 6, 96
 """Texts of a domain that are probed, learnt from, and held out; tokens of one."""
 TASTE = {"people": 40, "taught": True, "sums": 0, "cause": "honest", "agreeing": 1, "truthful": 0}
