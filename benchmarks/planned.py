@@ -16,6 +16,9 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +96,7 @@ stages:
   sums:
     {kind: evaluate, from: rl, on: [{task: sums, steps_low: 2, steps_high: 3, largest: 12, samples: 8}]}
 """
+PROCESSOR_TIME = "PLANNED_PROCESSOR_TIME"
 NAMES = ("seconds", "memory_bytes", "flops", "tokens")
 
 
@@ -109,7 +113,8 @@ def main() -> None:
     if chosen.processor_time:
         # Before torch is imported: threads that wait for one another would count twice.
         os.environ["OMP_NUM_THREADS"] = "1"
-        time.perf_counter = time.monotonic = time.process_time
+        os.environ[PROCESSOR_TIME] = "1"
+        count_processor_time()
     with tempfile.TemporaryDirectory() as scratch:
         rows = measured(chosen.runs or Path(scratch) / "runs", Path(scratch) / "planned.yaml", chosen.only)
     if chosen.to is not None:
@@ -120,36 +125,56 @@ def main() -> None:
 def measured(runs: Path, recipe: Path, only: list[str] | None) -> list[dict[str, Any]]:
     """By stage what was planned at the start, what with its parents there, and what was spent."""
     import trivium
-    from trivium.pipeline.calibrate import measure
-    from trivium.pipeline.measured import keep
-    from trivium.pipeline.plan import planned
 
     recipe.write_text(RECIPE, encoding="utf-8")
+    # A process of its own measures and plans, as `doctor` and `plan` are: what they leave in memory is no
+    # stage's.
+    with ProcessPoolExecutor(1, get_context("spawn"), count_processor_time) as beside:
+        print(json.dumps(beside.submit(measure_machine, runs).result()), file=sys.stderr)
+        before = {one["stage"]: one for one in beside.submit(plan, recipe, runs, only or ()).result()}
+        rows = []
+        for stage in before:
+            planned = beside.submit(plan, recipe, runs, [stage]).result()
+            [late] = [one for one in planned if one["stage"] == stage]
+            trivium.run(recipe, runs=runs, only=[stage])
+            record = _record(runs, stage)
+            spent = {
+                "seconds": record["seconds"], "memory_bytes": record["peak_memory"], "flops": record["flops"],
+                "tokens": (record.get("summary") or {}).get("tokens"),
+            }  # fmt: skip
+            rows.append({
+                "stage": stage, "kind": record["kind"], "spent": spent,
+                "before": {name: before[stage][name] for name in NAMES},
+                "with parents": {name: late[name] for name in NAMES},
+                "phases": late["phases"], "memory": late["memory"],
+            })  # fmt: skip
+            # What was spent must not teach the plan of the next stage: the doctor's numbers alone are asked.
+            _forget(runs)
+            print(_line(rows[-1]), flush=True, file=sys.stderr)
+    return rows
+
+
+def measure_machine(runs: Path) -> dict[str, Any]:
+    """What `doctor` finds, kept where the plan looks for it."""
+    from trivium.pipeline.calibrate import measure
+    from trivium.pipeline.measured import keep
+
     start = time.perf_counter()
     keep(runs / "store", found := measure())
-    print(json.dumps(found), f"({time.perf_counter() - start:.0f} s)", file=sys.stderr)
-    first = planned(recipe, runs, only=only or ())
-    before = {one.job.stage: one.as_json() for one in first.estimates}
-    rows = []
-    for stage in before:
-        every = planned(recipe, runs, only=[stage]).estimates
-        [late] = [one for one in every if one.job.stage == stage]
-        trivium.run(recipe, runs=runs, only=[stage])
-        record = _record(runs, stage)
-        spent = {
-            "seconds": record["seconds"], "memory_bytes": record["peak_memory"], "flops": record["flops"],
-            "tokens": (record.get("summary") or {}).get("tokens"),
-        }  # fmt: skip
-        rows.append({
-            "stage": stage, "kind": record["kind"], "spent": spent,
-            "before": {name: before[stage][name] for name in NAMES},
-            "with parents": {name: late.as_json()[name] for name in NAMES},
-            "phases": late.as_json()["phases"], "memory": late.as_json()["memory"],
-        })  # fmt: skip
-        # What was spent must not teach the plan of the next stage: the doctor's numbers alone are asked.
-        _forget(runs)
-        print(_line(rows[-1]), flush=True, file=sys.stderr)
-    return rows
+    return found | {"took": time.perf_counter() - start}
+
+
+def plan(recipe: Path, runs: Path, only: Sequence[str]) -> list[dict[str, Any]]:
+    """The plan of every stage that these need."""
+    from trivium.pipeline.plan import planned
+
+    return [one.as_json() for one in planned(recipe, runs, only=only).estimates]
+
+
+def count_processor_time() -> None:
+    """Let all clocks of this process count processor seconds, where `--processor-time` is asked for."""
+    if os.environ.get(PROCESSOR_TIME):
+        time.perf_counter = time.monotonic = time.process_time
 
 
 def _record(runs: Path, stage: str) -> dict[str, Any]:

@@ -326,3 +326,10 @@ def test_the_rates_of_a_new_model_are_those_of_its_optimiser(folder):
 def test_what_ships_is_planned(recipe, tmp_path):
     rows = plan(recipe, tmp_path / "runs")
     assert all(row[3] for row in rows[1:] if row[1] in ("pretrain", "sft", "rlvr", "preference")), rows
+
+
+def test_of_a_pair_both_answers_are_laid_into_the_template(folder):
+    judge = "  judge: {kind: reward, from: base, data: ./pairs.jsonl, epochs: 1, pairs: 4}\n"
+    (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{judge}")
+    found = {one.job.stage: one.job for one in planned(folder / "r.yaml", folder / "runs").estimates}
+    assert found["judge"].conversations == 2 * 60

@@ -1,6 +1,7 @@
 """Intervals must cover what they promise, and two equal models must be called equal."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -211,3 +212,13 @@ def test_few_entities_widen_the_interval_by_their_factor_and_students_t(groups: 
 def test_one_group_says_nothing_of_the_spread():
     found = bootstrap([0.2, 0.4], clusters=["one", "one"])
     assert (found.low, found.high) == (-math.inf, math.inf)
+
+
+def test_the_bootstrap_of_many_groups_needs_little_memory() -> None:
+    values = np.random.default_rng(0).random(5000)
+    tracemalloc.start()
+    bootstrap(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The draws of all groups at once would be 80 MB.
+    assert peak < 8e6

@@ -1,23 +1,32 @@
 """What `doctor` measures for the planner: what training, attention, decoding and reading reach or cost.
 
-Two small models of different widths make a few optimiser steps on short documents. From the FLOP/s of both
-follow the two numbers of the planner's rule, share = ceiling x width / (width + half_width). The narrow one
-also learns from longer documents: what that takes more is attention. Decoding is timed with few rows and
-many, for few tokens and many, which tells apart what a step costs, a row, and a request. The fastest of
-several counts, so that other work on the machine disturbs little.
+Two small models of different widths make a few optimiser steps on short documents of many lengths. From the
+FLOP/s of both follow the two numbers of the planner's rule, share = ceiling x width / (width + half_width).
+The narrow one also learns from longer documents: what that takes more is attention. How far the memory of the
+process grows meanwhile, against the formula, is what the allocator loses between tensors. Decoding is timed
+with few rows and many, for few tokens and many, after short prompts and long ones, which tells apart what a
+step costs, a row, a request, and a byte of the cache. The fastest of several counts, so that other work on
+the machine disturbs little.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from trivium import world
 from trivium.generate.engine import Engine
+from trivium.generate.kv_cache import BLOCK
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.kit import machine
+from trivium.lab.planner.catalogue import COPY, this_machine
+from trivium.lab.planner.layout import Layout
+from trivium.lab.planner.memory import memory_of
+from trivium.lab.planner.work import Job
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.optimisers import LearningRates, Optimiser
 from trivium.learn.precision import one_pass
@@ -26,6 +35,7 @@ from trivium.model.attention import Documents
 from trivium.model.config import ModelConfig
 from trivium.model.flops import parameter_count
 from trivium.model.initialise import new_model
+from trivium.stages import kinds
 from trivium.tokens.tokenizer import Tokenizer
 from trivium.tokens.train import train_tokenizer
 
@@ -34,10 +44,16 @@ SECONDS = 1.5
 """For each width."""
 SHORT, LONGER = 64, (256, 1024)
 """Tokens of a document."""
+MIXED = (16, 112)
+"""Between which lengths documents are drawn that are SHORT in the mean: each length is a group of its own."""
+STEPS = 8
+"""Optimiser steps after which the memory of the process has stopped growing."""
 TOKENS, VOCABULARY = 2048, 2048
 TEXT = "The river rises in the hills and reaches the sea after three days. 12 + 30 = 42.\n"
-DECODED = (4, 32)
-DECODED_ROWS = (8, 64)
+DECODED = ((8, 24, 16), (32, 24, 16), (32, 4, 16), (8, 24, 240), (32, 24, 240), (64, 24, 16))
+"""Rows at once, tokens of an answer in the mean, and of a prompt."""
+SAMPLES = 8
+"""Answers to a prompt, and for each row so many requests: rows end and begin while others go on."""
 TEXTS = 300
 clock = time.perf_counter
 
@@ -47,16 +63,20 @@ def measure() -> dict[str, Any]:
     peak, bandwidth = machine.matmul_peak(), machine.memory_bandwidth()
     texts = [one.text or "" for one in world.documents("prose", limit=TEXTS)]
     tokenizer: Tokenizer = train_tokenizer(texts, VOCABULARY)
-    trainings = [_Training(width) for width in WIDTHS]
-    shares = [one.rate(SHORT) / peak for one in trainings]
+    narrow = _Training(WIDTHS[0])
+    gaps = narrow.gaps()
+    trainings = [narrow, _Training(WIDTHS[1])]
+    shares = [one.rate() / peak for one in trainings]
     ceiling, half_width = fitted(WIDTHS, shares)
     found = {
         "peak": peak, "bandwidth": bandwidth, "ceiling": ceiling, "half_width": half_width,
-        "attention": trainings[0].attention(), **_reading(tokenizer, texts),
+        "attention": narrow.attention(), **gaps, **_reading(tokenizer, texts),
     }  # fmt: skip
     rate = peak * ceiling * WIDTHS[0] / (WIDTHS[0] + half_width)
     found |= _decoding(tokenizer, rate, bandwidth)
-    del trainings
+    del narrow, trainings
+    # A run has the code of every kind in memory.
+    kinds()
     machine.hand_back_memory()
     resident = machine.resident_memory() if machine.device() == "cpu" else None
     # What a process holds that has trained and answered once, beside any model.
@@ -93,12 +113,21 @@ class _Training:
         named = dict(self.model.named_parameters())
         self.optimiser = Optimiser(named, LearningRates(0.01, 0.01, 0.01, 0.01), muon=True)
         self.passes = 2 if self.device == "cpu" else 8
+        self.random = np.random.default_rng(1)
 
-    def _step(self, length: int) -> None:
-        tokens = torch.randint(VOCABULARY, (TOKENS,), device=self.device)
+    def _mixed(self) -> list[int]:
+        """Lengths of documents that fill a pass, other ones each time."""
+        drawn = self.random.integers(*MIXED, size=TOKENS // MIXED[0], endpoint=True)
+        ends = np.minimum(drawn.cumsum(), TOKENS)
+        return [int(one) for one in np.diff(ends, prepend=0) if one]
+
+    def _step(self, length: int | None = None) -> None:
+        """With documents of this length, else of many."""
         for _ in range(self.passes):
+            lengths = self._mixed() if length is None else [length] * (TOKENS // length)
+            tokens = torch.randint(VOCABULARY, (TOKENS,), device=self.device)
             with one_pass("auto", self.model.device):
-                hidden = self.model(tokens, Documents([length] * (TOKENS // length), self.device))
+                hidden = self.model(tokens, Documents(lengths, self.device))
                 weights = torch.ones(TOKENS, device=self.device)
                 fused_cross_entropy(hidden, self.model.head_weight, tokens, weights).sum.backward()
         self.optimiser.step(1.0)
@@ -113,10 +142,34 @@ class _Training:
             self._step(length)
         return _fastest(lambda: self._step(length), SECONDS), tally.operations
 
-    def rate(self, length: int) -> float:
-        """FLOP/s."""
-        seconds, flops = self.seconds(length)
-        return flops / seconds
+    def rate(self) -> float:
+        """FLOP/s over documents of many lengths."""
+        best, stop = 0.0, time.perf_counter() + SECONDS
+        while time.perf_counter() < stop or not best:
+            start = clock()
+            with counted() as tally:
+                self._step()
+            best = max(best, tally.operations / (clock() - start))
+        return best
+
+    def gaps(self) -> dict[str, float]:
+        """By what share the memory that a training takes is more than the planner's formula says."""
+        if self.device != "cpu" or not machine.keep_freed_memory():
+            return {}
+        machine.forget_peak_memory()
+        before, config = machine.resident_memory(), self.model.config
+        for _ in range(STEPS):
+            self._step()
+        after = machine.peak_memory()
+        if before is None or after is None:
+            return {}
+        weights = float(parameter_count(config))
+        job = Job("", "pretrain", config, optimiser="muon", trained_parameters=weights)
+        held = memory_of(
+            job, this_machine({"peak": 1.0, "runtime": 0.0, "gaps": 0.0}), Layout(micro_batch=TOKENS)
+        ).total
+        # The weights were there before.
+        return {"gaps": max(0.0, (after - before + 4 * weights) / held - 1)}
 
     def attention(self) -> list[list[float]]:
         """FLOP/s of attention's whole square by the length of documents, from what longer ones take more."""
@@ -141,30 +194,44 @@ def _fastest(work: Callable[[], object], seconds: float) -> float:
 
 
 def _decoding(tokenizer: Tokenizer, rate: float, bandwidth: float) -> dict[str, float]:
-    """Seconds of a decoding step, of a row in it and of a request, beside their products and reads."""
+    """What decoding costs beside its products and the reading of weights, by what follows from its counts."""
     config = _config(WIDTHS[0]).changed(vocabulary=tokenizer.vocabulary_size)
     model = new_model(config, seed=1, device=machine.device()).requires_grad_(False)
-    prompt = tokenizer.encode(TEXT)
-
-    def seconds(rows: int, tokens: int) -> float:
-        """Of one batch, what its products and reads take taken off."""
-        engine = Engine(model, tokenizer, max_rows=rows)
-        wish = Sampling(max_new_tokens=tokens, min_new_tokens=tokens, seed=1, logprobs=True)
-        requests = [Request(prompt, wish) for _ in range(rows)]
+    text = tokenizer.encode(TEXT * 50)
+    keys = 4.0 * 2 * config.layers * config.key_value_heads * config.head_width
+    counts, seconds = [], []
+    for rows, answer, prompt in DECODED:
+        engine, requests = Engine(model, tokenizer, max_rows=rows), []
+        for number in range(SAMPLES * rows):
+            # From half to one and a half times the mean.
+            tokens = answer // 2 + number * 5 % (answer + 1)
+            wish = Sampling(max_new_tokens=tokens, min_new_tokens=tokens, seed=number, logprobs=True)
+            first = number // SAMPLES
+            requests.append(Request(text[first : first + prompt], wish))
         with counted() as tally:
             engine.generate(requests)
-        read = 4.0 * parameter_count(config) * tokens / (bandwidth * 0.75)
-        return max(
-            0.0, _fastest(lambda: engine.generate(requests), SECONDS / 2) - tally.operations / rate - read
-        )
+        steps, written = (float(engine.counts[name]) for name in ("steps", "generated_tokens"))
+        met = written * (prompt + (answer + BLOCK) / 2)
+        counts.append([steps, written, float(len(requests)), met * keys])
+        products = tally.operations / rate + 4.0 * parameter_count(config) * steps / (bandwidth * COPY)
+        seconds.append(_fastest(partial(engine.generate, requests), SECONDS / 2) - products)
+    each = not_negative(np.array(counts), np.array(seconds))
+    found = dict(zip(("step_seconds", "row_seconds", "request_seconds"), map(float, each), strict=False))
+    return found | ({"cache_rate": 1 / float(each[3])} if each[3] else {})
 
-    (few, many), (short, long) = DECODED_ROWS, DECODED
-    whole = seconds(many, long)
-    each = (whole - seconds(many, short)) / (long - short)
-    request = max(0.0, (whole - long * each) / many)
-    alone = max(0.0, (seconds(few, long) - few * request) / long)
-    row = max(0.0, (each - alone) / (many - few))
-    return {"step_seconds": max(0.0, alone - few * row), "row_seconds": row, "request_seconds": request}
+
+def not_negative(counts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """The costs [m], none below zero, with which counts [n, m] come nearest to the seconds [n], as shares."""
+    shares = counts / seconds[:, None]
+    best, least = np.zeros(counts.shape[1]), np.inf
+    for chosen in range(1, 2 ** counts.shape[1]):
+        columns = [one for one in range(counts.shape[1]) if chosen >> one & 1]
+        found = np.linalg.lstsq(shares[:, columns], np.ones(len(seconds)), rcond=None)[0]
+        error = float(np.square(shares[:, columns] @ found - 1).sum())
+        if (found >= 0).all() and error < least:
+            best, least = np.zeros(counts.shape[1]), error
+            best[columns] = found
+    return best
 
 
 def _reading(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from trivium.lab.planner.catalogue import Machine, this_machine
 from trivium.pipeline.store import Store
 
 FILE = "machine.json"
-FORMULA = 2
+FORMULA = 3
 """Raised when the planner's formula of time changes: what an earlier one said corrects no plan."""
 KEPT = 12
 """Results kept of a kind."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from trivium.evals.asking import GREETINGS, LONGEST_GREETING
 from trivium.evals.settings import Settings, TaskSpec, named, settings_of
-from trivium.generate.kv_cache import BLOCK, in_blocks, reach_for
+from trivium.generate.kv_cache import BLOCK, Cache, in_blocks, reach_for
 from trivium.generate.prefill import CHUNK
 from trivium.kit import machine as hardware
 from trivium.lab.planner.work import Job, Phase
@@ -95,7 +95,8 @@ def job_of(going: Run, name: str, derived: Mapping[str, Numbers], checked: Check
         times = 2 if source.startswith("world:") else 1
         characters += times * sum(one.characters) / max(1, len(one.rows)) * (one.documents or 0)
         if one.rows and one.rows[0].text is None:
-            conversations += one.documents or 0
+            # Of a pair both answers are laid into the template.
+            conversations += (one.documents or 0) * (1 + (stage.kind in PREFERENCES))
     job = Job(name, stage.kind, characters=characters, conversations=conversations)
     config = config_of(going, name, derived)
     if config is not None:
@@ -234,18 +235,9 @@ def _pairs(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     reads = stage.kind == "preference"
     few = None if config.experts is not None else learned if reads else 3.0 * pairs
     phases = [
-        Phase(
-            "training",
-            tokens,
-            length,
-            learned if reads else 0.0,
-            _share(stage),
-            head_trained=_share(stage) > 0,
-            last_layer=few,
-            head_again=reads,
-            beside=_beside(stage, config),
-        )
-    ]
+        Phase("training", tokens, length, learned if reads else 0.0, _share(stage),
+              head_trained=_share(stage) > 0, last_layer=few, head_again=reads, beside=_beside(stage, config))
+    ]  # fmt: skip
     once = float(numbers.get("pairs there", pairs))
     held = float(numbers.get("pairs held out", 0.0))
     prompt_held, answers_held = numbers.get("held pair tokens", (prompt, answers))
@@ -370,6 +362,11 @@ def generated(
     )  # fmt: skip
 
 
+def cached(rows: float, length: float) -> float:
+    """Places of the cache for rows of this length at most; while it doubles, the old half stays as well."""
+    return 1.5 * rows * Cache.capacity_for(round(length))
+
+
 def prefilled(prompt: float) -> tuple[float, float]:
     """The tokens computed of a prompt, in whole blocks of the cache, and the keys that each of them meets."""
     tokens = in_blocks(max(0, round(prompt)))
@@ -416,7 +413,7 @@ def _rollouts(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Jo
     return replace(
         job, phases=tuple(phases), steps=float(steps), tokens=written, batch=passes * read / steps,
         context=int(prompt + stage.max_new_tokens), copies=int(reference and share > 0),
-        cached_tokens=rows * (prompt + stage.max_new_tokens),
+        cached_tokens=cached(rows, prompt + stage.max_new_tokens),
     )  # fmt: skip
 
 
@@ -436,12 +433,14 @@ def _learns_from_all(stage: Any) -> bool:
 def _asked(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     """Evaluation: questions are answered, some of them several times."""
     phases: list[Phase] = []
+    reserved = 0.0
     known = numbers.get("answer tokens")
     if stage.kind == "compare":
         questions = float(numbers.get("questions", 100))
         prompt = float(numbers.get("prompt tokens", QUESTION))
         answer = min(stage.max_new_tokens, float(known or ANSWERED * stage.max_new_tokens))
         several = 1 if stage.best_of is None else stage.best_of.n
+        reserved = prompt + stage.max_new_tokens
         for times in (several, 1):
             phases += generated(
                 questions, prompt, 1, questions * times, answer, stage.max_new_tokens, EVALUATED_AT_ONCE
@@ -456,14 +455,17 @@ def _asked(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
             most = float(asking.max_new_tokens or 2 * DEFAULT_ANSWER)
             answer = min(most, float(known or (ANSWERED * most if asking.max_new_tokens else DEFAULT_ANSWER)))
             prompt, times = float(numbers.get("prompt tokens", QUESTION)), 1 + asking.samples
+            reserved = max(reserved, max(prompt, float(numbers.get("longest prompt", 0.0))) + most)
             phases += generated(
                 asking.limit, prompt, 1, asking.limit * times, answer, most, EVALUATED_AT_ONCE,
                 float(numbers.get("shared tokens", 0.0)), numbers.get("prompt blocks"),
                 float(numbers.get("longest prompt", 0.0)),
             )  # fmt: skip
     written = sum(phase.predicted for phase in phases if phase.decode_steps)
-    longest = max(phase.length for phase in phases)
-    return replace(job, phases=tuple(phases), tokens=written, cached_tokens=EVALUATED_AT_ONCE * longest)
+    return replace(
+        job, phases=tuple(phases), tokens=written, copies=int(stage.kind == "compare"),
+        cached_tokens=cached(EVALUATED_AT_ONCE, reserved),
+    )  # fmt: skip
 
 
 def greeted(answer: float) -> tuple[Phase, Phase]:
@@ -546,7 +548,9 @@ def _labelled(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Jo
         draws = prefixes * stage.rollouts / calls
         phases += generated(prefixes, prompt + answer / 2, calls, draws, answer / 2, most / 2, stage.max_rows)
     written = sum(one.predicted for one in phases)
-    return replace(job, phases=tuple(phases), tokens=written, cached_tokens=stage.max_rows * (prompt + most))
+    return replace(
+        job, phases=tuple(phases), tokens=written, cached_tokens=cached(stage.max_rows, prompt + most)
+    )
 
 
 def _written(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
@@ -561,7 +565,7 @@ def _written(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job
     answer = float(numbers.get("answer tokens", ANSWERED * most))
     phases = generated(answers, prompt, 1, answers, answer, most, at_once)
     return replace(job, phases=phases, tokens=answers * min(answer, most),
-                   cached_tokens=at_once * (prompt + most))  # fmt: skip
+                   cached_tokens=cached(at_once, prompt + most))  # fmt: skip
 
 
 def _online(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
@@ -579,7 +583,7 @@ def _online(stage: Any, job: Job, config: ModelConfig, numbers: Numbers) -> Job:
     learnt = {"steps": steps, "pairs": pairs, "pairs there": pairs, "pair tokens": (prompt, 2 * answer)}
     rest = _pairs(stage, job, config, {**numbers, **learnt})
     return replace(
-        rest, phases=(*phases, *rest.phases), cached_tokens=rows * (prompt + most),
+        rest, phases=(*phases, *rest.phases), cached_tokens=cached(rows, prompt + most),
         batch=rest.tokens / steps,
     )  # fmt: skip
 

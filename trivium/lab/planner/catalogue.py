@@ -17,6 +17,9 @@ from trivium.kit.numbers import number
 
 HERE = "here"
 MOST_DEVICES = 4096
+COPY = 0.75
+GAPS = 0.05
+"""What an allocator loses between tensors, where it was not measured."""
 CATALOGUE = Path(__file__).with_name("machines.yaml")
 
 
@@ -44,7 +47,7 @@ class Machine:
     """How much faster compiled training is; `ceiling` is of compiled training."""
     float8: float = 1.5
     """How much faster the layers' products are in float8."""
-    copy: float = 0.75
+    copy: float = COPY
     """The share of the links' and the memory's rate that is reached."""
     step_seconds: float = 0.001
     """What a decoding step costs beside reading weights and cache."""
@@ -52,6 +55,10 @@ class Machine:
     """What every row of a decoding step costs beside its products: sampling, and what is kept of a token."""
     request_seconds: float = 0.0
     """What an answer costs beside its tokens."""
+    cache_rate: float = 0.0
+    """Bytes/s of keys and values that decoding reads; 0: as fast as other memory."""
+    gaps: float = GAPS
+    """The share by which what a training takes of the memory is more than its tensors."""
     attention: tuple[tuple[float, float], ...] = ()
     """FLOP/s of attention's whole square by the length of documents, where it was measured apart."""
     runtime: float = 1.5e9
@@ -157,11 +164,12 @@ OPTIONAL = ("compiled", "float8", "copy", "step_seconds", "runtime", "read")
 
 MEASURED = (
     "ceiling", "half_width", "step_seconds", "row_seconds", "request_seconds", "conversation_seconds",
-    "runtime", "read",
+    "cache_rate", "gaps", "runtime", "read",
 )  # fmt: skip
 """What `doctor` measures of this machine, by the names of `Machine`."""
-RUNTIME = 3.75e8
-"""Bytes of a process with torch and no model, on a processor: measured over seven kinds of stages."""
+RUNTIME, GAPS_HERE = 3.45e8, 0.3
+"""What `doctor` found on a processor: bytes of a process with torch and no model, and what the C library's
+allocator loses to documents whose lengths change with every pass."""
 
 
 def this_machine(measured: Mapping[str, Any]) -> Machine:
@@ -175,6 +183,7 @@ def this_machine(measured: Mapping[str, Any]) -> Machine:
     attention = tuple((float(length), float(rate)) for length, rate in measured.get("attention", ()))
     # Where nothing was measured: half of the peak, and what torch takes up by itself.
     defaults = {"ceiling": 0.5, "half_width": 0.0, "runtime": 1.5e9 if gpu else RUNTIME,
+                "gaps": GAPS if gpu else GAPS_HERE,
                 "step_seconds": 0.001 if gpu else 0.0005}  # fmt: skip
     found = Machine(
         HERE, f"this machine ({here.device_name}, {here.cores} cores)" if not gpu else here.device_name,

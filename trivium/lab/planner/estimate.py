@@ -116,10 +116,12 @@ def _seconds(job: Job, machine: Machine, layout: Layout, phase: Phase) -> float:
         replicas = layout.data * layout.shard * layout.context * layout.pipeline
         product = 4 if machine.precision == "float32" else 2
         keys = 2 * job.config.layers * job.config.key_value_heads * job.config.head_width
-        read = product * (job.parameters + phase.rows * phase.length * keys) / layout.tensor
-        each = machine.step_seconds + read / (machine.bandwidth * machine.copy)
+        memory = machine.bandwidth * machine.copy
+        row = machine.row_seconds + product * phase.length * keys / layout.tensor / (
+            machine.cache_rate or memory
+        )
+        each = machine.step_seconds + product * job.parameters / layout.tensor / memory + phase.rows * row
         beside = phase.requests * machine.request_seconds
-        beside += phase.decode_steps * phase.rows * machine.row_seconds
         return (phase.decode_steps * each + beside) / replicas + work / rate
     if phase.trained is None:
         return work / rate

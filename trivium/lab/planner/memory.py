@@ -16,17 +16,17 @@ parallel norms all of them are divided by the degree.
 
 from dataclasses import asdict, dataclass
 
+from trivium.generate.prefill import CHUNK
 from trivium.lab.planner.catalogue import Machine
 from trivium.lab.planner.layout import Layout
 from trivium.lab.planner.work import Job
 from trivium.learn.head_loss import CACHE_BYTES, DEVICE_BYTES
+from trivium.learn.validation import PASS_TOKENS
 from trivium.model.config import ModelConfig
 from trivium.model.recompute import Recompute
 
 MASTER = 4
 """Bytes of a weight, a gradient and a moment."""
-GAPS = 0.05
-"""What an allocator loses between tensors."""
 LOGIT_BYTES = 12
 """Of a score that is not chunked: in the products' type and float32, and the gradient of both."""
 
@@ -101,15 +101,18 @@ def memory_of(job: Job, machine: Machine, layout: Layout) -> Memory:
         logits, extra = _logits(job, layout, tokens, product, machine)
         gradients += extra
     elif job.phases:
-        worked = product * activation_numbers(config, "none") / layout.tensor
-        activations = 2 * min(4096.0, max(one.tokens for one in job.phases)) * worked
+        # Without a backward pass one layer's numbers are there at a time.
+        passes = [min(CHUNK if one.name == "generation" else PASS_TOKENS, one.tokens) for one in job.phases]
+        activations = max(passes) * product * activation_numbers(config, "none") / layout.tensor
     if job.cached_tokens:
         cache = product * 2 * config.layers * config.key_value_heads * config.head_width * job.cached_tokens
         cache /= layout.tensor * layout.pipeline * layout.data * layout.shard
         if not job.trained_parameters:
             logits = 4.0 * config.vocabulary * max((one.rows for one in job.phases), default=1.0)
     held = weights + gradients + optimiser + activations + cache + logits
-    return Memory(weights, gradients, optimiser, activations, cache, logits, machine.runtime + GAPS * held)
+    return Memory(
+        weights, gradients, optimiser, activations, cache, logits, machine.runtime + machine.gaps * held
+    )
 
 
 def _logits(job: Job, layout: Layout, tokens: float, product: int, machine: Machine) -> tuple[float, float]:
