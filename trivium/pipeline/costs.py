@@ -14,8 +14,6 @@ from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import short
 from trivium.learn.settings import Training
-from trivium.model.folder import load_config
-from trivium.model.hub import resolve
 from trivium.model.preset import preset
 from trivium.pipeline.checks import Checked
 from trivium.pipeline.looking import (
@@ -41,10 +39,9 @@ from trivium.pipeline.portions import (
     training_rows,
 )
 from trivium.pipeline.run import Run
-from trivium.recipe.outside import locate
 from trivium.stages.parts.examples import ROWS_PER_BATCH
 from trivium.stages.parts.prompts import asked_of, prompt_ids
-from trivium.stages.parts.shapes import size_of
+from trivium.stages.parts.shapes import planned_shape, size_of
 from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import LONGEST
 from trivium.tokens.adopt import with_chat_template
@@ -92,19 +89,11 @@ def inherited(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]]) -
     )
     if not isinstance(start, str):
         return {}
-    parent = going.nodes[name].parents.get(start)
-    if parent is not None and going.entry(parent.stage).state != "done":
-        return {key: derived[parent.stage][key] for key in INHERITED if key in derived[parent.stage]}
-    if parent is not None:
-        folder = going.entry(parent.stage).output
-    else:
-        found = locate(start, going.recipe.base)
-        if found is None:
-            return {}
-        folder = resolve(found)
-    if not (folder / "config.json").is_file():
+    if (parent := going.pending(name, start)) is not None:
+        return {key: derived[parent][key] for key in INHERITED if key in derived[parent]}
+    config = planned_shape(going.place_of(name, start))
+    if config is None:
         return {}
-    config = load_config(folder)
     return {**size_of(config), "context": config.context, "width": config.width, "layers": config.layers}
 
 
@@ -117,16 +106,14 @@ def tokenizer_of(going: Run, name: str) -> Tokenizer | None:
     for written in dict.fromkeys([*named, *node.parents]):
         if not isinstance(written, str):
             continue
-        parent = node.parents.get(written)
-        if parent is not None and going.entry(parent.stage).state != "done":
-            above = tokenizer_of(going, parent.stage)
+        if (parent := going.pending(name, written)) is not None:
+            above = tokenizer_of(going, parent)
             if above is not None:
                 return above
             continue
-        place = going.entry(parent.stage).output if parent else locate(written, going.recipe.base)
-        if place is None:
+        folder = going.place_of(name, written)
+        if folder is None:
             continue
-        folder = resolve(place) if place.is_dir() else place
         for inside in (folder, folder / "tokenizer"):
             if (inside / "tokenizer.json").is_file():
                 return _loaded(inside, (inside / "tokenizer.json").stat().st_mtime_ns)

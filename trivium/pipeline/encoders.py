@@ -8,7 +8,6 @@ from trivium.lab.planner.work import Phase
 from trivium.learn.optimisers import group_of
 from trivium.model.config import ModelConfig
 from trivium.model.flops import Flops, newton_schulz_flops
-from trivium.model.hub import resolve
 from trivium.model.modalities.encoder import EncoderConfig
 from trivium.model.modalities.folder import read_modalities
 from trivium.model.modalities.projector import ProjectorConfig
@@ -22,7 +21,6 @@ from trivium.model.modalities.towers import (
 from trivium.model.unfilled import unfilled
 from trivium.pipeline.looking import KINDS, Items
 from trivium.pipeline.run import Run
-from trivium.recipe.outside import locate
 from trivium.stages.parts.modalities import OWN, planned
 
 MODEL_WIDTH = 512
@@ -32,17 +30,15 @@ MODEL_WIDTH = 512
 def modalities_of(going: Run, name: str, width: int = MODEL_WIDTH) -> ModalitiesConfig | None:
     """What the model that a stage trains can read besides text; None for text alone, or if an encoder that
     is not our own is not on this machine."""
-    node = going.nodes[name]
-    stage: Any = node.stage
+    stage: Any = going.nodes[name].stage
     start = getattr(stage, "start", None)
     old = None
     if isinstance(start, str):
-        parent = node.parents.get(start)
-        if parent is not None and going.entry(parent.stage).state != "done":
-            old = modalities_of(going, parent.stage, width)
-        else:
-            folder = _folder(going, name, start)
-            old = None if folder is None else read_modalities(folder)
+        parent = going.pending(name, start)
+        if parent is not None:
+            old = modalities_of(going, parent, width)
+        elif (folder := _folder(going, name, start)) is not None:
+            old = read_modalities(folder)
     if stage.kind != "multimodal":
         return old
     named = [tower.encoder for tower in stage.towers.values() if tower.encoder != OWN]
@@ -52,9 +48,8 @@ def modalities_of(going: Run, name: str, width: int = MODEL_WIDTH) -> Modalities
 
 def _folder(going: Run, name: str, written: str) -> Path | None:
     """The folder of a model that a stage names, where there is one yet."""
-    parent = going.nodes[name].parents.get(written)
-    place = going.entry(parent.stage).output if parent is not None else locate(written, going.recipe.base)
-    return resolve(place) if place is not None and place.is_dir() else None
+    place = going.place_of(name, written)
+    return place if place is not None and place.is_dir() else None
 
 
 def encoder_phases(

@@ -21,8 +21,6 @@ from trivium.lab.planner.estimate import Estimate, estimate, total
 from trivium.lab.planner.work import Job
 from trivium.learn.settings import Parallel
 from trivium.learn.sharding import refuse_indivisible
-from trivium.model.gguf.read import is_gguf
-from trivium.model.hub import resolve
 from trivium.model.lora import targeted
 from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
@@ -35,7 +33,6 @@ from trivium.pipeline.run import Run, prepare
 from trivium.pipeline.teaching import check_rows
 from trivium.pipeline.workload import job_of
 from trivium.recipe import graph
-from trivium.recipe.outside import locate
 from trivium.stages.grow import PROBE
 
 PACKED = ("pretrain", "midtrain", *costs.EXAMPLES)
@@ -330,8 +327,4 @@ def _inputs(
     for written, parent in node.parents.items():
         entry = going.entry(parent.stage)
         inputs[written] = entry.output if entry.state == "done" else derived[parent.stage]
-    for written in node.outside:
-        place = locate(written, going.recipe.base)
-        is_model = place is not None and (place.is_dir() or is_gguf(place))
-        inputs[written] = resolve(place) if place is not None and is_model else place or Path(written)
-    return inputs
+    return inputs | {written: going.place_of(name, written) or Path(written) for written in node.outside}

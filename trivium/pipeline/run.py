@@ -28,6 +28,8 @@ from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.compare_stages import PLAN_FILE
 from trivium.lab.experiments import conclude
 from trivium.model.arithmetic import counted
+from trivium.model.gguf.read import is_gguf
+from trivium.model.hub import resolve
 from trivium.pipeline import measured
 from trivium.pipeline.accepted import same_as
 from trivium.pipeline.cards import write_card
@@ -67,6 +69,17 @@ class Run:
     def entry(self, stage: str) -> Entry:
         """The store entry of a stage."""
         return self.store.entry(self.nodes[stage])
+
+    def pending(self, stage: str, written: str) -> str | None:
+        """The stage behind a name in the settings of another, where it is still to be made."""
+        parent = self.nodes[stage].parents.get(written)
+        return parent.stage if parent is not None and self.entry(parent.stage).state != "done" else None
+
+    def place_of(self, stage: str, written: str) -> Path | None:
+        """Where the thing behind a name in a stage's settings lies; a folder of a model as it is opened."""
+        parent = self.nodes[stage].parents.get(written)
+        place = locate(written, self.recipe.base) if parent is None else self.entry(parent.stage).output
+        return place if place is None or not (place.is_dir() or is_gguf(place)) else resolve(place)
 
 
 def prepare(

@@ -16,15 +16,12 @@ from trivium.learn.objectives.next_token import WORTH_LEAVING_OUT
 from trivium.model.attention import padded_length
 from trivium.model.config import ModelConfig
 from trivium.model.flops import adapter_parameters, parameter_count
-from trivium.model.folder import load_config
 from trivium.model.growth import grown_config, probe
-from trivium.model.hub import resolve
 from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked
 from trivium.pipeline.encoders import encoder_phases, modalities_of
 from trivium.pipeline.looking import NO_ITEMS, OF_A_TURN
 from trivium.pipeline.portions import Measured, attended
 from trivium.pipeline.run import Run
-from trivium.recipe.outside import locate
 from trivium.stages.label_steps import CHUNK as LABELLED_AT_ONCE
 from trivium.stages.parts.gauges import DRIFT_TOKENS
 from trivium.stages.parts.shapes import planned_shape
@@ -75,14 +72,10 @@ def config_of(going: Run, name: str, derived: Mapping[str, Numbers]) -> ModelCon
 
 
 def _parent_config(going: Run, name: str, start: str, derived: Mapping[str, Numbers]) -> ModelConfig | None:
-    parent = going.nodes[name].parents.get(start)
-    if parent is not None and going.entry(parent.stage).state != "done":
-        return config_of(going, parent.stage, derived) if parent.stage in derived else None
-    place = going.entry(parent.stage).output if parent is not None else locate(start, going.recipe.base)
-    if place is None:
-        return None
-    folder = resolve(place) if place.is_dir() else place
-    return load_config(folder) if (folder / "config.json").is_file() else None
+    parent = going.pending(name, start)
+    if parent is not None:
+        return config_of(going, parent, derived) if parent in derived else None
+    return planned_shape(going.place_of(name, start))
 
 
 def job_of(going: Run, name: str, derived: Mapping[str, Numbers], checked: Checked) -> Job:
