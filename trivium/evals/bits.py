@@ -133,9 +133,7 @@ def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES, held
 def run_forgetting(subject: Subject, settings: Settings, **options: Any) -> Found:
     """What was learnt first: the prose of the first language, and facts chosen from four."""
     half = settings.model_copy(update={"limit": max(1, settings.limit // 2)})
-    return Found(
-        records_of(subject, half, ["prose"]) + recall(subject, half, "facts", 16, **options),
-    )
+    return Found(records_of(subject, half, ["prose"]) + recall(subject, half, "facts", 16, **options))
 
 
 BITS = Task(

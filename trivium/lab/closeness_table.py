@@ -199,13 +199,7 @@ def _error(errors: Any, i: int, j: int) -> str:
 
 
 def suggested(
-    names: Sequence[str],
-    goal: str,
-    *,
-    runs: Path,
-    probes: str | None = None,
-    count: int = 24,
-    seed: int = 0,
+    names: Sequence[str], goal: str, *, runs: Path, probes: str | None = None, count: int = 24, seed: int = 0
 ) -> list[list[str]]:
     """Models in the order of what it should cost to train each to the goal's behaviour.
 

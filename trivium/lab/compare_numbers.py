@@ -102,13 +102,7 @@ def _rows(
         yield label, metric, answers
 
 
-def apart_by(
-    raw: Mapping[str, Any],
-    answers: Answers,
-    kind: str,
-    axis: str,
-    metric: str,
-) -> Numbers:
+def apart_by(raw: Mapping[str, Any], answers: Answers, kind: str, axis: str, metric: str) -> Numbers:
     """One score of one task, apart by a group, for every model."""
     labels = labels_of(raw, kind)
     if not labels:

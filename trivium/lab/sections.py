@@ -3,18 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trivium.lab.charts import (
-    Axis,
-    Line,
-    Panel,
-    Row,
-    Rows,
-    Table,
-    axis,
-    rows_of,
-    share_axis,
-    upper,
-)
+from trivium.lab.charts import Axis, Line, Panel, Row, Rows, Table, axis, rows_of, share_axis, upper
 from trivium.lab.formatting import count_range, figure, with_ci, with_count
 
 Raw = Mapping[str, Any]

@@ -70,12 +70,7 @@ def _facts(
     try:
         record = entry.record
     except DamagedError as error:
-        return {
-            "entry": entry.folder.name,
-            "state": "damaged",
-            "why": str(error),
-            "parents": {},
-        }
+        return {"entry": entry.folder.name, "state": "damaged", "why": str(error), "parents": {}}
     versions, machine = record.get("versions") or {}, record.get("machine") or {}
     name = entry.folder.name
     others = [one for one in uses.get(name, []) if one["recipe"] != record.get("recipe")]

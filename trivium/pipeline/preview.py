@@ -22,11 +22,7 @@ from trivium.tokens.train import train_tokenizer
 VOCABULARY = 4096
 MEASURED = 500
 SHOWN = 1500
-LEARNERS = {
-    "preferences": "preference, reward",
-    "prompts": "rlvr, ppo",
-    "text": "pretrain, midtrain, sft",
-}
+LEARNERS = {"preferences": "preference, reward", "prompts": "rlvr, ppo", "text": "pretrain, midtrain, sft"}
 
 
 def preview(

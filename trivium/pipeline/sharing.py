@@ -187,12 +187,7 @@ def obtain(
 
 
 def _taken(
-    shared: SharedStore,
-    lease: Lease,
-    fingerprint: str,
-    entry: Entry,
-    say: Callable[[str], None],
-    wait: bool,
+    shared: SharedStore, lease: Lease, fingerprint: str, entry: Entry, say: Callable[[str], None], wait: bool
 ) -> bool:
     """Whether this process is to make the result; False once it is there."""
     said = False

@@ -28,15 +28,7 @@ from trivium.kit.settings import Settings
 from trivium.kit.trackers import Tracker
 from trivium.recipe.complaints import sentence
 from trivium.recipe.examinations import with_examinations
-from trivium.recipe.experiment import (
-    FORECAST,
-    PLAIN,
-    Expanded,
-    Experiment,
-    Ladder,
-    expand,
-    forecast_between,
-)
+from trivium.recipe.experiment import FORECAST, PLAIN, Expanded, Experiment, Ladder, expand, forecast_between
 from trivium.recipe.outside import check_world, is_elsewhere, locate
 from trivium.recipe.read import Written, read
 from trivium.recipe.renamed import Renaming

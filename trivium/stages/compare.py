@@ -153,8 +153,7 @@ class Compare(Stage):
         """For every power of two up to n: the divergence, what the chooser and what the judge make of it."""
         assert self.best_of is not None
         liked = np.stack(
-            [_scores(chooser, prompts, [some[place] for some in drawn]) for place in range(self.best_of.n)],
-            1,
+            [_scores(chooser, prompts, [some[place] for some in drawn]) for place in range(self.best_of.n)], 1
         )
         sizes = [2**power for power in range(int(math.log2(self.best_of.n)) + 1)]
         found = []

@@ -20,13 +20,7 @@ from trivium.data.preferences import (
 )
 from trivium.data.settings import Mixture, Weight
 from trivium.kit.numbers import Count, Number
-from trivium.learn.objectives.preference import (
-    NEEDS_ALL,
-    UNPAIRED,
-    Beside,
-    Preference,
-    needs_reference,
-)
+from trivium.learn.objectives.preference import NEEDS_ALL, UNPAIRED, Beside, Preference, needs_reference
 from trivium.learn.objectives.preference_losses import (
     OF_ANY_DIVERGENCE,
     PAIR_LOSSES,

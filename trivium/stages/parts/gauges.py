@@ -41,8 +41,7 @@ def drift_from(
     """KL(model || parent) of an answer in nats, unbiased, from answers that the model draws (k1)."""
     requests = [
         Request(
-            list(prompt),
-            Sampling(max_new_tokens=longest, logprobs=True, seed=seed_of_sample(seed, number)),
+            list(prompt), Sampling(max_new_tokens=longest, logprobs=True, seed=seed_of_sample(seed, number))
         )
         for number, prompt in enumerate(prompts)
     ]

@@ -13,12 +13,7 @@ from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.model.folder import StoredWeights
 from trivium.model.modalities.encoder import EncoderConfig
-from trivium.model.modalities.foreign import (
-    fill_sound,
-    fill_vision,
-    sound_config,
-    vision_config,
-)
+from trivium.model.modalities.foreign import fill_sound, fill_vision, sound_config, vision_config
 from trivium.model.modalities.projector import ProjectorConfig
 from trivium.model.modalities.sound import SoundConfig
 from trivium.model.modalities.towers import (
