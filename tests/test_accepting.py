@@ -8,8 +8,8 @@ from toys import ToyTrain, write_recipe
 from trivium.cli import main
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.pipeline.accepted import acceptances
-from trivium.pipeline.accepting import accept
 from trivium.pipeline.run import run
+from trivium.pipeline.why import accept
 
 
 def test_an_accepted_result_serves_its_children_and_is_recorded(tmp_path, monkeypatch, capsys):

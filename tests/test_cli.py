@@ -85,7 +85,7 @@ def test_an_evaluation_asks_nothing_before_it_knows_where_to(tmp_path, capsys, m
     def asked(*given, **settings):
         raise AssertionError("minutes of asking, for nothing")
 
-    monkeypatch.setattr("trivium.evals.command.evaluate_folder", asked)
+    monkeypatch.setattr("trivium.evals.evaluate.evaluate_folder", asked)
     place = tmp_path if option == "--json" else tmp_path / "no.json"
     with pytest.raises(SystemExit):
         main(words("eval", tmp_path, "--tasks", "facts", option, place))

@@ -10,7 +10,7 @@ from test_tokens import own
 from tuning import save, small_model, write_rows
 
 import trivium
-from trivium.evals.chain import chain_table
+from trivium.evals.evaluate import chain_table
 from trivium.evals.results import Record, Results, TaskResult
 from trivium.grade.scorer import scorer
 from trivium.grade.sql import open_read_only

@@ -10,8 +10,7 @@ import pytest
 from lab import collected, report_of
 
 from trivium.lab import findings as sentence
-from trivium.lab.compare_numbers import apart_by, passkey
-from trivium.lab.compare_records import records_of
+from trivium.lab.compare_numbers import apart_by, passkey, records_of
 from trivium.lab.page import page as page_from
 
 Right = dict[str, np.ndarray]

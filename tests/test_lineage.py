@@ -13,12 +13,12 @@ import trivium
 from trivium.cli import main
 from trivium.kit.files import read_json, write_json
 from trivium.pipeline import listing
-from trivium.pipeline.accepting import accept
 from trivium.pipeline.index import write_index
 from trivium.pipeline.lineage import line, text
 from trivium.pipeline.listing import results, table
 from trivium.pipeline.run import run
 from trivium.pipeline.store import Store
+from trivium.pipeline.why import accept
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -24,7 +24,6 @@ from trivium.kit.kernels import kernels
 from trivium.kit.seals import read_seal
 from trivium.model.arithmetic import note_product
 from trivium.pipeline import show
-from trivium.pipeline.checkpoints import product
 from trivium.pipeline.lock import locked
 from trivium.pipeline.plan import plan
 from trivium.pipeline.run import run
@@ -286,7 +285,7 @@ def test_gc_keeps_what_a_kept_checkpoint_of_it_was_a_parent_of(tmp_path):
         (runs / "toy" / name).unlink()
     assert list(store.unreached()) == []
     main(["gc", "--runs", str(runs), "--yes"])
-    assert (product(store, old.entry("left").record["parents"]["base@tokens=2k"]) / "model.json").is_file()
+    assert (store.product(old.entry("left").record["parents"]["base@tokens=2k"]) / "model.json").is_file()
     assert {name: old.entry(name).state for name in old.nodes if name != "right"} == {
         "words": "done", "base": "done", "left": "done",
     }  # fmt: skip

@@ -14,7 +14,7 @@ from trivium.evals.settings import Settings
 from trivium.evals.task import outside, placed, planned
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
-from trivium.lab import section_search
+from trivium.lab import sections
 
 ROWS = [{"prompt": f"{n} and {n} make", "answer": str(2 * n)} for n in range(6)]
 STEPS = [
@@ -119,7 +119,7 @@ def test_model_search_takes_any_callable_and_the_name_of_a_reward_model(made, mo
 def test_a_step_that_could_not_be_judged_is_drawn_last_and_says_so():
     step = {"parent": 0, "text": "a", "drawn": 1, "visits": 2, "finished": True, "chosen": False}
     tree = [{**step, "id": 1, "score": None, "value": None}, {**step, "id": 2, "score": 0.5, "value": 0.5}]
-    found = section_search._below(0, tree)
+    found = sections._below(0, tree)
     assert [one["score"] for one in found] == ["0.50", "not judged"]
     assert found[1]["facts"] == "2 visits, value none, ends"
 

@@ -59,7 +59,7 @@ def eval_(
 
     A task named without options is asked of a stage as the report of its recipe asks it.
     """
-    from trivium.evals import command
+    from trivium.evals import evaluate as evaluating
     from trivium.evals.results import Results
     from trivium.evals.settings import settings_of
     from trivium.grade.sandbox.client import announced, permitting_unsafe
@@ -90,13 +90,13 @@ def eval_(
         raise TriviumError(f"{to} is a folder; name a file for the numbers.")
     say = lambda line: click.echo(line, err=True)
     with announced(say), permitting_unsafe(unsafe_sandbox):
-        results = command.evaluate_folder(folder, specs, settings, name=model, say=say)
+        results = evaluating.evaluate_folder(folder, specs, settings, name=model, say=say)
     print_table(results.table())
     if to is not None:
         results.save(to)
         click.echo(f"Wrote {to} and every answer beside it.")
     if before is not None:
-        print_table(command.against(results, before))
+        print_table(evaluating.comparison_table(evaluating.compare(before, results)))
 
 
 def searched(method: str | None, given: dict[str, Any], runs: str) -> dict[str, Any] | None:

@@ -282,7 +282,7 @@ def why(stage: str, runs: str, as_json: bool) -> None:
 @set_option
 def accept(recipe: str, stage: str, because: str, runs: str, overrides: tuple[str, ...]) -> None:
     """Accept a stage's earlier result as unchanged by a change of code alone."""
-    from trivium.pipeline.accepting import accept
+    from trivium.pipeline.why import accept
 
     click.echo(accept(recipe, stage, because, runs, overrides))
 

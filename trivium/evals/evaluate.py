@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from trivium.evals.results import LOWER_IS_BETTER, Record, Results, TaskResult, 
 from trivium.evals.settings import Settings, TaskSpec
 from trivium.evals.statistics import Difference, holm, paired_difference
 from trivium.evals.task import planned, ready_for
+from trivium.generate.engines import EngineSettings
 from trivium.generate.requests import GenerationEngine
+from trivium.kit import machine
 from trivium.kit.errors import TriviumError
+from trivium.model.folder import load_model
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -166,3 +170,62 @@ def line_of(label: str, result: TaskResult) -> str:
             ends = f"{one.low:.3g} to {one.high:.3g}" if math.isfinite(one.low) else "interval unknown"
             told.append(f"{name} {one.value:.3g} ({ends})")
     return f"{label}: {', '.join(told)}; {len(result.records)} items, {result.seconds:.1f} s"
+
+
+VERDICTS = {True: "gained", False: "lost", None: "kept"}
+"""`kept` says that no difference is shown, not that there is none."""
+
+
+def chain_table(steps: Sequence[Results]) -> list[list[str]]:
+    """Every headline of every step, and what the last step did to it; the first row is the heading."""
+    assert len(steps) > 1, "a chain has two ends"
+    now, before = steps[-1], steps[-2]
+    latest, whole = _headlines(compare(before, now)), _headlines(compare(steps[0], now))
+    ends = [
+        (f"since {before.model} (95 %)", latest),
+        *([(f"since {steps[0].model} (95 %)", whole)] if len(steps) > 2 else []),
+    ]
+    rows = [["skill", *(step.model for step in steps), *(name for title, _ in ends for name in (title, ""))]]
+    for label, task in now.tasks.items():
+        for metric in task.headline:
+            key = (label, metric)
+            if all(key not in found for _, found in ends):
+                continue
+            told = [piece for _, found in ends for piece in _told(found.get(key))]
+            rows.append([f"{label}: {metric}", *(_value(step, *key) for step in steps), *told])
+    return rows
+
+
+def _headlines(found: Sequence[Comparison]) -> dict[tuple[str, str], Comparison]:
+    return {(one.task, one.metric): one for one in found if one.headline}
+
+
+def _told(one: Comparison | None) -> list[str]:
+    if one is None:
+        return ["", ""]
+    inside = one.difference.interval
+    return [f"{inside.value:+.3g} ({inside.low:+.3g} to {inside.high:+.3g})", VERDICTS[one.better]]
+
+
+def _value(step: Results, label: str, metric: str) -> str:
+    task = step.tasks.get(label)
+    measures = {} if task is None else task.measures()
+    return f"{measures[metric].value:.3g}" if metric in measures else ""
+
+
+def evaluate_folder(
+    folder: Path,
+    tasks: Sequence[TaskSpec],
+    settings: Settings,
+    *,
+    name: str,
+    say: Callable[[str], None] | None = None,
+    engine: EngineSettings | None = None,
+) -> Results:
+    """Load the model of a Hugging Face folder and ask it; with `engine` another one gives its answers."""
+    place = machine.device()
+    model = load_model(folder, dtype=machine.compute_dtype(place), device=place)
+    model.requires_grad_(False)
+    tokenizer = Tokenizer.load(folder)
+    other = engine.open(folder, tokenizer, model.config.reach) if engine is not None else None
+    return evaluate(model, tokenizer, tasks, settings, name=name, say=say, engine=other)

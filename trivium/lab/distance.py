@@ -17,7 +17,7 @@ from trivium.evals.statistics import bootstrap
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import write_text
 from trivium.lab.behaviour import LONGEST, NO_KL, Passage, continued, divergence, encode, passages
-from trivium.lab.compare_behaviour import distances
+from trivium.lab.compare_numbers import distances
 from trivium.lab.formatting import compact, with_ci
 from trivium.lab.gather import Member, find_all, stages_above, world_sources
 from trivium.model.attention import Documents

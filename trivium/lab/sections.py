@@ -1,9 +1,11 @@
-"""What each section of the report shows: charts and tables from the numbers, for `report.jinja` to draw."""
+"""What each section of the report shows: charts, tables, answers and trees, for `report.jinja` to draw."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.lab.charts import Axis, Line, Panel, Row, Rows, Table, axis, rows_of, share_axis, upper
+from trivium.lab.compare_examples import answer, examples, marked
 from trivium.lab.formatting import count_range, figure, with_ci, with_count
 
 Raw = Mapping[str, Any]
@@ -288,3 +290,127 @@ def _heat_map(cells: Raw) -> dict[str, Any]:
         for depth in depths
     ]
     return {"columns": [f"{length} tokens" for length in lengths], "rows": rows}
+
+
+LONGEST_ANSWER = 700
+"""Characters of an answer that are shown."""
+
+
+def example_answers(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Some questions, each with the answer of every model."""
+    found = []
+    for one in examples(raw):
+        task = raw["tasks"][one["task"]]
+        records = {
+            model["name"]: next(
+                record for record in task["models"][model["name"]]["records"] if record["id"] == one["id"]
+            )
+            for model in raw["models"]
+            if model["name"] in task["models"]
+        }
+        first = next(iter(records.values()))
+        found.append(
+            {
+                "task": one["task"],
+                "why": one["why"],
+                "asked": first["asked"] or "",
+                "expected": f"Expected: {first['expected']}" if first["expected"] else "Judged by a program",
+                "answers": [_answer(model, records, raw["before"].get(model)) for model in records],
+            }
+        )
+    return found
+
+
+def _answer(model: str, records: Mapping[str, Any], before: str | None) -> dict[str, Any]:
+    """An answer in pieces, those marked that the model before did not write, and its verdict."""
+    text = answer(records[model])[:LONGEST_ANSWER]
+    pieces = [(text, False)]
+    if before is not None and before in records:
+        pieces = [
+            (piece, new and bool(piece.strip()))
+            for piece, new in marked(answer(records[before])[:LONGEST_ANSWER], text)
+        ]
+    score = records[model]["scores"].get("accuracy")
+    return {"model": model, "pieces": pieces if text else [], "verdict": _verdict(score), "score": score}
+
+
+def _verdict(score: float | None) -> str:
+    if score is None:
+        return "? not judged"
+    return "✓ right" if score >= 1 else "✗ wrong" if score <= 0 else f"✗ {figure(score, 'share')} right"
+
+
+SHOWN = 3
+"""How many searches of a task and a model are drawn."""
+MOST = 400
+"""The most nodes of a drawn tree."""
+LONGEST_STEP = 160
+"""Characters of a step that are shown."""
+
+
+def searches(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Some searches of every task and model; first those that found a right answer and chose another."""
+    found = []
+    for task, asked in raw["tasks"].items():
+        for model in raw["models"]:
+            told = asked["models"].get(model["name"])
+            records = [] if told is None else [one for one in told["records"] if _of(one) is not None]
+            records.sort(key=lambda one: one["scores"].get("accuracy", 0) - one["scores"].get("oracle", 0))
+            for record in records[:SHOWN]:
+                found.append(_drawn(task, model["name"], record, _of(record) or {}))
+    return found
+
+
+def _of(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    answers = record.get("answers") or [{}]
+    search = answers[0].get("search")
+    return search if isinstance(search, Mapping) else None
+
+
+def _drawn(task: str, model: str, record: Mapping[str, Any], search: Mapping[str, Any]) -> dict[str, Any]:
+    score = record["scores"].get("accuracy")
+    return {
+        "task": task,
+        "model": model,
+        "asked": record["asked"],
+        "expected": record["expected"],
+        "answer": search["answer"],
+        "right": score is not None and score >= 1,
+        "method": search["settings"]["method"],
+        "tokens": search["tokens"],
+        "solutions": search["solutions"],
+        "left_out": max(0, len(search["tree"]) - MOST),
+        "steps": _below(0, search["tree"][:MOST]),
+    }
+
+
+def _below(parent: int, nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The steps below a node, the best first, each with those below it."""
+    children: dict[int, list[Mapping[str, Any]]] = {}
+    for node in nodes:
+        children.setdefault(node["parent"], []).append(node)
+
+    def steps(number: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "text": node["text"].strip()[:LONGEST_STEP] or "(nothing)",
+                "score": "not judged" if node["score"] is None else f"{node['score']:.2f}",
+                "facts": _facts(node),
+                "chosen": node["chosen"],
+                "below": steps(node["id"]),
+            }
+            for node in sorted(children.get(number, []), key=_height, reverse=True)
+        ]
+
+    return steps(parent)
+
+
+def _height(node: Mapping[str, Any]) -> float:
+    return -math.inf if node["score"] is None else float(node["score"])
+
+
+def _facts(node: Mapping[str, Any]) -> str:
+    facts = [f"drawn {node['drawn']} times"] if node["drawn"] > 1 else []
+    value = "none" if node["value"] is None else f"{node['value']:.2f}"
+    facts += [f"{node['visits']} visits, value {value}"] if node["visits"] else []
+    return ", ".join([*facts, *(["ends"] if node["finished"] else [])])

@@ -24,7 +24,7 @@ from trivium.pipeline.run import Run, prepare, run
 from trivium.pipeline.store import Entry, Store, find
 from trivium.recipe.graph import with_names
 from trivium.recipe.outside import files_behind, is_elsewhere
-from trivium.stages import kind_from_file, kinds
+from trivium.stages import stage_of
 from trivium.stages.parts.stage import PART, Stage
 
 MANIFEST, RECIPE = "bundle.json", "recipe.yaml"
@@ -94,18 +94,13 @@ def _line(runs: str | Path, stage: str) -> dict[str, tuple[Entry, dict[str, Any]
     entry = find(runs, stage)
     store = Store(entry.folder.parent.parent)
     found: dict[str, tuple[Entry, dict[str, Any]]] = {}
-    waiting = [entry]
-    while waiting:
-        one = waiting.pop(0)
-        if one.folder.name in found:
-            continue
+    for one in store.line([entry]):
         if one.state != "done":
             raise TriviumError(f"{one.folder.name} is {one.state}; run its recipe again, then bundle it.")
         one.verify(one.output)
         record = one.record
         _refuse_code_of_results(one, record, store)
         found[one.folder.name] = (one, record)
-        waiting += [store.named(parent.partition("@")[0]) for parent in (record["parents"] or {}).values()]
     return found
 
 
@@ -133,7 +128,7 @@ def _stage(
     record: Mapping[str, Any], names: Mapping[str, str], folder: Path, base: Path | None
 ) -> dict[str, Any]:
     """A stage's settings as the bundle's recipe writes them: with its names, its data and its seed."""
-    stage = _read_stage(record)
+    stage = stage_of(record)
     called: dict[str, str] = {}
     for written, parent in (record["parents"] or {}).items():
         entry, at, checkpoint = str(parent).partition("@")
@@ -156,12 +151,6 @@ def _stage(
         shutil.copyfile(file, folder / "kinds" / Path(file).name)
         settings["kind"] = f"kinds/{Path(file).name}:{name}"
     return settings
-
-
-def _read_stage(record: Mapping[str, Any]) -> Stage:
-    if "kind_from" in record:
-        return kind_from_file(record["kind_from"], Path()).model_validate(record["settings"])
-    return kinds()[record["kind"]].model_validate(record["settings"])
 
 
 def _parts(stage: Stage) -> list[str]:

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from trivium.kit.files import make_folder
 from trivium.kit.places import Folder
-from trivium.pipeline.holder import Busy, Holder, myself, started
-from trivium.pipeline.lease import Lease
+from trivium.pipeline.lease import Busy, Holder, Lease, myself, started
 
 MOUNTS = "/proc/self/mountinfo"
 LOCAL = frozenset({

@@ -25,12 +25,11 @@ from trivium.model.lora import targeted
 from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
 from trivium.pipeline import costs
-from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk, is_online
+from trivium.pipeline.checks import PREFERENCES, PROMPTED, Checked, check, check_disk, check_rows, is_online
 from trivium.pipeline.encoders import modalities_of
 from trivium.pipeline.measured import here
 from trivium.pipeline.portions import Reader
 from trivium.pipeline.run import Run, prepare
-from trivium.pipeline.teaching import check_rows
 from trivium.pipeline.workload import job_of
 from trivium.recipe import graph
 from trivium.stages.grow import PROBE

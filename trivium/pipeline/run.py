@@ -33,7 +33,6 @@ from trivium.model.hub import resolve
 from trivium.pipeline import measured
 from trivium.pipeline.accepted import same_as
 from trivium.pipeline.cards import write_card
-from trivium.pipeline.checkpoints import product
 from trivium.pipeline.index import write_index
 from trivium.pipeline.jobs import SideBySide, crew, plain
 from trivium.pipeline.lock import locked
@@ -134,51 +133,36 @@ def run(
     `unsafe_sandbox` runs programs that a model wrote even where the kernel cannot isolate them.
     """
     with permitting_unsafe(unsafe_sandbox), crew(jobs if workers is None else None) as begun:
-        workers = begun if workers is None else workers
-        return _run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs, workers)
-
-
-def _run(
-    recipe: str | Path,
-    runs: str | Path,
-    overrides: Iterable[str] | Mapping[str, Any],
-    only: Iterable[str],
-    wait: bool,
-    unsafe_sandbox: bool,
-    store: str | None,
-    jobs: int | None,
-    workers: list[Popen[str]],
-) -> Run:
-    world = processes.start()
-    if jobs is not None and world.size > 1:
-        raise TriviumError("--jobs starts processes of its own; leave it out under torchrun.")
-    shared = None if store is None else SharedStore(store)
-    going = prepare(recipe, runs, overrides, shared)
-    chosen = graph.needed(going.nodes, only)
-    check(going.recipe.track)
-    if world.leads:
-        entries = {name: going.entry(name) for name in going.nodes}
-        note_graph(going.store.runs / going.recipe.name, going.nodes, entries)
-    if jobs is not None:
-        order = {"recipe": str(recipe), "runs": str(runs), "overrides": plain(overrides), "store": store}
-        order["unsafe_sandbox"] = unsafe_sandbox
-        SideBySide(going, chosen, jobs, workers, order, partial(lead, wait=wait), wait).run()
-    for name in chosen if jobs is None else ():
+        world = processes.start()
+        if jobs is not None and world.size > 1:
+            raise TriviumError("--jobs starts processes of its own; leave it out under torchrun.")
+        shared = None if store is None else SharedStore(store)
+        going = prepare(recipe, runs, overrides, shared)
+        chosen = graph.needed(going.nodes, only)
+        check(going.recipe.track)
         if world.leads:
-            going.became[name] = lead(going, name, wait)
-        else:
-            _follow(going, name)
-    if world.leads and len(chosen) == len(going.nodes):
-        # Runs that share the work reach this point together; the second finds what the first one asked.
-        with locked(going.store.runs / going.recipe.name / PAGE, lambda _: None):
-            if going.recipe.expanded is not None:
-                going.concluded = _concluded(going, going.recipe.expanded.cells)
+            entries = {name: going.entry(name) for name in going.nodes}
+            note_graph(going.store.runs / going.recipe.name, going.nodes, entries)
+        if jobs is not None:
+            order = {"recipe": str(recipe), "runs": str(runs), "overrides": plain(overrides), "store": store}
+            order["unsafe_sandbox"] = unsafe_sandbox
+            SideBySide(going, chosen, jobs, workers or begun, order, partial(lead, wait=wait), wait).run()
+        for name in chosen if jobs is None else ():
+            if world.leads:
+                going.became[name] = lead(going, name, wait)
             else:
-                from trivium.pipeline.report import report
+                _follow(going, name)
+        if world.leads and len(chosen) == len(going.nodes):
+            # Runs that share the work reach this point together; the second finds what the first one asked.
+            with locked(going.store.runs / going.recipe.name / PAGE, lambda _: None):
+                if going.recipe.expanded is not None:
+                    going.concluded = _concluded(going, going.recipe.expanded.cells)
+                else:
+                    from trivium.pipeline.report import report
 
-                going.reported = report(going)
-        write_index(going.store.runs)
-    return going
+                    going.reported = report(going)
+            write_index(going.store.runs)
+        return going
 
 
 def _concluded(going: Run, cells: Mapping[tuple[str, int], Mapping[str, str]]) -> dict[str, Any]:
@@ -204,7 +188,12 @@ def lead(going: Run, name: str, wait: bool) -> str:
             with locked(entry.folder, progress.say, wait) as may:
                 # Another process may have finished it while this one waited.
                 if entry.state != "done":
-                    became = _bring(going, node, entry, progress, wait, may)
+                    make = partial(_make, going, node, entry, progress, may)
+                    if going.shared is None:
+                        became = make()
+                    else:
+                        shared, store = going.shared, going.store
+                        became = obtain(shared, store, entry, node.fingerprint, make, progress.say, wait)
         going.store.link(going.recipe.name, name, entry)
         if became == "reused":
             entry.verify()
@@ -216,19 +205,6 @@ def lead(going: Run, name: str, wait: bool) -> str:
         if became in ("reused", "pulled") or not node.stage.together:
             processes.broadcast("done")
     return became
-
-
-def _bring(
-    going: Run, node: Node, entry: Entry, progress: Progress, wait: bool, may: Callable[[], None]
-) -> str:
-    """Make one stage's result, or get it from the shared store; this process holds the entry's lock."""
-    if going.shared is None:
-        return _make(going, node, entry, progress, may)
-
-    def make(may_publish: Callable[[], None]) -> str:
-        return _make(going, node, entry, progress, may, may_publish)
-
-    return obtain(going.shared, going.store, entry, node.fingerprint, make, progress.say, wait)
 
 
 def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callable[[], None]) -> str:
@@ -326,7 +302,7 @@ def _inputs(going: Run, node: Node, verify: bool = False) -> Iterator[tuple[str,
         recorded = entry.folder.name
         if parent.checkpoint is not None:
             recorded += f"@{parent.checkpoint[0]}={parent.checkpoint[1]}"
-        place = product(going.store, recorded)
+        place = going.store.product(recorded)
         if verify:
             entry.verify(place)
         yield written, place, recorded

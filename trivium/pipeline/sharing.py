@@ -24,10 +24,8 @@ from trivium.kit.numbers import short
 from trivium.kit.places import Place, place_at
 from trivium.kit.processes import world
 from trivium.kit.seals import COMPLETE, compare, read_seal, sealed_bytes, unsealed
-from trivium.pipeline.arriving import inside, landing, settle
-from trivium.pipeline.holder import Busy
-from trivium.pipeline.lease import Lease, LeaseLost
-from trivium.pipeline.parts import Parts
+from trivium.pipeline.lease import Busy, Lease, LeaseLost
+from trivium.pipeline.parts import Parts, inside, landing, settle
 from trivium.pipeline.states import SavedStates
 from trivium.pipeline.store import Entry, Store
 

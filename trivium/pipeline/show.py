@@ -8,10 +8,9 @@ import yaml
 from trivium.data.preview import previewed
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.progress import Progress
-from trivium.pipeline.checkpoints import product
 from trivium.pipeline.store import Entry, Store, find
-from trivium.stages import kind_from_file, kinds
-from trivium.stages.parts.stage import Stage, Work
+from trivium.stages import stage_of
+from trivium.stages.parts.stage import Work
 
 __all__ = ["batch", "documents", "find", "text"]
 
@@ -29,30 +28,21 @@ def text(entry: Entry) -> str:
 def documents(entry: Entry, step: int) -> list[str]:
     """The ids of the documents in the batch of an optimiser step."""
     record = entry.record
-    stage = _stage(record)
-    return stage.documents_of(_work(entry, record), step)
+    return stage_of(record).documents_of(_work(entry, record), step)
 
 
 def batch(entry: Entry, step: int, colour: bool) -> str:
     """The packed batch of an optimiser step as text, with what is learned told apart."""
     record = entry.record
-    stage = _stage(record)
-    rows, tokenizer = stage.batch_of(_work(entry, record), step)
+    rows, tokenizer = stage_of(record).batch_of(_work(entry, record), step)
     shown = [previewed(row, tokenizer, colour=colour) for row in rows]
     return "\n".join(f"=== row {number} of {len(rows)}\n{row}" for number, row in enumerate(shown, 1))
-
-
-def _stage(record: dict[str, Any]) -> Stage:
-    """The stage with its settings, from what was kept."""
-    if "kind_from" in record:
-        return kind_from_file(record["kind_from"], Path()).model_validate(record["settings"])
-    return kinds()[record["kind"]].model_validate(record["settings"])
 
 
 def _work(entry: Entry, record: dict[str, Any]) -> Work:
     """The work as the stage had it, from what was kept."""
     store = Store(entry.folder.parent.parent)
-    inputs = {name: product(store, parent) for name, parent in record["parents"].items()}
+    inputs = {name: store.product(parent) for name, parent in record["parents"].items()}
     inputs |= {name: Path(place) for name, place in record["outside"].items()}
     log = MetricsLog(entry.folder / "metrics.jsonl")
     return Work(record["stage"], entry.folder, inputs, record["seed"], log, Progress(), resume=True)

@@ -22,9 +22,8 @@ from trivium.kit.files import checksum
 from trivium.kit.numbers import short
 from trivium.kit.places import Place
 from trivium.kit.seals import COMPLETE, sealed_bytes, unsealed
-from trivium.pipeline.arriving import inside, landing, settle
 from trivium.pipeline.lease import LEASE, Lease, LeaseLost
-from trivium.pipeline.parts import Parts
+from trivium.pipeline.parts import Parts, inside, landing, settle
 
 STATE = "STATE"
 SAVED = "checkpoints"

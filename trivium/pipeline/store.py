@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,6 +159,26 @@ class Store:
                 return Entry(other)
         return Entry(self.folder / name)
 
+    def product(self, recorded: str) -> Path:
+        """The folder behind `base-0123abcd`, or behind a checkpoint kept, `base-0123abcd@tokens=2000000`."""
+        # What reads data and models takes longer to import than all else here.
+        from trivium.stages.parts.inheritance import kept_model
+
+        name, _, checkpoint = recorded.partition("@")
+        entry = self.named(name)
+        return kept_model(entry.folder, checkpoint) if checkpoint else entry.output
+
+    def line(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """These entries and all that they were made from, each once, the nearest first."""
+        waiting, seen = list(entries), set()
+        while waiting:
+            entry = waiting.pop(0)
+            if entry.folder.name not in seen:
+                seen.add(entry.folder.name)
+                yield entry
+                parents = (entry.record.get("parents") or {}).values()
+                waiting += [self.named(str(parent).partition("@")[0]) for parent in parents]
+
     @property
     def folder(self) -> Path:
         """The folder that holds the entries."""
@@ -196,14 +216,8 @@ class Store:
 
     def unreached(self) -> list[Entry]:
         """The entries no recipe's link leads to, neither directly nor as a parent, and nobody works on."""
-        reached: set[str] = set()
-        waiting = [entry for stages in self.recipes().values() for entry in stages.values()]
-        while waiting:
-            entry = waiting.pop()
-            if entry.folder.name not in reached:
-                reached.add(entry.folder.name)
-                parents = (entry.record.get("parents") or {}).values()
-                waiting += [self.named(parent.partition("@")[0]) for parent in parents]
+        linked = (entry for stages in self.recipes().values() for entry in stages.values())
+        reached = {entry.folder.name for entry in self.line(linked)}
         return [
             entry for entry in self.entries() if entry.folder.name not in reached and entry.state != "running"
         ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from trivium.kit import progress
 from trivium.kit.errors import TriviumError
-from trivium.pipeline.holder import Busy
+from trivium.pipeline.lease import Busy
 
 
 def main() -> None:

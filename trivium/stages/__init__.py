@@ -2,11 +2,13 @@
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import checksum
@@ -29,6 +31,13 @@ def kinds() -> dict[str, type[Stage]]:
 def _offered() -> tuple[EntryPoint, ...]:
     """What installed packages offer; to look through them all takes long and is done once."""
     return tuple(entry_points(group=GROUP))
+
+
+def stage_of(record: Mapping[str, Any]) -> Stage:
+    """A stage that ran, with its settings, from what its record keeps."""
+    if "kind_from" in record:
+        return kind_from_file(record["kind_from"], Path()).model_validate(record["settings"])
+    return kinds()[record["kind"]].model_validate(record["settings"])
 
 
 def is_in_a_file(kind: object) -> bool:

@@ -17,11 +17,10 @@ from trivium.learn.settings import UNAFFECTING, Training
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
 from trivium.stages.midtrain import Midtrain
+from trivium.stages.parts.documents import MEASURED, Replayed, mixture_references
 from trivium.stages.parts.inheritance import trained_on
-from trivium.stages.parts.mixtures import MEASURED, mixture_references
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, gained, spent, told
 from trivium.stages.parts.parents import handed_over
-from trivium.stages.parts.replay import Replayed
 from trivium.stages.parts.stage import Product, Reference, Stage, Work, part_of
 from trivium.tokens.tokenizer import Tokenizer
 

@@ -24,9 +24,9 @@ from trivium.kit.numbers import Count
 from trivium.learn.settings import Settings
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
+from trivium.stages.parts.documents import PROMPTS, ROWS, mixture_references
 from trivium.stages.parts.gauges import drift_from
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.parts.mixtures import PROMPTS, ROWS, mixture_references
 from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer

@@ -9,9 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from trivium.curate.examination import Examined
 from trivium.data.sources import Source
 from trivium.data.split import HELD_OUT
-from trivium.evals.chain import chain_table
-from trivium.evals.command import evaluate_folder
-from trivium.evals.evaluate import compare
+from trivium.evals.evaluate import chain_table, compare, evaluate_folder
 from trivium.evals.examined import examined
 from trivium.evals.results import Results, as_json
 from trivium.evals.settings import Settings, TaskSpec

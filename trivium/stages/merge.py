@@ -24,8 +24,8 @@ from trivium.model.folder import load_config, load_model, save_model
 from trivium.model.hub import resolve
 from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.documents import MEASURED, mixture_references
 from trivium.stages.parts.inheritance import held_out_by, trained_on
-from trivium.stages.parts.mixtures import MEASURED, mixture_references
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer

@@ -12,12 +12,10 @@ from trivium.data.settings import Mixture, MixtureSource
 from trivium.model.config import ModelConfig
 from trivium.model.flops import flops_per_token
 from trivium.stages.parts.context_extension import ContextSetting, check_reach, extended
-from trivium.stages.parts.documents import source_references
+from trivium.stages.parts.documents import MEASURED, Replayed, mixture_references, replayed, source_references
 from trivium.stages.parts.growing import Growing
 from trivium.stages.parts.inheritance import consumed_by, trained_on
-from trivium.stages.parts.mixtures import MEASURED, mixture_references
 from trivium.stages.parts.new_tokens import NewTokens
-from trivium.stages.parts.replay import Replayed, replayed
 from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import Opened, TrainingStage, ValidationRows
 

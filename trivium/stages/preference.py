@@ -29,8 +29,8 @@ from trivium.learn.objectives.preference_losses import (
 )
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.documents import PAIRS
 from trivium.stages.parts.gauges import gauges
-from trivium.stages.parts.mixtures import PAIRS
 from trivium.stages.parts.online import (
     Asked,
     Judges,

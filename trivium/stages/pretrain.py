@@ -16,8 +16,8 @@ from trivium.learn.optimisers import LearningRates
 from trivium.model.initialise import empty_model, initialise, new_model
 from trivium.model.preset import GROUPS, Preset, preset
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.documents import planned_vocabulary
 from trivium.stages.parts.growing import Growing
-from trivium.stages.parts.mixtures import planned_vocabulary
 from trivium.stages.parts.stage import Reference, Work
 from trivium.stages.parts.training import Opened, TrainingStage
 from trivium.tokens.tokenizer import Tokenizer

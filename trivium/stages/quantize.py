@@ -21,7 +21,7 @@ from trivium.model.hub import resolve
 from trivium.model.lora import adaptable
 from trivium.model.quantize import Scheme, bytes_in_file, quantise
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.mixtures import MEASURED, mixture_references
+from trivium.stages.parts.documents import MEASURED, mixture_references
 from trivium.stages.parts.shapes import planned_size
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer

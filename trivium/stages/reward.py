@@ -30,7 +30,7 @@ from trivium.model.scalar_head import (
     without_language_head,
 )
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.mixtures import PAIRS, PROMPTS, ROWS, mixture_references
+from trivium.stages.parts.documents import PAIRS, PROMPTS, ROWS, mixture_references
 from trivium.stages.parts.references import accuracy_of_scores
 from trivium.stages.parts.stage import Product, Reference
 from trivium.stages.parts.stepwise import judged_steps, read_solutions

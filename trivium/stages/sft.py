@@ -20,8 +20,8 @@ from trivium.learn.objectives.near_parent import Guard, NearParent, NearPredicti
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model.transformer import Transformer
 from trivium.model.vocabulary import grow_vocabulary
+from trivium.stages.parts.documents import Replayed, replayed
 from trivium.stages.parts.examples import ExampleSources, batch_of_examples, open_examples
-from trivium.stages.parts.replay import Replayed, replayed
 from trivium.stages.parts.training import Opened, TrainingStage, ValidationRows
 from trivium.tokens.adopt import with_chat_template
 

@@ -21,7 +21,7 @@ from trivium.model.initialise import build
 from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.shrink import importance, kept_layers, narrowed, narrowed_config, without_layers
 from trivium.model.transformer import Transformer
-from trivium.stages.parts.mixtures import MEASURED, mixture_references
+from trivium.stages.parts.documents import MEASURED, mixture_references
 from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer

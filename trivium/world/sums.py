@@ -8,7 +8,38 @@ from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, split_of
 from trivium.world.country import country_of
 from trivium.world.document import Question, Share, Split, WorldDocument
-from trivium.world.problems import FAMILIES, UNSEEN, Family
+from trivium.world.words import sentences
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of story, told in its own words, over one running number."""
+
+    name: str
+    people: int
+    things: tuple[str, ...]
+    openings: tuple[str, ...]
+    events: dict[str, tuple[str, ...]]
+    questions: tuple[str, ...]
+
+
+def _families(which: str) -> tuple[Family, ...]:
+    return tuple(
+        Family(
+            name=name,
+            people=one["people"],
+            things=tuple(one["things"]),
+            openings=tuple(one["openings"]),
+            events={operation: tuple(told) for operation, told in one["events"].items()},
+            questions=tuple(one["questions"]),
+        )
+        for name, one in sentences("problems")[which].items()
+    )
+
+
+FAMILIES = _families("families")
+(UNSEEN,) = _families("unseen")
+
 
 MOST_STEPS = 100
 _SPLIT_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}

@@ -22,8 +22,8 @@ from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.advantages import AdvantageSettings
 from trivium.learn.objectives.policy_losses import ALGORITHMS
+from trivium.stages.parts.documents import PROMPTS, mixture_references
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.parts.mixtures import PROMPTS, mixture_references
 from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.rollout_engine import refuse_endpoint, rollout_engine
 from trivium.stages.parts.rollout_metrics import write_completions

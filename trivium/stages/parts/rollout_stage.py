@@ -19,8 +19,8 @@ from trivium.learn.objectives.step_advantages import StepRewards
 from trivium.learn.settings import LearningRate
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.documents import PROMPTS
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.parts.mixtures import PROMPTS
 from trivium.stages.parts.process_rewards import process_rewards_of
 from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.rollout_engine import RolloutEngine, refuse_endpoint, rollout_engine

@@ -32,9 +32,9 @@ from trivium.model.hub import resolve
 from trivium.model.preset import preset
 from trivium.model.rank import ranks
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.documents import ROWS, TOKENISED, mixture_references, replay_references
 from trivium.stages.parts.inheritance import layers_grown
 from trivium.stages.parts.loop import save_model_of, train
-from trivium.stages.parts.mixtures import ROWS, TOKENISED, mixture_references
 from trivium.stages.parts.parents import (
     adapt,
     faster_adapter,
@@ -44,7 +44,6 @@ from trivium.stages.parts.parents import (
     rates_after,
     with_new_rows,
 )
-from trivium.stages.parts.replay import replay_references
 from trivium.stages.parts.shapes import planned_shape, planned_size, shape_of, size_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
