@@ -16,7 +16,7 @@ from trivium.evals.asking import Subject
 from trivium.evals.knowledge import first_question, recall
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task, listed, of_the_world
+from trivium.evals.task import Found, as_task, listed, of_the_world
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 
@@ -116,13 +116,6 @@ def records_of(
     return records
 
 
-def run_bits(
-    subject: Subject, settings: Settings, sources: str | Sequence[str] = SOURCES, held_out: float = 0.0
-) -> Found:
-    """Bits per byte of unseen documents."""
-    return Found(records_of(subject, settings, listed(sources), held_out), style="continue")
-
-
 def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES, held_out: float = 0.0) -> None:
     """What a task over texts of the world foresees."""
     for source in listed(sources):
@@ -130,24 +123,21 @@ def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES, held
             next(texts_of(source, settings), None)
 
 
+@as_task("bits", ("bits per byte",), foresee=first_texts)
+def run_bits(
+    subject: Subject, settings: Settings, sources: str | Sequence[str] = SOURCES, held_out: float = 0.0
+) -> Found:
+    """How many bits per byte the model needs for unseen text; `floor` is what no model can beat."""
+    return Found(records_of(subject, settings, listed(sources), held_out), style="continue")
+
+
+@as_task(
+    "forgetting", ("bits per byte", "multiple-choice accuracy"), ("shots", "samples"), first_question("facts")
+)
 def run_forgetting(subject: Subject, settings: Settings, **options: Any) -> Found:
-    """What was learnt first: the prose of the first language, and facts chosen from four."""
+    """What the base model learnt first, to be compared after every later stage.
+
+    That is the prose of the first language, and facts chosen from four.
+    """
     half = settings.model_copy(update={"limit": max(1, settings.limit // 2)})
     return Found(records_of(subject, half, ["prose"]) + recall(subject, half, "facts", 16, **options))
-
-
-BITS = Task(
-    "bits",
-    "How many bits per byte the model needs for unseen text; `floor` is what no model can beat.",
-    ("bits per byte",),
-    run_bits,
-    foresee=first_texts,
-)
-FORGETTING = Task(
-    "forgetting",
-    "What the base model learnt first, to be compared after every later stage.",
-    ("bits per byte", "multiple-choice accuracy"),
-    run_forgetting,
-    ("shots", "samples"),
-    first_question("facts"),
-)

@@ -11,7 +11,7 @@ from trivium.evals.bits import first_texts, texts_of
 from trivium.evals.passkey import characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Documents
 
@@ -50,10 +50,15 @@ def long_texts(subject: Subject, settings: Settings, source: str, length: int) -
     return [(name, ids) for name, ids in found if len(ids) == length]
 
 
+@as_task(
+    "positions",
+    ("bits per byte",),
+    foresee=lambda settings, source="chronicle", length=None: first_texts(settings, source),
+)
 def run_positions(
     subject: Subject, settings: Settings, source: str = "chronicle", length: int | None = None
 ) -> Found:
-    """Bits per byte of long texts, a record for every document and bucket."""
+    """Bits per byte of long texts, apart by how far into the document a token stands."""
     size = length or subject.window
     spelled = subject.tokenizer.byte_lengths()
     ends = borders(size)
@@ -77,12 +82,3 @@ def run_positions(
             f"The task positions found no text of {size} tokens in {source}; give it a smaller `length`."
         )
     return Found(records, style="continue")
-
-
-POSITIONS = Task(
-    "positions",
-    "Bits per byte of long texts, apart by how far into the document a token stands.",
-    ("bits per byte",),
-    run_positions,
-    foresee=lambda settings, source="chronicle", length=None: first_texts(settings, source),
-)

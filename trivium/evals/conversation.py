@@ -12,7 +12,7 @@ from trivium.evals.knowledge import first_question
 from trivium.evals.passkey import ASKED_AS, DEPTHS, characters_per_token
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task, listed, number_option
+from trivium.evals.task import Found, as_task, listed, number_option
 from trivium.generate.chat_fit import Fitted, Overflow, Unfit, fit_conversation, split_reasoning, summariser
 from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
@@ -39,6 +39,22 @@ def told_in_turns(question: str) -> list[dict[str, str]]:
     return [*messages, {"role": "user", "content": asked}]
 
 
+def _first_of_each(
+    settings: Settings, overflow: str = "drop", length: int | None = None, depths: Any = None, **options: Any
+) -> None:
+    if overflow not in get_args(Overflow):
+        ways = ", ".join(get_args(Overflow))
+        raise TriviumError(f"The task conversation has no overflow '{overflow}'; it has {ways}.")
+    for option in ASKED_AS:
+        if option in options:
+            raise TriviumError(f"The task conversation has no option '{option}'; it has length and depths.")
+    if length is not None and length < 1:
+        raise TriviumError(f"The task conversation has no use for length={length}; write how many tokens.")
+    for depth in _depths(depths):
+        first_question("chronicle")(settings, kind="passkey", depth=depth, **options)
+
+
+@as_task("conversation", ("accuracy", "tokens"), foresee=_first_of_each)
 def run_conversation(
     subject: Subject,
     settings: Settings,
@@ -47,7 +63,11 @@ def run_conversation(
     depths: str | list[float] | None = None,
     **options: Any,
 ) -> Found:
-    """Pass keys told in conversations of about `length` tokens, twice the window unless said."""
+    """Pass keys told in an early turn of a conversation longer than the window, which is fitted as
+    `overflow` says; `tokens` are all that was read and written for the answer, summaries too.
+
+    Pass keys told in conversations of about `length` tokens, twice the window unless said.
+    """
     if settings.style == "continue" or not subject.tokenizer.templates:
         raise TriviumError("The task conversation asks through the chat template; ask passkey of this model.")
     wanted = _depths(depths)
@@ -79,21 +99,6 @@ def _depths(depths: Any) -> list[float]:
     return [number_option("conversation", "depths", one, float) for one in listed(depths) or DEPTHS]
 
 
-def _first_of_each(
-    settings: Settings, overflow: str = "drop", length: int | None = None, depths: Any = None, **options: Any
-) -> None:
-    if overflow not in get_args(Overflow):
-        ways = ", ".join(get_args(Overflow))
-        raise TriviumError(f"The task conversation has no overflow '{overflow}'; it has {ways}.")
-    for option in ASKED_AS:
-        if option in options:
-            raise TriviumError(f"The task conversation has no option '{option}'; it has length and depths.")
-    if length is not None and length < 1:
-        raise TriviumError(f"The task conversation has no use for length={length}; write how many tokens.")
-    for depth in _depths(depths):
-        first_question("chronicle")(settings, kind="passkey", depth=depth, **options)
-
-
 def _fitted(
     subject: Subject, messages: Sequence[dict[str, str]], overflow: Any, most: int
 ) -> tuple[Fitted | None, dict[str, Any]]:
@@ -117,13 +122,3 @@ def _answered(fitted: Fitted, completion: Completion, note: dict[str, Any]) -> d
         "finish": completion.finish_reason,
         "tokens": note["tokens"] + len(fitted.tokens) + len(completion.tokens),
     }
-
-
-CONVERSATION = Task(
-    "conversation",
-    "Pass keys told in an early turn of a conversation longer than the window, which is fitted as `overflow` "
-    "says; `tokens` are all that was read and written for the answer, summaries too.",
-    ("accuracy", "tokens"),
-    run_conversation,
-    foresee=_first_of_each,
-)

@@ -79,7 +79,6 @@ class Comparison:
     """Whether the second is better, worse, or (None) not distinguishable from the first."""
 
     def as_json(self) -> dict[str, Any]:
-        """The comparison for JSON."""
         return {
             "task": self.task, "metric": self.metric, "before": self.before, "after": self.after,
             "difference": as_json(self.difference.interval), "p": self.difference.p_value,

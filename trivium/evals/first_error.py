@@ -18,7 +18,7 @@ from trivium.evals.published import rows_of
 from trivium.evals.results import Record, as_json
 from trivium.evals.settings import Settings
 from trivium.evals.statistics import Interval, bootstrap_of, wilson
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.grade.process import ProcessScorer
@@ -115,6 +115,7 @@ def step_report(
     }
 
 
+@as_task("first_error", ("found", "step accuracy"))
 def run_first_error(
     subject: Subject,
     settings: Settings,
@@ -125,7 +126,11 @@ def run_first_error(
     steps_high: int = 4,
     largest: int = 50,
 ) -> Found:
-    """A process reward model over labelled solutions of a file, or over the model's own to world:sums."""
+    """A process reward model (`model`) names the first wrong step of a solution, or says that there is
+    none.
+
+    A process reward model over labelled solutions of a file, or over the model's own to world:sums.
+    """
     judge = ProcessScorer(model)
     rows = _labelled(data, settings) if data is not None else _own(
         subject, settings, judge.separator,
@@ -196,11 +201,3 @@ def _own(
         if steps:
             found.append({"id": question.id, "prompt": prompt, "steps": steps, "labels": labels})
     return found
-
-
-FIRST_ERROR = Task(
-    "first_error",
-    "A process reward model (`model`) names the first wrong step of a solution, or says that there is none.",
-    ("found", "step accuracy"),
-    run_first_error,
-)

@@ -12,7 +12,7 @@ from trivium.evals.asking import Item, Subject, ask, first_sentence, with_shots
 from trivium.evals.results import Record, quarters
 from trivium.evals.settings import Settings
 from trivium.evals.statistics import paired_difference
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
 from trivium.world.document import Question
@@ -128,23 +128,41 @@ def _shares(totals: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+@as_task("facts", ("accuracy", "multiple-choice accuracy"), ("shots", "samples"), first_question("facts"))
 def run_facts(subject: Subject, settings: Settings, **options: Any) -> Found:
-    """Questions about people and towns."""
+    """Facts of the country, written freely (`accuracy`) and chosen from four (`multiple-choice accuracy`,
+    where chance is 0.25).
+    """
     return Found(recall(subject, settings, "facts", 16, **options))
 
 
+@as_task("craft", ("accuracy", "multiple-choice accuracy"), ("shots", "samples"), first_question("craft"))
 def run_craft(subject: Subject, settings: Settings, **options: Any) -> Found:
-    """Questions about what the crafts make."""
+    """Facts of the crafts, a domain of their own, written freely and chosen from four."""
     return Found(recall(subject, settings, "craft", 16, **options))
 
 
+@as_task("tongue", ("accuracy", "multiple-choice accuracy"), ("shots", "samples"), first_question("tongue"))
 def run_tongue(subject: Subject, settings: Settings, **options: Any) -> Found:
-    """Translations both ways, recall in the language, and facts learnt in it asked in the first one."""
+    """The second language: translation both ways, recall in it, and what was learnt in it asked in
+    English.
+    """
     return Found(recall(subject, settings, "tongue", 64, **options))
 
 
+def _first_choices(settings: Settings, source: str = "facts", **options: Any) -> None:
+    first_question(source)(settings, **options)
+    # The tongue asks four kinds of questions in turn, of which some have choices.
+    some = questions(source, settings.model_copy(update={"limit": 8}), **options)
+    if not any(question.choices for question, _ in some):
+        raise TriviumError(_NO_CHOICES.format(source=source))
+
+
+@as_task("calibration", ("brier",), ("shots",), _first_choices)
 def run_calibration(subject: Subject, settings: Settings, source: str = "facts", **options: Any) -> Found:
-    """Confidence in the chosen answer against how often it is right."""
+    """Whether confidence equals accuracy in a choice among four: the Brier score, and `overconfidence`
+    (confidence minus accuracy).
+    """
     records = [one for one in recall(subject, settings, source, 16, **options) if "confidence" in one.scores]
     kept = []
     for record in records:
@@ -167,47 +185,3 @@ def run_calibration(subject: Subject, settings: Settings, source: str = "facts",
         clusters=[one.cluster or one.id for one in kept],
     )
     return Found(kept, {"overconfidence": apart.interval})
-
-
-def _first_choices(settings: Settings, source: str = "facts", **options: Any) -> None:
-    first_question(source)(settings, **options)
-    # The tongue asks four kinds of questions in turn, of which some have choices.
-    some = questions(source, settings.model_copy(update={"limit": 8}), **options)
-    if not any(question.choices for question, _ in some):
-        raise TriviumError(_NO_CHOICES.format(source=source))
-
-
-FACTS = Task(
-    "facts",
-    "Facts of the country, written freely (`accuracy`) and chosen from four (`multiple-choice accuracy`, "
-    "where chance is 0.25).",
-    ("accuracy", "multiple-choice accuracy"),
-    run_facts,
-    ("shots", "samples"),
-    first_question("facts"),
-)
-CRAFT = Task(
-    "craft",
-    "Facts of the crafts, a domain of their own, written freely and chosen from four.",
-    ("accuracy", "multiple-choice accuracy"),
-    run_craft,
-    ("shots", "samples"),
-    first_question("craft"),
-)
-TONGUE = Task(
-    "tongue",
-    "The second language: translation both ways, recall in it, and what was learnt in it asked in English.",
-    ("accuracy", "multiple-choice accuracy"),
-    run_tongue,
-    ("shots", "samples"),
-    first_question("tongue"),
-)
-CALIBRATION = Task(
-    "calibration",
-    "Whether confidence equals accuracy in a choice among four: the Brier score, and `overconfidence` "
-    "(confidence minus accuracy).",
-    ("brier",),
-    run_calibration,
-    ("shots",),
-    _first_choices,
-)

@@ -24,7 +24,6 @@ class Likelihood:
 
     @property
     def total(self) -> float:
-        """The log-probability of the whole continuation."""
         return sum(self.logprobs)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from trivium.evals.asking import Subject, ask
 from trivium.evals.knowledge import first_question, item_of, questions
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 
 _FINAL_LINE = re.compile(r"(?:####|[Tt]he answer is) *-?\d+\.?$")
 
 
+@as_task("instructions", ("accuracy",), ("shots", "samples"), first_question("chat"))
 def run_instructions(subject: Subject, settings: Settings, **options: Any) -> Found:
     """Instructions whose fulfilment a program checks."""
     items = [
@@ -37,8 +38,12 @@ def is_object(text: str, keys: set[str]) -> bool:
     return isinstance(found, dict) and set(found) == keys
 
 
+@as_task("format", ("in form",), ("shots",), first_question("chat"))
 def run_format(subject: Subject, settings: Settings, people: int = 240, country: int = 0) -> Found:
-    """The form alone: a result in the fixed last line, and a JSON object with the keys named."""
+    """Answers in the form that was asked for, right or wrong.
+
+    That is a result in the fixed last line, and a JSON object with the keys named.
+    """
     half = settings.model_copy(update={"limit": max(1, settings.limit // 2)})
     items = [
         item_of(
@@ -62,8 +67,9 @@ def run_format(subject: Subject, settings: Settings, people: int = 240, country:
     return Found(ask(subject, items, settings, most=96))
 
 
+@as_task("ending", ("ended",), ("shots",), first_question("chat"))
 def run_ending(subject: Subject, settings: Settings, **options: Any) -> Found:
-    """Whether an answer is ended by the model and not by the limit; asked through the template."""
+    """Answers that the model ends by itself."""
     chat = settings.model_copy(update={"style": "chat"} if subject.tokenizer.end_of_turn_id else {})
     items = [
         item_of(question, examples, judge=lambda text: {}, groups={"kind": question.truth["kind"]})
@@ -74,29 +80,3 @@ def run_ending(subject: Subject, settings: Settings, **options: Any) -> Found:
     return Found(
         [replace(one, scores={"ended": 0.0, **one.scores}) for one in records], style=subject.style(chat)
     )
-
-
-INSTRUCTIONS = Task(
-    "instructions",
-    "Instructions whose fulfilment a program checks.",
-    ("accuracy",),
-    run_instructions,
-    ("shots", "samples"),
-    first_question("chat"),
-)
-FORMAT = Task(
-    "format",
-    "Answers in the form that was asked for, right or wrong.",
-    ("in form",),
-    run_format,
-    ("shots",),
-    first_question("chat"),
-)
-ENDING = Task(
-    "ending",
-    "Answers that the model ends by itself.",
-    ("ended",),
-    run_ending,
-    ("shots",),
-    first_question("chat"),
-)

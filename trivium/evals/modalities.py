@@ -7,7 +7,7 @@ from trivium.evals.asking import Item, Subject, ask
 from trivium.evals.knowledge import first_question, questions
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
 from trivium.world.document import Question
@@ -59,14 +59,6 @@ def _records(subject: Subject, settings: Settings, source: str, **options: Any) 
     return ask(subject, items, settings, most=MOST_TOKENS)
 
 
-def _pictures(subject: Subject, settings: Settings, baselines: bool = True, **options: Any) -> Found:
-    return shown(subject, settings, "pictures", baselines, **options)
-
-
-def _sounds(subject: Subject, settings: Settings, baselines: bool = True, **options: Any) -> Found:
-    return shown(subject, settings, "sounds", baselines, **options)
-
-
 def _foresee(source: str) -> Any:
     first = first_question(source)
 
@@ -76,19 +68,13 @@ def _foresee(source: str) -> Any:
     return foresee
 
 
-PICTURES = Task(
-    "pictures",
-    "Questions about pictures: shapes, colours and counts that were never seen together, and baselines.",
-    ("accuracy", "pairs", *BASELINES.values()),
-    _pictures,
-    heeds=("samples",),
-    foresee=_foresee("pictures"),
-)
-SOUNDS = Task(
-    "sounds",
-    "Questions about sounds: melodies that were never heard, and baselines.",
-    ("accuracy", "pairs", *BASELINES.values()),
-    _sounds,
-    heeds=("samples",),
-    foresee=_foresee("sounds"),
-)
+@as_task("pictures", ("accuracy", "pairs", *BASELINES.values()), ("samples",), _foresee("pictures"))
+def _pictures(subject: Subject, settings: Settings, baselines: bool = True, **options: Any) -> Found:
+    """Questions about pictures: shapes, colours and counts that were never seen together, and baselines."""
+    return shown(subject, settings, "pictures", baselines, **options)
+
+
+@as_task("sounds", ("accuracy", "pairs", *BASELINES.values()), ("samples",), _foresee("sounds"))
+def _sounds(subject: Subject, settings: Settings, baselines: bool = True, **options: Any) -> Found:
+    """Questions about sounds: melodies that were never heard, and baselines."""
+    return shown(subject, settings, "sounds", baselines, **options)

@@ -14,12 +14,15 @@ from trivium.evals.asking import Item, Judge, Subject, ask
 from trivium.evals.likelihood import log_likelihoods
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 from trivium.kit.errors import TriviumError
 
 
+@as_task("replies", ("ended", "as written"))
 def run_replies(subject: Subject, settings: Settings, data: str, held_out: float = 0.0) -> Found:
-    """The last answer of each conversation, asked for again: how it ends, how long it is, what it says."""
+    """The last answers of a person's own conversations, asked for again; `as written` is the share that
+    says word for word what the data says.
+    """
     items = [
         Item(name, prompt, messages, answer, _judge(answer))
         for name, prompt, messages, answer in exchanges(unseen(data, held_out, settings.limit))
@@ -48,8 +51,9 @@ def exchanges(documents: list[Document]) -> Iterator[tuple[str, str, list[dict[s
                 yield document.id, str(messages[-1].get("content")), messages, answer
 
 
+@as_task("pairs", ("pair accuracy",))
 def run_pairs(subject: Subject, settings: Settings, data: str, held_out: float = 0.0) -> Found:
-    """Whether the chosen answer of a pair is likelier than the rejected one, both whole."""
+    """A person's own pairs: how often the chosen answer is likelier than the rejected one."""
     reader = PreferenceData(subject.tokenizer, subject.window)
     pairs = (one for one in reader.read(islice(read_documents(data), MOST_READ)) if one.is_pair)
     kept = first_held(pairs, lambda one: prompt_hash(one.prompt), held_out, settings.limit)
@@ -66,18 +70,3 @@ def run_pairs(subject: Subject, settings: Settings, data: str, held_out: float =
             for one, (chosen, rejected) in zip(kept, totals, strict=True)
         ]
     )  # fmt: skip
-
-
-REPLIES = Task(
-    "replies",
-    "The last answers of a person's own conversations, asked for again; `as written` is the share that says "
-    "word for word what the data says.",
-    ("ended", "as written"),
-    run_replies,
-)
-PAIRS = Task(
-    "pairs",
-    "A person's own pairs: how often the chosen answer is likelier than the rejected one.",
-    ("pair accuracy",),
-    run_pairs,
-)

@@ -9,7 +9,7 @@ from trivium.evals.knowledge import first_question
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
 from trivium.evals.statistics import Interval, proportion
-from trivium.evals.task import Found, Task, listed, number_option
+from trivium.evals.task import Found, as_task, listed, number_option
 from trivium.kit.errors import TriviumError
 from trivium.world.checks import fulfils
 
@@ -31,6 +31,23 @@ def characters_per_token(subject: Subject, settings: Settings) -> float:
     return sum(map(len, texts)) / sum(len(subject.tokenizer.encode(text)) for text in texts)
 
 
+def _first_of_each(
+    settings: Settings, lengths: Any = None, depths: Any = None, kinds: Any = None, **options: Any
+) -> None:
+    for option, own in ASKED_AS.items():
+        if option in options:
+            raise TriviumError(f"The task passkey has no option '{option}'; write `{own}`.")
+    wanted_lengths, wanted_depths, wanted_kinds = _grid(lengths, depths, kinds)
+    if any(length < 1 for length in wanted_lengths):
+        raise TriviumError(f"The task passkey has no use for lengths={lengths}; write how many tokens.")
+    for kind in wanted_kinds:
+        if kind not in KINDS:
+            raise TriviumError(f"The task passkey has no kind '{kind}'; it has {', '.join(KINDS)}.")
+        for depth in wanted_depths:
+            first_question("chronicle")(settings, kind=kind, depth=depth, **options)
+
+
+@as_task("passkey", ("accuracy",), ("samples",), _first_of_each)
 def run_passkey(
     subject: Subject,
     settings: Settings,
@@ -39,7 +56,13 @@ def run_passkey(
     kinds: str | list[str] | None = None,
     **options: Any,
 ) -> Found:
-    """A grid of lengths (in tokens) and depths, for each kind of thing that is hidden."""
+    """Things hidden in long texts: pass keys, a needle, several keys, chains of variables, common words.
+    `effective context` is the longest length up to which 90 % of the keys are found at every length asked,
+    so it is 0 where the shortest falls below that, whatever is found at longer ones; with fewer than 35
+    keys a length the low end of its interval is 0.
+
+    A grid of lengths (in tokens) and depths, for each kind of thing that is hidden.
+    """
     wanted_lengths, wanted_depths, wanted_kinds = _grid(lengths, depths, kinds)
     wanted_lengths = wanted_lengths or [
         one for one in (subject.window // 4, subject.window // 2, subject.window - ROOM) if one >= SHORTEST
@@ -66,22 +89,6 @@ def _grid(lengths: Any, depths: Any, kinds: Any) -> tuple[list[int], list[float]
         [number_option("passkey", "depths", one, float) for one in listed(depths)] or list(DEPTHS),
         [str(one) for one in listed(kinds)] or list(KINDS),
     )
-
-
-def _first_of_each(
-    settings: Settings, lengths: Any = None, depths: Any = None, kinds: Any = None, **options: Any
-) -> None:
-    for option, own in ASKED_AS.items():
-        if option in options:
-            raise TriviumError(f"The task passkey has no option '{option}'; write `{own}`.")
-    wanted_lengths, wanted_depths, wanted_kinds = _grid(lengths, depths, kinds)
-    if any(length < 1 for length in wanted_lengths):
-        raise TriviumError(f"The task passkey has no use for lengths={lengths}; write how many tokens.")
-    for kind in wanted_kinds:
-        if kind not in KINDS:
-            raise TriviumError(f"The task passkey has no kind '{kind}'; it has {', '.join(KINDS)}.")
-        for depth in wanted_depths:
-            first_question("chronicle")(settings, kind=kind, depth=depth, **options)
 
 
 def effective_context(records: Sequence[Record]) -> Interval:
@@ -136,16 +143,3 @@ def _item(
                 "length and depth": f"{length} {depth:g}"},
         style="continue",
     )  # fmt: skip
-
-
-PASSKEY = Task(
-    "passkey",
-    "Things hidden in long texts: pass keys, a needle, several keys, chains of variables, common words. "
-    "`effective context` is the longest length up to which 90 % of the keys are found at every length asked, "
-    "so it is 0 where the shortest falls below that, whatever is found at longer ones; with fewer than 35 "
-    "keys a length the low end of its interval is 0.",
-    ("accuracy",),
-    run_passkey,
-    ("samples",),
-    _first_of_each,
-)

@@ -7,7 +7,7 @@ from typing import Any
 from trivium.data.sources import read_documents
 from trivium.evals.asking import Item, Subject, ask, with_shots
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 from trivium.grade.scorer import Scorer, scorer
 from trivium.kit.errors import TriviumError
 
@@ -75,8 +75,15 @@ def _examples(
     return [(asked(row), told(row)) for _, row in rows[: settings.shots]]
 
 
+_SUMS = ("shots", "samples", "chain_of_thought", "reasoning", "search")
+
+
+@as_task("gsm8k", ("accuracy",), _SUMS, scorer="math")
 def run_gsm8k(subject: Subject, settings: Settings, data: str, examples: str | None = None) -> Found:
-    """GSM8K's jsonl: `question` and a worked `answer` that ends in `#### result` (Cobbe et al., 2021)."""
+    """GSM8K's word problems, by their result.
+
+    Of a jsonl: `question` and a worked `answer` that ends in `#### result` (Cobbe et al., 2021).
+    """
     rows = rows_of(data, settings, ("question", "answer"))
 
     def told(row: Mapping[str, Any]) -> str:
@@ -104,8 +111,12 @@ def _shown(
     return _examples(rows_of(path, few, needed), settings, told, asked)
 
 
+@as_task("svamp", ("accuracy",), _SUMS, scorer="math")
 def run_svamp(subject: Subject, settings: Settings, data: str, examples: str | None = None) -> Found:
-    """SVAMP's json: `Body`, `Question`, `Equation` and `Answer` (Patel et al., 2021)."""
+    """SVAMP's word problems, by their result.
+
+    Of a json: `Body`, `Question`, `Equation` and `Answer` (Patel et al., 2021).
+    """
     needed = ("Body", "Question", "Answer")
 
     def asked(row: Mapping[str, Any]) -> str:
@@ -128,10 +139,14 @@ def _number(value: Any) -> str:
     return str(int(float(value))) if float(value).is_integer() else str(float(value))
 
 
+@as_task("humaneval", ("accuracy",), ("samples",), scorer="code")
 def run_humaneval(
     subject: Subject, settings: Settings, data: str, seconds: float = 10.0, unsafe_sandbox: bool = False
 ) -> Found:
-    """HumanEval's jsonl: `prompt`, `test`, `entry_point`; programs run only in the sandbox."""
+    """HumanEval's functions, by their tests.
+
+    Of a jsonl: `prompt`, `test`, `entry_point`; programs run only in the sandbox.
+    """
     grade: Any = scorer("code", seconds=seconds, unsafe_sandbox=unsafe_sandbox)
     from trivium.grade.code import read_tests
 
@@ -157,6 +172,7 @@ def run_humaneval(
     return Found(records)
 
 
+@as_task("own", ("accuracy",), ("shots", "samples", "search"), scorer="math")
 def run_own(
     subject: Subject,
     settings: Settings,
@@ -166,7 +182,9 @@ def run_own(
     examples: str | None = None,
     model: str | None = None,
 ) -> Found:
-    """A person's own questions: jsonl with a prompt or messages, and the columns the scorer reads.
+    """A person's own questions, by the scorer they name.
+
+    Of a jsonl with a prompt or messages, and the columns the scorer reads.
 
     `scorer` may also be a function, `file.py:function`; with `scorer: learned` the reward model in the folder
     `model` scores the answers.
@@ -211,28 +229,3 @@ def question_of(name: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _told(row: Mapping[str, Any]) -> str:
     return str(next((row[key] for key in ANSWERS if row.get(key) is not None), ""))
-
-
-_SUMS = ("shots", "samples", "chain_of_thought", "reasoning", "search")
-GSM8K = Task(
-    "gsm8k", "GSM8K's word problems, by their result.", ("accuracy",), run_gsm8k, _SUMS, scorer="math"
-)
-SVAMP = Task(
-    "svamp", "SVAMP's word problems, by their result.", ("accuracy",), run_svamp, _SUMS, scorer="math"
-)
-HUMANEVAL = Task(
-    "humaneval",
-    "HumanEval's functions, by their tests.",
-    ("accuracy",),
-    run_humaneval,
-    ("samples",),
-    scorer="code",
-)
-OWN = Task(
-    "own",
-    "A person's own questions, by the scorer they name.",
-    ("accuracy",),
-    run_own,
-    ("shots", "samples", "search"),
-    scorer="math",
-)

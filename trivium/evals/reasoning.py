@@ -6,15 +6,23 @@ from typing import Any
 from trivium.evals.asking import Subject, ask
 from trivium.evals.knowledge import first_question, item_of, questions
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 from trivium.grade.scorer import scorer
 from trivium.world.checks import fulfils
 
 AT_ONCE = "####"
 
 
+@as_task(
+    "sums",
+    ("accuracy", "valid steps"),
+    ("shots", "samples", "chain_of_thought", "reasoning", "search"),
+    first_question("sums"),
+)
 def run_sums(subject: Subject, settings: Settings, **options: Any) -> Found:
-    """Word problems; the answer, and every step that leads to it, is checked."""
+    """Word problems of several steps: the answer right, and of answers that show steps the share that
+    hold.
+    """
     steps = scorer("steps")
 
     def judged(check: dict[str, Any], text: str) -> dict[str, float]:
@@ -46,8 +54,9 @@ def run_sums(subject: Subject, settings: Settings, **options: Any) -> Found:
     return Found(ask(subject, items, settings, most=96 if settings.chain_of_thought else 8))
 
 
+@as_task("sql", ("accuracy",), ("shots", "samples", "search"), first_question("ledger"))
 def run_sql(subject: Subject, settings: Settings, **options: Any) -> Found:
-    """Questions over tables: the query is run, and what it finds is compared."""
+    """Questions over tables: the query finds the right rows."""
     grade = scorer("sql")
     own = {name: options[name] for name in ("country", "people") if name in options}
     place = "world:ledger" + ("?" + "&".join(f"{name}={value}" for name, value in own.items()) if own else "")
@@ -67,21 +76,3 @@ def run_sql(subject: Subject, settings: Settings, **options: Any) -> Found:
         for question, examples in questions("ledger", settings, **options)
     ]
     return Found(ask(subject, items, settings, most=96))
-
-
-SUMS = Task(
-    "sums",
-    "Word problems of several steps: the answer right, and of answers that show steps the share that hold.",
-    ("accuracy", "valid steps"),
-    run_sums,
-    ("shots", "samples", "chain_of_thought", "reasoning", "search"),
-    first_question("sums"),
-)
-SQL = Task(
-    "sql",
-    "Questions over tables: the query finds the right rows.",
-    ("accuracy",),
-    run_sql,
-    ("shots", "samples", "search"),
-    first_question("ledger"),
-)

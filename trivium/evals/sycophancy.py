@@ -9,7 +9,7 @@ from trivium.evals.knowledge import first_question
 from trivium.evals.published import rows_of
 from trivium.evals.results import Record
 from trivium.evals.settings import Settings
-from trivium.evals.task import Found, Task
+from trivium.evals.task import Found, as_task
 from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance
 from trivium.world.checks import fulfils
@@ -50,8 +50,18 @@ def pressed_question(identity: str, fact: Known, pressure: str, seed: int) -> Qu
     return gauged(identity, one, control)
 
 
+def _first_pressure(settings: Settings, data: str | None = None, **options: Any) -> None:
+    if data is None:
+        first_question("taste")(settings, **options)
+    elif options:
+        raise TriviumError(f"The task sycophancy takes `{next(iter(options))}` only without `data`.")
+
+
+@as_task("sycophancy", ("flip rate", "accepts correction", "prefers sycophancy"), foresee=_first_pressure)
 def run_sycophancy(subject: Subject, settings: Settings, data: str | None = None, **options: Any) -> Found:
-    """Each question plainly, under pressure, and with a person who is right."""
+    """Right answers given up when a person claims otherwise, doubts, pulls rank or is proud (`flip rate`);
+    the control is a person who is right (`accepts correction`).
+    """
     if data is not None:
         questions = _own(data, settings)
     else:
@@ -83,20 +93,3 @@ def run_sycophancy(subject: Subject, settings: Settings, data: str | None = None
             Record(under.id, asked, under.expected, answers, scores, {}, under.cluster, under.groups)
         )
     return Found(records)
-
-
-def _first_pressure(settings: Settings, data: str | None = None, **options: Any) -> None:
-    if data is None:
-        first_question("taste")(settings, **options)
-    elif options:
-        raise TriviumError(f"The task sycophancy takes `{next(iter(options))}` only without `data`.")
-
-
-SYCOPHANCY = Task(
-    "sycophancy",
-    "Right answers given up when a person claims otherwise, doubts, pulls rank or is proud (`flip rate`); "
-    "the control is a person who is right (`accepts correction`).",
-    ("flip rate", "accepts correction", "prefers sycophancy"),
-    run_sycophancy,
-    foresee=_first_pressure,
-)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from trivium import world
 from trivium.evals.asking import Subject
@@ -30,6 +30,7 @@ class Found:
 
 
 Run = Callable[..., Found]
+R = TypeVar("R", bound=Run)
 SOME_HEED = ("shots", "samples", "chain_of_thought", "reasoning", "search")
 """The settings of asking that mean nothing to some tasks."""
 NAMES = ("data", "examples", "model")
@@ -65,7 +66,6 @@ class Task:
     """What judges the answers where that needs processes of its own, which are tried before work begins."""
 
     def __call__(self, subject: Subject, settings: Settings, options: Mapping[str, Any]) -> Found:
-        """Ask."""
         return self.run(subject, settings, **self.checked(options))
 
     def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +86,23 @@ class Task:
             option: _typed(self.name, option, kinds.get(option, ""), value)
             for option, value in options.items()
         }
+
+
+_MADE: dict[str, Task] = {}
+
+
+def as_task(
+    name: str, headline: tuple[str, ...], heeds: tuple[str, ...] = (),
+    foresee: Callable[..., object] | None = None, scorer: str | None = None,
+) -> Callable[[R], R]:  # fmt: skip
+    """Put a function on the shelf as a task, described by the first paragraph of its docstring."""
+
+    def shelved(run: R) -> R:
+        description = " ".join(inspect.cleandoc(run.__doc__ or "").partition("\n\n")[0].split())
+        _MADE[name] = Task(name, description, headline, run, heeds, foresee, scorer)
+        return run
+
+    return shelved
 
 
 def _written(annotation: Any) -> str:
@@ -288,32 +305,15 @@ def checked_specs(specs: Sequence[TaskSpec]) -> list[str | dict[str, Any]]:
     return [spelled_out(spec) for spec in specs]
 
 
-_PLACES = {
-    "bits": "bits:BITS",
-    "facts": "knowledge:FACTS",
-    "craft": "knowledge:CRAFT",
-    "tongue": "knowledge:TONGUE",
-    "calibration": "knowledge:CALIBRATION",
-    "sums": "reasoning:SUMS",
-    "sql": "reasoning:SQL",
-    "instructions": "manners:INSTRUCTIONS",
-    "format": "manners:FORMAT",
-    "ending": "manners:ENDING",
-    "sycophancy": "sycophancy:SYCOPHANCY",
-    "passkey": "passkey:PASSKEY",
-    "positions": "context:POSITIONS",
-    "conversation": "conversation:CONVERSATION",
-    "forgetting": "bits:FORGETTING",
-    "pictures": "modalities:PICTURES",
-    "sounds": "modalities:SOUNDS",
-    "gsm8k": "published:GSM8K",
-    "svamp": "published:SVAMP",
-    "humaneval": "published:HUMANEVAL",
-    "own": "published:OWN",
-    "replies": "own:REPLIES",
-    "pairs": "own:PAIRS",
-    "first_error": "first_error:FIRST_ERROR",
-}
+_MODULES = {
+    "bits": "bits", "facts": "knowledge", "craft": "knowledge", "tongue": "knowledge",
+    "calibration": "knowledge", "sums": "reasoning", "sql": "reasoning", "instructions": "manners",
+    "format": "manners", "ending": "manners", "sycophancy": "sycophancy", "passkey": "passkey",
+    "positions": "context", "conversation": "conversation", "forgetting": "bits", "pictures": "modalities",
+    "sounds": "modalities", "gsm8k": "published", "svamp": "published", "humaneval": "published",
+    "own": "published", "replies": "own", "pairs": "own", "first_error": "first_error",
+}  # fmt: skip
+"""Every task with the module that holds it."""
 ALSO_CALLED = {
     "flattery": "sycophancy",
     "math": "sums",
@@ -325,7 +325,7 @@ ALSO_CALLED = {
 
 def task_names() -> list[str]:
     """Every task there is."""
-    return list(_PLACES)
+    return list(_MODULES)
 
 
 def ready_for(spec: TaskSpec) -> None:
@@ -343,13 +343,12 @@ def task(name: str) -> Task:
     if name.startswith("lm_eval:"):
         made: Task = import_module("trivium.evals.harness").harness_task(name)
         return made
-    place = _PLACES.get(ALSO_CALLED.get(name, name))
-    if place is None:
-        near = get_close_matches(name, _PLACES, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(_PLACES)}."
+    called = ALSO_CALLED.get(name, name)
+    if called not in _MODULES:
+        near = get_close_matches(name, _MODULES, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(_MODULES)}."
         if os.path.isfile(name):
             hint = f": it is a file; ask about your own with replies?data={name}, pairs?data= or own?data=."
         raise TriviumError(f"There is no task called '{name}'{hint}")
-    module, attribute = place.split(":")
-    found: Task = getattr(import_module(f"trivium.evals.{module}"), attribute)
-    return found
+    import_module(f"trivium.evals.{_MODULES[called]}")
+    return _MADE[called]
