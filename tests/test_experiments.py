@@ -16,8 +16,7 @@ from trivium.cli import main
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json
 from trivium.lab.experiment_page import page, sentence
-from trivium.lab.experiments import judged, over_seeds, t_below, t_quantile, tables, verdicts
-from trivium.lab.experiments_numbers import Number, taken
+from trivium.lab.experiments import Number, judged, over_seeds, t_below, t_quantile, tables, taken, verdicts
 from trivium.pipeline.run import prepare, run
 from trivium.recipe import graph
 from trivium.recipe.experiment import Experiment

@@ -42,7 +42,6 @@ class Verbs(click.Group):
     def resolve_command(
         self, context: click.Context, arguments: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb that the first word names."""
         word = arguments[0]
         if self.get_command(context, word) is None and not word.startswith("-"):
             near = _MEANT.get(word) or next(iter(get_close_matches(word, self.commands, n=1)), None)

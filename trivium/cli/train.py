@@ -10,11 +10,6 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.table import print_table
 
 STAGES = Path(__file__).parent.parent / "stages"
-KINDS = {
-    "pretrain": "pretrain", "midtrain": "midtrain", "sft": "sft", "dpo": "preference", "reward": "reward",
-    "rlvr": "rlvr", "ppo": "ppo", "distill": "distill",
-}  # fmt: skip
-"""Verbs, each with its kind of stage; a verb is there where its kind is."""
 HELP = {
     "pretrain": "Train a new model on texts; MODEL may name a tokenizer.",
     "midtrain": "Go on with a model on curated texts.",
@@ -25,6 +20,8 @@ HELP = {
     "ppo": "Move a model towards what a reward model scores higher.",
     "distill": "Train a model on what another one says.",
 }
+KINDS = {verb: "preference" if verb == "dpo" else verb for verb in HELP}
+"""Verbs, each with its kind of stage; a verb is there where its kind is."""
 
 
 class OneStage(click.Command):

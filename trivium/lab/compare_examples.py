@@ -34,7 +34,7 @@ def examples(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
                         for name, records in shared.items()
                         if name not in used
                         and all("accuracy" in records.get(who, {}).get("scores", {}) for who in both)
-                        and fits(*(_right(records, who) for who in both))
+                        and fits(*(float(records[who]["scores"]["accuracy"]) for who in both))
                     ),
                     None,
                 )
@@ -71,10 +71,6 @@ def _shared(task: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             if record["answers"]:
                 found.setdefault(record["id"], {})[model] = record
     return {name: records for name, records in found.items() if len(records) == len(task["models"])}
-
-
-def _right(records: Mapping[str, Any], model: str) -> float:
-    return float(records[model]["scores"]["accuracy"])
 
 
 def answer(record: Mapping[str, Any]) -> str:

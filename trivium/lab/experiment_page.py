@@ -5,8 +5,7 @@ from typing import Any
 
 from trivium.lab.charts import Row, Rows, Table, axis, render
 from trivium.lab.compute_curves import drawn
-from trivium.lab.experiments_numbers import interval
-from trivium.lab.formatting import figure
+from trivium.lab.formatting import ends, figure
 from trivium.lab.ladder import drawn as ladder_drawn
 
 CLASSES = {"supported": "yes", "not shown": "open", "control did not fail": "no"}
@@ -66,7 +65,7 @@ def _why(claim: Mapping[str, Any], many: int) -> str:
 
 
 def _with_ci(found: Mapping[str, Any]) -> str:
-    return f"{figure(found['value'])} ({interval(found)})"
+    return f"{figure(found['value'])} ({ends(found)})"
 
 
 def _chart(measure: Mapping[str, Any]) -> Rows:
@@ -82,7 +81,7 @@ def _chart(measure: Mapping[str, Any]) -> Rows:
 
 def _table(label: str, measure: Mapping[str, Any], seeds: list[int]) -> Table:
     rows = [
-        [arm, figure(one["interval"]["value"]), interval(one["interval"]), *map(figure, one["values"])]
+        [arm, figure(one["interval"]["value"]), ends(one["interval"]), *map(figure, one["values"])]
         for arm, one in measure["arms"].items()
     ]
     return Table(["arm", "mean", "95 % interval", *(f"seed {seed}" for seed in seeds)], rows, label)

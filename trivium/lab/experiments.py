@@ -1,19 +1,21 @@
 """What an experiment found: every number of every arm and seed, and a verdict on every claim."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trivium.evals.results import as_json
 from trivium.evals.statistics import CONFIDENCE, Interval, holm, normal_quantile, t_below, t_quantile
-from trivium.kit.files import write_json, write_text
+from trivium.kit.errors import TriviumError, nearest
+from trivium.kit.files import read_json, write_json, write_text
+from trivium.kit.metrics import read_metrics
 from trivium.kit.numbers import short
+from trivium.kit.seals import read_record
 from trivium.lab.compute_curves import curve, summary
 from trivium.lab.experiment_page import page
-from trivium.lab.experiments_numbers import Number, cost, interval, taken
-from trivium.lab.formatting import figure
+from trivium.lab.formatting import ends, figure
 from trivium.lab.ladder import climbed
 from trivium.lab.ladder import table as ladder_table
 from trivium.recipe.experiment import Claim, Experiment, Measure
@@ -21,6 +23,14 @@ from trivium.recipe.experiment import Claim, Experiment, Measure
 SUPPORTED, NOT_SHOWN, NOT_FAILED = "supported", "not shown", "control did not fail"
 Folders = Mapping[tuple[str, int], Mapping[str, Path]]
 """For every arm and seed, the folder of each stage."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number, and the standard error its questions leave: endless where they bound nothing."""
+
+    value: float
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,14 @@ def judged(experiment: Experiment, folders: Folders) -> dict[str, Any]:
         "measures": {
             label: {
                 **measure.model_dump(),
-                "arms": {arm: _shown(values) for arm, values in numbers[label].items()},
+                "arms": {
+                    arm: {
+                        "values": [one.value for one in values],
+                        "errors": [one.error if math.isfinite(one.error) else None for one in values],
+                        "interval": as_json(over_seeds(values).interval),
+                    }
+                    for arm, values in numbers[label].items()
+                },
             }
             for label, measure in experiment.measure.items()
         },
@@ -164,14 +181,6 @@ def _number(measure: Measure, stages: Mapping[str, Path]) -> Number:
     return _differences([number], [taken(stages[measure.since], measure.take)])[0]
 
 
-def _shown(values: Sequence[Number]) -> dict[str, Any]:
-    return {
-        "values": [one.value for one in values],
-        "errors": [one.error if math.isfinite(one.error) else None for one in values],
-        "interval": as_json(over_seeds(values).interval),
-    }
-
-
 def _cost(folders: Folders, arm: str, seeds: Sequence[int]) -> dict[str, Any]:
     """What an arm's training costs on the average of its seeds; what arms share counts in each."""
     found = [cost(folders[arm, seed].values()) for seed in seeds]
@@ -185,7 +194,7 @@ def tables(found: Mapping[str, Any]) -> list[list[list[str]]]:
         for arm, one in measure["arms"].items():
             inside = one["interval"]
             numbers.append([
-                label, arm, figure(inside["value"]), interval(inside),
+                label, arm, figure(inside["value"]), ends(inside),
                 " ".join(figure(value) for value in one["values"]), short(found["arms"][arm]["tokens"]),
             ])  # fmt: skip
             label = ""
@@ -193,9 +202,84 @@ def tables(found: Mapping[str, Any]) -> list[list[list[str]]]:
     for one in found["claims"]:
         claims.append([
             one["says"], one["verdict"],
-            *(f"{figure(one[key]['value'])} ({interval(one[key])})"
+            *(f"{figure(one[key]['value'])} ({ends(one[key])})"
               for key in ("effect", "control_effect", "over_control")),
         ])  # fmt: skip
     ladder = found.get("ladder")
     verdict = [] if ladder is None else [ladder_table(ladder)]
     return [*(table for table in (numbers, claims) if len(table) > 1), *verdict]
+
+
+EARLIER = {
+    "right": "accuracy",
+    "chosen": "multiple-choice accuracy",
+    "gave way": "flip rate",
+    "mended by a true hint": "accepts correction",
+    "prefers flattery": "prefers sycophancy",
+    "surer than right": "overconfidence",
+}
+"""Earlier names of measures, each with the present one."""
+
+
+def taken(folder: Path, take: str) -> Number:
+    """The number called so: of the report the stage wrote, of its summary, or the last one in its log."""
+    report = folder / "report" / "results.json"
+    found = _reported(read_json(report)) if report.is_file() else _logged(folder)
+    take = _present(take)
+    if take not in found:
+        raise TriviumError(
+            f"{folder.name} has no number `{take}`{nearest(take, found) or f'; it has {_listed(found)}.'}"
+        )
+    return found[take]
+
+
+def _present(take: str) -> str:
+    """The present name of a measure that a recipe calls by an earlier one."""
+    label, colon, measure = take.partition(": ")
+    name, comma, group = measure.partition(", ")
+    return f"{label}{colon}{EARLIER.get(name, name)}{comma}{group}"
+
+
+def cost(folders: Iterable[Path]) -> dict[str, float]:
+    """The tokens that a line of stages learnt from, the seconds it took, and its FLOPs."""
+    records = [read_record(folder) for folder in folders]
+    models = [one.get("summary") or {} for one in records if one["produces"] == "model"]
+    return {
+        "tokens": float(sum(one.get("tokens", 0) for one in models)),
+        "seconds": float(sum(one["seconds"] for one in records)),
+        "flops": float(sum(one.get("flops") or 0.0 for one in records)),
+    }
+
+
+def _reported(summary: Mapping[str, Any]) -> dict[str, Number]:
+    """`task: measure`, and `task: measure, group=value` for every group there is."""
+    found: dict[str, Number] = {}
+    for label, task in summary["tasks"].items():
+        for name, interval in task["measures"].items():
+            found[f"{label}: {name}"] = _within(interval)
+        for axis, values in task["groups"].items():
+            for value, measures in values.items():
+                for name, interval in measures.items():
+                    found[f"{label}: {name}, {axis}={value}"] = _within(interval)
+    return found
+
+
+def _within(interval: Mapping[str, Any]) -> Number:
+    low, high = interval["low"], interval["high"]
+    width = high - low if low is not None and high is not None else math.inf
+    return Number(interval["value"], width / 2 / normal_quantile(0.5 + CONFIDENCE / 2))
+
+
+def _logged(folder: Path) -> dict[str, Number]:
+    """The last value of every column of the log, and what the summary says."""
+    found: dict[str, Number] = {}
+    for row in [*read_metrics(folder / "metrics.jsonl"), read_record(folder).get("summary") or {}]:
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[name] = Number(float(value))
+    return found
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:30]) + (" ..." if len(names) > 30 else "")

@@ -66,3 +66,10 @@ def listed(names: list[str]) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 model`, `3 models`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def ends(interval: Interval) -> str:
+    """An interval in words; one seed leaves it open, and so does what nothing bounds."""
+    if interval["low"] is None:
+        return "open: one seed" if interval["n"] == 1 else "open: nothing bounds it"
+    return f"{figure(interval['low'])} to {figure(interval['high'])}"

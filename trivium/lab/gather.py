@@ -148,7 +148,7 @@ def compared_with(members: Sequence[Member]) -> dict[str, str]:
             start = Seen("", start).start
         if start in by_folder:
             found[member.name] = by_folder[start]
-        elif place and not (member.seen and _from_nothing(member.seen)):
+        elif place and not (member.seen and "from" not in (member.seen.record.get("settings") or {})):
             found[member.name] = members[place - 1].name
     return found
 
@@ -164,10 +164,6 @@ def world_sources(stages: Iterable[Seen]) -> dict[str, dict[str, str]]:
                 kept = {key: value for key, value in options.items() if key in ("people", "country")}
                 found[name] = {**found.get(name, {}), **kept}
     return found
-
-
-def _from_nothing(seen: Seen) -> bool:
-    return "from" not in (seen.record.get("settings") or {})
 
 
 def _short(name: str) -> str:

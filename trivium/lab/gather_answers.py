@@ -75,7 +75,7 @@ def answers(
         kept / f"{member.fingerprint}-{_question(one.task.name, one.settings.model_dump(), one.options)}.json"
         for one in wanted
     ]
-    missing = [place for place, at in enumerate(places) if not _is_kept(at)]
+    missing = [place for place, at in enumerate(places) if not (at.is_file() and answers_path(at).is_file())]
     asked = Results(member.name, {})
     if missing:
         if say is not None:
@@ -88,11 +88,6 @@ def answers(
             Results(member.fingerprint, {label: asked.tasks[label]}).save(place)
         (found[label],) = Results.load(place).tasks.values()
     return Results(member.name, found)
-
-
-def _is_kept(place: Path) -> bool:
-    # The numbers are written after the answers, so where they are the answers are whole.
-    return place.is_file() and answers_path(place).is_file()
 
 
 def _question(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> str:

@@ -58,27 +58,11 @@ ROOM = 8
 ASKED = 16
 """Questions of a task that are looked at."""
 UNSAID = (
-    "held lengths",
-    "lengths",
-    "flops",
-    "attended",
-    "items",
-    "items there",
-    "learned",
-    "longest",
-    "pairs there",
-    "held pair tokens",
-    "prompts",
-    "pairs held out",
-    "measured",
-    "solution tokens",
-    "steps of a solution",
-    "probe tokens",
-    "sycophancy tokens",
-    "shared tokens",
-    "prompt blocks",
+    "held lengths", "lengths", "flops", "attended", "items", "items there", "learned", "longest",
+    "pairs there", "held pair tokens", "prompts", "pairs held out", "measured", "solution tokens",
+    "steps of a solution", "probe tokens", "sycophancy tokens", "shared tokens", "prompt blocks",
     "longest prompt",
-)
+)  # fmt: skip
 """Numbers that the planner needs and a person does not."""
 
 

@@ -151,7 +151,7 @@ def to_hub(
 
 def card(folder: Path, repository: str, licence: str | None) -> str:
     """A model card: what made the model, from what, and how to use it."""
-    record = _record_of(folder)
+    record = read_record(folder.parent) if (folder.parent / RECORD).is_file() else {}
     settings: dict[str, Any] = record.get("settings") or {}
     base = next((name for name in (record.get("outside") or {}) if HUB_NAME.match(name)), None)
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
@@ -173,8 +173,3 @@ def card(folder: Path, repository: str, licence: str | None) -> str:
     head += ["", "```python", "from transformers import pipeline", "",
              f'pipe = pipeline("text-generation", "{repository}")', "```", ""]  # fmt: skip
     return "\n".join(head)
-
-
-def _record_of(folder: Path) -> dict[str, Any]:
-    """What the stage that made a model says of itself, if a stage made it."""
-    return read_record(folder.parent) if (folder.parent / RECORD).is_file() else {}

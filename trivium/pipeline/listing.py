@@ -55,7 +55,11 @@ def _found(store: Store, price: float | None) -> Iterator[dict[str, Any]]:
         if price is not None and one["seconds"] is not None:
             cost = round(one["seconds"] / 3600 * price * (one["processes"] or 1), 6)
         row = {"recipe": recipe, "name": shown, **one, "earlier_settings": is_earlier, "cost": cost}
-        return {**row, "bases": _bases(entry, facts), "code_changed": _is_changed(one)}
+        return {
+            **row,
+            "bases": _bases(entry, facts),
+            "code_changed": one["code"] not in (None, package_code()),
+        }
 
     for recipe in sorted({*linked, *earlier}):
         stages = [(stage, entry.folder.name) for stage, entry in linked.get(recipe, [])]
@@ -92,7 +96,6 @@ class Index:
         return {**known["facts"], "folder": str(entry.folder)}
 
     def keep(self) -> None:
-        """Remember for the next time, where anything is new."""
         if self._used != self._known:
             with suppress(TriviumError):
                 write_sealed(self._path, {"kind": _KIND_OF_INDEX, "results": self._used})
@@ -139,11 +142,6 @@ def _bases(entry: str, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
             found.append(name)
         waiting += models
     return sorted(found)
-
-
-def _is_changed(one: Mapping[str, Any]) -> bool:
-    """Whether the package's code is other than that which made a result."""
-    return one["code"] is not None and one["code"] != package_code()
 
 
 def table(found: list[dict[str, Any]], *, cost: bool = False) -> list[list[str]]:

@@ -47,7 +47,6 @@ class Items:
     count: tuple[float, ...] = (0.0,) * len(KINDS)
 
     def of(self, kind: str) -> tuple[float, float]:
-        """Of one kind."""
         return self.tokens[KINDS.index(kind)], self.count[KINDS.index(kind)]
 
     def __add__(self, other: Items) -> Items:

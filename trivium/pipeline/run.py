@@ -66,7 +66,6 @@ class Run:
     """The page on any other recipe, once all of it ran, and its headline numbers."""
 
     def entry(self, stage: str) -> Entry:
-        """The store entry of a stage."""
         return self.store.entry(self.nodes[stage])
 
     def pending(self, stage: str, written: str) -> str | None:

@@ -55,7 +55,6 @@ class Entry:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of its metrics log."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     @property
@@ -65,7 +64,6 @@ class Entry:
         return self.folder / FOLDERS.get(produces, produces)
 
     def note(self, record: dict[str, Any]) -> None:
-        """Write `stage.yaml`."""
         text = yaml.dump(record, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=100)
         write_text(self.folder / RECORD, text)
 
@@ -181,11 +179,9 @@ class Store:
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the entries."""
         return self.runs / "store"
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry, by name."""
         for folder in sorted(self.folder.glob("*-*")):
             if folder.is_dir() and not folder.name.startswith("."):
                 yield Entry(folder)

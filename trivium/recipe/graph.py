@@ -51,7 +51,6 @@ class Node:
 
     @property
     def entry(self) -> str:
-        """The name of its folder in the store."""
         return f"{self.name}-{self.fingerprint}"
 
 
@@ -93,7 +92,7 @@ def build(
             {
                 "kind": stage.kind,
                 "version": stage.version,
-                "settings": _renamed(stage, made_of),
+                "settings": with_names(stage, stage.counted(), made_of),
                 "inputs": sorted(made_of.values()),
             }
         )
@@ -231,11 +230,6 @@ def _identity(parent: Parent, nodes: Mapping[str, Node]) -> str:
     return (
         identity if parent.checkpoint is None else f"{identity}@{parent.checkpoint[0]}={parent.checkpoint[1]}"
     )
-
-
-def _renamed(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
-    """The settings with what they name replaced by its fingerprint, so that names and places do not count."""
-    return with_names(stage, stage.counted(), names)
 
 
 def with_names(stage: Stage, settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

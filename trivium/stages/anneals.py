@@ -73,7 +73,6 @@ class Anneals(Training, Stage):
         return {**kept, "candidates": names, "trained": trained, "measured_tokens": self.validation.tokens}
 
     def references(self) -> list[Reference]:
-        """The model, every candidate's training, and what is measured."""
         for name, source in self.measure.items():
             if source.validation == 0:
                 raise TriviumError(

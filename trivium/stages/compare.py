@@ -69,7 +69,6 @@ class Compare(Stage):
     """The prompt template for a model without a chat template, such as `Question: {prompt}\\nAnswer:`."""
 
     def references(self) -> list[Reference]:
-        """Both models, the prompts, and reward models among the judges."""
         found = [Reference("from", self.start, ("model",)), Reference("against", self.against, ("model",))]
         found += [
             *mixture_references(self.data, needs=ROWS, without=PROMPTS),
@@ -80,7 +79,6 @@ class Compare(Stage):
         return found + file_references([*self.judge, *chosen_by])
 
     def examines(self) -> Examined:
-        """The prompts."""
         return Examined([Examination(**one.at(one.path).model_dump()) for one in self.data.values()])
 
     def counted(self) -> dict[str, Any]:
@@ -91,7 +89,6 @@ class Compare(Stage):
         ready_scorers([*self.judge, *([] if self.best_of is None else self.best_of.by)])
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Ask both, judge both, and compare prompt by prompt."""
         judge = judges_of(self.judge, work)
         folders = [resolve(str(work.path(name))) for name in (self.start, self.against)]
         tokenizer = Tokenizer.load(folders[0])

@@ -51,7 +51,6 @@ class Corpus(Stage):
         ]
 
     def examines(self) -> Examined:
-        """The documents held out for validation."""
         return held_out_of(self.data, self.validation)
 
     def plan(self, inputs: Any) -> dict[str, Any]:

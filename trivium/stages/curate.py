@@ -53,7 +53,6 @@ class Curate(Stage):
         return found
 
     def plan(self, inputs: Any) -> dict[str, Any]:
-        """What the steps search for."""
         return dict(planned_against(parse_steps(self.steps)))
 
     def _judges(self) -> dict[int, Rejudge]:

@@ -98,7 +98,6 @@ class Distill(TrainingStage):
         return self
 
     def references(self) -> list[Reference]:
-        """`from` names the student, `teacher` the teacher, `data` what both read."""
         return [*super().references(), Reference("teacher", self.teacher, ("model",))]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:

@@ -68,7 +68,6 @@ class Evaluate(Stage):
         return checked_specs(on)
 
     def references(self) -> list[Reference]:
-        """The model, the reports to compare with, and what the tasks and their searches name."""
         found = [Reference("from", self.start, ("model",))]
         found += [Reference("against", name, ("report",)) for name in self.against]
         for place, spec in enumerate(self.on):
@@ -83,7 +82,6 @@ class Evaluate(Stage):
         return found
 
     def examines(self) -> Examined:
-        """What the tasks ask."""
         return examined(self.on, self._seeded())
 
     @property

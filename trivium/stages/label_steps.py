@@ -89,7 +89,6 @@ class LabelSteps(Stage):
     """How many completions are sampled at once."""
 
     def references(self) -> list[Reference]:
-        """The model, the problems, and the scorer where it is a reward stage or a file."""
         return [
             Reference("from", self.start, ("model",)),
             *mixture_references(self.data, needs=ROWS, without=PROMPTS),

@@ -97,7 +97,6 @@ class Merge(Stage):
         return None if self.data is None else held_out_of(self.data.values())
 
     def references(self) -> list[Reference]:
-        """The ingredients, their ancestor, and what they are measured on."""
         found = [Reference("of", name, ("model",)) for name in self.of]
         if self.base is not None:
             found.append(Reference("base", self.base, ("model",)))

@@ -71,7 +71,6 @@ class Multimodal(Sft):
         ]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
-        """As in fine-tuning, with what the new parts add to the parameters."""
         numbers = super().plan(inputs)
         config = planned_shape(inputs.get(self.start))
         places = {tower.encoder: inputs.get(tower.encoder) for tower in self.towers.values()}

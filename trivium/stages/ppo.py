@@ -102,7 +102,6 @@ class Ppo(RolloutStage):
         return self
 
     def method(self, opened: Opened[list[Prompt]]) -> Method:
-        """PPO's algorithm over completions with advantages and returns."""
         model = opened.model
         advantages = AdvantageSettings(
             kl=self.kl.estimator, discount=self.discount, decay=self.decay,
@@ -121,7 +120,6 @@ class Ppo(RolloutStage):
         }  # fmt: skip
 
     def objective(self, opened: Opened[list[Prompt]]) -> PolicyGradient:
-        """The clipped losses of policy and critic."""
         return PolicyGradient(
             opened.batches.algorithm, PolicyNumbers(clip_low=self.clip_ratio, clip_high=self.clip_ratio),
             temperature=self.temperature, entropy_bonus=self.entropy_bonus, extra=opened.batches.critic,

@@ -129,7 +129,6 @@ class QualityClassifier(Stage):
         return super().counted() | ({} if judge is None else {"labels": {judge.name: judge.counted()}})
 
     def check_machine(self) -> None:
-        """Whether the judge's key is set."""
         if self._asked is not None and self._asked.endpoint is not None:
             self._asked.endpoint.key()
 

@@ -48,7 +48,6 @@ class Quantize(Stage):
     """On how many tokens it is measured."""
 
     def references(self) -> list[Reference]:
-        """`from` names the model; `data` names what it is measured on."""
         return [
             Reference("from", self.start, ("model",)),
             *mixture_references(self.data, by_length=True, without=MEASURED),

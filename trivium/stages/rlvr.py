@@ -191,7 +191,6 @@ class Rlvr(RolloutStage):
         ]
 
     def files(self) -> list[Named]:
-        """The scorers and the environment."""
         return [*self.scorers(), *([] if self.environment is None else [self.environment])]
 
     def prompts(self, opened: Opened[list[Prompt]], room: int) -> list[Prompt]:

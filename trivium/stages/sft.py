@@ -142,7 +142,6 @@ class Sft(TrainingStage):
         return found.door.validation_rows(found.mixture, opened.context, self.validation.tokens)
 
     def save(self, opened: Opened[_Opened], folder: Path) -> None:
-        """The model, and its heads beside it."""
         super().save(opened, folder)
         if opened.data.heads is not None:
             opened.data.heads.save(folder)

@@ -74,7 +74,6 @@ class Shrink(Stage):
         return self.layers_by == "influence" or any(one is not None for one in pruned)
 
     def references(self) -> list[Reference]:
-        """`from` names the model, `data` the text that importance is measured on."""
         found = [Reference("from", self.start, ("model",))]
         if self.data is not None:
             found += mixture_references(self.data, by_length=True, without=MEASURED)

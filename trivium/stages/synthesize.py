@@ -103,7 +103,6 @@ class Synthesize(Stage):
         return [one for one in (self.endpoint, *own) if one is not None]
 
     def references(self) -> list[Reference]:
-        """The teacher, the data, and what the steps mention."""
         found = [] if self.start is None else [Reference("from", self.start, ("model",))]
         found += [] if self.data is None else source_references("data", self.data)
         for place, step in enumerate(parse_steps(self.steps)):
@@ -112,7 +111,6 @@ class Synthesize(Stage):
         return found
 
     def plan(self, inputs: Any) -> dict[str, Any]:
-        """What the steps search for."""
         return dict(planned_against(parse_steps(self.steps)))
 
     def counted(self) -> dict[str, Any]:

@@ -67,7 +67,6 @@ class TextToSql(Stage):
         return database
 
     def references(self) -> list[Reference]:
-        """The data base, and the questions."""
         found = [Reference("database", self.database, ("source",)), *source_references("data", self.data)]
         for source in self.data:
             refuse_separator("data", source)

@@ -46,7 +46,6 @@ class TokenizerStage(Stage):
         return {"vocabulary": self.vocabulary}
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Read at most `characters` of text and learn the merges."""
         reading = Reading()
         seen = {"characters": 0, "bytes": 0}
         tokenizer = train_tokenizer(self._texts(work, reading, seen), self.vocabulary, digits=self.digits)

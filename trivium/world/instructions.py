@@ -26,7 +26,6 @@ class Task:
 
     @property
     def checked(self) -> dict[str, Any]:
-        """The check as data."""
         return {"check": self.check, "arguments": self.arguments}
 
 

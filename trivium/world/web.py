@@ -31,15 +31,7 @@ class Options:
 
 
 def _label(index: int, split: Split, seed: int, options: Options) -> str:
-    shares = (
-        options.duplicate,
-        options.near_duplicate,
-        options.boilerplate,
-        options.language,
-        options.spam,
-        options.leak,
-        options.noise,
-    )
+    shares = [getattr(options, label.replace(" ", "_")) for label in LABELS[1:]]
     if sum(shares) > 0.95:
         raise TriviumError("The unwanted shares of world:web must not sum to more than 0.95.")
     left = Chance("web label", split, seed, index).random()

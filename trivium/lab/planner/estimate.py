@@ -41,7 +41,6 @@ class Estimate:
 
     @property
     def dollars(self) -> float:
-        """The rent of all devices for that time."""
         return self.machine.dollars * self.machine.devices * self.seconds / 3600
 
     @property
@@ -51,7 +50,6 @@ class Estimate:
         return self.flops.total / (peak * self.seconds) if self.seconds else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """The object of one stage in `trivium plan --json`."""
         job = self.job
         return {
             "stage": job.stage, "kind": job.kind, "tokens": round(job.tokens), "parameters": job.parameters,

@@ -74,7 +74,6 @@ class Layout:
         return text if self.recompute == "none" else f"{text}, {self.recompute} recompute"
 
     def as_json(self) -> dict[str, object]:
-        """The degrees by name."""
         return {
             "data": self.data, "shard": self.shard, "tensor": self.tensor, "context": self.context,
             "pipeline": self.pipeline, "micro_batch": round(self.micro_batch),

@@ -126,7 +126,6 @@ class Job:
         )
 
     def flops(self) -> Flops:
-        """All phases together."""
         total = Flops(optimiser=self.optimiser_flops)
         if self.config is not None:
             for phase in self.phases:

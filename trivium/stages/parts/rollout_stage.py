@@ -103,7 +103,6 @@ class RolloutStage(TrainingStage):
         return self.reward
 
     def files(self) -> list[Named]:
-        """What may lie in files: the scorers."""
         return self.scorers()
 
     def references(self) -> list[Reference]:
@@ -169,7 +168,6 @@ class RolloutStage(TrainingStage):
         return EngineWorker(engine, self.sampling())
 
     def sampling(self) -> Sampling:
-        """How the completions are drawn."""
         return Sampling(
             temperature=self.temperature, max_new_tokens=self.max_new_tokens, stop=self.stop, logprobs=True
         )

@@ -93,7 +93,6 @@ class Opened(Generic[Data]):
 
     @property
     def device(self) -> str:
-        """Where the model is."""
         return machine.device()
 
     @property
@@ -264,7 +263,6 @@ class TrainingStage(Training, Stage):
         return ()
 
     def save(self, opened: Opened[Any], folder: Path) -> None:
-        """Write the product into a folder."""
         save_model_of(opened.work, opened.settings, opened.model, opened.tokenizer, folder)
 
     def findings(self, opened: Opened[Any]) -> dict[str, Any]:
