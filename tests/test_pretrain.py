@@ -154,7 +154,7 @@ def test_the_plan_derives_the_same_numbers_before_and_after(made, tmp_path):
         for recipe, runs in ((write(tmp_path), tmp_path / "runs"), (folder / "tiny.yaml", folder / "runs"))
     )
     same = (before.keys() & after.keys()) - {"tokens"}
-    assert {"layers", "width", "parameters", "batch", "steps", "matrices rate"} <= same
+    assert {"layers", "width", "parameters", "batch", "steps", "Muon learning rate"} <= same
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     assert before["steps"] == "12"
     assert before["parameters"] == f"{run['base'].summary['parameters']:,}"
