@@ -129,3 +129,12 @@ def test_the_other_sound_has_another_answer(heard):
     for number in range(20):
         first, other = (heard(Chance(number), "train", second, sounds.Options()) for second in (False, True))
         assert first.answer != other.answer
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("kind", sorted(sounds.KINDS))
+def test_every_kind_of_sound_is_played_in_every_split(kind, split):
+    for seed in range(8):
+        rows = list(world.documents("sounds", kind=kind, split=split, seed=seed, limit=20))
+        assert len(rows) == 20
+        assert all(row.truth["kind"] == kind for row in rows)

@@ -83,7 +83,7 @@ def _pitch(chance: Chance, split: Split, second: bool, options: Options) -> Perc
         if split_of("pitch", *one, validation=0.1, test=0.2) == split
     )
     first = chance.pick(every)
-    other = chance.pick([one for one in every if one[0] != first[0]])
+    other = chance.pick([one for one in every if one[0] != first[0]] or list(every))
     note, seconds = other if second else first
     samples = played([(PITCHES[note], float(seconds))], chance, options.noise)
     return Perceived(
@@ -111,7 +111,7 @@ def _duration(chance: Chance, split: Split, second: bool, options: Options) -> P
         if split_of("rhythm", *one, validation=0.1, test=0.2) == split
     )
     first = chance.pick(every)
-    other = chance.pick([one for one in every if one[1:] != first[1:]])
+    other = chance.pick([one for one in every if one[1:] != first[1:]] or list(every))
     note, *rhythm = other if second else first
     samples = played([(PITCHES[note], LENGTHS[length]) for length in rhythm], chance, options.noise)
     return Perceived(
