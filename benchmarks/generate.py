@@ -5,6 +5,8 @@ answers are compared. In the mixed case 32 requests of different lengths want 8 
 transformers pads them to one rectangle and runs until the longest is done; only wanted tokens count.
 With `--model FOLDER` a real checkpoint decodes 1 and 8 rows, and with `--llama FOLDER` (the `llama` that
 `python tests/real/fetch.py DIR` makes) llama.cpp takes its turns on f16 and q8_0 files of the same weights.
+`--dtype bfloat16` opens the weights in 16 bits on both sides; in float32 the engine holds weights that were
+published in 16 bits as those, with the numbers of float32.
 """
 
 from __future__ import annotations
@@ -128,22 +130,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--model", type=Path, help="a Hugging Face folder in place of a small random model")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--llama", type=Path, help="a folder that holds the package xllamacpp")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    dtype = getattr(torch, arguments.dtype)
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         if arguments.model is None:
             peer_model().save_pretrained(scratch / "model")
         folder = arguments.model or scratch / "model"
-        peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        print(f"tokens/s, median of {arguments.rounds} rounds, {arguments.threads} threads")
+        peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        print(
+            f"tokens/s, median of {arguments.rounds} rounds, {arguments.threads} threads, {arguments.dtype}"
+        )
         print(f"{'':10} {'transformers':>14} {'trivium':>10} {'ratio':>7} {'wanted':>7}")
         for case in cases(arguments.model is not None):
             rows = len(case.prompts)
             # one row is what a chat asks for: an engine of one row need not match what a larger one computes
-            engine = Engine(load_model(folder, dtype=torch.float32), NoText(), max_rows=rows)  # type: ignore[arg-type]
+            engine = Engine(load_model(folder, dtype=dtype), NoText(), max_rows=rows)  # type: ignore[arg-type]
             workers = {}
             if arguments.llama is not None:
                 workers = llama_workers(folder, arguments.llama, scratch, rows, arguments.threads)

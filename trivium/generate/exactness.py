@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from trivium.generate.attention import NEVER, mix
 from trivium.generate.kv_cache import BLOCK, reach_for
+from trivium.generate.packed import HalfMatrix, Product, reordered, reordered_product
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, write_json
@@ -77,15 +78,23 @@ class VerifiedSizes:
         return torch.cat([multiply(rows[cut]) for cut in cuts])[:count]
 
 
+ROWS_PER_READ = 8
+
+
 @lru_cache(maxsize=4096)
 def _pieces(sizes: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Sizes that add up to as little above `count` as can be, the largest first."""
+    """Sizes that add up to as little above `count` as can be, the largest first, or one for several."""
     for total in range(max(count, sizes[0]), count + sizes[-1] + 1):
         pieces, rest = [], total
         while rest >= sizes[0]:
             pieces.append(sizes[bisect_right(sizes, rest) - 1])
             rest -= pieces[-1]
         if rest == 0:
+            # each piece reads the whole matrix, which takes as long as to multiply it with some rows
+            if count <= sizes[-1]:
+                one = sizes[bisect_left(sizes, count)]
+                if one <= total + ROWS_PER_READ * (len(pieces) - 1):
+                    return (one,)
             return tuple(pieces)
     raise AssertionError("a multiple of the largest size is always there")
 
@@ -124,17 +133,6 @@ LARGE = (128, 256, 512)
 LEAST_PADDING, WORTHWHILE = 16, 32
 OPERATIONS_PER_THREAD = 1.5e9
 """Beyond so many FLOPs fewer numbers of rows are tried, and products are cut into 64 rows at most."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """Rows [N, inputs] times a matrix, in the layout and the form in which a pass computes it."""
-
-    inputs: int
-    outputs: int
-    form: str
-    """`mm`, or `addmm` onto what is there, or with a `bias`: the matrix lies as [inputs, outputs].
-    `linear`, `linear bias`: it lies as [outputs, inputs]."""
 
 
 @dataclass(frozen=True)
@@ -295,13 +293,21 @@ def _results(product: Product, sizes: Sequence[int]) -> dict[int, bytes]:
     bias = None
     if product.form.endswith("bias"):
         bias = added
-    if product.form.startswith("linear"):
+    if product.form not in ("mm", "addmm", "bias"):
         weight = weight.t().contiguous()
+    if product.form == "fbgemm":
+        half = HalfMatrix([weight])
+    elif product.form == "onednn":
+        weight = reordered(weight)
     results = {}
     for size in sizes:
         rows = row.repeat(size, 1)
         if product.form.startswith("linear"):
             out = F.linear(rows, weight, bias)
+        elif product.form == "fbgemm":
+            out = half.product(rows)
+        elif product.form == "onednn":
+            out = reordered_product(rows, weight)
         elif bias is not None:
             out = torch.addmm(bias, rows, weight)
         elif product.form == "addmm":

@@ -27,8 +27,18 @@ from torch import Tensor, nn
 
 from trivium.generate.attention import CacheContext
 from trivium.generate.exactness import BIT_EXACT, CLOSE, Exactness, InVerifiedSizes, of_model, of_modules
-from trivium.generate.matrices import WIDEST, Blocks, FusedLayer, Matrix, Scale, covers, versions
-from trivium.generate.packed import HalfBlocks, PackedBlocks, PackedMatrix, holds_halves, packed_head, packs
+from trivium.generate.matrices import (
+    WIDEST,
+    WIDEST_REORDERED,
+    Blocks,
+    FusedLayer,
+    Matrix,
+    Scale,
+    covers,
+    layouts,
+    versions,
+)
+from trivium.generate.packed import HalfBlocks, PackedBlocks, PackedMatrix, packed_head
 from trivium.kit.errors import TriviumError
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
@@ -152,21 +162,35 @@ class FusedForward:
         self._storage: dict[str, Tensor] = {}
         self._buffers: dict[int, Buffers] = {}
         self._tables: dict[int, Tensor] = {}
+        self.layout = ""
         self.refresh()
         self._logits = torch.empty(0, self.head.width)
-        products = [product for layer in self.layers for product in layer.products]
-        self.exactness = of_model(model, [*products, *self.head.products], torch.float32)
 
     def refresh(self) -> None:
         with torch.inference_mode():
             self._seen = versions(self.model)
             self._tables.clear()
+            for layout in layouts(self.model):
+                self._hold(layout)
+                products = [product for layer in self.layers for product in layer.products]
+                self.exactness = of_model(self.model, [*products, *self.head.products], torch.float32)
+                if self.exactness.promise == BIT_EXACT:
+                    break
+            if layout != self.layout:
+                # their views follow the blocks of the matrices, and their cuts what is bit-exact
+                self.layout = layout
+                self._buffers.clear()
+
+    def _hold(self, layout: str) -> None:
+        """Lay the weights out in one of the model's `layouts`."""
+        if layout == "onednn":
+            widest = WIDEST_REORDERED
+        else:
             # one row reads each matrix once, in order, however wide it is
             widest = sys.maxsize if self.alone else WIDEST
-            halves = holds_halves(self.model)
-            packed = halves or packs(self.model)
+        with torch.inference_mode():
             self.layers = [
-                FusedLayer(layer, self.model, widest, packed)
+                FusedLayer(layer, self.model, widest, layout)
                 for layer in self.model.layers
                 if isinstance(layer, Layer)
             ]
@@ -180,10 +204,12 @@ class FusedForward:
             # rows that do not lie end to end are divided more slowly, unless there is only one
             self.least = leasts.pop() if self.alone and len(leasts) == 1 else None
             head = self.model.head_weight.detach()
-            if halves:
+            if layout == "fbgemm":
                 self.head: HalfBlocks | PackedBlocks | Blocks = HalfBlocks([head])
+            elif layout == "integers":
+                self.head = packed_head(head)
             else:
-                self.head = packed_head(head) if packed else Blocks([head], widest=widest)
+                self.head = Blocks([head], widest=widest, layout=layout)
             self.rotaries = list({id(one.rotary): one.rotary for one in self.layers if one.rotary}.values())
 
     def refresh_if_changed(self) -> None:

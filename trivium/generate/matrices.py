@@ -9,8 +9,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trivium.generate.exactness import Product
-from trivium.generate.packed import HalfBlocks, HalfMatrix, PackedBlocks, PackedMatrix, holds_halves
+from trivium.generate.packed import (
+    HalfBlocks,
+    HalfMatrix,
+    PackedBlocks,
+    PackedMatrix,
+    Product,
+    has_16_bits,
+    has_fbgemm,
+    holds_halves,
+    onednn_is_faster,
+    packs,
+    reordered,
+    reordered_product,
+)
 from trivium.kit.errors import TriviumError
 from trivium.kit.machine import compute_dtype
 from trivium.model.initialise import build
@@ -103,7 +115,9 @@ def _value(module: nn.Module, leaf: str) -> Tensor:
     return value.detach()
 
 
-WIDEST = 768
+WIDEST, WIDEST_REORDERED = 768, 3072
+LEAST_WIDTH, LEAST_REORDERED = 256, 2**17
+"""The width of a model, and the weights of a matrix, from which another library's call is repaid."""
 
 
 def fixed(module: nn.Module | None) -> bool:
@@ -149,11 +163,32 @@ def matrix_of(linear: nn.Linear) -> Tensor:
     return whole(linear.weight)
 
 
+def layouts(model: Transformer) -> list[str]:
+    """How this model's matrices may be held here, the fastest way first: `integers`, or a library's name."""
+    if packs(model):
+        return ["integers"]
+    if model.dtype != torch.float32:
+        return ["fbgemm"]
+    others = ["onednn", "blas"] if onednn_is_faster() else ["blas"]
+    return ["fbgemm", *others] if _was_in_16_bits(model) else others
+
+
+def _was_in_16_bits(model: Transformer) -> bool:
+    """Whether 16 bits hold all matrices of a model in float32, of a size that repays it."""
+    if model.config.width < LEAST_WIDTH or not has_fbgemm(model):
+        return False
+    linears = [one for layer in model.layers for one in layer.modules() if isinstance(one, nn.Linear)]
+    # one matrix after the other: what was trained in float32 is told from the first
+    return all(has_16_bits(matrix_of(one)) for one in linears) and has_16_bits(model.head_weight.detach())
+
+
 class Matrix:
     """A matrix [in, out] of a fused pass: the one place where the kernel of a product is chosen."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.contiguous()
+    def __init__(self, weight: Tensor, layout: str = "blas") -> None:
+        self.inputs, self.outputs = weight.shape
+        self.reordered = layout == "onednn" and weight.numel() >= LEAST_REORDERED
+        self.weight = reordered(weight.t()) if self.reordered else weight.contiguous()
 
     def multiply(
         self, rows: Tensor, out: Tensor, cuts: Sequence[slice], added: Tensor | None = None
@@ -161,16 +196,19 @@ class Matrix:
         """Write rows [N, in] times the matrix, plus what is added, to `out`, some rows at a time."""
         for cut in cuts:
             mine, here = (rows, out) if len(cuts) == 1 else (rows[cut], out[cut])
-            if added is None:
+            plus = added if added is None or added.dim() == 1 or len(cuts) == 1 else added[cut]
+            if self.reordered:
+                product = reordered_product(mine, self.weight)
+                here.copy_(product) if plus is None else torch.add(plus, product, out=here)
+            elif plus is None:
                 torch.mm(mine, self.weight, out=here)
             else:
-                plus = added if added.dim() == 1 or len(cuts) == 1 else added[cut]
                 torch.addmm(plus, mine, self.weight, out=here)
         return out
 
     def product(self, form: str) -> Product:
         """What `multiply` computes, for the probe of this machine's kernels."""
-        return Product(len(self.weight), self.weight.shape[1], form)
+        return Product(self.inputs, self.outputs, "onednn" if self.reordered else form)
 
 
 class Blocks:
@@ -180,13 +218,17 @@ class Blocks:
     """
 
     def __init__(
-        self, weights: Sequence[Tensor], biases: Sequence[Tensor] = (), widest: int = WIDEST
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor] = (),
+        widest: int = WIDEST,
+        layout: str = "blas",
     ) -> None:
         weight = torch.cat(list(weights)).t()
         count = -(-weight.shape[1] // widest)
         self.columns = -(-weight.shape[1] // (16 * count)) * 16
         self.width = weight.shape[1]
-        self.blocks = [Matrix(block) for block in weight.split(self.columns, 1)]
+        self.blocks = [Matrix(block, layout) for block in weight.split(self.columns, 1)]
         self.biases: list[Tensor] = []
         if biases:
             self.biases = list(torch.cat(list(biases)).split(self.columns))
@@ -254,9 +296,9 @@ def _bias(module: nn.Linear) -> Tensor | None:
 
 
 class FusedLayer:
-    """One layer's matrices as a fused pass multiplies with them; packed where they have few bits."""
+    """One layer's matrices as a fused pass multiplies with them, in one of the `layouts` of its model."""
 
-    def __init__(self, layer: Layer, model: Transformer, widest: int = WIDEST, packed: bool = False) -> None:
+    def __init__(self, layer: Layer, model: Transformer, widest: int = WIDEST, layout: str = "blas") -> None:
         config, attention, inner = model.config, layer.attention, layer.mlp
         assert isinstance(inner, Inner)
         width, head_width = config.width, config.head_width
@@ -284,13 +326,13 @@ class FusedLayer:
         three = (attention.query, attention.key, attention.value)
         entries = [inner.up] if inner.gate is None else [inner.gate, inner.up]
         entry_biases = [bias for one in entries if (bias := _bias(one)) is not None]
-        self.packed = packed
+        self.packed = layout in ("integers", "fbgemm")
         self.projection: Blocks | PackedBlocks
         self.entry: Blocks | PackedBlocks
         self.output: Matrix | PackedMatrix
         self.exit: Matrix | PackedMatrix
-        if packed:
-            halves = holds_halves(model)
+        if self.packed:
+            halves = layout == "fbgemm"
             blocks, matrix = (HalfBlocks, HalfMatrix) if halves else (PackedBlocks, PackedMatrix)
             held = matrix_of if halves else lambda linear: linear.weight
             query, key = (rotated(torch.arange(one.out_features)) for one in three[:2])
@@ -301,11 +343,11 @@ class FusedLayer:
         else:
             query, key = rotated(matrix_of(attention.query)), rotated(matrix_of(attention.key))
             projections = [fold(self.before, weight) for weight in (query, key, matrix_of(attention.value))]
-            self.projection = Blocks(projections, biases, widest)
-            self.output = Matrix(matrix_of(attention.output).t())
+            self.projection = Blocks(projections, biases, widest, layout)
+            self.output = Matrix(matrix_of(attention.output).t(), layout)
             entered = [fold(self.inner_before, matrix_of(one)) for one in entries]
-            self.entry = Blocks(entered, entry_biases, widest)
-            self.exit = Matrix(matrix_of(inner.down).t())
+            self.entry = Blocks(entered, entry_biases, widest, layout)
+            self.exit = Matrix(matrix_of(inner.down).t(), layout)
         self.norms = attention.norm_kind
         if self.norms != "none":
             norms = (attention.query_norm, attention.key_norm)
@@ -326,8 +368,12 @@ class FusedLayer:
         """The products of rows with matrices that the layer takes."""
         last = [(self.output, self.after), (self.exit, self.inner_after)]
         added = [
-            matrix.product("addmm" if norm is None else "mm")
+            product
             for matrix, norm in last
-            if isinstance(matrix, Matrix)
+            for product in (
+                [matrix.product("addmm" if norm is None else "mm")]
+                if isinstance(matrix, Matrix)
+                else matrix.products
+            )
         ]
         return [*self.projection.products, *self.entry.products, *added]
