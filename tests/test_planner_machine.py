@@ -53,6 +53,14 @@ def test_a_training_takes_as_much_more_memory_as_was_measured():
     assert loose - 1e8 == pytest.approx(1.3 * (tight - 1e8))
 
 
+def test_a_training_that_predicts_no_token_holds_no_scores():
+    learnt = Phase("training", 2048.0, 64.0, 2048.0, trained=1.0)
+    job = Job("judge", "reward", SMALL, (learnt,), trained_parameters=float(parameter_count(SMALL)))
+    assert memory_of(job, HERE, ALONE).logits > 0
+    marked = replace(job, phases=(replace(learnt, predicted=0.0),))
+    assert memory_of(marked, HERE, ALONE).logits == 0
+
+
 def test_without_a_backward_pass_one_layer_of_one_pass_is_held():
     worked = 4 * activation_numbers(SMALL, "none")
     assert memory_of(answering(), HERE, ALONE).activations == CHUNK * worked

@@ -119,6 +119,9 @@ def _logits(job: Job, layout: Layout, tokens: float, product: int, machine: Mach
     """Bytes of scores, and of the head's gradient while it is made."""
     assert job.config is not None
     vocabulary = job.config.vocabulary
+    if job.phases and not any(one.predicted for one in job.phases if one.trained is not None):
+        # A reward model scores no tokens.
+        return 0.0, 0.0
     if not job.chunked_loss:
         return LOGIT_BYTES * tokens * vocabulary / layout.tensor, 0.0
     budget = CACHE_BYTES if machine.local and product == 4 else DEVICE_BYTES
