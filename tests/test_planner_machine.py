@@ -53,6 +53,14 @@ def test_a_training_takes_as_much_more_memory_as_was_measured():
     assert loose - 1e8 == pytest.approx(1.3 * (tight - 1e8))
 
 
+def test_a_process_that_answers_holds_more_than_one_that_only_trains():
+    trained = Job("base", "pretrain", SMALL, trained_parameters=float(parameter_count(SMALL)))
+    asked = replace(answering(), cached_tokens=3200.0)
+    more = replace(HERE, answering=3e7)
+    assert memory_of(asked, more, ALONE).total - memory_of(asked, HERE, ALONE).total == pytest.approx(3e7)
+    assert memory_of(trained, more, ALONE).total == memory_of(trained, HERE, ALONE).total
+
+
 def test_a_training_that_predicts_no_token_holds_no_scores():
     learnt = Phase("training", 2048.0, 64.0, 2048.0, trained=1.0)
     job = Job("judge", "reward", SMALL, (learnt,), trained_parameters=float(parameter_count(SMALL)))

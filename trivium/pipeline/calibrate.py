@@ -63,24 +63,29 @@ def measure() -> dict[str, Any]:
     peak, bandwidth = machine.matmul_peak(), machine.memory_bandwidth()
     texts = [one.text or "" for one in world.documents("prose", limit=TEXTS)]
     tokenizer: Tokenizer = train_tokenizer(texts, VOCABULARY)
+    # A run has the code of every kind in memory.
+    kinds()
+    found: dict[str, Any] = _Training(WIDTHS[0]).gaps()
+    runtime = _held()
     narrow = _Training(WIDTHS[0])
-    gaps = narrow.gaps()
     trainings = [narrow, _Training(WIDTHS[1])]
     shares = [one.rate() / peak for one in trainings]
     ceiling, half_width = fitted(WIDTHS, shares)
-    found = {
+    found |= {
         "peak": peak, "bandwidth": bandwidth, "ceiling": ceiling, "half_width": half_width,
-        "attention": narrow.attention(), **gaps, **_reading(tokenizer, texts),
+        "attention": narrow.attention(), **_reading(tokenizer, texts),
     }  # fmt: skip
     rate = peak * ceiling * WIDTHS[0] / (WIDTHS[0] + half_width)
-    found |= _decoding(tokenizer, rate, bandwidth)
     del narrow, trainings
-    # A run has the code of every kind in memory.
-    kinds()
+    before = _held()
+    found |= _decoding(tokenizer, rate, bandwidth)
+    return found | ({"runtime": runtime, "answering": max(0.0, _held() - before)} if runtime else {})
+
+
+def _held() -> float:
+    """The bytes that this process holds beside any model; 0 on a GPU, whose memory is another."""
     machine.hand_back_memory()
-    resident = machine.resident_memory() if machine.device() == "cpu" else None
-    # What a process holds that has trained and answered once, beside any model.
-    return found | ({} if resident is None else {"runtime": float(resident)})
+    return float(machine.resident_memory() or 0) if machine.device() == "cpu" else 0.0
 
 
 def fitted(widths: tuple[int, int], shares: list[float]) -> tuple[float, float]:

@@ -63,6 +63,8 @@ class Machine:
     """FLOP/s of attention's whole square by the length of documents, where it was measured apart."""
     runtime: float = 1.5e9
     """Bytes that the process and its libraries hold before there is a model."""
+    answering: float = 0.0
+    """Bytes that they hold more once a model has answered."""
     read: float = 2e6
     """Characters read and tokenised in a second."""
     conversation_seconds: float = 0.0
@@ -164,7 +166,7 @@ OPTIONAL = ("compiled", "float8", "copy", "step_seconds", "runtime", "read")
 
 MEASURED = (
     "ceiling", "half_width", "step_seconds", "row_seconds", "request_seconds", "conversation_seconds",
-    "cache_rate", "gaps", "runtime", "read",
+    "cache_rate", "gaps", "runtime", "answering", "read",
 )  # fmt: skip
 """What `doctor` measures of this machine, by the names of `Machine`."""
 RUNTIME, GAPS_HERE = 3.45e8, 0.3

@@ -110,9 +110,8 @@ def memory_of(job: Job, machine: Machine, layout: Layout) -> Memory:
         if not job.trained_parameters:
             logits = 4.0 * config.vocabulary * max((one.rows for one in job.phases), default=1.0)
     held = weights + gradients + optimiser + activations + cache + logits
-    return Memory(
-        weights, gradients, optimiser, activations, cache, logits, machine.runtime + machine.gaps * held
-    )
+    runtime = machine.runtime + machine.gaps * held + (machine.answering if cache else 0.0)
+    return Memory(weights, gradients, optimiser, activations, cache, logits, runtime)
 
 
 def _logits(job: Job, layout: Layout, tokens: float, product: int, machine: Machine) -> tuple[float, float]:
