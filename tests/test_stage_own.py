@@ -14,6 +14,7 @@ from forked import forked
 import trivium
 from trivium.kit.files import load_tensors
 from trivium.kit.metrics import read_metrics
+from trivium.kit.numbers import short
 from trivium.pipeline import plan, show, status
 from trivium.recipe.schema import json_schema, load
 
@@ -96,3 +97,19 @@ def test_a_kind_of_ones_own_resumes_bit_for_bit_after_kill_9(recipe: Path):
         [row["loss"] for row in read_metrics(at / "metrics.jsonl") if "step" in row] for at in (one, other)
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_length_that_a_kind_of_ones_own_does_not_plan_is_an_unknown_cost(recipe: Path):
+    recipe.write_text(re.sub(r"steps: 60, batch: 128", "epochs: 2", recipe.read_text()))
+    rows = {row[0]: row for row in plan.plan(recipe, recipe.parent / "runs")}
+    assert rows["sharp"][3] == "unknown"
+    assert rows["all"][3].endswith("and what is unknown")
+
+
+def test_the_steps_of_a_kind_of_ones_own_are_planned_with_the_batch_that_suits_the_model(recipe: Path):
+    runs = recipe.parent / "runs"
+    trivium.run(recipe, runs=runs, only=["base"])
+    recipe.write_text(re.sub(r"steps: 60, batch: 128", "steps: 60", recipe.read_text()))
+    [planned] = [row for row in plan.plan(recipe, runs) if row[0] == "sharp"]
+    assert f"tokens {short(60 * 2048)}" in planned[4]
+    assert planned[3].startswith("about")

@@ -183,8 +183,11 @@ def summary_table(report: Mapping[str, Any]) -> list[list[str]]:
                 continue
             mark = {True: " +", False: " -", None: ""}[change["better"] if change else None]
             kind = "share" if row["share"] else "number"
-            ends = "–".join(figure(cell[end], kind).removesuffix(" %") for end in ("low", "high"))
-            cells.append(f"{figure(cell['value'], kind)} ({ends}){mark}")
+            ends = ["?" if cell[end] is None else figure(cell[end], kind) for end in ("low", "high")]
+            interval = (
+                "" if ends == ["?", "?"] else f" ({ends[0].removesuffix(' %')}–{ends[1].removesuffix(' %')})"
+            )
+            cells.append(f"{figure(cell['value'], kind)}{interval}{mark}")
         asked = count_range([cell["n"] for cell in row["cells"].values() if cell])
         rows.append([f"{row['task']}: {row['metric']}", *cells, asked])
     return rows

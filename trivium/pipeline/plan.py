@@ -119,7 +119,8 @@ def planned(
         cost = _cost(found) if found.seconds and will != "reuse" else ""
         if will != "reuse" and _is_unknown(going.nodes[name].stage, found):
             cost = "unknown"
-            checked.notes.append(f"{name}: its cost is unknown until its model is on this machine")
+            missing = "its model is on this machine" if found.job.config is None else "`tokens` are given"
+            checked.notes.append(f"{name}: its cost is unknown until {missing}")
         rows.append([name, going.nodes[name].stage.kind, will, cost, costs.told(derived[name])])
     left = [found for name, found in zip(chosen, estimates) if _will(going, name) != "reuse"]
     unknown = any(_is_unknown(going.nodes[one.job.stage].stage, one) for one in left)
@@ -202,8 +203,10 @@ def _cost(found: Estimate) -> str:
 
 
 def _is_unknown(stage: Any, found: Estimate) -> bool:
-    """Whether a stage computes with a model of which nothing is known here, such as one on the hub."""
-    return isinstance(getattr(stage, "start", None), str) and found.job.config is None
+    """Whether a stage starts from a model not known here, or its kind does not say how long it trains."""
+    if not isinstance(getattr(stage, "start", None), str):
+        return False
+    return found.job.config is None or (hasattr(stage, "learning_rate") and not found.seconds)
 
 
 def _whole_cost(left: list[Estimate]) -> str:

@@ -199,7 +199,10 @@ class TrainingStage(Training, Stage):
         else:
             numbers = planned_size(parent)
             cost = 6.0 * numbers["parameters"] if "parameters" in numbers else None
-        tokens = self.tokens or (self.steps * self.batch if self.steps and self.batch else None)
+        batch = self.batch
+        if batch is None and config is not None and "batch" not in self.unused:
+            batch = self._batch_of(config, getattr(self, "context", None) or config.context)
+        tokens = self.tokens or (self.steps * batch if self.steps and batch else None)
         if tokens is not None:
             numbers["tokens"] = tokens
             if cost is not None:
@@ -330,9 +333,7 @@ class TrainingStage(Training, Stage):
         """
         opened.context = max(contexts)
         if batch is None:
-            config = opened.config
-            suited = preset(config.layers, config.vocabulary, opened.context, width=config.width)
-            batch = max(self.batch or suited.values["batch_tokens"], opened.context)
+            batch = self._batch_of(opened.config, opened.context)
         opened.settings = opened.settings.model_copy(update={"batch": batch})
         said = {"tokens": self.tokens, "steps": self.steps, "epochs": self.epochs}
         if lasting is not None and not any(said.values()):
@@ -343,6 +344,11 @@ class TrainingStage(Training, Stage):
             if len(contexts) == 1
             else RampedBatches(ingredients, contexts=contexts, **shared)
         )
+
+    def _batch_of(self, config: ModelConfig, context: int) -> int:
+        """The tokens of a batch: those that were said, or that suit the model; at least one row."""
+        suited = preset(config.layers, config.vocabulary, context, width=config.width)
+        return max(self.batch or int(suited.values["batch_tokens"]), context)
 
     def batch_of(self, work: Work, step: int) -> tuple[list[PackedSequence], Tokenizer]:
         """The packed rows of an optimiser step, counted from 1 as in the log, and what reads them."""
