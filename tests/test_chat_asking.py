@@ -157,7 +157,7 @@ def test_a_model_without_a_template_refuses_ways_of_asking():
             conversation(("one", one), **settings)
     talk, out = conversation(("one", one))
     talk.hear("/system be brief")
-    assert out.getvalue() == "one has no chat template, so it cannot be told a system message.\n"
+    assert out.getvalue() == "one has no chat template, so it cannot take a system message.\n"
     assert talk.system is None
     talk, out = conversation(("two", ScriptedEngine("a smith")), system="be brief", opener=lambda _: one)
     talk.hear("/compare one")

@@ -317,8 +317,8 @@ def test_positions_that_reach_so_far_are_not_stretched(tmp_path, family):
     text += "  long: {kind: midtrain, from: base, data: corpus, steps: 2, context: CONTEXT}\n"
     path = recipe(tmp_path, text)
     for context, error in (
-        ("{length: 16, method: yarn}", "reads 32 tokens already, so `yarn` has nothing to stretch for 16"),
-        ("{length: 32, method: interpolate}", "so `interpolate` has nothing to stretch for 32"),
+        ("{length: 16, method: yarn}", "reads 32 tokens already, so `yarn` has nothing to extend for 16"),
+        ("{length: 32, method: interpolate}", "so `interpolate` has nothing to extend for 32"),
         ("{length: 64, method: interpolate, factor: 2}", "do not turn, so `factor` says nothing"),
     ):
         path.write_text(text.replace("CONTEXT", context))

@@ -15,12 +15,16 @@ from trivium.evals.task import task, task_names
 ROOT = Path(__file__).parent.parent
 OURS = re.compile(
     r"\b(nobody|whoever|somebody|as ever|anew|(?:re)?spelt|mend(?:s|ed)?|gave way|giv(?:e|es|ing) way|"
-    r"dials?|flattery|stands? on|asks on|tenants?|warden|heirs?|lenders?)\b",
+    r"dials?|flattery|stands? on|asks on|tenants?|warden|heirs?|lenders?|"
+    r"unseen|told|at work|likeness|the house|rooms|floors of|sums at once|horizon_tokens)\b",
     re.IGNORECASE,
 )
 ALLOWED = {
     # Earlier names, which keep working.
     "gave way", "mended by a true hint", "prefers flattery", "flattery", "experiments/flattery", "dial",
+    # Keys of summaries and sources, which recipes and scripts read; what a seed is drawn from.
+    "unseen", "told", "sums at once", "'; it has all, seen, unseen, ",
+    "Six pitches, two thirds apart, so that they can be told by ear.",
 }  # fmt: skip
 
 
@@ -83,7 +87,7 @@ def test_no_page_uses_words_of_our_own():
     assert len(pages) > 15
     wrong = {}
     for page in pages:
-        text = re.sub(r"Earlier names that still work:[^\n]*", "", page.read_text(encoding="utf-8"))
+        text = re.sub(r"Earlier names that still work:[^\n]*|`unseen`", "", page.read_text(encoding="utf-8"))
         if found_in(text):
             wrong[page.name] = found_in(text)
     assert wrong == {}

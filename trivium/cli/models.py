@@ -163,7 +163,7 @@ def compare(
     help="Print all measures as JSON; with a file, write every token's divergence there.",
 )
 @click.option("--base", help="What the models grew from; else the nearest stage they share.")
-@click.option("--probes", help="A versioned probe set (general-1) or a file like one; else unseen texts.")
+@click.option("--probes", help="A versioned probe set (general-1) or a file like one; else validation texts.")
 @click.option(
     "--weights/--no-weights", default=True, help="Whether to compare hidden states and weights as well."
 )

@@ -45,7 +45,7 @@ class Curation:
     most_lost: float | None = None
     shard_bytes: int = SHARD_BYTES
     said: Callable[[int, str], None] = lambda documents, unit: None
-    """Told how many documents are done in the pass at work."""
+    """Called with the number of documents done in the running pass."""
 
     def run(self) -> dict[str, Any]:
         """Do what is left to do; returns the funnel."""

@@ -127,7 +127,7 @@ def first_texts(settings: Settings, sources: str | Sequence[str] = SOURCES, held
 def run_bits(
     subject: Subject, settings: Settings, sources: str | Sequence[str] = SOURCES, held_out: float = 0.0
 ) -> Found:
-    """How many bits per byte the model needs for unseen text; `floor` is what no model can beat."""
+    """How many bits per byte the model needs for validation text; `floor` is what no model can beat."""
     return Found(records_of(subject, settings, listed(sources), held_out), style="continue")
 
 

@@ -163,7 +163,7 @@ def _language(text: str, language: str) -> bool:
         share = sum(name.startswith(allowed) for name in names) / len(names)
         return share > 0.5 and any(name.startswith(script) for name in names)
     if language not in _COMMON_WORDS:
-        raise TriviumError(f"The language {language!r} cannot be told here.")
+        raise TriviumError(f"The language {language!r} cannot be recognised here.")
     found = [word.lower() for word in words(text)]
     shares = {name: sum(word in common for word in found) for name, common in _COMMON.items()}
     latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in alphabetic) / len(alphabetic)

@@ -41,7 +41,7 @@ def _part(one: Mapping[str, Any]) -> dict[str, Any]:
     numbers = [
         *([f"distinct runs of {size} words", figure(share, "share")] for size, share in
           diversity["distinct"].items()),
-        ["likeness to the most alike other row", figure(diversity["self_similarity"]["nearest"])],
+        ["similarity to the most similar other row", figure(diversity["self_similarity"]["nearest"])],
         [f"cells of {' × '.join(covered['columns']) or 'the seed'} with a row",
          f"{covered['filled']:,} of {covered['cells']:,}"],
         ["evenness over the cells", figure(covered["evenness"])],

@@ -18,7 +18,7 @@ HIDDEN = {
     "passkey": "A pass key is hidden in a long text, and the model has to name it at the end.",
     "needle": "One person's number is hidden in a long text among numbers of other things, and asked for.",
     "keys": "The numbers of several people are hidden in a long text, and one of them is asked for.",
-    "variables": "Boxes hold what others hold, told all over a long text; what the last one holds is asked.",
+    "variables": "Boxes hold what others hold, all over a long text; what the last one holds is asked.",
     "words": "Carts bring goods all over a long text; what came most often is asked.",
 }
 

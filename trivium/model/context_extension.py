@@ -162,7 +162,7 @@ def extend_rope(model: Transformer, length: int, method: Method, options: dict[s
     if config.rope["rope_type"] == "dynamic" and method in KEEPING and length > config.reach:
         raise TriviumError(
             f"context: the parent's dynamic scaling reaches {config.reach} tokens and '{method}' keeps it; "
-            "stretch it with 'dynamic' or another method"
+            "extend it with 'dynamic' or another method"
         )
     if method == "nope":
         if config.family not in ("llama", "smollm3"):

@@ -33,7 +33,7 @@ class VarlenKernel:
 
     function: Callable[..., Any]
     shares_heads: bool
-    """Whether it lets several query heads share a key head, if told; else each gets a copy of its own."""
+    """Whether it lets several query heads share a key head, if asked to; else each gets a copy of its own."""
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> VarlenKernel | None:

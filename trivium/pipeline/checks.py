@@ -236,7 +236,7 @@ def _check_lengths(name: str, stage: Stage, derived: Mapping[str, Mapping[str, A
     if stage.kind in FITTED and reach and longest and longest > reach and method is None:
         raise TriviumError(
             f"{name}: {start} reads {reach:,} tokens at most and `context` is {longest:,}; lower it, or "
-            "stretch the positions in a midtrain stage, as in `context: {length: "
+            "extend the context in a midtrain stage, as in `context: {length: "
             + str(longest)
             + ", method: yarn}`."
         )

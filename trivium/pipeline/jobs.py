@@ -82,7 +82,7 @@ class SideBySide:
     chosen: Sequence[str]
     jobs: int
     begun: list[subprocess.Popen[str]]
-    """Processes that wait to be told what to do."""
+    """Processes that wait for a stage to run."""
     order: Mapping[str, Any]
     """What a worker needs to read the same recipe: file, runs folder, changes, store."""
     reuse: Callable[[Run, str], str]

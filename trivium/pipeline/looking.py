@@ -25,9 +25,9 @@ from trivium.tokens.tokenizer import Tokenizer
 KINDS = ("picture", "sound")
 FIRST_ROWS = 2000
 MEASURED = 500
-"""Of how many rows the length is told."""
+"""How many rows are read to estimate the length."""
 COUNTED = 64
-"""How many are tokenised where the rows are a sample anyway; the others are told by their characters."""
+"""How many rows of a sample are tokenised; the others are estimated from their characters."""
 LONGEST = 1 << 20
 OF_A_TURN = 6
 """Tokens that a chat template spends on a message, about."""

@@ -37,7 +37,7 @@ TEACHING = 0.5
 """The share of groups that is learnt from where rewards are compared within a group: the answers to some
 prompts are all right or all wrong. How many is not known before."""
 EVALUATED_AT_ONCE = 32
-""" `max_rows` of an engine that is not told otherwise."""
+"""The default of an engine's `max_rows`."""
 ASKED_AT_END = 64
 """Prompts on which the drift from another model is measured."""
 SYCOPHANCY, CHOICE = 24, 8

@@ -82,7 +82,7 @@ class ComputeCurve(Settings):
     stages: list[str] = Field(min_length=1)
     """The stages along which it is drawn; what each cost counts for those after it."""
     targets: list[float] = []
-    """The values whose price is told; two between the arms' ends, if not said."""
+    """The values whose price is reported; two between the arms' ends, if not said."""
 
 
 class Ladder(Settings):

@@ -256,7 +256,7 @@ class Conversation:
     def _set_system(self, text: str) -> None:
         deaf = [speaker.name for speaker in self.speakers if not speaker.engine.tokenizer.templates]
         if deaf and text not in ("", "-"):
-            raise TriviumError(f"{deaf[0]} has no chat template, so it cannot be told a system message.")
+            raise TriviumError(f"{deaf[0]} has no chat template, so it cannot take a system message.")
         if text:
             self.system = None if text == "-" else text
         self._say(f"System message: {self.system or 'none'}")

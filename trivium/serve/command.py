@@ -84,7 +84,7 @@ _runs = click.option("--runs", default="runs", show_default=True, help="The fold
 @click.argument("model")
 @_runs
 @click.option("--compare", multiple=True, metavar="MODEL", help="Answer with this model, too.")
-@click.option("--system", help="What the model is told before the conversation.")
+@click.option("--system", help="The system message before the conversation.")
 @option(
     ASKING,
     "--overflow",

@@ -23,7 +23,7 @@ class Limits:
     samples: int = _limit(16, "Answers to one request (n, and several prompts).")
     stop_strings: int = _limit(16, "Stop strings of a request.", least=0)
     stop_characters: int = _limit(256, "Characters of a stop string.")
-    top_logprobs: int = _limit(20, "Alternatives told per token.", least=0)
+    top_logprobs: int = _limit(20, "Alternatives given per token.", least=0)
     embedding_inputs: int = _limit(256, "Texts of one embedding request.")
     searches: int = _limit(4, "Searches at the same time; more get 429.", least=0)
     search_samples: int = _limit(32, "Answers, or next steps, that a search draws at once (n, width).")

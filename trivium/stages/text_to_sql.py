@@ -50,7 +50,7 @@ class TextToSql(Stage):
     data: Sources
     """Rows with the columns `question` and `sql`; `columns` maps other names to these."""
     tables: Told = "short"
-    """How the tables are told of before a question: as lines of names, as the SQL that makes them, or not."""
+    """How the tables are described before a question: not, as lines of names, or as their SQL."""
     held_out: Annotated[float, Field(ge=0, lt=1)] | Source = 0.2
     """The share of the different queries that is only asked, or where such questions lie."""
     on_bad: Literal["stop", "skip"] = "stop"

@@ -40,7 +40,7 @@ class Room:
     data: list[Row] = field(default_factory=list)
     """The rows that the stage reads."""
     place: int = 0
-    """Which step is at work."""
+    """Which step is running."""
     title: str = ""
     dropped: list[tuple[Row, str, str]] = field(default_factory=list)
     """Rows with the step and the reason."""

@@ -378,7 +378,7 @@ def run_tests(
             continue
         if name == "check" and not called and isinstance(thing, types.FunctionType):
             if not entry_point:
-                outcome.broken = "check(candidate) needs to be told the entry point"
+                outcome.broken = "check(candidate) needs the name of the entry point"
                 continue
             outcome.attempt("check", partial(thing, Function(line, entry_point)))
         elif name.startswith("test") and isinstance(thing, types.FunctionType):

@@ -1,5 +1,5 @@
 "use strict";
-const told = JSON.parse(document.getElementById("told").textContent);
+const data = JSON.parse(document.getElementById("answers-data").textContent);
 const form = document.getElementById("filters");
 const found = document.getElementById("found");
 const count = document.getElementById("count");
@@ -22,7 +22,7 @@ function choices(select, names) {
 function fits(question, model, verdict) {
   const own = question.a[model];
   if (!own) return false;
-  const before = question.a[told.before[model]];
+  const before = question.a[data.before[model]];
   if (verdict === "wrong") return own[1] < 1;
   if (verdict === "right") return own[1] >= 1;
   if (verdict === "gained") return before && before[1] < own[1];
@@ -35,7 +35,7 @@ function card(entry) {
   box.append(element("p", entry.question.q, "asked"));
   box.append(element("p", `Expected: ${entry.question.e || "judged by a program"}`, "soft expected"));
   const row = element("div", undefined, "said");
-  for (const name of told.models) {
+  for (const name of data.models) {
     const answer = entry.question.a[name];
     if (!answer) continue;
     const one = element("div");
@@ -60,7 +60,7 @@ function search() {
   const words = form.elements.words.value.toLowerCase();
   const task = form.elements.task.value;
   const model = form.elements.model.value;
-  listed = told.tasks[task].questions
+  listed = data.tasks[task].questions
     .filter((question) => fits(question, model, form.elements.verdict.value))
     .filter((question) => !words || (question.q + "\n" + question.e + "\n" + question.a[model][0]).toLowerCase().includes(words))
     .map((question) => ({ question }));
@@ -69,9 +69,9 @@ function search() {
   reveal();
 }
 
-choices(form.elements.task, Object.keys(told.tasks));
-choices(form.elements.model, told.models);
-form.elements.model.value = told.models[told.models.length - 1];
+choices(form.elements.task, Object.keys(data.tasks));
+choices(form.elements.model, data.models);
+form.elements.model.value = data.models[data.models.length - 1];
 form.addEventListener("input", search);
 form.addEventListener("submit", (event) => event.preventDefault());
 more.addEventListener("click", reveal);

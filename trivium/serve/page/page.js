@@ -226,13 +226,13 @@ async function run(one, turn, model) {
   one.stopper = null;
   settle(one);
 }
-function tellOverflow(one, told) {
-  if (told.messages_left_out) one.overflow = `${told.messages_left_out} earlier messages did not fit`;
-  if (told.prompt_tokens_forgotten) one.overflow = `${told.prompt_tokens_forgotten} earlier tokens are forgotten`;
-  if (told.summary) {
-    one.overflow = `${told.messages_summarised} earlier messages are summarised`;
+function tellOverflow(one, report) {
+  if (report.messages_left_out) one.overflow = `${report.messages_left_out} earlier messages did not fit`;
+  if (report.prompt_tokens_forgotten) one.overflow = `${report.prompt_tokens_forgotten} earlier tokens are forgotten`;
+  if (report.summary) {
+    one.overflow = `${report.messages_summarised} earlier messages are summarised`;
     one.parts.recap.hidden = false;
-    one.parts.recap.querySelector(".recap-words").textContent = told.summary;
+    one.parts.recap.querySelector(".recap-words").textContent = report.summary;
   }
 }
 function tellSearch(one, found) {

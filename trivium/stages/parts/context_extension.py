@@ -109,7 +109,7 @@ def check_reach(stage: str, config: ModelConfig, asked: ContextExtension | None)
     if method not in (None, "base", "nope") and context <= config.reach:
         raise TriviumError(
             f"{stage}: the model reads {config.reach} tokens already, so `{method}` has nothing to "
-            f"stretch for {context}; leave `method` out or raise `length`."
+            f"extend for {context}; leave `method` out or raise `length`."
         )
     if asked is not None and asked.options and config.positions != "rope":
         raise TriviumError(

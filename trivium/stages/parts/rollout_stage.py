@@ -60,7 +60,7 @@ class RolloutStage(TrainingStage):
     """Prompts, with the columns that the reward needs to judge a completion."""
     reward: list[Named] = Field(min_length=1)
     """Scorers by name, `file.py:function` with TRL's signature, or {model: rm} for a reward stage; {name,
-    weight, ...} to weigh them, with `weight: 0` to watch one and not learn from it."""
+    weight, ...} for a weighted sum, with `weight: 0` to log one and not learn from it."""
     prompts_per_step: Count = Field(default=8, ge=1)
     """Prompts per rollout."""
     num_generations: Count = Field(default=8, ge=1)

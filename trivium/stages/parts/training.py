@@ -116,7 +116,7 @@ class Opened(Generic[Data]):
         if context > self.config.context:
             raise TriviumError(
                 f"{self.work.stage}: the model reads {self.config.context} tokens at most, so `context` is "
-                f"not {context}; lower it, or stretch the model's positions in a midtrain stage first."
+                f"not {context}; lower it, or extend the model's context in a midtrain stage first."
             )
         return context
 
