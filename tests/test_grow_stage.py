@@ -74,7 +74,7 @@ def test_the_optimisers_state_and_rates_are_handed_on(run: trivium.Run) -> None:
     assert rates[0] == rates[1]
     lines = read_metrics(folders["on"] / "metrics.jsonl")
     changes = {row["change"]: row["after"] for row in lines if "change" in row}
-    assert "zero for" in changes["optimiser moments"]
+    assert "zero for" in changes["optimiser state"]
 
 
 def test_what_the_small_model_read_is_not_forgotten(run: trivium.Run) -> None:

@@ -53,7 +53,7 @@ def made(tmp_path_factory):
 
 def test_the_log_says_that_new_rows_have_no_moments_yet(made):
     _, _, run = made
-    before, after = changes(run["tongue"])["optimiser moments"]
+    before, after = changes(run["tongue"])["optimiser state"]
     total = len(
         [name for name in load_tensors(run["base"].folder / "moments.safetensors") if "first." in name]
     )
@@ -69,8 +69,8 @@ def test_the_log_says_that_adamw_has_no_moments_of_muons_matrices(made):
     before = load_tensors(run["base"].folder / "moments.safetensors")
     names = {name.removeprefix("first.") for name in before if name.startswith("first.")}
     matrices = {name for name in names if f"second.{name}" not in before}
-    assert f"for {len(names - matrices)} of {len(names)} parameters" in said["optimiser moments"][1]
-    assert f"and {len(matrices) - 2} more" in said["optimiser moments"][1]
+    assert f"for {len(names - matrices)} of {len(names)} parameters" in said["optimiser state"][1]
+    assert f"and {len(matrices) - 2} more" in said["optimiser state"][1]
     # Three steps of their own, and the four of the parent for what was AdamW's before.
     after = load_tensors(run["other-hand"].folder / "moments.safetensors")
     assert {int(after[f"count.{name}"]) for name in matrices} == {3}
@@ -84,7 +84,7 @@ def test_the_log_says_that_adamw_has_no_moments_of_muons_matrices(made):
         ({"tongue.learning_rate": "parent"}, "the learning rate of base ended at 0"),
         (
             {"other-hand.adapter": {"rank": 2}, "other-hand.learning_rate": 0.002},
-            "none of the parent's moments fit",
+            "nothing of the parent's optimiser state fits",
         ),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_fork_starts_from_the_kept_weights_at_the_rate_they_were_trained_with(
     rates = read_json(kept / "training.json")["learning_rates"]
     said = changes(run["fork"])
     assert said["learning rate"] == (rates["matrices"], rates["matrices"])
-    assert said["optimiser moments"] == ("the parent's", "the parent's")
+    assert said["optimiser state"] == ("the parent's", "the parent's")
     assert read_json(run["fork"].folder / "training.json")["peak_learning_rates"] == rates
     # The moments went on counting from the fork's step 4, not from the base's end.
     assert int(load_tensors(run["fork"].folder / "moments.safetensors")["steps"]) == 12

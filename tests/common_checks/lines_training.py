@@ -164,8 +164,8 @@ def optimiser_state(before: Seen, after: Seen) -> None:
     # The parent made four steps.
     assert int(before.moments["steps"]) == 2
     assert int(after.moments["steps"]) == 6
-    assert before.changes["optimiser moments"] == ("the parent's", "zero")
-    assert after.changes["optimiser moments"][1].startswith("the parent's")
+    assert before.changes["optimiser state"] == ("the parent's", "reset")
+    assert after.changes["optimiser state"][1].startswith("the parent's")
 
 
 refuses("optimiser_state", "keep", "has no parent", kinds=["pretrain"])

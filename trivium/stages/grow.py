@@ -114,7 +114,7 @@ class Grow(GrowthSettings, Stage):
         write_json(work.folder / NEW_LAYERS, list(grown.new_layers))
         state, left = folder.parent / MOMENTS, folder.parent / HANDOVER
         if not state.is_file() or not left.is_file():
-            work.change("optimiser state", "none left", "none")
+            work.change("optimiser state", "none", "none")
             return
         write_json(work.folder / HANDOVER, read_object(compared(left)))
         if self.optimiser_state == "reset":

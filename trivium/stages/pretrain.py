@@ -58,7 +58,7 @@ class Pretrain(Growing, TrainingStage):
     watches_model: ClassVar[bool] = False
     unused: ClassVar[Mapping[str, str]] = {
         "adapter": "a new model has nothing to lay an adapter on; train all of its weights",
-        "optimiser_state": "a new model has no parent whose moments it could keep; leave it out",
+        "optimiser_state": "a new model has no parent whose optimiser state it could keep; leave it out",
     }
 
     data: Mixture

@@ -105,7 +105,7 @@ def train(
         fill=fill,
     )
     if trainer.inherited is not None:
-        _say_moments(work, trainer.inherited)
+        _say_optimiser_state(work, trainer.inherited)
     summary = trainer.run()
     moments = trainer.moments()
     if world().leads:
@@ -117,12 +117,12 @@ def train(
     return summary
 
 
-def _say_moments(work: Work, inherited: Inherited) -> None:
-    """Say which of the parent's moments were taken over; to keep none of them is a mistake."""
+def _say_optimiser_state(work: Work, inherited: Inherited) -> None:
+    """Say how much of the parent's optimiser state is kept; to keep none of it is a mistake."""
     kept, grown, fresh = inherited.kept, inherited.grown, inherited.fresh
     if not kept and not grown:
         raise TriviumError(
-            f"{work.stage}: none of the parent's moments fit the {len(fresh)} parameters that are trained "
+            f"{work.stage}: nothing of the parent's optimiser state fits the {len(fresh)} parameters trained "
             "here; say `optimiser_state: reset`."
         )
     after = "the parent's"
@@ -133,7 +133,7 @@ def _say_moments(work: Work, inherited: Inherited) -> None:
     if fresh:
         named = ", ".join(fresh[:2]) + (f" and {len(fresh) - 2} more" if len(fresh) > 2 else "")
         after += f", zero for {named}"
-    work.change("optimiser moments", "the parent's", after)
+    work.change("optimiser state", "the parent's", after)
 
 
 def save_model_of(

@@ -90,7 +90,7 @@ def moments_after(work: Work, settings: Training, start: str, folder: Path) -> M
     """The parent's moments where the stage keeps them; what became of those is said once they are laid on."""
     path = folder.parent / MOMENTS
     if settings.optimiser_state == "reset":
-        work.change("optimiser moments", "the parent's" if path.is_file() else "none left", "zero")
+        work.change("optimiser state", "the parent's" if path.is_file() else "none", "reset")
         return None
     if not path.is_file():
         raise TriviumError(f"{start} left no optimiser state behind; say `optimiser_state: reset`.")
