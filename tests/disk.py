@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,8 +42,11 @@ class LossyDisk:
             self._synchronised[facts.st_ino] = _names(f"/proc/self/fd/{descriptor}")
         else:
             self._content[facts.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
-        folders = [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]
-        names = {folder.stat().st_ino: _names(folder) for folder in folders if folder.exists()}
+        names = {}
+        # A folder may be renamed or removed by another thread meanwhile.
+        for folder, _, _ in os.walk(self.root):
+            with suppress(FileNotFoundError):
+                names[Path(folder).stat().st_ino] = _names(folder)
         self.moments.append(Moment(dict(self._synchronised), names, dict(self._content)))
 
     def after(self, moment: int, place: Path, loses: Loses) -> Path:

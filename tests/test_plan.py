@@ -305,6 +305,15 @@ def test_data_that_is_not_there_is_one_sentence(folder):
         preview(str(folder / "none.jsonl"))
 
 
+def test_steps_without_a_batch_are_planned_also_where_the_context_grows(folder):
+    longer = (
+        "  mid: {kind: midtrain, from: base, data: ./texts, steps: 5, context: {length: 64, method: yarn}}"
+    )
+    (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{longer}\n")
+    [row] = [row for row in plan(folder / "r.yaml", folder / "runs") if row[0] == "mid"]
+    assert "steps 5" in row[4]
+
+
 def test_the_rates_of_a_new_model_are_those_of_its_optimiser(folder):
     def line(*settings: str) -> str:
         (folder / "r.yaml").write_text(

@@ -63,10 +63,10 @@ def run_conversation(
     depths: str | list[float] | None = None,
     **options: Any,
 ) -> Found:
-    """Pass keys told in an early turn of a conversation longer than the window, which is fitted as
+    """Pass keys given in an early turn of a conversation longer than the window, which is fitted as
     `overflow` says; `tokens` are all that was read and written for the answer, summaries too.
 
-    Pass keys told in conversations of about `length` tokens, twice the window unless said.
+    Pass keys in conversations of about `length` tokens, twice the window unless said.
     """
     if settings.style == "continue" or not subject.tokenizer.templates:
         raise TriviumError("The task conversation asks through the chat template; ask passkey of this model.")

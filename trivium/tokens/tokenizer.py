@@ -60,8 +60,8 @@ class Tokenizer:
         self._text_backend, self._open_id, self._close_id, self._item_id = found
         self._extra_stops = tuple(stop_ids)
         self._named = roles.named_tokens(self.settings)
-        self._cuts_cleanly = self.encode("\nb") == [
-            identity for identity in self.encode(f"\n{OPEN}b") if identity != self._open_id
+        self._cuts_cleanly = self._encoded("\nb") == [
+            identity for identity in self._encoded(f"\n{OPEN}b") if identity != self._open_id
         ]
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Any, ...]]:
@@ -249,9 +249,12 @@ class Tokenizer:
             lambda identity: self.backend.decode([identity], skip_special_tokens=False),
         )
 
+    def _encoded(self, text: str) -> list[int]:
+        return self._text_backend.encode(text, add_special_tokens=False).ids
+
     def encode(self, text: str) -> list[int]:
         """Text to ids; a typed control string becomes letters."""
-        return self._text_backend.encode(text, add_special_tokens=False).ids
+        return self._encoded(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Many texts to ids, in parallel threads unless TOKENIZERS_PARALLELISM forbids it."""
@@ -420,7 +423,7 @@ class Tokenizer:
         ids: list[int] = []
         turns: list[int] = []
         turn, inside, stop_at = -1, False, -1
-        for identity in self.encode(text + final(rendered[done:])):
+        for identity in self._encoded(text + final(rendered[done:])):
             if identity == self._open_id:
                 turn, inside = turn + 1, True
             elif identity == self._close_id:

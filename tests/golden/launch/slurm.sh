@@ -25,14 +25,14 @@ export OMP_NUM_THREADS=8
 export TRIVIUM_CHECK_NODES=1
 # Before the limit SLURM sends TERM to this shell; when it takes the job away, to the processes. These save,
 # stop and leave the file. --requeue alone does not start a job again whose time is up.
-told=""
+signalled=""
 work=""
 # srun itself would have its processes killed; scancel sends the signal to them, not to this shell.
 # shellcheck disable=SC2329
 stop_work() { scancel --signal=TERM "$SLURM_JOB_ID" || kill -TERM "$work"; }
 # shellcheck disable=SC2329
 terminate() {
-    told=yes
+    signalled=yes
     [ -z "$work" ] || stop_work || true
 }
 trap terminate TERM
@@ -43,7 +43,7 @@ go_on() {
 finish() {
     status=0
     wait "$work" || status=$?
-    if [ -n "$told" ]; then
+    if [ -n "$signalled" ]; then
         # The signal ended the first wait, not the work.
         status=0
         wait "$work" || status=$?
@@ -51,7 +51,7 @@ finish() {
     # A person who left the stop file does not want it to start again.
     if [ -e "$TRIVIUM_STOP_FILE" ]; then exit "$status"; fi
     if [ "$status" = 75 ] || [ -e "$TRIVIUM_GO_ON_FILE" ]; then go_on; fi
-    if [ -n "$told" ] && [ "$status" != 0 ]; then go_on; fi
+    if [ -n "$signalled" ] && [ "$status" != 0 ]; then go_on; fi
     exit "$status"
 }
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -23,13 +23,13 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 export OMP_NUM_THREADS=4
 # Before the limit SLURM sends TERM to this shell; when it takes the job away, to the processes. These save,
 # stop and leave the file. --requeue alone does not start a job again whose time is up.
-told=""
+signalled=""
 work=""
 # shellcheck disable=SC2329
 stop_work() { kill -TERM "$work"; }
 # shellcheck disable=SC2329
 terminate() {
-    told=yes
+    signalled=yes
     [ -z "$work" ] || stop_work || true
 }
 trap terminate TERM
@@ -40,7 +40,7 @@ go_on() {
 finish() {
     status=0
     wait "$work" || status=$?
-    if [ -n "$told" ]; then
+    if [ -n "$signalled" ]; then
         # The signal ended the first wait, not the work.
         status=0
         wait "$work" || status=$?
@@ -48,7 +48,7 @@ finish() {
     # A person who left the stop file does not want it to start again.
     if [ -e "$TRIVIUM_STOP_FILE" ]; then exit "$status"; fi
     if [ "$status" = 75 ] || [ -e "$TRIVIUM_GO_ON_FILE" ]; then go_on; fi
-    if [ -n "$told" ] && [ "$status" != 0 ]; then go_on; fi
+    if [ -n "$signalled" ] && [ "$status" != 0 ]; then go_on; fi
     exit "$status"
 }
 python -m trivium.cli run pocket --runs /runs --jobs 1 &

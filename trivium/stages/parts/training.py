@@ -201,7 +201,9 @@ class TrainingStage(Training, Stage):
             cost = 6.0 * numbers["parameters"] if "parameters" in numbers else None
         batch = self.batch
         if batch is None and config is not None and "batch" not in self.unused:
-            batch = self._batch_of(config, getattr(self, "context", None) or config.context)
+            reads = getattr(self, "context", None)
+            # Of an extended context the longest counts.
+            batch = self._batch_of(config, getattr(reads, "longest", reads) or config.reach)
         tokens = self.tokens or (self.steps * batch if self.steps and batch else None)
         if tokens is not None:
             numbers["tokens"] = tokens
