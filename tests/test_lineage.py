@@ -11,6 +11,7 @@ from toys import ToyTrain, write_recipe
 
 import trivium
 from trivium.cli import main
+from trivium.kit import code
 from trivium.kit.files import read_json, write_json
 from trivium.pipeline import listing
 from trivium.pipeline.index import write_index
@@ -81,6 +82,16 @@ def test_every_package_that_can_change_a_result_counts_as_its_code():
     around = {"cli", "pipeline", "serve", "lab"}
     packages = {path.parent.name for path in Path(trivium.__file__).parent.glob("*/__init__.py")}
     assert set(listing.package_code()) == packages - around
+
+
+def test_words_and_templates_beside_the_code_count_as_code(tmp_path):
+    (tmp_path / "library").mkdir()
+    (tmp_path / "a.py").write_text("a = 1")
+    before = code._checksum(tmp_path)
+    (tmp_path / "library" / "recipe.yaml").write_text("name: x")
+    assert code._checksum(tmp_path) == before
+    (tmp_path / "queries.yaml").write_text("[1]")
+    assert code._checksum(tmp_path) != before
 
 
 def test_ls_tells_cost_money_and_the_base_of_every_model(tmp_path, capsys):

@@ -63,3 +63,10 @@ def test_a_line_too_long_for_the_terminal_goes_on_below_its_text(monkeypatch):
     assert others
     assert all(other.startswith(" " * 12 + "trivium") for other in others)
     assert max(map(len, [first, *others])) <= 50
+
+
+def test_a_column_of_nothing_beside_long_ones_is_shown():
+    rows = [["stage", "", "what"], ["base", "", "a sentence that is long " * 8], ["sft", "", "short"]]
+    shown = table(rows, 60)
+    assert "base" in shown
+    assert "short" in shown

@@ -138,3 +138,9 @@ def test_every_kind_of_sound_is_played_in_every_split(kind, split):
         rows = list(world.documents("sounds", kind=kind, split=split, seed=seed, limit=20))
         assert len(rows) == 20
         assert all(row.truth["kind"] == kind for row in rows)
+
+
+def test_a_split_with_one_pitch_has_no_pairs():
+    with pytest.raises(TriviumError, match="no second pitch in this split; ask without pairs"):
+        sounds._pitch(Chance(1), "validation", True, sounds.Options())
+    assert sounds._pitch(Chance(1), "validation", False, sounds.Options()).answer in PITCHES

@@ -1,4 +1,4 @@
-"""What a task is, and the shelf of tasks by name."""
+"""What a task is, and the tasks by name."""
 
 import inspect
 import os
@@ -95,14 +95,14 @@ def as_task(
     name: str, headline: tuple[str, ...], heeds: tuple[str, ...] = (),
     foresee: Callable[..., object] | None = None, scorer: str | None = None,
 ) -> Callable[[R], R]:  # fmt: skip
-    """Put a function on the shelf as a task, described by the first paragraph of its docstring."""
+    """Register a function as a task, described by the first paragraph of its docstring."""
 
-    def shelved(run: R) -> R:
+    def registered(run: R) -> R:
         description = " ".join(inspect.cleandoc(run.__doc__ or "").partition("\n\n")[0].split())
         _MADE[name] = Task(name, description, headline, run, heeds, foresee, scorer)
         return run
 
-    return shelved
+    return registered
 
 
 def _written(annotation: Any) -> str:

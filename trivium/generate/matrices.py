@@ -178,7 +178,7 @@ def _was_in_16_bits(model: Transformer) -> bool:
     if model.config.width < LEAST_WIDTH or not has_fbgemm(model):
         return False
     linears = [one for layer in model.layers for one in layer.modules() if isinstance(one, nn.Linear)]
-    # one matrix after the other: what was trained in float32 is told from the first
+    # One matrix after the other: of a model trained in float32 the first already says no.
     return all(has_16_bits(matrix_of(one)) for one in linears) and has_16_bits(model.head_weight.detach())
 
 

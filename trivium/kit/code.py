@@ -19,7 +19,9 @@ def package_code() -> dict[str, str]:
 
 def _checksum(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=6)
-    for path in sorted(folder.rglob("*.py")):
+    # Words beside the code decide as it does; recipes of the library have fingerprints of their own.
+    read = (path for path in folder.rglob("*") if path.suffix in (".py", ".yaml", ".jinja"))
+    for path in sorted(path for path in read if "library" not in path.relative_to(folder).parts):
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -71,7 +71,7 @@ def _folded(column: Cells) -> int:
     from textwrap import wrap
 
     lengths = sorted(map(len, column))
-    width = max(lengths[len(lengths) * 3 // 4], *(len(word) for cell in column for word in cell.split()))
+    width = max([1, lengths[len(lengths) * 3 // 4], *(len(word) for cell in column for word in cell.split())])
     while any(len(wrap(cell, width, break_on_hyphens=False)) > 2 for cell in column):
         width += 1
     return width if lengths[-1] > SENTENCE else lengths[-1]

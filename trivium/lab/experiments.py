@@ -233,9 +233,13 @@ def taken(folder: Path, take: str) -> Number:
     return found[take]
 
 
+EARLIER_LABELS = {"sums at once": "sums (direct answer)"}
+
+
 def _present(take: str) -> str:
-    """The present name of a measure that a recipe calls by an earlier one."""
+    """The present name of a number that a recipe calls by an earlier one."""
     label, colon, measure = take.partition(": ")
+    label = EARLIER_LABELS.get(label, label)
     name, comma, group = measure.partition(", ")
     return f"{label}{colon}{EARLIER.get(name, name)}{comma}{group}"
 

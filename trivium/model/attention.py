@@ -62,6 +62,7 @@ def masked_attention(
 
     No fused kernel caps scores, so those are computed one operation after the other."""
     if seen is None:
+        assert scoring.soft_cap is None, "a soft cap needs its mask"
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scoring.scale)
     if scoring.soft_cap is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scoring.scale)

@@ -204,12 +204,12 @@ def _decoding(tokenizer: Tokenizer, rate: float, bandwidth: float) -> dict[str, 
     model = new_model(config, seed=1, device=machine.device()).requires_grad_(False)
     text = tokenizer.encode(TEXT * 50)
     keys = 4.0 * 2 * config.layers * config.key_value_heads * config.head_width
-    counts, seconds = [], []
+    counts, seconds, whole = [], [], []
     for rows, answer, prompt in DECODED:
         engine, requests = Engine(model, tokenizer, max_rows=rows), []
         for number in range(SAMPLES * rows):
             # From half to one and a half times the mean.
-            tokens = answer // 2 + number * 5 % (answer + 1)
+            tokens = answer // 2 + number * 7 % (answer + 1)
             wish = Sampling(max_new_tokens=tokens, min_new_tokens=tokens, seed=number, logprobs=True)
             first = number // SAMPLES
             requests.append(Request(text[first : first + prompt], wish))
@@ -219,20 +219,21 @@ def _decoding(tokenizer: Tokenizer, rate: float, bandwidth: float) -> dict[str, 
         met = written * (prompt + (answer + BLOCK) / 2)
         counts.append([steps, written, float(len(requests)), met * keys])
         products = tally.operations / rate + 4.0 * parameter_count(config) * steps / (bandwidth * COPY)
-        seconds.append(_fastest(partial(engine.generate, requests), SECONDS / 2) - products)
-    each = not_negative(np.array(counts), np.array(seconds))
+        whole.append(_fastest(partial(engine.generate, requests), SECONDS / 2))
+        seconds.append(whole[-1] - products)
+    # What is off by a tenth of a short batch counts as much as a tenth of a long one.
+    each = not_negative(np.array(counts) / np.array(whole)[:, None], np.array(seconds) / np.array(whole))
     found = dict(zip(("step_seconds", "row_seconds", "request_seconds"), map(float, each), strict=False))
     return found | ({"cache_rate": 1 / float(each[3])} if each[3] else {})
 
 
 def not_negative(counts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """The costs [m], none below zero, with which counts [n, m] come nearest to the seconds [n], as shares."""
-    shares = counts / seconds[:, None]
+    """The costs [m], none below zero, with which counts [n, m] come nearest to the seconds [n]."""
     best, least = np.zeros(counts.shape[1]), np.inf
     for chosen in range(1, 2 ** counts.shape[1]):
         columns = [one for one in range(counts.shape[1]) if chosen >> one & 1]
-        found = np.linalg.lstsq(shares[:, columns], np.ones(len(seconds)), rcond=None)[0]
-        error = float(np.square(shares[:, columns] @ found - 1).sum())
+        found = np.linalg.lstsq(counts[:, columns], seconds, rcond=None)[0]
+        error = float(np.square(counts[:, columns] @ found - seconds).sum())
         if (found >= 0).all() and error < least:
             best, least = np.zeros(counts.shape[1]), error
             best[columns] = found

@@ -3,12 +3,14 @@
 A melody of three tones belongs to one split for ever: its pitches are all heard in training, in other orders.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
 import numpy as np
 
+from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, split_of
 from trivium.world.document import Share, Split
 from trivium.world.drawing import sound_part
@@ -75,6 +77,15 @@ def _melody(chance: Chance, split: Split, second: bool, options: Options) -> Per
     return Perceived(samples, "Which notes are played?", " ".join(notes), truth)
 
 
+def _differing(chance: Chance, every: Sequence[tuple[str, ...]], second: bool, what: str) -> tuple[str, ...]:
+    """One of those with another answer; none is needed for the first sound of a pair."""
+    if not every and second:
+        raise TriviumError(
+            f"world:sounds has no second {what} in this split; ask without pairs, or in another split."
+        )
+    return chance.pick(every) if every else ()
+
+
 def _pitch(chance: Chance, split: Split, second: bool, options: Options) -> Perceived:
     """One tone; a pitch with a length belongs to one split."""
     every = tuple(
@@ -83,7 +94,7 @@ def _pitch(chance: Chance, split: Split, second: bool, options: Options) -> Perc
         if split_of("pitch", *one, validation=0.1, test=0.2) == split
     )
     first = chance.pick(every)
-    other = chance.pick([one for one in every if one[0] != first[0]] or list(every))
+    other = _differing(chance, [one for one in every if one[0] != first[0]], second, "pitch")
     note, seconds = other if second else first
     samples = played([(PITCHES[note], float(seconds))], chance, options.noise)
     return Perceived(
@@ -111,7 +122,7 @@ def _duration(chance: Chance, split: Split, second: bool, options: Options) -> P
         if split_of("rhythm", *one, validation=0.1, test=0.2) == split
     )
     first = chance.pick(every)
-    other = chance.pick([one for one in every if one[1:] != first[1:]] or list(every))
+    other = chance.pick([one for one in every if one[1:] != first[1:]])
     note, *rhythm = other if second else first
     samples = played([(PITCHES[note], LENGTHS[length]) for length in rhythm], chance, options.noise)
     return Perceived(

@@ -1,6 +1,6 @@
 """Preferences as an objective: answers to the same prompt in, a loss of their log-probabilities out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -104,10 +104,10 @@ def _up_to_the_shorter(batch: Batch, owner: Tensor, counts: Tensor, tail: float)
     return torch.where(place < shorter[owner], 1.0, tail)
 
 
-def pair_weights(rows: Sequence[PackedSequence]) -> float:
+def pair_weights(rows: Sequence[PackedSequence], roles: Collection[str] = (CHOSEN, JUDGED)) -> float:
     """The weights of all pairs, or of all single answers, in these rows."""
     named = (zip(row.facts["weight"], row.facts["role"], strict=True) for row in rows)
-    return float(sum(weight for pairs in named for weight, role in pairs if role in (CHOSEN, JUDGED)))
+    return float(sum(weight for pairs in named for weight, role in pairs if role in roles))
 
 
 def places_of(batch: Batch, *roles: str) -> Tensor:

@@ -42,7 +42,7 @@ class BradleyTerry:
     name = "reward"
 
     def weight(self, rows: Sequence[PackedSequence]) -> float:
-        return pair_weights(rows)
+        return pair_weights(rows, roles=(CHOSEN,))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         chosen, rejected = pair_scores(model, self.extra, batch)
