@@ -79,15 +79,18 @@ def conversations() -> list[list[dict[str, str]]]:
 
 
 def test_logits_are_transformers() -> None:
-    """Float32 itself moves scores of up to 39 by some 6e-5: both are measured against float64."""
+    """Float32 itself moves scores of up to 39: both are measured against float64, on average and at worst.
+
+    The worst of some 30 million scores depends on the text, for either by a factor of ten.
+    """
     ids = ours().tokenizer.encode(long_text()[:3000])
     exact = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float64).eval()
     with torch.no_grad():
         truth = exact(torch.tensor([ids])).logits[0]
         expected = theirs()(torch.tensor([ids])).logits[0]
-    found = ours().logits(ids)
-    off, their_off = (float((logits - truth).abs().max()) for logits in (found, expected))
-    assert off < max(5e-5, 1.25 * their_off)
+    off, their_off = ((logits - truth).abs() for logits in (ours().logits(ids), expected))
+    assert float(off.mean()) < 1.15 * float(their_off.mean()) < 1.15e-5
+    assert float(off.max()) < max(5e-5, 3 * float(their_off.max()))
 
 
 def test_the_template_writes_the_same_bytes() -> None:
