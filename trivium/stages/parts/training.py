@@ -199,12 +199,14 @@ class TrainingStage(Training, Stage):
         else:
             numbers = planned_size(parent)
             cost = 6.0 * numbers["parameters"] if "parameters" in numbers else None
-        batch = self.batch
-        if batch is None and config is not None and "batch" not in self.unused:
-            reads = getattr(self, "context", None)
-            # Of an extended context the longest counts.
-            batch = self._batch_of(config, getattr(reads, "longest", reads) or config.reach)
-        tokens = self.tokens or (self.steps * batch if self.steps and batch else None)
+        tokens = self.tokens
+        if not tokens and self.steps:
+            batch = self.batch
+            if batch is None and config is not None and "batch" not in self.unused:
+                reads = getattr(self, "context", None)
+                # Of an extended context the longest counts.
+                batch = self._batch_of(config, getattr(reads, "longest", reads) or config.reach)
+            tokens = self.steps * batch if batch else None
         if tokens is not None:
             numbers["tokens"] = tokens
             if cost is not None:
@@ -349,8 +351,10 @@ class TrainingStage(Training, Stage):
 
     def _batch_of(self, config: ModelConfig, context: int) -> int:
         """The tokens of a batch: those that were said, or that suit the model; at least one row."""
+        if self.batch:
+            return max(self.batch, context)
         suited = preset(config.layers, config.vocabulary, context, width=config.width)
-        return max(self.batch or int(suited.values["batch_tokens"]), context)
+        return max(int(suited.values["batch_tokens"]), context)
 
     def batch_of(self, work: Work, step: int) -> tuple[list[PackedSequence], Tokenizer]:
         """The packed rows of an optimiser step, counted from 1 as in the log, and what reads them."""
