@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +83,18 @@ def together(target: Callable[..., None], size: int, *arguments: object) -> None
     for member in members:
         member.join(120)
     assert [member.exitcode for member in members] == [0] * size
+
+
+def crash(rank: int, size: int, port: int) -> None:
+    meet(rank, size, port)
+    if rank:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_process_that_crashes_says_where_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError):
+        together(crash, 2)
+    assert " in crash\n" in capfd.readouterr().err
 
 
 LEAVING = """

@@ -1,6 +1,7 @@
 """The processes of one run: torchrun's environment is the contract, and its absence means a world of one."""
 
 import atexit
+import faulthandler
 import os
 import tempfile
 from contextlib import suppress
@@ -60,6 +61,8 @@ def start() -> World:
         if not distributed.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(here.local_rank)
+            # Of a process that SIGSEGV ends, the others only see that it is gone.
+            faulthandler.enable()
             record_collectives()
             # Both, because what the trainer sums lies on the GPU and what the pipeline tells lies in memory.
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
