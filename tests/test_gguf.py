@@ -17,7 +17,7 @@ from trivium.kit.errors import TriviumError
 from trivium.model.folder import load_model
 from trivium.model.gguf.blocks import encode, stored_as
 from trivium.model.gguf.read import convert
-from trivium.model.gguf.write import _type_of, write_gguf
+from trivium.model.gguf.write import MATRICES, _type_of, write_gguf
 from trivium.model.hub import resolve
 from trivium.pipeline.plan import plan
 from trivium.tokens.gguf import read_tokenizer
@@ -60,11 +60,29 @@ def test_a_file_gives_the_tensors_that_transformers_reads(
 ) -> None:
     folder_of(family, tmp_path / "model")
     write_gguf(tmp_path / "model", tmp_path / "model.gguf", kind)  # type: ignore[arg-type]
+    same_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K"])
+def test_types_that_other_programs_write_give_the_tensors_that_transformers_reads(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: None
+) -> None:
+    wide = SHAPE | {"hidden_size": 256, "intermediate_size": 256}
+    monkeypatch.setitem(FAMILIES, "llama", ("LlamaConfig", wide))
+    monkeypatch.setitem(MATRICES, "f32", kind)
+    folder_of("llama", tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "model.gguf", "f32")
+    assert kind in {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    same_tensors(tmp_path)
+
+
+def same_tensors(place: Path) -> None:
+    """What a file gives here is bit for bit what transformers reads from it."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file="model.gguf", dtype=torch.float32
+        place, gguf_file="model.gguf", dtype=torch.float32
     )
-    convert(tmp_path / "model.gguf", tmp_path / "read")
-    ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "read", dtype=torch.float32)
+    convert(place / "model.gguf", place / "read")
+    ours = transformers.AutoModelForCausalLM.from_pretrained(place / "read", dtype=torch.float32)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     for name, weight in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], weight), name
