@@ -11,12 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 from buckets import made, until
-from forked import forked
+from forked import copied, forked
 from toys import own_kinds
 
 from trivium.cli import main
 from trivium.kit.errors import TriviumError
 from trivium.kit.seals import COMPLETE
+from trivium.kit.stopping import without_requests
+from trivium.pipeline import worker
 from trivium.pipeline.jobs import crew, shares, threads
 from trivium.pipeline.launch import script
 from trivium.pipeline.run import run
@@ -62,6 +64,18 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "toy.yaml"
 
 
+@pytest.fixture
+def copies(monkeypatch) -> None:
+    """Workers are copies of this process, which need not import torch again; what they do is the same."""
+
+    def begun(jobs: int) -> subprocess.Popen[str]:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        env = {**without_requests(dict(os.environ)), "OMP_NUM_THREADS": str(threads(jobs))}
+        return copied(worker.main, ["worker"], start_new_session=True, env=env, **pipes)
+
+    monkeypatch.setattr("trivium.pipeline.jobs._begun", begun)
+
+
 def command(recipe: Path, runs: Path, *more: str) -> subprocess.Popen[str]:
     into = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return forked("run", recipe, "--runs", runs, "--jobs", "2", *more, **into)
@@ -81,7 +95,7 @@ def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def test_two_stages_are_made_at_a_time_and_come_to_the_same(recipe, tmp_path):
+def test_two_stages_are_made_at_a_time_and_come_to_the_same(recipe, tmp_path, copies):
     runs, gate = tmp_path / "runs", tmp_path / "gate"
     running = command(recipe, runs)
     # Both wait for the gate, so both were begun before either is done.
@@ -96,7 +110,7 @@ def test_two_stages_are_made_at_a_time_and_come_to_the_same(recipe, tmp_path):
     assert list(run(recipe, runs, jobs=2).became) == list(alone.became)
 
 
-def test_ctrl_c_stops_all_and_the_same_command_goes_on(recipe, tmp_path):
+def test_ctrl_c_stops_all_and_the_same_command_goes_on(recipe, tmp_path, copies):
     runs, gate = tmp_path / "runs", tmp_path / "gate"
     running = command(recipe, runs)
     until(lambda: {"left", "right"} <= at_work(runs))
@@ -114,7 +128,7 @@ def test_ctrl_c_stops_all_and_the_same_command_goes_on(recipe, tmp_path):
     }  # fmt: skip
 
 
-def test_workers_stop_when_the_process_that_leads_them_is_killed(recipe, tmp_path):
+def test_workers_stop_when_the_process_that_leads_them_is_killed(recipe, tmp_path, copies):
     runs = tmp_path / "runs"
     running = command(recipe, runs)
     until(lambda: {"left", "right"} <= at_work(runs))
@@ -127,7 +141,7 @@ def test_workers_stop_when_the_process_that_leads_them_is_killed(recipe, tmp_pat
     assert at_work(runs) == set()
 
 
-def test_one_that_fails_loses_no_other(recipe, tmp_path, capsys):
+def test_one_that_fails_loses_no_other(recipe, tmp_path, capsys, copies):
     (tmp_path / "gate").touch()
     runs = tmp_path / "runs"
     with pytest.raises(SystemExit) as stopped:
@@ -143,7 +157,7 @@ def test_one_that_fails_loses_no_other(recipe, tmp_path, capsys):
     assert going.became["last"] == "ran"
 
 
-def test_what_a_stage_says_of_its_failure_is_told_and_the_others_go_on(recipe, tmp_path):
+def test_what_a_stage_says_of_its_failure_is_told_and_the_others_go_on(recipe, tmp_path, copies):
     (tmp_path / "gate").touch()
     text = recipe.read_text().replace(
         "last:  {kind: toys.py:ToyTrain, from: left", "last:  {kind: sums.py:Sums, from: left"
@@ -155,7 +169,7 @@ def test_what_a_stage_says_of_its_failure_is_told_and_the_others_go_on(recipe, t
     assert finished(tmp_path / "runs") == {"words", "base", "left", "right"}
 
 
-def test_runs_that_share_a_folder_share_the_work(recipe, tmp_path):
+def test_runs_that_share_a_folder_share_the_work(recipe, tmp_path, copies):
     """What an array of SLURM does: the same command several times, on one file system."""
     runs, gate = tmp_path / "runs", tmp_path / "gate"
     both = [command(recipe, runs), command(recipe, runs)]
@@ -224,6 +238,7 @@ def slurm(tmp_path, monkeypatch) -> Path:
     return asked
 
 
+@pytest.mark.slow
 def test_a_task_whose_time_is_up_saves_and_asks_to_be_queued_again(recipe, tmp_path, slurm, monkeypatch):
     runs, gate = tmp_path / "runs", tmp_path / "gate"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "76")
@@ -270,7 +285,7 @@ experiment:
 
 
 @pytest.mark.slow
-def test_an_experiment_side_by_side_is_the_same_bit_for_bit(tmp_path):
+def test_an_experiment_side_by_side_is_the_same_bit_for_bit(tmp_path, copies):
     path = tmp_path / "seeds.yaml"
     path.write_text(EXPERIMENT)
     serial, beside = run(path, tmp_path / "serial"), run(path, tmp_path / "beside", jobs=2)
