@@ -34,11 +34,28 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Among several processes, files with slow tests come first, so that no long one is left for the end.
 
     Neighbours in the alphabet wait for the same things (a server, a lease), so their order is that of a hash.
     """
+    leave_most_cases_to_the_whole_suite(items)
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: (item.path not in slow, zlib.crc32(item.path.name.encode())))
+
+
+def leave_most_cases_to_the_whole_suite(items: list[pytest.Item]) -> None:
+    """Mark as slow all but `count` cases, evenly spaced, of a test marked `quick_cases(count)`."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("quick_cases") and not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for of_one_test in cases.values():
+        mark, total = of_one_test[0].get_closest_marker("quick_cases"), len(of_one_test)
+        count = min(mark.args[0], total)
+        quick = {place * total // count for place in range(count)}
+        for place, item in enumerate(of_one_test):
+            if place not in quick:
+                item.add_marker(pytest.mark.slow)

@@ -61,6 +61,7 @@ def test_every_attack_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                                                        "all          |     6 |    2 |      4"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_attack_and_target_is_known() -> None:
     """What they import is there, under the name that it has today."""
     listed = subprocess.run(

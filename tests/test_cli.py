@@ -148,6 +148,7 @@ def test_a_name_with_a_space_stays_one_word_of_the_script(tmp_path, capsys):
     assert shlex.split(line)[-3:] == [str(recipe), "--runs", str(folder / "runs")]
 
 
+@pytest.mark.slow
 def test_doctor_measures(tmp_path, capsys, monkeypatch):
     main(words("doctor", "--runs", tmp_path))
     printed = capsys.readouterr().out

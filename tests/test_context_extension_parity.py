@@ -44,6 +44,7 @@ def logits_of(folder: Path, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ours.logits(ours(ids, Documents([length]))), theirs(ids[None]).logits[0]
 
 
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("length", [16, LONGER])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("method", METHODS)

@@ -73,6 +73,7 @@ def until_the_end(folder: str) -> None:
     curation(Path(folder), [WEB], STEPS, shard_bytes=SMALL).run()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     kills, seen = 0, 0
@@ -93,6 +94,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(whole: Path, tmp_pat
     assert content(tmp_path) == content(whole)
 
 
+@pytest.mark.slow
 def test_more_processes_write_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     curation(tmp_path, [WEB], STEPS, shard_bytes=SMALL, workers=2).run()
     assert content(tmp_path) == content(whole)

@@ -122,6 +122,7 @@ def test_the_same_recipe_asks_the_country(tmp_path):
     assert all(grade(row["answer"], **row).value == 1 for row in test)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("row", "words"),
     [

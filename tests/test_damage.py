@@ -155,6 +155,7 @@ def test_a_safetensors_file_has_the_same_bytes_and_the_mode_of_any_new_file(tmp_
     assert len(contents) == 1
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["moments.safetensors", "training.json", "stage.yaml", "COMPLETE"])
 def test_what_is_damaged_and_inherited_is_named(tmp_path: Path, name: str) -> None:
     runs = tmp_path / "runs"

@@ -107,6 +107,7 @@ def test_families_in_float32(name: str, device: str) -> None:
     assert distance(found.gradient, exact.gradient) < EXACT
 
 
+@pytest.mark.quick_cases(13)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_in_bfloat16(name: str, device: str, way: Any) -> None:
@@ -153,6 +154,7 @@ def test_prompts_shared_by_answers(design: str, precision: str, device: str, way
     assert distance(gradient, wanted) < (GRADIENT if precision == "bfloat16" else EXACT)
 
 
+@pytest.mark.quick_cases(13)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
 def test_objectives(name: str, device: str) -> None:

@@ -102,6 +102,7 @@ def requests_of_all_kinds():
     ]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_greedy_answers_to_a_hundred_prompts_are_those_without_drafts(drafter):
     model = tiny_model()
@@ -116,6 +117,7 @@ def test_greedy_answers_to_a_hundred_prompts_are_those_without_drafts(drafter):
     assert engine.rows_in_use == 0
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("rows", [1, 3, 32])
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_sampled_answers_of_every_kind_are_those_without_drafts(drafter, rows):
@@ -129,6 +131,7 @@ def test_sampled_answers_of_every_kind_are_those_without_drafts(drafter, rows):
     assert engine.counts["accepted_tokens"] > 0
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "changes",
     [

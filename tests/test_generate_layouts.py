@@ -33,6 +33,7 @@ def model_for(layout, **changes):
     return model.to(torch.bfloat16).float() if layout == "fbgemm" else model
 
 
+@pytest.mark.quick_cases(16)
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LIBRARIES)

@@ -59,6 +59,7 @@ def test_the_same_seed_gives_the_same_text_alone_and_among_others(made):
         assert_as_promised(engine, engine.generate([request])[0], [expected])
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("changes", [{}, {"key_value_heads": 4}, {"attention_soft_cap": 3.0}])
 @pytest.mark.parametrize("length", [250, 300, 588])
 def test_long_texts_are_read_bit_for_bit_alike_alone_and_behind_others(length, changes):

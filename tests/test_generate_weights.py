@@ -66,6 +66,7 @@ def test_the_copy_is_the_model_in_the_other_type(design: str) -> None:
     assert answers(engine) == answers(rounded)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "pissa"])
 def test_an_adapter_becomes_part_of_the_copy(kind: str) -> None:
     model = tiny_model()
@@ -140,6 +141,7 @@ MEAN, LARGEST = 0.01, {"experts": 0.5}
 Elsewhere at most 0.1; a router that rounding sends to another expert makes a jump."""
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("design", DESIGNS)
 def test_what_was_sampled_is_as_likely_to_the_trainer(design: str) -> None:
     """L7 where the engine's stream is bfloat16 and the trainer's is float32 with rounded products."""

@@ -33,6 +33,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_goes_through_a_file_comes_back_as_it_was(family: str, tmp_path: Path) -> None:
     folder_of(family, tmp_path / "model")
@@ -53,6 +54,7 @@ def test_what_goes_through_a_file_comes_back_as_it_was(family: str, tmp_path: Pa
         assert after.config.window(layer) == before.config.window(layer)
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("family", REFEREED)
 def test_a_file_gives_the_tensors_that_transformers_reads(

@@ -25,6 +25,7 @@ def gpu() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_and_ends(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(PLACE), "--to", str(tmp_path)], capture_output=True, text=True, check=False,

@@ -83,6 +83,7 @@ def grade_everything() -> None:
             follows(text, {"check": name, "arguments": arguments})
 
 
+@pytest.mark.slow
 def test_no_text_takes_more_than_a_linear_time() -> None:
     """A run that was quadratic took minutes of processor time for one text of many; now all take seconds."""
 

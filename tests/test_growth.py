@@ -60,6 +60,7 @@ def model_of(family: str, *, tied: bool = False, shared: bool = True, seed: int 
     return model
 
 
+@pytest.mark.quick_cases(35)
 @pytest.mark.parametrize("shared", [True, False], ids=["grouped", "all heads"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,6 +161,7 @@ def trained(model: Transformer, steps: int) -> None:
         optimiser.step()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("wish", "rises"),
     [
@@ -180,6 +182,7 @@ def test_the_rank_of_new_weights_rises_unless_copies_stay_copies(wish: GrowthSet
         assert after["rank"] < 0.7
 
 
+@pytest.mark.slow
 def test_new_blocks_learn_from_the_first_step_on() -> None:
     model = model_of("llama")
     larger, found = grown_model(model, GrowthSettings(layers=5), seed=0)

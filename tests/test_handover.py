@@ -94,6 +94,7 @@ def test_what_means_nothing_here_is_refused(made, changes, said):
         trivium.run(path, runs=runs, set=changes, only=["tongue", "other-hand"])
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("rate", "left"),
     [
@@ -155,6 +156,7 @@ def left_by(stage):
     return read_json(stage.folder / "training.json")["consumed"]
 
 
+@pytest.mark.slow
 def test_a_fork_goes_on_with_the_row_after_the_last_one_of_its_parent(road):
     _, _, run = road
     fork = [documents(Entry(run["next"].folder), step) for step in range(1, 5)]
@@ -201,6 +203,7 @@ def test_the_log_shows_positions_that_stay_and_what_is_replayed(road):
     assert changes(run["last"])["replay"][1] == {"share": 0.5, "corpus": 1.0}
 
 
+@pytest.mark.slow
 def test_a_replay_that_is_named_is_logged_and_moves_as_the_ramp_says(tmp_path):
     replay = "{share: 0.5, data: {./texts: {weight: [3, 0], validation: 0.1}, corpus: {weight: [0, 3]}}}"
     stages = (

@@ -30,6 +30,7 @@ def told_of_kinds(right: np.ndarray, kinds: int) -> str:
     return sentence.helpfulness(apart_by(raw, answers, "instructions", "kind", "accuracy"))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("share", "kinds", "each"), [(0.5, 16, 6), (0.7, 16, 6), (0.3, 16, 6), (0.5, 12, 8)])
 def test_among_kinds_that_are_alike_an_order_is_seldom_claimed(share: float, kinds: int, each: int) -> None:
     claims = 0

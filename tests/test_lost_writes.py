@@ -64,6 +64,7 @@ def test_a_power_cut_loses_no_state_that_was_saved(tmp_path: Path, monkeypatch, 
         assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loses", ["names and content", "content"])
 def test_after_a_power_cut_what_is_complete_is_whole(tmp_path: Path, monkeypatch, loses: Loses) -> None:
     """At every fsync of a recipe: no finished stage lacks a byte, and the same command ends the rest."""
@@ -160,6 +161,7 @@ def test_the_command_ends_in_a_sentence_where_the_disk_is_gone(
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("years", [-1, 1, 40])
 def test_a_clock_that_jumps_changes_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, years: int
@@ -192,6 +194,7 @@ def test_a_clock_that_jumps_changes_no_result(
     assert run(path, tmp_path / "cut").became["words"] == "ran"
 
 
+@pytest.mark.slow
 def test_two_machines_on_one_store_make_each_stage_once(tmp_path: Path) -> None:
     """Two processes that share nothing but the folder: neither numbers, nor host names, nor a parent."""
     path, runs = write_recipe(tmp_path, RECIPE.replace("steps: 4", "steps: 40")), tmp_path / "runs"

@@ -183,6 +183,7 @@ def test_what_cannot_be_merged_is_refused_before_anything_runs(tmp_path, soup, e
         prepare(recipe(tmp_path, text), tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_models_whose_positions_differ_are_not_merged(tmp_path):
     text = RECIPE[: RECIPE.index("  fork:")] + RECIPE[RECIPE.index("  long:") :]
     text = text.replace("steps: 3", "steps: 1") + "  soup: {kind: merge, of: [base, long]}\n"
@@ -191,6 +192,7 @@ def test_models_whose_positions_differ_are_not_merged(tmp_path):
         trivium.run(recipe(tmp_path, text), runs=tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_measured_documents_that_were_trained_on_under_another_share_are_left_out(tmp_path):
     text = (
         RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4")
@@ -235,6 +237,7 @@ def test_nothing_to_measure_is_said_before_anything_is_trained(tmp_path):
     assert not list((tmp_path / "runs").rglob("model"))
 
 
+@pytest.mark.slow
 def test_anneals_that_are_cut_off_end_as_those_that_are_not(tmp_path, monkeypatch):
     text = (
         RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4")
@@ -282,6 +285,7 @@ def test_only_documents_of_which_something_is_measured_count():
     assert measured_documents([replace(row, columns={"bytes": spelt})]) == {"held"}
 
 
+@pytest.mark.slow
 def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(tmp_path):
     text = (
         RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 2")
@@ -302,6 +306,7 @@ def test_candidates_may_have_weights_where_the_replay_beside_them_has_none(tmp_p
     assert shares["./other"] > shares["./texts"]
 
 
+@pytest.mark.slow
 def test_each_candidate_is_a_stage_that_is_kept_for_itself(tmp_path):
     text = (
         RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 2")

@@ -219,6 +219,7 @@ def test_what_the_parent_was_trained_on_is_not_watched(tmp_path, capsys):
     assert run["mid"].summary["data"].keys() == {"./other"}
 
 
+@pytest.mark.slow
 def test_a_ramped_midtrain_that_is_cut_off_ends_as_one_that_is_not(tmp_path, monkeypatch):
     text = (
         RECIPE[: RECIPE.index("  fork:")]
@@ -310,6 +311,7 @@ def test_a_source_that_is_learnt_from_is_not_only_watched(tmp_path):
         prepare(recipe(tmp_path, text), tmp_path / "runs")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_positions_that_reach_so_far_are_not_stretched(tmp_path, family):
     text = RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4")

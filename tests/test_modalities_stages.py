@@ -72,6 +72,7 @@ def seen(tmp_path_factory):
     return trivium.run(write(folder), runs=folder / "runs"), folder
 
 
+@pytest.mark.slow
 def test_what_it_learned_to_read_stays_in_every_later_stage(seen):
     run, folder = seen
     towers = {}

@@ -153,11 +153,13 @@ def test_family_agrees_with_transformers(name, tmp_path):
     check_against(reference(*FAMILIES[name]), tmp_path, (17, 5, 17, 1, 33))
 
 
+@pytest.mark.quick_cases(9)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equal_documents_agree_too(name, tmp_path):
     check_against(reference(*FAMILIES[name], seed=1), tmp_path, (24, 24))
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("length", [20, 60, 90])
 @pytest.mark.parametrize("rope", ROPES)
 def test_rope_agrees_with_transformers(rope, length, tmp_path):
@@ -165,6 +167,7 @@ def test_rope_agrees_with_transformers(rope, length, tmp_path):
     check_against(reference("LlamaConfig", arguments), tmp_path, (length, length))
 
 
+@pytest.mark.quick_cases(13)
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("family", TAKE_ROPES)
 def test_every_family_takes_every_rope(family, rope, tmp_path):

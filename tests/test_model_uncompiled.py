@@ -22,6 +22,7 @@ print("compiler imported:", bool({"torch._dynamo", "sympy"} & sys.modules.keys()
 """
 
 
+@pytest.mark.slow
 def test_without_anything_to_compile_the_compiler_is_not_imported(tmp_path: Path) -> None:
     words = ["pocket", "--runs", str(tmp_path), "--set", "base.tokens=2k", "--only", "base"]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True)

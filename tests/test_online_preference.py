@@ -99,6 +99,7 @@ def rows_of(monkeypatch) -> list:
     return seen
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "aot"])
 def test_it_is_the_loss_of_the_same_pairs_given_offline(place, monkeypatch, loss):
     """The pairs of a step, packed as a preference stage packs them: equal loss and equal gradients."""

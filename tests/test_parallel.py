@@ -108,6 +108,7 @@ assert processes.all_reduce_sum(1.0) == 2.0
 """
 
 
+@pytest.mark.slow
 def test_the_processes_part_before_the_interpreter_ends() -> None:
     """A group that outlives it may abort a process whose results are all written."""
     port = str(free_port())

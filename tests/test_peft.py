@@ -98,6 +98,7 @@ def their_tokens(model: Any, prompt: list[int]) -> list[int]:
     return tokens[len(prompt) :]
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
 def test_beside_its_base_it_answers_as_in_peft(base, options, tmp_path):
     theirs, plain = made(base, tmp_path / "adapter", **options), opened(base)
@@ -117,6 +118,7 @@ def test_beside_its_base_it_answers_as_in_peft(base, options, tmp_path):
         assert answers[2 * index + 1] == their_tokens(plain, prompt)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("options", [LAYERS["patterns"], *WHOLE.values()], ids=["patterns", *WHOLE])
 def test_alone_it_opens_like_a_model(base, options, tmp_path, monkeypatch):
     monkeypatch.setenv("TRIVIUM_CACHE", str(tmp_path / "cache"))

@@ -269,6 +269,7 @@ def test_exact_labels_hold_to_the_first_error():
     assert split_steps("a\n\nb\n") == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_measures_scores_and_rewards_with_it(tmp_path):
     save(tmp_path / "base", small_model(own()), own())
     rows = [

@@ -80,6 +80,7 @@ def test_every_stage_learns_from_what_the_rounded_model_says(tmp_path, kind):
         assert plain != felt
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     "rounded",
     ["qat: int4", "adapter: {rank: 2, base: int4}", "adapter: {rank: 2, base: int4, train: [norms]}"],

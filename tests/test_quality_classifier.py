@@ -269,6 +269,7 @@ def test_a_judge_of_our_own_engine_whose_words_are_no_score_leaves_too_few_label
     assert len(journal.read_text().splitlines()) == 25
 
 
+@pytest.mark.slow
 def test_where_a_judge_of_our_own_says_nothing_the_classifier_decides(tmp_path: Path, capsys: Any) -> None:
     save_model(tiny_model(), tmp_path / "teacher")
     tokenizer().save(tmp_path / "teacher")
@@ -295,6 +296,7 @@ def test_where_a_judge_of_our_own_says_nothing_the_classifier_decides(tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_a_killed_curation_asks_about_nothing_twice(tmp_path: Path) -> None:
     write_lines(tmp_path / "labelled.jsonl", labelled(120))
     with serving(FakeEndpoint(answer=says, delay=0.02)) as fake:

@@ -32,6 +32,7 @@ def gradients(name: str, how: str, precision: str, device: str) -> torch.Tensor:
     return torch.cat([loss.detach().reshape(1), *parts])
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", [*FAMILIES, "next-token-experts"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from fake_hub import COMMITS
 
@@ -31,6 +32,7 @@ def write(folder: Path, name: str, data: str = "owner/name") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_repository_that_moves_on_is_read_where_it_was(tmp_path):
     """In a process of its own: the libraries find the hub's address when they are imported."""
     head = tmp_path / "head"

@@ -57,6 +57,7 @@ def test_a_trial_that_was_killed_is_started_again(trial, grammars):
     assert trial.problem("one", grammars, Form("regex", "[ab]+")) == ""
 
 
+@pytest.mark.slow
 def test_everybody_is_answered_while_hostile_forms_are_tried():
     limits = Limits(grammar_seconds=0.5, queued=200)
     one, two = tiny_engine(rows=4), ScriptedEngine("a baker")

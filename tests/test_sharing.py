@@ -86,6 +86,7 @@ def test_of_many_that_create_one_name_one_succeeds(url):
     assert_one_creates(url)
 
 
+@pytest.mark.quick_cases(1)
 def test_what_one_machine_pushes_another_pulls_and_nothing_moves_twice(tmp_path, url):
     path, here, there = write_recipe(tmp_path), tmp_path / "here", tmp_path / "there"
     run(path, here)
@@ -104,6 +105,7 @@ def test_what_one_machine_pushes_another_pulls_and_nothing_moves_twice(tmp_path,
         push(path, url, tmp_path / "third")
 
 
+@pytest.mark.slow
 def test_a_push_that_was_cut_off_shows_nothing_and_goes_on(tmp_path, bucket, monkeypatch):
     path, here, there = write_recipe(tmp_path), tmp_path / "here", tmp_path / "there"
     going = run(path, here, only=["base"])
@@ -161,6 +163,7 @@ def read_names(folder: Path) -> list[str]:
     return list(json.loads((folder / "COMPLETE").read_text())["files"])
 
 
+@pytest.mark.quick_cases(1)
 def test_a_pull_that_was_cut_off_goes_on_and_large_files_move_in_parts(tmp_path, url, monkeypatch):
     path, here, there = write_recipe(tmp_path), tmp_path / "here", tmp_path / "there"
     monkeypatch.setattr(parts, "PART_BYTES", 100)
@@ -195,6 +198,7 @@ def test_a_pull_that_was_cut_off_goes_on_and_large_files_move_in_parts(tmp_path,
     )
 
 
+@pytest.mark.quick_cases(1)
 def test_a_damaged_result_is_named_never_used_and_repaired(tmp_path, url):
     path, here, there = write_recipe(tmp_path), tmp_path / "here", tmp_path / "there"
     going = run(path, here, only=["base"])
@@ -232,6 +236,7 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path):
     assert not list(tmp_path.rglob("out"))
 
 
+@pytest.mark.quick_cases(1)
 def test_a_manifest_of_another_result_is_refused(tmp_path, url):
     """Somebody copied a folder there by hand: the wrong result would be used without a word."""
     path = write_recipe(tmp_path)
@@ -262,6 +267,7 @@ def lease_names(url: str, path: Path, folder: Path, stage: str = "base") -> list
     return place_at(url).names(f"results/{fingerprint}")
 
 
+@pytest.mark.slow
 def test_a_killed_machines_stage_is_taken_over_when_its_lease_is_over(tmp_path, bucket, monkeypatch):
     path, gate = write_recipe(tmp_path), tmp_path / "gate"
     words = ("run", path, "--store", bucket, "--only", "base", "--set", f"base.gate={gate}")
@@ -281,6 +287,7 @@ def test_a_killed_machines_stage_is_taken_over_when_its_lease_is_over(tmp_path, 
     assert became(pull(path, bucket, tmp_path / "third", only=["base"]))["base"] == "pulled"
 
 
+@pytest.mark.slow
 def test_a_paused_machine_that_wakes_too_late_does_not_overwrite(tmp_path, bucket, monkeypatch):
     path, gate = write_recipe(tmp_path), tmp_path / "gate"
     words = ("run", path, "--store", bucket, "--only", "base", "--set", f"base.gate={gate}")
@@ -376,6 +383,7 @@ def test_a_process_that_is_gone_from_this_machine_is_not_waited_for(tmp_path):
     assert lease.number == 2
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
@@ -392,6 +400,7 @@ def test_an_address_that_leads_nowhere_is_one_sentence(address, sentence, tmp_pa
     assert re.search(sentence, capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_the_same_result_under_another_name_serves_its_children(tmp_path):
     """Two recipes name a stage differently; what hangs below it says the name of the one that made it."""
     path = write_recipe(tmp_path)

@@ -79,6 +79,7 @@ def made(tmp_path_factory):
     return trivium.run(folder / "made.yaml", runs=folder / "runs")
 
 
+@pytest.mark.slow
 def test_every_stage_that_reads_data_reads_what_a_stage_made(made):
     assert made["corpus"].summary["documents"] == 50
     assert list(made["base"].summary["data"]) == ["corpus", "texts"]

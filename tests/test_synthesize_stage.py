@@ -37,6 +37,7 @@ def answers(prompt: str, seed: int) -> str:
     return f"2 + 2 = {seed % 2 + 4}\n#### {seed % 2 + 4}"
 
 
+@pytest.mark.slow
 def test_every_stage_that_trains_reads_what_was_written(tmp_path):
     with serving(FakeEndpoint(answer=answers)) as fake:
         teacher = {"kind": "synthesize", "endpoint": {"url": fake.url, "model": "fake", **QUICK}}
@@ -106,6 +107,7 @@ def run_whole(place: Path, runs: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_with_an_own_checkpoint_killed_and_run_again_it_writes_the_same(tmp_path):
     """What was answered before the kill is not written again, and the rows are those of a whole run."""
     place = own(tmp_path)

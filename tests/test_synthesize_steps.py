@@ -275,6 +275,7 @@ JUDGES = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", JUDGES)
 def test_a_judge_is_tried_on_what_a_program_knows_and_a_biased_one_refused(tmp_path, name, capsys):
     verdict, refused = JUDGES[name]
@@ -509,6 +510,7 @@ def test_a_conversation_is_asked_up_to_where_its_data_answered():
     assert asked(Row("1", {"messages": [*said, *said]})) == [*said, said[0]]
 
 
+@pytest.mark.slow
 def test_steering_draws_towards_what_is_missing_and_stops_when_nothing_is_new(tmp_path):
     """At the same number of requests, more rows of more topics than in the order of the data."""
     plain, unsteered = drawn(tmp_path / "plain", None)

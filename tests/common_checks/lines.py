@@ -181,14 +181,17 @@ WHOLE = ("data", "candidates", "measure", "watch", "test")
 
 
 def repeated() -> set[int]:
-    """The places of lines that move a shared setting as a line of another kind does before."""
+    """The places of lines that move a setting which another line moves too, of this kind or another.
+
+    Of the lines of one setting, the first that is not refused is none of them.
+    """
     owners = {(one.kind, one.path): one.owner for one in every_setting()}
-    seen: set[tuple[str, str, str, str | None]] = set()
+    seen: set[str] = set()
     found = set()
-    for place, line in enumerate(LINES):
-        mark = owners.get((line.kind, line.path), ""), line.path, str(line.value), line.refused
-        found |= {place} if mark in seen else set()
-        seen.add(mark)
+    for place, line in sorted(enumerate(LINES), key=lambda one: one[1].refused is not None):
+        owner = owners.get((line.kind, line.path), f"{line.kind}.{line.path}")
+        found |= {place} if owner in seen else set()
+        seen.add(owner)
     return found
 
 

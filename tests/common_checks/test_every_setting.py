@@ -57,7 +57,7 @@ def test_every_kind_has_a_stage_to_move() -> None:
 
 
 REPEATED = repeated()
-# In a hurry, a setting that kinds share is moved in one of them.
+# In a hurry, a setting is moved once, and in one of the kinds that share it.
 CASES = [
     pytest.param(line, id=str(line), marks=[pytest.mark.slow] if place in REPEATED else [])
     for place, line in enumerate(LINES)
