@@ -106,6 +106,7 @@ def _end(example: int) -> None:
     os._exit(7)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("function", "trouble"),
     [

@@ -132,6 +132,7 @@ TWICE = {
 }
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("methods", TWICE, ids="-then-".join)
 def test_a_second_stretch_counts_from_the_unstretched_positions(methods: tuple[str, str], tmp_path) -> None:
     model = small_model("llama")

@@ -81,6 +81,7 @@ def test_ones_own_questions_are_checked_told_of_the_tables_and_held_out(tmp_path
             assert grade(row["answer"] + " DESC", **columns).value == 0
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_on_a_file_of_ones_own(tmp_path):
     """Fine-tuned on its questions, asked those held out, compared with the model before."""
     shop(tmp_path)

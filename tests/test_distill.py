@@ -140,6 +140,7 @@ def test_a_plan_counts_the_teacher(school):
 # stored once
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_resumed_part_by_part_and_checked(school, monkeypatch):
     """Killed while it stores, it keeps the parts that are whole; a damaged part is named and never used."""
     text = "from: base, teacher: second, data: corpus, steps: 6, top_k: 12"
@@ -252,6 +253,7 @@ def test_every_step_and_prompt_is_answered_with_a_seed_of_its_own():
     assert len(set(seeds)) == 6
 
 
+@pytest.mark.slow
 def test_on_policy_goes_on_bit_for_bit(school, monkeypatch):
     text = (
         "from: base, teacher: chatty, data: ./chats.jsonl, steps: 5, learning_rate: 0.01,"

@@ -128,6 +128,7 @@ def test_more_runs_than_anybody_can_mean_are_refused(seeds, tmp_path):
         load(written(tmp_path), [f"experiment.seeds={seeds}"])
 
 
+@pytest.mark.slow
 def test_seeds_may_be_set_named_or_one(tmp_path):
     path = written(tmp_path)
     assert {seed for _, seed in load(path, ["experiment.seeds=[3, 8]"]).expanded.cells} == {3, 8}
@@ -298,6 +299,7 @@ def test_the_documentation_names_every_recipe_of_the_folder():
     assert set(re.findall(r"^\| `([a-z_]+)`", section, re.M)) == set(SHIPPED)
 
 
+@pytest.mark.quick_cases(9)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_experiment_that_ships_asks_a_question_of_three_seeds_or_more(name):
     recipe = load(f"experiments/{name}")

@@ -213,6 +213,7 @@ def test_grammars_are_followed_as_without_drafts(drafter):
     assert engine.counts["accepted_tokens"] > 0
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_rows_under_adapters_are_verified_under_them(drafter):
     model = tiny_model()

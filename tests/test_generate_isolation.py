@@ -63,6 +63,7 @@ def choose_fails(engine, after=3):
     engine.scheduler.sampler = Failing(engine.vocabulary, engine.model.device)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("wait", [0, 5])
 def test_a_row_whose_token_cannot_be_drawn_fails_alone(after, wait):

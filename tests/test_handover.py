@@ -246,6 +246,7 @@ def test_a_checkpoint_may_be_written_as_a_bare_step_or_in_thousands(tmp_path):
     assert len(plan(recipe(tmp_path, text + more), tmp_path / "runs")) == 7
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["ppo", "rlvr"])
 @pytest.mark.parametrize("before", ["muon", "adamw"])
 def test_a_number_scales_the_rates_that_the_parent_had_and_another_optimiser_is_said(tmp_path, kind, before):

@@ -70,6 +70,7 @@ def left_shares(folder):
     return read_json(folder / "training.json")["shares"]
 
 
+@pytest.mark.slow
 def test_over_several_lengths_the_shares_are_those_of_all_tokens_so_far(tmp_path):
     text = KEPT[: KEPT.index("  soup:")].replace("steps: 8", "steps: 8\n    context: {length: [8, 16]}")
     made = run(tmp_path, text)
@@ -95,6 +96,7 @@ def test_what_was_learnt_before_the_vocabulary_grew_is_not_measured(tmp_path, ca
     assert names == {"tokenised", made["corpus"].folder.name}
 
 
+@pytest.mark.slow
 def test_a_corpus_that_was_spelt_anew_counts_as_it_was_spelt(tmp_path):
     text = GROWN[: GROWN.index("  after:")].replace("replay: 0.25", "replay: {data: corpus, share: 0.25}")
     made = run(tmp_path, text)
@@ -106,6 +108,7 @@ def test_a_corpus_that_was_spelt_anew_counts_as_it_was_spelt(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_through_a_merge_a_kept_checkpoint_is_what_counts(tmp_path):
     made = run(tmp_path, KEPT)
     kept = kept_model(made["mixed"].folder, "step=2")
@@ -130,6 +133,7 @@ SHARES = """\
 """
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("order", [("wide", "narrow"), ("narrow", "wide")])
 def test_what_several_models_held_out_is_what_the_smallest_share_held_out(order, shared):
     models = {name: shared[name].folder / "model" for name in order}
@@ -188,6 +192,7 @@ def graded(folder):
     (folder / "graded" / "some.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
 
 
+@pytest.mark.slow
 def test_one_of_two_portions_of_a_source_may_come_easy_first(tmp_path):
     graded(tmp_path)
     made = run(tmp_path, EASY)
@@ -196,6 +201,7 @@ def test_one_of_two_portions_of_a_source_may_come_easy_first(tmp_path):
     assert made["mid"].summary["data"].keys() == {"any", "few"}
 
 
+@pytest.mark.slow
 def test_portions_of_a_source_in_data_and_in_replay_are_read_alike(tmp_path):
     graded(tmp_path)
     text = EASY.replace("      few:", "    replay:\n      share: 0.5\n      data:\n        few:").replace(
@@ -211,6 +217,7 @@ def test_portions_of_a_source_in_data_and_in_replay_are_read_alike(tmp_path):
         trivium.run(path, runs=tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_a_corpus_that_is_spelt_anew_keeps_its_numbers(tmp_path):
     graded(tmp_path)
     text = """\

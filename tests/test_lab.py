@@ -293,6 +293,7 @@ def test_a_win_needs_a_higher_score_and_a_tie_is_half():
     assert swapped["rate"]["value"] == pytest.approx(1 - found["rate"]["value"])
 
 
+@pytest.mark.slow
 def test_a_reward_stage_judges_the_answers_and_is_not_asked_itself(tmp_path: Path):
     models = two_models(tmp_path)
     pairs = [{"prompt": f"say {n}", "chosen": f"yes {n} sacks of corn", "rejected": "no"} for n in range(6)]

@@ -96,6 +96,7 @@ def test_time_spans():
             stopping.seconds(wrong)
 
 
+@pytest.mark.slow
 def test_a_stop_file_stops_at_a_saved_state_and_the_status_says_go_on(tmp_path):
     recipe, runs, stop = tmp_path / "tiny.yaml", tmp_path / "runs", tmp_path / "STOP"
     recipe.write_text(tiny_recipe(steps=100_000, every=1000))

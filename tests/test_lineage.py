@@ -27,6 +27,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_why_tells_data_code_machine_and_every_ancestor(tmp_path, capsys):
     path, runs = write_recipe(tmp_path), tmp_path / "runs"
     going = run(path, runs)
@@ -64,6 +65,7 @@ def test_why_tells_who_reuses_a_result_since_when_and_what_was_accepted(tmp_path
     assert "only a comment" in text(line(runs, "toy/left"))
 
 
+@pytest.mark.slow
 def test_a_result_whose_code_has_changed_says_so(tmp_path, monkeypatch):
     path, runs = write_recipe(tmp_path), tmp_path / "runs"
     run(path, runs)
@@ -112,6 +114,7 @@ def test_ls_tells_cost_money_and_the_base_of_every_model(tmp_path, capsys):
     assert len(json.loads(told(capsys, "ls", "--json", "--runs", str(runs)))) == 4
 
 
+@pytest.mark.slow
 def test_the_index_of_finished_results_is_kept_and_a_damaged_one_made_again(tmp_path, monkeypatch):
     path, runs = write_recipe(tmp_path), tmp_path / "runs"
     run(path, runs)
@@ -133,6 +136,7 @@ def test_the_index_of_finished_results_is_kept_and_a_damaged_one_made_again(tmp_
     assert {one["stage"] for one in results(runs)} == {"words", "base", "left"}
 
 
+@pytest.mark.slow
 def test_the_page_lists_recipes_verdicts_cost_and_descent(tmp_path, capsys):
     path, runs = write_recipe(tmp_path), tmp_path / "runs"
     run(path, runs)

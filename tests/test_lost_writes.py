@@ -27,6 +27,7 @@ from trivium.pipeline.run import run
 from trivium.pipeline.store import Entry, Store
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("loses", ["names and content", "content"])
 def test_a_power_cut_loses_no_state_that_was_saved(tmp_path: Path, monkeypatch, loses: Loses) -> None:
     """At every fsync of a training: the newest state that was saved is there and goes on identically."""
@@ -140,6 +141,7 @@ def test_a_state_that_cannot_be_read_for_a_while_is_not_thrown_away(
     assert trainer.checkpoints.steps() == [3, 6]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
 def test_the_command_ends_in_a_sentence_where_the_disk_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, capsys

@@ -144,6 +144,7 @@ def agrees(stage, text):
     assert torch.allclose(theirs, model.logits(ids), atol=5e-5)
 
 
+@pytest.mark.slow
 def test_more_context_than_the_positions_reach_is_refused(tmp_path):
     text = RECIPE[: RECIPE.index("  fork:")] + RECIPE[RECIPE.index("  long:") :]
     path = recipe(tmp_path, text.replace(", method: yarn", ""))
@@ -199,6 +200,7 @@ def test_a_cosine_ramp_is_slow_at_its_ends_and_half_way_in_the_middle():
     assert [level for place, level in knots if place == 0.5] == [1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_what_the_parent_was_trained_on_is_not_watched(tmp_path, capsys):
     text = (
         RECIPE[: RECIPE.index("  fork:")]
@@ -248,6 +250,7 @@ def test_a_ramped_midtrain_that_is_cut_off_ends_as_one_that_is_not(tmp_path, mon
     assert [row["loss"] for row in kept[0]] == [row["loss"] for row in kept[1]]
 
 
+@pytest.mark.slow
 def test_new_tokens_are_learnt_from_so_many_letters_and_not_from_what_is_held_out(tmp_path, monkeypatch):
     learnt, read = [], []
 

@@ -54,6 +54,7 @@ def made(tmp_path_factory):
     return path, trivium.run(path, runs=folder / "runs")
 
 
+@pytest.mark.slow
 def test_long_documents_of_a_mixed_source_have_the_share_they_are_given(made):
     path, run = made
     shards = Shards(run["corpus"].folder / "data")

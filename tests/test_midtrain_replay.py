@@ -119,6 +119,7 @@ def test_what_a_bare_share_replays_is_not_watched(tmp_path):
         trivium.run(path, runs=tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_what_left_no_mixture_behind_is_named(tmp_path):
     text = RECIPE[: RECIPE.index("  fork:")] + ROAD[: ROAD.index("  chats:")]
     path = recipe(tmp_path, text)

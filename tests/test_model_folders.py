@@ -92,6 +92,7 @@ def test_every_key_of_a_config_may_be_anything(family: str) -> None:
     assert refused > 300
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -155,6 +156,7 @@ def test_an_index_without_a_map_is_named(content: str, folder: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.quick_cases(18)
 @pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
 )

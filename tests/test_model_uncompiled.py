@@ -30,6 +30,7 @@ def test_without_anything_to_compile_the_compiler_is_not_imported(tmp_path: Path
     assert done.stdout.splitlines()[-1] == "compiler imported: False"
 
 
+@pytest.mark.slow
 def test_a_marked_function_runs_as_it_is_inside_of_compiled_code() -> None:
     traced: list[bool] = []
 

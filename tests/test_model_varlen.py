@@ -131,6 +131,7 @@ def tiny(name: str) -> Transformer:
     return new_model(config)
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_in_bfloat16_reaches_it_in_every_layer_of_every_family(monkeypatch, caplog, name) -> None:
     """Queries and keys come out of norms and rotations in float32, which the kernel would not take."""

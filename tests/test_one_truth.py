@@ -50,6 +50,7 @@ def numbers(runs: Path, page: str) -> dict:
             for row in skills}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_compare_gives_the_reports_numbers(runs, capsys):
     main(["compare", "base", "mid", "--runs", str(runs)])
     assert "asked as the report of truth asks" in capsys.readouterr().err

@@ -329,6 +329,7 @@ def test_the_rates_of_a_new_model_are_those_of_its_optimiser(folder):
     assert "Muon" not in by_adamw
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "recipe", ["pocket", "experiments/skip_pretraining", "experiments/early_reinforcement"]
 )

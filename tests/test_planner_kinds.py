@@ -243,6 +243,7 @@ def test_the_flops_of_a_kind_are_those_torch_counts(folder, case, monkeypatch):
     assert expected == pytest.approx(counted, rel=one.within)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("kind", NO_MODEL)
 def test_a_kind_without_a_model_computes_nothing(folder, kind, monkeypatch):
     needs = tuple(name for name in ("words", "base", "second", "third") if name in NO_MODEL[kind])

@@ -77,6 +77,7 @@ def recipe(tmp_path: Path, ppo: str) -> Path:
     return path
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [

@@ -193,6 +193,7 @@ def judged(folder: Path, endpoint: str, documents: list[dict[str, object]], **se
     return place
 
 
+@pytest.mark.slow
 def test_a_judge_labels_and_decides_where_the_classifier_is_unsure(tmp_path: Path) -> None:
     documents = pages_with_numbers(200, known=80)
     with serving(FakeEndpoint(answer=says)) as fake:

@@ -278,6 +278,7 @@ def test_json_schema_knows_every_kind_and_key():
     assert "start" not in toy
 
 
+@pytest.mark.quick_cases(10)
 @pytest.mark.parametrize("name", library())
 def test_every_shipped_recipe_is_valid(name):
     recipe = load(name)

@@ -52,6 +52,7 @@ def padded(tokens: torch.Tensor, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
 SCORED = [name for name in FAMILIES if not name.startswith(("granite", "olmoe")) and name != "phi3-longrope"]
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("name", SCORED)
 def test_scores_are_those_of_transformers_in_both_directions(name, tmp_path):
     config_class, arguments = FAMILIES[name]

@@ -205,6 +205,7 @@ def test_restored_in_the_middle_of_a_rollout_the_rows_are_the_same():
             assert np.array_equal(one.weights, other.weights)
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("share", [True, False])
 def test_groups_without_variance_are_left_out_and_nothing_changes(algorithm, share, monkeypatch):
@@ -347,6 +348,7 @@ def test_problems_that_are_too_easy_rest():
     assert {0, 2} <= set(curriculum.next(4))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_an_adapter_is_laid_before_the_engine_is_made(tmp_path, kind):
     """L7 with an adapter: in every rollout, and once it has moved: the engine and the trainer agree."""

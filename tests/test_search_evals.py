@@ -50,6 +50,7 @@ def made(tmp_path_factory):
     return folder, trivium.run(folder / "searched.yaml", runs=folder / "runs")
 
 
+@pytest.mark.slow
 def test_the_evaluate_stage_and_the_report_search_and_keep_the_trees(made):
     folder, run = made
     summary = run["asked"].summary

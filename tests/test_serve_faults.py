@@ -168,6 +168,7 @@ def address(engine):
         yield address
 
 
+@pytest.mark.quick_cases(24)
 @pytest.mark.parametrize("fault", BAD_CHATS)
 def test_a_bad_chat_is_refused_in_openais_shape(address, fault):
     body, status = BAD_CHATS[fault]

@@ -82,6 +82,7 @@ def test_a_store_that_overwrites_what_it_is_to_create_is_refused(bucket, monkeyp
         Lease(place_at(bucket), "x").take()
 
 
+@pytest.mark.quick_cases(1)
 def test_of_many_that_create_one_name_one_succeeds(url):
     assert_one_creates(url)
 

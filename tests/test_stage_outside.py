@@ -104,6 +104,7 @@ def test_a_stage_that_cannot_be_found_is_one_sentence(tmp_path, kind, stage, wor
         load(written(tmp_path, kind, stage))
 
 
+@pytest.mark.slow
 def test_an_installed_package_offers_a_kind_through_its_entry_point(tmp_path):
     path = written(tmp_path, "letters", STAGE)
     site = tmp_path / "site"

@@ -74,6 +74,7 @@ def test_from_a_bad_endpoint_every_row_comes_once(tmp_path, monkeypatch):
         ]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("mood", ["good", "lies_low", "lies_high", "garbage", "half"])
 def test_no_budget_of_tokens_is_exceeded_whatever_the_server_says(tmp_path, monkeypatch, mood):
     """Counted by the server itself, for lies about the usage and for answers that are paid for and lost."""
@@ -120,6 +121,7 @@ def run_whole(place: Path, runs: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_it_loses_at_most_what_was_in_flight(tmp_path, monkeypatch):
     data = str(write_rows(tmp_path, 40))
     with serving(FakeEndpoint(delay=0.03)) as fake:
@@ -191,6 +193,7 @@ ONCE = {"no_usage", "odd_usage"}
 TWICE = {"nested", "error_inside", "reset", "busy_until"}
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("mood", sorted(ONCE | TWICE))
 def test_an_odd_answer_costs_a_request_and_no_row(tmp_path, monkeypatch, mood):
     """What holds an answer is not asked for again, whatever else is wrong with it; what holds none is."""

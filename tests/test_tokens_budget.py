@@ -14,6 +14,7 @@ from trivium.tokens import budget, template
 from trivium.tokens.tokenizer import Tokenizer
 
 
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_without_end_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "SECONDS", 0.2)

@@ -126,6 +126,7 @@ contents = st.one_of(
 )
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", STOPS)
 @settings(max_examples=60, deadline=None)
 @given(turns=st.lists(st.tuples(contents, contents), min_size=1, max_size=3))

@@ -49,6 +49,7 @@ def test_a_template_argument_takes_no_name_of_the_templates_own(name: str) -> No
             write(messages, template_arguments={name: "x"})
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", STOPS)
 @settings(max_examples=60, deadline=None)
 @given(turns=st.lists(st.tuples(contents, contents), min_size=1, max_size=3))

@@ -169,6 +169,7 @@ def test_a_logarithmic_page_holds_all_values_and_marks_its_box():
     assert len(log_axis([1.0]).ticks) >= 1
 
 
+@pytest.mark.slow
 def test_another_result_is_laid_over_the_curves(tmp_path):
     runs = tmp_path / "runs"
     path = toys.write_recipe(tmp_path)

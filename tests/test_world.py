@@ -28,6 +28,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_every_process_writes_the_same_world():
     digests = set()
     for hash_seed in ("0", "1", "random"):
@@ -47,6 +48,7 @@ def test_a_document_depends_on_its_number_alone(name):
     assert len({repr((one.text, one.fields)) for one in whole}) > 20
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["prose", "facts", "sums"])
 def test_no_compressor_beats_the_entropy(name):
     # The names and rules are worth something to a model that has learnt them, not to one document: so many of

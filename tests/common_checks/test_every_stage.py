@@ -75,7 +75,10 @@ def until_death(inputs: Inputs, kind: str, settings: dict[str, Any], folder: Pat
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=pytest.mark.slow) if kind == "anneals" else kind for kind in sorted(BASES)],
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("anneals", "compare") else kind
+        for kind in sorted(BASES)
+    ],
 )
 def test_killed_while_it_writes_and_run_again_it_leaves_the_same(bench: Bench, kind: str) -> None:
     """L1, bit for bit, in the middle of a run and shortly before its end."""
