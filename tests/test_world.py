@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from trivium import world
+from trivium.grade.steps import labels_of_steps
 from trivium.kit.errors import TriviumError
 from trivium.world.country import country_of
 from trivium.world.craft import workshop
@@ -200,6 +201,20 @@ def test_sums_come_as_chats_and_as_prompts():
     prompt = next(world.documents("sums", form="prompt"))
     assert prompt.fields["answer"] == str(prompt.truth["answer"])
     assert prompt.fields["prompt"][-1]["role"] == "user"
+
+
+def test_sums_come_step_by_step_with_labels_that_a_checker_gives_as_well():
+    options = {"form": "steps", "steps_low": 4, "steps_high": 6, "largest": 10}
+    found = list(world.documents("sums", limit=400, **options))
+    for one in found:
+        claimed = labels_of_steps(one.fields["completions"], one.truth["steps"])
+        assert one.fields["labels"] == [label == 1 for label in claimed]
+    wrong = sum(not all(one.fields["labels"]) for one in found)
+    assert 120 < wrong < 240
+    first = {one.fields["labels"].index(False) for one in found if not all(one.fields["labels"])}
+    assert {0, 1, 2, 3, 4, 5} <= first
+    right = world.documents("sums", limit=50, wrong=0, **options)
+    assert all(all(one.fields["labels"]) for one in right)
 
 
 def test_dials_are_checked_by_name_and_read_from_text():

@@ -80,7 +80,7 @@ def refused(folder: Path, text: str) -> str:
         ("{kind: rlvr, from: base, data: {'world:sums?form=prompt': {limit: 5}}, steps: 1, reward: [maths]}",
          ["stages.one.reward.0", "no scorer called 'maths'"]),
         ("{kind: rlvr, from: base, data: {'world:sums?form=promt': {limit: 5}}, steps: 1, reward: [math]}",
-         ["stages.one.data", "no form 'promt'; use document, chat or prompt"]),
+         ["stages.one.data", "no form 'promt'; use document, chat, prompt or steps"]),
         ("{kind: evaluate, from: base, on: ['facts?people=9x']}", ["stages.one.on", "'people'", "'9x'"]),
         ("{kind: evaluate, from: base, on: ['facts?form=chat']}", ["stages.one.on", "take `form` away"]),
         ("{kind: evaluate, from: base, on: ['sums?family=none']}", ["stages.one.on", "no family 'none'"]),

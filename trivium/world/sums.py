@@ -8,6 +8,7 @@ from trivium.kit.errors import TriviumError
 from trivium.world.chance import Chance, split_of
 from trivium.world.country import country_of
 from trivium.world.document import Question, Share, Split, WorldDocument
+from trivium.world.mistakes import labels, with_mistake
 from trivium.world.words import sentences
 
 
@@ -49,7 +50,8 @@ _SPLIT_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 class Options:
     """How hard the problems are, which family they come from, and in which form they are written.
 
-    `at_once` is the share of chats that give the answer without working it out, as people do who are asked.
+    `at_once` is the share of chats that give the answer without working it out, as people do who are asked;
+    `wrong` that of solutions step by step (`form=steps`) that have a mistake.
     """
 
     country: int = 0
@@ -60,6 +62,7 @@ class Options:
     ending: str = "####"
     family: str = "all"
     at_once: Share = 0.0
+    wrong: Share = 0.5
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def problem(index: int, split: Split, seed: int, options: Options) -> Problem:
 
 
 def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
-    """One problem as a document, as a chat to learn from, or as a prompt with its answer."""
+    """One problem as a document, as a chat to learn from, as a prompt with its answer, or step by step."""
     one = problem(index, split, seed, options)
     solution = one.solution(options.ending)
     truth = {
@@ -183,7 +186,12 @@ def write(index: int, split: Split, seed: int, options: Options) -> WorldDocumen
         return WorldDocument("", None, {"messages": messages}, truth)
     if options.form == "prompt":
         return WorldDocument("", None, {"prompt": [asked], "answer": str(one.answer)}, truth)
-    raise TriviumError(f"world:sums has no form '{options.form}'; use document, chat or prompt.")
+    if options.form == "steps":
+        right, chance = solution.splitlines(), Chance("sums wrong", split, seed, index)
+        written = with_mistake(one.steps, chance) if chance.happens(options.wrong) else right
+        fields = {"prompt": [asked], "completions": written, "labels": labels(written, right)}
+        return WorldDocument("", None, {**fields, "answer": str(one.answer)}, truth)
+    raise TriviumError(f"world:sums has no form '{options.form}'; use document, chat, prompt or steps.")
 
 
 def ask(index: int, split: Split, seed: int, options: Options) -> Question:
