@@ -39,6 +39,7 @@ from trivium.pipeline import run as pipeline
 from trivium.pipeline.cards import CARD
 from trivium.pipeline.store import Entry
 from trivium.tokens.bare import TokenIds
+from trivium.tokens.pictures import pillow
 from trivium.tokens.tokenizer import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -157,6 +158,10 @@ class Model:
         most = asked.max_new_tokens or self.sampling_defaults.get("max_new_tokens", 256)
         (result,) = searcher.run([searcher.explorer(ids, content, most)])
         return result
+
+    def pictures(self, completion: Completion) -> list[Any]:
+        """The pictures that the model wrote (early fusion), in Pillow's form."""
+        return [pillow().Image.fromarray(one) for one in self.tokenizer.pictures(completion.tokens)]
 
     def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder, which appears whole and replaces nothing but a model."""

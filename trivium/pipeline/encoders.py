@@ -21,7 +21,7 @@ from trivium.model.modalities.towers import (
 from trivium.model.unfilled import unfilled
 from trivium.pipeline.looking import KINDS, Items
 from trivium.pipeline.run import Run
-from trivium.stages.parts.modalities import OWN, planned
+from trivium.stages.parts.modalities import planned
 
 MODEL_WIDTH = 512
 """Of the language model, where only the forms of pictures and sounds are wanted, which it does not change."""
@@ -41,7 +41,7 @@ def modalities_of(going: Run, name: str, width: int = MODEL_WIDTH) -> Modalities
             old = read_modalities(folder)
     if stage.kind != "multimodal":
         return old
-    named = [tower.encoder for tower in stage.towers.values() if tower.encoder != OWN]
+    named = [tower.folder for tower in stage.towers.values() if tower.folder is not None]
     folders = {one: folder for one in named if (folder := _folder(going, name, one)) is not None}
     return old if len(folders) < len(set(named)) else planned(stage.picture, stage.sound, width, folders, old)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,6 +33,7 @@ from trivium.model.named import RUNS
 from trivium.serve.chat_search import ROWS, answer_by_search, read_search, summary, tree_lines
 from trivium.serve.models import open_engine
 from trivium.serve.voice import Voice, printable
+from trivium.tokens.pictures import pillow
 
 HELP = """\
 /system TEXT    set the system message (without TEXT: show it; /system - removes it)
@@ -145,6 +147,7 @@ class Conversation:
         told = [*speaker.told, asked]
         try:
             fitted = self._fitted(speaker, told)
+            answer: str | list[dict[str, Any]]
             if self.search is not None:
                 answer = self._search(speaker, fitted, self.search)
             else:
@@ -200,7 +203,7 @@ class Conversation:
             self._say(f"(the context is full: {fitted.left_out} earlier messages are left out)")
         return fitted
 
-    def _stream(self, speaker: Speaker, fitted: Fitted) -> str:
+    def _stream(self, speaker: Speaker, fitted: Fitted) -> str | list[dict[str, Any]]:
         engine, voice = speaker.engine, Voice(self._out, opened=fitted.thinking)
         sampling = replace(self.sampling, max_new_tokens=self._length(speaker))
         request = Request(fitted.tokens, sampling, slide=fitted.slide)
@@ -214,7 +217,18 @@ class Conversation:
             why = "the thoughts took all of the answer's tokens" if cut else "it ended within its thoughts"
             self._out.write(f" ({why})")
         self._say("")
-        return voice.answer
+        drawn = self._saved_pictures(speaker, generation.completions[0].tokens) if whole else []
+        return [{"type": "text", "text": voice.answer}, *drawn] if drawn else voice.answer
+
+    def _saved_pictures(self, speaker: Speaker, tokens: Sequence[int]) -> list[dict[str, Any]]:
+        """The pictures of an answer as parts of its message, written into the current folder."""
+        parts = []
+        for pixels in speaker.engine.tokenizer.pictures(tokens):
+            path = next(one for n in count(1) if not (one := Path(f"picture-{n}.png").absolute()).exists())
+            pillow().Image.fromarray(pixels).save(path)
+            self._say(f"({speaker.name} drew {path.name})")
+            parts.append({"type": "image", "path": str(path)})
+        return parts
 
     def _search(self, speaker: Speaker, fitted: Fitted, search: SearchSettings) -> str:
         """One model's answer by a search, and what that took."""

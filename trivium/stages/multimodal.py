@@ -2,6 +2,7 @@
 
 In LLaVA's two steps (Liu et al. 2023): at first only the projector learns, and with it an encoder that begins
 from nothing, on a frozen language model; then the language model learns as well, among text that it knows.
+Or by early fusion: pictures are tokens of the vocabulary, and the model learns to write them, too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,16 @@ from trivium.model.modalities.folder import read_modalities
 from trivium.model.modalities.towers import Modalities, ModalitiesConfig
 from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
-from trivium.stages.parts.modalities import OWN, Pictures, Sounds, Tower, add_modalities, planned
-from trivium.stages.parts.shapes import planned_shape
+from trivium.model.vocabulary import grow_vocabulary
+from trivium.stages.parts.early_fusion import with_codebook
+from trivium.stages.parts.modalities import CODEBOOK, Pictures, Sounds, Tower, add_modalities, planned
+from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
 from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import Opened
 from trivium.stages.sft import Sft
+from trivium.tokens.codebook import MARKS
 from trivium.tokens.pictures import pillow
+from trivium.tokens.tokenizer import Tokenizer
 
 Moments = Mapping[str, Tensor]
 
@@ -54,7 +59,22 @@ class Multimodal(Sft):
             raise ValueError("say in `picture` or `sound` what the model shall learn to read, or use `sft`")
         if self.draft_heads:
             raise ValueError("`draft_heads` are trained by an `sft` stage after this one; leave it out")
+        said = self.steps_frozen if "steps_frozen" in self.model_fields_set else 0
+        if said and self.fuses_early and self.sound is None:
+            raise ValueError("a codebook has no parts to learn alone; leave `steps_frozen` out")
         return self
+
+    def counted(self) -> dict[str, Any]:
+        """A stage without a codebook is what it was before there were any."""
+        found = super().counted()
+        if self.picture is not None and not self.fuses_early:
+            found["picture"] = {key: one for key, one in found["picture"].items() if key != "codes"}
+        return found
+
+    @property
+    def fuses_early(self) -> bool:
+        """Whether pictures are tokens of the vocabulary."""
+        return self.picture is not None and self.picture.encoder == CODEBOOK
 
     @property
     def towers(self) -> dict[str, Tower]:
@@ -65,17 +85,20 @@ class Multimodal(Sft):
     def references(self) -> list[Reference]:
         """The parent and the data, and the folders of encoders that are not our own."""
         return super().references() + [
-            Reference(f"{name}.encoder", tower.encoder, ("model",))
+            Reference(f"{name}.encoder", tower.folder, ("model",))
             for name, tower in self.towers.items()
-            if tower.encoder != OWN
+            if tower.folder is not None
         ]
 
     def plan(self, inputs: Mapping[str, Path | Mapping[str, Any]]) -> dict[str, Any]:
         numbers = super().plan(inputs)
         config = planned_shape(inputs.get(self.start))
-        places = {tower.encoder: inputs.get(tower.encoder) for tower in self.towers.values()}
+        if config is not None and self.fuses_early and self.picture is not None:
+            config = config.changed(vocabulary=config.vocabulary + self.picture.codes + MARKS)
+            numbers |= {**size_of(config), "model": shape_of(config)}
+        places = {tower.folder: inputs.get(tower.folder) for tower in self.towers.values() if tower.folder}
         folders = {name: place for name, place in places.items() if isinstance(place, Path)}
-        if config is not None and all(name == OWN or name in folders for name in places):
+        if config is not None and len(folders) == len(places):
             with unfilled():
                 added = Modalities(planned(self.picture, self.sound, config.width, folders))
             numbers["parameters"] += sum(one.numel() for one in added.parameters())
@@ -88,7 +111,7 @@ class Multimodal(Sft):
 
     def folders(self, opened: Opened[Any]) -> dict[str, Path]:
         """The folders of the encoders that are not our own."""
-        named = [tower.encoder for tower in self.towers.values() if tower.encoder != OWN]
+        named = [tower.folder for tower in self.towers.values() if tower.folder is not None]
         return {name: resolve(str(opened.work.path(name))) for name in named}
 
     def modalities(self, opened: Opened[Any]) -> ModalitiesConfig:
@@ -98,13 +121,24 @@ class Multimodal(Sft):
 
     def read(self, opened: Opened[Any]) -> None:
         """As in fine-tuning, with pictures and sounds as tokens."""
-        forms = self.modalities(opened).forms
-        opened.tokenizer = opened.parent_tokenizer = opened.parent_tokenizer.with_forms(forms)
+        forms, tokenizer = self.modalities(opened).forms, opened.parent_tokenizer
+        tokenizer = (
+            with_codebook(opened.work, tokenizer, forms, self.picture, self.data)
+            if self.fuses_early and self.picture is not None
+            else tokenizer.with_forms(forms)
+        )
+        opened.tokenizer = opened.parent_tokenizer = tokenizer
         super().read(opened)
 
     def change(self, opened: Opened[Any]) -> None:
+        if self.fuses_early:
+            # Random rows, as the names of the codes say nothing about them.
+            stored, seed = Tokenizer.load(opened.folder), opened.work.seed
+            grow_vocabulary(opened.model, stored, opened.parent_tokenizer, start="random", seed=seed)
         super().change(opened)
         config, model = self.modalities(opened), opened.model
+        assert opened.tokenizer.forms is not None, "set when the data was read"
+        config = replace(config, forms=opened.tokenizer.forms)
         before = sum(one.numel() for one in model.parameters())
         add_modalities(model, config, self.folders(opened), self.towers, opened.work.seed)
         self._let_learn(model)
@@ -130,7 +164,7 @@ class Multimodal(Sft):
     def reshapes(self, opened: Opened[Any]) -> Sequence[Reshape]:
         """The language model is frozen before the first step and freed after a share of all."""
         step = round(self.steps_frozen * opened.batches.steps)
-        if step == 0:
+        if step == 0 or (self.fuses_early and self.sound is None):
             return ()
         if not any(one.requires_grad for name, one in opened.model.named_parameters() if is_new(name)):
             raise TriviumError(

@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from trivium.kit.errors import TriviumError
+from trivium.tokens import codebook
 from trivium.tokens.tokenizer import Tokenizer
 
 PLACEHOLDER = "<image>"
@@ -37,6 +38,20 @@ def _with_control(tokenizer: Tokenizer, marks: Sequence[str]) -> dict[str, Any]:
     backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in missing])
     found: dict[str, Any] = json.loads(backend.to_str())
     return found
+
+
+def with_codes(tokenizer: Tokenizer, codes: int) -> Tokenizer:
+    """The tokenizer with the marks around a picture and so many codes behind its other tokens."""
+    names = codebook.names_of(codes)
+    if any(tokenizer.token_id(name) is not None for name in names):
+        raise TriviumError("The model's tokenizer has codes of pictures already: go on in an `sft` stage.")
+    return Tokenizer(
+        _with_control(tokenizer, names),
+        tokenizer.settings,
+        tokenizer.templates,
+        sorted(tokenizer.stop_ids),
+        tokenizer.forms,
+    )
 
 
 _TEXTS = (

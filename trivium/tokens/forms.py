@@ -7,6 +7,7 @@ from typing import Any
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
+from trivium.tokens.codebook import Codebook
 from trivium.tokens.pictures import PictureForm
 from trivium.tokens.sounds import SoundForm
 
@@ -25,6 +26,8 @@ class Forms:
     picture_token: str | None = None
     """The control token that the model's own chat template writes for a picture, where it does."""
     sound_token: str | None = None
+    codebook: Codebook | None = None
+    """Where pictures are tokens of the vocabulary: what these look like."""
 
     def written(self) -> dict[str, Any]:
         return asdict(self)
@@ -33,14 +36,15 @@ class Forms:
 def forms_from(content: Mapping[str, Any], path: Path) -> Forms:
     """The forms that `written` wrote."""
     try:
-        picture, sound = content.get("picture"), content.get("sound")
+        picture, sound, codebook = (content.get(name) for name in ("picture", "sound", "codebook"))
         return Forms(
             None if picture is None else PictureForm(**picture),
             None if sound is None else SoundForm(**sound),
             content.get("picture_token"),
             content.get("sound_token"),
+            None if codebook is None else Codebook(**codebook),
         )
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TriviumError(f"{path} says in `forms` what is not known here: {error}.") from error
 
 

@@ -204,15 +204,13 @@ def items_of(tokens: np.ndarray) -> dict[int, Item]:
 
 def expanded(
     ids: Sequence[int], turns: Sequence[int], mark: int, items: Iterable[Sequence[int]]
-) -> tuple[list[int], list[int], list[bool]]:
-    """Ids and turns with each `mark` replaced by the ids of the next item; and which of them are of items."""
+) -> tuple[list[int], list[int]]:
+    """Ids and turns with each `mark` replaced by the ids of the next item."""
     coming = iter(items)
     found: list[int] = []
     in_turns: list[int] = []
-    of_items: list[bool] = []
     for identity, turn in zip(ids, turns, strict=True):
         piece = list(next(coming)) if identity == mark else [identity]
         found += piece
         in_turns += [turn] * len(piece)
-        of_items += [identity == mark] * len(piece)
-    return found, in_turns, of_items
+    return found, in_turns

@@ -85,6 +85,8 @@ def ids_of_part(part: Mapping[str, Any], forms: Forms, budget: PixelBudget | Non
         if budget is not None:
             # A small picture may be made large.
             budget.take((item.data.size - pixels.size) // 3)
+        if forms.codebook is not None:
+            return forms.codebook.ids(item.data[0])
     else:
         if forms.sound is None:
             raise TriviumError("The model takes no sounds: train it on some in a `multimodal` stage.")

@@ -270,6 +270,12 @@ class Tokenizer:
         ]
         return self.backend.decode(kept, skip_special_tokens=False)
 
+    def pictures(self, ids: Sequence[int]) -> list[np.ndarray]:
+        """The pictures that a model wrote among these ids, uint8 [side, side, 3] each."""
+        if self.forms is None or self.forms.codebook is None or self.forms.picture is None:
+            return []
+        return self.forms.codebook.pictures(ids, self.forms.picture.side)
+
     def _template(self, tools: Any) -> str:
         if not self.templates:
             raise TriviumError(
@@ -387,8 +393,9 @@ class Tokenizer:
         )
         if not written.items:
             return chat
-        ids, turns, inside = expanded(chat.ids, chat.turns, self._item_id, items.all_of_them())
-        learned = [turn >= 0 and not item for turn, item in zip(turns, inside, strict=True)]
+        ids, turns = expanded(chat.ids, chat.turns, self._item_id, items.all_of_them())
+        # What an encoder reads is never predicted; a picture of the vocabulary's own tokens is.
+        learned = [turn >= 0 and not is_item(identity) for identity, turn in zip(ids, turns, strict=True)]
         return ChatTokens(ids, learned, turns)
 
     def _joined(self, rendered: str, spans: Sequence[Span], final: Any) -> ChatTokens:

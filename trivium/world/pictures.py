@@ -4,7 +4,7 @@ A question about shape, colour and count together is held out by its combination
 one split for ever, while its shape, its colour and its count are all seen in the training split.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -198,6 +198,14 @@ SENSE = Sense(
 )  # fmt: skip
 
 
+def _drawn(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
+    """A picture as the assistant's answer to what it shall show."""
+    one = SENSE.made(index, split, seed, replace(options, kind="what"), "write")
+    asked = {"role": "user", "content": f"Draw {one.answer}."}
+    answer = {"role": "assistant", "content": [drawing.picture_part(one.item)]}
+    return WorldDocument("", None, {"messages": [asked, answer]}, {**one.truth, "answer": one.answer})
+
+
 def _checked(options: Options) -> Options:
     if not 8 <= options.size <= 1024:
         raise TriviumError(f"world:pictures draws pictures of 8 to 1024 pixels, not {options.size}.")
@@ -206,8 +214,10 @@ def _checked(options: Options) -> Options:
 
 def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One question about a picture with its answer, as a conversation to learn from."""
+    if options.form == "draw":
+        return _drawn(index, split, seed, _checked(options))
     if _checked(options).form != "pairs":
-        return SENSE.document(index, split, seed, options, "chat, prompt or pairs")
+        return SENSE.document(index, split, seed, options, "chat, prompt, pairs or draw")
     drawn = SENSE.made(index, split, seed, options, "write")
     content = SENSE.content(drawn, index, split, seed, options, "write")
     other = next(

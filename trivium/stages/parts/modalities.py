@@ -25,11 +25,13 @@ from trivium.model.modalities.towers import (
 )
 from trivium.model.modalities.vision import VisionConfig
 from trivium.model.transformer import Transformer
+from trivium.tokens.codebook import MARKS
 from trivium.tokens.forms import Forms, filter_of, processor_of
 from trivium.tokens.pictures import PictureForm, tokens_of_square
 from trivium.tokens.sounds import SoundForm
 
 OWN = "own"
+CODEBOOK = "codebook"
 FRAMES_PER_STATE = 2
 """The second convolution of a sound encoder halves the frames."""
 
@@ -49,6 +51,11 @@ class Tower(Settings):
     """Whether the encoder learns; an own one does, one from a folder does not."""
 
     @property
+    def folder(self) -> str | None:
+        """The folder of an encoder that is not our own."""
+        return None if self.encoder == OWN else self.encoder
+
+    @property
     def learns(self) -> bool:
         """Whether the encoder learns."""
         return self.encoder == OWN if self.train_encoder is None else self.train_encoder
@@ -64,8 +71,13 @@ class Tower(Settings):
 class Pictures(Tower):
     """How the model sees."""
 
+    encoder: str = OWN
+    """`own`, a small one that learns from nothing, a folder of transformers, which stays as it is, or
+    `codebook`: pictures are tokens of the vocabulary (early fusion), and the model can write them, too."""
     patch: Count = Field(default=8, ge=1)
-    """The side of a patch in pixels, of an own encoder."""
+    """The side of a patch in pixels, of an own encoder or a codebook."""
+    codes: Annotated[Count, Field(ge=2, le=65536)] = 512
+    """How many different patches a codebook tells apart."""
     tokens: Count | None = Field(default=None, ge=1)
     """Tokens of a picture (of each tile), a square number; neighbouring patches are joined to get there.
     Where it is left out, 16 for an own encoder, and one for each patch of another."""
@@ -79,8 +91,14 @@ class Pictures(Tower):
     layer: int = Field(default=-2, le=-1)
     """Which layer of an encoder from a folder is read, counted from the end (LLaVA reads -2)."""
 
-    def built(self, width: int, folder: Path | None) -> tuple[PictureConfig, PictureForm]:
+    @property
+    def folder(self) -> str | None:
+        return None if self.encoder == CODEBOOK else super().folder
+
+    def built(self, width: int, folder: Path | None) -> tuple[PictureConfig | None, PictureForm]:
         """The tower for a language model of this width, and how pictures become its tokens."""
+        if self.encoder == CODEBOOK:
+            return None, self._of_codes()
         if folder is None:
             across = round((self.tokens or 16) ** 0.5)
             side = self.side or across * self.patch
@@ -101,6 +119,17 @@ class Pictures(Tower):
         projector = ProjectorConfig(self.projector, vision.encoder.width, width, join)
         form = PictureForm(vision.side, tokens, resize, chosen, self.tiles)
         return PictureConfig(vision, projector, self.learns), form
+
+    def _of_codes(self) -> PictureForm:
+        """One token for each patch, between two marks."""
+        tokens = self.tokens or 16
+        across = round(tokens**0.5)
+        if across**2 != tokens or self.side not in (None, across * self.patch) or self.tiles > 1:
+            raise TriviumError(
+                "`picture`: a codebook has one token for each patch of one tile, so `tokens` is a square "
+                f"number and `side` its root times `patch`; here are {tokens} tokens and {self.tiles} tiles."
+            )
+        return PictureForm(across * self.patch, tokens + MARKS, self.resize or "pad")
 
 
 class Sounds(Tower):
@@ -135,11 +164,12 @@ def planned(
     What is not said stays as it is in the `old` ones, those of the parent."""
     seen = None if picture is None else picture.built(width, folders.get(picture.encoder))
     heard = None if sound is None else sound.built(width, folders.get(sound.encoder))
-    new = (None, None) if seen is None else seen, (None, None) if heard is None else heard
-    if old is None:
-        return ModalitiesConfig(Forms(new[0][1], new[1][1]), new[0][0], new[1][0])
-    forms = replace(old.forms, picture=new[0][1] or old.forms.picture, sound=new[1][1] or old.forms.sound)
-    return ModalitiesConfig(forms, new[0][0] or old.picture, new[1][0] or old.sound)
+    found = old or ModalitiesConfig(Forms())
+    if seen is not None:
+        found = replace(found, picture=seen[0], forms=replace(found.forms, picture=seen[1], codebook=None))
+    if heard is not None:
+        found = replace(found, sound=heard[0], forms=replace(found.forms, sound=heard[1]))
+    return found
 
 
 def add_modalities(
@@ -153,8 +183,8 @@ def add_modalities(
     initialise(modalities, seed, deviation)
     for name, tower in towers.items():
         made = getattr(modalities, name)
-        if tower.encoder != OWN:
-            weights = StoredWeights(folders[tower.encoder])
+        if tower.folder is not None:
+            weights = StoredWeights(folders[tower.folder])
             prefix = _prefix(weights, name)
             fill = fill_vision if name == "picture" else fill_sound
             fill(made.encoder, lambda stored: weights.tensor(stored).float(), prefix)  # noqa: B023
