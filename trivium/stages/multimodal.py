@@ -21,16 +21,13 @@ from trivium.model.modalities.folder import read_modalities
 from trivium.model.modalities.towers import Modalities, ModalitiesConfig
 from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
-from trivium.model.vocabulary import grow_vocabulary
-from trivium.stages.parts.early_fusion import with_codebook
+from trivium.stages.parts.early_fusion import grow_codes, with_codebook, with_planned_codes
 from trivium.stages.parts.modalities import CODEBOOK, Pictures, Sounds, Tower, add_modalities, planned
 from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
 from trivium.stages.parts.stage import Reference
 from trivium.stages.parts.training import Opened
 from trivium.stages.sft import Sft
-from trivium.tokens.codebook import MARKS
 from trivium.tokens.pictures import pillow
-from trivium.tokens.tokenizer import Tokenizer
 
 Moments = Mapping[str, Tensor]
 
@@ -94,7 +91,7 @@ class Multimodal(Sft):
         numbers = super().plan(inputs)
         config = planned_shape(inputs.get(self.start))
         if config is not None and self.fuses_early and self.picture is not None:
-            config = config.changed(vocabulary=config.vocabulary + self.picture.codes + MARKS)
+            config = with_planned_codes(config, self.picture)
             numbers |= {**size_of(config), "model": shape_of(config)}
         places = {tower.folder: inputs.get(tower.folder) for tower in self.towers.values() if tower.folder}
         folders = {name: place for name, place in places.items() if isinstance(place, Path)}
@@ -132,9 +129,7 @@ class Multimodal(Sft):
 
     def change(self, opened: Opened[Any]) -> None:
         if self.fuses_early:
-            # Random rows, as the names of the codes say nothing about them.
-            stored, seed = Tokenizer.load(opened.folder), opened.work.seed
-            grow_vocabulary(opened.model, stored, opened.parent_tokenizer, start="random", seed=seed)
+            grow_codes(opened.model, opened.folder, opened.parent_tokenizer, opened.work.seed)
         super().change(opened)
         config, model = self.modalities(opened), opened.model
         assert opened.tokenizer.forms is not None, "set when the data was read"

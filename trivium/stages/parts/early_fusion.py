@@ -4,6 +4,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from trivium.data.settings import MixtureSource
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object, write_json
 from trivium.kit.processes import barrier, world
+from trivium.model.config import ModelConfig
+from trivium.model.transformer import Transformer
+from trivium.model.vocabulary import grow_vocabulary
 from trivium.stages.parts.modalities import Pictures
 from trivium.stages.parts.stage import Work
 from trivium.tokens.adopt import with_codes
-from trivium.tokens.codebook import Codebook, learnt_codes, names_of
+from trivium.tokens.codebook import MARKS, Codebook, learnt_codes, names_of
 from trivium.tokens.forms import Forms
 from trivium.tokens.parts import PICTURES, bytes_of, is_part
 from trivium.tokens.pictures import PictureForm, opened_picture, picture_item
@@ -48,6 +52,17 @@ def with_codebook(
     first = tokenizer.token_id(names_of(1)[-1])
     assert first is not None, "just added"
     return tokenizer.with_forms(replace(forms, codebook=Codebook(wish.patch, first, learnt["pixels"])))
+
+
+def grow_codes(model: Transformer, folder: Path, tokenizer: Tokenizer, seed: int) -> None:
+    """Give the model that lies in a folder rows for the codes that its tokenizer gained."""
+    # Random ones, as the names of the codes say nothing about them.
+    grow_vocabulary(model, Tokenizer.load(folder), tokenizer, start="random", seed=seed)
+
+
+def with_planned_codes(config: ModelConfig, wish: Pictures) -> ModelConfig:
+    """The model as it will be if the pictures have as many different patches as there may be codes."""
+    return config.changed(vocabulary=config.vocabulary + wish.codes + MARKS)
 
 
 def _pictures(work: Work, data: Mapping[str, MixtureSource], form: PictureForm) -> Iterator[np.ndarray]:
