@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 import trivium
 from trivium import world
 from trivium.kit.errors import TriviumError
+from trivium.model.flops import parameter_count
+from trivium.pipeline.plan import planned as planned_run
 from trivium.tokens.adopt import with_chat_template, with_codes
 from trivium.tokens.codebook import Codebook, learnt_codes, names_of
 from trivium.tokens.forms import Forms, forms_from
@@ -174,3 +176,12 @@ def test_later_stages_know_the_codes(drawn):
     later = drawn[0]["sft"].model()
     assert later.tokenizer.forms == drawn[0]["see"].model().tokenizer.forms
     assert drawn[0]["look"].summary
+
+
+def test_a_plan_counts_the_rows_of_the_codes(tmp_path):
+    recipe, runs = tmp_path / "drawn.yaml", tmp_path / "runs"
+    recipe.write_text(RECIPE)
+    base = trivium.run(recipe, runs=runs, only=["base"])["base"].model().transformer.config
+    numbers = planned_run(recipe, runs).numbers["see"]
+    assert numbers["vocabulary"] == base.vocabulary + 24 + 2
+    assert numbers["parameters"] == parameter_count(base.changed(vocabulary=numbers["vocabulary"]))

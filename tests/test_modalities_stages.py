@@ -15,6 +15,7 @@ from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
 from trivium.model.folder import load_model
 from trivium.model.modalities.towers import Modalities
+from trivium.pipeline.plan import planned as planned_run
 from trivium.stages.multimodal import Multimodal, _Frozen
 from trivium.stages.parts.modalities import Pictures, Sounds, add_modalities, planned
 from trivium.tokens.items import is_item
@@ -195,3 +196,9 @@ def test_a_step_of_text_alone_trains_nothing_while_the_language_model_is_frozen(
 @pytest.mark.parametrize(("width", "heads"), [(16, 1), (32, 1), (64, 2), (96, 3)])
 def test_an_own_encoder_has_a_head_for_every_32_of_its_width(width, heads):
     assert Pictures(width=width).shape().heads == heads
+
+
+def test_a_plan_reads_prompts_as_a_model_that_is_not_made_yet_will(tmp_path):
+    recipe, runs = write(tmp_path), tmp_path / "runs"
+    trivium.run(recipe, runs=runs, only=["words"])
+    assert planned_run(recipe, runs).numbers["rl"]["prompt tokens"] > 16

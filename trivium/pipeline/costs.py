@@ -16,6 +16,7 @@ from trivium.kit.numbers import short
 from trivium.learn.settings import Training
 from trivium.model.preset import preset
 from trivium.pipeline.checks import Checked
+from trivium.pipeline.encoders import modalities_of
 from trivium.pipeline.looking import (
     NO_ITEMS,
     OF_A_TURN,
@@ -82,7 +83,15 @@ def inherited(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]]) -
 
 
 def tokenizer_of(going: Run, name: str) -> Tokenizer | None:
-    """The tokenizer a stage reads its data with, or that of what it starts from, where there is one yet."""
+    """What a stage reads its data with, pictures and sounds as its model will, where it is there yet."""
+    tokenizer, reads = _tokenizer_of(going, name), modalities_of(going, name)
+    if tokenizer is None or reads is None or reads.forms == tokenizer.forms:
+        return tokenizer
+    return tokenizer.with_forms(reads.forms)
+
+
+def _tokenizer_of(going: Run, name: str) -> Tokenizer | None:
+    """The tokenizer of a stage, or of what it starts from."""
     node = going.nodes[name]
     stage: Any = node.stage
     named = [getattr(stage, setting, None) for setting in ("start", "tokenizer")]
@@ -91,7 +100,7 @@ def tokenizer_of(going: Run, name: str) -> Tokenizer | None:
         if not isinstance(written, str):
             continue
         if (parent := going.pending(name, written)) is not None:
-            above = tokenizer_of(going, parent)
+            above = _tokenizer_of(going, parent)
             if above is not None:
                 return above
             continue

@@ -245,8 +245,6 @@ def _numbers(
     reads = modalities_of(going, name)
     forms = None if reads is None else reads.forms
     tokenizer = costs.tokenizer_of(going, name)
-    if tokenizer is not None and forms is not None:
-        tokenizer = tokenizer.with_forms(forms)
     check_rows(going, name, tokenizer, numbers, checked)
     known = Reader(going, checked, everything).portions(name, tokenizer, vocabulary, forms)
     if stage.kind == "corpus":
