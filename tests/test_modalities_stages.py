@@ -18,6 +18,7 @@ from trivium.model.modalities.towers import Modalities
 from trivium.pipeline.plan import planned as planned_run
 from trivium.stages.multimodal import Multimodal, _Frozen
 from trivium.stages.parts.modalities import Pictures, Sounds, add_modalities, planned
+from trivium.stages.tokenizer import _spoken
 from trivium.tokens.items import is_item
 
 RECIPE = """\
@@ -202,3 +203,9 @@ def test_a_plan_reads_prompts_as_a_model_that_is_not_made_yet_will(tmp_path):
     recipe, runs = write(tmp_path), tmp_path / "runs"
     trivium.run(recipe, runs=runs, only=["words"])
     assert planned_run(recipe, runs).numbers["rl"]["prompt tokens"] > 16
+
+
+def test_a_vocabulary_is_learnt_from_the_questions_about_pictures():
+    asked = [{"type": "image", "path": "a.png"}, {"type": "text", "text": "How many?"}]
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": "Three."}]
+    assert _spoken({"messages": messages}) == "How many?\nThree."

@@ -80,6 +80,7 @@ class TokenizerStage(Stage):
 
 
 def _spoken(fields: dict[str, Any]) -> str:
-    """What is said in a conversation, without who says it."""
-    messages = fields.get("messages") or []
-    return "\n".join(message["content"] for message in messages if isinstance(message.get("content"), str))
+    """What is said in a conversation, without who says it, and beside which pictures and sounds."""
+    contents = [message.get("content") for message in fields.get("messages") or []]
+    parts = [part for one in contents for part in (one if isinstance(one, list) else [{"text": one}])]
+    return "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
