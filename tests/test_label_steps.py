@@ -15,8 +15,9 @@ from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import combine
 from trivium.kit.errors import TriviumError
-from trivium.stages.label_steps import LabelSteps, _confusion
+from trivium.stages.label_steps import LabelSteps
 from trivium.stages.parts.prompts import Prompt
+from trivium.stages.parts.step_labels import confusion
 from trivium.stages.parts.step_rollouts import (
     Solution,
     StepRollouts,
@@ -171,7 +172,7 @@ def test_given_solutions_are_labelled_exactly_and_train_a_process_reward_model(t
     }  # fmt: skip
     rows = [{"labels": [True, None, False, True], "exact": [1.0, 0.0, 1.0, 0.0]}]
     rows.append({"labels": [True], "exact": None})
-    assert [*_confusion(rows).values()] == [1, 1, 1, 0]
+    assert [*confusion(rows).values()] == [1, 1, 1, 0]
     assert (summary["steps"], summary["rollouts"], summary["tokens"]) == (10, 0, 0)
     assert run["prm"].summary["data"]["auto"]["learned_from"] == 2
     (tmp_path / "bad.yaml").write_text(

@@ -10,7 +10,7 @@ import pytest
 from tuning import own, save, small_model, write_rows
 
 import trivium
-from trivium.stages.compare import outcome
+from trivium.evals.pairwise import outcome
 
 FILE = """
 def length(prompts, completions, **columns):

@@ -1,11 +1,12 @@
-"""What rewards of pairs are worth: accuracy, calibration, and how much of them is mere length."""
+"""Rewards of pairs: who wins how often, accuracy, calibration, and how much of them is mere length."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from trivium.evals.results import as_json
-from trivium.evals.statistics import bootstrap_of, wilson
+from trivium.evals.statistics import bootstrap, bootstrap_of, proportion, wilson
 
 BINS = 10
 
@@ -23,6 +24,20 @@ def pairwise(
         "rewards/rejected": float(rejected.mean()),
         **calibration(apart),
         "length": length_bias(chosen, rejected, chosen_lengths, rejected_lengths),
+    }
+
+
+def outcome(first: np.ndarray, second: np.ndarray) -> Mapping[str, Any]:
+    """Who won how often, a tie being half a win, with a paired bootstrap over the prompts."""
+    both = ~(np.isnan(first) | np.isnan(second))
+    apart = first[both] - second[both]
+    return {
+        "prompts": len(apart),
+        "win_rate": as_json(proportion((apart > 0) + 0.5 * (apart == 0))),
+        "ties": float((apart == 0).mean()),
+        "score": as_json(bootstrap(first[both])),
+        "score_against": as_json(bootstrap(second[both])),
+        "gain": as_json(bootstrap(apart)),
     }
 
 

@@ -10,19 +10,16 @@ from pydantic import Field
 from trivium.curate.examination import Examined, held_out_of
 from trivium.data.door import Door
 from trivium.data.settings import Mixture
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_json
 from trivium.learn.settings import UNAFFECTING, Training
-from trivium.model.folder import load_config, load_model
-from trivium.model.hub import resolve
 from trivium.stages.midtrain import Midtrain
 from trivium.stages.parts.documents import MEASURED, Replayed, mixture_references
 from trivium.stages.parts.inheritance import trained_on
+from trivium.stages.parts.model_folders import ModelFolder, folder_of
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, gained, spent, told
 from trivium.stages.parts.parents import handed_over
 from trivium.stages.parts.stage import Product, Reference, Stage, Work, part_of
-from trivium.tokens.tokenizer import Tokenizer
 
 
 class Anneals(Training, Stage):
@@ -91,15 +88,14 @@ class Anneals(Training, Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Measure every candidate beside the model they started from, and write the table."""
-        folder = resolve(str(work.path(self.start)))
+        start = folder_of(work, self.start)
         models = {name: work.path(stage) for name, stage in self._trained.items()}
-        validation = Door(work, Tokenizer.load(folder)).validation_rows(
-            self.measure, load_config(folder).reach, self.validation.tokens,
-            learnt=trained_on([folder, *models.values()]), required=list(self.measure),
+        validation = Door(work, start.tokenizer).validation_rows(
+            self.measure, start.config.reach, self.validation.tokens,
+            learnt=trained_on([start.path, *models.values()]), required=list(self.measure),
         )  # fmt: skip
         before, *after = (
-            spent(load_model(one, dtype=torch.float32, device=machine.device()), validation)
-            for one in (folder, *models.values())
+            spent(one.load(torch.float32), validation) for one in (start, *map(ModelFolder, models.values()))
         )
         tokens = [(handed_over(model) or {})["tokens"] for model in models.values()]
         table = ranked(before, dict(zip(models, zip(tokens, after, strict=True), strict=True)))

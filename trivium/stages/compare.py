@@ -10,26 +10,19 @@ from pydantic import Field
 
 from trivium.curate.examination import Examination, Examined
 from trivium.data.settings import Mixture
-from trivium.evals.results import as_json
-from trivium.evals.statistics import bootstrap, proportion
-from trivium.generate.engine import Engine
-from trivium.generate.requests import Request
-from trivium.generate.sampling import Sampling, seed_of_sample
+from trivium.evals.pairwise import outcome
 from trivium.grade.rewards import Combined, ready_scorers
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import whole_folder, write_json
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import Count
 from trivium.learn.settings import Settings
-from trivium.model.folder import load_config, load_model
-from trivium.model.hub import resolve
 from trivium.stages.parts.documents import PROMPTS, ROWS, mixture_references
 from trivium.stages.parts.gauges import drift_from
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
-from trivium.stages.parts.prompts import Prompt, read_prompts
+from trivium.stages.parts.model_folders import folder_of
+from trivium.stages.parts.prompts import Prompt, answers_to, read_prompts
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
-from trivium.tokens.tokenizer import Tokenizer
 
 
 class BestOf(Settings):
@@ -90,19 +83,22 @@ class Compare(Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         judge = judges_of(self.judge, work)
-        folders = [resolve(str(work.path(name))) for name in (self.start, self.against)]
-        tokenizer = Tokenizer.load(folders[0])
-        room = min(load_config(folder).context for folder in folders) - self.max_new_tokens
+        folders = [folder_of(work, name) for name in (self.start, self.against)]
+        tokenizer = folders[0].tokenizer
+        room = min(folder.config.context for folder in folders) - self.max_new_tokens
         prompts = read_prompts(work, self.data, tokenizer, room=room, prompt_template=self.prompt_template)
-        if len({Tokenizer.load(folder).fingerprint for folder in folders}) > 1:
+        if len({folder.tokenizer.fingerprint for folder in folders}) > 1:
             raise TriviumError(
                 f"{work.stage}: {self.start} and {self.against} have different tokenizers, so their answers "
                 "cannot be laid side by side token by token; name two models of one family tree."
             )
         several = 1 if self.best_of is None else self.best_of.n
-        models = [load_model(folder, dtype=torch.float32, device=machine.device()) for folder in folders]
-        first = self._answers(work, Engine(models[0], tokenizer), prompts, several)
-        second = self._answers(work, Engine(models[1], tokenizer), prompts, 1)
+        models = [folder.load(torch.float32) for folder in folders]
+        drawn = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        first, second = (
+            answers_to(prompts, model, tokenizer, n=n, seed=work.seed, **drawn)
+            for model, n in zip(models, (several, 1), strict=True)
+        )
         found: dict[str, Any] = {}
         mine = [some[0] for some in first]
         if self.best_of is not None:
@@ -127,22 +123,6 @@ class Compare(Stage):
             f"({rate['low']:.1%} to {rate['high']:.1%}; {found['ties']:.0%} ties)"
         )
         return found
-
-    def _answers(
-        self, work: Work, engine: Engine, prompts: Sequence[Prompt], several: int
-    ) -> list[list[str]]:
-        requests = [
-            Request(
-                prompt.ids,
-                Sampling(
-                    temperature=self.temperature, max_new_tokens=self.max_new_tokens,
-                    seed=seed_of_sample(work.seed, place),
-                ),
-                n=several,
-            )
-            for place, prompt in enumerate(prompts)
-        ]  # fmt: skip
-        return [[one.text for one in some] for some in engine.generate(requests)]
 
     def _curve(
         self, chooser: Combined, judge: Combined, prompts: Sequence[Prompt], drawn: Sequence[Sequence[str]]
@@ -174,17 +154,3 @@ def _scores(judge: Combined, prompts: Sequence[Prompt], texts: Sequence[str]) ->
     columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
     found = judge([prompt.content for prompt in prompts], list(texts), **columns)
     return np.array([np.nan if value is None else value for value in found], dtype=float)
-
-
-def outcome(first: np.ndarray, second: np.ndarray) -> Mapping[str, Any]:
-    """Who won how often, a tie being half a win, with a paired bootstrap over the prompts."""
-    both = ~(np.isnan(first) | np.isnan(second))
-    apart = first[both] - second[both]
-    return {
-        "prompts": len(apart),
-        "win_rate": as_json(proportion((apart > 0) + 0.5 * (apart == 0))),
-        "ties": float((apart == 0).mean()),
-        "score": as_json(bootstrap(first[both])),
-        "score_against": as_json(bootstrap(second[both])),
-        "gain": as_json(bootstrap(apart)),
-    }

@@ -7,12 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import load_tensors, read_object, save_tensors, whole_folder, write_json
+from trivium.kit.files import load_tensors, read_object, save_tensors, write_json
 from trivium.kit.seals import compared
 from trivium.model.flops import parameter_count
-from trivium.model.folder import load_model, save_model
 from trivium.model.growth import (
     TOLERANCE,
     Grown,
@@ -22,13 +20,12 @@ from trivium.model.growth import (
     largest_difference,
     probe,
 )
-from trivium.model.hub import resolve
 from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.quantize import quantised_as
 from trivium.stages.parts.inheritance import NEW_LAYERS
+from trivium.stages.parts.model_folders import folder_of, write_model
 from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
 from trivium.stages.parts.stage import HANDOVER, MOMENTS, Product, Reference, Stage, Work
-from trivium.tokens.tokenizer import Tokenizer
 
 
 class Grow(GrowthSettings, Stage):
@@ -67,11 +64,11 @@ class Grow(GrowthSettings, Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Grow, compare both models' logits, and leave a Hugging Face folder with the optimiser's state."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
+        start = folder_of(work, self.start)
+        tokenizer = start.tokenizer
         # Divided and rescaled weights are rounded again: in half precision the function would move.
         divided = self.widens or self.experts is not None
-        model = load_model(folder, dtype=torch.float32 if divided else None, device=machine.device())
+        model = start.load(torch.float32 if divided else None)
         refuse_modalities(model, work.stage, "grow")
         held = quantised_as(model)
         if held is not None:
@@ -96,11 +93,8 @@ class Grow(GrowthSettings, Stage):
             )
         if not self.keeps_function:
             work.say(f"this way of growing does not keep the function: logits moved by {moved:.3g}")
-        self._hand_over(work, folder, grown)
-        with whole_folder(work.output("model")) as made:
-            stops = sorted(tokenizer.stop_ids)
-            save_model(larger, made, generation={"eos_token_id": stops, "pad_token_id": tokenizer.pad_id})
-            tokenizer.save(made)
+        self._hand_over(work, start.path, grown)
+        write_model(work, larger, tokenizer)
         return {
             "parameters": sizes[1],
             "parameters_before": sizes[0],

@@ -5,33 +5,27 @@ as it is labelled, so a stage that was stopped goes on with the next one.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from trivium.data.settings import Mixture
 from trivium.data.steps import SEPARATOR, step_ends
-from trivium.evals.results import as_json
-from trivium.evals.statistics import wilson
-from trivium.generate.engine import Engine
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import ready_scorers
 from trivium.grade.steps import labels_of_steps
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_json, whole_folder, write_json, write_text
 from trivium.kit.numbers import Count
-from trivium.model.folder import load_config, load_model
-from trivium.model.hub import resolve
 from trivium.stages.parts.documents import PROMPTS, ROWS, mixture_references
 from trivium.stages.parts.judges import Named, file_references, judges_of, model_references, reward_files
+from trivium.stages.parts.model_folders import ModelFolder, folder_of
 from trivium.stages.parts.prompts import Prompt, read_prompts
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
+from trivium.stages.parts.step_labels import agreement_of, confusion, shuffle_labels
 from trivium.stages.parts.step_rollouts import (
     Solution,
     StepRollouts,
@@ -39,7 +33,6 @@ from trivium.stages.parts.step_rollouts import (
     values_to_first_error,
     worked_steps,
 )
-from trivium.tokens.tokenizer import Tokenizer
 
 CHUNK = 16
 """Problems that are labelled and written together."""
@@ -104,16 +97,17 @@ class LabelSteps(Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Solve, label and write chunk by chunk; then join the chunks and compare with exact labels."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
-        room = load_config(folder).context - self.max_new_tokens
-        prompts = read_prompts(work, self.data, tokenizer, room=room, prompt_template=self.prompt_template)
-        chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
+        start = folder_of(work, self.start)
+        room = start.config.context - self.max_new_tokens
+        prompts = read_prompts(
+            work, self.data, start.tokenizer, room=room, prompt_template=self.prompt_template
+        )
+        chunks = [prompts[first : first + CHUNK] for first in range(0, len(prompts), CHUNK)]
         rollouts: StepRollouts | None = None
         for number, chunk in enumerate(chunks):
             path = self._chunk(work, number)
             if not path.exists():
-                rollouts = rollouts or self._rollouts(work, folder, tokenizer)
+                rollouts = rollouts or self._rollouts(work, start)
                 rollouts.known.clear()
                 rollouts.cost = dict.fromkeys(rollouts.cost, 0)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,12 +120,10 @@ class LabelSteps(Stage):
     def _chunk(self, work: Work, number: int) -> Path:
         return work.folder / "labelled" / f"{number:06d}.json"
 
-    def _rollouts(self, work: Work, folder: Path, tokenizer: Tokenizer) -> StepRollouts:
-        model = load_model(folder, dtype=torch.float32, device=machine.device())
+    def _rollouts(self, work: Work, start: ModelFolder) -> StepRollouts:
         sampling = Sampling(temperature=self.temperature, max_new_tokens=self.max_new_tokens, stop=self.stop)
-        engine = Engine(model, tokenizer, max_rows=self.max_rows)
         return StepRollouts(
-            engine, judges_of([self.scorer], work), sampling, work.seed,
+            start.engine(self.max_rows), judges_of([self.scorer], work), sampling, work.seed,
             threshold=self.threshold, rollouts=self.rollouts,
             least_share=self.least_share,
         )  # fmt: skip
@@ -187,9 +179,9 @@ class LabelSteps(Stage):
                 f"{work.stage}: no solution of {self.start} has a step that can be labelled; raise "
                 "`max_new_tokens`, or check `separator` and the scorer."
             )
-        agreement = _agreement(rows)
+        agreement = agreement_of(rows)
         if self.shuffled:
-            _shuffle(rows, work.seed)
+            shuffle_labels(rows, work.seed)
         with whole_folder(work.output("data")) as folder:
             kept = [{name: row[name] for name in row if name != "exact"} for row in rows]
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
@@ -207,7 +199,7 @@ class LabelSteps(Stage):
         }
         if agreement is not None:
             found["agreement"] = agreement
-            found["confusion"] = _confusion(rows)
+            found["confusion"] = confusion(rows)
         agrees = f"; {agreement['value']:.1%} as the exact checker says" if agreement else ""
         work.say(
             f"{len(rows):,} solutions with {found['steps']:,} steps, {found['right_steps']:.0%} of them "
@@ -220,39 +212,3 @@ class LabelSteps(Stage):
                 "raise `max_new_tokens` or check the scorer"
             )
         return found
-
-
-def _compared(rows: Sequence[Mapping[str, Any]]) -> list[tuple[bool, bool]]:
-    """For each step that has both, whether the label and the exact one call it right."""
-    return [
-        (float(label) >= 0.5, exact >= 0.5)
-        for row in rows
-        if row["exact"] is not None
-        for label, exact in zip(row["labels"], row["exact"], strict=True)
-        if label is not None
-    ]
-
-
-def _confusion(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many steps are labelled so and are so: a wrong one called right by luck, a right one given up."""
-    counts = Counter(_compared(rows))
-    names = {True: "right", False: "wrong"}
-    return {
-        f"labelled {names[label]}, {names[exact]}": counts[label, exact]
-        for label in (True, False)
-        for exact in (True, False)
-    }
-
-
-def _agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The share of labels on the same side of one half as the exact ones."""
-    pairs = _compared(rows)
-    return as_json(wilson(float(sum(one == other for one, other in pairs)), len(pairs))) if pairs else None
-
-
-def _shuffle(rows: Sequence[dict[str, Any]], seed: int) -> None:
-    """All labels in a random order over all steps; a step without one stays without."""
-    labels = [label for row in rows for label in row["labels"] if label is not None]
-    order = iter(np.random.default_rng(seed).permutation(len(labels)).tolist())
-    for row in rows:
-        row["labels"] = [None if label is None else labels[next(order)] for label in row["labels"]]

@@ -1,6 +1,6 @@
 """Souping: one model made from several that share an ancestor, shown beside its ingredients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -14,21 +14,15 @@ from trivium.curate.examination import Examined, held_out_of
 from trivium.data.door import Door
 from trivium.data.rows import PackedSequence
 from trivium.data.settings import Mixture
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import whole_folder
 from trivium.kit.numbers import Count
 from trivium.model import merge as soups
-from trivium.model.config import ModelConfig
-from trivium.model.folder import load_config, load_model, save_model
-from trivium.model.hub import resolve
 from trivium.model.modalities.folder import refuse_modalities
-from trivium.model.transformer import Transformer
 from trivium.stages.parts.documents import MEASURED, mixture_references
 from trivium.stages.parts.inheritance import held_out_by, trained_on
+from trivium.stages.parts.model_folders import ModelFolder, folder_of, write_model
 from trivium.stages.parts.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
-from trivium.tokens.tokenizer import Tokenizer
 
 Method = Literal["mean", "slerp", "tasks", "ties", "dare", "greedy", "ema"]
 FROM_BASE = ("tasks", "ties", "dare")
@@ -112,16 +106,16 @@ class Merge(Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Merge, measure the soup and every ingredient, and leave a Hugging Face folder."""
-        folders = [resolve(str(work.path(name))) for name in self.of]
-        tokenizer = Tokenizer.load(folders[0])
+        folders = [folder_of(work, name) for name in self.of]
+        tokenizer = folders[0].tokenizer
         for name, folder in zip(self.of, folders, strict=True):
-            if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
+            if folder.tokenizer.fingerprint != tokenizer.fingerprint:
                 raise TriviumError(f"{work.stage}: {name} and {self.of[0]} do not share a tokenizer.")
         apart = [self.base] if self.base is not None else []
-        configs = [load_config(resolve(str(work.path(name)))) for name in [*self.of, *apart]]
+        configs = [folder_of(work, name).config for name in [*self.of, *apart]]
         soups.check_one_shape(configs, [*self.of, *apart])
-        rows = self._rows(work, folders, tokenizer, configs[0])
-        model = load_model(folders[0], dtype=torch.float32, device=machine.device())
+        rows = self._rows(work, folders)
+        model = folders[0].load(torch.float32)
         ingredients = [_weights(folder) for folder in folders]
         soups.check_alike(ingredients, self.of)
 
@@ -154,7 +148,7 @@ class Merge(Stage):
         against = changes({name: (found[name], found["the merge"]) for name in self.of})
         for name, one in against.items():
             work.say(f"the merge against {name}, in bits per byte: {told(one)}")
-        self._save(work, model, tokenizer)
+        write_model(work, model, tokenizer)
         return {
             "method": self.method,
             "of": list(chosen),
@@ -163,17 +157,15 @@ class Merge(Stage):
             "below_mean": -fmean(against[name]["value"] for name in self.of),
         }
 
-    def _rows(
-        self, work: Work, folders: list[Path], tokenizer: Tokenizer, config: ModelConfig
-    ) -> dict[str, list[PackedSequence]]:
+    def _rows(self, work: Work, folders: Sequence[ModelFolder]) -> dict[str, list[PackedSequence]]:
         """The text on which the soup is shown beside its ingredients, none of which learnt it."""
-        mixture = self.data
+        mixture, places = self.data, [folder.path for folder in folders]
         if mixture is None:
-            mixture, places = held_out_by(work.stage, dict(zip(self.of, folders, strict=True)))
-            work = replace(work, inputs={**work.inputs, **places})
-        learnt = trained_on(folders)
-        context = self.context or min(512, config.reach)
-        rows = Door(work, tokenizer).validation_rows(
+            mixture, found = held_out_by(work.stage, dict(zip(self.of, places, strict=True)))
+            work = replace(work, inputs={**work.inputs, **found})
+        learnt = trained_on(places)
+        context = self.context or min(512, folders[0].config.reach)
+        rows = Door(work, folders[0].tokenizer).validation_rows(
             mixture, context, self.tokens, learnt=learnt, required=list(self.data or ())
         )
         if not rows:
@@ -202,7 +194,7 @@ class Merge(Stage):
             return soups.mean(ingredients, shares)
         assert self.base is not None
         assert self.scale is not None
-        base = _weights(resolve(str(work.path(self.base))))
+        base = _weights(folder_of(work, self.base))
         soups.check_alike([base, ingredients[0]], [self.base, self.of[0]])
         if self.method == "tasks":
             scales = self.weights or [self.scale] * len(ingredients)
@@ -212,17 +204,11 @@ class Merge(Stage):
             return soups.ties(base, ingredients, density=self.density, scale=self.scale)
         return soups.dare(base, ingredients, density=self.density, scale=self.scale, seed=work.seed)
 
-    def _save(self, work: Work, model: Transformer, tokenizer: Tokenizer) -> None:
-        generation = {"eos_token_id": sorted(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
-        with whole_folder(work.output("model")) as folder:
-            save_model(model, folder, generation=generation)
-            tokenizer.save(folder)
 
-
-def _weights(folder: Path) -> dict[str, Tensor]:
+def _weights(folder: ModelFolder) -> dict[str, Tensor]:
     """The tensors of a model, under the names it has here."""
-    model = load_model(folder, dtype=torch.float32, device=machine.device())
-    refuse_modalities(model, str(folder), "merge")
+    model = folder.load(torch.float32)
+    refuse_modalities(model, str(folder.path), "merge")
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 

@@ -10,21 +10,17 @@ from pydantic import Field
 from trivium.data.door import Door
 from trivium.data.rows import PackedSequence, collate
 from trivium.data.settings import Mixture
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import whole_folder
 from trivium.kit.numbers import Count
 from trivium.learn.validation import groups_of, measure
 from trivium.model.attention import Documents
-from trivium.model.folder import load_model, save_model
-from trivium.model.hub import resolve
 from trivium.model.lora import adaptable
 from trivium.model.quantize import Scheme, bytes_in_file, quantise
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.documents import MEASURED, mixture_references
+from trivium.stages.parts.model_folders import ModelFolder, folder_of, write_model
 from trivium.stages.parts.shapes import planned_size
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
-from trivium.tokens.tokenizer import Tokenizer
 
 
 class Quantize(Stage):
@@ -58,10 +54,8 @@ class Quantize(Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Measure, round, save, load what was saved, and measure that."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
-        device = machine.device()
-        model = load_model(folder, device=device)
+        start = folder_of(work, self.start)
+        tokenizer, model = start.tokenizer, start.load()
         context = min(self.context, model.config.context)
         validation = Door(work, tokenizer).validation_rows(self.data, context, self.validation_tokens)
         rows = [row for found in validation.values() for row in found]
@@ -69,12 +63,8 @@ class Quantize(Stage):
             raise TriviumError(f"{work.stage}: `data` has no held-out part; give a source `validation: 0.1`.")
         before, size = measured(model, rows), stored_bytes(model)
         quantise(model, self.scheme)
-        with whole_folder(work.output("model")) as made:
-            stops = sorted(tokenizer.stop_ids)
-            save_model(model, made, generation={"eos_token_id": stops, "pad_token_id": tokenizer.pad_id})
-            tokenizer.save(made)
-        written = work.output("model")
-        after = measured(load_model(written, device=device), rows)
+        write_model(work, model, tokenizer)
+        after = measured(ModelFolder(work.output("model")).load(), rows)
         for name in before:
             work.change(name.replace("_", " "), round(before[name], 4), round(after[name], 4))
         return {

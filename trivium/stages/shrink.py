@@ -9,19 +9,16 @@ from pydantic import Field, model_validator
 
 from trivium.data.door import Door
 from trivium.data.settings import Mixture
-from trivium.kit import machine
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import whole_folder
 from trivium.kit.numbers import Count
 from trivium.model.config import ModelConfig
 from trivium.model.flops import parameter_count
-from trivium.model.folder import load_model, save_model
-from trivium.model.hub import resolve
 from trivium.model.initialise import build
 from trivium.model.modalities.folder import refuse_modalities
 from trivium.model.shrink import importance, kept_layers, narrowed, narrowed_config, without_layers
 from trivium.model.transformer import Transformer
 from trivium.stages.parts.documents import MEASURED, mixture_references
+from trivium.stages.parts.model_folders import folder_of, write_model
 from trivium.stages.parts.shapes import planned_shape, shape_of, size_of
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.tokens.tokenizer import Tokenizer
@@ -95,9 +92,8 @@ class Shrink(Stage):
 
     def run(self, work: Work) -> dict[str, Any]:
         """Measure importance where it decides, prune, and leave a Hugging Face folder."""
-        folder = resolve(str(work.path(self.start)))
-        tokenizer = Tokenizer.load(folder)
-        model = load_model(folder, dtype=torch.float32, device=machine.device())
+        start = folder_of(work, self.start)
+        tokenizer, model = start.tokenizer, start.load(torch.float32)
         refuse_modalities(model, work.stage, "shrink")
         texts = [] if self.data is None else self._texts(work, tokenizer, model)
         scores = importance(model, texts) if texts else None
@@ -110,7 +106,7 @@ class Shrink(Stage):
         if self.layers is not None:
             kept = kept_layers(config, self.layers, scores if self.layers_by == "influence" else None)
             config, weights = without_layers(config, weights, kept)
-        smaller = build(config, device=machine.device())
+        smaller = build(config, device=model.device)
         smaller.load_state_dict(weights)
         for name in ("layers", "width", "heads", "key_value_heads", "inner_width"):
             before, after = getattr(model.config, name), getattr(config, name)
@@ -119,10 +115,7 @@ class Shrink(Stage):
         sizes = parameter_count(model.config), parameter_count(config)
         work.change("parameters", *sizes)
         work.change("optimiser state", "the parent's", "reset")
-        with whole_folder(work.output("model")) as made:
-            stops = sorted(tokenizer.stop_ids)
-            save_model(smaller, made, generation={"eos_token_id": stops, "pad_token_id": tokenizer.pad_id})
-            tokenizer.save(made)
+        write_model(work, smaller, tokenizer)
         return {
             "parameters": sizes[1],
             "parameters_before": sizes[0],

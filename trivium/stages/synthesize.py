@@ -8,23 +8,18 @@ from pydantic import Field, field_validator, model_validator
 from trivium.curate.steps.decontaminate import planned_against
 from trivium.data.door import documents
 from trivium.data.settings import Sources
-from trivium.evals.searching import Searcher
-from trivium.generate.asking.asker import Asker
-from trivium.generate.asking.budget import Budget, Ledger
-from trivium.generate.asking.journal import ANSWERS, Journal, answers_beside, keep_answers
-from trivium.generate.asking.writers import EndpointWriter, LocalWriter, Writer
+from trivium.generate.asking.budget import Budget
 from trivium.generate.endpoint import EndpointSettings
 from trivium.generate.engines import EngineChoice, EngineSettings
 from trivium.kit.numbers import Count
-from trivium.model.hub import resolve
 from trivium.stages.parts.documents import source_references
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 from trivium.synthesize.prompted import PromptedStep
 from trivium.synthesize.row import Form, Row, row_of
-from trivium.synthesize.step import Room, Step, parse_steps
+from trivium.synthesize.step import Room, parse_steps
 from trivium.synthesize.steps.answer import Answer
-from trivium.synthesize.steps.diversify import Diversify
 from trivium.synthesize.synthesis import Synthesis
+from trivium.synthesize.teachers import asking, teachers
 
 
 class Synthesize(Stage):
@@ -161,67 +156,25 @@ class Synthesize(Stage):
         where = {
             name: work.path(name) for step in steps for _, name, _ in step.mentions() if name in work.inputs
         }
-        writer, others = self._writers(work, steps)
-        scratch = work.folder / "checkpoints"
-        everybody = [one for one in (writer, *others.values()) if one is not None]
-        journal = Journal(
-            scratch / ANSWERS, [one.identity for one in everybody],
-            answers_beside(work.folder),
-        )  # fmt: skip
-        ledger = Ledger(self.budget, spent=journal.spent)
-        room = Room(
-            Asker(journal, ledger),
-            work.seed,
-            work.say,
-            work.base,
-            scratch,
-            writer,
-            others,
-            where,
-            self._rows(work),
+        teacher, others = teachers(
+            steps, self.start, self.endpoint, work.path, max_rows=self.max_rows, engine=self.engine
         )
-        synthesis = Synthesis(
-            steps, room, self.per_round, self.seeds, self.form, self.file_format, self.coverage_by,
-            lambda done, seeds: work.progress.update(done, seeds, "seeds"),
-        )  # fmt: skip
-        try:
+        with asking([teacher, *others.values()], self.budget, work.folder) as asker:
+            room = Room(
+                asker, work.seed, work.say, work.base, work.folder / "checkpoints", teacher, others, where,
+                self._rows(work),
+            )  # fmt: skip
+            synthesis = Synthesis(
+                steps, room, self.per_round, self.seeds, self.form, self.file_format, self.coverage_by,
+                lambda done, seeds: work.progress.update(done, seeds, "seeds"),
+            )  # fmt: skip
             rows = synthesis.run()
-        finally:
-            journal.close()
-            for one in everybody:
-                one.close()
         synthesis.write_dropped(work.folder)
-        keep_answers([journal.path], work.folder / ANSWERS)
         report = synthesis.write(rows, work.output("data"), work.folder)
         return self._said(work, report, room)
 
     def _rows(self, work: Work) -> list[Row]:
         return [row_of(document.id, document.fields) for document in documents(work, self.data or [])]
-
-    def _writers(self, work: Work, steps: list[Step]) -> tuple[Writer | None, dict[int, Writer]]:
-        """The teacher, and whom single steps ask in its place; a model that several name is opened once."""
-        known: dict[str, Writer] = {}
-
-        def local(name: str) -> Writer:
-            if name not in known:
-                known[name] = LocalWriter(
-                    name, resolve(str(work.path(name))), self.max_rows, self.engine, Searcher
-                )
-            return known[name]
-
-        def remote(settings: EndpointSettings) -> Writer:
-            return known.setdefault(settings.model_dump_json(), EndpointWriter(settings))
-
-        writer = local(self.start) if self.start else remote(self.endpoint) if self.endpoint else None
-        others: dict[int, Writer] = {}
-        for place, step in enumerate(steps):
-            if isinstance(step, PromptedStep) and step.model is not None:
-                others[place] = local(step.model)
-            elif isinstance(step, PromptedStep) and step.endpoint is not None:
-                others[place] = remote(step.endpoint)
-            elif isinstance(step, Diversify) and step.embed not in ("own", "none"):
-                others[place] = local(step.embed)
-        return writer, others
 
     def _said(self, work: Work, report: dict[str, Any], room: Room) -> dict[str, Any]:
         """Tell what came out, and return it in short."""

@@ -1,4 +1,4 @@
-"""The prompts of reinforcement learning, tokenised, with the columns that their graders read."""
+"""Prompts, tokenised, with the columns that their graders read; and what a model answers to them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,12 @@ from trivium.data.door import documents
 from trivium.data.order import round_keys, shuffled
 from trivium.data.settings import MixtureSource
 from trivium.data.sources import Document
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Request
+from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.kit.errors import TriviumError
 from trivium.kit.fingerprint import fingerprint
+from trivium.model.transformer import Transformer
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -169,3 +173,21 @@ class Curriculum:
 def identity(prompts: Sequence[Prompt]) -> str:
     """A fingerprint of what is asked, in order."""
     return fingerprint([[prompt.ids, prompt.id] for prompt in prompts])
+
+
+def answers_to(
+    prompts: Sequence[Prompt], model: Transformer, tokenizer: Tokenizer,
+    *, n: int, seed: int, temperature: float, max_new_tokens: int,
+) -> list[list[str]]:  # fmt: skip
+    """The texts of `n` sampled answers to every prompt."""
+    requests = [
+        Request(
+            prompt.ids,
+            Sampling(
+                temperature=temperature, max_new_tokens=max_new_tokens, seed=seed_of_sample(seed, place)
+            ),
+            n=n,
+        )
+        for place, prompt in enumerate(prompts)
+    ]
+    return [[one.text for one in some] for some in Engine(model, tokenizer).generate(requests)]
