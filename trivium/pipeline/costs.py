@@ -464,8 +464,8 @@ def _number(value: Any) -> str:
     return short(value) if isinstance(value, (int, float)) else str(value)
 
 
-def told(numbers: Mapping[str, Any]) -> str:
-    """The numbers in one line."""
+def in_one_line(numbers: Mapping[str, Any]) -> str:
+    """The numbers, each with its name."""
     parts = []
     for name, value in numbers.items():
         if name in UNSAID or isinstance(value, (np.ndarray, tuple)):

@@ -121,7 +121,7 @@ def planned(
             cost = "unknown"
             missing = "its model is on this machine" if found.job.config is None else "`tokens` are given"
             checked.notes.append(f"{name}: its cost is unknown until {missing}")
-        rows.append([name, going.nodes[name].stage.kind, will, cost, costs.told(derived[name])])
+        rows.append([name, going.nodes[name].stage.kind, will, cost, costs.in_one_line(derived[name])])
     left = [found for name, found in zip(chosen, estimates) if _will(going, name) != "reuse"]
     unknown = any(_is_unknown(going.nodes[one.job.stage].stage, one) for one in left)
     rows.append(

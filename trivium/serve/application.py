@@ -31,7 +31,7 @@ from trivium.serve.calls import call_form, forces_call, form_of_calls
 from trivium.serve.connection import ClientGone, EventStream, read_bytes, while_connected
 from trivium.serve.failures import RequestRefused, error_body
 from trivium.serve.fetching import all_fetched
-from trivium.serve.fitting import Asking, told
+from trivium.serve.fitting import Asking, left_out_of
 from trivium.serve.forms import Forms
 from trivium.serve.guard import PAGE, Guard
 from trivium.serve.limits import Limits
@@ -152,7 +152,7 @@ class Served:
             )
             for index in range(body.n or 1)
         ]
-        headers, note = told(fitted, worker.context, summariser)
+        headers, note = left_out_of(fitted, worker.context, summariser)
         usage = Usage(len(prompt))
         if body.search is not None:
             found = await self._searched(request, body, worker, fitted, room)

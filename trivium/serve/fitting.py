@@ -58,7 +58,9 @@ class Asking(FromThread):
         return "".join(piece.text for piece in pieces), sum(piece.tokens for piece in pieces)
 
 
-def told(fitted: Fitted, context: int, summariser: Summariser) -> tuple[dict[str, str], dict[str, Any]]:
+def left_out_of(
+    fitted: Fitted, context: int, summariser: Summariser
+) -> tuple[dict[str, str], dict[str, Any]]:
     """What became of a conversation that was too long: headers, and an object beside the answer."""
     if fitted.slide is not None:
         forgotten = fitted.slide.forgotten(len(fitted.tokens), context)

@@ -17,7 +17,7 @@ from trivium.stages.midtrain import Midtrain
 from trivium.stages.parts.documents import MEASURED, Replayed, mixture_references
 from trivium.stages.parts.inheritance import trained_on
 from trivium.stages.parts.model_folders import ModelFolder, folder_of
-from trivium.stages.parts.paired import Spent, bits_per_byte, changes, gained, spent, told
+from trivium.stages.parts.paired import Spent, bits_per_byte, changes, gained, in_words, spent
 from trivium.stages.parts.parents import handed_over
 from trivium.stages.parts.stage import Product, Reference, Stage, Work, part_of
 
@@ -133,8 +133,8 @@ def lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [("candidate", "tokens", "gain in bits per byte per M tokens", "behind the first")]
     for row in table:
         behind = row.get("behind_the_first")
-        gain = told(row["gain_per_million_tokens"])
-        rows.append((row["candidate"], f"{row['tokens']:,}", gain, told(behind) if behind else ""))
+        gain = in_words(row["gain_per_million_tokens"])
+        rows.append((row["candidate"], f"{row['tokens']:,}", gain, in_words(behind) if behind else ""))
     widths = [max(map(len, column)) for column in zip(*rows)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return [*text, "Intervals are over documents; how another seed would rank them they do not say."]

@@ -21,7 +21,15 @@ from trivium.model.modalities.folder import refuse_modalities
 from trivium.stages.parts.documents import MEASURED, mixture_references
 from trivium.stages.parts.inheritance import held_out_by, trained_on
 from trivium.stages.parts.model_folders import ModelFolder, folder_of, write_model
-from trivium.stages.parts.paired import Spent, bits_per_byte, changes, halves, measured_documents, spent, told
+from trivium.stages.parts.paired import (
+    Spent,
+    bits_per_byte,
+    changes,
+    halves,
+    in_words,
+    measured_documents,
+    spent,
+)
 from trivium.stages.parts.stage import Product, Reference, Stage, Work
 
 Method = Literal["mean", "slerp", "tasks", "ties", "dare", "greedy", "ema"]
@@ -147,7 +155,7 @@ class Merge(Stage):
                 work.say(f"{name}: {bits:.4f} bits per byte on {source}")
         against = changes({name: (found[name], found["the merge"]) for name in self.of})
         for name, one in against.items():
-            work.say(f"the merge against {name}, in bits per byte: {told(one)}")
+            work.say(f"the merge against {name}, in bits per byte: {in_words(one)}")
         write_model(work, model, tokenizer)
         return {
             "method": self.method,

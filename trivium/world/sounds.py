@@ -108,7 +108,7 @@ def _count(chance: Chance, split: Split, second: bool, options: Options) -> Perc
         one for one in product(PITCHES, COUNTS) if split_of("tones", *one, validation=0.1, test=0.2) == split
     )
     first = chance.pick(every)
-    other = chance.pick([one for one in every if one[1] != first[1]] or list(every))
+    other = _differing(chance, [one for one in every if one[1] != first[1]], second, "number of tones")
     note, count = other if second else first
     samples = played([(PITCHES[note], 0.12)] * (COUNTS.index(count) + 1), chance, options.noise)
     return Perceived(samples, "How many tones are there?", count, {"kind": "count", "chance_level": 0.25})
@@ -122,7 +122,7 @@ def _duration(chance: Chance, split: Split, second: bool, options: Options) -> P
         if split_of("rhythm", *one, validation=0.1, test=0.2) == split
     )
     first = chance.pick(every)
-    other = chance.pick([one for one in every if one[1:] != first[1:]])
+    other = _differing(chance, [one for one in every if one[1:] != first[1:]], second, "rhythm")
     note, *rhythm = other if second else first
     samples = played([(PITCHES[note], LENGTHS[length]) for length in rhythm], chance, options.noise)
     return Perceived(

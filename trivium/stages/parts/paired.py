@@ -87,8 +87,8 @@ def gained(before: Spent, after: Spent, tokens: int) -> Spent:
     }
 
 
-def told(one: Mapping[str, Any]) -> str:
-    """A difference in a few words."""
+def in_words(one: Mapping[str, Any]) -> str:
+    """A difference with its interval, as a message has it."""
     if one["low"] is None:
         return f"{one['value']:+.4f} (too few documents for an interval)"
     verdict = "" if one["shown"] else "; no difference shown"
