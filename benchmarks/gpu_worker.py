@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from trivium_contestant import GivenRows
 
 from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.generate.engine import Engine
@@ -114,25 +115,6 @@ def peer_of(shape: Shape, device: str, dtype: torch.dtype = torch.float32) -> An
 # training
 
 
-class Same:
-    """The same rows at every step."""
-
-    fingerprint = "same"
-    steps = 10**6
-
-    def __init__(self, rows: list[PackedSequence]) -> None:
-        self.given = rows
-
-    def rows(self, step: int) -> list[PackedSequence]:
-        return self.given
-
-    def state(self) -> tuple[dict, dict]:
-        return {}, {}
-
-    def restore(self, json: dict, tensors: dict) -> None:
-        """A benchmark is never resumed."""
-
-
 def documents(shape: Shape, tokens: int, typical: int | None) -> list[PackedSequence]:
     """Rows as long as the context: one document each, or many of about `typical` tokens."""
     random = np.random.default_rng(0)
@@ -177,10 +159,12 @@ def train(asked: dict[str, Any]) -> None:
 def trivium_step(asked: dict[str, Any], how: list[str], rows: list[PackedSequence]) -> Callable[[], None]:
     """A step of the one loop that every recipe runs."""
     folder = Path(tempfile.mkdtemp())
+    batches = GivenRows()
+    batches.given = rows
     trainer = Trainer(
-        model=model_of(asked["shape"], asked["device"]), objective=NextToken(), batches=Same(rows),
+        model=model_of(asked["shape"], asked["device"]), objective=NextToken(), batches=batches,
         settings=Training(
-            steps=Same.steps, optimiser="muon" if "Muon" in how else "adamw",
+            steps=batches.steps, optimiser="muon" if "Muon" in how else "adamw",
             compile="on" if "compiled" in how else "off", micro_batch=asked["pass"],
             precision="bfloat16" if asked["device"] == "cuda" else "auto",
             learning_rate={"decay": "constant"},

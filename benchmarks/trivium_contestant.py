@@ -35,6 +35,10 @@ class GivenRows:
         """The rows that were set last."""
         return self.given
 
+    def metrics(self, step: int) -> dict[str, float]:
+        """Nothing is worth a line in the log."""
+        return {}
+
     def state(self) -> tuple[dict, dict]:
         """Nothing: a benchmark is never resumed."""
         return {}, {}

@@ -25,6 +25,31 @@ def gpu() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("how", [["eager"], ["eager", "Muon"]])
+def test_a_step_of_the_rows_that_train_and_of_the_benchmark_beside_litgpt(
+    monkeypatch: pytest.MonkeyPatch, how: list[str]
+) -> None:
+    """Both drive the trainer itself, and fail where it asks more of a source of batches than they give."""
+    monkeypatch.syspath_prepend(str(PLACE.parent))
+    from gpu_worker import documents, trivium_step
+    from pretrain_worker import random_tokens
+    from trivium_contestant import trainer_step
+
+    shape = {
+        "layers": 1,
+        "width": 32,
+        "heads": 2,
+        "key_heads": 2,
+        "inner": 64,
+        "vocabulary": 64,
+        "context": 32,
+        "rows": 2,
+    }
+    rows = documents(shape, 64, None)
+    trivium_step({"shape": shape, "device": "cpu", "pass": 64}, how, rows)()
+    trainer_step(shape, False, "muon" if "Muon" in how else "adamw", 1e-3, 0.1, random_tokens)(0, 2)
+
+
 @pytest.mark.slow
 def test_without_a_gpu_it_says_so_and_ends(tmp_path: Path) -> None:
     done = subprocess.run(
