@@ -1,4 +1,4 @@
-"""The quick tests under other kernels, threads and versions of torch: machines that are not at hand.
+"""The quick tests, in all their cases, under other kernels, threads and versions of torch.
 
     python tests/matrix.py                      every cell, the quick tests
     python tests/matrix.py mkl-avx2 threads-2   these cells
@@ -124,7 +124,8 @@ def words(cell: str, kernels: bool) -> list[str]:
         "-m",
         "pytest",
         "-m",
-        "not slow",
+        # Kernels decide numbers, so every case of a test counts here.
+        "not slow or quick_cases",
         "-n",
         workers,
         "--dist",

@@ -94,7 +94,7 @@ class Compare(Stage):
             )
         several = 1 if self.best_of is None else self.best_of.n
         models = [folder.load(torch.float32) for folder in folders]
-        drawn = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        drawn: dict[str, Any] = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
         first, second = (
             answers_to(prompts, model, tokenizer, n=n, seed=work.seed, **drawn)
             for model, n in zip(models, (several, 1), strict=True)

@@ -106,7 +106,7 @@ class Shrink(Stage):
         if self.layers is not None:
             kept = kept_layers(config, self.layers, scores if self.layers_by == "influence" else None)
             config, weights = without_layers(config, weights, kept)
-        smaller = build(config, device=model.device)
+        smaller = build(config, device=str(model.device))
         smaller.load_state_dict(weights)
         for name in ("layers", "width", "heads", "key_value_heads", "inner_width"):
             before, after = getattr(model.config, name), getattr(config, name)
