@@ -72,7 +72,7 @@ def assert_follows(rounded: torch.Tensor, exact: torch.Tensor) -> None:
     assert (rounded - exact).abs().max() < BOUND * moved
 
 
-@pytest.mark.quick_cases(11)
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
 def test_training_in_bfloat16_follows_float32(tmp_path: Path, name: str, device: str) -> None:
@@ -123,7 +123,7 @@ class Rechecked:
         return result
 
 
-@pytest.mark.quick_cases(17)
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
 def test_a_pass_uses_the_weights_the_optimiser_wrote_last(tmp_path: Path, name: str, device: str) -> None:

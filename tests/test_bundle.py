@@ -43,6 +43,7 @@ def lab(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_bundle_is_made_again_elsewhere_and_is_equal(lab, tmp_path, capsys):
     bundle = tmp_path / "bundle"
     main(["export", "toy/left", "--runs", str(lab / "runs"), "--bundle", str(bundle)])
@@ -80,6 +81,7 @@ def test_a_curation_is_made_again_with_the_names_of_its_sources(tmp_path, capsys
     assert [row["source"] for row in rows] == ["./texts", "./more*.jsonl"]
 
 
+@pytest.mark.slow
 def test_what_verify_finds_made_already_is_not_called_made_again(lab, tmp_path, capsys):
     """A bundle that came with a `runs` folder would be equal to itself."""
     write_bundle(lab / "runs", "toy/left", tmp_path / "bundle")
@@ -89,6 +91,7 @@ def test_what_verify_finds_made_already_is_not_called_made_again(lab, tmp_path, 
     assert "Not made again, but found there: base, words; name an empty --runs" in said
 
 
+@pytest.mark.slow
 def test_what_comes_out_otherwise_is_named_with_its_files(lab, tmp_path, capsys):
     bundle = tmp_path / "bundle"
     write_bundle(lab / "runs", "toy/left", bundle)
@@ -105,6 +108,7 @@ def test_what_comes_out_otherwise_is_named_with_its_files(lab, tmp_path, capsys)
     assert "model/model.json (made with another processor, here with" in said.out
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("file", ["recipe.yaml", "texts/a.txt", "bundle.json", "kinds/toys.py"])
 def test_a_bundle_that_was_changed_is_named(lab, tmp_path, file):
     bundle = tmp_path / "bundle"

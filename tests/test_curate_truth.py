@@ -42,6 +42,7 @@ def kept_in_place(row: dict[str, Any]) -> str:
     return row["reason"].partition("of ")[2]
 
 
+@pytest.mark.slow
 def test_other_languages_are_found_and_no_other_page_is(web) -> None:
     pages, _, dropped = web
     gone = {row["id"] for row in dropped["language"]}

@@ -54,6 +54,7 @@ def bomb(path: Path) -> None:
     path.write_bytes(compress(b"a" * (1 << 26)) * 64)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "json", "csv"])
 def test_a_small_file_that_expands_to_gigabytes_is_refused(kind: str, tmp_path: Path) -> None:
     """128 KB of zstd were 4 GB of memory."""
@@ -64,6 +65,7 @@ def test_a_small_file_that_expands_to_gigabytes_is_refused(kind: str, tmp_path: 
     assert said.startswith(f"TriviumError: {path} expands to more than 100 times its size")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_a_small_gzip_file_that_expands_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{kind}.gz"
@@ -82,6 +84,7 @@ def test_what_compresses_well_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
         list(read_documents(str(tmp_path / "a.jsonl.zst")))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
 def test_an_entry_that_is_too_long_is_counted_and_those_around_it_are_read(kind: str, tmp_path: Path) -> None:
     long = "b" * (formats.LONGEST + 10)

@@ -81,6 +81,7 @@ def taught(school: Path, text: str):
     return made, [row for row in made.metrics if "step" in row]
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_what_the_teacher_says(school):
     """Of a plain corpus; the student comes nearer to its teacher, on held-out text as well."""
     made, log = taught(school, "from: base, teacher: second, data: corpus, steps: 30")

@@ -150,6 +150,7 @@ def lengths(prompts, completions, **columns):
 GAP, RATIO = "sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/max"
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("kind", "dtype", "more"),
     [

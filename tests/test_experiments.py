@@ -162,6 +162,7 @@ def test_mistakes_are_named(tmp_path, before, after, told):
         load(path)
 
 
+@pytest.mark.slow
 def test_an_unknown_number_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(TriviumError, match="has no number `los`; did you mean `loss`"):
         run(changed(tmp_path, "take: loss}", "take: los}"), tmp_path / "runs")

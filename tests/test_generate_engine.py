@@ -70,7 +70,7 @@ def referee(name):
     return model
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", REFEREES)
 def test_greedy_text_equals_transformers(name, rows, tmp_path):

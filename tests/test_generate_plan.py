@@ -201,6 +201,7 @@ def test_a_packed_model_computes_what_its_modules_do(kind, scheme):
     assert (scores - exact).pow(2).mean().sqrt() < 0.02 * exact.std()
 
 
+@pytest.mark.quick_cases(12)
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gpt2"])

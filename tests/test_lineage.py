@@ -49,6 +49,7 @@ def test_why_tells_data_code_machine_and_every_ancestor(tmp_path, capsys):
     assert "(changed since)" in text(line(runs, "left"))
 
 
+@pytest.mark.slow
 def test_why_tells_who_reuses_a_result_since_when_and_what_was_accepted(tmp_path, monkeypatch):
     path, runs = write_recipe(tmp_path), tmp_path / "runs"
     run(path, runs)

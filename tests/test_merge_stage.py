@@ -64,6 +64,7 @@ def weights(folder):
     return load_tensors(folder / "model" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_mean_is_the_mean_and_is_shown_beside_its_ingredients(made):
     left, right, soup = (weights(made[name].folder) for name in ("left", "right", "mean"))
     for key, tensor in soup.items():
@@ -75,11 +76,13 @@ def test_the_mean_is_the_mean_and_is_shown_beside_its_ingredients(made):
     assert torch.allclose(theirs(ids).logits[0], made["mean"].model().logits(ids[0].tolist()), atol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_model_merged_with_itself_stays(made):
     left, soup = weights(made["left"].folder), weights(made["same"].folder)
     assert all(torch.allclose(soup[key], left[key], atol=1e-6) for key in left)
 
 
+@pytest.mark.slow
 def test_ema_over_checkpoints_is_the_recursion(made):
     early = weights(next((made["base"].folder / "kept").iterdir()))
     base, left, soup = (weights(made[name].folder) for name in ("base", "left", "ema"))
@@ -88,11 +91,13 @@ def test_ema_over_checkpoints_is_the_recursion(made):
         assert torch.allclose(tensor, by_hand, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_subtracted_task_vector_mirrors_the_model_at_its_base(made):
     base, left, less = (weights(made[name].folder) for name in ("base", "left", "less"))
     assert all(torch.allclose(less[key], 2 * base[key] - left[key], atol=1e-6) for key in base)
 
 
+@pytest.mark.slow
 def test_every_method_is_given_the_settings_of_its_stage(made):
     def tensors(name):
         return dict(load_model(made[name].folder / "model").state_dict())
@@ -110,6 +115,7 @@ def test_every_method_is_given_the_settings_of_its_stage(made):
         assert all(torch.allclose(found[key], wanted[key], atol=1e-6) for key in base), name
 
 
+@pytest.mark.slow
 def test_a_greedy_soup_is_reported_on_documents_that_did_not_choose_it(made):
     summary = made["greedy"].summary
     model, tokenizer = made["greedy"].model(), made["greedy"].model().tokenizer
@@ -132,6 +138,7 @@ def packed_in_order(held):
     return [packed.row(index) for index in range(len(packed))]
 
 
+@pytest.mark.slow
 def test_the_soup_stands_beside_its_ingredients_with_intervals_without_being_asked(made):
     for name, parts in (("same", ["left", "left"]), ("ties", ["left", "right"])):
         summary = made[name].summary
@@ -148,6 +155,7 @@ def test_the_soup_stands_beside_its_ingredients_with_intervals_without_being_ask
     assert made["ties"].summary["below_mean"] == pytest.approx(below)
 
 
+@pytest.mark.slow
 def test_the_candidate_that_holds_what_is_measured_comes_first(made):
     table = read_json(made["mixes"].folder / "report" / "table.json")
     first, second = table["candidates"]

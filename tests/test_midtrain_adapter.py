@@ -54,7 +54,7 @@ def text_of(folder: Path, length: int) -> torch.Tensor:
     return torch.randint(0, load_config(folder).vocabulary, (length,), generator=generator)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("change", "model"),
     [

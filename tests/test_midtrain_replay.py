@@ -59,6 +59,7 @@ def made(tmp_path_factory):
     return trivium.run(path, runs=folder / "runs")
 
 
+@pytest.mark.slow
 def test_a_bare_share_replays_what_the_parent_learnt_from(made):
     data = made["again"].summary["data"]
     assert list(data) == ["./other", "corpus"]

@@ -148,6 +148,7 @@ def check_against(theirs, folder: Path, lengths: tuple[int, ...]) -> None:
         torch.testing.assert_close(ours_by_name[name], gradient, atol=5e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_agrees_with_transformers(name, tmp_path):
     check_against(reference(*FAMILIES[name]), tmp_path, (17, 5, 17, 1, 33))

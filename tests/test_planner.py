@@ -481,7 +481,7 @@ def test_a_stage_that_went_on_after_a_stop_is_noted_once(tmp_path):
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("place", range(len(economics.ASKED)))
 def test_every_number_of_the_economics_page_follows_from_its_command(place):
     one = economics.ASKED[place]

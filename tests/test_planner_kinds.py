@@ -231,7 +231,7 @@ def spent(folder: Path, case: str, settings: str, needs: tuple[str, ...], number
     return expected, sum(one["flops"] or 0.0 for one in records), counter.get_total_flops()
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "case", [pytest.param(one, marks=pytest.mark.slow) if "," in one else one for one in CASES]
 )

@@ -250,6 +250,7 @@ def test_a_manifest_of_another_result_is_refused(tmp_path, url):
         pull(path, url, tmp_path / "there")
 
 
+@pytest.mark.slow
 def test_two_machines_never_make_the_same_stage(tmp_path, bucket):
     """Both start at once with separate disks; every stage is made by one of them, and both end alike."""
     alone = tmp_path / "alone"

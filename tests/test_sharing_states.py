@@ -54,6 +54,7 @@ def files(entry: Path) -> dict[str, str]:
     return {path.relative_to(entry).as_posix(): path.read_text() for path in paths}
 
 
+@pytest.mark.slow
 def test_a_killed_machines_stage_goes_on_from_what_it_saved(tmp_path):
     """The machine is killed at its third step, and the one that takes over makes the third and fourth."""
     path, gate, url = write_recipe(tmp_path), tmp_path / "gate", f"file://{tmp_path / 'shared'}"
@@ -92,6 +93,7 @@ def killed_at_step(recipe: Path, runs: Path, url: str, step: int) -> None:
     run(recipe, runs, store=url)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_taken_over_comes_to_the_same_bits(tmp_path, monkeypatch):
     recipe, url = tmp_path / "seeds.yaml", f"file://{tmp_path / 'shared'}"
     recipe.write_text(TRAINING)
@@ -115,6 +117,7 @@ def test_a_training_that_is_taken_over_comes_to_the_same_bits(tmp_path, monkeypa
     assert made(tmp_path / "heir", "seeds") == made(tmp_path / "alone", "seeds")
 
 
+@pytest.mark.slow
 def test_one_that_is_stopped_shares_what_it_saved_on_the_way_out(tmp_path, monkeypatch):
     recipe, url = tmp_path / "seeds.yaml", f"file://{tmp_path / 'shared'}"
     recipe.write_text(TRAINING.replace("every_steps: 2", "every_steps: 100"))

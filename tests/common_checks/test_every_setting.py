@@ -57,13 +57,14 @@ def test_every_kind_has_a_stage_to_move() -> None:
 
 
 REPEATED = repeated()
-# In a hurry, a setting is moved once, and in one of the kinds that share it.
+# In a hurry, some settings of every kind are moved, each once.
 CASES = [
     pytest.param(line, id=str(line), marks=[pytest.mark.slow] if place in REPEATED else [])
     for place, line in enumerate(LINES)
 ]
 
 
+@pytest.mark.quick_cases(150)
 @pytest.mark.parametrize("line", CASES)
 def test_a_setting_changes_what_its_description_says(bench: Bench, line: Line) -> None:
     how = {"fault": line.fault, "trained": line.trained}

@@ -73,6 +73,7 @@ def until_death(inputs: Inputs, kind: str, settings: dict[str, Any], folder: Pat
     os._exit(0)
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize(
     "kind",
     [
