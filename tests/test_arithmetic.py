@@ -43,6 +43,7 @@ def recipe(tmp_path_factory) -> Path:
     return folder / "cost.yaml"
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("stage", ["full", "short", "sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_the_operations_of_a_stage_are_those_torch_counts(recipe: Path, stage: str):
     runs = recipe.parent / "runs"

@@ -170,6 +170,7 @@ def test_a_file_that_scores_lies_in_the_bundle_where_the_settings_name_it(tmp_pa
     assert (tmp_path / "bundle" / "scorers" / "mine.py").read_bytes() == (lab / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_bundle_of_other_code_is_refused(lab, tmp_path):
     bundle = tmp_path / "bundle"
     write_bundle(lab / "runs", "toy/left", bundle)

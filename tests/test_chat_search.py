@@ -93,6 +93,7 @@ def written(tmp_path, steps=STEPS, **stage):
     return recipe(tmp_path, further={"prm": prm}, **stage)
 
 
+@pytest.mark.slow
 def test_synthesized_answers_are_those_that_a_search_hands_over(tmp_path):
     place = written(tmp_path)
     run = trivium.run(place, runs=tmp_path / "runs")

@@ -99,6 +99,7 @@ def test_a_seed_changes_what_it_must_and_an_arm_is_the_recipe_it_looks_like(tmp_
     assert nodes["more.fast.5"].fingerprint == alone["more"].fingerprint
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_tables_a_page_and_json(tmp_path, capsys):
     main(["run", str(written(tmp_path)), "--runs", str(tmp_path / "runs")])
     out = capsys.readouterr().out

@@ -120,6 +120,7 @@ def gradients(model: Transformer, tokens: Tensor) -> dict[str, Tensor]:
     return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("wish", ["twice as wide", "padded", "two copies and a rest", "inner", "identity"])
 def test_moments_scale_as_the_gradients_do(family: str, wish: str) -> None:

@@ -73,7 +73,7 @@ STOPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("points", "settings", "at"), STOPS)
 def test_a_run_stopped_around_a_growth_ends_as_one_that_was_not(
     tmp_path: Path, points: list[GrowthPoint], settings: dict, at: int

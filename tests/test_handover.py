@@ -94,7 +94,7 @@ def test_what_means_nothing_here_is_refused(made, changes, said):
         trivium.run(path, runs=runs, set=changes, only=["tongue", "other-hand"])
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("rate", "left"),
     [

@@ -133,7 +133,7 @@ SHARES = """\
 """
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("wide", "narrow"), ("narrow", "wide")])
 def test_what_several_models_held_out_is_what_the_smallest_share_held_out(order, shared):
     models = {name: shared[name].folder / "model" for name in order}

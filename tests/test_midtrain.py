@@ -314,7 +314,7 @@ def test_a_source_that_is_learnt_from_is_not_only_watched(tmp_path):
         prepare(recipe(tmp_path, text), tmp_path / "runs")
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_positions_that_reach_so_far_are_not_stretched(tmp_path, family):
     text = RECIPE[: RECIPE.index("  fork:")].replace("steps: 8", "steps: 4")

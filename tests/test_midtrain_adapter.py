@@ -83,6 +83,7 @@ def test_an_adapter_alone_is_the_model_that_was_trained(tmp_path, change, model)
     assert load_model(alone).config == load_config(merged)
 
 
+@pytest.mark.slow
 def test_what_comes_after_starts_from_the_stretched_positions_and_trains_all_weights(tmp_path):
     stages = (
         f"  long: {{{MID}, context: {{length: 512, method: yarn}}, adapter: {{rank: 4, save: adapter}}}}\n"

@@ -113,6 +113,7 @@ def test_easy_documents_come_before_hard_ones(made):
     assert first == sorted(first)
 
 
+@pytest.mark.slow
 def test_what_a_bare_share_replays_is_not_watched(tmp_path):
     text = RECIPE[: RECIPE.index("  fork:")] + ROAD[: ROAD.index("  chats:")]
     path = recipe(tmp_path, text.replace("replay: 0.25", "replay: 0.25\n    watch: corpus"))

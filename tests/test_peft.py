@@ -147,6 +147,7 @@ def test_one_that_replaces_parts_is_not_laid_beside_others(base, options, tmp_pa
         open_engine(base, adapters={"made": tmp_path / "adapter"})
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -264,6 +264,7 @@ def test_every_stage_that_computes_has_a_cost(folder):
     assert numbers["rl"]["answers"] == 2 * 8 * 8
 
 
+@pytest.mark.slow
 def test_why_names_the_field_and_what_follows_from_it(folder, capsys):
     (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{SFT}")
     runs = str(folder / "runs")

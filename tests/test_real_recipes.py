@@ -75,6 +75,7 @@ def test_a_recipe_says_what_it_needs(recipe: Path) -> None:
         assert any(re.match(rf"# {word}\s{{2}}", line) for line in head), word
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_planned_on_stand_ins(recipe: Path, stand_ins: Path, tmp_path: Path) -> None:
     text = ON_THE_HUB.sub("from: ./model", recipe.read_text())

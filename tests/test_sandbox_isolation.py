@@ -82,6 +82,7 @@ def test_another_layer_stands_behind_it(layer: str) -> None:
     assert not opened({layer})
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("without", "landlock"),
     [({"namespaces"}, 1), ({"namespaces"}, 3), ({"namespaces"}, 5), ({"namespaces", "landlock"}, None)],

@@ -487,6 +487,7 @@ LARGE = {
 }
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("fault", LARGE)
 def test_a_large_body_of_wrong_types_is_refused_at_its_first(address, fault):
     """A million errors about a million items took the event loop seconds: now there is one, about one."""

@@ -140,6 +140,7 @@ def test_preparing_a_prompt_ends_with_its_time(monkeypatch):
         slow.set()
 
 
+@pytest.mark.slow
 def test_requests_that_wait_for_summaries_hold_up_nobody_else():
     slow = ScriptedEngine("a smith " * 8, rows=40, delay=0.1, context=220)
     other = ScriptedEngine("a baker")

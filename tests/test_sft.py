@@ -86,7 +86,7 @@ def test_a_packed_batch_is_shown_in_colour_and_the_documents_of_a_step(tmp_path)
         show.batch(entry, 999, colour=False)
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", ["", ", neftune: 5, label_smoothing: 0.1, optimiser: muon"])
 def test_cut_off_and_resumed_it_ends_bit_identical(tmp_path, monkeypatch, extra):
     write_rows(tmp_path / "chats.jsonl", [{**row, "weight": 0.5 + n / 60} for n, row in enumerate(CHATS)])

@@ -237,7 +237,7 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path):
     assert not list(tmp_path.rglob("out"))
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 def test_a_manifest_of_another_result_is_refused(tmp_path, url):
     """Somebody copied a folder there by hand: the wrong result would be used without a word."""
     path = write_recipe(tmp_path)
@@ -385,7 +385,7 @@ def test_a_process_that_is_gone_from_this_machine_is_not_waited_for(tmp_path):
     assert lease.number == 2
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [

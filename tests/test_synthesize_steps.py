@@ -275,7 +275,7 @@ JUDGES = {
 }
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", JUDGES)
 def test_a_judge_is_tried_on_what_a_program_knows_and_a_biased_one_refused(tmp_path, name, capsys):
     verdict, refused = JUDGES[name]

@@ -27,6 +27,7 @@ def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trainer.named.items()}
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("design", ["policy", "pairs", "value"])
 @pytest.mark.parametrize("cut", [3, 4])
 def test_every_design_goes_on_bit_for_bit(tmp_path: Path, design: str, cut: int) -> None:

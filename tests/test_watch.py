@@ -221,6 +221,7 @@ def test_the_page_follows_a_run_by_itself(tmp_path):
         browser.close()
 
 
+@pytest.mark.slow
 def test_the_graph_that_is_left_names_every_entry(tmp_path):
     going = run(toys.write_recipe(tmp_path), tmp_path / "runs")
     graph = json.loads(Path(tmp_path / "runs" / "toy" / "graph.json").read_text())

@@ -64,7 +64,7 @@ CASES = [
 ]
 
 
-@pytest.mark.quick_cases(150)
+@pytest.mark.quick_cases(100)
 @pytest.mark.parametrize("line", CASES)
 def test_a_setting_changes_what_its_description_says(bench: Bench, line: Line) -> None:
     how = {"fault": line.fault, "trained": line.trained}

@@ -213,6 +213,7 @@ def test_in_bfloat16_it_follows_the_curve_of_float32(bench: Bench, kind: str) ->
 # little data
 
 
+@pytest.mark.quick_cases(16)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place.kind}.{place.setting}")
 @pytest.mark.parametrize("rows", ["none", "one"])
 def test_of_little_data_it_makes_something_or_says_why_not(bench: Bench, place: Place, rows: str) -> None:
