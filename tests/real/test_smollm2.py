@@ -242,7 +242,8 @@ def test_an_adapter_that_peft_made_is_served(options: dict[str, Any], tmp_path: 
     model = trivium.load(tmp_path / "adapter", dtype=torch.float32)
     with torch.no_grad():
         expected = theirs(ids[None]).logits[0]
-    torch.testing.assert_close(model.logits(ids.tolist()), expected, atol=1.5e-4, rtol=0)
+    # Rounding alone moves the worst score by some 2e-4, for transformers too; a wrong part by more than 1.
+    torch.testing.assert_close(model.logits(ids.tolist()), expected, atol=5e-4, rtol=0)
     assert (expected - ours().logits(ids.tolist())).abs().max() > 1
     chats = [[{"role": "user", "content": one}] for one in QUESTIONS[:4]]
     wanted = []
