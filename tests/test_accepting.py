@@ -18,9 +18,9 @@ def test_an_accepted_result_serves_its_children_and_is_recorded(tmp_path, monkey
     monkeypatch.setattr(ToyTrain, "version", 2)
     main(["accept", str(path), "base", "--because", "only a comment moved", "--runs", str(runs)])
     assert "stands for base-" in capsys.readouterr().out
-    going = run(path, runs, only=["base"])
-    assert going.became == {"words": "reused", "base": "reused"}
-    assert going.entry("base").folder == before.entry("base").folder
+    prepared = run(path, runs, only=["base"])
+    assert prepared.became == {"words": "reused", "base": "reused"}
+    assert prepared.entry("base").folder == before.entry("base").folder
     (said,) = acceptances(runs / "store").values()
     assert said["because"] == "only a comment moved"
     assert said["differences"] == ["the stage's own version: 1 -> 2"]

@@ -116,8 +116,8 @@ def test_states_stay_until_the_stage_is_complete(
             trivium.run(recipe, runs=runs, only=["base"])
     (base,) = (runs / "store").glob("base-*")
     assert [path.name for path in (base / "checkpoints").iterdir()]
-    going = trivium.run(recipe, runs=runs, only=["base"])
-    assert going.became["base"] == "resumed"
+    prepared = trivium.run(recipe, runs=runs, only=["base"])
+    assert prepared.became["base"] == "resumed"
     assert not (base / "checkpoints").exists()
     assert "Going on after step 10 of 12" in capsys.readouterr().err
 
@@ -180,8 +180,8 @@ def test_what_is_damaged_and_inherited_is_named(tmp_path: Path, name: str) -> No
 
 def test_a_kept_model_that_is_damaged_is_named(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, RECIPE.replace("from: base, steps: 2}", "from: base@tokens=2k, steps: 1}"))
-    going = run(path, tmp_path / "runs", ["base.keep=[2]"], only=["base"])
-    damaged = going.entry("base").folder / "kept" / "step-2" / "model" / "model.json"
+    prepared = run(path, tmp_path / "runs", ["base.keep=[2]"], only=["base"])
+    damaged = prepared.entry("base").folder / "kept" / "step-2" / "model" / "model.json"
     damaged.write_text(damaged.read_text().replace("2", "3"))
     with pytest.raises(DamagedError, match=r"kept/step-2/model/model\.json is damaged"):
         run(path, tmp_path / "runs", ["base.keep=[2]"])
@@ -190,8 +190,8 @@ def test_a_kept_model_that_is_damaged_is_named(tmp_path: Path) -> None:
 def test_a_result_that_is_reused_is_looked_at(tmp_path: Path) -> None:
     """Without anything that inherits from it: its records, and the size of all it holds."""
     path = write_recipe(tmp_path)
-    going = run(path, tmp_path / "runs", only=["base"])
-    entry = going.entry("base")
+    prepared = run(path, tmp_path / "runs", only=["base"])
+    entry = prepared.entry("base")
     log = entry.folder / "metrics.jsonl"
     whole = log.read_text()
     log.write_text(whole.replace("0.25", "0.20"))
@@ -206,8 +206,8 @@ def test_a_result_that_is_reused_is_looked_at(tmp_path: Path) -> None:
 
 def test_what_an_older_version_sealed_is_still_used(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    going = run(path, tmp_path / "runs", only=["base"])
-    complete = going.entry("base").folder / "COMPLETE"
+    prepared = run(path, tmp_path / "runs", only=["base"])
+    complete = prepared.entry("base").folder / "COMPLETE"
     sums = {name: one for name, one in read_json(complete)["files"].items() if name.startswith("model/")}
     write_json(complete, {"files": sums})
     assert run(path, tmp_path / "runs").became["left"] == "ran"
@@ -230,8 +230,8 @@ def test_looking_at_a_finished_stage_changes_nothing_of_it(trained) -> None:
 
 
 def test_a_large_file_is_hashed_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    going = run(write_recipe(tmp_path), tmp_path / "runs", only=["base"])
-    entry, hashed = going.entry("base"), []
+    prepared = run(write_recipe(tmp_path), tmp_path / "runs", only=["base"])
+    entry, hashed = prepared.entry("base"), []
     monkeypatch.setattr(seals, "checksum", lambda path: hashed.append(path) or files.checksum(path))
     seals._checked.clear()
     for _ in range(3):
@@ -243,8 +243,8 @@ def test_a_record_of_a_stage_at_work_that_is_damaged_costs_only_the_time_it_took
     tmp_path: Path, capsys
 ) -> None:
     path = write_recipe(tmp_path)
-    going = run(path, tmp_path / "runs", only=["base"])
-    entry = going.entry("base")
+    prepared = run(path, tmp_path / "runs", only=["base"])
+    entry = prepared.entry("base")
     (entry.folder / "COMPLETE").unlink()
     (entry.folder / "stage.yaml").write_text("")
     assert run(path, tmp_path / "runs", only=["base"]).became["base"] == "resumed"
@@ -255,9 +255,9 @@ def test_a_record_of_a_stage_at_work_that_is_damaged_costs_only_the_time_it_took
 def test_gc_stops_at_a_record_that_is_damaged(tmp_path: Path) -> None:
     """What a stage needs is not removed because its record cannot be read."""
     path = write_recipe(tmp_path)
-    going = run(path, tmp_path / "runs")
+    prepared = run(path, tmp_path / "runs")
     (tmp_path / "runs" / "toy" / "base").unlink()
-    record = going.entry("left").folder / "stage.yaml"
+    record = prepared.entry("left").folder / "stage.yaml"
     record.write_text(record.read_text().replace("parents:", "parent_:"))
     seals._checked.clear()
     with pytest.raises(DamagedError, match=r"left-.*stage\.yaml is damaged"):

@@ -151,10 +151,10 @@ def test_one_that_fails_loses_no_other(recipe, tmp_path, capsys, copies):
     assert "left failed: the process that made it ended with status 9" in said
     assert "not run, because they need it: last" in said
     assert finished(runs) == {"words", "base", "right"}
-    going = run(recipe, runs, jobs=2)
-    assert going.became["right"] == "reused"
-    assert going.became["left"] == "resumed"
-    assert going.became["last"] == "ran"
+    prepared = run(recipe, runs, jobs=2)
+    assert prepared.became["right"] == "reused"
+    assert prepared.became["left"] == "resumed"
+    assert prepared.became["last"] == "ran"
 
 
 def test_what_a_stage_says_of_its_failure_is_told_and_the_others_go_on(recipe, tmp_path, copies):

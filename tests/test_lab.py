@@ -209,8 +209,8 @@ def test_a_page_may_not_take_the_place_of_its_numbers(tmp_path: Path):
 
 
 def test_a_recipe_that_asks_for_nothing_still_ends_in_a_page(tmp_path: Path):
-    going = run(write_recipe(tmp_path), tmp_path / "runs")
-    place, rows = going.reported
+    prepared = run(write_recipe(tmp_path), tmp_path / "runs")
+    place, rows = prepared.reported
     assert place == tmp_path / "runs" / "toy" / "report.html"
     assert rows == []
     text = place.read_text()

@@ -72,19 +72,19 @@ def test_sizes_that_spent_the_same_forecast_nothing() -> None:
 
 
 def test_the_next_size_waits_for_the_forecast(tmp_path: Path) -> None:
-    going = prepare(written(tmp_path, RECIPE.replace("seeds: 1", "seeds: 2")), tmp_path / "runs")
-    order = list(going.nodes)
+    prepared = prepare(written(tmp_path, RECIPE.replace("seeds: 1", "seeds: 2")), tmp_path / "runs")
+    order = list(prepared.nodes)
     trained = [f"base.depth-{depth}.{seed}" for depth in (2, 3) for seed in (1, 2)]
     next_size = ["base.depth-4.1", "base.depth-4.2"]
     assert {"base.1", "base.2", *trained} == {
-        name for rung in going.nodes["forecast"].stage.of for name in rung
+        name for rung in prepared.nodes["forecast"].stage.of for name in rung
     }
     assert max(map(order.index, trained)) < order.index("forecast") < min(map(order.index, next_size))
-    assert "forecast" in graph.needed(going.nodes, ["base.depth-4.2"])
+    assert "forecast" in graph.needed(prepared.nodes, ["base.depth-4.2"])
     # What it says decides nothing of the next size: the same stage elsewhere is the same result.
     plain = RECIPE.replace("depth: 1", "depth: 4").partition("experiment:")[0]
     alone = prepare(written(tmp_path, plain), tmp_path / "runs")
-    assert alone.nodes["base"].fingerprint == going.nodes["base.depth-4.1"].fingerprint
+    assert alone.nodes["base"].fingerprint == prepared.nodes["base.depth-4.1"].fingerprint
 
 
 def test_a_ladder_is_climbed_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,15 +30,15 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.slow
 def test_why_tells_data_code_machine_and_every_ancestor(tmp_path, capsys):
     path, runs = write_recipe(tmp_path), tmp_path / "runs"
-    going = run(path, runs)
+    prepared = run(path, runs)
     found = json.loads(told(capsys, "why", "toy/left", "--runs", str(runs), "--json"))
-    assert found["entry"] == going.entry("left").folder.name
-    assert found["parents"] == {"base": going.entry("base").folder.name}
+    assert found["entry"] == prepared.entry("left").folder.name
+    assert found["parents"] == {"base": prepared.entry("base").folder.name}
     assert [one["stage"] for one in found["ancestors"]] == ["base", "words"]
     assert found["versions"]["trivium"]
     assert found["machine"]["kernels"]
     assert found["changed"] == []
-    assert found["result"] == read_json(going.entry("left").folder / "COMPLETE")["result"]
+    assert found["result"] == read_json(prepared.entry("left").folder / "COMPLETE")["result"]
     (data,) = found["ancestors"][1]["data"]
     assert data["written"] == "./texts"
     assert data["state"] == "unchanged"
@@ -99,8 +99,8 @@ def test_words_and_templates_beside_the_code_count_as_code(tmp_path):
 
 def test_ls_tells_cost_money_and_the_base_of_every_model(tmp_path, capsys):
     path, runs = write_recipe(tmp_path), tmp_path / "runs"
-    going = run(path, runs)
-    entry = going.entry("base")
+    prepared = run(path, runs)
+    entry = prepared.entry("base")
     rows = {row["stage"]: row for row in results(runs, price=3600.0)}
     assert rows["left"]["bases"] == rows["right"]["bases"] == [entry.folder.name]
     assert rows["base"]["bases"] == []

@@ -74,8 +74,8 @@ def test_after_a_power_cut_what_is_complete_is_whole(tmp_path: Path, monkeypatch
     runs.mkdir()
     with monkeypatch.context() as patch:
         disk = LossyDisk(runs, patch)
-        going = run(path, runs, only=["left"])
-    wanted = {name: going.entry(name).output for name in going.became}
+        prepared = run(path, runs, only=["left"])
+    wanted = {name: prepared.entry(name).output for name in prepared.became}
     complete = 0
     for moment in range(len(disk.moments)):
         place = disk.after(moment, tmp_path / f"after{moment}", loses)

@@ -77,9 +77,9 @@ def test_long_documents_of_a_mixed_source_have_the_share_they_are_given(made):
 def stage_and_work(path, name):
     from trivium.pipeline.run import _work
 
-    going = prepare(path, path.parent / "runs")
-    node = going.nodes[name]
-    return node.stage, _work(going, node, going.entry(name), None, resume=True)
+    prepared = prepare(path, path.parent / "runs")
+    node = prepared.nodes[name]
+    return node.stage, _work(prepared, node, prepared.entry(name), None, resume=True)
 
 
 def test_a_child_replays_both_parts_and_spells_the_same_source_under_its_own_name(made):

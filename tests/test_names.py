@@ -84,8 +84,8 @@ def test_readers_that_take_every_file_of_weights_are_kept_from_the_moments(runs)
 def test_the_links_are_no_part_of_what_is_sealed_and_come_back(runs):
     entry = Entry((runs / "tiny" / "base").resolve())
     (entry.folder / "config.json").unlink()
-    going = trivium.run(runs.parent / "tiny.yaml", runs=runs)
-    assert going.became["base"] == "reused"
+    prepared = trivium.run(runs.parent / "tiny.yaml", runs=runs)
+    assert prepared.became["base"] == "reused"
     assert (entry.folder / "config.json").is_symlink()
     entry.verify(entry.output)
     assert resolve(entry.folder) == entry.output

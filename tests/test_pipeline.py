@@ -50,16 +50,16 @@ def trivium(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_layout_reuse_and_links(tmp_path):
     runs = tmp_path / "runs"
-    going = run(write_recipe(tmp_path), runs)
-    assert set(going.became.values()) == {"ran"}
-    for name, node in going.nodes.items():
+    prepared = run(write_recipe(tmp_path), runs)
+    assert set(prepared.became.values()) == {"ran"}
+    for name, node in prepared.nodes.items():
         link = runs / "toy" / name
         assert os.readlink(link) == f"../store/{name}-{node.fingerprint}"
         assert (link / "COMPLETE").is_file()
         assert not (link / "LOCK").exists()
-    record = going.entry("left").record
+    record = prepared.entry("left").record
     assert record["settings"]["from"] == "base"
-    assert record["parents"] == {"base": f"base-{going.nodes['base'].fingerprint}"}
+    assert record["parents"] == {"base": f"base-{prepared.nodes['base'].fingerprint}"}
     assert record["summary"] == {"tokens": 2000, "loss": 0.5}
     assert record["seed"] == 7
     assert record["machine"]["cores"] >= 1
@@ -73,8 +73,8 @@ def test_layout_reuse_and_links(tmp_path):
 
 
 def test_only_runs_what_the_stage_stands_on(tmp_path):
-    going = run(write_recipe(tmp_path), tmp_path / "runs", only=["base"])
-    assert going.became == {"words": "ran", "base": "ran"}
+    prepared = run(write_recipe(tmp_path), tmp_path / "runs", only=["base"])
+    assert prepared.became == {"words": "ran", "base": "ran"}
     with pytest.raises(TriviumError, match=r"no stage `zzz`; it has words, base, left, right\."):
         run(tmp_path / "toy.yaml", tmp_path / "runs", only=["zzz"])
 
@@ -86,8 +86,8 @@ def test_a_killed_stage_goes_on_where_it_was_cut_off(tmp_path):
     entry = Store(tmp_path / "runs").recipes()["toy"]["base"]
     assert entry.state == "cut off"
     assert not (entry.folder / "model").exists()
-    going = run(path, tmp_path / "runs")
-    assert going.became["base"] == "resumed"
+    prepared = run(path, tmp_path / "runs")
+    assert prepared.became["base"] == "resumed"
     assert [row["step"] for row in entry.metrics] == [1, 2, 3, 4]
     assert entry.state == "done"
 
@@ -155,8 +155,8 @@ def test_a_kept_checkpoint_is_a_parent(tmp_path):
     path = write_recipe(tmp_path, RECIPE.replace("from: base, steps: 2}", "from: base@tokens=2k, steps: 1}"))
     with pytest.raises(TriviumError, match=r"base kept no checkpoint at tokens=2000 \(it kept: none\)"):
         run(path, tmp_path / "runs")
-    going = run(path, tmp_path / "runs", ["base.keep=[2]"])
-    entry = going.entry("left")
+    prepared = run(path, tmp_path / "runs", ["base.keep=[2]"])
+    entry = prepared.entry("left")
     assert entry.record["parents"]["base@tokens=2k"].endswith("@tokens=2000")
 
 
@@ -186,14 +186,14 @@ def test_a_damaged_parent_is_named_and_not_used(tmp_path, parent, file, child, g
 
 def test_time_and_work_before_a_stop_are_added_to_those_after_it(tmp_path, monkeypatch):
     """One product of [8, 16] and [16, 32] in every attempt; the first attempt is made to look long."""
-    going, attempts = ToyTrain.run, []
+    prepared, attempts = ToyTrain.run, []
 
     def working(self, work):
         note_product(8, torch.ones(16, 32))
         attempts.append(work.resume)
         if len(attempts) == 1:
             raise RuntimeError("the lights went out")
-        return going(self, work)
+        return prepared(self, work)
 
     monkeypatch.setattr(ToyTrain, "run", working)
     path = write_recipe(tmp_path)

@@ -169,7 +169,7 @@ def test_a_reward_model_with_an_adapter_is_saved_merged_by_itself(folder):
     stage = "  rm: {kind: reward, from: base, data: ./pairs.jsonl, adapter: {rank: 2}, context: 32}\n"
     (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{stage}")
     found = planned(folder / "r.yaml", folder / "runs")
-    assert found.going.nodes["rm"].stage.adapter.save == "merged"
+    assert found.prepared.nodes["rm"].stage.adapter.save == "merged"
     refused(folder, BASE + stage.replace("rank: 2", "rank: 2, save: both"), "say `save: merged`")
 
 
@@ -235,7 +235,7 @@ def test_the_last_layer_is_planned_for_learned_places_alone_where_they_are_few_o
     found = planned(folder / "r.yaml", folder / "runs")
     for name, learned, is_part in (("sft", 0.5, True), ("sft", 0.9, False), ("student", 0.9, True)):
         numbers = {**found.numbers[name], "learned": learned}
-        job = job_of(found.going, name, {**found.numbers, name: numbers}, Checked())
+        job = job_of(found.prepared, name, {**found.numbers, name: numbers}, Checked())
         training = next(one for one in job.phases if one.name == "training")
         assert training.last_layer == (pytest.approx(training.tokens * learned) if is_part else None)
 
@@ -269,10 +269,10 @@ def test_why_names_the_field_and_what_follows_from_it(folder, capsys):
     (folder / "r.yaml").write_text(f"name: r\nstages:\n{BASE}{SFT}")
     runs = str(folder / "runs")
     trivium.run(folder / "r.yaml", runs=runs)
-    going = planned(folder / "r.yaml", runs, ["base.tokens=3k"]).going
-    assert reasons(going, "words") == ["done before"]
-    assert reasons(going, "base") == ["tokens: 2000 -> 3000"]
-    [parent] = reasons(going, "sft")
+    prepared = planned(folder / "r.yaml", runs, ["base.tokens=3k"]).prepared
+    assert reasons(prepared, "words") == ["done before"]
+    assert reasons(prepared, "base") == ["tokens: 2000 -> 3000"]
+    [parent] = reasons(prepared, "sft")
     assert parent.startswith("base is another result: base-")
     (folder / "chats.jsonl").write_text('{"prompt": "new", "completion": " row"}\n' * 30)
     main(["plan", str(folder / "r.yaml"), "--runs", runs, "--why"])

@@ -217,14 +217,14 @@ def spent(folder: Path, case: str, settings: str, needs: tuple[str, ...], number
     # The probe is no work of a stage, and what it finds, numbers of rows, is this machine's.
     monkeypatch.setattr(exactness, "probed", lambda products, heads: exactness.Exactness())
     plan = planned(recipe, runs, only=["stage"])
-    assert plan.going is not None
+    assert plan.prepared is not None
     mine = [name for name in plan.numbers if name.partition("+")[0] == "stage"]
     expected = 0.0
     for name in mine:
         # No answer ends by itself, and all groups teach.
         known = {"answer tokens": 1e6, "teaching": 1.0, **numbers}
         derived = {**plan.numbers, name: {**plan.numbers[name], **known}}
-        expected += job_of(plan.going, name, derived, Checked()).flops().total
+        expected += job_of(plan.prepared, name, derived, Checked()).flops().total
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         seen = trivium.run(recipe, runs=runs, only=["stage"])
     records = [yaml.safe_load((seen[name].folder / "stage.yaml").read_text()) for name in mine]

@@ -78,12 +78,12 @@ def on_a_hub(folder: str) -> None:
     assert written.nodes["words"].fingerprint == moved.nodes["words"].fingerprint
 
 
-def texts(going: Run) -> set[str]:
+def texts(prepared: Run) -> set[str]:
     from trivium.data.shards import Shards
     from trivium.tokens.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(going.entry("words").output)
-    shards = Shards(going.entry("corpus").output, "train", tokenizer=tokenizer)
+    tokenizer = Tokenizer.load(prepared.entry("words").output)
+    shards = Shards(prepared.entry("corpus").output, "train", tokenizer=tokenizer)
     ids = [token for number in range(len(shards)) for token in shards.document(number).tolist()]
     text = tokenizer.decode(ids)
     return {

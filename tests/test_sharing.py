@@ -109,8 +109,8 @@ def test_what_one_machine_pushes_another_pulls_and_nothing_moves_twice(tmp_path,
 @pytest.mark.slow
 def test_a_push_that_was_cut_off_shows_nothing_and_goes_on(tmp_path, bucket, monkeypatch):
     path, here, there = write_recipe(tmp_path), tmp_path / "here", tmp_path / "there"
-    going = run(path, here, only=["base"])
-    fingerprint, entry = going.nodes["base"].fingerprint, going.entry("base")
+    prepared = run(path, here, only=["base"])
+    fingerprint, entry = prepared.nodes["base"].fingerprint, prepared.entry("base")
     shared = SharedStore(bucket)
     write, sent = shared.place.write, []
 
@@ -144,8 +144,8 @@ def test_what_is_half_written_is_no_object(tmp_path):
 
 def test_what_must_not_be_published_is_not_and_half_a_part_is_sent_again(tmp_path):
     path, shared = write_recipe(tmp_path), SharedStore(tmp_path / "shared")
-    going = run(path, tmp_path / "here", only=["words"])
-    fingerprint, entry = going.nodes["words"].fingerprint, going.entry("words")
+    prepared = run(path, tmp_path / "here", only=["words"])
+    fingerprint, entry = prepared.nodes["words"].fingerprint, prepared.entry("words")
 
     def lost() -> None:
         raise LeaseLost("another machine has it")
@@ -168,8 +168,8 @@ def read_names(folder: Path) -> list[str]:
 def test_a_pull_that_was_cut_off_goes_on_and_large_files_move_in_parts(tmp_path, url, monkeypatch):
     path, here, there = write_recipe(tmp_path), tmp_path / "here", tmp_path / "there"
     monkeypatch.setattr(parts, "PART_BYTES", 100)
-    going = run(path, here, only=["base"])
-    fingerprint = going.nodes["base"].fingerprint
+    prepared = run(path, here, only=["base"])
+    fingerprint = prepared.nodes["base"].fingerprint
     push(path, url, here, only=["base"])
     shared, far = SharedStore(url), prepare(path, there)
     assert max(map(len, shared.manifest(fingerprint)["parts"].values())) > 4
@@ -202,9 +202,9 @@ def test_a_pull_that_was_cut_off_goes_on_and_large_files_move_in_parts(tmp_path,
 @pytest.mark.quick_cases(1)
 def test_a_damaged_result_is_named_never_used_and_repaired(tmp_path, url):
     path, here, there = write_recipe(tmp_path), tmp_path / "here", tmp_path / "there"
-    going = run(path, here, only=["base"])
+    prepared = run(path, here, only=["base"])
     push(path, url, here, only=["base"])
-    place, fingerprint = place_at(url), going.nodes["base"].fingerprint
+    place, fingerprint = place_at(url), prepared.nodes["base"].fingerprint
     digest, *_ = SharedStore(url).manifest(fingerprint)["parts"]["model/model.json"]
     name = f"parts/{digest[:2]}/{digest}"
     content = place.read(name)
@@ -241,9 +241,9 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path):
 def test_a_manifest_of_another_result_is_refused(tmp_path, url):
     """Somebody copied a folder there by hand: the wrong result would be used without a word."""
     path = write_recipe(tmp_path)
-    going = run(path, tmp_path / "here")
+    prepared = run(path, tmp_path / "here")
     push(path, url, tmp_path / "here")
-    place, nodes = place_at(url), going.nodes
+    place, nodes = place_at(url), prepared.nodes
     other = place.read(f"results/{nodes['right'].fingerprint}/COMPLETE")
     place.write(f"results/{nodes['left'].fingerprint}/COMPLETE", other)
     with pytest.raises(DamagedError, match=rf"{nodes['left'].fingerprint}/COMPLETE tells of another result"):

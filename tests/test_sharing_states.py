@@ -111,8 +111,8 @@ def test_a_training_that_is_taken_over_comes_to_the_same_bits(tmp_path, monkeypa
         return one_step(self)
 
     monkeypatch.setattr(Trainer, "_one_step", counted)
-    going = run(recipe, tmp_path / "heir", store=url)
-    assert going.became == {"words": "pulled", "corpus": "pulled", "base": "resumed"}
+    prepared = run(recipe, tmp_path / "heir", store=url)
+    assert prepared.became == {"words": "pulled", "corpus": "pulled", "base": "resumed"}
     assert steps in ([3, 4, 5, 6, 7, 8], [5, 6, 7, 8])
     assert made(tmp_path / "heir", "seeds") == made(tmp_path / "alone", "seeds")
 

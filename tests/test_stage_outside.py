@@ -64,8 +64,8 @@ def written(folder: Path, kind: str, stage: str = STAGE) -> Path:
 
 def test_a_stage_in_a_file_beside_the_recipe_runs_and_its_code_counts(tmp_path):
     path = written(tmp_path, "'mine.py:Letters'")
-    going = run(path, tmp_path / "runs")
-    assert going.entry("count").record["summary"] == {"letters": 8}
+    prepared = run(path, tmp_path / "runs")
+    assert prepared.entry("count").record["summary"] == {"letters": 8}
     assert prepare(path, tmp_path / "runs").entry("count").state == "done"
     assert show.documents(show.find(tmp_path / "runs", "outside/count"), 3) == ["./text.txt:3"]
     written(tmp_path, "'mine.py:Letters'", STAGE.replace("* self.times", "* self.times + 1"))

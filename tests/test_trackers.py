@@ -53,15 +53,15 @@ def fake(monkeypatch: pytest.MonkeyPatch, package: str, breaks_at: int | None = 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
 def test_every_number_of_every_stage_arrives(monkeypatch, tmp_path, package):
     sent = fake(monkeypatch, package)
-    going = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": package})
+    prepared = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": package})
     assert [one.told["name"] for one in sent] == [
-        going.entry(name).folder.name for name in ("base", "left", "right")
+        prepared.entry(name).folder.name for name in ("base", "left", "right")
     ]
     base = sent[0]
     assert base.told["project"] == "toy"
     assert base.told["resume"] == "allow"
     assert base.told["config"]["model"] == {"depth": 2, "width": None}
-    rows = read_metrics(going.entry("base").folder / "metrics.jsonl")
+    rows = read_metrics(prepared.entry("base").folder / "metrics.jsonl")
     assert base.rows == [(row["step"], {"tokens": row["tokens"], "loss": row["loss"]}) for row in rows]
     assert all(one.finished for one in sent)
 
@@ -89,10 +89,10 @@ def test_a_missing_package_or_an_unknown_name_is_said_before_anything_runs(monke
 
 def test_training_outlives_a_tracker(monkeypatch, tmp_path, capsys):
     sent = fake(monkeypatch, "wandb", breaks_at=2)
-    going = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": "wandb"}, only=["base"])
-    assert going.became["base"] == "ran"
+    prepared = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": "wandb"}, only=["base"])
+    assert prepared.became["base"] == "ran"
     assert [step for step, _ in sent[0].rows] == [1]
-    assert len(read_metrics(going.entry("base").folder / "metrics.jsonl")) == 4
+    assert len(read_metrics(prepared.entry("base").folder / "metrics.jsonl")) == 4
     assert "wandb takes no more numbers (the network is gone)" in capsys.readouterr().err
 
 
@@ -103,8 +103,8 @@ def test_training_outlives_a_tracker_that_cannot_begin(monkeypatch, tmp_path, ca
         raise ConnectionError("no key is configured")
 
     sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
-    going = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": "wandb"}, only=["base"])
-    assert len(read_metrics(going.entry("base").folder / "metrics.jsonl")) == 4
+    prepared = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": "wandb"}, only=["base"])
+    assert len(read_metrics(prepared.entry("base").folder / "metrics.jsonl")) == 4
     told = capsys.readouterr().err
     assert told.count("wandb takes no more numbers (no key is configured)") == 1
 
@@ -149,8 +149,8 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    going = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": "tensorboard"}, only=["base"])
-    folder: Path = tmp_path / "runs" / "tensorboard" / "toy" / going.entry("base").folder.name
+    prepared = run(toys.write_recipe(tmp_path), tmp_path / "runs", {"track": "tensorboard"}, only=["base"])
+    folder: Path = tmp_path / "runs" / "tensorboard" / "toy" / prepared.entry("base").folder.name
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [(one.step, one.value) for one in events.Scalars("loss")] == [

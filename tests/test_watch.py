@@ -223,8 +223,8 @@ def test_the_page_follows_a_run_by_itself(tmp_path):
 
 @pytest.mark.slow
 def test_the_graph_that_is_left_names_every_entry(tmp_path):
-    going = run(toys.write_recipe(tmp_path), tmp_path / "runs")
+    prepared = run(toys.write_recipe(tmp_path), tmp_path / "runs")
     graph = json.loads(Path(tmp_path / "runs" / "toy" / "graph.json").read_text())
     assert {name: one["entry"] for name, one in graph["stages"].items()} == {
-        name: going.entry(name).folder.name for name in going.nodes
+        name: prepared.entry(name).folder.name for name in prepared.nodes
     }

@@ -215,6 +215,8 @@ def test_sums_come_step_by_step_with_labels_that_a_checker_gives_as_well():
     assert {0, 1, 2, 3, 4, 5} <= first
     right = world.documents("sums", limit=50, wrong=0, **options)
     assert all(all(one.fields["labels"]) for one in right)
+    wrong = world.documents("sums", limit=50, wrong=1, ending="The answer is", **options)
+    assert all(one.fields["completions"][-1].startswith("The answer is ") for one in wrong)
 
 
 def test_dials_are_checked_by_name_and_read_from_text():

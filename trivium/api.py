@@ -220,15 +220,15 @@ class StageResult:
 class Run:
     """A recipe's run; `run["base"]` is what the stage `base` made."""
 
-    def __init__(self, going: pipeline.Run) -> None:
-        self.name = going.recipe.name
-        self.became = dict(going.became)
-        self._going = going
+    def __init__(self, prepared: pipeline.Run) -> None:
+        self.name = prepared.recipe.name
+        self.became = dict(prepared.became)
+        self._prepared = prepared
 
     def __getitem__(self, stage: str) -> StageResult:
         if stage not in self.became:
             raise TriviumError(f"This run made no stage `{stage}`; it made {', '.join(self.became)}.")
-        return StageResult(self._going.entry(stage))
+        return StageResult(self._prepared.entry(stage))
 
     def __iter__(self) -> Any:
         return iter(self.became)

@@ -80,8 +80,8 @@ def changed_state(scratch: Path) -> None:
 def damaged_result(scratch: Path, name: str) -> None:
     """It is named where another stage would start from it."""
     path = write_recipe(scratch)
-    going = run(path, scratch / "runs", only=["base"])
-    damaged = going.entry("base").folder / name
+    prepared = run(path, scratch / "runs", only=["base"])
+    damaged = prepared.entry("base").folder / name
     content = damaged.read_bytes()
     damaged.write_bytes(content.replace(b"4", b"5") if b"4" in content else content.replace(b"1", b"2"))
     seals._checked.clear()

@@ -70,28 +70,28 @@ def run(
                 click.echo(line, err=True)
         if world().leads:
             keep_plan(recipe, runs, overrides, only)
-        going = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs, workers)
-    if going.became:
-        print_table(table(going))
-        if set(going.became.values()) == {"reused"}:
-            click.echo(f"\n{going.recipe.name} is already complete: every stage was done before.")
-    if going.concluded:
+        prepared = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs, workers)
+    if prepared.became:
+        print_table(table(prepared))
+        if set(prepared.became.values()) == {"reused"}:
+            click.echo(f"\n{prepared.recipe.name} is already complete: every stage was done before.")
+    if prepared.concluded:
         from trivium.lab.experiments import tables
 
-        for rows in tables(going.concluded):
+        for rows in tables(prepared.concluded):
             click.echo()
             print_table(rows)
-        click.echo(f"\nThe page: {Path(runs) / going.recipe.name / 'experiment.html'}")
-    if going.reported:
-        page, rows = going.reported
+        click.echo(f"\nThe page: {Path(runs) / prepared.recipe.name / 'experiment.html'}")
+    if prepared.reported:
+        page, rows = prepared.reported
         if rows:
             click.echo()
             print_table(rows)
             explain(rows)
         click.echo(f"\nThe page: {page}")
-        made = [name for name, node in going.nodes.items() if node.stage.produces == "model"]
+        made = [name for name, node in prepared.nodes.items() if node.stage.produces == "model"]
         if made:
-            next_commands(f"{going.recipe.name}/{made[-1]}", runs)
+            next_commands(f"{prepared.recipe.name}/{made[-1]}", runs)
 
 
 def next_commands(stage: str, runs: str, produces: str = "model") -> None:
@@ -185,7 +185,7 @@ def print_plan(found: Any, reasons_of: Callable[..., list[str]] | None = None) -
     if reasons_of is not None:
         click.echo()
         for name in found.numbers:
-            for reason in reasons_of(found.going, name):
+            for reason in reasons_of(found.prepared, name):
                 click.echo(paragraph(f"{name}: {reason}"))
     for one in found.estimates:
         for sentence in one.job.advice:

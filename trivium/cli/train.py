@@ -87,13 +87,13 @@ def _verb(verb: str, kind: str) -> click.Command:
 
             print_plan(found)
             return
-        going = run(recipe, runs)
-        print_table(table(going))
+        prepared = run(recipe, runs)
+        print_table(table(prepared))
         if to is not None:
-            oneliner.copied(going.entry(verb).output, to)
+            oneliner.copied(prepared.entry(verb).output, to)
             click.echo(f"The model is in {to} as well.")
         click.echo(f"Its recipe is {recipe}; the same command goes on from here.")
-        next_commands(f"{title}/{verb}", runs, going.nodes[verb].stage.produces)
+        next_commands(f"{title}/{verb}", runs, prepared.nodes[verb].stage.produces)
 
     command.help = HELP[verb]
     return command

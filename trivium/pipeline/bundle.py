@@ -75,17 +75,17 @@ def verify(bundle: Path, runs: Path) -> list[list[str]]:
         if checksum(path) != expected:
             raise DamagedError(f"{path} is not what was bundled; get the bundle again.")
     _check(prepare(bundle / RECIPE, runs), manifest["stages"])
-    going = run(bundle / RECIPE, runs)
+    prepared = run(bundle / RECIPE, runs)
     rows = [["stage", "", "", "files", "where they differ"]]
     for name, then in manifest["stages"].items():
-        seal, record = read_seal(going.entry(name).folder), going.entry(name).record
+        seal, record = read_seal(prepared.entry(name).folder), prepared.entry(name).record
         different = [file for file, one in then["files"].items() if seal["files"].get(file) != one]
         equal = not different
         why = ", ".join(different)
         if not equal and then["kernels"] != record["machine"].get("kernels"):
             why += f" (made with {then['kernels']}, here with {record['machine'].get('kernels')})"
         verdict = "equal" if equal else "differs"
-        rows.append([name, going.became[name], verdict, str(len(then["files"])), why])
+        rows.append([name, prepared.became[name], verdict, str(len(then["files"])), why])
     return rows
 
 
@@ -224,14 +224,14 @@ def _result(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(going: Run, stages: Mapping[str, Mapping[str, Any]]) -> None:
+def _check(prepared: Run, stages: Mapping[str, Mapping[str, Any]]) -> None:
     """The recipe has to mean the same results here; other code or another device would make others."""
     for name, one in stages.items():
-        if name not in going.nodes:
+        if name not in prepared.nodes:
             raise TriviumError(f"{name} is no stage of the bundle's recipe; get the bundle again.")
-        if going.nodes[name].fingerprint != one["fingerprint"]:
+        if prepared.nodes[name].fingerprint != one["fingerprint"]:
             raise TriviumError(
-                f"{name} would be another result here ({going.nodes[name].fingerprint} instead of"
+                f"{name} would be another result here ({prepared.nodes[name].fingerprint} instead of"
                 f" {one['fingerprint']}): its version, its code or the kind of device differs; use the"
                 " version of Trivium and the device that `records` names."
             )

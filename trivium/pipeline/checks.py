@@ -61,21 +61,21 @@ class Checked:
         return self._known[key]
 
 
-def check(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]], checked: Checked) -> None:
+def check(prepared: Run, name: str, derived: Mapping[str, Mapping[str, Any]], checked: Checked) -> None:
     """Refuse what stage `name` would refuse; `derived` holds the planned numbers of it and what it needs."""
-    node = going.nodes[name]
+    node = prepared.nodes[name]
     stage = node.stage
     for reference in stage.references():
         if reference.name not in node.parents:
-            place = going.recipe.written.place(
+            place = prepared.recipe.written.place(
                 ["stages", name.partition(".")[0], *reference.setting.split(".")]
             )
             if "source" in reference.needs and reference.read is not None:
-                _check_source(going, name, reference, place, checked)
+                _check_source(prepared, name, reference, place, checked)
             elif reference.needs[0] in ("model", "reward"):
-                _check_model(going, reference.name, place, checked)
+                _check_model(prepared, reference.name, place, checked)
     if isinstance(stage, Stage) and hasattr(stage, "reward"):
-        _check_rewards(going, name, checked)
+        _check_rewards(prepared, name, checked)
     _check_lengths(name, stage, derived)
     rate = getattr(getattr(stage, "learning_rate", None), "start", None)
     if isinstance(rate, (int, float)) and rate > 1:
@@ -84,17 +84,17 @@ def check(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]], check
             "AdamW's near 0.0001"
         )
     if stage.kind == "tokenizer":
-        _check_vocabulary(going, name, checked)
+        _check_vocabulary(prepared, name, checked)
     if stage.kind == "merge":
-        _check_merge(going, name)
+        _check_merge(prepared, name)
     if stage.kind == "quantize":
         _check_held_out(name, stage, checked)
     _check_memory(name, stage, derived[name], checked)
 
 
-def _check_source(going: Run, name: str, reference: Reference, place: str, checked: Checked) -> None:
+def _check_source(prepared: Run, name: str, reference: Reference, place: str, checked: Checked) -> None:
     assert reference.read is not None
-    found = locate(reference.name, going.recipe.base)
+    found = locate(reference.name, prepared.recipe.base)
     if found is None and not reference.name.startswith("world:"):
         if find_spec("datasets") is None:
             raise TriviumError(
@@ -115,7 +115,7 @@ def _check_source(going: Run, name: str, reference: Reference, place: str, check
         raise TriviumError(
             f"{place}: {reference.name} holds no document; put data there or name another place."
         )
-    _check_format(going.nodes[name].stage, looked.rows[0], place)
+    _check_format(prepared.nodes[name].stage, looked.rows[0], place)
     checked.sources.setdefault(name, {})[reference.name] = looked
     if looked.bad:
         checked.notes.append(f"{name}: {len(looked.bad)} of the first rows of {reference.name} are skipped")
@@ -167,9 +167,9 @@ def _columns(row: Document) -> str:
     return ", ".join(map(repr, row.fields)) or "nothing"
 
 
-def _check_model(going: Run, name: str, place: str, checked: Checked) -> None:
+def _check_model(prepared: Run, name: str, place: str, checked: Checked) -> None:
     """A model from outside has a config that is understood and weights that are there."""
-    found = locate(name, going.recipe.base)
+    found = locate(name, prepared.recipe.base)
     if found is None:
         try:
             found = resolve(name, fetch=False)
@@ -186,16 +186,16 @@ def _check_model(going: Run, name: str, place: str, checked: Checked) -> None:
         raise TriviumError(f"{place}: {error}") from None
 
 
-def _check_rewards(going: Run, name: str, checked: Checked) -> None:
+def _check_rewards(prepared: Run, name: str, checked: Checked) -> None:
     """Scorers exist, functions import, and the columns they read are there."""
-    stage = going.nodes[name].stage
+    stage = prepared.nodes[name].stage
     wanted = getattr(stage, "reward", None)
-    place = going.recipe.written.place(["stages", name.partition(".")[0], "reward"])
+    place = prepared.recipe.written.place(["stages", name.partition(".")[0], "reward"])
     for setting in wanted if isinstance(wanted, list) else []:
         if isinstance(setting, Mapping) and "model" in setting:
             continue
         try:
-            part, _ = reward(setting, going.recipe.base)
+            part, _ = reward(setting, prepared.recipe.base)
         except TriviumError as error:
             raise TriviumError(f"{place}: {error}") from None
         except Exception as error:
@@ -250,31 +250,31 @@ def _check_lengths(name: str, stage: Stage, derived: Mapping[str, Mapping[str, A
             )
 
 
-def _check_vocabulary(going: Run, name: str, checked: Checked) -> None:
+def _check_vocabulary(prepared: Run, name: str, checked: Checked) -> None:
     """A vocabulary is learned from texts or messages; some source has to hold either."""
     looked = checked.sources.get(name, {})
     if looked and not any(
         one.rows[0].text is not None or "messages" in one.rows[0].fields for one in looked.values()
     ):
         source, one = next(iter(looked.items()))
-        place = going.recipe.written.place(["stages", name.partition(".")[0], "data"])
+        place = prepared.recipe.written.place(["stages", name.partition(".")[0], "data"])
         raise TriviumError(
             f"{place}: {source} has no column 'text', only {_columns(one.rows[0])}; name it with "
             "`columns: {text: ...}`."
         )
 
 
-def _check_merge(going: Run, name: str) -> None:
-    stage = going.nodes[name].stage
+def _check_merge(prepared: Run, name: str) -> None:
+    stage = prepared.nodes[name].stage
     if getattr(stage, "data", None) is not None:
         return
     for written in getattr(stage, "of", []):
-        parent = going.nodes[name].parents.get(written)
+        parent = prepared.nodes[name].parents.get(written)
         if parent is None:
-            found = locate(written, going.recipe.base)
+            found = locate(written, prepared.recipe.base)
             known = found is not None and (found / "stage.yaml").is_file()
         else:
-            kind = going.nodes[parent.stage].stage.kind
+            kind = prepared.nodes[parent.stage].stage.kind
             known = kind == "merge" or trains_on(kind) == "documents"
         if not known:
             raise TriviumError(
@@ -312,13 +312,13 @@ def _check_memory(name: str, stage: Stage, numbers: Mapping[str, Any], checked: 
         )
 
 
-def check_disk(going: Run, derived: Mapping[str, Mapping[str, Any]]) -> None:
+def check_disk(prepared: Run, derived: Mapping[str, Mapping[str, Any]]) -> None:
     """The models, moments and saved states of all stages have to fit on the disk."""
     needed = 0
     for name, numbers in derived.items():
-        if going.entry(name).state != "done" and hasattr(going.nodes[name].stage, "checkpoint"):
+        if prepared.entry(name).state != "done" and hasattr(prepared.nodes[name].stage, "checkpoint"):
             needed += 4 * BYTES_TO_TRAIN * int(numbers.get("parameters", 0))
-    place = going.store.runs.absolute()
+    place = prepared.store.runs.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
@@ -333,10 +333,10 @@ EXAMPLES = ("sft", "distill")
 
 
 def check_rows(
-    going: Run, name: str, tokenizer: Tokenizer | None, numbers: Mapping[str, Any], checked: Checked
+    prepared: Run, name: str, tokenizer: Tokenizer | None, numbers: Mapping[str, Any], checked: Checked
 ) -> None:
     """Refuse sources none of whose first rows can be learned from, and say how many are too long."""
-    stage: Any = going.nodes[name].stage
+    stage: Any = prepared.nodes[name].stage
     paired = stage.kind in PREFERENCES and not is_online(stage) and not getattr(stage, "process", False)
     if stage.kind not in EXAMPLES and not paired:
         return
@@ -345,7 +345,7 @@ def check_rows(
         portion = stage.data.get(source)
         if portion is None or not looked.rows:
             continue
-        place = going.recipe.written.place(["stages", name.partition(".")[0], "data", source])
+        place = prepared.recipe.written.place(["stages", name.partition(".")[0], "data", source])
         # Without a tokenizer every byte is a token, which tells nothing about lengths.
         context = LONGEST if tokenizer is None else reach
         spoken = with_chat_template(tokenizer or _bytes())

@@ -67,44 +67,44 @@ UNSAID = (
 """Numbers that the planner needs and a person does not."""
 
 
-def inherited(going: Run, name: str, derived: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def inherited(prepared: Run, name: str, derived: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a stage takes over from the model it starts from: its size and how much it reads."""
-    start = getattr(going.nodes[name].stage, "start", None) or next(
-        iter(getattr(going.nodes[name].stage, "of", [])), None
+    start = getattr(prepared.nodes[name].stage, "start", None) or next(
+        iter(getattr(prepared.nodes[name].stage, "of", [])), None
     )
     if not isinstance(start, str):
         return {}
-    if (parent := going.pending(name, start)) is not None:
+    if (parent := prepared.pending(name, start)) is not None:
         return {key: derived[parent][key] for key in INHERITED if key in derived[parent]}
-    config = planned_shape(going.place_of(name, start))
+    config = planned_shape(prepared.place_of(name, start))
     if config is None:
         return {}
     return {**size_of(config), "context": config.context, "width": config.width, "layers": config.layers}
 
 
-def tokenizer_of(going: Run, name: str) -> Tokenizer | None:
+def tokenizer_of(prepared: Run, name: str) -> Tokenizer | None:
     """What a stage reads its data with, pictures and sounds as its model will, where it is there yet."""
-    tokenizer, reads = _tokenizer_of(going, name), modalities_of(going, name)
+    tokenizer, reads = _tokenizer_of(prepared, name), modalities_of(prepared, name)
     if tokenizer is None or reads is None or reads.forms == tokenizer.forms:
         return tokenizer
     return tokenizer.with_forms(reads.forms)
 
 
-def _tokenizer_of(going: Run, name: str) -> Tokenizer | None:
+def _tokenizer_of(prepared: Run, name: str) -> Tokenizer | None:
     """The tokenizer of a stage, or of what it starts from."""
-    node = going.nodes[name]
+    node = prepared.nodes[name]
     stage: Any = node.stage
     named = [getattr(stage, setting, None) for setting in ("start", "tokenizer")]
     # A parent that is named is asked once, or every level would double the work.
     for written in dict.fromkeys([*named, *node.parents]):
         if not isinstance(written, str):
             continue
-        if (parent := going.pending(name, written)) is not None:
-            above = _tokenizer_of(going, parent)
+        if (parent := prepared.pending(name, written)) is not None:
+            above = _tokenizer_of(prepared, parent)
             if above is not None:
                 return above
             continue
-        folder = going.place_of(name, written)
+        folder = prepared.place_of(name, written)
         if folder is None:
             continue
         for inside in (folder, folder / "tokenizer"):
@@ -119,9 +119,9 @@ def _loaded(folder: Path, written: int) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def corpus_numbers(going: Run, name: str, portions: Sequence[Portion]) -> dict[str, Any]:
+def corpus_numbers(prepared: Run, name: str, portions: Sequence[Portion]) -> dict[str, Any]:
     """How many tokens a corpus has to learn from, counted where it is made and else estimated."""
-    entry = going.entry(name)
+    entry = prepared.entry(name)
     if entry.state == "done":
         return made_by(entry.output)
     if not portions:
@@ -134,10 +134,10 @@ def corpus_numbers(going: Run, name: str, portions: Sequence[Portion]) -> dict[s
 
 
 def training_numbers(
-    going: Run, name: str, portions: Sequence[Portion], numbers: Mapping[str, Any]
+    prepared: Run, name: str, portions: Sequence[Portion], numbers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Batch, steps, tokens and epochs of a stage that trains on packed texts, as they will really be."""
-    stage: Any = going.nodes[name].stage
+    stage: Any = prepared.nodes[name].stage
     trained = [one for one in portions if one.role != "watch"]
     available = sum(one.tokens for one in trained)
     context = getattr(stage.context, "longest", stage.context) if hasattr(stage, "context") else None
@@ -228,10 +228,10 @@ def check_repeats(name: str, stage: Any, epochs: Mapping[str, float]) -> None:
             )
 
 
-def pair_numbers(going: Run, name: str, checked: Checked, numbers: Mapping[str, Any]) -> dict[str, Any]:
+def pair_numbers(prepared: Run, name: str, checked: Checked, numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Steps of a stage that learns from pairs; the pairs there are, those held out, and their tokens."""
-    stage: Any = going.nodes[name].stage
-    tokenizer, vocabulary = tokenizer_of(going, name), int(numbers.get("vocabulary", 4096))
+    stage: Any = prepared.nodes[name].stage
+    tokenizer, vocabulary = tokenizer_of(prepared, name), int(numbers.get("vocabulary", 4096))
     every = [
         pair_sizes(looked, tokenizer, vocabulary, stage.data[source].validation)
         for source, looked in checked.sources.get(name, {}).items()
@@ -272,15 +272,15 @@ def policy_numbers(
     return {"steps": steps, "answers": answers, "tokens at most": tokens, "prompt tokens": max(1.0, prompt)}
 
 
-def prompt_tokens(going: Run, name: str, checked: Checked, vocabulary: int) -> float:
+def prompt_tokens(prepared: Run, name: str, checked: Checked, vocabulary: int) -> float:
     """The mean tokens of the prompts of a stage, as the model will read them."""
-    tokenizer = tokenizer_of(going, name)
-    if tokenizer is not None and _taught(going, name) is not None:
+    tokenizer = tokenizer_of(prepared, name)
+    if tokenizer is not None and _taught(prepared, name) is not None:
         # A model that was taught conversations is asked through their template, which may not be there yet.
         tokenizer = with_chat_template(tokenizer)
     total = count = 0.0
     for source, looked in checked.sources.get(name, {}).items():
-        if source not in mixture_of(going.nodes[name].stage) or not looked.rows:
+        if source not in mixture_of(prepared.nodes[name].stage) or not looked.rows:
             continue
         sizes = []
         for row in looked.counted:
@@ -297,13 +297,13 @@ def prompt_tokens(going: Run, name: str, checked: Checked, vocabulary: int) -> f
     return total / count if count else 0.0
 
 
-def answer_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> dict[str, float]:
+def answer_numbers(prepared: Run, name: str, checked: Checked, vocabulary: int) -> dict[str, float]:
     """How long the answers will be, as far as what the model was taught tells, and the questions of tasks."""
-    stage: Any = going.nodes[name].stage
+    stage: Any = prepared.nodes[name].stage
     found: dict[str, float] = {}
     specs = getattr(stage, "on", [])
     asked = {named(one)[0] for one in specs}
-    tokenizer = tokenizer_of(going, name)
+    tokenizer = tokenizer_of(prepared, name)
     own = getattr(stage, "asking", None)
     # The stage's seed draws the questions, unless `asking` has one.
     seed = own.seed if own is not None and "seed" in own.model_fields_set else stage.seed or 0
@@ -312,12 +312,12 @@ def answer_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> 
         names = ("prompt tokens", "prompt blocks", "shared tokens", "longest prompt")
         found |= dict(zip(names, np.mean(prompts, 0).tolist(), strict=True))
     asked |= {_base_name(one) for one in mixture_of(stage)}
-    taught = _taught(going, name)
+    taught = _taught(prepared, name)
     if taught is None:
         return found
     lengths: dict[str, list[tuple[float, float]]] = {}
     for reference, weight in taught:
-        source = located(going, reference)
+        source = located(prepared, reference)
         looked = checked.look(source) if source is not None else None
         answer = answer_length(looked, tokenizer, vocabulary) if looked is not None and looked.rows else None
         if answer is not None:
@@ -335,9 +335,9 @@ def answer_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> 
     return found
 
 
-def sycophancy_numbers(going: Run, name: str, vocabulary: int) -> dict[str, Any]:
+def sycophancy_numbers(prepared: Run, name: str, vocabulary: int) -> dict[str, Any]:
     """Tokens of a question about sycophancy: asked plainly, under pressure, corrected; of both choices."""
-    tokenizer = tokenizer_of(going, name)
+    tokenizer = tokenizer_of(prepared, name)
     asking = None if tokenizer is None else with_chat_template(tokenizer)
     sizes = []
     for one in world.questions("taste", "test", limit=ASKED):
@@ -357,16 +357,16 @@ def sycophancy_numbers(going: Run, name: str, vocabulary: int) -> dict[str, Any]
     return {"sycophancy tokens": tuple(np.mean(sizes, 0).tolist())}
 
 
-def _taught(going: Run, name: str) -> list[tuple[Reference, float]] | None:
+def _taught(prepared: Run, name: str) -> list[tuple[Reference, float]] | None:
     """The examples, with their weights, of the nearest stage above that learnt to answer."""
-    node = going.nodes[name]
+    node = prepared.nodes[name]
     while True:
         stage: Any = node.stage
         start = getattr(stage, "start", None)
         parent = node.parents.get(start) if isinstance(start, str) else None
         if parent is None:
             return None
-        node = going.nodes[parent.stage]
+        node = prepared.nodes[parent.stage]
         if node.stage.kind in EXAMPLES:
             weights = {one: portion.weight for one, portion in mixture_of(node.stage).items()}
             return [
@@ -408,10 +408,10 @@ def _alike(texts: Sequence[Sequence[int]]) -> int:
     return next((n for n, tokens in enumerate(zip(*texts)) if len(set(tokens)) > 1), min(map(len, texts)))
 
 
-def solution_numbers(going: Run, name: str, checked: Checked, vocabulary: int) -> dict[str, float]:
+def solution_numbers(prepared: Run, name: str, checked: Checked, vocabulary: int) -> dict[str, float]:
     """The tokens and the steps of a solution, of those that a process reward model learns from."""
-    stage: Any = going.nodes[name].stage
-    tokenizer = tokenizer_of(going, name)
+    stage: Any = prepared.nodes[name].stage
+    tokenizer = tokenizer_of(prepared, name)
     sizes, steps = [], []
     for looked in checked.sources.get(name, {}).values():
         for row in looked.counted:

@@ -27,28 +27,28 @@ MODEL_WIDTH = 512
 """Of the language model, where only the forms of pictures and sounds are wanted, which it does not change."""
 
 
-def modalities_of(going: Run, name: str, width: int = MODEL_WIDTH) -> ModalitiesConfig | None:
+def modalities_of(prepared: Run, name: str, width: int = MODEL_WIDTH) -> ModalitiesConfig | None:
     """What the model that a stage trains can read besides text; None for text alone, or if an encoder that
     is not our own is not on this machine."""
-    stage: Any = going.nodes[name].stage
+    stage: Any = prepared.nodes[name].stage
     start = getattr(stage, "start", None)
     old = None
     if isinstance(start, str):
-        parent = going.pending(name, start)
+        parent = prepared.pending(name, start)
         if parent is not None:
-            old = modalities_of(going, parent, width)
-        elif (folder := _folder(going, name, start)) is not None:
+            old = modalities_of(prepared, parent, width)
+        elif (folder := _folder(prepared, name, start)) is not None:
             old = read_modalities(folder)
     if stage.kind != "multimodal":
         return old
     named = [tower.folder for tower in stage.towers.values() if tower.folder is not None]
-    folders = {one: folder for one in named if (folder := _folder(going, name, one)) is not None}
+    folders = {one: folder for one in named if (folder := _folder(prepared, name, one)) is not None}
     return old if len(folders) < len(set(named)) else planned(stage.picture, stage.sound, width, folders, old)
 
 
-def _folder(going: Run, name: str, written: str) -> Path | None:
+def _folder(prepared: Run, name: str, written: str) -> Path | None:
     """The folder of a model that a stage names, where there is one yet."""
-    place = going.place_of(name, written)
+    place = prepared.place_of(name, written)
     return place if place is not None and place.is_dir() else None
 
 

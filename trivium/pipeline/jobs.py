@@ -78,7 +78,7 @@ class Worker:
 class SideBySide:
     """A run of a recipe's stages with up to `jobs` of them at a time."""
 
-    going: Run
+    prepared: Run
     chosen: Sequence[str]
     jobs: int
     begun: list[subprocess.Popen[str]]
@@ -110,17 +110,20 @@ class SideBySide:
             self._end()
         if self.failed:
             raise TriviumError(self._failures())
-        return {name: self.going.became[name] for name in self.chosen}
+        return {name: self.prepared.became[name] for name in self.chosen}
 
     def _hand_out(self, places: Sequence[Mapping[str, str]], board: Board) -> bool:
         """Give ready stages to idle workers; False once nothing is left that could still be done."""
         at_work = {worker.stage for worker in self.workers if worker.stage is not None}
         waiting = [name for name in self._left() if name not in at_work]
         for name in waiting:
-            if self._needs(name) - self.going.became.keys() or self.later.get(name, 0.0) > time.monotonic():
+            if (
+                self._needs(name) - self.prepared.became.keys()
+                or self.later.get(name, 0.0) > time.monotonic()
+            ):
                 continue
-            if self.going.entry(name).state == "done":
-                self._finished(name, self.reuse(self.going, name), board)
+            if self.prepared.entry(name).state == "done":
+                self._finished(name, self.reuse(self.prepared, name), board)
                 return True
             idle = next((worker for worker in self.workers if worker.stage is None), None)
             if idle is None and len(self.workers) < len(places):
@@ -129,7 +132,7 @@ class SideBySide:
             if idle is None:
                 break
             idle.stage, idle.line = name, name
-            idle.give({"stage": name, "fingerprint": self.going.nodes[name].fingerprint})
+            idle.give({"stage": name, "fingerprint": self.prepared.nodes[name].fingerprint})
         self._show(board)
         return bool(self._left())
 
@@ -140,12 +143,12 @@ class SideBySide:
         for name in self.chosen:
             if self._needs(name) & lost:
                 lost.add(name)
-            elif name not in self.going.became and name not in lost:
+            elif name not in self.prepared.became and name not in lost:
                 found.append(name)
         return found
 
     def _needs(self, name: str) -> set[str]:
-        return {parent.stage for parent in self.going.nodes[name].parents.values()}
+        return {parent.stage for parent in self.prepared.nodes[name].parents.values()}
 
     def _start(self, slot: int, share: Mapping[str, str]) -> Worker:
         process = self.begun.pop() if self.begun else _begun(self.jobs)
@@ -204,7 +207,7 @@ class SideBySide:
             self._fail(name, event["failed"], board)
 
     def _finished(self, name: str, became: str, board: Board) -> None:
-        self.going.became[name] = became
+        self.prepared.became[name] = became
         self.later.pop(name, None)
         self._show(board)
 
@@ -214,7 +217,7 @@ class SideBySide:
 
     def _show(self, board: Board) -> None:
         at_work = [worker for worker in self.workers if worker.stage is not None]
-        done = sum(name in self.going.became for name in self.chosen)
+        done = sum(name in self.prepared.became for name in self.chosen)
         total = f"{done} of {len(self.chosen)} stages done, {len(at_work)} running"
         board.show(
             [worker.line for worker in at_work],
@@ -248,7 +251,7 @@ class SideBySide:
 
     def _failures(self) -> str:
         first, *more = self.failed.items()
-        lost = [name for name in self.chosen if name not in self.going.became and name not in self.failed]
+        lost = [name for name in self.chosen if name not in self.prepared.became and name not in self.failed]
         parts = [f"{name} failed: {why.rstrip('.')}" for name, why in (first, *more)]
         skipped = f"; not run, because they need it: {', '.join(lost)}" if lost else ""
         return f"{'; '.join(parts)}{skipped}. All else is done; fix that and run the same command again."

@@ -46,17 +46,17 @@ class Planned:
     rows: list[list[str]]
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    going: Run | None = None
+    prepared: Run | None = None
     estimates: list[Estimate] = field(default_factory=list)
     """What each stage costs, in the order of the rows; of those that are reused, what they would."""
 
     def as_json(self) -> dict[str, Any]:
         """One object for each stage, and what is left to do in total."""
-        assert self.going is not None
-        stages = [{**one.as_json(), "will": _will(self.going, one.job.stage)} for one in self.estimates]
+        assert self.prepared is not None
+        stages = [{**one.as_json(), "will": _will(self.prepared, one.job.stage)} for one in self.estimates]
         left = [one for one, stage in zip(self.estimates, stages) if stage["will"] != "reuse"]
         return {
-            "recipe": self.going.recipe.name, "machine": self.machine, "stages": stages,
+            "recipe": self.prepared.recipe.name, "machine": self.machine, "stages": stages,
             "total": total(left), "notes": self.notes,
         }  # fmt: skip
 
@@ -86,44 +86,44 @@ def planned(
 
     `on` names a machine of the catalogue, as `h100:8`; `machines` a file whose entries are laid over it.
     """
-    going = prepare(recipe, runs, overrides)
-    chosen = graph.needed(going.nodes, only)
-    trackers.check(going.recipe.track)
+    prepared = prepare(recipe, runs, overrides)
+    chosen = graph.needed(prepared.nodes, only)
+    trackers.check(prepared.recipe.track)
     elsewhere = on is not None and on.partition(":")[0] != HERE
     checked = Checked(here=not elsewhere)
     derived: dict[str, dict[str, Any]] = {}
     for name in chosen:
-        derived[name] = _numbers(going, name, derived, checked)
+        derived[name] = _numbers(prepared, name, derived, checked)
     if not elsewhere:
-        check_disk(going, derived)
-    jobs = [job_of(going, name, derived, checked) for name in chosen]
+        check_disk(prepared, derived)
+    jobs = [job_of(prepared, name, derived, checked) for name in chosen]
     for job in jobs:
-        if getattr(going.nodes[job.stage].stage, "adapter", None) is not None and job.trained_parameters:
+        if getattr(prepared.nodes[job.stage].stage, "adapter", None) is not None and job.trained_parameters:
             derived[job.stage]["trained by the adapter"] = round(job.trained_parameters)
-        _check_layout(going.nodes[job.stage].stage, job, derived[job.stage])
+        _check_layout(prepared.nodes[job.stage].stage, job, derived[job.stage])
     if not elsewhere:
         sizes = {one.kind: one.parameters for one in jobs if one.parameters}
-        machine = here(going.store, sizes)
+        machine = here(prepared.store, sizes)
         if on is not None:
             machine = replace(machine, devices=catalogued(on, machines).devices)
     else:
         assert on is not None
         machine = catalogued(on, machines)
-    estimates = [estimate(advised(job, going.nodes[job.stage].stage), machine) for job in jobs]
+    estimates = [estimate(advised(job, prepared.nodes[job.stage].stage), machine) for job in jobs]
     rows = [["stage", "kind", "will", "cost", "derived"]]
     for name, found in zip(chosen, estimates):
-        will = _will(going, name)
+        will = _will(prepared, name)
         if found.flops.total:
             derived[name]["flops"] = found.flops.total
         # Whatever is computed costs something: on a fast machine the least is shown, not nothing.
         cost = _cost(found) if found.seconds and will != "reuse" else ""
-        if will != "reuse" and _is_unknown(going.nodes[name].stage, found):
+        if will != "reuse" and _is_unknown(prepared.nodes[name].stage, found):
             cost = "unknown"
             missing = "its model is on this machine" if found.job.config is None else "`tokens` are given"
             checked.notes.append(f"{name}: its cost is unknown until {missing}")
-        rows.append([name, going.nodes[name].stage.kind, will, cost, costs.in_one_line(derived[name])])
-    left = [found for name, found in zip(chosen, estimates) if _will(going, name) != "reuse"]
-    unknown = any(_is_unknown(going.nodes[one.job.stage].stage, one) for one in left)
+        rows.append([name, prepared.nodes[name].stage.kind, will, cost, costs.in_one_line(derived[name])])
+    left = [found for name, found in zip(chosen, estimates) if _will(prepared, name) != "reuse"]
+    unknown = any(_is_unknown(prepared.nodes[one.job.stage].stage, one) for one in left)
     rows.append(
         ["all", "", "", _whole_cost(left) + (" and what is unknown" if unknown else ""), _on(machine)]
     )
@@ -132,7 +132,7 @@ def planned(
         "peak": machine.peak[machine.precision], "precision": machine.precision,
         "dollars_per_hour": machine.dollars * machine.devices, "source": machine.source,
     }  # fmt: skip
-    return Planned(rows, derived, checked.notes, going, estimates, described)
+    return Planned(rows, derived, checked.notes, prepared, estimates, described)
 
 
 def keep_plan(
@@ -151,16 +151,16 @@ def keep_plan(
 
 def write_plan(found: Planned) -> None:
     """The plan of each stage by its fingerprint, with those of stages that were planned earlier."""
-    assert found.going is not None
-    place = found.going.store.runs / found.going.recipe.name / PLAN_FILE
+    assert found.prepared is not None
+    place = found.prepared.store.runs / found.prepared.recipe.name / PLAN_FILE
     before = read_object(place) if place.is_file() else {}
     stages: dict[str, Any] = {}
     for one in found.estimates:
         name = one.job.stage
-        entry = found.going.entry(name).folder.name
+        entry = found.prepared.entry(name).folder.name
         if before.get(name, {}).get("entry") == entry:
             stages[name] = before[name]
-        elif _will(found.going, name) != "reuse":
+        elif _will(found.prepared, name) != "reuse":
             told = one.as_json()
             stages[name] = {"entry": entry} | {key: told[key] for key in PLAN_KEEPS}
     if stages:
@@ -222,42 +222,42 @@ def _on(machine: Machine) -> str:
     return f"on {machine.described()}, {best} at best in {machine.precision}"
 
 
-def _will(going: Run, name: str) -> str:
-    state = going.entry(name).state
+def _will(prepared: Run, name: str) -> str:
+    state = prepared.entry(name).state
     return {"done": "reuse", "running": "wait", "cut off": "resume", "absent": "run"}[state]
 
 
 def _numbers(
-    going: Run, name: str, derived: Mapping[str, dict[str, Any]], checked: Checked
+    prepared: Run, name: str, derived: Mapping[str, dict[str, Any]], checked: Checked
 ) -> dict[str, Any]:
     """The numbers that follow from a stage's settings, its parents and the first rows of its data."""
-    node = going.nodes[name]
+    node = prepared.nodes[name]
     stage: Any = node.stage
-    numbers = {**costs.inherited(going, name, derived), **stage.plan(_inputs(going, name, derived))}
+    numbers = {**costs.inherited(prepared, name, derived), **stage.plan(_inputs(prepared, name, derived))}
     everything = {**derived, name: numbers}
     vocabulary = int(numbers.get("vocabulary", VOCABULARY))
-    prompt = partial(costs.prompt_tokens, going, name, checked, vocabulary)
-    if _will(going, name) != "reuse":
+    prompt = partial(costs.prompt_tokens, prepared, name, checked, vocabulary)
+    if _will(prepared, name) != "reuse":
         stage.check_machine()
-        check(going, name, everything, checked)
-    if _will(going, name) == "reuse":
-        return numbers | (costs.corpus_numbers(going, name, []) if stage.kind == "corpus" else {})
-    reads = modalities_of(going, name)
+        check(prepared, name, everything, checked)
+    if _will(prepared, name) == "reuse":
+        return numbers | (costs.corpus_numbers(prepared, name, []) if stage.kind == "corpus" else {})
+    reads = modalities_of(prepared, name)
     forms = None if reads is None else reads.forms
-    tokenizer = costs.tokenizer_of(going, name)
-    check_rows(going, name, tokenizer, numbers, checked)
-    known = Reader(going, checked, everything).portions(name, tokenizer, vocabulary, forms)
+    tokenizer = costs.tokenizer_of(prepared, name)
+    check_rows(prepared, name, tokenizer, numbers, checked)
+    known = Reader(prepared, checked, everything).portions(name, tokenizer, vocabulary, forms)
     if stage.kind == "corpus":
-        numbers |= costs.corpus_numbers(going, name, known)
+        numbers |= costs.corpus_numbers(prepared, name, known)
     if stage.kind in PACKED:
-        numbers |= costs.training_numbers(going, name, known, numbers)
+        numbers |= costs.training_numbers(prepared, name, known, numbers)
         costs.check_repeats(name, stage, numbers.get("epochs", {}))
     elif is_online(stage):
         numbers |= costs.online_numbers(stage, _rows(name, checked), prompt())
     elif stage.kind in PREFERENCES and known:
-        numbers |= costs.pair_numbers(going, name, checked, numbers)
+        numbers |= costs.pair_numbers(prepared, name, checked, numbers)
         if getattr(stage, "process", False):
-            numbers |= costs.solution_numbers(going, name, checked, vocabulary)
+            numbers |= costs.solution_numbers(prepared, name, checked, vocabulary)
     elif stage.kind in PROMPTED:
         numbers |= costs.policy_numbers(stage, numbers, _rows(name, checked), prompt())
     elif stage.kind == "synthesize":
@@ -270,10 +270,10 @@ def _numbers(
     elif stage.kind == "grow":
         numbers |= {} if tokenizer is None else {"probe tokens": len(tokenizer.encode(PROBE))}
     if getattr(stage, "sycophancy", 0):
-        numbers |= costs.sycophancy_numbers(going, name, vocabulary)
+        numbers |= costs.sycophancy_numbers(prepared, name, vocabulary)
     if stage.kind in ANSWERING:
-        numbers |= costs.answer_numbers(going, name, checked, vocabulary)
-    _note_held_out(going, name, numbers, derived, checked)
+        numbers |= costs.answer_numbers(prepared, name, checked, vocabulary)
+    _note_held_out(prepared, name, numbers, derived, checked)
     return numbers | costs.measured_numbers(stage, known, numbers)
 
 
@@ -283,10 +283,10 @@ def _rows(name: str, checked: Checked) -> int:
 
 
 def _note_held_out(
-    going: Run, name: str, numbers: dict[str, Any], derived: Mapping[str, dict[str, Any]], checked: Checked
+    prepared: Run, name: str, numbers: dict[str, Any], derived: Mapping[str, dict[str, Any]], checked: Checked
 ) -> None:
     """Say where nothing is held out, and refuse to measure on nothing."""
-    node = going.nodes[name]
+    node = prepared.nodes[name]
     stage: Any = node.stage
     counts: list[int | None] = []
     for source, looked in checked.sources.get(name, {}).items():
@@ -319,12 +319,12 @@ def _note_held_out(
 
 
 def _inputs(
-    going: Run, name: str, derived: Mapping[str, dict[str, Any]]
+    prepared: Run, name: str, derived: Mapping[str, dict[str, Any]]
 ) -> dict[str, Path | Mapping[str, Any]]:
     """For every thing a stage names its folder, or the planned numbers of what is not made yet."""
-    node = going.nodes[name]
+    node = prepared.nodes[name]
     inputs: dict[str, Path | Mapping[str, Any]] = {}
     for written, parent in node.parents.items():
-        entry = going.entry(parent.stage)
+        entry = prepared.entry(parent.stage)
         inputs[written] = entry.output if entry.state == "done" else derived[parent.stage]
-    return inputs | {written: going.place_of(name, written) or Path(written) for written in node.outside}
+    return inputs | {written: prepared.place_of(name, written) or Path(written) for written in node.outside}

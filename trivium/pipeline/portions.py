@@ -74,15 +74,15 @@ class Rows:
 class Reader:
     """Finds the portions of a recipe's stages; a stage's tokenizer reads what is not tokenised yet."""
 
-    def __init__(self, going: Run, checked: Checked, derived: Mapping[str, Numbers]) -> None:
-        self.going, self.checked, self.derived = going, checked, derived
+    def __init__(self, prepared: Run, checked: Checked, derived: Mapping[str, Numbers]) -> None:
+        self.prepared, self.checked, self.derived = prepared, checked, derived
 
     def portions(
         self, name: str, tokenizer: Tokenizer | None, vocabulary: int, forms: Forms | None = None
     ) -> list[Portion]:
         """All sources that stage `name` learns from, sees again, or measures; `forms` says how its model
         takes pictures and sounds."""
-        stage: Any = self.going.nodes[name].stage
+        stage: Any = self.prepared.nodes[name].stage
         found: list[Portion] = []
         replay = getattr(stage, "replay", None)
         for role, sources in (
@@ -115,7 +115,7 @@ class Reader:
             return dict(sources)
         if sources is None:
             return {}
-        node = self.going.nodes[name]
+        node = self.prepared.nodes[name]
         return dict.fromkeys((*self.checked.sources.get(name, {}), *node.parents))
 
     def _portion(
@@ -127,7 +127,7 @@ class Reader:
         vocabulary: int,
         forms: Forms | None,
     ) -> Portion | None:
-        node = self.going.nodes[name]
+        node = self.prepared.nodes[name]
         source = said.path if said is not None else written
         weight = None if said is None or said.weight is None else mean_weight(said.weight)
         if source in node.parents:
@@ -154,11 +154,11 @@ class Reader:
     def _looked(self, name: str, source: str) -> Looked | None:
         """The first rows of a source; those of a stage that is done already are looked at now."""
         found = self.checked.sources.get(name, {}).get(source)
-        if found is not None or self.going.entry(name).state != "done":
+        if found is not None or self.prepared.entry(name).state != "done":
             return found
-        for reference in self.going.nodes[name].stage.references():
+        for reference in self.prepared.nodes[name].stage.references():
             if reference.name == source and reference.read is not None:
-                place = located(self.going, reference)
+                place = located(self.prepared, reference)
                 return None if place is None else self.checked.look(place)
         return None
 
@@ -166,10 +166,10 @@ class Reader:
         self, name: str, start: str, tokenizer: Tokenizer | None, vocabulary: int, forms: Forms | None
     ) -> list[Portion]:
         """What the model that a stage starts from was trained on, with the share that each source had."""
-        parent = self.going.nodes[name].parents.get(start)
+        parent = self.prepared.nodes[name].parents.get(start)
         if parent is None:
             return []
-        stage: Any = self.going.nodes[parent.stage].stage
+        stage: Any = self.prepared.nodes[parent.stage].stage
         if stage.kind == "merge":
             return self._behind(parent.stage, stage.of[0], tokenizer, vocabulary, forms)
         if trains_on(stage.kind) is None:
@@ -179,12 +179,12 @@ class Reader:
         return [replace(one, weight=share) for one, share in shares(every, replay) if share > 0]
 
 
-def located(going: Run, reference: Reference) -> Source | None:
+def located(prepared: Run, reference: Reference) -> Source | None:
     """The source that a reference names, where it can be read now."""
     assert reference.read is not None
     if reference.name.startswith("world:"):
         return reference.read
-    place = locate(reference.name, going.recipe.base)
+    place = locate(reference.name, prepared.recipe.base)
     if place is None or (place.is_dir() and (place / "manifest.json").is_file()):
         return None
     return reference.read.model_copy(update={"path": str(place)})

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from trivium.pipeline.run import Run
 
 
-def _made(going: Run, option: str, name: str) -> str:
+def _made(prepared: Run, option: str, name: str) -> str:
     """Where the thing that a task names lies: a reward model may be a stage of the recipe."""
-    is_stage = option in MODELS and name in going.nodes
-    return str(going.entry(name).output.absolute()) if is_stage else name
+    is_stage = option in MODELS and name in prepared.nodes
+    return str(prepared.entry(name).output.absolute()) if is_stage else name
 
 
-def report(going: Run) -> tuple[Path, list[list[str]]]:
+def report(prepared: Run) -> tuple[Path, list[list[str]]]:
     """Write `report.html` beside the recipe's stages; returns its place and a table for a terminal."""
-    recipe, place = going.recipe, going.store.runs / going.recipe.name
-    stages = [Seen(name, going.entry(name).folder) for name in going.nodes]
+    recipe, place = prepared.recipe, prepared.store.runs / prepared.recipe.name
+    stages = [Seen(name, prepared.entry(name).folder) for name in prepared.nodes]
     names: list[str] = []
     on, asking = [], None
     if recipe.report is not None:
@@ -36,7 +36,7 @@ def report(going: Run) -> tuple[Path, list[list[str]]]:
             stage.name for stage in stages if stage.model is not None and PART not in stage.name
         ]
         names = [f"{recipe.name}/{name}" for name in chosen]
-        place_of = partial(_made, going)
+        place_of = partial(_made, prepared)
         on = [placed(spec, place_of) for spec in recipe.report.on]
         asking = placed_search(recipe.report.asking, place_of)
     elif not world_sources(stages) and own_tasks(stages):
@@ -47,7 +47,7 @@ def report(going: Run) -> tuple[Path, list[list[str]]]:
         asking = Settings(limit=OWN_LIMIT)
     with Progress("report") as progress:
         found = compare(
-            names, runs=going.store.runs, to=place / "report.html", on=on, settings=asking,
+            names, runs=prepared.store.runs, to=place / "report.html", on=on, settings=asking,
             title=recipe.name, stages=stages, say=progress.say,
         )  # fmt: skip
     if names:

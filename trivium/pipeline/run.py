@@ -136,48 +136,48 @@ def run(
         if jobs is not None and world.size > 1:
             raise TriviumError("--jobs starts processes of its own; leave it out under torchrun.")
         shared = None if store is None else SharedStore(store)
-        going = prepare(recipe, runs, overrides, shared)
-        chosen = graph.needed(going.nodes, only)
-        check(going.recipe.track)
+        prepared = prepare(recipe, runs, overrides, shared)
+        chosen = graph.needed(prepared.nodes, only)
+        check(prepared.recipe.track)
         if world.leads:
-            entries = {name: going.entry(name) for name in going.nodes}
-            note_graph(going.store.runs / going.recipe.name, going.nodes, entries)
+            entries = {name: prepared.entry(name) for name in prepared.nodes}
+            note_graph(prepared.store.runs / prepared.recipe.name, prepared.nodes, entries)
         if jobs is not None:
             order = {"recipe": str(recipe), "runs": str(runs), "overrides": plain(overrides), "store": store}
             order["unsafe_sandbox"] = unsafe_sandbox
-            SideBySide(going, chosen, jobs, workers or begun, order, partial(lead, wait=wait), wait).run()
+            SideBySide(prepared, chosen, jobs, workers or begun, order, partial(lead, wait=wait), wait).run()
         for name in chosen if jobs is None else ():
             if world.leads:
-                going.became[name] = lead(going, name, wait)
+                prepared.became[name] = lead(prepared, name, wait)
             else:
-                _follow(going, name)
-        if world.leads and len(chosen) == len(going.nodes):
+                _follow(prepared, name)
+        if world.leads and len(chosen) == len(prepared.nodes):
             # Runs that share the work reach this point together; the second finds what the first one asked.
-            with locked(going.store.runs / going.recipe.name / PAGE, lambda _: None):
-                if going.recipe.expanded is not None:
-                    going.concluded = _concluded(going, going.recipe.expanded.cells)
+            with locked(prepared.store.runs / prepared.recipe.name / PAGE, lambda _: None):
+                if prepared.recipe.expanded is not None:
+                    prepared.concluded = _concluded(prepared, prepared.recipe.expanded.cells)
                 else:
                     from trivium.pipeline.report import report
 
-                    going.reported = report(going)
-            write_index(going.store.runs)
-        return going
+                    prepared.reported = report(prepared)
+            write_index(prepared.store.runs)
+        return prepared
 
 
-def _concluded(going: Run, cells: Mapping[tuple[str, int], Mapping[str, str]]) -> dict[str, Any]:
+def _concluded(prepared: Run, cells: Mapping[tuple[str, int], Mapping[str, str]]) -> dict[str, Any]:
     """Judge the experiment from the folders of every arm and seed."""
-    assert going.recipe.experiment is not None
+    assert prepared.recipe.experiment is not None
     folders = {
-        cell: {stage: going.entry(name).folder for stage, name in stages.items()}
+        cell: {stage: prepared.entry(name).folder for stage, name in stages.items()}
         for cell, stages in cells.items()
     }
-    place = going.store.runs / going.recipe.name
-    return conclude(going.recipe.name, going.recipe.experiment, folders, place)
+    place = prepared.store.runs / prepared.recipe.name
+    return conclude(prepared.recipe.name, prepared.recipe.experiment, folders, place)
 
 
-def lead(going: Run, name: str, wait: bool) -> str:
+def lead(prepared: Run, name: str, wait: bool) -> str:
     """Reuse or make one stage; the processes that follow are told what to do about it."""
-    node, entry = going.nodes[name], going.store.entry(going.nodes[name])
+    node, entry = prepared.nodes[name], prepared.store.entry(prepared.nodes[name])
     if requested() and entry.state != "done":
         processes.broadcast("stop")
         raise StopRequested
@@ -187,26 +187,29 @@ def lead(going: Run, name: str, wait: bool) -> str:
             with locked(entry.folder, progress.say, wait) as may:
                 # Another process may have finished it while this one waited.
                 if entry.state != "done":
-                    make = partial(_make, going, node, entry, progress, may)
-                    if going.shared is None:
+                    make = partial(_make, prepared, node, entry, progress, may)
+                    if prepared.shared is None:
                         became = make()
                     else:
-                        shared, store = going.shared, going.store
+                        shared, store = prepared.shared, prepared.store
                         became = obtain(shared, store, entry, node.fingerprint, make, progress.say, wait)
-        going.store.link(going.recipe.name, name, entry)
+        prepared.store.link(prepared.recipe.name, name, entry)
         if became == "reused":
             entry.verify()
             entry.tidy()
             entry.expose()
             progress.say(f"{name}: done before, reused")
-            if going.shared is not None and going.shared.push(entry, node.fingerprint).became == "pushed":
-                progress.say(f"{name}: pushed to {going.shared.place.url}")
+            if (
+                prepared.shared is not None
+                and prepared.shared.push(entry, node.fingerprint).became == "pushed"
+            ):
+                progress.say(f"{name}: pushed to {prepared.shared.place.url}")
         if became in ("reused", "pulled") or not node.stage.together:
             processes.broadcast("done")
     return became
 
 
-def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callable[[], None]) -> str:
+def _make(prepared: Run, node: Node, entry: Entry, progress: Progress, *may: Callable[[], None]) -> str:
     """Make one stage's result in its folder of the store, which this process holds the lock of.
 
     Each of `may` raises if the work has been taken over meanwhile, and the result must not appear.
@@ -218,25 +221,25 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
     except DamagedError as error:
         progress.say(f"{error} It is written again; only the time it took so far is lost.")
         before = {}
-    record = _record(going, node)
+    record = _record(prepared, node)
     record["started"] = before.get("started", record["started"])
     record["seconds"], record["flops"] = before.get("seconds", 0.0), before.get("flops", 0.0)
     moved = _moved(before.get("machine") or {}, record["machine"])
     record["moved"] = [*before.get("moved", []), *moved]
     entry.note(record)
-    going.store.link(going.recipe.name, node.name, entry)
+    prepared.store.link(prepared.recipe.name, node.name, entry)
     for sentence in moved:
         progress.say(sentence)
     progress.say(f"{node.name}: {'going on where it was cut off' if resume else node.stage.kind}")
-    work = _work(going, node, entry, progress, resume)
+    work = _work(prepared, node, entry, progress, resume)
     if node.stage.together:
         processes.broadcast("work")
     start = time.monotonic()
     forget_peak_memory()
-    tracked = Tracked(going.recipe.name, entry.folder.name, going.store.runs, record["settings"])
+    tracked = Tracked(prepared.recipe.name, entry.folder.name, prepared.store.runs, record["settings"])
     with counted() as tally, announced(work.say) as layers:
         try:
-            with tracking(work.log, going.recipe.track, tracked, progress.say) as work.log:
+            with tracking(work.log, prepared.recipe.track, tracked, progress.say) as work.log:
                 record["summary"] = node.stage.run(work)
         except RewardFailedError as error:
             raise RewardFailedError(f"Stage `{node.name}`: {error}") from error
@@ -252,7 +255,7 @@ def _make(going: Run, node: Node, entry: Entry, progress: Progress, *may: Callab
     for still_held in may:
         still_held()
     entry.complete()
-    measured.note(going.store.folder, record, going.store.runs / going.recipe.name / PLAN_FILE)
+    measured.note(prepared.store.folder, record, prepared.store.runs / prepared.recipe.name / PLAN_FILE)
     if node.stage.together:
         processes.barrier()
     return "resumed" if resume else "ran"
@@ -275,50 +278,50 @@ def _rounding(machine: Mapping[str, Any]) -> str:
     return f"{machine['device_name']}, torch {machine['torch']}"
 
 
-def _follow(going: Run, name: str) -> None:
+def _follow(prepared: Run, name: str) -> None:
     """Work along with the first process, or wait until it is done; where it fails, torchrun ends us all."""
-    node = going.nodes[name]
+    node = prepared.nodes[name]
     said = processes.broadcast(None)
     if said == "stop":
         raise StopRequested
     if said == "work":
-        node.stage.run(_work(going, node, going.store.entry(node), Progress(name), resume=True))
+        node.stage.run(_work(prepared, node, prepared.store.entry(node), Progress(name), resume=True))
         processes.barrier()
 
 
-def _work(going: Run, node: Node, entry: Entry, progress: Progress, resume: bool) -> Work:
+def _work(prepared: Run, node: Node, entry: Entry, progress: Progress, resume: bool) -> Work:
     # One process compares for all: torchrun ends the others where it stops.
-    inputs = {name: path for name, path, _ in _inputs(going, node, verify=processes.world().leads)}
+    inputs = {name: path for name, path, _ in _inputs(prepared, node, verify=processes.world().leads)}
     assert node.stage.seed is not None
     log = MetricsLog(entry.folder / "metrics.jsonl")
-    return Work(node.name, entry.folder, inputs, node.stage.seed, log, progress, going.recipe.base, resume)
+    return Work(node.name, entry.folder, inputs, node.stage.seed, log, progress, prepared.recipe.base, resume)
 
 
-def _inputs(going: Run, node: Node, verify: bool = False) -> Iterator[tuple[str, Path, str]]:
+def _inputs(prepared: Run, node: Node, verify: bool = False) -> Iterator[tuple[str, Path, str]]:
     """Each thing a stage names: as written, where it lies, and how `stage.yaml` records it."""
     for written, parent in node.parents.items():
-        entry = going.entry(parent.stage)
+        entry = prepared.entry(parent.stage)
         recorded = entry.folder.name
         if parent.checkpoint is not None:
             recorded += f"@{parent.checkpoint[0]}={parent.checkpoint[1]}"
-        place = going.store.product(recorded)
+        place = prepared.store.product(recorded)
         if verify:
             entry.verify(place)
         yield written, place, recorded
     for written in node.outside:
-        place = locate(written, going.recipe.base) or Path(node.pinned.get(written, written))
+        place = locate(written, prepared.recipe.base) or Path(node.pinned.get(written, written))
         # Where the recipe was named by a relative path, the record says the whole one.
         yield written, place, str(place.absolute() if place.exists() else place)
 
 
-def _record(going: Run, node: Node) -> dict[str, Any]:
+def _record(prepared: Run, node: Node) -> dict[str, Any]:
     """What `stage.yaml` keeps: enough to make the result again and to doubt it."""
-    inputs = list(_inputs(going, node))
+    inputs = list(_inputs(prepared, node))
     return {
         "stage": node.name,
         "kind": node.stage.kind,
         **({"kind_from": node.stage.file} if node.stage.file is not None else {}),
-        "recipe": going.recipe.name,
+        "recipe": prepared.recipe.name,
         "fingerprint": node.fingerprint,
         "produces": node.stage.produces,
         "seed": node.stage.seed,
@@ -334,12 +337,17 @@ def _record(going: Run, node: Node) -> dict[str, Any]:
     }
 
 
-def table(going: Run) -> list[list[str]]:
+def table(prepared: Run) -> list[list[str]]:
     """The rows of the table that closes a run: what became of each stage, in numbers."""
     rows = [["stage", "", "tokens", "loss", "time", "where"]]
-    for name, became in going.became.items():
+    for name, became in prepared.became.items():
         rows.append(
-            [name, became, *facts(going.entry(name)), str(going.store.runs / going.recipe.name / name)]
+            [
+                name,
+                became,
+                *facts(prepared.entry(name)),
+                str(prepared.store.runs / prepared.recipe.name / name),
+            ]
         )
     return rows
 

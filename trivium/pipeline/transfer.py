@@ -22,19 +22,19 @@ def push(
     only: Iterable[str] = (),
 ) -> list[list[str]]:
     """Copy what is finished here to the store; the rows of a table that says what was copied."""
-    going, shared = prepare(recipe, runs, overrides), SharedStore(url)
+    prepared, shared = prepare(recipe, runs, overrides), SharedStore(url)
     rows = [HEADER]
-    for name in graph.needed(going.nodes, only):
-        entry = going.entry(name)
+    for name in graph.needed(prepared.nodes, only):
+        entry = prepared.entry(name)
         with Progress(name) as progress:
             if entry.state != "done":
                 moved = Moved(f"not pushed: {entry.state}")
             else:
                 progress.say(f"{name}: pushing {entry.folder.name}")
-                moved = shared.repair(entry, going.nodes[name].fingerprint)
+                moved = shared.repair(entry, prepared.nodes[name].fingerprint)
         rows.append(_row(name, moved, entry.folder.name))
     if all(row[1].startswith("not pushed") for row in rows[1:]):
-        raise TriviumError(f"Nothing of {going.recipe.name} is finished under {runs}; run it first.")
+        raise TriviumError(f"Nothing of {prepared.recipe.name} is finished under {runs}; run it first.")
     return rows
 
 
@@ -47,23 +47,23 @@ def pull(
 ) -> list[list[str]]:
     """Copy what the store has of a recipe to this machine; the rows of a table that says what was copied."""
     shared = SharedStore(url)
-    going = prepare(recipe, runs, overrides, shared)
+    prepared = prepare(recipe, runs, overrides, shared)
     rows = [HEADER]
-    for name in graph.needed(going.nodes, only):
-        entry, moved = going.entry(name), Moved("here before")
+    for name in graph.needed(prepared.nodes, only):
+        entry, moved = prepared.entry(name), Moved("here before")
         with Progress(name) as progress:
-            if entry.state != "done" and shared.manifest(going.nodes[name].fingerprint) is None:
+            if entry.state != "done" and shared.manifest(prepared.nodes[name].fingerprint) is None:
                 moved = Moved("not in the store")
             elif entry.state != "done":
                 progress.say(f"{name}: pulling {entry.folder.name}")
                 with locked(entry.folder, progress.say):
                     if entry.state != "done":
-                        moved = shared.pull(going.store, going.nodes[name].fingerprint, entry)
+                        moved = shared.pull(prepared.store, prepared.nodes[name].fingerprint, entry)
         if entry.state == "done":
-            going.store.link(going.recipe.name, name, entry)
+            prepared.store.link(prepared.recipe.name, name, entry)
         rows.append(_row(name, moved, entry.folder.name))
     if all(row[1] == "not in the store" for row in rows[1:]):
-        raise TriviumError(f"{url} holds no result of {going.recipe.name} as it reads now; push it first.")
+        raise TriviumError(f"{url} holds no result of {prepared.recipe.name} as it reads now; push it first.")
     return rows
 
 

@@ -15,18 +15,18 @@ from trivium.recipe.graph import needed
 SHOWN = 60
 
 
-def reasons(going: Run, name: str) -> list[str]:
+def reasons(prepared: Run, name: str) -> list[str]:
     """One line for every difference between a stage as it reads now and the result it had before."""
-    node, entry = going.nodes[name], going.entry(name)
+    node, entry = prepared.nodes[name], prepared.entry(name)
     if entry.state == "done":
         return ["done before"]
     if entry.state in ("running", "cut off"):
         return [f"{entry.state}; the run goes on from there"]
-    before = earlier(going, name)
+    before = earlier(prepared, name)
     if before is None:
         return ["has not run yet"]
     try:
-        found = [sentence for _, sentence in differences(going, name, before)]
+        found = [sentence for _, sentence in differences(prepared, name, before)]
     except DamagedError as error:
         return [str(error)]
     return found or [f"another fingerprint: {before.folder.name} -> {node.entry}"]
@@ -35,16 +35,16 @@ def reasons(going: Run, name: str) -> list[str]:
 Difference = tuple[Literal["setting", "new setting", "parent", "data", "code", "device"], str]
 
 
-def differences(going: Run, name: str, before: Entry) -> list[Difference]:
+def differences(prepared: Run, name: str, before: Entry) -> list[Difference]:
     """Everything in which a stage as it reads now differs from an earlier result of it."""
-    node, record = going.nodes[name], before.record
+    node, record = prepared.nodes[name], before.record
     settings = record.get("settings") or {}
     found: list[Difference] = []
     for key, sentence in _changed(settings, node.stage.settings(), node.stage.unaffecting):
         found.append(("setting" if key.partition(".")[0] in settings else "new setting", sentence))
     for written, parent in node.parents.items():
         was = str((record.get("parents") or {}).get(written, "")).partition("@")[0]
-        now = going.entry(parent.stage).folder.name
+        now = prepared.entry(parent.stage).folder.name
         if was and was != now:
             found.append(("parent", f"{written} is another result: {was} -> {now}"))
     for written, fingerprint in node.outside.items():
@@ -63,9 +63,9 @@ def differences(going: Run, name: str, before: Entry) -> list[Difference]:
     return found
 
 
-def earlier(going: Run, name: str) -> Entry | None:
+def earlier(prepared: Run, name: str) -> Entry | None:
     """The result that the recipe's link leads to."""
-    link = going.store.runs / going.recipe.name / name
+    link = prepared.store.runs / prepared.recipe.name / name
     return Entry(link.resolve()) if link.exists() else None
 
 
@@ -96,20 +96,20 @@ def accept(
     overrides: Iterable[str] | Mapping[str, Any] = (),
 ) -> str:
     """Let the result that a stage had before a change of code stand for it; a sentence that says so."""
-    going = prepare(recipe, runs, overrides)
-    needed(going.nodes, [stage])
-    node, entry = going.nodes[stage], going.entry(stage)
+    prepared = prepare(recipe, runs, overrides)
+    needed(prepared.nodes, [stage])
+    node, entry = prepared.nodes[stage], prepared.entry(stage)
     if entry.state == "done":
         return f"{stage} is done as it reads now ({entry.folder.name}); there is nothing to accept."
     if entry.state == "running":
         raise TriviumError(f"{stage} is being made; stop that run, or wait for it.")
-    before = earlier(going, stage)
+    before = earlier(prepared, stage)
     if before is None or before.state != "done":
         raise TriviumError(
-            f"{stage} has no finished result of {going.recipe.name} under {runs} to accept; run it."
+            f"{stage} has no finished result of {prepared.recipe.name} under {runs} to accept; run it."
         )
     before.verify(before.output)
-    found = differences(going, stage, before)
+    found = differences(prepared, stage, before)
     other = [sentence for what, sentence in found if what not in ("code", "new setting")]
     if other:
         raise TriviumError(
@@ -125,5 +125,5 @@ def accept(
             "now": {"trivium": __version__, "stage": node.stage.version},
         },
     }
-    note(going.store.folder, node.fingerprint, before.folder.name, because, facts)
+    note(prepared.store.folder, node.fingerprint, before.folder.name, because, facts)
     return f"{stage}: {before.folder.name} stands for {node.entry} from now on."

@@ -65,18 +65,18 @@ def _work(
     from trivium.pipeline.sharing import SharedStore
 
     os.environ.update(first["environment"])
-    going: Any = None
+    prepared: Any = None
     with permitting_unsafe(first["unsafe_sandbox"]):
         while (order := orders.get()) is not None:
             name = order["stage"]
             at_work.set()
             try:
-                if going is None:
+                if prepared is None:
                     shared = SharedStore(first["store"]) if first["store"] else None
-                    going = prepare(first["recipe"], first["runs"], first["overrides"], shared)
-                if name not in going.nodes or going.nodes[name].fingerprint != order["fingerprint"]:
+                    prepared = prepare(first["recipe"], first["runs"], first["overrides"], shared)
+                if name not in prepared.nodes or prepared.nodes[name].fingerprint != order["fingerprint"]:
                     raise TriviumError("the recipe or its data changed while it ran; run it again")
-                event: dict[str, Any] = {"became": lead(going, name, wait=False)}
+                event: dict[str, Any] = {"became": lead(prepared, name, wait=False)}
             except Busy as error:
                 event = {"busy": str(error).rstrip(".")}
             except TriviumError as error:

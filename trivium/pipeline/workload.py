@@ -46,9 +46,9 @@ SYCOPHANCY, CHOICE = 24, 8
 Numbers = Mapping[str, Any]
 
 
-def config_of(going: Run, name: str, derived: Mapping[str, Numbers]) -> ModelConfig | None:
+def config_of(prepared: Run, name: str, derived: Mapping[str, Numbers]) -> ModelConfig | None:
     """The shape of the model that a stage trains or asks, with the tokens and positions it is given."""
-    stage: Any = going.nodes[name].stage
+    stage: Any = prepared.nodes[name].stage
     own = planned_shape(derived.get(name))
     if own is not None and stage.kind in ("pretrain", "grow", "shrink"):
         return own
@@ -59,7 +59,7 @@ def config_of(going: Run, name: str, derived: Mapping[str, Numbers]) -> ModelCon
     )
     if not isinstance(start, str):
         return own
-    config = _parent_config(going, name, start, derived)
+    config = _parent_config(prepared, name, start, derived)
     if config is None:
         return own
     added = getattr(getattr(stage, "vocabulary", None), "added", 0)
@@ -71,16 +71,18 @@ def config_of(going: Run, name: str, derived: Mapping[str, Numbers]) -> ModelCon
     return config
 
 
-def _parent_config(going: Run, name: str, start: str, derived: Mapping[str, Numbers]) -> ModelConfig | None:
-    parent = going.pending(name, start)
+def _parent_config(
+    prepared: Run, name: str, start: str, derived: Mapping[str, Numbers]
+) -> ModelConfig | None:
+    parent = prepared.pending(name, start)
     if parent is not None:
-        return config_of(going, parent, derived) if parent in derived else None
-    return planned_shape(going.place_of(name, start))
+        return config_of(prepared, parent, derived) if parent in derived else None
+    return planned_shape(prepared.place_of(name, start))
 
 
-def job_of(going: Run, name: str, derived: Mapping[str, Numbers], checked: Checked) -> Job:
+def job_of(prepared: Run, name: str, derived: Mapping[str, Numbers], checked: Checked) -> Job:
     """The job of one stage; what is not known counts as nothing."""
-    stage: Any = going.nodes[name].stage
+    stage: Any = prepared.nodes[name].stage
     numbers = derived[name]
     characters = conversations = 0.0
     for source, one in checked.sources.get(name, {}).items():
@@ -91,12 +93,12 @@ def job_of(going: Run, name: str, derived: Mapping[str, Numbers], checked: Check
             # Of a pair both answers are laid into the template.
             conversations += (one.documents or 0) * (1 + (stage.kind in PREFERENCES))
     job = Job(name, stage.kind, characters=characters, conversations=conversations)
-    config = config_of(going, name, derived)
+    config = config_of(prepared, name, derived)
     if config is not None:
         if numbers.get("items", NO_ITEMS) != NO_ITEMS:
-            numbers = {**numbers, "modalities": modalities_of(going, name, config.width)}
+            numbers = {**numbers, "modalities": modalities_of(prepared, name, config.width)}
         if stage.kind in ("grow", "shrink"):
-            numbers = {**numbers, "parent": _parent_config(going, name, stage.start, derived)}
+            numbers = {**numbers, "parent": _parent_config(prepared, name, stage.start, derived)}
         job = _with_model(stage, job, config, numbers)
     # A kind of a person's own says itself what it computes.
     if not job.phases and numbers.get("flops"):

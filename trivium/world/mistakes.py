@@ -9,11 +9,11 @@ RESULT = {"+": lambda total, other: total + other, "-": lambda total, other: tot
 MISTAKES = ("result", "sign", "number", "total", "left out", "twice", "swapped", "too early")
 
 
-def with_mistake(steps: Sequence[str], chance: Chance) -> list[str]:
-    """The solution with one mistake at a random place; it goes on from what the wrong step came to.
+def with_mistake(steps: Sequence[str], chance: Chance, most: int) -> tuple[list[str], int]:
+    """The steps with one mistake at a random place, and what they come to; they go on from the wrong number.
 
     A wrong result, operation or number, a total that is not the last one, an event of the story that is left
-    out, told twice or before its turn, or an answer before the last event. Numbers stay within 0 and 99.
+    out, counted twice or too early, or an answer before the last event. Numbers stay within 0 and `most`.
     """
     moves = [(step.split()[1], int(step.split()[2])) for step in steps]
     total, place = int(steps[0].split()[0]), chance.below(len(moves))
@@ -34,12 +34,12 @@ def with_mistake(steps: Sequence[str], chance: Chance) -> list[str]:
             other = _near(other, chance)
         elif turn == place and mistake == "total":
             total = _near(total, chance)
-        result = min(max(RESULT[sign](total, other), 0), 99)
+        result = min(max(RESULT[sign](total, other), 0), most)
         if turn == place and mistake == "result":
             result = _near(result, chance)
         lines.append(f"{total} {sign} {other} = {result}")
         total = result
-    return [*lines, f"#### {total}"]
+    return lines, total
 
 
 def labels(solution: Sequence[str], right: Sequence[str]) -> list[bool]:

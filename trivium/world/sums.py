@@ -1,7 +1,7 @@
 """Word problems whose every step can be checked, with one family of problems kept for the test."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from trivium.kit.errors import TriviumError
@@ -188,7 +188,10 @@ def write(index: int, split: Split, seed: int, options: Options) -> WorldDocumen
         return WorldDocument("", None, {"prompt": [asked], "answer": str(one.answer)}, truth)
     if options.form == "steps":
         right, chance = solution.splitlines(), Chance("sums wrong", split, seed, index)
-        written = with_mistake(one.steps, chance) if chance.happens(options.wrong) else right
+        written = right
+        if chance.happens(options.wrong):
+            steps, total = with_mistake(one.steps, chance, max(99, options.largest))
+            written = [*steps, replace(one, answer=total).close(options.ending)]
         fields = {"prompt": [asked], "completions": written, "labels": labels(written, right)}
         return WorldDocument("", None, {**fields, "answer": str(one.answer)}, truth)
     raise TriviumError(f"world:sums has no form '{options.form}'; use document, chat, prompt or steps.")
