@@ -183,6 +183,13 @@ def test_numbers_of_a_report_carry_the_error_of_its_questions(tmp_path):
     assert taken(tmp_path, "keys: accuracy, length=512").value == 0.25
 
 
+def test_a_number_with_an_interval_in_a_summary_is_a_measure(tmp_path):
+    agreement = {"value": 0.94, "low": 0.92, "high": 0.96, "n": 902}
+    (tmp_path / "stage.yaml").write_text(json.dumps({"summary": {"agreement": agreement, "steps": 902}}))
+    found = taken(tmp_path, "agreement")
+    assert (found.value, found.error) == (0.94, pytest.approx(0.02 / 1.96, rel=1e-3))
+
+
 def test_students_t():
     # Table 26.10 of Abramowitz and Stegun.
     for degrees, value in ((1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042)):

@@ -281,6 +281,8 @@ def _logged(folder: Path) -> dict[str, Number]:
         for name, value in row.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 found[name] = Number(float(value))
+            elif isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+                found[name] = _within(value)
     return found
 
 
