@@ -17,8 +17,9 @@ from trivium import world
 from trivium.kit.errors import TriviumError
 from trivium.model.flops import parameter_count
 from trivium.pipeline.plan import planned as planned_run
+from trivium.stages.parts.modalities import Pictures
 from trivium.tokens.adopt import with_chat_template, with_codes
-from trivium.tokens.codebook import Codebook, learnt_codes, names_of
+from trivium.tokens.codebook import Codebook, _patches, learnt_codes, names_of
 from trivium.tokens.forms import Forms, forms_from
 from trivium.tokens.pictures import PictureForm
 
@@ -82,6 +83,12 @@ def test_few_codes_are_the_means_of_what_they_name():
         back = [book.pictures(book.ids(one), 16)[0] for one in shown]
         errors.append(np.mean((np.stack(back).astype(float) - shown) ** 2))
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    # Each code is about the mean of what it names; patches drawn at random are not.
+    table = learnt_codes(shown, 4, 8, seed=1).astype(float)
+    patches = np.unique(_patches(shown, 8), axis=0).astype(float)
+    named = ((patches[:, None] - table) ** 2).sum(2).argmin(1)
+    for code in range(4):
+        assert np.abs(patches[named == code].mean(0) - table[code]).mean() < 8
     assert (learnt_codes(shown, 16, 8, seed=1) == learnt_codes(shown, 16, 8, seed=1)).all()
 
 
@@ -185,3 +192,21 @@ def test_a_plan_counts_the_rows_of_the_codes(tmp_path):
     numbers = planned_run(recipe, runs).numbers["see"]
     assert numbers["vocabulary"] == base.vocabulary + 24 + 2
     assert numbers["parameters"] == parameter_count(base.changed(vocabulary=numbers["vocabulary"]))
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"encoder": "codebook", "layers": 7}, "no encoder to say `layers` of"),
+        ({"codes": 77}, "`codes` are of a codebook"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(said, named):
+    with pytest.raises(ValueError, match=named):
+        Pictures(**said)
+
+
+@pytest.mark.parametrize("option", ["kind=digit", "shown=shuffled"])
+def test_a_drawing_has_no_question_to_choose(option):
+    with pytest.raises(TriviumError, match="leave `kind` and `shown` out"):
+        next(iter(world.documents("pictures", form="draw", limit=1, **dict([option.split("=")]))))

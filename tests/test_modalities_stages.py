@@ -209,3 +209,4 @@ def test_a_vocabulary_is_learnt_from_the_questions_about_pictures():
     asked = [{"type": "image", "path": "a.png"}, {"type": "text", "text": "How many?"}]
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": "Three."}]
     assert _spoken({"messages": messages}) == "How many?\nThree."
+    assert _spoken({"messages": [{"content": ["a word", {"text": 3}, {"text": "Four."}]}]}) == "Four."

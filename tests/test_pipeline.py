@@ -186,14 +186,14 @@ def test_a_damaged_parent_is_named_and_not_used(tmp_path, parent, file, child, g
 
 def test_time_and_work_before_a_stop_are_added_to_those_after_it(tmp_path, monkeypatch):
     """One product of [8, 16] and [16, 32] in every attempt; the first attempt is made to look long."""
-    prepared, attempts = ToyTrain.run, []
+    original, attempts = ToyTrain.run, []
 
     def working(self, work):
         note_product(8, torch.ones(16, 32))
         attempts.append(work.resume)
         if len(attempts) == 1:
             raise RuntimeError("the lights went out")
-        return prepared(self, work)
+        return original(self, work)
 
     monkeypatch.setattr(ToyTrain, "run", working)
     path = write_recipe(tmp_path)

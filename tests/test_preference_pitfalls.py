@@ -55,8 +55,8 @@ def test_pitfall_a_the_gradient_does_not_depend_on_how_a_batch_is_divided(tmp_pa
         model, reference = model_and_reference()
         objective = objective_of(loss, reference, PreferenceNumbers(beta=0.3))
         rows = in_order(batches_of(pairs(uneven), loss))
-        prepared = trainer(tmp_path / str(budget), model, objective, rows, micro_batch=budget)
-        measures, norm = prepared._gradient(rows)
+        sized = trainer(tmp_path / str(budget), model, objective, rows, micro_batch=budget)
+        measures, norm = sized._gradient(rows)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         logged = {name: float(total) / float(weight) for name, (total, weight) in measures.items() if weight}
         results.append((logged, norm, gradient))

@@ -169,10 +169,10 @@ def test_the_pull_does_not_depend_on_how_a_batch_is_divided(tmp_path):
     found = []
     for micro in (1, 60, 10_000):
         model = small_model(tokenizer)
-        prepared = trainer(tmp_path / str(micro), model, rows, micro_batch=micro)
-        prepared.objective = NextToken(guards=[NearWeights(model, 0.1), NearPredictions(0.5, parent)])
+        sized = trainer(tmp_path / str(micro), model, rows, micro_batch=micro)
+        sized.objective = NextToken(guards=[NearWeights(model, 0.1), NearPredictions(0.5, parent)])
         moved(model)
-        measures, norm = prepared._gradient(rows)
+        measures, norm = sized._gradient(rows)
         total, weight = measures["distance_to_parent"]
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((norm, float(total) / float(weight), gradient))

@@ -79,8 +79,8 @@ def test_A_the_gradient_does_not_depend_on_how_a_batch_is_divided(tmp_path):
     results = []
     for micro in (1, 60, 10_000):
         model = small_model(tokenizer)
-        prepared = trainer(tmp_path / str(micro), model, rows, micro_batch=micro)
-        measures, norm = prepared._gradient(rows)
+        sized = trainer(tmp_path / str(micro), model, rows, micro_batch=micro)
+        measures, norm = sized._gradient(rows)
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         total, weight = measures["loss"]
         results.append((float(total) / float(weight), norm, gradient))

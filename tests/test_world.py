@@ -217,6 +217,8 @@ def test_sums_come_step_by_step_with_labels_that_a_checker_gives_as_well():
     assert all(all(one.fields["labels"]) for one in right)
     wrong = world.documents("sums", limit=50, wrong=1, ending="The answer is", **options)
     assert all(one.fields["completions"][-1].startswith("The answer is ") for one in wrong)
+    spoiled = world.documents("sums", limit=1000, wrong=1, form="steps")
+    assert not any(all(one.fields["labels"]) for one in spoiled)
 
 
 def test_dials_are_checked_by_name_and_read_from_text():

@@ -224,10 +224,14 @@ class Conversation:
         """The pictures of an answer as parts of its message, written into the current folder."""
         parts = []
         for pixels in speaker.engine.tokenizer.pictures(tokens):
-            path = next(one for n in count(1) if not (one := Path(f"picture-{n}.png").absolute()).exists())
-            pillow().Image.fromarray(pixels).save(path)
+            path = next(one for n in count(1) if not (one := Path(f"picture-{n}.png")).exists())
+            try:
+                pillow().Image.fromarray(pixels).save(path)
+            except OSError as error:
+                self._say(f"({speaker.name} drew a picture, which cannot be written: {error})")
+                continue
             self._say(f"({speaker.name} drew {path.name})")
-            parts.append({"type": "image", "path": str(path)})
+            parts.append({"type": "image", "path": str(path.absolute())})
         return parts
 
     def _search(self, speaker: Speaker, fitted: Fitted, search: SearchSettings) -> str:

@@ -151,9 +151,10 @@ class Multimodal(Sft):
             # An adapter froze everything that it found; the towers learn beside it.
             self._let_learn(opened.model)
         rates = replace(super().learning_rates(opened), new_parts=self.new_parts_rate)
-        opened.work.change(
-            "learning rate of the new parts", rates.matrices, rates.matrices * self.new_parts_rate
-        )
+        if any(is_new(name) for name, _ in opened.model.named_parameters()):
+            opened.work.change(
+                "learning rate of the new parts", rates.matrices, rates.matrices * self.new_parts_rate
+            )
         return rates
 
     def reshapes(self, opened: Opened[Any]) -> Sequence[Reshape]:

@@ -23,7 +23,7 @@ class TokenizerStage(Stage):
     kind: Literal["tokenizer"]
     """Train a tokenizer (byte-level BPE)."""
     formerly: ClassVar[Mapping[str, str]] = {"letters": "characters"}
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     produces: ClassVar[Product] = "tokenizer"
     computes: ClassVar[bool] = False
     unaffecting: ClassVar[frozenset[str]] = frozenset({"seed"})
@@ -83,4 +83,5 @@ def _spoken(fields: dict[str, Any]) -> str:
     """What is said in a conversation, without who says it, and beside which pictures and sounds."""
     contents = [message.get("content") for message in fields.get("messages") or []]
     parts = [part for one in contents for part in (one if isinstance(one, list) else [{"text": one}])]
-    return "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    texts = (part.get("text") for part in parts if isinstance(part, Mapping))
+    return "\n".join(text for text in texts if isinstance(text, str))

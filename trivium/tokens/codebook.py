@@ -35,6 +35,8 @@ class Codebook:
     """What the codes look like, uint8 [codes, patch, patch, 3], in base64."""
 
     def __post_init__(self) -> None:
+        if self.patch < 1 or self.first < MARKS:
+            raise ValueError(f"a codebook has patches of {self.patch} pixels and begins at {self.first}")
         if len(base64.b64decode(self.pixels)) % (3 * self.patch**2):
             raise ValueError(f"the pixels of a codebook are no whole patches of {self.patch}")
 
@@ -81,7 +83,7 @@ def learnt_codes(pictures: np.ndarray, codes: int, patch: int, seed: int) -> np.
     There are fewer where there are no more patches. Every patch counts once however often it comes, or the
     background would take most codes.
     """
-    every = np.unique(_patches(pictures, patch).astype(np.uint8), axis=0).astype(np.float32)
+    every = np.unique(_patches(pictures, patch), axis=0).astype(np.float32)
     chance = np.random.default_rng(seed)
     if len(every) > MOST_PATCHES:
         every = every[np.sort(chance.choice(len(every), MOST_PATCHES, replace=False))]
@@ -100,11 +102,11 @@ def learnt_codes(pictures: np.ndarray, codes: int, patch: int, seed: int) -> np.
 
 
 def _patches(pictures: np.ndarray, patch: int) -> np.ndarray:
-    """Pictures [pictures, side, side, 3] in patches, row by row: float32 [all patches, 3 * patch^2]."""
+    """Pictures [pictures, side, side, 3] in patches, row by row: [all patches, 3 * patch^2]."""
     count, side = pictures.shape[:2]
     across = side // patch
     cut = pictures.reshape(count, across, patch, across, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-    return cut.reshape(count * across**2, 3 * patch**2).astype(np.float32)
+    return cut.reshape(count * across**2, 3 * patch**2)
 
 
 def _nearest(patches: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +115,7 @@ def _nearest(patches: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.nda
     lengths = (table**2).sum(1)
     found, away = [], []
     for start in range(0, len(patches), _BLOCK):
-        block = patches[start : start + _BLOCK]
+        block = patches[start : start + _BLOCK].astype(np.float32)
         apart = lengths - 2 * block @ table.T
         chosen = apart.argmin(1)
         found.append(chosen)

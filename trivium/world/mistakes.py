@@ -17,7 +17,10 @@ def with_mistake(steps: Sequence[str], chance: Chance, most: int) -> tuple[list[
     """
     moves = [(step.split()[1], int(step.split()[2])) for step in steps]
     total, place = int(steps[0].split()[0]), chance.below(len(moves))
-    mistake = chance.pick(MISTAKES[: -1 if place == 0 else None])
+    same = {"too early"} if place == 0 else set()
+    if moves[place : place + 1] * 2 == moves[place : place + 2] or place + 1 == len(moves):
+        same.add("swapped")
+    mistake = chance.pick([one for one in MISTAKES if one not in same])
     if mistake == "left out" or (mistake == "twice" and place == 0):
         moves = [*moves[:place], *moves[place + 1 :]]
     elif mistake == "twice":
@@ -31,12 +34,12 @@ def with_mistake(steps: Sequence[str], chance: Chance, most: int) -> tuple[list[
         if turn == place and mistake == "sign":
             sign = chance.pick([one for one in RESULT if one != sign])
         elif turn == place and mistake == "number":
-            other = _near(other, chance)
+            other = _near(other, chance, most)
         elif turn == place and mistake == "total":
-            total = _near(total, chance)
+            total = _near(total, chance, most)
         result = min(max(RESULT[sign](total, other), 0), most)
         if turn == place and mistake == "result":
-            result = _near(result, chance)
+            result = _near(result, chance, most)
         lines.append(f"{total} {sign} {other} = {result}")
         total = result
     return lines, total
@@ -51,6 +54,7 @@ def labels(solution: Sequence[str], right: Sequence[str]) -> list[bool]:
     return found
 
 
-def _near(number: int, chance: Chance) -> int:
+def _near(number: int, chance: Chance, most: int) -> int:
     """Another number, at most five away."""
-    return chance.pick([one for one in range(max(0, number - 5), number + 6) if one != number])
+    near = range(max(0, number - 5), min(number + 5, most) + 1)
+    return chance.pick([one for one in near if one != number])

@@ -215,6 +215,10 @@ def _checked(options: Options) -> Options:
 def write(index: int, split: Split, seed: int, options: Options) -> WorldDocument:
     """One question about a picture with its answer, as a conversation to learn from."""
     if options.form == "draw":
+        if (options.kind, options.shown) != ("what", "own"):
+            raise TriviumError(
+                "world:pictures draws what it is asked for (`form=draw`): leave `kind` and `shown` out."
+            )
         return _drawn(index, split, seed, _checked(options))
     if _checked(options).form != "pairs":
         return SENSE.document(index, split, seed, options, "chat, prompt, pairs or draw")

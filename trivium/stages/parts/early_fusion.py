@@ -66,7 +66,7 @@ def with_planned_codes(config: ModelConfig, wish: Pictures) -> ModelConfig:
 
 
 def _pictures(work: Work, data: Mapping[str, MixtureSource], form: PictureForm) -> Iterator[np.ndarray]:
-    """The first pictures of every source, uint8 [side, side, 3]; what cannot be read is told elsewhere."""
+    """The first pictures of every source, uint8 [side, side, 3]; the damaged are named later."""
     for source in data.values():
         if is_corpus(work, source):
             continue

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import read_object
@@ -80,7 +80,7 @@ class Pictures(Tower):
     """How many different patches a codebook tells apart."""
     tokens: Count | None = Field(default=None, ge=1)
     """Tokens of a picture (of each tile), a square number; neighbouring patches are joined to get there.
-    Where it is left out, 16 for an own encoder, and one for each patch of another."""
+    Where it is left out, 16 for an own encoder or a codebook, and one for each patch of another."""
     side: Count | None = Field(default=None, ge=1)
     """The side in pixels to which an own encoder's pictures are brought; one patch for each token where it
     is left out."""
@@ -90,6 +90,17 @@ class Pictures(Tower):
     """A large or long picture is cut into at most so many tiles, with a small view of the whole before."""
     layer: int = Field(default=-2, le=-1)
     """Which layer of an encoder from a folder is read, counted from the end (LLaVA reads -2)."""
+
+    @model_validator(mode="after")
+    def _says_what_it_has(self) -> Self:
+        if self.encoder != CODEBOOK:
+            if "codes" in self.model_fields_set:
+                raise ValueError("`codes` are of a codebook (`encoder: codebook`); leave `codes` out")
+            return self
+        of_codes = {"encoder", "patch", "codes", "tokens", "side", "resize", "tiles"}
+        if more := sorted(self.model_fields_set - of_codes):
+            raise ValueError(f"a codebook has no encoder to say `{more[0]}` of; leave `{more[0]}` out")
+        return self
 
     @property
     def folder(self) -> str | None:
@@ -127,7 +138,8 @@ class Pictures(Tower):
         if across**2 != tokens or self.side not in (None, across * self.patch) or self.tiles > 1:
             raise TriviumError(
                 "`picture`: a codebook has one token for each patch of one tile, so `tokens` is a square "
-                f"number and `side` its root times `patch`; here are {tokens} tokens and {self.tiles} tiles."
+                f"number and `side` its root times `patch`; here are {tokens} tokens of {self.patch} pixels, "
+                f"a side of {self.side or across * self.patch} and {self.tiles} tiles."
             )
         return PictureForm(across * self.patch, tokens + MARKS, self.resize or "pad")
 

@@ -34,10 +34,10 @@ class ModelFolder:
         return load_config(self.path)
 
     def load(self, dtype: torch.dtype | None = None) -> Transformer:
-        """The model on this process's device, in the stored precision unless told otherwise."""
+        """The model on this process's device, in the stored precision unless `dtype` says otherwise."""
         return load_model(self.path, dtype=dtype, device=machine.device())
 
-    def engine(self, max_rows: int = 32) -> Engine:
+    def engine(self, max_rows: int) -> Engine:
         """An engine over the model in float32."""
         return Engine(self.load(torch.float32), self.tokenizer, max_rows=max_rows)
 
