@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,19 @@ def tiles(before: Seen, after: Seen) -> None:
     """Ten pixels are wider than one tile of eight: two tiles, and the whole before them."""
     assert set(item_tokens(before)) == {1}
     assert set(item_tokens(after)) == {3}
+
+
+@moves(
+    "picture.codes", 3, kinds=KIND,
+    both={
+        "picture.encoder": "codebook", "picture.codes": 2, "picture.layers": None, "picture.width": None,
+        "steps_frozen": 0.0,
+    },
+)  # fmt: skip
+def codes(before: Seen, after: Seen) -> None:
+    """Each is 4 x 4 pixels of three bytes."""
+    sizes = [len(b64decode(towers(seen)["forms"]["codebook"]["pixels"])) for seen in (before, after)]
+    assert sizes == [2 * 48, 3 * 48]
 
 
 @moves("picture.layers", 2, kinds=KIND)
