@@ -9,13 +9,11 @@ model drew stands what the same program says of true pictures, and of these in t
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from statistics import mode
 
 import numpy as np
+from digit_questions import arguments_of
 from PIL import Image
 
 import trivium
@@ -99,16 +97,8 @@ def shares(pictures: Iterable[np.ndarray], truths: list[dict]) -> str:
 
 def main() -> None:
     """Train, draw, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--patch", type=int, default=4)
-    parser.add_argument("--to", type=Path)
-    arguments = parser.parse_args()
-    folder = arguments.to or Path(tempfile.mkdtemp(prefix="drawing-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    arguments = arguments_of(__doc__, "drawing", steps=300, patch=4)
+    folder = arguments.to
     recipe = folder / "drawing.yaml"
     tokens = (SIDE // arguments.patch) ** 2
     recipe.write_text(

@@ -9,41 +9,19 @@ share that is named right in the voices held out stands what is guessed from noi
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
-import tempfile
 import wave
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-
-import trivium
+from digit_questions import answers, arguments_of, learned, taught
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LEARNED, HELD_OUT = ("m1", "m3", "f1", "f2"), ("m7", "f4")
 QUESTION = "Which digit is said?"
 RATE = 22_050
-RECIPE = """\
-name: spoken
-seed: {seed}
-stages:
-  words: {{kind: tokenizer, vocabulary: 512, data: {{path: world:facts, limit: 2k}}}}
-  base: {{kind: pretrain, data: {{"world:facts?people=40": {{limit: 2k}}}}, tokenizer: words, context: 128,
-         batch: 2k, tokens: 100k, model: {{depth: 2, width: 64}}}}
-  hear:
-    kind: multimodal
-    from: base
-    data: {{./train.jsonl: {{weight: 0.9}}, "world:facts?people=40": {{limit: 500, weight: 0.1}}}}
-    sound: {{encoder: own, tokens_per_second: 12.5, layers: 2, width: 96, mels: 40}}
-    steps_frozen: 0.1
-    learning_rate: 0.02
-    new_parts_rate: 1.0
-    context: 128
-    batch: 2k
-    steps: {steps}
-"""
+TOWER = "sound: {encoder: own, tokens_per_second: 12.5, layers: 2, width: 96, mels: 40}"
 
 
 class Speaker:
@@ -88,23 +66,10 @@ def write(path: Path, said: np.ndarray, chance: np.random.Generator) -> None:
         writer.writeframes(np.clip(samples, -32768, 32767).astype("<i2").tobytes())
 
 
-def asked(path: Path | str) -> list[dict]:
-    """The question about a sound."""
-    parts = [{"type": "audio", "path": str(path)}, {"type": "text", "text": QUESTION}]
-    return [{"role": "user", "content": parts}]
-
-
 def main() -> None:
     """Say the digits, train, ask, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--to", type=Path)
-    arguments = parser.parse_args()
-    folder = arguments.to or Path(tempfile.mkdtemp(prefix="spoken-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    arguments = arguments_of(__doc__, "spoken", steps=200)
+    folder = arguments.to
     speaker, chance = Speaker(), np.random.default_rng(0)
     rows, test = [], []
     for voice in (*LEARNED, *HELD_OUT):
@@ -114,19 +79,16 @@ def main() -> None:
             name = f"{voice}-{digit}-{speed}-{pitch}.wav"
             write(folder / name, speaker.say(word, voice, speed, pitch), chance)
             if voice in LEARNED:
-                rows.append({"messages": [*asked(name), {"role": "assistant", "content": str(digit)}]})
+                rows.append(taught("audio", name, QUESTION, digit))
             else:
                 test.append((folder / name, str(digit)))
     write(folder / "noise.wav", np.zeros(10, np.int16), chance)
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = folder / "spoken.yaml"
-    recipe.write_text(RECIPE.format(seed=arguments.seed, steps=arguments.steps))
-    model = trivium.run(recipe, runs=folder / "runs")["hear"].model()
+    model = learned(arguments, "spoken", "hear", TOWER, rows)
     paths, digits = zip(*test, strict=True)
 
     def right(shown: list[Path]) -> list[bool]:
-        said = model.generate([asked(path) for path in shown], temperature=0, max_new_tokens=4)
-        return [one.text.strip() == digit for one, digit in zip(said, digits, strict=True)]
+        said = answers(model, "audio", shown, QUESTION)
+        return [one == digit for one, digit in zip(said, digits, strict=True)]
 
     own = right([*paths])
     print(f"{len(rows)} sounds learned; named right of {len(own)} in voices held out: {np.mean(own):.3f}")

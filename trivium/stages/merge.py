@@ -120,7 +120,7 @@ class Merge(Stage):
             if folder.tokenizer.fingerprint != tokenizer.fingerprint:
                 raise TriviumError(f"{work.stage}: {name} and {self.of[0]} do not share a tokenizer.")
         apart = [self.base] if self.base is not None else []
-        configs = [folder_of(work, name).config for name in [*self.of, *apart]]
+        configs = [one.config for one in [*folders, *(folder_of(work, name) for name in apart)]]
         soups.check_one_shape(configs, [*self.of, *apart])
         rows = self._rows(work, folders)
         model = folders[0].load(torch.float32)
