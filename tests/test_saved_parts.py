@@ -22,8 +22,8 @@ from trivium.kit import files, processes
 from trivium.kit.errors import DamagedError, TriviumError
 from trivium.kit.files import load_tensors, save_tensors
 from trivium.learn.checkpoints import read_state
+from trivium.learn.holders import gathered
 from trivium.learn.pieces import SavedTensors, check_parts, file_of, write_parts
-from trivium.learn.sharding import gathered
 from trivium.learn.trainer import Trainer
 
 STEPS = 6

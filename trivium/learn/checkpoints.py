@@ -21,8 +21,8 @@ from trivium.kit.files import part_of, remove_parts, save_tensors, whole_folder
 from trivium.kit.numbers import number
 from trivium.kit.processes import all_reduce_sum, broadcast, everyone, world
 from trivium.kit.seals import read_sealed, write_sealed
+from trivium.learn.holders import is_divided
 from trivium.learn.pieces import SavedTensors, check_parts, file_of, offsets_of, own_parts, write_parts
-from trivium.learn.sharding import is_divided
 
 TENSORS = "tensors.safetensors"
 FACTS = "state.json"
@@ -133,8 +133,10 @@ class Checkpoints:
     def save(self, step: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor], *, wait: bool) -> None:
         """Write a state; without `wait` from a copy, in a thread, so that training goes on meanwhile."""
         self.finish()
-        here, several = world(), any(is_divided(tensor) for tensor in tensors.values())
-        parts = own_parts(tensors)
+        here, parts = world(), own_parts(tensors)
+        # Every process writes a file where the first has not all there is.
+        has_parts = any(is_divided(one) for one in tensors.values()) or bool(parts and not here.leads)
+        several = any(everyone(has_parts))
         offsets = offsets_of(tensors, parts)
         if not wait:
             parts = {name: part.to("cpu", copy=True) for name, part in parts.items()}

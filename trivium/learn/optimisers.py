@@ -4,11 +4,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trivium.learn.sharding import divided_as, gathered, is_divided, shared_out
+from trivium.learn.holders import gathered
+from trivium.learn.sharding import divided_as, shared_out
 from trivium.model.arithmetic import note_products
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -87,22 +89,26 @@ class Optimiser:
         *,
         muon: bool,
         products: torch.dtype = torch.float32,
+        peers: Mapping[str, Any] | None = None,
     ) -> None:
-        """`products` is the type of the factors in Muon's matrix products; all state stays in float32."""
+        """`products` is the type of the factors in Muon's matrix products; all state stays in float32.
+
+        `peers` are the groups of processes that hold a parameter, by name, of those that not all hold."""
         self.parameters = dict(parameters)
         self.rates = rates
         self.products = products
+        self.peers = peers or {}
         self.groups: dict[str, list[str]] = defaultdict(list)
         for name, parameter in self.parameters.items():
             self.groups[group_of(name, parameter)].append(name)
         self.muon = [] if not muon else self.groups["matrices"]
         matrices = set(self.muon)
-        self.adam: dict[tuple[str, float, bool], list[str]] = defaultdict(list)
+        self.adam: dict[tuple[str, float, Any], list[str]] = defaultdict(list)
         for group, names in self.groups.items():
             for name in names:
                 if name not in matrices:
-                    divided = is_divided(self.parameters[name])
-                    self.adam[group, rates.factor_of(name), divided].append(name)
+                    mesh = getattr(self.parameters[name], "device_mesh", None)
+                    self.adam[group, rates.factor_of(name), mesh].append(name)
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
@@ -128,10 +134,12 @@ class Optimiser:
         return kept, [self.parameters[name] for name in kept], gradients
 
     def _muon_step(self, factor: float) -> None:
-        shapes: dict[tuple[tuple[int, ...], float], list[str]] = defaultdict(list)
+        shapes: dict[tuple[tuple[int, ...], float, Any, Any], list[str]] = defaultdict(list)
         for name in self.muon:
-            shapes[tuple(self.parameters[name].shape), self.rates.factor_of(name)].append(name)
-        for (shape, faster), same in shapes.items():
+            one = self.parameters[name]
+            mesh, peers = getattr(one, "device_mesh", None), self.peers.get(name)
+            shapes[tuple(one.shape), self.rates.factor_of(name), mesh, peers].append(name)
+        for (shape, faster, _, peers), same in shapes.items():
             rate = self.rates.matrices * factor * faster
             names, parameters, gradients = self._moving(same)
             if not names:
@@ -142,10 +150,7 @@ class Optimiser:
             ahead = torch._foreach_lerp(gradients, momenta, self.rates.momentum)
             # Whole matrices: a part of one has other singular values.
             stack = torch.stack([gathered(update).flatten(1) for update in ahead])
-            if is_divided(parameters[0]):
-                moves = shared_out(stack, partial(orthogonalised, dtype=self.products))
-            else:
-                moves = orthogonalised(stack, self.products)
+            moves = shared_out(stack, partial(orthogonalised, dtype=self.products), peers)
             # An update whose every singular value is 1 should move tall matrices further (Jordan, 2024).
             scale = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
             if self.rates.weight_decay:

@@ -83,10 +83,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Whole tensors apart from those of which a process holds a part; no list is empty."""
-    kinds: dict[type, list[Tensor]] = {}
+    """Whole tensors apart from divided ones, these by the processes that share them; no list is empty."""
+    kinds: dict[Any, list[Tensor]] = {}
     for one in tensors:
-        kinds.setdefault(type(one), []).append(one)
+        kinds.setdefault(getattr(one, "device_mesh", None), []).append(one)
     return list(kinds.values())
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from trivium.kit.errors import DamagedError
 from trivium.kit.files import opened_tensors, save_tensors, tensors_checksum
 from trivium.kit.fingerprint import fingerprint
-from trivium.kit.processes import world
-from trivium.learn.sharding import extent_of, is_divided
+from trivium.learn.holders import Holders, is_divided
+from trivium.learn.sharding import extent_of, is_first
 
 OFFSETS = "DCP_SHARDING_INFO"
 """The key of a file's metadata under which stands where each of its parts begins in the whole tensor."""
@@ -33,14 +33,17 @@ def file_of(rank: int, size: int) -> str:
 
 
 def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What this process writes: its parts of divided tensors that no other writes, the first all else."""
-    parts = {}
+    """What this process writes: tensors, and parts of them, that no process of a lower rank has."""
+    first, parts = Holders(tensors).first, {}
     for name, tensor in tensors.items():
-        if not is_divided(tensor):
-            if world().leads:
-                parts[name] = tensor.detach()
-        elif (extent := extent_of(tensor)).is_first and 0 not in extent.shape:
-            parts[name] = tensor.detach().to_local()  # type: ignore[attr-defined]
+        if not is_first(tensor, first[name]):
+            continue
+        part = tensor.detach()
+        if is_divided(tensor):
+            part = part.to_local()  # type: ignore[attr-defined]
+            if 0 in part.shape:
+                continue
+        parts[name] = part
     return parts
 
 

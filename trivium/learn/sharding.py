@@ -11,7 +11,8 @@ stays whole on every process and follows after each step.
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import short
 from trivium.kit.processes import broadcast, largest_of_all, world
-from trivium.learn.parallel import sum_gradients
+from trivium.learn.holders import Holders, is_divided
+from trivium.learn.parallel import gradient_norm, sum_gradients
 from trivium.learn.settings import Parallel
 from trivium.model.config import ModelConfig
 from trivium.model.initialise import Put, give_room
@@ -44,6 +46,8 @@ class Replicas:
 
     divided = False
     """Whether a process holds a part of the model, so that none can do a pass by itself."""
+    peers: Mapping[str, Any] = {}
+    """The group of processes that hold a parameter, of those that not all hold, by name."""
     group = 1
     """So many processes, one after the other, do the same passes together, each a part of all of them."""
 
@@ -61,6 +65,10 @@ class Replicas:
         """Sum over all processes what their rows gave."""
         sum_gradients(parameters)
 
+    def norm(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
+        """The length of the whole gradient."""
+        return gradient_norm(parameters.values())
+
     def follow(self) -> None:
         """The model that is trained is the stage's own."""
 
@@ -75,6 +83,7 @@ class _Divided:
     """A copy of a model whose parts lie on several processes, trained in the stage's own model's place."""
 
     divided = True
+    peers: Mapping[str, Any] = {}
     group = 1
 
     def __init__(self, model: Transformer, copied: Transformer, watched: bool) -> None:
@@ -83,15 +92,23 @@ class _Divided:
         self.device = device_of(model)
         self.released = False
 
+    @cached_property
+    def trained(self) -> Holders:
+        """Which processes have each of the trained weights; asked for by all of them together."""
+        return Holders(trained_parameters(self.model))
+
+    def norm(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
+        """The length of the whole gradient."""
+        return self.trained.norm(parameters)
+
     @torch.no_grad()
     def follow(self) -> None:
         """Bring the stage's own model up to date, if it is whole now; all processes call it together."""
         if self.released:
             return
         own = dict(self.whole.named_parameters())
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                own[name].copy_(gathered(parameter.detach()))
+        for name, weight in self.trained.whole(trained_parameters(self.model)):
+            own[name].copy_(weight)
 
     @torch.no_grad()
     def show(self, *, to_all: bool = True) -> None:
@@ -99,8 +116,8 @@ class _Divided:
         if not self.released:
             return
         own = dict(self.whole.named_parameters())
-        for name, parameter in self.model.named_parameters():
-            weight = gathered(parameter.detach())
+        parameters = dict(self.model.named_parameters())
+        for name, weight in Holders(parameters).whole(parameters):
             if to_all or world().leads:
                 own[name].data = weight
         self.released = not (to_all or world().leads)
@@ -332,25 +349,12 @@ def refuse_indivisible(config: ModelConfig, tensor: int) -> None:
         )
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """A whole tensor, of which every process may hold a part; all of them call it together."""
-    whole = getattr(tensor, "full_tensor", None)
-    return tensor if whole is None else whole()
-
-
-def is_divided(tensor: Tensor) -> bool:
-    """Whether a process holds a part of it."""
-    return hasattr(tensor, "placements")
-
-
 class Extent(NamedTuple):
     """Which part of a divided tensor this process holds."""
 
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     """Where the part begins in the whole tensor."""
-    is_first: bool
-    """Whether no process of a lower rank holds the same."""
 
 
 def extent_of(tensor: Tensor) -> Extent:
@@ -359,12 +363,21 @@ def extent_of(tensor: Tensor) -> Extent:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     assert isinstance(tensor, DTensor)
-    mesh, placements = tensor.device_mesh, tensor.placements
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    place = mesh.get_coordinate() or ()
-    alike = [at for at, placement in zip(place, placements, strict=True) if placement.is_replicate()]
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Extent(tuple(shape), tuple(offset))
+
+
+def is_first(tensor: Tensor, first: int) -> bool:
+    """Whether no process of a lower rank has this one's part of a tensor; `first` is the first with any."""
+    if not is_divided(tensor):
+        return world().rank == first
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)
+    mesh, place = tensor.device_mesh, tensor.device_mesh.get_coordinate() or ()
+    alike = [at for at, placement in zip(place, tensor.placements, strict=True) if placement.is_replicate()]
     # Of groups that are alike, each with a mesh of its own, one has the first process.
-    return Extent(tuple(shape), tuple(offset), not any(alike) and 0 in mesh.mesh)
+    return not any(alike) and first in mesh.mesh
 
 
 def put_part(weight: Tensor, values: Tensor) -> None:
@@ -373,14 +386,13 @@ def put_part(weight: Tensor, values: Tensor) -> None:
 
 
 def gathered_by_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors, gathered one by one; what is divided the first process alone has, in main memory."""
+    """Whole tensors, one by one; what not every process has whole the first alone has, in main memory."""
+    holders = Holders(tensors)
     found = {}
-    for name, tensor in tensors.items():
-        if not is_divided(tensor):
-            found[name] = tensor
-            continue
-        whole = gathered(tensor)
-        if world().leads:
+    for name, whole in holders.whole(tensors):
+        if name in holders.everywhere and not is_divided(tensors[name]):
+            found[name] = tensors[name]
+        elif world().leads:
             found[name] = whole.cpu()
     return found
 
@@ -405,18 +417,22 @@ def divided(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[s
     return found
 
 
-def shared_out(stack: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `work` makes of a stack [n, ...] that all processes have: each does a part, all get the whole."""
+def shared_out(stack: Tensor, work: Callable[[Tensor], Tensor], group: Any = None) -> Tensor:
+    """What `work` makes of a stack [n, ...] that all processes have: each does a part, all get the whole.
+
+    With a `group` of processes, those of a group alone."""
+    if world().size == 1:
+        return work(stack)
     import torch.distributed as distributed
 
-    here = world()
-    each = -(-len(stack) // here.size)
-    mine = stack[here.rank * each : (here.rank + 1) * each]
+    rank, size = distributed.get_rank(group), distributed.get_world_size(group)
+    each = -(-len(stack) // size)
+    mine = stack[rank * each : (rank + 1) * each]
     made = stack.new_zeros((each, *stack.shape[1:]))
     if len(mine):
         made[: len(mine)] = work(mine)
-    parts = [torch.empty_like(made) for _ in range(here.size)]
-    distributed.all_gather(parts, made)
+    parts = [torch.empty_like(made) for _ in range(size)]
+    distributed.all_gather(parts, made, group=group)
     return torch.cat(parts)[: len(stack)]
 
 

@@ -28,7 +28,7 @@ from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, ho
 from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
 from trivium.learn.objectives.near_parent import NearWeights
 from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
-from trivium.learn.parallel import alike, clip, gradient_norm, measures_of_all
+from trivium.learn.parallel import alike, clip, measures_of_all
 from trivium.learn.pieces import Held, SavedTensors
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.rank_watch import RankWatch, watching
@@ -155,6 +155,7 @@ class Trainer:
             self.rates,
             muon=self.settings.optimiser == "muon",
             products=product_dtype(self.settings.precision, self.model.device),
+            peers=self.layout.peers,
         )
         self.forward: Any = self.layout.model
 
@@ -306,7 +307,7 @@ class Trainer:
         self.watch.at(self.step + 1, "summing gradients")
         self.layout.sum_gradients(self.named.values())
         totals = measures_of_all(measures if speaks else {"objective": (0.0, 0.0)})
-        norm = float(gradient_norm(self.named.values()))
+        norm = float(self.layout.norm(self.named))
         return totals, norm
 
     def _time_own_work(self) -> None:

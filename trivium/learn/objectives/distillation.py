@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trivium.data.rows import Batch, PackedSequence
 from trivium.learn.head_loss import fused_cross_entropy
+from trivium.learn.holders import gathered
 from trivium.learn.objective import Loss, Measure
 from trivium.learn.objectives.distillation_losses import (
     DistillationNumbers,
@@ -16,7 +17,6 @@ from trivium.learn.objectives.distillation_losses import (
     Teacher,
     fused_distillation,
 )
-from trivium.learn.sharding import gathered
 from trivium.model.attention import Documents
 from trivium.model.experts import Routing
 from trivium.model.transformer import Transformer, hidden_at

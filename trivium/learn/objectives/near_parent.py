@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from trivium.data.rows import Batch
 from trivium.kit.settings import Settings
 from trivium.learn.head_loss import chunk_rows
+from trivium.learn.holders import gathered
 from trivium.learn.objective import Loss
 from trivium.learn.objectives.distillation_losses import capped, kl, scores_of
-from trivium.learn.sharding import gathered
 from trivium.model.arithmetic import note_product
 from trivium.model.attention import Documents
 from trivium.model.lora import adapted_layers, selected

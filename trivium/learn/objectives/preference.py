@@ -12,6 +12,7 @@ from trivium.data.preferences import CHOSEN, JUDGED, MISMATCHED, REJECTED
 from trivium.data.rows import NOTHING, Batch, PackedSequence
 from trivium.kit.errors import TriviumError
 from trivium.learn.head_loss import token_log_probabilities
+from trivium.learn.holders import gathered
 from trivium.learn.objective import Loss, Measure
 from trivium.learn.objectives.preference_losses import (
     PAIR_LOSSES,
@@ -24,7 +25,6 @@ from trivium.learn.objectives.preference_losses import (
     bco,
     kto,
 )
-from trivium.learn.sharding import gathered
 from trivium.model.branches import Branches
 from trivium.model.lora import selected
 from trivium.model.transformer import Transformer, hidden_at
