@@ -68,7 +68,8 @@ def run(
             check = nodes.check_nodes()
             for line in check.lines() if check is not None else ():
                 click.echo(line, err=True)
-        if world().leads:
+        # Several processes plan together how to share the work.
+        if world().size == 1:
             keep_plan(recipe, runs, overrides, only)
         prepared = run(recipe, runs, overrides, only, wait, unsafe_sandbox, store, jobs, workers)
     if prepared.became:

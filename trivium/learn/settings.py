@@ -96,7 +96,7 @@ class Parallel(Settings):
 
     shard: Annotated[int, Field(ge=1)] | Literal["all", "auto"] = "auto"
     """Among how many processes weights, gradients and moments are divided (FSDP2); groups of so many hold the
-    same. `auto` is all of them where a whole training would fill half of a device's memory, else 1."""
+    same. `auto` divides nothing where whole copies fit by the plan, else takes the fastest that fits."""
 
     tensor: int = Field(default=1, ge=1)
     """Among how many processes every matrix is divided, by heads, inner width and vocabulary (tensor

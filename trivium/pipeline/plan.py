@@ -1,7 +1,7 @@
 """What a run would do and cost, and what it would refuse, before minutes are spent."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from trivium.kit.numbers import with_unit
 from trivium.kit.progress import duration
 from trivium.lab.compare_stages import PLAN_FILE
 from trivium.lab.planner.advice import advised
-from trivium.lab.planner.catalogue import HERE, Machine
+from trivium.lab.planner.catalogue import HERE, Machine, shared
 from trivium.lab.planner.catalogue import machine as catalogued
 from trivium.lab.planner.estimate import Estimate, estimate, total
 from trivium.lab.planner.work import Job
@@ -81,10 +81,12 @@ def planned(
     only: Iterable[str] = (),
     on: str | None = None,
     machines: Path | None = None,
+    node: int | None = None,
 ) -> Planned:
     """The plan; what a stage would refuse when its turn comes is refused here.
 
     `on` names a machine of the catalogue, as `h100:8`; `machines` a file whose entries are laid over it.
+    Of several processes here `node` are on one machine, all where it is left out.
     """
     prepared = prepare(recipe, runs, overrides)
     chosen = graph.needed(prepared.nodes, only)
@@ -105,7 +107,7 @@ def planned(
         sizes = {one.kind: one.parameters for one in jobs if one.parameters}
         machine = here(prepared.store, sizes)
         if on is not None:
-            machine = replace(machine, devices=catalogued(on, machines).devices)
+            machine = shared(machine, catalogued(on, machines).devices, node)
     else:
         assert on is not None
         machine = catalogued(on, machines)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from subprocess import Popen
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trivium import __version__
 from trivium.generate.exactness import typical
@@ -27,6 +27,7 @@ from trivium.kit.stopping import StopRequested, requested
 from trivium.kit.trackers import Tracked, check, tracking
 from trivium.lab.compare_stages import PLAN_FILE
 from trivium.lab.experiments import conclude
+from trivium.learn.settings import Parallel
 from trivium.model.arithmetic import counted
 from trivium.model.gguf.read import is_gguf
 from trivium.model.hub import resolve
@@ -44,7 +45,10 @@ from trivium.recipe.graph import Node
 from trivium.recipe.outside import Checksums, is_on_the_hub, locate
 from trivium.recipe.revisions import Revisions
 from trivium.recipe.schema import Recipe, load
-from trivium.stages.parts.stage import Work
+from trivium.stages.parts.stage import Stage, Work
+
+if TYPE_CHECKING:
+    from trivium.pipeline.layouts import Chosen
 
 PAGE = ".page"
 """What is locked while the page of a recipe is made."""
@@ -59,6 +63,8 @@ class Run:
     store: Store
     shared: SharedStore | None = None
     """The store that other machines reach, too, where one was named."""
+    layouts: Mapping[str, "Chosen"] = field(default_factory=dict)
+    """How several processes share the trainings that do not say it themselves."""
     became: dict[str, str] = field(default_factory=dict)
     concluded: dict[str, Any] | None = None
     """What an experiment found, once all of it ran."""
@@ -146,6 +152,10 @@ def run(
             order = {"recipe": str(recipe), "runs": str(runs), "overrides": plain(overrides), "store": store}
             order["unsafe_sandbox"] = unsafe_sandbox
             SideBySide(prepared, chosen, jobs, workers or begun, order, partial(lead, wait=wait), wait).run()
+        if world.leads and world.size > 1:
+            from trivium.pipeline.layouts import layouts_for
+
+            prepared.layouts = layouts_for(recipe, runs, overrides, only)
         for name in chosen if jobs is None else ():
             if world.leads:
                 prepared.became[name] = lead(prepared, name, wait)
@@ -232,15 +242,16 @@ def _make(prepared: Run, node: Node, entry: Entry, progress: Progress, *may: Cal
         progress.say(sentence)
     progress.say(f"{node.name}: {'going on where it was cut off' if resume else node.stage.kind}")
     work = _work(prepared, node, entry, progress, resume)
+    layout = _layout(prepared, node, before, record, progress)
     if node.stage.together:
-        processes.broadcast("work")
+        processes.broadcast({"layout": layout})
     start = time.monotonic()
     forget_peak_memory()
     tracked = Tracked(prepared.recipe.name, entry.folder.name, prepared.store.runs, record["settings"])
     with counted() as tally, announced(work.say) as layers:
         try:
             with tracking(work.log, prepared.recipe.track, tracked, progress.say) as work.log:
-                record["summary"] = node.stage.run(work)
+                record["summary"] = _laid_out(node, layout).run(work)
         except RewardFailedError as error:
             raise RewardFailedError(f"Stage `{node.name}`: {error}") from error
         finally:
@@ -259,6 +270,27 @@ def _make(prepared: Run, node: Node, entry: Entry, progress: Progress, *may: Cal
     if node.stage.together:
         processes.barrier()
     return "resumed" if resume else "ran"
+
+
+def _layout(
+    prepared: Run, node: Node, before: Mapping[str, Any], record: dict[str, Any], progress: Progress
+) -> dict[str, Any] | None:
+    """How processes share a stage that leaves it open: as it was begun by as many, else as planned."""
+    if (chosen := prepared.layouts.get(node.name)) is None:
+        return None
+    begun = before.get("layout") if before.get("processes") == processes.world().size else None
+    if begun is None:
+        progress.say(f"parallel: {chosen.parallel.described() or 'whole copies'}, as {chosen.why}")
+    record["layout"] = begun or chosen.parallel.model_dump()
+    found: dict[str, Any] = record["layout"]
+    return found
+
+
+def _laid_out(node: Node, layout: dict[str, Any] | None) -> Stage:
+    """A stage whose layout was left open, with the one that was chosen."""
+    if layout is None:
+        return node.stage
+    return node.stage.model_copy(update={"parallel": Parallel(**layout)})
 
 
 def _moved(before: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -284,8 +316,9 @@ def _follow(prepared: Run, name: str) -> None:
     said = processes.broadcast(None)
     if said == "stop":
         raise StopRequested
-    if said == "work":
-        node.stage.run(_work(prepared, node, prepared.store.entry(node), Progress(name), resume=True))
+    if said != "done":
+        work = _work(prepared, node, prepared.store.entry(node), Progress(name), resume=True)
+        _laid_out(node, said["layout"]).run(work)
         processes.barrier()
 
 

@@ -13,6 +13,7 @@ from trivium.generate.prefill import CHUNK
 from trivium.kit import machine as hardware
 from trivium.lab.planner.work import Job, Phase
 from trivium.learn.objectives.next_token import WORTH_LEAVING_OUT
+from trivium.learn.settings import Parallel
 from trivium.model.attention import padded_length
 from trivium.model.config import ModelConfig
 from trivium.model.flops import adapter_parameters, parameter_count
@@ -128,7 +129,7 @@ def _trained(stage: Any, job: Job, config: ModelConfig) -> Job:
         trained = adapter_parameters(config, adapter.rank)
     return replace(
         job, trained_parameters=trained, optimiser=stage.optimiser, recompute=stage.recompute,
-        parallel=stage.parallel if "parallel" in stage.model_fields_set else None,
+        parallel=None if stage.parallel == Parallel() else stage.parallel,
         divisible=adapter is None and config.experts is None and config.query_key_norm != "full",
         shares_prompts=stage.kind in (*PREFERENCES, *PROMPTED),
         kept_states=stage.checkpoint.keep, kept_models=1 + len(stage.checkpoint.at),

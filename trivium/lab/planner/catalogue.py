@@ -197,6 +197,18 @@ def this_machine(measured: Mapping[str, Any]) -> Machine:
     return _changed(found, {**defaults, **published})
 
 
+def shared(one: Machine, processes: int, node: int | None = None) -> Machine:
+    """This machine for several processes, `node` on each of it: each has a GPU or its part of a processor."""
+    node = processes if node is None else node
+    part = node if one.precision == "float32" else 1
+    return replace(
+        one, devices=processes, node=node, memory=one.memory / part, bandwidth=one.bandwidth / part,
+        inside=one.inside if part == 1 else one.bandwidth / part,
+        peak={kind: rate / part for kind, rate in one.peak.items()},
+        attention=tuple((length, rate / part) for length, rate in one.attention),
+    )  # fmt: skip
+
+
 def _changed(known_machine: Machine, rates: Mapping[str, float]) -> Machine:
     return replace(known_machine, **rates)  # type: ignore[arg-type]
 
