@@ -33,15 +33,31 @@ class Routing:
         return counts / counts.sum()
 
 
+class Experts(nn.ModuleList):
+    """Inner networks, computed one after the other, each on all of its tokens."""
+
+    def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """What experts make of rows [N, width] in their order, of which each takes its count: [N, width]."""
+        inputs = rows.split(counts.tolist())
+        # Where weights learn, an expert without tokens has a gradient, too, which is zero: processes that
+        # divide the weights have to send the same.
+        outputs = [
+            expert(mine)
+            for expert, mine in zip(self, inputs, strict=True)
+            if len(mine) or torch.is_grad_enabled()
+        ]
+        return torch.cat(outputs)
+
+
 class Mixture(nn.Module):
-    """Experts behind a router, computed one expert at a time on all of its tokens."""
+    """Experts behind a router."""
 
     def __init__(self, config: ModelConfig, experts: ExpertsConfig) -> None:
         super().__init__()
         self.per_token = experts.per_token
         self.normalise = experts.normalise
         self.router = nn.Linear(config.width, experts.count, bias=False)
-        self.experts = nn.ModuleList(Inner(config, experts.inner_width) for _ in range(experts.count))
+        self.experts = Experts(Inner(config, experts.inner_width) for _ in range(experts.count))
 
     def forward(self, rows: Tensor, routing: Routing | None = None) -> Tensor:
         probabilities = self.router(rows).float().softmax(-1)
@@ -50,18 +66,11 @@ class Mixture(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
         picks = chosen.flatten()
         order = picks.argsort(stable=True)
-        counts = torch.bincount(picks, minlength=len(self.experts))
+        counts = torch.bincount(picks, minlength=probabilities.shape[-1])
         if routing is not None:
             routing.note(probabilities, counts)
-        inputs = rows.index_select(0, order // self.per_token).split(counts.tolist())
-        # Where weights learn, an expert without tokens has a gradient, too, which is zero: processes that
-        # divide the weights have to send the same.
-        outputs = [
-            expert(mine)
-            for expert, mine in zip(self.experts, inputs, strict=True)
-            if len(mine) or torch.is_grad_enabled()
-        ]
+        outputs = self.experts(rows.index_select(0, order // self.per_token), counts)
         # A gather back and a weighted sum: a scattered sum would add in an order that may change.
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        joined = torch.cat(outputs).index_select(0, back).view(len(rows), self.per_token, -1)
+        joined = outputs.index_select(0, back).view(len(rows), self.per_token, rows.shape[-1])
         return torch.matmul(weights.to(rows.dtype)[:, None, :], joined)[:, 0]
