@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small import small_model
-from test_parallel import meet, together
+from small import SmallBatches, small_model, small_trainer
+from test_parallel import meet, run_until, together
+from test_tensor_parallel import assert_the_same, keep_end
 
 from trivium.kit import processes
-from trivium.kit.files import load_tensors, save_tensors
+from trivium.kit.files import load_tensors, save_tensors, write_json
 from trivium.learn.expert_parallel import HeldExperts
 from trivium.model.config import ExpertsConfig
 from trivium.model.experts import Mixture
 
 pytestmark = pytest.mark.slow
+MIXTURE = {"experts": ExpertsConfig(4, 2, 16, balance=0.01)}
+# Not all layers are mixtures, and a row of few tokens reaches some of the experts alone.
+SPARSE = {"layers": 3, "experts": ExpertsConfig(16, 1, 48, balance=0.01, layers=(True, False, True))}
 
 
 def mixture(learns: str = "") -> Mixture:
@@ -75,3 +80,50 @@ def test_tokens_go_to_those_that_hold_their_experts(
             holder = int(name.split(".")[1]) // each
             torch.testing.assert_close(found[holder].pop(name), one.grad, atol=1e-4, rtol=1e-5, msg=name)
     assert not any(found)
+
+
+def leg(
+    rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], cut: int | None,
+    changes: dict[str, Any], shape: dict[str, Any], objective: Any = None,
+) -> None:  # fmt: skip
+    """Train, to the end or until so many steps are done; the first process writes weights and moments."""
+    meet(rank, size, port)
+    trainer = small_trainer(
+        Path(folder), model=small_model(**(shape or MIXTURE)), batches=SmallBatches(4, 3), parallel=parallel,
+        objective=objective and objective(),
+        **{"micro_batch": 1, "checkpoint": {"every_steps": 100}, **changes},
+    )  # fmt: skip
+    if run_until(trainer, cut):
+        experts = [name for name in trainer.named if ".experts." in name]
+        rows = [getattr(trainer.named[name], "to_local", lambda: None)() for name in experts]
+        held = {"names": experts, "rows": sum(len(one) for one in rows if one is not None)}
+        write_json(Path(folder) / f"held-{rank}.json", held)
+        keep_end(trainer, Path(folder))
+    processes.stop()
+
+
+def compare(folder: Path, size: int, parallel: dict[str, Any], *arguments: Any) -> None:
+    together(leg, 1, str(folder / "one"), {}, None, *arguments)
+    together(leg, size, str(folder / "many"), parallel, None, *arguments)
+    assert_the_same(folder / "one", folder / "many")
+
+
+@pytest.mark.parametrize(
+    ("size", "parallel", "changes", "shape"),
+    [
+        # Three rows for two processes, one row a pass: one of them has a pass less than the other.
+        (2, {"expert": 2}, {}, {}),
+        (2, {"expert": 2}, {"optimiser": "adamw", "ema": 0.5, "recompute": "full"}, {}),
+        (2, {"expert": 2}, {"recompute": "selective", "weight_decay": 0.1}, {}),
+        (2, {"expert": 2, "shard": 2}, {"ema": 0.5}, {}),
+        (4, {"expert": 4}, {}, SPARSE),
+        (4, {"expert": 2}, {}, SPARSE),
+        (4, {"expert": 2, "shard": 2}, {"recompute": "full"}, {}),
+        (4, {"expert": 2, "shard": 4}, {"recompute": "selective"}, {}),
+    ],
+    ids=str,
+)
+def test_it_learns_what_one_process_learns(
+    tmp_path: Path, size: int, parallel: dict[str, Any], changes: dict[str, Any], shape: dict[str, Any]
+) -> None:
+    compare(tmp_path, size, {"shard": 1, **parallel}, changes, shape)

@@ -9,13 +9,22 @@ are divided as well (FSDP2): those of an expert among the processes of different
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.distributed._functional_collectives import all_to_all_single_autograd
-from torch.distributed.device_mesh import DeviceMesh
+import copy
+from collections.abc import Iterable
 
-from trivium.model.experts import Experts
+import torch
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from trivium.kit.processes import world
+from trivium.learn.holders import is_divided
+from trivium.learn.parallel import sum_gradients
+from trivium.learn.sharding import Divided, shard_layers
+from trivium.model.experts import Experts, Mixture
 from trivium.model.operations import in_product_type
+from trivium.model.transformer import Transformer
 
 
 class HeldExperts(Experts):
@@ -51,3 +60,46 @@ class HeldExperts(Experts):
         made = torch.cat([one(mine) for one, mine in zip(self, sorted_rows, strict=True)])
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         return all_to_all_single_autograd(made.index_select(0, back), sends, receives, self.group)
+
+
+class ExpertGroups(Divided):
+    """A copy of a model of which each process of a group of `expert` holds its share of the experts.
+
+    With `shard`, a multiple of `expert`, all else is divided among so many processes, and an expert among
+    those of them that hold it.
+    """
+
+    def __init__(self, model: Transformer, expert: int, shard: int, *, watched: bool = True) -> None:
+        size, parts = world().size, max(shard // expert, 1)
+        shape = (size // (parts * expert), parts, expert)
+        # The ranks of a group are neighbours, as what they send in every layer needs the fastest links.
+        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("replicate", "shard", "expert"))
+        # Parameters of their own on the same numbers, which the stage's own model may let go of.
+        own = {id(one): nn.Parameter(one.detach(), one.requires_grad) for one in model.parameters()}
+        super().__init__(model, copy.deepcopy(model, own), watched)
+        mixtures = [layer.mlp for layer in self.model.layers if isinstance(layer.mlp, Mixture)]
+        for one in mixtures:
+            one.experts = HeldExperts(one.experts, mesh["expert"])
+        if parts > 1:
+            over = mesh["replicate", "shard"] if shape[0] > 1 else mesh["shard"]
+            self.holders = over._flatten("holders").get_group() if shape[0] > 1 else over.get_group()
+            for one in mixtures:
+                fully_shard(one.experts, mesh=over, reshard_after_forward=True)
+        else:
+            self.holders = mesh["replicate"].get_group()
+        if shard > 1:
+            places = (size // shard, shard) if size > shard else (shard,)
+            names = ("replicate", "shard")[-len(places) :]
+            every = init_device_mesh(model.device.type, places, mesh_dim_names=names)
+            apart = [weight for one in mixtures for weight in one.experts.parameters() if parts == 1]
+            self.root = shard_layers(self.model, every, apart)
+        held = {id(weight) for one in mixtures for weight in one.experts.parameters()}
+        self.peers = {name: self.holders for name, one in self.model.named_parameters() if id(one) in held}
+        self.release()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum those of experts over their holders, others over all; FSDP2 has summed what it divides."""
+        whole = [one for one in parameters if not is_divided(one)]
+        held = {id(self.model.get_parameter(name)) for name in self.peers}
+        sum_gradients([one for one in whole if id(one) not in held])
+        sum_gradients([one for one in whole if id(one) in held], self.holders)

@@ -38,7 +38,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], group: Any = None) -> None
         bucket.clear()
         filled = 0
 
-    for parameter, takes_part in zip(parameters, _reached(parameters), strict=True):
+    for parameter, takes_part in zip(parameters, _reached(parameters, group), strict=True):
         # What no row of the step reached, such as the eyes in a step of text, has no gradient in one process.
         if not takes_part:
             continue
@@ -60,12 +60,12 @@ def _own_part(gradient: Tensor) -> Tensor:
     return gradient if to_local is None else to_local()
 
 
-def _reached(parameters: Sequence[nn.Parameter]) -> list[bool]:
+def _reached(parameters: Sequence[nn.Parameter], group: Any) -> list[bool]:
     """For each parameter whether some process has a gradient of it."""
     import torch.distributed as distributed
 
     has = torch.tensor([float(one.grad is not None) for one in parameters])
-    distributed.all_reduce(has)
+    distributed.all_reduce(has, group=group)
     return [one > 0 for one in has.tolist()]
 
 

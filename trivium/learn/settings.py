@@ -106,10 +106,18 @@ class Parallel(Settings):
     """Among how many processes the tokens of a pass are divided, long documents too (context parallelism);
     not with `tensor`, nor where answers share a prompt, as in preferences and reinforcement learning."""
 
+    expert: int = Field(default=1, ge=1)
+    """Among how many processes the experts of a layer are divided, to whom tokens are sent that picked them
+    (expert parallelism); `shard` is then 1 or a multiple of it, and `tensor` and `context` are 1."""
+
     @model_validator(mode="after")
-    def tokens_or_matrices(self) -> Parallel:
-        if self.tensor > 1 and self.context > 1:
-            raise ValueError("`tensor` and `context` exclude each other; divide by one of them and `shard`")
+    def degrees_that_go_together(self) -> Parallel:
+        groups = [name for name in ("tensor", "context", "expert") if getattr(self, name) > 1]
+        if len(groups) > 1:
+            names = " and ".join(f"`{name}`" for name in groups)
+            raise ValueError(f"{names} exclude each other; divide by one of them and `shard`")
+        if isinstance(self.shard, int) and self.shard > 1 and self.shard % self.expert:
+            raise ValueError(f"`shard` is {self.shard}, neither 1 nor a multiple of `expert`, {self.expert}")
         return self
 
     @model_validator(mode="before")
@@ -118,19 +126,17 @@ class Parallel(Settings):
         if isinstance(value, str):
             return {"shard": value}
         if isinstance(value, dict):
-            for name in ("pipeline", "expert"):
-                if value.get(name, 1) == 1:
-                    value = {key: one for key, one in value.items() if key != name}
-                else:
-                    raise ValueError(
-                        f"`{name}` parallelism is not there; divide by `shard`, `tensor` and `context`"
-                    )
+            if value.get("pipeline", 1) != 1:
+                raise ValueError(
+                    "`pipeline` parallelism is not there; divide by `shard`, `tensor`, `context` and `expert`"
+                )
+            value = {key: one for key, one in value.items() if key != "pipeline"}
         return value
 
     def described(self) -> str:
         """Such as `shard 4 x tensor 2`; empty where nothing is said."""
-        parts = {"shard": self.shard, "tensor": self.tensor, "context": self.context}
-        return " x ".join(f"{name} {many}" for name, many in parts.items() if many not in ("auto", 1))
+        parts = ((name, getattr(self, name)) for name in ("shard", "tensor", "context", "expert"))
+        return " x ".join(f"{name} {many}" for name, many in parts if many not in ("auto", 1))
 
 
 class Training(Settings):

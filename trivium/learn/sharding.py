@@ -25,6 +25,7 @@ from trivium.learn.holders import Holders, is_divided
 from trivium.learn.parallel import gradient_norm, sum_gradients
 from trivium.learn.settings import Parallel
 from trivium.model.config import ModelConfig
+from trivium.model.experts import Mixture
 from trivium.model.initialise import Put, give_room
 from trivium.model.quantize import is_quantised
 from trivium.model.transformer import Transformer
@@ -79,18 +80,33 @@ class Replicas:
         """And stays so."""
 
 
-class _Divided:
+class Divided:
     """A copy of a model whose parts lie on several processes, trained in the stage's own model's place."""
 
     divided = True
     peers: Mapping[str, Any] = {}
     group = 1
+    root: "FSDPModule | None" = None
+    """The whole copy, where FSDP2 divides its weights."""
 
     def __init__(self, model: Transformer, copied: Transformer, watched: bool) -> None:
         """`watched` says that something may look at the stage's own model at any time."""
         self.whole, self.model, self.watched = model, copied, watched
         self.device = device_of(model)
         self.released = False
+
+    def passes(self, own: int) -> int:
+        """All processes take part in every pass: as many as the one with the most rows needs."""
+        return int(largest_of_all(own))
+
+    def before_backward(self, last: bool) -> None:
+        """Only a step's last backward pass sends gradients."""
+        if self.root is not None:
+            self.root.set_requires_gradient_sync(last)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The last backward pass has summed those of divided weights; of a head every process has all."""
+        sum_gradients([one for one in parameters if not is_divided(one)])
 
     @cached_property
     def trained(self) -> Holders:
@@ -136,7 +152,7 @@ class _Divided:
                     one.data = nothing
 
 
-class Shards(_Divided):
+class Shards(Divided):
     """Weights are divided and gathered layer by layer for each pass (FSDP2)."""
 
     def __init__(
@@ -156,20 +172,8 @@ class Shards(_Divided):
             fill(self.model, put_part)
         self.release()
 
-    def passes(self, own: int) -> int:
-        """All processes take part in every pass: as many as the one with the most rows needs."""
-        return int(largest_of_all(own))
 
-    def before_backward(self, last: bool) -> None:
-        """Only a step's last backward pass sends gradients."""
-        self.root.set_requires_gradient_sync(last)
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The last backward pass has summed those of divided weights; of a head every process has all."""
-        sum_gradients([one for one in parameters if not is_divided(one)])
-
-
-class Groups(_Divided):
+class Groups(Divided):
     """A copy of a model whose passes a group of processes computes together, all on the same rows.
 
     They divide every matrix (`tensor`) or the tokens (`context`). With `shard` weights, gradients and moments
@@ -208,11 +212,6 @@ class Groups(_Divided):
         """A group does its own passes, all groups the same number where they also divide weights."""
         return own if self.root is None else int(largest_of_all(own))
 
-    def before_backward(self, last: bool) -> None:
-        """Only a step's last backward pass sends gradients to other groups."""
-        if self.root is not None:
-            self.root.set_requires_gradient_sync(last)
-
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum over all groups, and inside of a group what its processes have parts of."""
@@ -236,17 +235,20 @@ class Groups(_Divided):
         sum_gradients(parameters, self.replicas.get_group())
 
 
-Layout = Replicas | Shards | Groups
+Layout = Replicas | Divided
 
 
-def shard_layers(model: Transformer, mesh: "DeviceMesh") -> "FSDPModule":
-    """Divide each layer, and what is beside the layers, over a mesh with FSDP2, in place."""
+def shard_layers(model: Transformer, mesh: "DeviceMesh", apart: Iterable[nn.Parameter] = ()) -> "FSDPModule":
+    """Divide each layer, and what is beside the layers, over a mesh with FSDP2, in place.
+
+    What is `apart` is left as it is."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    ignored = set(apart)
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
     # The root's own weights stay gathered after a pass: the loss reads the head's outside of it.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
     for part in model.modules():
         if isinstance(part, FSDPModule):
             # The loss was divided by the weight of all processes' rows, so gradients are summed.
@@ -269,16 +271,18 @@ def layout_of(
 ) -> Layout:
     """How the processes there are share this model's training; `fill` has the numbers of an empty model."""
     size, tensor, group = world().size, wish.tensor, wish.tensor * wish.context
-    groups = size if size == 1 else _groups(size, group)
+    groups = size if size == 1 else _groups(size, group * wish.expert) * wish.expert
+    if size > 1 and wish.expert > 1:
+        refuse_indivisible_experts(model.config, wish.expert)
     shard, why = wish.shard if isinstance(wish.shard, int) else groups, ""
     if wish.shard == "auto" and groups > 1:
         trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
-        needed = TRAINING_BYTES * trained // tensor
+        needed = TRAINING_BYTES * (trained - _elsewhere(model, wish.expert)) // tensor
         # The first process decides for all: each of them sees another amount of free memory.
         free = broadcast(machine.free_on(device_of(model)))
         shard = 1 if needed <= ROOMY * free else groups
         why = f", since {short(needed)}B to train are more than half of the {short(free)}B that are free"
-    if size == 1 or shard == group == 1:
+    if size == 1 or shard == group == wish.expert == 1:
         _fill_whole(model, fill)
         return Replicas(model)
     refused = {
@@ -291,7 +295,8 @@ def layout_of(
         "quantised weights": any(is_quantised(one) for one in model.parameters()),
     }
     if reason := next((what for what, is_so in refused.items() if is_so), None):
-        key = "tensor" if tensor > 1 else "context" if wish.context > 1 else "shard"
+        keys = ("tensor", "context", "expert")
+        key = next((key for key in keys if getattr(wish, key) > 1), "shard")
         raise TriviumError(f"`parallel` cannot divide {reason}; leave `parallel.{key}` out, or say 1.")
     if groups % shard:
         what = "processes there are" if group == 1 else f"groups of {group} processes there are"
@@ -304,6 +309,14 @@ def layout_of(
         if shard > 1:
             say(f"weights, gradients and moments are divided among {shard} such groups{why}")
         return layout
+    if wish.expert > 1:
+        from trivium.learn.expert_parallel import ExpertGroups
+
+        say(f"the experts of a layer are divided among {wish.expert} processes, each with rows of its own")
+        if shard > 1:
+            say(f"weights, gradients and moments are divided among {shard} processes{why}")
+        _fill_whole(model, fill)
+        return ExpertGroups(model, wish.expert, shard, watched=watched)
     say(f"weights, gradients and moments are divided among {shard} processes{why}")
     return Shards(model, shard, watched=watched, fill=fill)
 
@@ -347,6 +360,26 @@ def refuse_indivisible(config: ModelConfig, tensor: int) -> None:
             f"`parallel.tensor` cannot divide models of the family {config.family}, which norm queries of "
             "all heads together; divide by `shard`."
         )
+
+
+def refuse_indivisible_experts(config: ModelConfig, expert: int) -> None:
+    """Say why the experts of a model's layers cannot be divided among so many processes."""
+    if config.experts is None:
+        raise TriviumError(
+            "`parallel.expert` divides the experts of a mixture, and this model has none; leave it out."
+        )
+    if config.experts.count % expert:
+        raise TriviumError(
+            f"`parallel.expert` is {expert}, which does not divide the model's {config.experts.count} "
+            "experts; choose a number that divides them."
+        )
+
+
+def _elsewhere(model: Transformer, expert: int) -> int:
+    """How many trained numbers of a model's experts lie on the other ones of so many processes."""
+    mixtures = [layer.mlp.experts for layer in model.layers if isinstance(layer.mlp, Mixture)]
+    trained = sum(one.numel() for part in mixtures for one in part.parameters() if one.requires_grad)
+    return trained - trained // expert
 
 
 class Extent(NamedTuple):
