@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import objectives
 import pytest
 import torch
-from small import SmallBatches, small_model, small_trainer
-from test_parallel import meet, run_until, together
+from judging import model_and_reference
+from objectives import CASES, OneBatch
+from small import SmallBatches, assert_identical, small_model, small_trainer
+from test_parallel import losses, meet, run_until, together
 from test_tensor_parallel import assert_the_same, keep_end
 
 from trivium.kit import processes
-from trivium.kit.files import load_tensors, save_tensors, write_json
+from trivium.kit.errors import TriviumError
+from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.learn.expert_parallel import HeldExperts
+from trivium.learn.settings import Parallel
+from trivium.learn.sharding import layout_of
 from trivium.model.config import ExpertsConfig
 from trivium.model.experts import Mixture
 
@@ -84,28 +92,25 @@ def test_tokens_go_to_those_that_hold_their_experts(
 
 def leg(
     rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], cut: int | None,
-    changes: dict[str, Any], shape: dict[str, Any], objective: Any = None,
+    changes: dict[str, Any], shape: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train, to the end or until so many steps are done; the first process writes weights and moments."""
     meet(rank, size, port)
     trainer = small_trainer(
-        Path(folder), model=small_model(**(shape or MIXTURE)), batches=SmallBatches(4, 3), parallel=parallel,
-        objective=objective and objective(),
+        Path(folder), model=small_model(**(shape or MIXTURE)), batches=SmallBatches(7, 3), parallel=parallel,
         **{"micro_batch": 1, "checkpoint": {"every_steps": 100}, **changes},
     )  # fmt: skip
     if run_until(trainer, cut):
-        experts = [name for name in trainer.named if ".experts." in name]
-        rows = [getattr(trainer.named[name], "to_local", lambda: None)() for name in experts]
-        held = {"names": experts, "rows": sum(len(one) for one in rows if one is not None)}
-        write_json(Path(folder) / f"held-{rank}.json", held)
+        held = [one for name, one in trainer.named.items() if ".experts." in name]
+        own = sum(getattr(one, "to_local", lambda one=one: one)().numel() for one in held)
+        write_json(Path(folder) / f"held-{rank}.json", {"experts": own})
         keep_end(trainer, Path(folder))
     processes.stop()
 
 
-def compare(folder: Path, size: int, parallel: dict[str, Any], *arguments: Any) -> None:
-    together(leg, 1, str(folder / "one"), {}, None, *arguments)
-    together(leg, size, str(folder / "many"), parallel, None, *arguments)
-    assert_the_same(folder / "one", folder / "many")
+def held_of(folder: Path) -> list[int]:
+    """How many numbers of experts each process held."""
+    return [read_json(path)["experts"] for path in sorted(folder.glob("held-*.json"))]
 
 
 @pytest.mark.parametrize(
@@ -126,4 +131,134 @@ def compare(folder: Path, size: int, parallel: dict[str, Any], *arguments: Any) 
 def test_it_learns_what_one_process_learns(
     tmp_path: Path, size: int, parallel: dict[str, Any], changes: dict[str, Any], shape: dict[str, Any]
 ) -> None:
-    compare(tmp_path, size, {"shard": 1, **parallel}, changes, shape)
+    together(leg, 1, str(tmp_path / "one"), {}, None, changes, shape)
+    together(leg, size, str(tmp_path / "many"), {"shard": 1, **parallel}, None, changes, shape)
+    assert_the_same(tmp_path / "one", tmp_path / "many")
+    divisor = max(parallel["expert"], parallel.get("shard", 1))
+    assert held_of(tmp_path / "many") == [held_of(tmp_path / "one")[0] // divisor] * size
+
+
+OBJECTIVES = [
+    "next-token", "next-token-adapter", "near-predictions",
+    "near-predictions-adapter-off", "preference-sigmoid", "preference-kto", "preference-orpo",
+    "preference-adapter-off", "distillation-forward_kl", "distillation-mse_hidden", "policy-grpo",
+    "policy-kl",
+    "ppo", "ppo-critic", "reward", "process-reward", "draft-heads",
+]  # fmt: skip
+
+
+def each_objective(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any]) -> None:
+    """Train with one objective after the other, all on models with experts."""
+    meet(rank, size, port)
+    objectives.small_model = partial(small_model, **MIXTURE)  # type: ignore[attr-defined]
+    objectives.model_and_reference = partial(model_and_reference, **MIXTURE)  # type: ignore[attr-defined]
+    for name in OBJECTIVES:
+        case, place = CASES[name]("cpu"), Path(folder) / name
+        trainer = small_trainer(
+            place, model=case.model, objective=case.objective, batches=OneBatch(case.rows, 2),
+            parallel=parallel, micro_batch=1,
+        )  # fmt: skip
+        trainer.run()
+        keep_end(trainer, place)
+    processes.stop()
+
+
+def test_every_objective_learns_the_same(tmp_path: Path) -> None:
+    together(each_objective, 2, str(tmp_path / "many"), {"expert": 2, "shard": 1})
+    together(each_objective, 1, str(tmp_path / "one"), {})
+    for name in OBJECTIVES:
+        assert_the_same(tmp_path / "one" / name, tmp_path / "many" / name)
+
+
+def test_a_stage_goes_on_under_any_layout(tmp_path: Path) -> None:
+    """One process, two that divide experts, or all weights, four that do both, and back to one."""
+    experts, both = {"expert": 2, "shard": 1}, {"expert": 2, "shard": 4}
+    legs = [(1, {}, 1), (2, experts, 2), (2, {"shard": 2}, 3), (2, experts, 4), (4, both, 5), (1, {}, None)]
+    arguments = ({"ema": 0.5}, {})
+    together(leg, 1, str(tmp_path / "one"), {}, None, *arguments)
+    for size, parallel, cut in legs:
+        together(leg, size, str(tmp_path / "many"), parallel, cut, *arguments)
+        assert len(losses(tmp_path / "many")) == (cut or 7)
+    assert_the_same(tmp_path / "one", tmp_path / "many")
+
+
+def saved(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], step: int) -> None:
+    """Save a state that was read, under another layout, and write its numbers."""
+    meet(rank, size, port)
+    trainer = small_trainer(
+        Path(folder), model=small_model(**MIXTURE), batches=SmallBatches(7, 3), parallel=parallel
+    )
+    trainer._resume()
+    assert trainer.step == step
+    trainer.checkpoints.clear() if rank == 0 else None
+    processes.barrier()
+    trainer._save(wait=True)
+    state = trainer.checkpoints.latest()
+    assert state is not None
+    if rank == 0:
+        save_tensors(Path(folder) / f"{size}-{parallel['shard']}.safetensors", dict(state.tensors))
+    processes.stop()
+
+
+def test_a_saved_state_has_the_same_bits_under_every_layout(tmp_path: Path) -> None:
+    together(leg, 2, str(tmp_path), {"expert": 2, "shard": 1}, 2, {}, {})
+    legs = [
+        (2, {"expert": 2, "shard": 1}),
+        (2, {"shard": 2}),
+        (4, {"expert": 2, "shard": 4}),
+        (1, {"shard": 1}),
+    ]
+    for size, parallel in legs:
+        together(saved, size, str(tmp_path), parallel, 2)
+    first, *others = (
+        load_tensors(tmp_path / f"{size}-{parallel['shard']}.safetensors") for size, parallel in legs
+    )
+    for theirs in others:
+        assert_identical(first, theirs)
+
+
+@pytest.mark.parametrize(
+    ("wish", "shape", "said"),
+    [
+        ({}, {"experts": None}, "this model has none"),
+        ({}, {"experts": ExpertsConfig(3, 1, 16)}, "does not divide the model's 3 experts"),
+        ({"expert": 3}, {"experts": ExpertsConfig(3, 1, 16)}, "which do not divide the 4 that there are"),
+        ({"shard": 8}, {}, "does not divide the 4 processes"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_divided_is_said(
+    monkeypatch: pytest.MonkeyPatch, wish: dict[str, Any], shape: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
+    model, parallel = small_model(**{**MIXTURE, **shape}), Parallel(**{"shard": 1, "expert": 2, **wish})
+    with pytest.raises(TriviumError, match=said):
+        layout_of(model, parallel, has_extra=False, reshapes=False, say=print)
+
+
+def test_a_pull_towards_the_parent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    with pytest.raises(TriviumError, match=r"near_parent.weights`; leave `parallel.expert` out"):
+        layout_of(
+            small_model(**MIXTURE), Parallel(shard=1, expert=2), has_extra=False, reshapes=False, pulls=True,
+            say=print,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"expert": 2, "tensor": 2}, "`tensor` and `expert` exclude each other"),
+        ({"expert": 2, "context": 2}, "`context` and `expert` exclude each other"),
+        ({"expert": 4, "shard": 2}, "`shard` is 2, neither 1 nor a multiple of `expert`, 4"),
+    ],
+)
+def test_degrees_that_do_not_go_together_are_refused(wish: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Parallel(**wish)
+    assert Parallel(expert=2, shard=4).described() == "shard 4 x expert 2"
+
+
+def test_in_one_process_nothing_is_divided() -> None:
+    layout = layout_of(small_model(), Parallel(expert=2), has_extra=False, reshapes=False, say=print)
+    assert not layout.divided

@@ -109,6 +109,10 @@ SFT = "  sft: {kind: sft, from: base, data: ./chats.jsonl, context: 32}\n"
             "wide: `parallel.tensor` is 64, which does not divide the model's",
         ),
         (
+            "  mixed: {kind: midtrain, from: base, data: ./texts, tokens: 1k, parallel: {expert: 2}}",
+            "mixed: `parallel.expert` divides the experts of a mixture, and this model has none",
+        ),
+        (
             "  dpo: {kind: preference, from: base, data: ./pairs.jsonl, parallel: {context: 2}}",
             "dpo: `parallel.context` cannot divide answers that share a prompt",
         ),

@@ -20,7 +20,7 @@ from trivium.lab.planner.catalogue import machine as catalogued
 from trivium.lab.planner.estimate import Estimate, estimate, total
 from trivium.lab.planner.work import Job
 from trivium.learn.settings import Parallel
-from trivium.learn.sharding import refuse_indivisible
+from trivium.learn.sharding import refuse_indivisible, refuse_indivisible_experts
 from trivium.model.lora import targeted
 from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
@@ -189,9 +189,12 @@ def _check_layout(stage: Any, job: Job, numbers: dict[str, Any]) -> None:
             f"{job.stage}: `parallel.context` cannot divide answers that share a prompt, as those of a "
             f"{stage.kind} stage; divide by `shard` or `tensor`."
         )
-    if job.config is not None and wish.tensor > 1:
+    if job.config is not None:
         try:
-            refuse_indivisible(job.config, wish.tensor)
+            if wish.tensor > 1:
+                refuse_indivisible(job.config, wish.tensor)
+            if wish.expert > 1:
+                refuse_indivisible_experts(job.config, wish.expert)
         except TriviumError as error:
             raise TriviumError(f"{job.stage}: {error}") from error
 
