@@ -18,6 +18,7 @@ from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.kit.metrics import read_metrics
 from trivium.learn.trainer import Hooks
 from trivium.learn.validation import ValidationLoss, measure
+from trivium.model.config import ExpertsConfig
 from trivium.model.initialise import empty_model, initialise, new_model
 from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.model.transformer import Transformer
@@ -25,6 +26,7 @@ from trivium.pipeline.run import run
 from trivium.pipeline.store import Store
 
 pytestmark = pytest.mark.slow
+WHOLE = {"shard": 1, "expert": 1}
 
 
 def bytes_of(model: Transformer) -> int:
@@ -32,10 +34,13 @@ def bytes_of(model: Transformer) -> int:
     return sum(one.untyped_storage().nbytes() for one in model.parameters())
 
 
-def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: Any, adapter: bool) -> None:
+def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: Any, model_has: str) -> None:
     """What each process does: train, measuring twice and keeping once, and say what it held meanwhile."""
     meet(rank, size, port)
-    config, place, held = small_model().config, Path(folder), []
+    experts, adapter = model_has == "experts", model_has == "adapter"
+    shape = {"experts": ExpertsConfig(4, 2, 16)} if experts else {}
+    parallel = {"shard": shard, "expert": 2 if experts else 1}
+    config, place, held = small_model(**shape).config, Path(folder), []
 
     class Batches(SmallBatches):
         def rows(self, step: int) -> list[PackedSequence]:
@@ -56,7 +61,7 @@ def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: An
         add_adapter(model, AdapterSettings(rank=4))
     trainer = small_trainer(
         place, model=model, batches=Batches(6, 3), watched=watched, optimiser="muon", ema=0.5, micro_batch=1,
-        fill=None if whole else lambda model, put: initialise(model, 3, put), parallel={"shard": shard},
+        fill=None if whole else lambda model, put: initialise(model, 3, put), parallel=parallel,
         validation={"times": 2}, checkpoint={"at": ["step=4"]}, hooks=Hooks(validate=validate, keep=keep),
     )  # fmt: skip
     trainer.run()
@@ -66,16 +71,20 @@ def train(rank: int, size: int, port: int, folder: str, watched: bool, shard: An
         save_tensors(place / "end.safetensors", weights_of(trainer.model))
         save_tensors(place / "moments.safetensors", moments)
     else:
-        assert watched or shard == 1 or all(bool(one.isnan().all()) for one in trainer.model.parameters())
+        assert (
+            watched or parallel == WHOLE or all(bool(one.isnan().all()) for one in trainer.model.parameters())
+        )
     processes.stop()
 
 
-@pytest.mark.parametrize(("shard", "adapter"), [("all", False), ("all", True), (1, False)])
-def test_a_model_that_is_not_looked_at_takes_no_room(tmp_path: Path, shard: Any, adapter: bool) -> None:
+@pytest.mark.parametrize(
+    ("shard", "model_has"), [("all", ""), ("all", "adapter"), (1, ""), (1, "experts"), ("all", "experts")]
+)
+def test_a_model_that_is_not_looked_at_takes_no_room(tmp_path: Path, shard: Any, model_has: str) -> None:
     """Losses, validation, what is kept and the end are bit for bit those of whole copies that follow."""
-    together(train, 2, str(tmp_path / "watched"), True, shard, adapter)
-    together(train, 2, str(tmp_path / "alone"), False, shard, adapter)
-    one, other = tmp_path / "watched", tmp_path / "alone"
+    together(train, 2, str(tmp_path / "watched"), True, shard, model_has)
+    together(train, 2, str(tmp_path / "alone"), False, shard, model_has)
+    one, other, replicas = tmp_path / "watched", tmp_path / "alone", (shard, model_has) == (1, "")
     assert losses(one) == losses(other)
     measured = [
         [row.get("validation_loss") for row in read_metrics(at / "metrics.jsonl")] for at in (one, other)
@@ -88,8 +97,8 @@ def test_a_model_that_is_not_looked_at_takes_no_room(tmp_path: Path, shard: Any,
     for rank in range(2):
         followed, free = (read_json(at / f"held-{rank}.json") for at in (one, other))
         assert set(followed["during"]) == {whole}
-        assert max(free["during"]) < whole / 50 or shard == 1
-        assert (free["end"] >= whole) == (rank == 0 or shard == 1)
+        assert max(free["during"]) < whole / 50 or replicas
+        assert (free["end"] >= whole) == (rank == 0 or replicas)
 
 
 STAGES = """\
