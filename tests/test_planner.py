@@ -19,15 +19,16 @@ from trivium.lab.planner import advice
 from trivium.lab.planner.catalogue import Machine, machine, machines
 from trivium.lab.planner.estimate import Estimate, estimate, total
 from trivium.lab.planner.layout import Layout, candidates, communication_seconds
-from trivium.lab.planner.memory import disk_of
+from trivium.lab.planner.memory import disk_of, memory_of
 from trivium.lab.planner.work import Job, Phase
 from trivium.learn.head_loss import fused_cross_entropy
 from trivium.learn.optimisers import LearningRates, Optimiser
 from trivium.learn.settings import Parallel
 from trivium.model.attention import Documents
 from trivium.model.config import ExpertsConfig, ModelConfig
-from trivium.model.flops import muon_flops, parameter_count, pass_flops
+from trivium.model.flops import expert_parameter_count, muon_flops, parameter_count, pass_flops
 from trivium.model.transformer import Transformer
+from trivium.model.unfilled import unfilled
 from trivium.pipeline import economics
 from trivium.pipeline.measured import FORMULA, corrections, known, note
 from trivium.pipeline.plan import planned
@@ -287,6 +288,34 @@ def test_a_layout_that_no_training_here_can_have_is_not_planned():
     assert {each.context for each in candidates(replace(job, shares_prompts=True), 512, 8)} == {1}
 
 
+def test_experts_are_divided_where_a_model_has_some():
+    """What a device holds of them, what it gathers, and what a plan proposes or a recipe names."""
+    shape = {**SMALL, "width": 4096, "layers": 32, "heads": 32, "inner_width": 14336, "vocabulary": 32000}
+    config = ModelConfig(**shape, experts=ExpertsConfig(8, 2, 14336))
+    with unfilled():
+        mixture = Transformer(config).layers[0].mlp
+    experts = 32 * sum(one.numel() for one in mixture.experts.parameters())
+    assert expert_parameter_count(config) == experts
+    assert expert_parameter_count(L8) == 0
+    job = replace(pretraining(config, 2**22), divisible=False)
+    proposed = {one.expert for one in candidates(job, 16, 16)}
+    assert proposed == {1, 2, 4, 8}
+    assert {one.expert for one in candidates(pretraining(L8, 2**22), 16, 16)} == {1}
+    # Among 6 devices no four of them hold all experts; groups of weights hold them all.
+    assert {one.expert for one in candidates(job, 6, 8)} == {1, 2}
+    assert all(one.shard % one.expert == 0 for one in candidates(job, 16, 16) if one.shard > 1)
+    named = replace(job, parallel=Parallel(shard=1, expert=4))
+    assert {(one.data, one.shard, one.expert) for one in candidates(named, 8, 8)} == {(8, 1, 4)}
+    gpus = machine("h100:8")
+    whole, parts = (memory_of(job, gpus, Layout(data=8, expert=many, micro_batch=64.0)) for many in (1, 4))
+    assert whole.weights == 4 * job.parameters
+    assert parts.weights == pytest.approx(4 * (job.parameters - experts * 3 / 4))
+    gathers, keeps = (memory_of(job, gpus, Layout(shard=8, expert=many, micro_batch=64.0)) for many in (1, 4))
+    assert gathers.weights - keeps.weights == pytest.approx(2 * 2 * experts * 3 / 4 / 32)
+    assert gathers.optimiser == keeps.optimiser
+    assert Layout(shard=8, expert=4).described() == "shard 8 x expert 4"
+
+
 def test_a_batch_with_fewer_sequences_than_devices_leaves_some_idle():
     found = estimate(pretraining(llama(2, 512, 4, 1024, 2048, 4096), 4096), machine("h100:64"))
     assert found.busy < 64
@@ -393,6 +422,7 @@ def test_the_plan_as_json_has_an_object_for_each_stage_and_a_total(recipe, tmp_p
         assert found["total"][key] == pytest.approx(sum(one[key] for one in found["stages"]))
     base = next(one for one in found["stages"] if one["stage"] == "base")
     degrees = ("data", "shard", "tensor", "context", "pipeline")
+    assert base["parallel"]["expert"] == 1
     assert math.prod(base["parallel"][name] for name in degrees) == 8
     assert base["disk"]["checkpoints"] > base["disk"]["model"] > 0
 

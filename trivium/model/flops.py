@@ -40,6 +40,16 @@ def parameter_count(config: ModelConfig) -> int:
     return _shapes_of(config)[0]
 
 
+def expert_parameter_count(config: ModelConfig) -> int:
+    """The weights of the matrices of all experts."""
+    experts = config.experts
+    if experts is None:
+        return 0
+    mixtures = sum(config.is_mixture(layer) for layer in range(config.layers))
+    each = (3 if config.gated else 2) * config.width * experts.inner_width
+    return mixtures * experts.count * each
+
+
 def active_matrix_parameters(config: ModelConfig) -> int:
     """The weights one token is multiplied by: all matrices but the embedding, of experts those picked."""
     return config.vocabulary * config.width + layer_matrix_parameters(config)

@@ -51,7 +51,8 @@ def _chosen(best: Estimate) -> Chosen:
     least = min((one.memory.total for one in wholes), default=best.memory.total)
     if any(one.fits for one in wholes) or not wholes or layout.devices != machine.devices:
         return Chosen(Parallel(shard=1), f"a whole copy needs {_gib(least)} {room}")
-    parallel = Parallel(shard=layout.shard, tensor=layout.tensor, context=layout.context)
+    degrees = {name: getattr(layout, name) for name in ("shard", "tensor", "context", "expert")}
+    parallel = Parallel(**degrees)
     why = f"{layout.described()} needs {_gib(best.memory.total)} {room}, a whole copy {_gib(least)}"
     return Chosen(parallel, why if best.fits else f"{why}; nothing fits")
 

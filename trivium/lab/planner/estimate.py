@@ -7,7 +7,7 @@ from typing import Any
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import short
 from trivium.lab.planner.catalogue import Machine
-from trivium.lab.planner.layout import Layout, candidates, communication_seconds
+from trivium.lab.planner.layout import Layout, candidates, communication_seconds, held_share
 from trivium.lab.planner.memory import Memory, disk_of, memory_of
 from trivium.lab.planner.work import Job, Phase
 from trivium.learn.trainer import CPU_TOKENS
@@ -146,10 +146,10 @@ def _seen(job: Job, length: float) -> float:
 def _update_seconds(job: Job, machine: Machine, layout: Layout) -> float:
     """One optimiser step of the weights that a device owns."""
     assert job.config is not None
-    own = layout.sharded * layout.tensor * layout.pipeline
-    moved = UPDATE_BYTES * job.trained_parameters / own / (machine.bandwidth * machine.copy)
+    own = held_share(job, layout)
+    moved = UPDATE_BYTES * job.trained_parameters * own / (machine.bandwidth * machine.copy)
     rate = machine.peak[machine.precision] * machine.share(job.config.width)
-    return moved + (job.optimiser_flops / job.steps / own / rate if job.steps else 0.0)
+    return moved + (job.optimiser_flops / job.steps * own / rate if job.steps else 0.0)
 
 
 def _best(job: Job, machine: Machine) -> Estimate:
@@ -199,7 +199,7 @@ def _fastest(job: Job, machine: Machine, devices: int) -> Estimate | None:
 
 
 def _kinds(layout: Layout) -> int:
-    degrees = (layout.data, layout.shard, layout.tensor, layout.context, layout.pipeline)
+    degrees = (layout.data, layout.shard, layout.tensor, layout.context, layout.pipeline, layout.expert)
     return sum(one > 1 for one in degrees)
 
 

@@ -4,6 +4,7 @@ data      whole copies of the model: gradients are summed, 2 x 4 bytes a weight 
 shard     weights, gradients and moments in parts (FSDP), over `context` too: gathered twice a pass
 tensor    every matrix in parts, with sequence-parallel norms: four messages a layer each way
 context   every document in parts: keys and values travel, once a layer
+expert    a mixture's experts in parts, by `data` or `shard`: tokens travel there and back, four times a layer
 pipeline  layers in groups, one after the other: (p - 1) / (m + p - 1) of the time is waiting
 """
 
@@ -31,6 +32,8 @@ class Layout:
     tensor: int = 1
     context: int = 1
     pipeline: int = 1
+    expert: int = 1
+    """Among how many devices of `data`, or of `shard`, a mixture's experts are divided."""
     micro_batch: float = 0.0
     """Tokens of a pass of one group of `tensor` x `context` devices."""
     recompute: Recompute = "none"
@@ -68,7 +71,7 @@ class Layout:
 
     def described(self) -> str:
         """Such as `shard 32 x tensor 8, full recompute`."""
-        names = ("data", "shard", "tensor", "context", "pipeline")
+        names = ("data", "shard", "tensor", "context", "pipeline", "expert")
         parts = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) > 1]
         text = " x ".join(parts) or "one device"
         return text if self.recompute == "none" else f"{text}, {self.recompute} recompute"
@@ -76,9 +79,22 @@ class Layout:
     def as_json(self) -> dict[str, object]:
         return {
             "data": self.data, "shard": self.shard, "tensor": self.tensor, "context": self.context,
-            "pipeline": self.pipeline, "micro_batch": round(self.micro_batch),
+            "pipeline": self.pipeline, "expert": self.expert, "micro_batch": round(self.micro_batch),
             "micro_batches": self.micro_batches, "recompute": self.recompute,
         }  # fmt: skip
+
+
+def passed_share(job: Job, layout: Layout) -> float:
+    """The share of the weights that a device computes with: of experts those that its group leaves to it."""
+    if layout.expert == 1 or not job.parameters:
+        return 1.0
+    return 1.0 - job.expert_parameters * (1 - 1 / layout.expert) / job.parameters
+
+
+def held_share(job: Job, layout: Layout) -> float:
+    """The share of the weights that a device keeps between passes."""
+    share = passed_share(job, layout) if layout.sharded == 1 else 1 / layout.sharded
+    return share / (layout.tensor * layout.pipeline)
 
 
 def communication_seconds(job: Job, machine: Machine, layout: Layout, compute: float) -> float:
@@ -99,12 +115,19 @@ def communication_seconds(job: Job, machine: Machine, layout: Layout, compute: f
         keys = 2 * config.key_value_heads * config.head_width / layout.tensor
         link = fast if group <= machine.node else slow
         exposed += 3 * layers * tokens * keys * product / link
-    own = job.trained_parameters / (layout.tensor * layout.pipeline)
+    if layout.expert > 1:
+        assert config.experts is not None
+        mixtures = sum(config.is_mixture(layer) for layer in range(config.layers))
+        messages = 6 if layout.recompute == "full" else 4
+        sent = tokens * config.experts.per_token * config.width * product * (1 - 1 / layout.expert)
+        exposed += messages * mixtures * sent / (fast if layout.expert <= machine.node else slow)
+    part = passed_share(job, layout)
+    own = part * job.trained_parameters / (layout.tensor * layout.pipeline)
     # Devices of a node that hold different parts pass on what comes from other nodes over the fast links.
     rails = max(1, machine.node // max(1, layout.tensor))
     wide = min(fast, slow * rails)
     if layout.sharded > 1:
-        whole = job.parameters / (layout.tensor * layout.pipeline)
+        whole = part * job.parameters / (layout.tensor * layout.pipeline)
         gathers = 1 if layout.pipeline > 1 else 2 * layout.micro_batches
         scatters = 1 if layout.pipeline > 1 else layout.micro_batches
         inside = layout.sharded * layout.tensor <= machine.node
@@ -113,7 +136,7 @@ def communication_seconds(job: Job, machine: Machine, layout: Layout, compute: f
     if layout.data > 1:
         local = layout.data * layout.sharded * layout.tensor <= machine.node
         share = 2 * (layout.data - 1) / layout.data
-        exposed += share * 4 * own / layout.sharded / (fast if local else wide)
+        exposed += share * 4 * held_share(job, layout) * job.trained_parameters / (fast if local else wide)
     if layout.pipeline > 1:
         exposed += 2 * tokens / layout.context * config.width * product / layout.tensor / slow
     return exposed
@@ -133,9 +156,21 @@ def candidates(job: Job, devices: int, node: int) -> Iterator[Layout]:
             continue
         shard = "auto" if wish is None else wish.shard
         wished = {1, left, min(left, node)} if shard == "auto" else {left if shard == "all" else shard}
+        among = _experts(job, min(left, node)) if wish is None else [wish.expert]
         for shard in wished:
-            if left % shard == 0:
-                yield from _passes(job, Layout(left // shard, shard, tensor, context), rows)
+            for expert in among:
+                if left % shard == 0 and (left if shard == 1 else shard) % expert == 0:
+                    layout = Layout(left // shard, shard, tensor, context, expert=expert)
+                    yield from _passes(job, layout, rows)
+
+
+def _experts(job: Job, most: int) -> Iterator[int]:
+    """Among how many devices the experts of a mixture's layers can be divided."""
+    assert job.config is not None
+    experts = job.config.experts
+    for many in _powers(1 if experts is None else most):
+        if experts is None or experts.count % many == 0:
+            yield many
 
 
 def _groups(job: Job, devices: int, node: int) -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 from trivium.generate.prefill import CHUNK
 from trivium.lab.planner.catalogue import Machine
-from trivium.lab.planner.layout import Layout
+from trivium.lab.planner.layout import Layout, held_share, passed_share
 from trivium.lab.planner.work import Job
 from trivium.learn.head_loss import CACHE_BYTES, DEVICE_BYTES
 from trivium.learn.validation import PASS_TOKENS
@@ -76,7 +76,7 @@ def memory_of(job: Job, machine: Machine, layout: Layout) -> Memory:
     if job.config is None:
         return Memory(runtime=machine.runtime)
     config, product = job.config, 4 if machine.precision == "float32" else 2
-    own = 1 / (layout.sharded * layout.tensor * layout.pipeline)
+    own = held_share(job, layout)
     stage = 1 / (layout.tensor * layout.pipeline)
     weights = MASTER * job.parameters * own * (1 + job.copies)
     gradients = MASTER * job.trained_parameters * own
@@ -84,7 +84,8 @@ def memory_of(job: Job, machine: Machine, layout: Layout) -> Memory:
     optimiser = MASTER * job.trained_parameters * own * _moments(job)
     if layout.sharded > 1:
         # Two layers are gathered at a time, and embedding and head as long as a pass lasts.
-        gathered = 2 * _layer_weights(job) / config.layers / layout.tensor + tables / layout.tensor
+        layers = passed_share(job, layout) * job.parameters - tables
+        gathered = 2 * layers / config.layers / layout.tensor + tables / layout.tensor
         if layout.pipeline > 1:
             gathered = job.parameters * stage
             gradients += MASTER * job.trained_parameters * stage

@@ -6,7 +6,14 @@ from typing import Literal
 
 from trivium.learn.settings import Parallel
 from trivium.model.config import ModelConfig
-from trivium.model.flops import Flops, layer_matrix_parameters, muon_flops, parameter_count, pass_flops
+from trivium.model.flops import (
+    Flops,
+    expert_parameter_count,
+    layer_matrix_parameters,
+    muon_flops,
+    parameter_count,
+    pass_flops,
+)
 from trivium.model.recompute import Recompute
 
 NONE = Flops()
@@ -110,6 +117,11 @@ class Job:
     def layer_parameters(self) -> int:
         """The weights of the layers' matrices that a token meets."""
         return layer_matrix_parameters(self.config) if self.config is not None else 0
+
+    @cached_property
+    def expert_parameters(self) -> int:
+        """The weights of all experts of all layers."""
+        return expert_parameter_count(self.config) if self.config is not None else 0
 
     @cached_property
     def optimiser_flops(self) -> float:
