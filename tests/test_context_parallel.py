@@ -15,7 +15,7 @@ import torch.distributed.tensor.parallel
 from objectives import CASES, OneBatch
 from small import SmallBatches, small_model, small_trainer
 from test_parallel import meet, together
-from test_tensor_parallel import GEMMA, GPT2, QWEN2, assert_the_same, run_and_keep
+from test_tensor_parallel import GEMMA, GPT2, MIXTURE, QWEN2, assert_the_same, run_and_keep
 
 from trivium.data.rows import PackedSequence, row_of_documents
 from trivium.kit import processes
@@ -39,6 +39,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2": (QWEN2, {"ema": 0.5, "recompute": "full"}),
     "gpt2": (GPT2, {}),
     "gemma": (GEMMA, {"recompute": "selective"}),
+    "experts": (MIXTURE, {"micro_batch": 1, "recompute": "full"}),
 }
 """The shape of a model, and settings of its training."""
 OBJECTIVES = ["next-token-smoothed", "near-predictions", "distillation-forward_kl"]
@@ -73,7 +74,7 @@ def run_all(rank: int, size: int, port: int, folder: str, names: list[str], para
     ("size", "parallel", "names"),
     [
         (2, {"context": 2, "shard": 1}, [*RUNS, *OBJECTIVES]),
-        (4, {"context": 2, "shard": 2}, ["qwen3"]),
+        (4, {"context": 2, "shard": 2}, ["qwen3", "experts"]),
     ],
     ids=str,
 )

@@ -151,9 +151,6 @@ def test_what_cannot_be_divided_is_said(monkeypatch: pytest.MonkeyPatch) -> None
         laid_out(Parallel(shard=1, context=2), has_extra=True)
     with pytest.raises(TriviumError, match="`grow`"):
         laid_out(Parallel(shard="all"), reshapes=True)
-    mixed = small_model(experts=ExpertsConfig(4, 2, 48))
-    with pytest.raises(TriviumError, match="a mixture of experts"):
-        layout_of(mixed, Parallel(shard=1, tensor=2), has_extra=False, reshapes=False, say=print)
     with pytest.raises(TriviumError, match="does not divide the 4 processes"):
         laid_out(Parallel(shard=3))
 

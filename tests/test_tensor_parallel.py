@@ -41,6 +41,8 @@ GEMMA = {
     "family": "gemma3_text", "norm_plus_one": True, "norm_after": True, "windows": (8, None), "tied": True,
     "activation": "gelu_tanh", "embedding_scale": 32**0.5, "final_soft_cap": 5.0, "attention_soft_cap": 5.0,
 }  # fmt: skip
+# Three layers, of which one is no mixture; not every row reaches every expert.
+MIXTURE = {"layers": 3, "experts": ExpertsConfig(8, 2, 24, balance=0.01, layers=(True, False, True))}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # One row a pass: groups have more or fewer of them.
     "qwen3": ({}, {"micro_batch": 1}),
@@ -52,11 +54,11 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpt2": (GPT2, {"recompute": "selective"}),
     "gemma": (GEMMA, {}),
     "frozen": ({}, {"train_only": ["layers.1"]}),
+    "experts": (MIXTURE, {"micro_batch": 1, "recompute": "selective"}),
     "bfloat16": ({}, {"precision": "bfloat16"}),
 }
 """The shape of a model, and settings of its training."""
 REFUSED = {
-    "next-token-experts": "a mixture of experts",
     "next-token-adapter": "`adapter` or `qat`",
     "near-predictions-adapter-off": "`adapter` or `qat`",
     "preference-adapter-off": "`adapter` or `qat`",
@@ -190,8 +192,10 @@ def test_every_objective_learns_the_same_or_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_its_parts_are_divided_once_more(tmp_path: Path) -> None:
     """Two groups of two: with weights divided between them, and with gradients summed over both."""
-    compare(tmp_path / "shard", ["qwen3", "qwen2", "preference-sigmoid"], 4, {"tensor": 2, "shard": 2})
-    compare(tmp_path / "replicas", ["qwen3", "policy-grpo"], 4, {"tensor": 2, "shard": 1})
+    compare(
+        tmp_path / "shard", ["qwen3", "qwen2", "experts", "preference-sigmoid"], 4, {"tensor": 2, "shard": 2}
+    )
+    compare(tmp_path / "replicas", ["qwen3", "experts", "policy-grpo"], 4, {"tensor": 2, "shard": 1})
 
 
 def leg(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], cut: int | None) -> None:
@@ -233,7 +237,11 @@ def laid_out(wish: Parallel, **shape: Any) -> Any:
         ({"tensor": 2}, {"heads": 4, "key_value_heads": 1}, "does not divide the model's 1 key/value heads"),
         ({"tensor": 2}, {"inner_width": 47}, "does not divide the model's 47 columns of the inner network"),
         ({"tensor": 2}, {"family": "olmo2", "query_key_norm": "full"}, "models of the family olmo2"),
-        ({"tensor": 2}, {"experts": ExpertsConfig(4, 2, 48)}, "leave `parallel.tensor` out"),
+        (
+            {"tensor": 2},
+            {"experts": ExpertsConfig(4, 2, 47)},
+            "does not divide the model's 47 columns of an expert",
+        ),
     ],
     ids=str,
 )

@@ -38,6 +38,7 @@ from trivium.model.attention import (
     share_heads,
 )
 from trivium.model.branches import Branches
+from trivium.model.experts import Routing
 from trivium.model.operations import in_product_type
 from trivium.model.transformer import Transformer
 from trivium.model.varlen import varlen_kernel
@@ -156,6 +157,23 @@ class _Rest:
     pairs: int
 
 
+class RoutingOfAll:
+    """A pass's routing, in which the routers of each process note their piece of the tokens."""
+
+    def __init__(self, routing: Routing, piece: Piece) -> None:
+        self.routing, self.piece = routing, piece
+
+    def note(self, probabilities: Tensor, counts: Tensor) -> None:
+        self.routing.probabilities.append(self._summed(probabilities.sum(0)))
+        self.routing.counts.append(self._summed(counts))
+        self.routing.tokens += self.piece.tokens
+
+    def _summed(self, part: Tensor) -> Tensor:
+        """The sum over all processes; a backward pass gives each of them its gradient."""
+        mine = DTensor.from_local(part, self.piece.mesh, [Partial()], run_check=False)
+        return mine.redistribute(placements=[Replicate()]).to_local()
+
+
 class Divided(ParallelStyle):
     """A whole model of which each process computes its piece of the tokens; all get all hidden states."""
 
@@ -180,6 +198,8 @@ class Divided(ParallelStyle):
             )
         piece, options = Piece(context, self.mesh), dict(options)
         self.under_way = [(piece, options.pop("wanted", None))]
+        if options.get("routing") is not None:
+            options["routing"] = RoutingOfAll(options["routing"], piece)
         # The model counts what it computes here.
         note_pass(module, len(tokens) - len(piece.own), _Rest(context.pairs - piece.pairs))  # type: ignore[arg-type]
         embeddings = options.pop("embeddings", None)

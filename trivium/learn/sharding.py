@@ -289,7 +289,6 @@ def layout_of(
         "a stage that trains a head of its own": has_extra and wish.context > 1,
         "`grow`": reshapes,
         "`near_parent.weights`": pulls,
-        "a mixture of experts": model.config.experts is not None and group > 1,
         # FSDP2 sends no gradient of what a process's rows did not reach, and the others would wait for it.
         "a model that sees or hears": model.modalities is not None,
         "quantised weights": any(is_quantised(one) for one in model.parameters()),
@@ -344,11 +343,11 @@ def _groups(size: int, group: int) -> int:
 
 def refuse_indivisible(config: ModelConfig, tensor: int) -> None:
     """Say what of a model's matrices cannot be divided among so many processes."""
-    parts = {
-        "heads": config.heads,
-        "key/value heads": config.key_value_heads,
-        "columns of the inner network": config.inner_width,
-    }
+    parts = {"heads": config.heads, "key/value heads": config.key_value_heads}
+    if config.experts is not None:
+        parts["columns of an expert"] = config.experts.inner_width
+    if not all(config.is_mixture(layer) for layer in range(config.layers)):
+        parts["columns of the inner network"] = config.inner_width
     for what, count in parts.items():
         if count % tensor:
             raise TriviumError(

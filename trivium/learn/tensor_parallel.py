@@ -6,7 +6,8 @@ tables of tokens, embedding and head, are divided along the vocabulary. Norms, a
 alone, every process holds whole. Between the layers each has a piece of the tokens, so that nothing is kept
 or normed twice: to gather before columns and to scatter the sums after rows sends as much as adding up would
 (Korthikanti et al., 2205.05198). The last layer, which may compute some of the tokens only, has all of them
-everywhere. All of it is a plan for torch's `parallelize_module`; the model's own code knows nothing of it.
+everywhere. Of a mixture's experts each process has such parts as well, and the router whole. All of it is a
+plan for torch's `parallelize_module`; the model's own code knows nothing of it.
 """
 
 from __future__ import annotations
@@ -30,20 +31,21 @@ from torch.distributed.tensor.placement_types import Placement
 
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Context
+from trivium.model.experts import Mixture, Routing
 from trivium.model.transformer import Layer, Transformer
 
 
-class Whole(ParallelStyle):
-    """Every process holds a module's weights whole and computes with them as if it were alone."""
+class Local(ParallelStyle):
+    """Every process computes with what it holds of a module's weights as if it were alone."""
 
-    def __init__(self, gradient: Placement) -> None:
-        """`gradient` says what a backward pass gives each process: all of it, or a part of a sum."""
+    def __init__(self, held: Placement, gradient: Placement) -> None:
+        """`gradient` says what a backward pass gives each process of it: all, or a part of a sum."""
         super().__init__()
-        self.gradient = gradient
+        self.held, self.gradient = held, gradient
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         for name, parameter in list(module.named_parameters(recurse=False)):
-            weight = distribute_tensor(parameter, device_mesh, [Replicate()], src_data_rank=None)
+            weight = distribute_tensor(parameter, device_mesh, [self.held], src_data_rank=None)
             module.register_parameter(name, nn.Parameter(weight, requires_grad=parameter.requires_grad))
         held: dict[str, Tensor] = {}
         # In a pass its weights are plain tensors, for which the model's own operations are written.
@@ -60,6 +62,13 @@ class Whole(ParallelStyle):
     def _take_back(self, held: dict[str, Tensor], module: nn.Module, inputs: Any, output: Any) -> None:
         module._parameters.update(held)  # type: ignore[arg-type]
         held.clear()
+
+
+class Whole(Local):
+    """Every process holds a module's weights whole."""
+
+    def __init__(self, gradient: Placement) -> None:
+        super().__init__(Replicate(), gradient)
 
 
 class Pieces:
@@ -96,6 +105,50 @@ class Entered(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         module.register_forward_pre_hook(lambda _, inputs: (self.enter(*inputs), *inputs[1:]))
         return module
+
+
+class Parted:
+    """A pass's routing that all processes of a group note: each sends back its part of the gradient."""
+
+    def __init__(self, routing: Routing, size: int) -> None:
+        self.routing, self.size = routing, size
+
+    def note(self, probabilities: Tensor, counts: Tensor) -> None:
+        part = probabilities / self.size
+        self.routing.note(part + (probabilities - part).detach(), counts)
+
+
+class MixtureParallel(ParallelStyle):
+    """A mixture that has a part of each expert: all processes route all tokens, and add up what they make.
+
+    What an expert's output weighs multiplies a part of that output, so that every gradient in here, the
+    router's and the rows' too, is a part of a sum.
+    """
+
+    def __init__(self, pieces: Pieces | None) -> None:
+        """With `pieces` a process has a piece of the tokens before and after, else all."""
+        super().__init__()
+        self.pieces = pieces
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        self.mesh = device_mesh
+        module.register_forward_pre_hook(self._enter)
+        module.register_forward_hook(self._leave)
+        return module
+
+    def _enter(self, module: nn.Module, inputs: tuple[Tensor, Routing | None]) -> Any:
+        rows, routing = inputs
+        if self.pieces is None:
+            everywhere = DTensor.from_local(rows, self.mesh, [Replicate()], run_check=False)
+        else:
+            everywhere = self.pieces.gathered(rows)
+        noted = None if routing is None else Parted(routing, self.mesh.size())
+        return everywhere.to_local(grad_placements=[Partial()]), noted
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        made = DTensor.from_local(output, self.mesh, [Partial()], run_check=False)
+        result = Replicate() if self.pieces is None else Shard(0)
+        return made.redistribute(placements=[result]).to_local()
 
 
 def divide(model: Transformer, mesh: DeviceMesh) -> None:
@@ -144,11 +197,15 @@ def _plan_of(layer: nn.Module, pieces: Pieces | None) -> dict[str, ParallelStyle
         gathered = pieces.gathered
         plan = {name: Entered(lambda rows, *others: gathered(rows)) for name in ("attention", "mlp")}
     result = Replicate() if pieces is None else Shard(0)
-    plan |= {name: RowwiseParallel(output_layouts=result) for name in ("attention.output", "mlp.down")}
+    plan["attention.output"] = RowwiseParallel(output_layouts=result)
     plan |= {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
-    plan |= {
-        f"mlp.{name}": ColwiseParallel() for name in ("gate", "up") if getattr(layer.mlp, name) is not None
-    }
+    if isinstance(layer.mlp, Mixture):
+        plan |= {"mlp": MixtureParallel(pieces), "mlp.router": Whole(Partial())}
+        plan |= {f"mlp.experts.*.{name}": Local(Shard(0), Shard(0)) for name in ("gate", "up")}
+        plan["mlp.experts.*.down"] = Local(Shard(1), Shard(1))
+    else:
+        plan["mlp.down"] = RowwiseParallel(output_layouts=result)
+        plan |= {f"mlp.{name}": ColwiseParallel() for name in ("gate", "up") if getattr(layer.mlp, name)}
     if layer.attention.norm_kind == "head":
         # A process norms its own heads alone, so that its gradient is what these give.
         plan |= {f"attention.{name}": Whole(Partial()) for name in ("query_norm", "key_norm")}
