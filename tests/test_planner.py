@@ -278,7 +278,7 @@ def test_the_layout_that_a_recipe_names_is_kept_to(wish: dict, shares: set):
 
 
 def test_a_layout_that_no_training_here_can_have_is_not_planned():
-    """No pipeline, matrices and tokens not divided together; mixtures and adapters by weights alone."""
+    """No pipeline, matrices and tokens not divided together; adapters by weights alone."""
     job = replace(pretraining(L70, 2**27), context=2**17)
     for one, plain in ((job, True), (replace(job, divisible=False), False)):
         found = list(candidates(one, 512, 8))
@@ -297,9 +297,13 @@ def test_experts_are_divided_where_a_model_has_some():
     experts = 32 * sum(one.numel() for one in mixture.experts.parameters())
     assert expert_parameter_count(config) == experts
     assert expert_parameter_count(L8) == 0
-    job = replace(pretraining(config, 2**22), divisible=False)
-    proposed = {one.expert for one in candidates(job, 16, 16)}
-    assert proposed == {1, 2, 4, 8}
+    job = pretraining(config, 2**22)
+    proposed = list(candidates(job, 16, 16))
+    assert {one.expert for one in proposed} == {1, 2, 4, 8}
+    assert {one.tensor for one in proposed} == {1, 2, 4, 8, 16}
+    assert all(1 in (one.expert, one.tensor) for one in proposed)
+    thin = replace(config, experts=ExpertsConfig(8, 2, 14340))
+    assert {one.tensor for one in candidates(pretraining(thin, 2**22), 16, 16)} == {1, 2, 4}
     assert {one.expert for one in candidates(pretraining(L8, 2**22), 16, 16)} == {1}
     # Among 6 devices no four of them hold all experts; groups of weights hold them all.
     assert {one.expert for one in candidates(job, 6, 8)} == {1, 2}

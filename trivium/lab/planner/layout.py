@@ -156,7 +156,7 @@ def candidates(job: Job, devices: int, node: int) -> Iterator[Layout]:
             continue
         shard = "auto" if wish is None else wish.shard
         wished = {1, left, min(left, node)} if shard == "auto" else {left if shard == "all" else shard}
-        among = _experts(job, min(left, node)) if wish is None else [wish.expert]
+        among = _experts(job, min(left, node), tensor * context) if wish is None else [wish.expert]
         for shard in wished:
             for expert in among:
                 if left % shard == 0 and (left if shard == 1 else shard) % expert == 0:
@@ -164,11 +164,11 @@ def candidates(job: Job, devices: int, node: int) -> Iterator[Layout]:
                     yield from _passes(job, layout, rows)
 
 
-def _experts(job: Job, most: int) -> Iterator[int]:
-    """Among how many devices the experts of a mixture's layers can be divided."""
+def _experts(job: Job, most: int, group: int) -> Iterator[int]:
+    """Among how many devices a mixture's experts can be divided; groups that share passes divide none."""
     assert job.config is not None
     experts = job.config.experts
-    for many in _powers(1 if experts is None else most):
+    for many in _powers(1 if experts is None or group > 1 else most):
         if experts is None or experts.count % many == 0:
             yield many
 
@@ -178,8 +178,9 @@ def _groups(job: Job, devices: int, node: int) -> Iterator[tuple[int, int]]:
     assert job.config is not None
     yield 1, 1
     config = job.config
+    inner = config.inner_width if config.experts is None else config.experts.inner_width
     for tensor in _powers(min(node, devices, config.key_value_heads) if job.divisible else 1):
-        if tensor > 1 and not (config.heads % tensor or config.key_value_heads % tensor):
+        if tensor > 1 and not any(one % tensor for one in (config.heads, config.key_value_heads, inner)):
             yield tensor, 1
     is_long = job.context >= LONG and job.divisible and not job.shares_prompts
     for context in _powers(min(64, devices) if is_long else 1):
