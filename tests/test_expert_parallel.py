@@ -15,6 +15,7 @@ from objectives import CASES, OneBatch
 from small import SmallBatches, assert_identical, small_model, small_trainer
 from test_parallel import losses, meet, run_until, together
 from test_tensor_parallel import assert_the_same, keep_end
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trivium.kit import processes
 from trivium.kit.errors import TriviumError
@@ -136,6 +137,42 @@ def test_it_learns_what_one_process_learns(
     assert_the_same(tmp_path / "one", tmp_path / "many")
     divisor = max(parallel["expert"], parallel.get("shard", 1))
     assert held_of(tmp_path / "many") == [held_of(tmp_path / "one")[0] // divisor] * size
+
+
+class Sent(TorchDispatchMode):
+    """Counts how often something is sent to the processes of a group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += "all_to_all_single" in str(function)
+        return function(*arguments, **(options or {}))
+
+
+def count_sent(rank: int, size: int, port: int, folder: str) -> None:
+    meet(rank, size, port)
+    found = {}
+    for recompute in ("none", "selective", "full"):
+        trainer = small_trainer(
+            Path(folder),
+            model=small_model(**MIXTURE),
+            parallel={"expert": 2, "shard": 1},
+            recompute=recompute,
+        )
+        with Sent() as sent:
+            trainer._gradient(SmallBatches().rows(0))
+        found[recompute] = sent.count
+    write_json(Path(folder) / f"{rank}.json", found)
+    processes.stop()
+
+
+def test_what_was_sent_is_not_sent_again_where_it_is_kept(tmp_path: Path) -> None:
+    """In each of two layers the counts, the rows and what became of them, and two gradients of rows."""
+    together(count_sent, 2, str(tmp_path))
+    for rank in range(2):
+        assert read_json(tmp_path / f"{rank}.json") == {"none": 10, "selective": 10, "full": 16}
 
 
 OBJECTIVES = [

@@ -107,8 +107,8 @@ class Parallel(Settings):
     not with `tensor`, nor where answers share a prompt, as in preferences and reinforcement learning."""
 
     expert: int = Field(default=1, ge=1)
-    """Among how many processes the experts of a layer are divided, to whom tokens are sent that picked them
-    (expert parallelism); `shard` is then 1 or a multiple of it, and `tensor` and `context` are 1."""
+    """Among how many processes the experts of a mixture are divided; tokens are sent to those that hold what
+    they picked (expert parallelism). `shard` is then 1 or a multiple of it, `tensor` and `context` are 1."""
 
     @model_validator(mode="after")
     def degrees_that_go_together(self) -> Parallel:

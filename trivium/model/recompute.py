@@ -29,7 +29,8 @@ class Chooser:
 
     def __call__(self, context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
         name = operation.name().partition("::")[2].partition(".")[0]
-        if is_attention(name):
+        # What came from other processes would have to be sent again.
+        if is_attention(name) or name == "all_to_all_single":
             return CheckpointPolicy.MUST_SAVE
         if name not in PRODUCTS:
             return CheckpointPolicy.PREFER_RECOMPUTE
