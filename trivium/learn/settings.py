@@ -91,6 +91,10 @@ class Sampling(Settings):
     """How many tokens each continuation has at most."""
 
 
+GROUPS = ("tensor", "context", "pipeline", "expert")
+"""By what a group of processes may divide a model, one of them at a time."""
+
+
 class Parallel(Settings):
     """How several processes share one training; in a world of one nothing is shared."""
 
@@ -106,13 +110,17 @@ class Parallel(Settings):
     """Among how many processes the tokens of a pass are divided, long documents too (context parallelism);
     not with `tensor`, nor where answers share a prompt, as in preferences and reinforcement learning."""
 
+    pipeline: int = Field(default=1, ge=1)
+    """Among how many processes the layers are divided, one group of them after the other (pipeline
+    parallelism); `shard` divides each group's weights once more, and the other degrees are 1."""
+
     expert: int = Field(default=1, ge=1)
     """Among how many processes the experts of a mixture are divided; tokens are sent to those that hold what
     they picked (expert parallelism). `shard` is then 1 or a multiple of it, `tensor` and `context` are 1."""
 
     @model_validator(mode="after")
     def degrees_that_go_together(self) -> Parallel:
-        groups = [name for name in ("tensor", "context", "expert") if getattr(self, name) > 1]
+        groups = [name for name in GROUPS if getattr(self, name) > 1]
         if len(groups) > 1:
             names = " and ".join(f"`{name}`" for name in groups)
             raise ValueError(f"{names} exclude each other; divide by one of them and `shard`")
@@ -125,17 +133,11 @@ class Parallel(Settings):
     def from_word(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"shard": value}
-        if isinstance(value, dict):
-            if value.get("pipeline", 1) != 1:
-                raise ValueError(
-                    "`pipeline` parallelism is not there; divide by `shard`, `tensor`, `context` and `expert`"
-                )
-            value = {key: one for key, one in value.items() if key != "pipeline"}
         return value
 
     def described(self) -> str:
         """Such as `shard 4 x tensor 2`; empty where nothing is said."""
-        parts = ((name, getattr(self, name)) for name in ("shard", "tensor", "context", "expert"))
+        parts = ((name, getattr(self, name)) for name in ("shard", *GROUPS))
         return " x ".join(f"{name} {many}" for name, many in parts if many not in ("auto", 1))
 
 

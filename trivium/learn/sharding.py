@@ -10,20 +10,21 @@ stays whole on every process and follows after each step.
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from trivium.data.rows import PackedSequence
 from trivium.kit import machine
 from trivium.kit.errors import TriviumError
 from trivium.kit.numbers import short
 from trivium.kit.processes import broadcast, largest_of_all, world
 from trivium.learn.holders import Holders, is_divided
 from trivium.learn.parallel import gradient_norm, sum_gradients
-from trivium.learn.settings import Parallel
+from trivium.learn.settings import GROUPS, Parallel
 from trivium.model.config import ModelConfig
 from trivium.model.experts import Mixture
 from trivium.model.initialise import Put, give_room
@@ -38,6 +39,8 @@ TRAINING_BYTES = 16
 """Of a float32 parameter: itself, its gradient and two moments."""
 Fill = Callable[[Transformer, Put], None]
 """Fills a model's weights, of which this process may hold a part."""
+LossOf = Callable[[Any, int], Tensor]
+"""The loss of a step's pass, by its number, under a model; what is measured on the way is noted."""
 ROOMY = 0.5
 """Where training needs no more than this share of the free memory, `auto` divides nothing."""
 
@@ -55,9 +58,35 @@ class Replicas:
     def __init__(self, model: Transformer) -> None:
         self.model = model
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Which of how many readers this process is: those of a group read the same rows."""
+        return world().rank // self.group, world().size // self.group
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process says for its group what was measured."""
+        return world().rank % self.group == 0
+
     def passes(self, own: int) -> int:
         """How many passes a step has on this process, which has rows for `own`."""
         return own
+
+    def budget(self, rows: Sequence[PackedSequence], budget: int) -> int:
+        """How many tokens a pass over some of these rows may have, of as many as memory allows."""
+        return budget
+
+    def accumulate(self, forward: Any, passes: int, loss_of: LossOf) -> None:
+        """Do a step's passes, forward and backward, one after the other."""
+        for number in range(passes):
+            self.before_backward(number == passes - 1)
+            loss = loss_of(forward, number)
+            if loss.requires_grad:
+                loss.backward()
+
+    def operations(self, passes: float, beside: float) -> float:
+        """What all computed in a step, where this one counted so many; of passes each counts its group's."""
+        return passes * self.place[1] + beside * world().size
 
     def before_backward(self, last: bool) -> None:
         """Nothing is sent before all passes of a step are done."""
@@ -80,18 +109,17 @@ class Replicas:
         """And stays so."""
 
 
-class Divided:
+class Divided(Replicas):
     """A copy of a model whose parts lie on several processes, trained in the stage's own model's place."""
 
     divided = True
-    peers: Mapping[str, Any] = {}
-    group = 1
     root: "FSDPModule | None" = None
     """The whole copy, where FSDP2 divides its weights."""
 
     def __init__(self, model: Transformer, copied: Transformer, watched: bool) -> None:
         """`watched` says that something may look at the stage's own model at any time."""
-        self.whole, self.model, self.watched = model, copied, watched
+        super().__init__(copied)
+        self.whole, self.watched = model, watched
         self.device = device_of(model)
         self.released = False
 
@@ -235,9 +263,6 @@ class Groups(Divided):
         sum_gradients(parameters, self.replicas.get_group())
 
 
-Layout = Replicas | Divided
-
-
 def shard_layers(model: Transformer, mesh: "DeviceMesh", apart: Iterable[nn.Parameter] = ()) -> "FSDPModule":
     """Divide each layer, and what is beside the layers, over a mesh with FSDP2, in place.
 
@@ -265,19 +290,20 @@ def layout_of(
     has_extra: bool,
     reshapes: bool,
     pulls: bool = False,
+    asks_twice: bool = False,
     watched: bool = True,
     fill: Fill | None = None,
     say: Callable[[str], None],
-) -> Layout:
+) -> Replicas:
     """How the processes there are share this model's training; `fill` has the numbers of an empty model."""
-    size, tensor, group = world().size, wish.tensor, wish.tensor * wish.context
+    size, tensor, group = world().size, wish.tensor, wish.tensor * wish.context * wish.pipeline
     groups = size if size == 1 else _groups(size, group * wish.expert) * wish.expert
     if size > 1 and wish.expert > 1:
         refuse_indivisible_experts(model.config, wish.expert)
     shard, why = wish.shard if isinstance(wish.shard, int) else groups, ""
     if wish.shard == "auto" and groups > 1:
         trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
-        needed = TRAINING_BYTES * (trained - _elsewhere(model, wish.expert)) // tensor
+        needed = TRAINING_BYTES * (trained - _elsewhere(model, wish.expert)) // (tensor * wish.pipeline)
         # The first process decides for all: each of them sees another amount of free memory.
         free = broadcast(machine.free_on(device_of(model)))
         shard = 1 if needed <= ROOMY * free else groups
@@ -289,17 +315,26 @@ def layout_of(
         "a stage that trains a head of its own": has_extra and wish.context > 1,
         "`grow`": reshapes,
         "`near_parent.weights`": pulls,
+        "what asks the model twice in a pass, as with its adapter off": asks_twice and wish.pipeline > 1,
+        "a mixture of experts": model.config.experts is not None and wish.pipeline > 1,
         # FSDP2 sends no gradient of what a process's rows did not reach, and the others would wait for it.
         "a model that sees or hears": model.modalities is not None,
         "quantised weights": any(is_quantised(one) for one in model.parameters()),
     }
     if reason := next((what for what, is_so in refused.items() if is_so), None):
-        keys = ("tensor", "context", "expert")
-        key = next((key for key in keys if getattr(wish, key) > 1), "shard")
+        key = next((key for key in GROUPS if getattr(wish, key) > 1), "shard")
         raise TriviumError(f"`parallel` cannot divide {reason}; leave `parallel.{key}` out, or say 1.")
     if groups % shard:
         what = "processes there are" if group == 1 else f"groups of {group} processes there are"
         raise TriviumError(f"`parallel.shard` is {shard}, which does not divide the {groups} {what}.")
+    if wish.pipeline > 1:
+        from trivium.learn.pipeline_parallel import Pipelines
+
+        _fill_whole(model, fill)
+        say(f"the layers are divided among {wish.pipeline} processes, which train on the same rows")
+        if shard > 1:
+            say(f"weights, gradients and moments are divided among {shard} such groups{why}")
+        return Pipelines(model, wish.pipeline, shard, watched=watched)
     if group > 1:
         _fill_whole(model, fill)
         layout = Groups(model, tensor, shard, context=wish.context, watched=watched)

@@ -26,7 +26,7 @@ from trivium.learn import schedules
 from trivium.learn.checkpoints import Checkpoints, State, kept_place
 from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, how_it_resumes, refused
 from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
-from trivium.learn.objectives.near_parent import NearWeights
+from trivium.learn.objectives.near_parent import NearPredictions, NearWeights
 from trivium.learn.optimisers import Inherited, LearningRates, Optimiser
 from trivium.learn.parallel import alike, clip, measures_of_all
 from trivium.learn.pieces import Held, SavedTensors
@@ -115,8 +115,8 @@ class Trainer:
         self.model.recompute = self.settings.recompute
         self.layout = layout_of(
             self.model, self.settings.parallel, has_extra=self.objective.extra is not None,
-            reshapes=bool(self.reshapes), pulls=self._pulls_weights(), watched=self.watched, fill=self.fill,
-            say=self.progress.say,
+            reshapes=bool(self.reshapes), pulls=self._pulls_weights(), asks_twice=self._asks_twice(),
+            watched=self.watched, fill=self.fill, say=self.progress.say,
         )  # fmt: skip
         self._take_parameters()
         self.inherited: Inherited | None = None
@@ -130,8 +130,7 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", self.settings.checkpoint.keep, self.progress.say
         )
-        here = world()
-        self.reader, self.readers = here.rank // self.layout.group, here.size // self.layout.group
+        self.reader, self.readers = self.layout.place
         self.step = self.tokens = self.bad_steps = self.skipped = 0
         self.budget = self._first_budget()
         self.reshaped = 0
@@ -139,11 +138,17 @@ class Trainer:
         self.stop_signal: int | None = None
         self.watch = RankWatch(self.progress.say)
         self.seconds = 0.0
-        self.flops = self.shared = 0.0
+        self.flops = self.in_passes = 0.0
 
     def _pulls_weights(self) -> bool:
         """Whether the loss holds the weights of the stage's own model, not of a copy that is trained."""
         return any(isinstance(guard, NearWeights) for guard in getattr(self.objective, "guards", ()))
+
+    def _asks_twice(self) -> bool:
+        """Whether a pass also asks the model that is trained for what it says without its adapter."""
+        guards = getattr(self.objective, "guards", ())
+        beside = any(isinstance(one, NearPredictions) and one.reference is None for one in guards)
+        return beside or getattr(self.objective, "beside", None) == "adapter off"
 
     def _take_parameters(self) -> None:
         """Whatever the model trains now, with an optimiser whose state is zero."""
@@ -201,7 +206,8 @@ class Trainer:
                 before = self.tokens
                 with counted() as tally:
                     last = self._one_step()
-                self.flops += tally.operations * world().size - self.shared
+                beside = tally.operations - self.in_passes
+                self.flops += self.layout.operations(self.in_passes, beside)
                 last["flops"] = self.flops
                 if self.layout.divided and self.step % TIMED_STEPS == 0:
                     # Processes that share weights wait for each other in every layer: passes take as long.
@@ -255,8 +261,7 @@ class Trainer:
         rows = self.batches.rows(self.step)
         with counted() as tally:
             measures, norm = self._gradient(rows)
-        # What a group computes together each of its processes has counted.
-        self.shared = tally.operations * (world().size - self.readers)
+        self.in_passes = tally.operations
         factor = schedules.factor(self.settings.learning_rate, self.step, self.batches.steps)
         factor *= self._warmed()
         loss = measures["objective"][0]
@@ -296,7 +301,7 @@ class Trainer:
         """Leave the gradient of the whole step in the parameters; returns the measures and its length."""
         mine, spare = rows[self.reader :: self.readers], rows[:1]
         # Of processes that compute the same passes together one speaks for all.
-        speaks = world().rank % self.layout.group == 0
+        speaks = self.layout.speaks
         self.watch.at(self.step + 1, "adding up weights")
         weight = all_reduce_sum(self.objective.weight(mine) if speaks else 0.0)
         self.watch.at(self.step + 1, "passes")
@@ -341,21 +346,21 @@ class Trainer:
         measures: dict[str, Measure] = {"objective": (0.0, 0.0)}
         for parameter in self.named.values():
             parameter.grad = None
-        groups = groups_of(mine, self.budget)
-        passes = self.layout.passes(len(groups))
-        for number in range(passes):
+        groups = groups_of(mine, self.layout.budget(mine, self.budget))
+
+        def loss_of(forward: Any, number: int) -> Tensor:
             # A process with fewer rows than others repeats one of the step's, which weighs nothing.
             counts = number < len(groups)
             group = groups[number] if counts else spare
-            self.layout.before_backward(number == passes - 1)
             with one_pass(self.settings.precision, self.model.device):
-                result = self.objective.loss(self.forward, collate(group, self.model.device))
+                result = self.objective.loss(forward, collate(group, self.model.device))
                 # Divided by the weight of the whole step, the gradient is the same however rows are grouped.
                 loss = result.sum / max(weight, 1e-12) if counts else result.sum * 0
-            if loss.requires_grad:
-                loss.backward()
             if counts:
                 accumulate(measures, {"objective": (loss.detach(), 1.0), **result.metrics})
+            return loss
+
+        self.layout.accumulate(self.forward, self.layout.passes(len(groups)), loss_of)
         return measures
 
     def _halve(self, mine: Sequence[PackedSequence]) -> None:

@@ -101,13 +101,14 @@ def note_pass(
     rows = [last if one.layer == config.layers - 1 and not one.asks else tokens for one in thin]
     total += sum(2.0 * count * one.weights for count, one in zip(rows, thin, strict=True))
     if torch.is_grad_enabled() and (trained := _share_trained(model)) is not None:
-        first = _first_trained(model)
+        first, normed = _first_trained(model)
         # No gradient flows into what lies below the first trained weight, nor into what that layer reads.
-        still = 0.0 if first is None else 2.0 * tokens * (sum(sizes[:first]) + asking_matrices(config))
+        unread = 0 if normed else asking_matrices(config)
+        still = 0.0 if first is None else 2.0 * tokens * (sum(sizes[:first]) + unread)
         share = 1.0 if first is None else 1.0 - first / config.layers
         total += products * (1 + trained) - still + 2 * share * attention
         for count, one in zip(rows, thin, strict=True):
-            into = not (one.down and one.asks and one.layer == first)
+            into = normed or not (one.down and one.asks and one.layer == first)
             total += 2.0 * count * one.weights * (into + one.trained)
     for tally in _open:
         tally.operations += total
@@ -156,20 +157,22 @@ def _share_trained(model: Transformer) -> float | None:
     return trained / max(sum(one.numel() for one in matrices), 1)
 
 
-def _first_trained(model: Transformer) -> int | None:
-    """The first layer that learns, where nothing below it does; None where the embedding does."""
+def _first_trained(model: Transformer) -> tuple[int | None, bool]:
+    """The first layer that learns, where nothing below it does, and whether its first norm does, too.
+
+    None where the embedding learns."""
     below = [
         one for name, one in model.named_parameters() if not name.startswith(("layers.", "norm.", "head"))
     ]
-    if any(one.requires_grad for one in below):
-        return None
+    if any(one.requires_grad for one in (*below, model.embedding.weight)):
+        return None, False
     for index, layer in enumerate(model.layers):
         if any(one.requires_grad for one in layer.parameters()):
             # Where the norm before queries, keys and values learns, what they read needs a gradient.
             named = layer.named_parameters()
             norms = [one for name, one in named if name.startswith("attention_norm.")]
-            return None if any(one.requires_grad for one in norms) else index
-    return None
+            return index, any(one.requires_grad for one in norms)
+    return None, False
 
 
 def note_module(module: nn.Linear | nn.Conv1d, rows: Tensor) -> None:
