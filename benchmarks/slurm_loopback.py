@@ -5,7 +5,7 @@
 WORK is an empty folder for configuration, logs and runs. SLURM's programs are taken from PATH, or from
 Debian's packages slurmctld, slurmd, slurm-client, slurm-wlm-basic-plugins, libhwloc15, liblua5.1-0 and
 libmunge2 unpacked into FOLDER (`apt-get download NAME`, `dpkg -x FILE FOLDER`); nothing is installed. It
-needs root, since slurmd starts jobs for others, and about eight minutes. The daemons end with it.
+needs root, since slurmd starts jobs for others, and about nine minutes. The daemons end with it.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("--root", type=Path)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=6000)
     asked = parser.parse_args()
     work = asked.work.resolve()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

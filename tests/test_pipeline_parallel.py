@@ -145,7 +145,7 @@ def test_a_stage_goes_on_under_any_layout(tmp_path: Path) -> None:
         ({"pipeline": 3}, {}, "groups of 3 processes, which do not divide the 4 that"),
         ({"pipeline": 2, "shard": 4}, {}, "does not divide the 2 groups of 2 processes"),
         ({"pipeline": 4}, {"layers": 3}, "and the model has 3 layers; choose no more"),
-        ({"pipeline": 2}, {"experts": ExpertsConfig(4, 2, 48)}, "leave `parallel.pipeline` out"),
+        ({"pipeline": 2}, {"experts": ExpertsConfig(4, 2, 48)}, "whose balance all layers make"),
     ],
     ids=str,
 )

@@ -240,10 +240,11 @@ def parallel(before: Seen, after: Seen, value: Any) -> None:
 @moves("parallel.tensor", 2, kinds=TRAINS, trained=False)
 @moves("parallel.context", 2, kinds=TRAINS, trained=False)
 @moves("parallel.expert", 2, kinds=TRAINS, trained=False)
+@moves("parallel.pipeline", 2, kinds=TRAINS, trained=False)
 def group_parallel(before: Seen, after: Seen) -> None:
     """In a world of one nothing is divided; the tests of two processes show what is divided there."""
     assert before.trainer.settings.parallel.described() == ""
-    assert after.trainer.settings.parallel.described() in ("tensor 2", "context 2", "expert 2")
+    assert after.trainer.settings.parallel.described() in ("tensor 2", "context 2", "expert 2", "pipeline 2")
     assert after.trainer.layout.model is after.trainer.model
 
 

@@ -20,11 +20,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from trivium.data.rows import PackedSequence
-from trivium.kit.errors import TriviumError
 from trivium.kit.processes import all_reduce_sum, largest_of_all, world
 from trivium.learn.parallel import sum_gradients
-from trivium.learn.sharding import Divided, LossOf, shard_layers
-from trivium.model.config import ModelConfig
+from trivium.learn.sharding import Divided, LossOf, refuse_short, shard_layers
 from trivium.model.transformer import Transformer
 
 IN_FLIGHT = 2
@@ -125,7 +123,7 @@ class Pipelines(Divided):
         holders = mesh["replicate", "shard"]
         self.holders = holders._flatten("holders").get_group() if replicas > 1 else mesh["shard"].get_group()
         if shard > 1:
-            self.root = shard_layers(self.model, holders if replicas > 1 else mesh["shard"])
+            self.root = shard_layers(self.model, holders if replicas > 1 else mesh["shard"], stays=True)
         self.peers = {name: self.holders for name, _ in self.model.named_parameters()}
         self.table_ends: Any = None
         """The two processes of this one's pipeline that hold a table which is embedding and head."""
@@ -261,11 +259,3 @@ def _keep_stage(model: Transformer, stage: int, stages: int) -> None:
         if not (is_last and model.config.tied):
             model.embedding = Nothing(model.embedding.weight, learns)  # type: ignore[assignment]
     model.config = config
-
-
-def refuse_short(config: ModelConfig, pipeline: int) -> None:
-    """Say why a model's layers cannot lie on so many processes."""
-    if config.layers < pipeline:
-        raise TriviumError(
-            f"`parallel.pipeline` is {pipeline}, and the model has {config.layers} layers; choose no more."
-        )

@@ -263,15 +263,18 @@ class Groups(Divided):
         sum_gradients(parameters, self.replicas.get_group())
 
 
-def shard_layers(model: Transformer, mesh: "DeviceMesh", apart: Iterable[nn.Parameter] = ()) -> "FSDPModule":
+def shard_layers(
+    model: Transformer, mesh: "DeviceMesh", apart: Iterable[nn.Parameter] = (), *, stays: bool = False
+) -> "FSDPModule":
     """Divide each layer, and what is beside the layers, over a mesh with FSDP2, in place.
 
-    What is `apart` is left as it is."""
+    What is `apart` is left as it is. Where it `stays`, a layer is whole from its first pass in a step to the
+    last, as in a pipeline, where the next pass follows at once."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     ignored = set(apart)
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=not stays, ignored_params=ignored)
     # The root's own weights stay gathered after a pass: the loss reads the head's outside of it.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
     for part in model.modules():
@@ -316,7 +319,6 @@ def layout_of(
         "`grow`": reshapes,
         "`near_parent.weights`": pulls,
         "what asks the model twice in a pass, as with its adapter off": asks_twice and wish.pipeline > 1,
-        "a mixture of experts": model.config.experts is not None and wish.pipeline > 1,
         # FSDP2 sends no gradient of what a process's rows did not reach, and the others would wait for it.
         "a model that sees or hears": model.modalities is not None,
         "quantised weights": any(is_quantised(one) for one in model.parameters()),
@@ -406,6 +408,19 @@ def refuse_indivisible_experts(config: ModelConfig, expert: int) -> None:
         raise TriviumError(
             f"`parallel.expert` is {expert}, which does not divide the model's {config.experts.count} "
             "experts; choose a number that divides them."
+        )
+
+
+def refuse_short(config: ModelConfig, pipeline: int) -> None:
+    """Say why a model's layers cannot lie on so many processes."""
+    if config.layers < pipeline:
+        raise TriviumError(
+            f"`parallel.pipeline` is {pipeline}, and the model has {config.layers} layers; choose no more."
+        )
+    if config.experts is not None:
+        raise TriviumError(
+            "`parallel.pipeline` cannot divide a mixture of experts, whose balance all layers make; divide "
+            "by `expert`, `tensor` or `shard`."
         )
 
 

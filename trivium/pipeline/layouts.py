@@ -11,7 +11,7 @@ from trivium.kit.processes import world
 from trivium.lab.planner.estimate import Estimate, estimate
 from trivium.lab.planner.layout import candidates
 from trivium.lab.planner.work import Job
-from trivium.learn.settings import Parallel
+from trivium.learn.settings import GROUPS, Parallel
 from trivium.pipeline.plan import planned, write_plan
 
 
@@ -51,7 +51,7 @@ def _chosen(best: Estimate) -> Chosen:
     least = min((one.memory.total for one in wholes), default=best.memory.total)
     if any(one.fits for one in wholes) or not wholes or layout.devices != machine.devices:
         return Chosen(Parallel(shard=1), f"a whole copy needs {_gib(least)} {room}")
-    degrees = {name: getattr(layout, name) for name in ("shard", "tensor", "context", "expert")}
+    degrees = {name: getattr(layout, name) for name in ("shard", *GROUPS)}
     parallel = Parallel(**degrees)
     why = f"{layout.described()} needs {_gib(best.memory.total)} {room}, a whole copy {_gib(least)}"
     return Chosen(parallel, why if best.fits else f"{why}; nothing fits")

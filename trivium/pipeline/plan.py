@@ -20,7 +20,7 @@ from trivium.lab.planner.catalogue import machine as catalogued
 from trivium.lab.planner.estimate import Estimate, estimate, total
 from trivium.lab.planner.work import Job
 from trivium.learn.settings import Parallel
-from trivium.learn.sharding import refuse_indivisible, refuse_indivisible_experts
+from trivium.learn.sharding import refuse_indivisible, refuse_indivisible_experts, refuse_short
 from trivium.model.lora import targeted
 from trivium.model.transformer import Transformer
 from trivium.model.unfilled import unfilled
@@ -193,6 +193,8 @@ def _check_layout(stage: Any, job: Job, numbers: dict[str, Any]) -> None:
         try:
             if wish.tensor > 1:
                 refuse_indivisible(job.config, wish.tensor)
+            if wish.pipeline > 1:
+                refuse_short(job.config, wish.pipeline)
             if wish.expert > 1:
                 refuse_indivisible_experts(job.config, wish.expert)
         except TriviumError as error:

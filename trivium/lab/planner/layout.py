@@ -19,6 +19,8 @@ HIDDEN_ASYNC = 0.5
 """The share of tensor-parallel messages that asynchronous products hide."""
 HIDDEN_SHARD = 0.97
 """The share of gathering and scattering that hides behind the products, as long as those last longer."""
+MOST_STAGES = 16
+"""The longest pipeline that is proposed; a recipe may say a longer one."""
 LONG = 16384
 """From this context on the tokens of a pass may be divided."""
 
@@ -145,22 +147,24 @@ def communication_seconds(job: Job, machine: Machine, layout: Layout, compute: f
 def candidates(job: Job, devices: int, node: int) -> Iterator[Layout]:
     """All layouts of so many devices that a training can have, each with every recompute and size of a pass.
 
-    What the recipe says is kept to; there is no pipeline in them, as no training here has one.
+    What the recipe says is kept to.
     """
     rows = max(1, int(job.batch // max(1, job.context)))
     # In a world of one nothing is shared.
     wish = job.parallel if devices > 1 else None
-    for tensor, context in _groups(job, devices, node) if wish is None else [(wish.tensor, wish.context)]:
-        left, rest = divmod(devices, tensor * context)
+    said = None if wish is None else [(wish.tensor, wish.context, wish.pipeline)]
+    for tensor, context, pipeline in said or _groups(job, devices, node):
+        left, rest = divmod(devices, tensor * context * pipeline)
         if rest or left > rows:
             continue
         shard = "auto" if wish is None else wish.shard
         wished = {1, left, min(left, node)} if shard == "auto" else {left if shard == "all" else shard}
-        among = _experts(job, min(left, node), tensor * context) if wish is None else [wish.expert]
+        group = tensor * context * pipeline
+        among = _experts(job, min(left, node), group) if wish is None else [wish.expert]
         for shard in wished:
             for expert in among:
                 if left % shard == 0 and (left if shard == 1 else shard) % expert == 0:
-                    layout = Layout(left // shard, shard, tensor, context, expert=expert)
+                    layout = Layout(left // shard, shard, tensor, context, pipeline, expert=expert)
                     yield from _passes(job, layout, rows)
 
 
@@ -173,19 +177,23 @@ def _experts(job: Job, most: int, group: int) -> Iterator[int]:
             yield many
 
 
-def _groups(job: Job, devices: int, node: int) -> Iterator[tuple[int, int]]:
-    """How many processes compute a pass together, by parts of the matrices and by parts of the tokens."""
+def _groups(job: Job, devices: int, node: int) -> Iterator[tuple[int, int, int]]:
+    """How many processes compute a pass together: by matrices, by tokens, or by layers."""
     assert job.config is not None
-    yield 1, 1
+    yield 1, 1, 1
     config = job.config
     inner = config.inner_width if config.experts is None else config.experts.inner_width
     for tensor in _powers(min(node, devices, config.key_value_heads) if job.divisible else 1):
         if tensor > 1 and not any(one % tensor for one in (config.heads, config.key_value_heads, inner)):
-            yield tensor, 1
+            yield tensor, 1, 1
     is_long = job.context >= LONG and job.divisible and not job.shares_prompts
     for context in _powers(min(64, devices) if is_long else 1):
         if context > 1:
-            yield 1, context
+            yield 1, context, 1
+    has_stages = job.divisible and config.experts is None
+    for pipeline in _powers(min(MOST_STAGES, devices, config.layers) if has_stages else 1):
+        if pipeline > 1:
+            yield 1, 1, pipeline
 
 
 def _passes(job: Job, layout: Layout, rows: int) -> Iterator[Layout]:
