@@ -179,7 +179,7 @@ def test_auto_divides_what_would_fill_the_memory(
 def test_other_ways_to_divide_are_refused_by_name() -> None:
     assert Training(parallel="all").parallel.shard == "all"
     assert Training(parallel={"shard": 8, "tensor": 1}).parallel.shard == 8
-    with pytest.raises(ValueError, match="`pipeline` parallelism"):
-        Training(parallel={"shard": 8, "pipeline": 2})
+    with pytest.raises(ValueError, match="sequence"):
+        Training(parallel={"shard": 8, "sequence": 2})
     with pytest.raises(ValueError, match="exclude each other"):
         Training(parallel={"tensor": 2, "context": 2})
