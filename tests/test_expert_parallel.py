@@ -97,12 +97,16 @@ def leg(
 ) -> None:  # fmt: skip
     """Train, to the end or until so many steps are done; the first process writes weights and moments."""
     meet(rank, size, port)
+    model = small_model(**(shape or MIXTURE))
+    for name, one in model.named_parameters():
+        one.requires_grad_(name.startswith(tuple(changes.get("train_only", [""]))))
     trainer = small_trainer(
-        Path(folder), model=small_model(**(shape or MIXTURE)), batches=SmallBatches(7, 3), parallel=parallel,
+        Path(folder), model=model, batches=SmallBatches(7, 3), parallel=parallel,
         **{"micro_batch": 1, "checkpoint": {"every_steps": 100}, **changes},
     )  # fmt: skip
     if run_until(trainer, cut):
-        held = [one for name, one in trainer.named.items() if ".experts." in name]
+        parameters = trainer.layout.model.named_parameters()
+        held = [one for name, one in parameters if ".experts." in name]
         own = sum(getattr(one, "to_local", lambda one=one: one)().numel() for one in held)
         write_json(Path(folder) / f"held-{rank}.json", {"experts": own})
         keep_end(trainer, Path(folder))
@@ -126,6 +130,10 @@ def held_of(folder: Path) -> list[int]:
         (4, {"expert": 2}, {}, SPARSE),
         (4, {"expert": 2, "shard": 2}, {"recompute": "full"}, {}),
         (4, {"expert": 2, "shard": 4}, {"recompute": "selective"}, {}),
+        # Two groups that hold all weights, in each of which two processes share an expert.
+        (8, {"expert": 2, "shard": 4}, {}, {}),
+        # One process trains nothing.
+        (2, {"expert": 2}, {"train_only": ["layers.1.mlp.experts.0"], "ema": 0.5}, {}),
     ],
     ids=str,
 )

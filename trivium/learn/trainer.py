@@ -440,7 +440,7 @@ class Trainer:
     def _take_average(self) -> None:
         for name, average in self.average.items():
             self.named[name].copy_(average)
-        if self.average:
+        if self.settings.ema is not None:
             self.layout.follow()
 
     @contextmanager
@@ -454,7 +454,7 @@ class Trainer:
         with torch.no_grad():
             for name, weight in now.items():
                 self.named[name].copy_(weight)
-        if now:
+        if self.settings.ema is not None:
             self.layout.follow()
 
     # stopping and going on
