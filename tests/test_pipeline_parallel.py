@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 # Here, so that processes that are forked need not import them anew.
 import torch.distributed.fsdp
-import torch.distributed.pipelining  # noqa: F401
+import torch.distributed.pipelining
 from objectives import CASES, OneBatch
-from small import SmallBatches, small_model, small_trainer
-from test_parallel import losses, meet, together
+from small import Scored, SmallBatches, assert_identical, small_model, small_trainer
+from test_parallel import losses, meet, run_until, together
 from test_tensor_parallel import RUNS, assert_the_same, filtered_policy, keep_end, laid_out, leg
 
 from trivium.kit import processes
 from trivium.kit.errors import TriviumError
-from trivium.kit.files import read_json, write_json
+from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.learn.settings import Parallel
+from trivium.learn.trainer import Hooks
 from trivium.model.config import ExpertsConfig
 
 REFUSED = {
@@ -137,6 +139,111 @@ def test_a_stage_goes_on_under_any_layout(tmp_path: Path) -> None:
         together(leg, size, str(tmp_path / "many"), parallel, cut)
         assert len(losses(tmp_path / "many")) == (cut or 9)
     assert_the_same(tmp_path / "one", tmp_path / "many")
+
+
+def saved(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], step: int) -> None:
+    """Train to a step, or read the state after it, save it anew and write its numbers."""
+    meet(rank, size, port)
+    model, batches = small_model(layers=4, tied=True), SmallBatches(5, 3)
+    trainer = small_trainer(Path(folder), model=model, batches=batches, parallel=parallel, ema=0.5)
+    if trainer.checkpoints.steps():
+        trainer._resume()
+        processes.barrier()
+        trainer.checkpoints.clear() if rank == 0 else None
+        processes.barrier()
+        trainer._save(wait=True)
+    else:
+        run_until(trainer, step)
+    state = trainer.checkpoints.latest()
+    assert state is not None
+    assert state.facts["step"] == step
+    if rank == 0:
+        save_tensors(
+            Path(folder) / f"{trainer.settings.parallel.described()}.safetensors", dict(state.tensors)
+        )
+    processes.stop()
+
+
+@pytest.mark.slow
+def test_a_saved_state_has_the_same_bits_under_every_layout(tmp_path: Path) -> None:
+    layouts: list[tuple[int, dict[str, Any]]] = [
+        (2, {"pipeline": 2, "shard": 1}), (1, {"shard": 1}), (4, {"pipeline": 2, "shard": 2}),
+        (2, {"shard": 2}), (4, {"pipeline": 4, "shard": 1}), (2, {"tensor": 2, "shard": 1}),
+    ]  # fmt: skip
+    for size, parallel in layouts:
+        together(saved, size, str(tmp_path), parallel, 2)
+    first, *others = (
+        load_tensors(tmp_path / f"{Parallel(**parallel).described()}.safetensors") for _, parallel in layouts
+    )
+    assert len(others) == len(layouts) - 1
+    for theirs in others:
+        assert_identical(first, theirs)
+
+
+def look(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any]) -> None:
+    """Train a model that nothing but the hooks looks at; each process writes what it sees and holds."""
+    meet(rank, size, port)
+    place = Path(folder)
+
+    def see(*words: object) -> dict[str, Any]:
+        whole = {name: one.detach().clone() for name, one in trainer.model.named_parameters()}
+        save_tensors(place / f"{trainer.step}-{len(words)}-{rank}.safetensors", whole)
+        return {}
+
+    trainer = small_trainer(
+        place, model=small_model(layers=4), batches=SmallBatches(4, 3), parallel=parallel, watched=False,
+        hooks=Hooks(validate=see, keep=see, sample=see), validation={"times": 2}, samples={"times": 4},
+        checkpoint={"at": ["step=3"]}, ema=0.5,
+    )  # fmt: skip
+    trainer.run()
+    held = trainer.layout.model.embedding.weight.untyped_storage().nbytes()
+    write_json(place / f"held-{rank}.json", {"table": held})
+    processes.stop()
+
+
+@pytest.mark.slow
+def test_a_model_is_whole_where_it_is_measured_sampled_and_kept(tmp_path: Path) -> None:
+    """Between these a process holds its own layers, and none but the first the table of tokens."""
+    together(look, 1, str(tmp_path / "one"), {})
+    together(look, 2, str(tmp_path / "many"), {"pipeline": 2, "shard": 1})
+    seen = sorted((tmp_path / "one").glob("*.safetensors"))
+    # Validated twice, sampled four times, kept once.
+    assert len(seen) == 7
+    for path in seen:
+        expected = load_tensors(path)
+        for rank in range(2):
+            found = load_tensors(tmp_path / "many" / f"{path.stem[:-2]}-{rank}.safetensors")
+            assert found.keys() == expected.keys()
+            for name, one in expected.items():
+                torch.testing.assert_close(found[name], one, atol=1e-5, rtol=1e-5)
+    assert read_json(tmp_path / "many/held-0.json")["table"] > 0
+    assert read_json(tmp_path / "many/held-1.json")["table"] == 0
+
+
+def fail(rank: int, size: int, port: int, folder: str, how: str, said: str) -> None:
+    """The last stage says what went wrong, the others that one of them is gone."""
+    meet(rank, size, port)
+    trainer = small_trainer(
+        Path(folder), objective=Scored() if how == "twice" else None, batches=SmallBatches(2, 3),
+        parallel={"pipeline": 2, "shard": 1},
+    )  # fmt: skip
+    if how == "memory" and rank == 1:
+
+        def full(*words: object) -> None:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        trainer.layout.model.norm.register_forward_pre_hook(full)
+    with pytest.raises(TriviumError, match=said if rank == 1 else "lost another process"):
+        trainer.run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("twice", "asks the model twice"), ("memory", "a pass does not fit into memory; lower `micro_batch`")],
+)
+def test_what_goes_wrong_in_a_stage_is_one_sentence(tmp_path: Path, how: str, said: str) -> None:
+    together(fail, 2, str(tmp_path), how, said)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from trivium.data.rows import PackedSequence
+from trivium.kit.errors import TriviumError
 from trivium.kit.processes import all_reduce_sum, largest_of_all, world
 from trivium.learn.parallel import sum_gradients
 from trivium.learn.sharding import Divided, LossOf, refuse_short, shard_layers
@@ -75,8 +76,15 @@ class _Answer(_Stage):
     """Has the hidden states that came through the pipeline."""
 
     hidden: Tensor
+    called = False
 
     def __call__(self, tokens: Tensor, context: Any, **options: Any) -> Tensor:
+        if self.called:
+            raise TriviumError(
+                "`parallel.pipeline` cannot train what asks the model twice in a pass; leave "
+                "`parallel.pipeline` out, or say 1."
+            )
+        self.called = True
         return self.hidden if torch.is_grad_enabled() else self.hidden.detach()
 
 
@@ -98,7 +106,8 @@ class Nothing(nn.Module):
 
     def __init__(self, table: Tensor, learns: bool) -> None:
         super().__init__()
-        self.weight = table.detach()[:0].requires_grad_(learns)
+        # A slice of the table would keep all of it in memory.
+        self.weight = table.new_empty(0, table.shape[1]).requires_grad_(learns)
 
 
 class Pipelines(Divided):
@@ -174,10 +183,16 @@ class Pipelines(Divided):
             self.shape, self.schedule = (passes, longest), self._scheduled(passes, longest)
         self.loss_of = loss_of
         numbers = torch.arange(passes)
-        self.schedule.step(
-            *([numbers] if self.is_first else []), number=numbers, return_outputs=False,
-            **({"target": numbers} if self.is_last else {}),
-        )  # fmt: skip
+        try:
+            self.schedule.step(
+                *([numbers] if self.is_first else []), number=numbers, return_outputs=False,
+                **({"target": numbers} if self.is_last else {}),
+            )  # fmt: skip
+        except RuntimeError as error:
+            # The trainer goes by what went wrong, torch's error says only in which stage.
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from None
         self.passing = []
 
     def _asked(self, loss_of: LossOf, number: int) -> Asked:
