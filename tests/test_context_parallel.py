@@ -75,6 +75,9 @@ def run_all(rank: int, size: int, port: int, folder: str, names: list[str], para
     [
         (2, {"context": 2, "shard": 1}, [*RUNS, *OBJECTIVES]),
         (4, {"context": 2, "shard": 2}, ["qwen3", "experts"]),
+        # Matrices are divided among those that have the same tokens.
+        (4, {"context": 2, "tensor": 2, "shard": 1}, [*RUNS, *OBJECTIVES]),
+        (8, {"context": 2, "tensor": 2, "shard": 2}, ["qwen3", "qwen2"]),
     ],
     ids=str,
 )

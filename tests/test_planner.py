@@ -278,14 +278,15 @@ def test_the_layout_that_a_recipe_names_is_kept_to(wish: dict, shares: set):
 
 
 def test_a_layout_that_no_training_here_can_have_is_not_planned():
-    """Matrices, tokens and layers are not divided together, adapters by weights alone."""
+    """Layers are not divided beside matrices or tokens, adapters by weights alone."""
     job = replace(pretraining(L70, 2**27), context=2**17)
     for one, plain in ((job, True), (replace(job, divisible=False), False)):
         found = list(candidates(one, 512, 8))
         for key in ("tensor", "context", "pipeline"):
             divided = [each for each in found if getattr(each, key) > 1]
             assert bool(divided) == plain
-            assert all(each.tensor * each.context * each.pipeline == getattr(each, key) for each in divided)
+        assert all(1 in (each.tensor * each.context, each.pipeline) for each in found)
+        assert any(each.tensor > 1 and each.context > 1 for each in found) == plain
         assert max(each.pipeline for each in found) <= 16
     assert {each.pipeline for each in candidates(replace(job, parallel=Parallel(pipeline=20)), 640, 8)} == {
         20

@@ -182,4 +182,5 @@ def test_other_ways_to_divide_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="sequence"):
         Training(parallel={"shard": 8, "sequence": 2})
     with pytest.raises(ValueError, match="exclude each other"):
-        Training(parallel={"tensor": 2, "context": 2})
+        Training(parallel={"tensor": 2, "context": 2, "pipeline": 2})
+    assert Parallel(shard=8, tensor=2, context=2).described() == "shard 8 x tensor 2 x context 2"

@@ -19,14 +19,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
     ParallelStyle,
-    RowwiseParallel,
     parallelize_module,
 )
 
 from trivium.kit.errors import TriviumError
-from trivium.learn.tensor_parallel import Whole
+from trivium.learn.tensor_parallel import Whole, divide_tables
 from trivium.model.arithmetic import note_pass
 from trivium.model.attention import (
     Documents,
@@ -212,12 +210,14 @@ class Divided(ParallelStyle):
         return everywhere if wanted is None else everywhere[wanted]
 
 
-def divide_context(model: Transformer, mesh: DeviceMesh) -> None:
-    """Let the processes of a one-dimensional mesh share the tokens of each of this model's passes."""
-    plan: dict[str, ParallelStyle] = {"embedding": RowwiseParallel(input_layouts=Replicate())}
-    if model.head is not None:
-        plan["head"] = ColwiseParallel()
-    for name, module in model.named_modules():
+def divide_context(model: Transformer, mesh: DeviceMesh, *, weights: bool = True) -> None:
+    """Let the processes of a one-dimensional mesh share the tokens of each of this model's passes.
+
+    Without `weights` these are divided already; then each process has the gradients of its own tokens."""
+    plan: dict[str, ParallelStyle] = {}
+    if weights:
+        divide_tables(model, mesh)
+    for name, module in model.named_modules() if weights else ():
         if name not in ("embedding", "head") and next(module.parameters(recurse=False), None) is not None:
             plan[name] = Whole(Partial())
     plan[""] = Divided()

@@ -92,7 +92,7 @@ class Sampling(Settings):
 
 
 GROUPS = ("tensor", "context", "pipeline", "expert")
-"""By what a group of processes may divide a model, one of them at a time."""
+"""By what a group of processes may divide a model: one of them, or the first two."""
 
 
 class Parallel(Settings):
@@ -108,7 +108,8 @@ class Parallel(Settings):
 
     context: int = Field(default=1, ge=1)
     """Among how many processes the tokens of a pass are divided, long documents too (context parallelism);
-    not with `tensor`, nor where answers share a prompt, as in preferences and reinforcement learning."""
+    not where answers share a prompt, as in preferences and reinforcement learning. With `tensor` each of
+    these processes is a group that divides matrices."""
 
     pipeline: int = Field(default=1, ge=1)
     """Among how many processes the layers are divided, one group of them after the other (pipeline
@@ -121,7 +122,7 @@ class Parallel(Settings):
     @model_validator(mode="after")
     def degrees_that_go_together(self) -> Parallel:
         groups = [name for name in GROUPS if getattr(self, name) > 1]
-        if len(groups) > 1:
+        if len(groups) > 1 and groups != ["tensor", "context"]:
             names = " and ".join(f"`{name}`" for name in groups)
             raise ValueError(f"{names} exclude each other; divide by one of them and `shard`")
         if isinstance(self.shard, int) and self.shard > 1 and self.shard % self.expert:

@@ -204,8 +204,8 @@ class Shards(Divided):
 class Groups(Divided):
     """A copy of a model whose passes a group of processes computes together, all on the same rows.
 
-    They divide every matrix (`tensor`) or the tokens (`context`). With `shard` weights, gradients and moments
-    are divided besides, among as many groups.
+    They divide every matrix (`tensor`), the tokens (`context`), or both: then those that have the same tokens
+    divide matrices. With `shard` weights, gradients and moments are divided besides, among as many groups.
     """
 
     def __init__(
@@ -216,19 +216,26 @@ class Groups(Divided):
         from trivium.learn.context_parallel import divide_context
         from trivium.learn.tensor_parallel import divide, refuse_other_layers
 
-        assert 1 in (tensor, context)
         refuse_indivisible(model.config, tensor)
         refuse_other_layers(model, "tensor" if tensor > 1 else "context")
         self.group = tensor * context
-        shape = (world().size // (self.group * shard), shard, self.group)
+        shape = (world().size // (self.group * shard), shard, context, tensor)
         # The ranks of a group are neighbours, as what they send in every layer needs the fastest links.
-        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=("replicate", "shard", "group"))
+        names = ("replicate", "shard", "context", "tensor")
+        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=names)
         self.replicas = mesh["replicate"]
         super().__init__(model, copy.deepcopy(model), watched)
-        if tensor > 1:
-            divide(self.model, mesh["group"])
+        self.beside: Any = None
+        """The processes that have the same parts of the matrices, and other tokens."""
+        if tensor > 1 and context > 1:
+            group = mesh["context", "tensor"]._flatten("group")
+            divide(self.model, mesh["tensor"], group)
+            divide_context(self.model, mesh["context"], weights=False)
+            self.beside = mesh["context"].get_group()
+        elif tensor > 1:
+            divide(self.model, mesh["tensor"])
         else:
-            divide_context(self.model, mesh["group"])
+            divide_context(self.model, mesh["context"])
         data = mesh["replicate", "shard"] if shape[0] > 1 else mesh["shard"]
         self.root = shard_layers(self.model, data) if shard > 1 else None
         if shard > 1:
@@ -252,9 +259,13 @@ class Groups(Divided):
                 one.grad /= self.group
                 whole.append(one)
         sum_gradients(whole)
+        parameters = [one for one in parameters if is_divided(one)]
+        if self.beside is not None:
+            # All processes of a group divide the tables of tokens; of these each has rows of its own.
+            tables = {id(self.model.embedding.weight), id(self.model.head_weight)}
+            sum_gradients([one for one in parameters if id(one) not in tables], self.beside)
         if self.root is not None:
             return
-        parameters = [one for one in parameters if is_divided(one)]
         for one in parameters:
             if one.grad is not None:
                 assert isinstance(one, DTensor)
@@ -340,7 +351,8 @@ def layout_of(
     if group > 1:
         _fill_whole(model, fill)
         layout = Groups(model, tensor, shard, context=wish.context, watched=watched)
-        what = "every matrix is" if tensor > 1 else "the tokens of every pass are"
+        parts = ["every matrix"] * (tensor > 1) + ["the tokens of every pass"] * (wish.context > 1)
+        what = f"{' and '.join(parts)} {'is' if parts == ['every matrix'] else 'are'}"
         say(f"{what} divided among {group} processes, which train on the same rows")
         if shard > 1:
             say(f"weights, gradients and moments are divided among {shard} such groups{why}")

@@ -151,14 +151,20 @@ class MixtureParallel(ParallelStyle):
         return made.redistribute(placements=[result]).to_local()
 
 
-def divide(model: Transformer, mesh: DeviceMesh) -> None:
-    """Divide a model's matrices, in place, among the processes of a one-dimensional mesh."""
-    plan: dict[str, ParallelStyle] = {
-        "embedding": RowwiseParallel(input_layouts=Replicate()),
-        "norm": Whole(Replicate()),
-    }
+def divide_tables(model: Transformer, mesh: DeviceMesh) -> None:
+    """Divide embedding and head, in place, along the vocabulary."""
+    plan: dict[str, ParallelStyle] = {"embedding": RowwiseParallel(input_layouts=Replicate())}
     if model.head is not None:
         plan["head"] = ColwiseParallel()
+    parallelize_module(model, mesh, plan, src_data_rank=None)
+
+
+def divide(model: Transformer, mesh: DeviceMesh, tables: DeviceMesh | None = None) -> None:
+    """Divide a model's matrices, in place, among the processes of a one-dimensional mesh.
+
+    Those of `tables`, if they are others, divide embedding and head."""
+    divide_tables(model, mesh if tables is None else tables)
+    plan: dict[str, ParallelStyle] = {"norm": Whole(Replicate())}
     if model.position_embedding is not None:
         plan["position_embedding"] = Whole(Replicate())
     pieces, last = Pieces(mesh), len(model.layers) - 1

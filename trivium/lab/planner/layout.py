@@ -180,16 +180,13 @@ def _experts(job: Job, most: int, group: int) -> Iterator[int]:
 def _groups(job: Job, devices: int, node: int) -> Iterator[tuple[int, int, int]]:
     """How many processes compute a pass together: by matrices, by tokens, or by layers."""
     assert job.config is not None
-    yield 1, 1, 1
     config = job.config
     inner = config.inner_width if config.experts is None else config.experts.inner_width
-    for tensor in _powers(min(node, devices, config.key_value_heads) if job.divisible else 1):
-        if tensor > 1 and not any(one % tensor for one in (config.heads, config.key_value_heads, inner)):
-            yield tensor, 1, 1
     is_long = job.context >= LONG and job.divisible and not job.shares_prompts
-    for context in _powers(min(64, devices) if is_long else 1):
-        if context > 1:
-            yield 1, context, 1
+    for tensor in _powers(min(node, devices, config.key_value_heads) if job.divisible else 1):
+        if not any(one % tensor for one in (config.heads, config.key_value_heads, inner)):
+            for context in _powers(min(64, devices // tensor) if is_long else 1):
+                yield tensor, context, 1
     has_stages = job.divisible and config.experts is None
     for pipeline in _powers(min(MOST_STAGES, devices, config.layers) if has_stages else 1):
         if pipeline > 1:
