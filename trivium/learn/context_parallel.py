@@ -3,8 +3,9 @@
 Of twice as many pieces as there are processes each takes one from the head and one from the tail, so that all
 compute about as many scores (Dubey et al., 2407.21783, 3.3.2). In each layer keys and values are gathered,
 which few key/value heads keep small, and a process's own tokens attend to them within the borders of their
-documents. Weights are whole everywhere, and a pass gives each process a part of their gradients. Embedding
-and head are divided along the vocabulary, so that no product is computed twice.
+documents. Layers are kept in parts by all of these processes, too, and gathered for a pass (FSDP2), which
+adds up the gradients of their tokens. Embedding and head are divided along the vocabulary, so that no product
+is computed twice.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ from trivium.model.experts import Routing
 from trivium.model.operations import in_product_type
 from trivium.model.transformer import Transformer
 from trivium.model.varlen import varlen_kernel
+
+BESIDE = ("norm", "position_embedding")
+"""What has weights beside the layers, other than the tables of tokens."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +221,6 @@ def divide_context(model: Transformer, mesh: DeviceMesh, *, weights: bool = True
     plan: dict[str, ParallelStyle] = {}
     if weights:
         divide_tables(model, mesh)
-    for name, module in model.named_modules() if weights else ():
-        if name not in ("embedding", "head") and next(module.parameters(recurse=False), None) is not None:
-            plan[name] = Whole(Partial())
+        plan |= {name: Whole(Partial()) for name in BESIDE if getattr(model, name) is not None}
     plan[""] = Divided()
     parallelize_module(model, mesh, plan, src_data_rank=None)

@@ -217,7 +217,8 @@ class Groups(Divided):
         from trivium.learn.tensor_parallel import divide, refuse_other_layers
 
         refuse_indivisible(model.config, tensor)
-        refuse_other_layers(model, "tensor" if tensor > 1 else "context")
+        if tensor > 1:
+            refuse_other_layers(model)
         self.group = tensor * context
         shape = (world().size // (self.group * shard), shard, context, tensor)
         # The ranks of a group are neighbours, as what they send in every layer needs the fastest links.
@@ -225,23 +226,36 @@ class Groups(Divided):
         mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=names)
         self.replicas = mesh["replicate"]
         super().__init__(model, copy.deepcopy(model), watched)
+        self.by_rows = shard > 1
+        """Whether what is beside the layers is divided by FSDP2 as well."""
         self.beside: Any = None
         """The processes that have the same parts of the matrices, and other tokens."""
-        if tensor > 1 and context > 1:
-            group = mesh["context", "tensor"]._flatten("group")
-            divide(self.model, mesh["tensor"], group)
-            divide_context(self.model, mesh["context"], weights=False)
-            self.beside = mesh["context"].get_group()
-        elif tensor > 1:
-            divide(self.model, mesh["tensor"])
-        else:
-            divide_context(self.model, mesh["context"])
-        data = mesh["replicate", "shard"] if shape[0] > 1 else mesh["shard"]
-        self.root = shard_layers(self.model, data) if shard > 1 else None
-        if shard > 1:
+        if tensor > 1:
+            everyone = mesh["context", "tensor"]._flatten("group") if context > 1 else mesh["tensor"]
+            divide(self.model, mesh["tensor"], everyone)
+        if context > 1:
+            divide_context(self.model, mesh["context"], weights=tensor == 1)
+            self.beside = mesh["context"].get_group() if tensor > 1 else None
+        if shard * context > 1:
+            self.root = self._share_layers(mesh)
             # That a gather over both takes two messages is no news at every start.
             logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.release()
+
+    def _share_layers(self, mesh: "DeviceMesh") -> "FSDPModule":
+        """Divide layers among all that have other rows or other tokens, and what is beside them by rows."""
+        replicas, shard, context = (mesh[name].size() for name in ("replicate", "shard", "context"))
+        parts = "shard" if context == 1 else "context"
+        if shard > 1 and context > 1:
+            mesh["shard", "context"]._flatten(parts := "parts")
+        every = mesh["replicate", parts] if replicas > 1 else mesh[parts]
+        by_rows = mesh["replicate", "shard"] if replicas > 1 else mesh["shard"]
+        if shard > 1:
+            return shard_layers(self.model, every, beside=by_rows)
+        layers = {id(one) for one in self.model.layers.parameters()}
+        return shard_layers(
+            self.model, every, [one for one in self.model.parameters() if id(one) not in layers]
+        )
 
     def passes(self, own: int) -> int:
         """A group does its own passes, all groups the same number where they also divide weights."""
@@ -259,35 +273,43 @@ class Groups(Divided):
                 one.grad /= self.group
                 whole.append(one)
         sum_gradients(whole)
-        parameters = [one for one in parameters if is_divided(one)]
+        layers = {id(one) for one in self.model.layers.parameters()}
+        # What FSDP2 divides it has summed.
+        left = [one for one in parameters if is_divided(one) and not (self.root and id(one) in layers)]
         if self.beside is not None:
             # All processes of a group divide the tables of tokens; of these each has rows of its own.
             tables = {id(self.model.embedding.weight), id(self.model.head_weight)}
-            sum_gradients([one for one in parameters if id(one) not in tables], self.beside)
-        if self.root is not None:
+            sum_gradients([one for one in left if id(one) not in tables], self.beside)
+        if self.by_rows:
             return
-        for one in parameters:
+        for one in left:
             if one.grad is not None:
                 assert isinstance(one, DTensor)
                 assert isinstance(one.grad, DTensor)
                 one.grad = one.grad.redistribute(placements=one.placements)
-        sum_gradients(parameters, self.replicas.get_group())
+        sum_gradients(left, self.replicas.get_group())
 
 
 def shard_layers(
-    model: Transformer, mesh: "DeviceMesh", apart: Iterable[nn.Parameter] = (), *, stays: bool = False
+    model: Transformer,
+    mesh: "DeviceMesh",
+    apart: Iterable[nn.Parameter] = (),
+    *,
+    beside: "DeviceMesh | None" = None,
+    stays: bool = False,
 ) -> "FSDPModule":
     """Divide each layer, and what is beside the layers, over a mesh with FSDP2, in place.
 
-    What is `apart` is left as it is. Where it `stays`, a layer is whole from its first pass in a step to the
-    last, as in a pipeline, where the next pass follows at once."""
+    What is `apart` is left as it is; what is beside the layers may have a mesh of its own. Where it `stays`,
+    a layer is whole from its first pass in a step to the last, as in a pipeline: the next follows at once.
+    """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     ignored = set(apart)
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=not stays, ignored_params=ignored)
     # The root's own weights stay gathered after a pass: the loss reads the head's outside of it.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
+    fully_shard(model, mesh=beside or mesh, reshard_after_forward=False, ignored_params=ignored)
     for part in model.modules():
         if isinstance(part, FSDPModule):
             # The loss was divided by the weight of all processes' rows, so gradients are summed.

@@ -221,7 +221,7 @@ def _plan_of(layer: nn.Module, pieces: Pieces | None) -> dict[str, ParallelStyle
     return plan
 
 
-def refuse_other_layers(model: Transformer, key: str) -> None:
+def refuse_other_layers(model: Transformer) -> None:
     """Only plain matrices have a plan."""
     if any(isinstance(one, nn.Linear) and type(one) is not nn.Linear for one in model.layers.modules()):
-        raise TriviumError(f"`parallel.{key}` cannot divide `adapter` or `qat`; divide by `shard`.")
+        raise TriviumError("`parallel.tensor` cannot divide `adapter` or `qat`; divide by `shard`.")
