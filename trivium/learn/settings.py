@@ -107,7 +107,7 @@ class Parallel(Settings):
     parallelism); these compute on the same rows together, and `shard` divides their parts once more."""
 
     context: int = Field(default=1, ge=1)
-    """Among how many processes the tokens of a pass are divided, and the layers' weights (context parallelism);
+    """Among how many processes tokens of a pass and the layers' weights are divided (context parallelism);
     not where answers share a prompt, as in preferences and reinforcement learning. With `tensor` each of
     these processes is a group that divides matrices."""
 
