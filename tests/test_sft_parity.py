@@ -11,7 +11,7 @@ import torch
 from tuning import CHAT, encoded, packed, save, small_model, tokenizer_of
 
 from trivium.data.rows import collate
-from trivium.learn.objectives.next_token import NextToken, noisy_embeddings
+from trivium.learn.objectives.next_token import NextToken, noise_for
 from trivium.model.folder import stored_form
 from trivium.model.weights import stored_tensors
 
@@ -125,7 +125,7 @@ def test_noise_is_neftunes(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "uniform_", lambda self, low, high: self.copy_((units - -1) / 2 * (high - low) + low)
     )
-    noise = noisy_embeddings(model, batch, 5.0) - model.embed(batch.tokens)
+    noise = noise_for(model, batch, 5.0)
     monkeypatch.undo()
 
     embedding = torch.nn.Embedding(tokenizer.vocabulary_size, 32)
@@ -150,8 +150,8 @@ def test_noise_is_drawn_anew_for_every_pass_and_within_its_bounds():
     model = small_model(tokenizer)
     found, _ = encoded([{"text": "the river rises in the hills"}, {"text": "12 or 345"}], tokenizer)
     batch = collate([packed(found)])
-    first = noisy_embeddings(model, batch, 10.0) - model.embed(batch.tokens)
-    second = noisy_embeddings(model, batch, 10.0) - model.embed(batch.tokens)
+    first = noise_for(model, batch, 10.0)
+    second = noise_for(model, batch, 10.0)
     assert not torch.equal(first, second)
     start = 0
     for length in batch.lengths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trivium.kit import processes
 from trivium.kit.errors import TriviumError
 from trivium.kit.files import load_tensors, read_json, save_tensors, write_json
 from trivium.learn import sharding
+from trivium.learn.objectives import next_token
 from trivium.learn.settings import Parallel, Training
 from trivium.learn.sharding import Replicas, layout_of
 from trivium.model.config import ExpertsConfig
@@ -60,7 +62,7 @@ def train(
         )()
         write_json(Path(folder) / f"held-{rank}.json", {"rows": local.shape[0]})
     if rank == 0:
-        own = {} if objective is None else weights_of(trainer.objective.extra)  # type: ignore[arg-type]
+        own = {} if trainer.objective.extra is None else weights_of(trainer.objective.extra)
         save_tensors(Path(folder) / "end.safetensors", {**weights_of(trainer.model), **own})
         save_tensors(Path(folder) / "moments.safetensors", moments)
     processes.stop()
@@ -108,6 +110,25 @@ def test_a_head_is_trained_beside_a_divided_model(tmp_path: Path, parallel: dict
         together(train, 2, many, 1, cut, {"ema": 0.5, "parallel": parallel}, None, Scored)
     assert_the_same(tmp_path / "one", tmp_path / "many")
     assert "score.weight" in load_tensors(tmp_path / "many/end.safetensors")
+
+
+def even_noise(model: Any, batch: Any, strength: float) -> torch.Tensor:
+    """Of a pass alone, whichever process does it."""
+    numbers = torch.arange(len(batch.tokens) * model.config.width, dtype=torch.float32)
+    return strength * torch.sin(numbers).view(len(batch.tokens), -1)
+
+
+@pytest.mark.parametrize(
+    ("size", "parallel"), [(2, {"shard": 2}), (4, {"shard": 2, "pipeline": 2}), (2, {"context": 2})], ids=str
+)
+def test_noise_is_added_where_the_table_is_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, parallel: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(next_token, "noise_for", even_noise)
+    noisy = partial(next_token.NextToken, noise=0.1)
+    together(train, 1, str(tmp_path / "one"), 1, None, {}, {}, noisy)
+    together(train, size, str(tmp_path / "many"), 1, None, {"parallel": parallel}, {}, noisy)
+    assert_the_same(tmp_path / "one", tmp_path / "many")
 
 
 def test_a_mixture_is_divided_whose_experts_not_every_process_needs(tmp_path: Path) -> None:

@@ -204,8 +204,10 @@ class Divided(ParallelStyle):
             options["routing"] = RoutingOfAll(options["routing"], piece)
         # The model counts what it computes here.
         note_pass(module, len(tokens) - len(piece.own), _Rest(context.pairs - piece.pairs))  # type: ignore[arg-type]
-        embeddings = options.pop("embeddings", None)
+        embeddings, noise = options.pop("embeddings", None), options.pop("noise", None)
         stream = module.embed(tokens) if embeddings is None else embeddings
+        if noise is not None:
+            stream = stream + noise
         return (tokens[piece.own], piece), {**options, "embeddings": piece.split(stream)}
 
     def _leave(self, module: Any, inputs: Any, options: Any, hidden: Tensor) -> Tensor:

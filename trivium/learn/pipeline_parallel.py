@@ -47,14 +47,8 @@ class _Stop(Exception):
 class _Stage:
     """What an objective is given in the model's place; what else it asks for, the stage here answers."""
 
-    def __init__(self, model: Transformer, is_first: bool) -> None:
-        self.model, self.is_first = model, is_first
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """The tokens' vectors, where the table is; elsewhere as many that say nothing."""
-        if self.is_first:
-            return self.model.embed(tokens)
-        return torch.zeros(len(tokens), self.model.config.width, device=tokens.device)
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -197,7 +191,7 @@ class Pipelines(Divided):
 
     def _asked(self, loss_of: LossOf, number: int) -> Asked:
         """What the objective asks of the model in a pass."""
-        recorder = _Recorder(self.model, self.is_first)
+        recorder = _Recorder(self.model)
         try:
             loss_of(recorder, number)
         except _Stop:
@@ -219,7 +213,7 @@ class Pipelines(Divided):
     def _loss(self, hidden: Tensor, number: Tensor) -> Tensor:
         """The loss of a pass, of which this process has the final hidden states."""
         assert self.loss_of is not None
-        answer = _Answer(self.model, self.is_first)
+        answer = _Answer(self.model)
         answer.hidden = hidden
         return self.loss_of(answer, int(number))
 
@@ -230,6 +224,7 @@ class Pipelines(Divided):
         if not self.is_last:
             wishes.pop("wanted", None)
         if not self.is_first:
+            wishes.pop("noise", None)
             wishes["embeddings"] = inputs[0][: len(asked.tokens)]
         rounds = asked.rounds is not None
         self.cast = torch.autocast(self.device.type, asked.rounds, enabled=rounds, cache_enabled=False)

@@ -137,14 +137,18 @@ class Transformer(nn.Module):
 
     def forward(
         self, tokens: Tensor, context: Context,
-        *, embeddings: Tensor | None = None, routing: Routing | None = None, wanted: Tensor | None = None,
+        *, embeddings: Tensor | None = None, noise: Tensor | None = None, routing: Routing | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Hidden states after the last norm, [N, width], for N tokens or N ready-made embeddings.
 
-        A `routing` is filled with what the routers of a mixture of experts did. With `wanted`, only states
-        at these places come back, and the last layer computes no others."""
+        `noise`, [N, width], is added to the embeddings. A `routing` is filled with what the routers of a
+        mixture of experts did. With `wanted`, only states at these places come back, and the last layer
+        computes no others."""
         note_pass(self, len(tokens), context, None if wanted is None else len(wanted))
         stream = self.embed(tokens) if embeddings is None else embeddings
+        if noise is not None:
+            stream = stream + noise
         if self.position_embedding is not None:
             stream = stream + self.position_embedding(context.positions)
         angles = local_angles = None

@@ -17,12 +17,13 @@ WORTH_LEAVING_OUT = 0.75
 """The share of learned tokens below which the last layer computes only theirs."""
 
 
-def noisy_embeddings(model: Transformer, batch: Batch, strength: float) -> Tensor:
-    """Embeddings with uniform noise up to strength / sqrt(length × width) of the document (NEFTune, 2023)."""
-    rows = model.embed(batch.tokens)
-    lengths = torch.tensor(batch.lengths, device=rows.device)
-    largest = batch.spread(strength / (lengths * rows.shape[-1]).sqrt())[:, None]
-    return rows + torch.empty_like(rows).uniform_(-1, 1) * largest.to(rows.dtype)
+def noise_for(model: Transformer, batch: Batch, strength: float) -> Tensor:
+    """Uniform noise [tokens, width] up to strength / sqrt(length × width) of the document (NEFTune, 2023)."""
+    width, device = model.config.width, batch.tokens.device
+    lengths = torch.tensor(batch.lengths, device=device)
+    largest = batch.spread(strength / (lengths * width).sqrt())[:, None]
+    noise = torch.empty(len(batch.tokens), width, dtype=model.dtype, device=device).uniform_(-1, 1)
+    return noise * largest.to(noise.dtype)
 
 
 def learned_places(batch: Batch) -> Tensor | None:
@@ -58,15 +59,16 @@ class NextToken:
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         """The loss sum, the share of right guesses, and the loss of every source."""
         documents = Documents(batch.lengths, batch.tokens.device)
-        embeddings = noisy_embeddings(model, batch, self.noise) if self.noise else None
+        # The model adds it in the pass: outside of it the table may lie in parts on several processes.
+        noise = noise_for(model, batch, self.noise) if self.noise else None
         experts = model.config.experts
         routing = Routing() if experts is not None and experts.balance else None
         wanted = learned_places(batch) if experts is None else None
         targets, weights = batch.targets, batch.weights
         if wanted is None:
-            hidden = model(batch.tokens, documents, embeddings=embeddings, routing=routing)
+            hidden = model(batch.tokens, documents, noise=noise, routing=routing)
         else:
-            hidden = model(batch.tokens, documents, embeddings=embeddings, wanted=wanted)
+            hidden = model(batch.tokens, documents, noise=noise, wanted=wanted)
             targets, weights = targets[wanted], weights[wanted]
         result = fused_cross_entropy(
             hidden, model.head_weight, targets, weights,
