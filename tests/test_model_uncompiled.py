@@ -11,7 +11,8 @@ import torch
 from small import small_model
 
 from trivium.model.attention import Documents
-from trivium.model.uncompiled import compiled, uncompiled
+from trivium.model.compiling import compiled
+from trivium.model.uncompiled import uncompiled
 
 PROGRAM = """
 import sys

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trivium.data.rows import collate
 from trivium.learn.precision import one_pass
 from trivium.model.attention import Documents
+from trivium.model.compiling import compiled
 
 BEHIND = 1e-6
 """Relative distance of gradients: products run again may be summed in another order on a GPU."""
@@ -116,7 +117,7 @@ def test_a_compiled_pass_takes_it_too(how: str) -> None:
         torch._dynamo.reset()
         model = small_model()
         model.recompute = recompute
-        compiled = torch.compile(model, backend="aot_eager")
-        compiled(torch.arange(40), Documents([20, 20])).square().sum().backward()
+        forward = compiled(model, backend="aot_eager")
+        forward(torch.arange(40), Documents([20, 20])).square().sum().backward()
         found.append(torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None]))
     torch.testing.assert_close(*found)

@@ -226,7 +226,7 @@ def plain_precision(before: Seen, after: Seen) -> None:
 def compile_(before: Seen, after: Seen, value: str) -> None:
     plain, compiled = (before, after) if value == "on" else (after, before)
     assert plain.trainer.forward is plain.trainer.model
-    assert isinstance(compiled.trainer.forward, torch._dynamo.OptimizedModule)
+    assert compiled.trainer.forward.run_layer is not compiled.trainer.model.run_layer
 
 
 @moves("parallel.shard", 1, "all", kinds=TRAINS, trained=False)

@@ -36,8 +36,8 @@ from trivium.learn.settings import Training
 from trivium.learn.sharding import Fill, divided, gathered_by_first, layout_of, trained_parameters
 from trivium.learn.validation import ValidationLoss, groups_of
 from trivium.model.arithmetic import counted
+from trivium.model.compiling import compiled
 from trivium.model.transformer import Transformer
-from trivium.model.uncompiled import compiled
 
 CPU_TOKENS = 2048
 """Tokens per pass on a processor: measured, what its cache likes best. A GPU starts with all and halves."""

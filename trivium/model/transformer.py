@@ -1,5 +1,6 @@
 """The decoder: a flat list of tokens in, their hidden states out."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,6 +104,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute: Recompute = "none"
+        self.run_layer: Callable[..., Tensor] = run
         self.modalities: Modalities | None = None
         self.embedding = make_table(config.vocabulary, config.width)
         self.position_embedding = (
@@ -160,7 +162,7 @@ class Transformer(nn.Module):
             assert isinstance(layer, Layer)
             local = layer.attention.scoring.window is not None
             last = layer.attention.layer == len(self.layers) - 1
-            stream = run(
+            stream = self.run_layer(
                 layer, self.recompute,
                 stream, context, local_angles if local else angles, routing, wanted if last else None,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What `torch.compile` does with a model, and functions it leaves alone, marked without importing it.
+"""Functions that `torch.compile` leaves alone, marked without importing it.
 
 `torch.compiler.disable` imports `torch._dynamo`, which takes two seconds even where nothing is compiled.
 Before something has imported it, nothing can be compiling, and there is nothing to mark.
@@ -28,13 +28,3 @@ def uncompiled(function: Function) -> Function:
         return disabled[0](*arguments, **options)
 
     return cast(Function, call)
-
-
-def compiled(model: torch.nn.Module, **options: Any) -> Any:
-    """The model compiled: one program for all layers, whatever their number."""
-    import torch._dynamo.config as settings
-
-    # Otherwise a layer's index is a constant of its program: each layer is compiled again, and from the
-    # ninth on none is.
-    settings.allow_unspec_int_on_nn_module = True
-    return torch.compile(model, **options)
