@@ -105,11 +105,22 @@ class Engine:
 
     def generate(self, requests: abc.Sequence[Request]) -> list[list[Completion]]:
         """Answer all requests; the completions of each in the order of its samples."""
+        return self.generate_from(iter(requests), len(requests))
+
+    def generate_from(self, requests: Iterator[Request], at_once: int) -> list[list[Completion]]:
+        """Answer requests as they come; the next is asked for when fewer than `at_once` are under way."""
         handles: list[RequestHandle] = []
+        waiting = True
         try:
-            for request in requests:
-                handles.append(self.submit(request))
-            while not all(handle.done for handle in handles):
+            while True:
+                while waiting and sum(not handle.done for handle in handles) < at_once:
+                    request = next(requests, None)
+                    if request is None:
+                        waiting = False
+                    else:
+                        handles.append(self.submit(request))
+                if all(handle.done for handle in handles):
+                    break
                 self.step()
                 for handle in handles:
                     if handle.failure is not None:

@@ -2,8 +2,10 @@
 
 import atexit
 import faulthandler
+import itertools
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +27,7 @@ DEVICE, DEVICE_SECONDS = "TRIVIUM_NCCL_SECONDS", 900.0
 """Short, because GPUs talk only inside of a step, which all processes begin together."""
 RECORDED = 2000
 """Collectives that the flight recorder keeps."""
+_counters = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,17 @@ def everyone(value: Any) -> list[Any]:
     said: list[Any] = [None] * here.size
     distributed.all_gather_object(said, value)
     return said
+
+
+def shared_counter() -> Iterator[int]:
+    """0, 1, 2 and so on, each number in one process only; all processes call this equally often."""
+    name = f"counter-{next(_counters)}"
+    if world().size == 1:
+        return itertools.count()
+    import torch.distributed as distributed
+
+    store = distributed.distributed_c10d._get_default_store()
+    return (store.add(name, 1) - 1 for _ in itertools.count())
 
 
 def barrier() -> None:

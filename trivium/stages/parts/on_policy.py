@@ -4,8 +4,9 @@ GKD (2306.13649) and its kin learn on what the student itself writes, so that it
 mistakes it makes when it is used. No gradient goes through the sampling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.kit.metrics import MetricsLog
 from trivium.kit.numbers import Count
-from trivium.kit.processes import everyone, world
+from trivium.kit.processes import world
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.distillation import SAMPLED
 from trivium.model.transformer import Transformer
+from trivium.stages.parts.shared_generation import SharedRequests, answered_by_all, may_steal
 from trivium.stages.parts.stage import Work
 from trivium.tokens.tokenizer import Tokenizer
 
@@ -118,7 +120,7 @@ class StudentAnswers:
         """One answer to each; every process writes its share of them and receives all."""
         # The optimiser's last step may have changed the weights without a trace that the engine can see.
         self.engine.refresh()
-        wish, here = self.settings, world()
+        wish = self.settings
         requests = [
             Request(
                 one.tokens,
@@ -130,8 +132,23 @@ class StudentAnswers:
             )
             for number, one in enumerate(asked)
         ]
-        said = everyone([one for (one,) in self.engine.generate(requests[here.rank :: here.size])])
-        return [said[number % here.size][number // here.size] for number in range(len(asked))]
+        if world().size == 1:
+            return [one for (one,) in self.engine.generate(requests)]
+        lengths = [len(one.tokens) for one in asked]
+        steals = may_steal(self.engine.exactness, self.model)
+        return answered_by_all(lengths, partial(self._shared, requests), steals=steals)[0]
+
+    def _shared(self, requests: Sequence[Request], shared: SharedRequests) -> dict[int, Completion]:
+        """The answers to the requests that this process takes, by their places."""
+        taken: list[int] = []
+
+        def mine() -> Iterator[Request]:
+            for place in shared:
+                taken.append(place)
+                yield requests[place]
+
+        found = self.engine.generate_from(mine(), min(self.settings.max_rows, shared.at_once))
+        return {place: answer for place, (answer,) in zip(taken, found, strict=True)}
 
     def _write(self, step: int, asked: Sequence[Asked], answers: Sequence[Completion]) -> None:
         if not world().leads:

@@ -1,18 +1,23 @@
 """Who samples completions, and what a sampled completion and its group are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.generate.requests import Request
+from trivium.generate.engine import Engine
+from trivium.generate.requests import Completion, Request
 from trivium.generate.sampling import Sampling, filtered_log_probabilities
+from trivium.kit.processes import world
 from trivium.learn.objectives.policy import Filtered
+from trivium.model.transformer import Transformer
 from trivium.stages.parts.prompts import Prompt
 from trivium.stages.parts.rollout_engine import RolloutEngine
+from trivium.stages.parts.shared_generation import SharedRequests, answered_by_all, may_steal
 
 
 @dataclass
@@ -89,23 +94,64 @@ class EngineWorker:
     def generate(self, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]) -> list[list[Rollout]]:
         # The optimiser's last step may have changed the weights without a trace that the engine can see.
         self.engine.refresh()
-        requests = [
-            Request(prompt.ids, replace(self.sampling, seed=seed, logprobs=True), n=count)
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-        return [
-            [
-                Rollout(
-                    tokens=one.tokens,
-                    logprobs=one.logprobs,
-                    learned=[True] * len(one.tokens),
-                    truncated=one.finish_reason != "stop",
-                    completion=[{"role": "assistant", "content": one.text}] if prompt.is_chat else one.text,
-                )
-                for one in completions
-            ]
-            for prompt, completions in zip(prompts, self.engine.generate(requests), strict=True)
-        ]
+        requests = [self._request(prompt, count, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        found = self.engine.generate(requests)
+        return [_rollouts(prompt, some) for prompt, some in zip(prompts, found, strict=True)]
+
+    def generate_shared(
+        self, shared: SharedRequests, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]
+    ) -> dict[int, list[Rollout]]:
+        """The completions of the prompts that this process takes, by their places."""
+        self.engine.refresh()
+        # Another engine than ours samples for one process alone.
+        engine, taken = cast(Engine, self.engine), list[int]()
+
+        def requests() -> Iterator[Request]:
+            for place in shared:
+                taken.append(place)
+                yield self._request(prompts[place], count, seeds[place])
+
+        fit = max(1, engine.max_rows // count)
+        found = engine.generate_from(requests(), min(fit, shared.at_once))
+        return {place: _rollouts(prompts[place], some) for place, some in zip(taken, found, strict=True)}
+
+    def _request(self, prompt: Prompt, count: int, seed: int) -> Request:
+        return Request(prompt.ids, replace(self.sampling, seed=seed, logprobs=True), n=count)
+
+
+def generated_by_all(
+    worker: RolloutWorker, model: Transformer, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]
+) -> tuple[list[list[Rollout]], float]:
+    """The rollouts of all prompts, whichever processes sample them, and the share of time they waited."""
+    if world().size == 1:
+        return worker.generate(prompts, count, seeds), 0.0
+    engine = getattr(worker, "engine", None)
+    steals = may_steal(engine.exactness if isinstance(engine, Engine) else None, model)
+
+    def answer(shared: SharedRequests) -> dict[int, list[Rollout]]:
+        if isinstance(worker, EngineWorker):
+            return worker.generate_shared(shared, prompts, count, seeds)
+        found: dict[int, list[Rollout]] = {}
+        places = iter(shared)
+        while some := list(islice(places, shared.at_once)):
+            generated = worker.generate([prompts[i] for i in some], count, [seeds[i] for i in some])
+            found |= zip(some, generated, strict=True)
+        return found
+
+    return answered_by_all([len(prompt.ids) for prompt in prompts], answer, steals=steals)
+
+
+def _rollouts(prompt: Prompt, completions: Sequence[Completion]) -> list[Rollout]:
+    return [
+        Rollout(
+            tokens=one.tokens,
+            logprobs=one.logprobs,
+            learned=[True] * len(one.tokens),
+            truncated=one.finish_reason != "stop",
+            completion=[{"role": "assistant", "content": one.text}] if prompt.is_chat else one.text,
+        )
+        for one in completions
+    ]
 
 
 def under_filters(sampling: Sampling) -> Filtered | None:

@@ -44,7 +44,13 @@ from trivium.model.transformer import Transformer
 from trivium.stages.parts.process_rewards import ProcessRewards
 from trivium.stages.parts.prompts import Curriculum, Prompt, identity
 from trivium.stages.parts.rollout_metrics import objective_metrics, rollout_metrics
-from trivium.stages.parts.rollout_worker import Rollout, RolloutGroup, RolloutWorker, under_filters
+from trivium.stages.parts.rollout_worker import (
+    Rollout,
+    RolloutGroup,
+    RolloutWorker,
+    generated_by_all,
+    under_filters,
+)
 
 ROW_TOKENS = 8192
 """A group with more than this is divided into rows that each compute the prompt once."""
@@ -124,6 +130,7 @@ class RolloutBatches:
         self.baseline = 0.0
         self.scale = RunningScale()
         self.objective_metrics: dict[str, float] = {}
+        self.waited = 0.0
         self.held: tuple[int, list[PackedSequence], dict[str, float]] | None = None
 
     @property
@@ -211,6 +218,8 @@ class RolloutBatches:
             groups, self.reward.names, self.settings.threshold, self.settings.held_out_scorer
         )
         measures |= {**self.objective_metrics, "rollout_seconds": time.perf_counter() - start}
+        if world().size > 1:
+            measures["rollout_wait_share"] = self.waited
         if self.on_rollout is not None and world().leads:
             self.on_rollout(rollout, groups, self.prompts)
         if self.algorithm.advantage == "baseline":
@@ -218,16 +227,16 @@ class RolloutBatches:
         return self._rows(kept or groups[:1]), measures
 
     def _groups(self, rollout: int, attempt: int, wanted: int) -> list[RolloutGroup]:
-        """Sample and grade; every process takes its share of the prompts and receives all groups."""
+        """Sample and grade; every process answers and grades some prompts and receives all groups."""
         chosen = self.curriculum.next(wanted)
         seeds = [seed_of_sample(self.seed, 1 + (rollout * 64 + attempt) * 65536 + i) for i in range(wanted)]
         here = world()
-        mine = slice(here.rank, None, here.size)
-        prompts = [self.prompts[index] for index in chosen[mine]]
-        generated = self.worker.generate(prompts, self.settings.num_generations, seeds[mine])
-        groups = [
-            RolloutGroup(index, rollouts) for index, rollouts in zip(chosen[mine], generated, strict=True)
-        ]
+        prompts = [self.prompts[index] for index in chosen]
+        count = self.settings.num_generations
+        generated, self.waited = generated_by_all(self.worker, self.model, prompts, count, seeds)
+        groups = [RolloutGroup(index, rollouts) for index, rollouts in zip(chosen, generated, strict=True)]
+        # Who grades what does not depend on who was faster: graders may look at several completions at once.
+        groups = groups[here.rank :: here.size]
         if groups:
             self._grade(groups)
         groups = _from_all(groups)

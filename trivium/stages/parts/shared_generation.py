@@ -1,0 +1,69 @@
+"""Requests that several processes answer: the longest first, and whoever is free takes the next ones.
+
+Processes that each had a fixed share would wait for the one with the longest answers. Here a request goes to
+the first process that has room (work stealing from one list, as in list scheduling with the longest jobs
+first, Graham 1969). Which of them answers must not show: each request has a seed of its own, and the engine
+promises that a text does not depend on what else is computed beside it. Where it promises that only within
+rounding though a run is to resume bit for bit, shares are fixed.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from trivium.generate.exactness import BIT_EXACT, Exactness
+from trivium.kit.processes import everyone, shared_counter, world
+from trivium.learn.determinism import WITHIN_ROUNDING, how_it_resumes
+from trivium.model.transformer import Transformer
+
+Answer = TypeVar("Answer")
+HELD = 2
+"""A process has at most this part of an even share under way, so that something is left for the others."""
+
+
+@dataclass
+class SharedRequests:
+    """The requests of one call; `take` gives their numbers, each to one process only."""
+
+    order: Sequence[int]
+    """Numbers of requests, in the order in which they are given away."""
+    places: Iterator[int]
+    """Places in that order that are this process's."""
+
+    def __iter__(self) -> Iterator[int]:
+        for place in self.places:
+            if place >= len(self.order):
+                return
+            yield self.order[place]
+
+    @property
+    def at_once(self) -> int:
+        """How many requests a process may have under way."""
+        return max(1, len(self.order) // (HELD * world().size))
+
+
+def answered_by_all(
+    lengths: Sequence[int], answer: Callable[[SharedRequests], dict[int, Answer]], *, steals: bool
+) -> tuple[list[Answer], float]:
+    """What all processes answer, in the order of the requests; and the share of their time that they waited.
+
+    `lengths` are the requests' expected lengths: [requests]. `answer` takes numbers of requests until none
+    is left, and returns the answer to each.
+    """
+    here = world()
+    order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+    places = shared_counter() if steals else iter(range(here.rank, len(order), here.size))
+    start = time.perf_counter()
+    mine = answer(SharedRequests(order, places))
+    said = everyone((mine, time.perf_counter() - start))
+    answers = {number: one for some, _ in said for number, one in some.items()}
+    seconds = [took for _, took in said]
+    waited = 1 - sum(seconds) / (len(seconds) * max(seconds))
+    return [answers[number] for number in range(len(lengths))], waited
+
+
+def may_steal(exactness: Exactness | None, model: Transformer) -> bool:
+    """Whether it may depend on speed which process answers; all processes say the same."""
+    exact = exactness is not None and exactness.promise == BIT_EXACT
+    return all(everyone(exact or how_it_resumes(model.device) == WITHIN_ROUNDING))
