@@ -10,6 +10,7 @@ import weakref
 from collections import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from trivium.generate.constraints import Grammars
 from trivium.generate.drafts import Draft, drafter_of
-from trivium.generate.exactness import Exactness
+from trivium.generate.exactness import BIT_EXACT, CLOSE, Exactness
 from trivium.generate.forward import ModuleForward, forward_pass_of
 from trivium.generate.head_drafts import HeadDrafter
 from trivium.generate.kv_cache import BLOCK, Cache, Shape, half_of_free_memory, in_blocks
@@ -28,6 +29,7 @@ from trivium.generate.sampling import SequenceSampling, seed_of_sample
 from trivium.generate.scheduler import Scheduler
 from trivium.generate.sequence import ScoredText, Sequence
 from trivium.generate.speculation import Speculation
+from trivium.generate.static_decode import StaticDecode, has_static_steps
 from trivium.generate.streaming import TextStream
 from trivium.kit.errors import TriviumError
 from trivium.model.draft_heads import DraftHeads
@@ -51,12 +53,15 @@ class Engine:
         seed: int | None = None,
         dtype: torch.dtype | None = None,
         draft: Draft | DraftHeads | str | None = None,
+        static_steps: bool | None = None,
     ) -> None:
         """At most `max_rows` sequences are computed at once, within `memory_budget` bytes of cache.
 
         `prefix_cache_size` finished prompts stay cached; only for weights that do not change. `dtype` is what
         it computes and caches in; without one it is what `matrices.engine_dtype` says. `draft` is a smaller
         model, heads of this one or `"lookup"`: answers stay the same, and come sooner where it is right.
+        With `static_steps` (left out: on a GPU) decode steps have constant shapes and are replayed there
+        as CUDA graphs, where the model allows it and nothing drafts.
         """
         if max_rows < 1:
             raise TriviumError(f"max_rows must be at least 1, not {max_rows}.")
@@ -68,6 +73,10 @@ class Engine:
         config = model.config
         self.vocabulary, self.window = config.vocabulary, config.context
         shape = Shape.of(config, cache_dtype(self.model, self._weights.dtype), model.device)
+        if static_steps is None:
+            static_steps = model.device.type == "cuda"
+        static_steps = static_steps and draft is None and has_static_steps(self.model)
+        shape = replace(shape, spare=int(static_steps))
         if isinstance(draft, Draft):
             # as many tokens are cached of the draft as of the model
             memory_budget = half_of_free_memory(shape.device) if memory_budget is None else memory_budget
@@ -81,6 +90,8 @@ class Engine:
         self.grammars = Grammars(tokenizer, config.vocabulary)
         # one row that is computed as such differs in its last bits from the rows of a draft
         self._forward = forward_pass_of(self.model, max_rows if draft is None else max(max_rows, 2))
+        windows = list({config.window(layer) for layer in range(config.layers)})
+        static = StaticDecode(self.model, self._forward, windows) if static_steps else None
         speculation = None
         if isinstance(draft, DraftHeads):
             speculation = Speculation(HeadDrafter(draft, self.model, self._forward.logits))
@@ -95,6 +106,7 @@ class Engine:
             max_rows=max_rows,
             prefix_cache_size=prefix_cache_size,
             speculation=speculation,
+            static=static,
         )
         self.counts = self.scheduler.counts
         # A trainer may be in the middle of a pass; the engine computes in the type it has chosen.
@@ -226,7 +238,10 @@ class Engine:
     @property
     def exactness(self) -> Exactness:
         """What this machine's kernels were found to do with the model's shapes, and so what is promised."""
-        return self._forward.exactness
+        found = self._forward.exactness
+        if self.scheduler.static is not None and found.promise == BIT_EXACT:
+            return replace(found, promise=CLOSE)  # how far attention reads depends on the longest row
+        return found
 
     @property
     def drafts(self) -> bool:

@@ -16,6 +16,7 @@ from trivium.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from trivium.generate.sequence import Sequence
+    from trivium.generate.static_decode import PoolSteps
 
 BLOCK = 16
 SMALLEST = 128
@@ -56,6 +57,8 @@ class Shape:
     head_width: int
     dtype: torch.dtype
     device: torch.device
+    spare: int = 0
+    """How many places lie behind the last row of a pool, for what padding writes."""
 
     @classmethod
     def of(cls, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Shape:
@@ -76,6 +79,8 @@ class Pool:
         self.slots: list[CacheSlot] = []
         self.decoding = 0
         self.storage = self._allocate(0)
+        # what was captured over this storage, void once it moves
+        self.steps: PoolSteps | None = None
 
     @property
     def rows(self) -> int:
@@ -86,12 +91,21 @@ class Pool:
         """Storage [layers, rows, capacity, 2, heads, head width]."""
         # zeros, because a masked place still meets a weight of zero, and zero times garbage may be NaN
         shape = self.shape
-        size = (shape.layers, rows, self.capacity, 2, shape.heads, shape.head_width)
-        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
+        places, one = rows * self.capacity, (2, shape.heads, shape.head_width)
+        flat = torch.zeros(shape.layers, places + shape.spare, *one, dtype=shape.dtype, device=shape.device)
+        return flat[:, :places].view(shape.layers, rows, self.capacity, *one)
+
+    @property
+    def flat(self) -> Tensor:
+        """All places, the spare ones last: [layers, places, 2 * heads * head width]."""
+        shape, places = self.shape, self.rows * self.capacity + self.shape.spare
+        width = 2 * shape.heads * shape.head_width
+        return self.storage.as_strided((shape.layers, places, width), (places * width, width, 1))
 
     def resize(self, rows: int) -> None:
         """Give this many slots storage and carry over what is cached."""
         assert rows >= len(self.slots)
+        self.steps = None
         old, self.storage = self.storage, self._allocate(rows)
         for slot in self.slots:
             if slot.length:

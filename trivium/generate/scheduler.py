@@ -25,6 +25,7 @@ from trivium.generate.sampling import Chosen, Sampler
 from trivium.generate.sequence import Sequence
 from trivium.generate.spans import SpanContext
 from trivium.generate.speculation import Speculation
+from trivium.generate.static_decode import StaticDecode, StaticRows
 from trivium.model.lora import mixing, selection_of
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
@@ -43,8 +44,9 @@ class Scheduler:
         max_rows: int,
         prefix_cache_size: int,
         speculation: Speculation | None = None,
+        static: StaticDecode | None = None,
     ) -> None:
-        self.cache, self.max_rows, self.speculation = cache, max_rows, speculation
+        self.cache, self.max_rows, self.speculation, self.static = cache, max_rows, speculation, static
         names = ("prompt", "copied", "generated", "drafted", "accepted")
         self.counts = {**{f"{name}_tokens": 0 for name in names}, "steps": 0}
         self.waiting: deque[Sequence] = deque()
@@ -61,7 +63,7 @@ class Scheduler:
         self.sampler = Sampler(self._vocabulary, self._device)
         self._lock = threading.Lock()
         self._watched: list[tuple[int, Sequence]] = []
-        self._context: DecodeContext | None = None
+        self._context: DecodeContext | StaticRows | None = None
         self._steps_to_slide = 0
 
     @property
@@ -281,7 +283,7 @@ class Scheduler:
         self._leave(ended, failed)
         return True
 
-    def _draw_all_that_can(self) -> tuple[DecodeContext, Chosen] | None:
+    def _draw_all_that_can(self) -> tuple[DecodeContext | StaticRows, Chosen] | None:
         """One token of every sequence but those that make this fail, which fail alone; None if all do."""
         tried = False
         while sequences := self._in_cache_order():
@@ -303,8 +305,12 @@ class Scheduler:
                 return context, chosen
         return None
 
-    def _draw(self, sampler: Sampler, context: DecodeContext, sequences: abc.Sequence[Sequence]) -> Chosen:
+    def _draw(
+        self, sampler: Sampler, context: DecodeContext | StaticRows, sequences: abc.Sequence[Sequence]
+    ) -> Chosen:
         """The next token of each of these sequences; what raises leaves all of them as they were."""
+        if isinstance(context, StaticRows):
+            return sampler.choose(context.decode(sampler.last))
         with mixing(self._selection, [one.adapter for one in sequences], [1] * context.tokens):
             logits = self._forward.decode(sampler.last, context)
         return sampler.choose(logits)
@@ -326,12 +332,13 @@ class Scheduler:
         pools = self.cache.pools.values()
         return [one for pool in pools for one in pool.slots[: pool.decoding] if isinstance(one, Sequence)]
 
-    def _arrange(self) -> DecodeContext:
+    def _arrange(self) -> DecodeContext | StaticRows:
         """Bring sampler and context into the order in which the sequences now lie in the cache."""
         self._bring_into_order()
         sliding = [sequence for sequence in self.decode if sequence.slides]
         self._steps_to_slide = min((one.places - one.length for one in sliding), default=0)
-        return self._context_of(list(self.cache.pools.values()), self.decode)
+        pools = list(self.cache.pools.values())
+        return self._context_of(pools, self.decode) if self.static is None else self.static.arrange(pools)
 
     def _bring_into_order(self) -> None:
         """Let the sampler's rows follow the order in which the sequences now lie in the cache."""

@@ -39,6 +39,17 @@ def counted() -> Iterator[Tally]:
         _open.remove(tally)
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Count nothing meanwhile; the caller notes what is done."""
+    before = _open[:]
+    _open.clear()
+    try:
+        yield
+    finally:
+        _open[:] = before
+
+
 def layer_matrices(config: ModelConfig, layer: int) -> int:
     """The weights of a layer by which one token is multiplied: of experts, those it is sent to."""
     queries, keys = config.heads * config.head_width, config.key_value_heads * config.head_width

@@ -133,8 +133,8 @@ class Transformer(nn.Module):
         """The vectors of tokens of the vocabulary, [N, width]."""
         rows = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
-            # Gemma rounds the scale to the weights' precision.
-            rows = rows * torch.tensor(self.config.embedding_scale, dtype=rows.dtype, device=rows.device)
+            # Gemma rounds the scale to the weights' precision; on the CPU, so that no step copies it anew.
+            rows = rows * torch.tensor(self.config.embedding_scale, dtype=rows.dtype, device="cpu")
         return rows
 
     def forward(

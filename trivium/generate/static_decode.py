@@ -1,0 +1,266 @@
+"""Decode steps of constant shape: all that a step reads lies in static tensors, so a GPU can replay it.
+
+A decode step of a small model is limited by the launches of its kernels. A CUDA graph launches all of them
+at once, if neither shapes nor addresses change from step to step. So rows are padded to a bucket, attention
+reads the cache up to a bucket of lengths under a mask that is computed from the rows' lengths on the device,
+and nothing in between waits for the host. One step is captured for each bucket of a pool of the cache, at its
+first use; it stays valid while the pool's storage and the weights stay where they are, whatever is written
+to them. Rows of different pools are computed one pool after the other: two pools read the weights twice.
+
+On a CPU the same code runs without graphs (`Engine(static_steps=True)`); a model that has to look at numbers
+on the way (`has_static_steps`) is decoded by `attention.DecodeContext` everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trivium.generate.attention import NEVER, CacheContext, mix
+from trivium.generate.forward import ForwardPass
+from trivium.generate.kv_cache import SMALLEST, Pool
+from trivium.generate.matrices import covers
+from trivium.model.arithmetic import note_pass, note_product, uncounted
+from trivium.model.attention import Scoring
+from trivium.model.lora import selection_of
+from trivium.model.masks import is_masked
+from trivium.model.quantize import rounds_rows
+from trivium.model.transformer import Transformer
+
+WARM_UPS = 3
+"""Runs before a capture, in which libraries choose kernels and allocate what they work in."""
+
+
+def has_static_steps(model: Transformer) -> bool:
+    """Whether nothing in a decode step of this model depends on the numbers in it."""
+    if model.config.experts is not None or model.modalities is not None or is_masked(model):
+        return False
+    if any(rotary is not None and rotary.grows for rotary in (model.rotary, model.local_rotary)):
+        return False
+    if selection_of(model) is not None and not covers(model):
+        return False
+    return not any(isinstance(one, nn.Linear) and rounds_rows(one.weight) for one in model.modules())
+
+
+def bucket_of(rows: int, most: int) -> int:
+    """The number of rows that is computed for so many: a power of two, `most` at most."""
+    return min(1 << (rows - 1).bit_length(), most)
+
+
+def reach_bucket(length: int, capacity: int) -> int:
+    """How many cached places attention reads for rows up to this length, in quarters of the capacity."""
+    unit = max(SMALLEST, capacity // 4)
+    return min(-(-length // unit) * unit, capacity)
+
+
+class Captured:
+    """A function of static tensors: on a GPU a graph, captured at the first call and then replayed."""
+
+    def __init__(self, function: Callable[[], Tensor], device: torch.device, memory: GraphMemory) -> None:
+        self._function, self._device, self._memory = function, device, memory
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._output: Tensor | None = None
+        self._plain = device.type != "cuda"
+
+    def __call__(self) -> Tensor:
+        """The function's result; the next call overwrites it."""
+        if self._plain:
+            return self._function()
+        if self._graph is None:
+            self._capture()
+            if self._plain:
+                return self._function()
+        assert self._graph is not None
+        assert self._output is not None
+        self._graph.replay()
+        return self._output
+
+    def _capture(self) -> None:
+        """Warm up on a side stream, then record what is launched; what cannot be recorded is called."""
+        current = torch.cuda.current_stream(self._device)
+        side = self._memory.stream(self._device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._function()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # other threads, as a server's, may allocate meanwhile
+            with torch.cuda.graph(
+                graph, pool=self._memory.handle(), stream=side, capture_error_mode="thread_local"
+            ):
+                self._output = self._function()
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)
+            self._plain, self._output = True, None
+            logging.getLogger(__name__).warning("a decode step runs without a CUDA graph: %s", error)
+        else:
+            self._graph = graph
+
+
+class GraphMemory:
+    """What all graphs of an engine share: the memory of their intermediate results, and a stream."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def handle(self) -> Any:
+        """The pool; graphs run one after the other, so one may overwrite what another worked in."""
+        if self._handle is None:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+    def stream(self, device: torch.device) -> torch.cuda.Stream:
+        """The stream on which all are captured."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        return self._stream
+
+
+class StaticContext(CacheContext):
+    """One more token for the first rows of a pool, in constant shapes; the model's `Context`."""
+
+    def __init__(self, pool: Pool, inputs: Tensor, reach: int, windows: Sequence[int | None]) -> None:
+        """`inputs` [2, rows]: each row's position, and the place of the pool where it is cached."""
+        self.positions, self._places = inputs.unbind(0)
+        self.tokens, self.longest, self.reach = inputs.shape[1], 0, reach
+        self.furthest = pool.capacity
+        self._windows, self._dtype = windows, pool.shape.dtype
+        self._columns = torch.arange(reach, device=inputs.device)
+        self._flat = pool.flat.unbind(0)
+        layers = pool.storage[:, : self.tokens, :reach].transpose(2, 4).unbind(0)
+        self._cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in layers]
+        self._masks: dict[int | None, Tensor] = {}
+
+    def mask(self) -> None:
+        """Compute from the rows' positions what each sees: additive masks [rows, 1, 1, reach]."""
+        distance = self.positions[:, None] - self._columns
+        for window in self._windows:
+            hidden = distance < 0
+            if window is not None:
+                hidden |= distance >= window
+            mask = torch.zeros(distance.shape, dtype=self._dtype, device=distance.device)
+            self._masks[window] = mask.masked_fill_(hidden, NEVER)[:, None, None]
+
+    @property
+    def pairs(self) -> int:
+        return self.tokens * self.reach
+
+    def store(self, layer: int, key_value: Tensor) -> None:
+        self._flat[layer].index_copy_(0, self._places, key_value[: self.tokens])
+
+    def read(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
+        keys, values = self._cached[layer]
+        mask = self._masks[scoring.window]
+        out = mix(query[: self.tokens], keys, values, mask, scoring.scale, scoring.soft_cap)
+        return out.reshape(self.tokens, -1)
+
+
+class PoolSteps:
+    """The steps over one pool's storage, and the static tensors they read."""
+
+    def __init__(self, pool: Pool, decode: StaticDecode) -> None:
+        self._decode = decode
+        # tokens, positions, places
+        self.inputs = torch.zeros(3, pool.rows, dtype=torch.long, device=pool.shape.device)
+        self._spare = pool.rows * pool.capacity
+        self._steps: dict[tuple[int, int], tuple[StaticContext, Captured]] = {}
+
+    def arrange(self, pool: Pool) -> None:
+        """Take the rows in decode as they now lie in the pool; all others are cached in the spare place."""
+        lengths = [slot.length for slot in pool.slots[: pool.decoding]]
+        places = [row * pool.capacity + length for row, length in enumerate(lengths)]
+        idle = pool.rows - pool.decoding
+        now = torch.tensor([lengths + [0] * idle, places + [self._spare] * idle])
+        self.inputs[0].zero_()
+        self.inputs[1:].copy_(now)
+
+    def run(self, pool: Pool, tokens: Tensor, longest: int) -> Tensor:
+        """Scores [rows, V] after each row's token."""
+        rows, reach = bucket_of(len(tokens), pool.rows), reach_bucket(longest, pool.capacity)
+        if (rows, reach) not in self._steps:
+            self._steps[rows, reach] = self._step(pool, rows, reach)
+        context, step = self._steps[rows, reach]
+        self.inputs[0, : len(tokens)].copy_(tokens)
+        model = self._decode.model
+        # a replayed graph counts nothing
+        note_pass(model, rows, context)
+        note_product(rows, model.head_weight)
+        with uncounted():
+            return step()[: len(tokens)]
+
+    def _step(self, pool: Pool, rows: int, reach: int) -> tuple[StaticContext, Captured]:
+        decode, inputs = self._decode, self.inputs[:, :rows]
+        context, tokens = StaticContext(pool, inputs[1:], reach, decode.windows), inputs[0]
+
+        def step() -> Tensor:
+            context.mask()
+            return decode.forward.decode(tokens, context)
+
+        decode.captures += 1
+        return context, Captured(step, pool.shape.device, decode.memory)
+
+
+class StaticDecode:
+    """An engine's decode steps of constant shape."""
+
+    def __init__(self, model: Transformer, forward: ForwardPass, windows: Sequence[int | None]) -> None:
+        self.model, self.forward, self.windows = model, forward, windows
+        self.memory, self.captures = GraphMemory(), 0
+        self._where: list[int] = []
+
+    def arrange(self, pools: Sequence[Pool]) -> StaticRows:
+        """The rows that decode, until one of them moves."""
+        where = [one.data_ptr() for one in self.model.parameters()]
+        for pool in pools:
+            if where != self._where:
+                pool.steps = None
+        self._where = where
+        for pool in (some := [pool for pool in pools if pool.decoding]):
+            if pool.steps is None:
+                pool.steps = PoolSteps(pool, self)
+            pool.steps.arrange(pool)
+        return StaticRows(some)
+
+
+class StaticRows:
+    """All rows that decode, pool by pool, kept from step to step while the set of rows is the same."""
+
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self._pools = [(pool, pool.decoding) for pool in pools]
+        self._longest = [max(slot.length for slot in pool.slots[:count]) for pool, count in self._pools]
+        self.tokens, self.stored, self._steps = sum(count for _, count in self._pools), 0, 0
+
+    def _parts(self) -> Iterator[tuple[Pool, PoolSteps, int]]:
+        for pool, count in self._pools:
+            assert pool.steps is not None
+            yield pool, pool.steps, count
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Scores [N, V] after each row's token; the next call may overwrite them."""
+        scores, start = [], 0
+        for (pool, steps, count), longest in zip(self._parts(), self._longest, strict=True):
+            scores.append(steps.run(pool, tokens[start : start + count], longest + self._steps + 1))
+            start += count
+            if len(self._pools) > 1:
+                # pools share the buffers of a pass
+                scores[-1] = scores[-1].clone()
+        return scores[0] if len(scores) == 1 else torch.cat(scores)
+
+    def advance(self) -> None:
+        """Move to the next token."""
+        self._steps += 1
+        for _, steps, count in self._parts():
+            steps.inputs[1:, :count] += 1
+
+    def synchronise_lengths(self) -> None:
+        """Write the sequences' lengths back, before any of them moves; the context is then invalid."""
+        for pool, count in self._pools:
+            for slot in pool.slots[:count]:
+                slot.length += self.stored
