@@ -24,8 +24,6 @@ HERE = Path(__file__).parent
 LIMIT = 9 * 60 - 10
 """Seconds for all rows; what is left is for the table."""
 LIBRARIES = ("torch", "triton", "transformers", "trl", "peft", "numpy")
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
-"""Dense bfloat16 products a second, from the makers' tables."""
 SHAPES = {
     "124M": {"layers": 12, "width": 768, "heads": 12, "key_heads": 12, "inner": 2048},
     "350M": {"layers": 24, "width": 1024, "heads": 16, "key_heads": 16, "inner": 2816},
@@ -303,11 +301,6 @@ def facts(device: str, seconds: float) -> dict[str, str]:
     }
 
 
-def peak_of(name: str) -> float | None:
-    """The products a second that a device of this name is sold with."""
-    return next((peak for known, peak in PEAKS.items() if known in name), None)
-
-
 def main(say: Callable[[str], None] = print) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
@@ -321,6 +314,8 @@ def main(say: Callable[[str], None] = print) -> int:
     parser.add_argument("--to", type=Path, help="the folder for the table; benchmarks/results unless --tiny")
     wishes = parser.parse_args()
     import torch
+
+    from trivium.kit.machine import peak_products
 
     if wishes.device == "cuda" and not torch.cuda.is_available():
         print(
@@ -351,7 +346,7 @@ def main(say: Callable[[str], None] = print) -> int:
     text = [f"# One GPU: {known['device']}", "", *(f"- {name}: {value}" for name, value in known.items()), ""]
     if wishes.tiny:
         text += ["Toy shapes: these figures prove that the rows run, and nothing else.", ""]
-    text += table(results, peak_of(known["device"]))
+    text += table(results, peak_products(known["device"], torch.bfloat16))
     folder = wishes.to or (None if wishes.tiny else HERE / "results")
     if folder is None:
         say("\n".join(text))

@@ -78,6 +78,23 @@ def test_a_run_that_goes_on_within_rounding_says_so(tmp_path: Path, monkeypatch,
     assert "within rounding: this GPU's kernels add in any order" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_of_a_gpu_grows_in_segments_unless_a_person_says_otherwise(monkeypatch, name: str) -> None:
+    for one in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG"):
+        monkeypatch.setenv(one, "")
+        monkeypatch.delenv(one)
+    machine.device()
+    assert "PYTORCH_ALLOC_CONF" not in machine.os.environ, "a machine without a GPU is left as it is"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    machine.device()
+    assert machine.os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    machine.device()
+    assert machine.os.environ[name] == "max_split_size_mb:64"
+    assert machine.os.environ.get("PYTORCH_ALLOC_CONF") in (None, "max_split_size_mb:64")
+
+
 def test_products_of_a_gpu_add_in_a_fixed_order_from_the_start(monkeypatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")

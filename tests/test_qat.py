@@ -60,7 +60,15 @@ def ran(tmp_path: Path, stages: dict[str, str]) -> Any:
 def first_step(run: Any, stage: str) -> dict[str, float]:
     """What the log says the first step saw, without clocks and without what the step changed."""
     row = next(row for row in run[stage].metrics if row.get("step") == 1)
-    later = {"tokens_per_second", "rollout_seconds", "flops", "grad_norm", "validation_loss", "bits_per_byte"}
+    later = {
+        "tokens_per_second",
+        "data_wait",
+        "rollout_seconds",
+        "flops",
+        "grad_norm",
+        "validation_loss",
+        "bits_per_byte",
+    }
     return {key: value for key, value in row.items() if key not in later}
 
 

@@ -135,7 +135,8 @@ def page_state(**changes):
     stage = {
         "name": "rl", "kind": "rlvr", "parents": [], "entry": "rl-1", "state": "running", "share": 0.5,
         "step": 20, "tokens": 1000, "loss": 0.1, "telling": "reward 0.5", "seconds": None, "rate": 100.0,
-        "progress": {"reward": "0.5", "taught nothing": "25%"}, "left": 90.0,
+        "progress": {"reward": "0.5", "taught nothing": "25%"}, "left": 90.0, "mfu": 0.412,
+        "memory": 62e9,
     }  # fmt: skip
     columns = {
         "loss": [(step, 30.0 if step == 1 else 2.0 / step) for step in range(1, 21)],
@@ -153,6 +154,8 @@ def test_the_page_shows_reward_first_time_left_validation_and_what_is_cut():
     titles = re.findall(r'data-title="([^"]*)"', text)
     assert titles == ["reward", "loss"], "validation lies in the panel of the loss"
     assert "90 s left" in text
+    assert "MFU 41 %" in text
+    assert "58 GiB" in text
     assert "Last step: reward 0.5, taught nothing 25%" in text
     assert text.count("<polyline") == 3
     assert text.count('class="above"') == 1, "one mark where the loss of the first step leaves the scale"

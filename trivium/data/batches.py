@@ -17,6 +17,8 @@ class PlannedBatches:
 
     changed: ClassVar[str] = "data, the mixture or the seed has changed"
     plan: MixturePlan
+    ahead: ClassVar[bool] = True
+    """Whether the rows of a step can be made before those of the step before are trained on."""
 
     @property
     def steps(self) -> int:

@@ -118,8 +118,12 @@ def collate(rows: Sequence[PackedSequence], device: torch.device | str = "cpu") 
     names, facts = set(rows[0].columns), set(rows[0].facts)
     assert all(set(row.columns) == names and set(row.facts) == facts for row in rows), "rows are of one kind"
 
+    on_gpu = torch.device(device).type == "cuda"
+
     def joined(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(device)
+        tensor = torch.from_numpy(np.concatenate(arrays))
+        # From pinned memory a GPU takes it while the pass before is still computed.
+        return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor.to(device)
 
     return Batch(
         tokens=joined([row.tokens for row in rows]),

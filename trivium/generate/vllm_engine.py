@@ -9,6 +9,7 @@ call whatever processes and GPUs vLLM divides the model among.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from trivium.generate.requests import Completion, Request, Scores, Texts
 from trivium.generate.sampling import Sampling, seed_of_sample
 from trivium.kit.errors import TriviumError
+from trivium.kit.machine import ALLOCATOR, GROWING_SEGMENTS
 from trivium.tokens.tokenizer import Tokenizer
 
 
@@ -30,13 +32,16 @@ class VllmEngine:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, window: int, **settings: Any) -> None:
         check_vllm()
+        self._may_sleep = bool(settings.get("enable_sleep_mode"))
+        if self._may_sleep and os.environ.get(ALLOCATOR) == GROWING_SEGMENTS:
+            # What vLLM lays aside in its sleep cannot lie in segments that grow.
+            del os.environ[ALLOCATOR]
         import vllm
 
         self._vllm: Any = vllm
         self.tokenizer, self.window = tokenizer, window
         # `processed`: log-probabilities under temperature and filters, as ours are.
         self._model = vllm.LLM(model=str(folder), logprobs_mode="processed_logprobs", **settings)
-        self._may_sleep = bool(settings.get("enable_sleep_mode"))
         self._asleep: list[str] = []
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:

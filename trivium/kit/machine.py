@@ -17,6 +17,9 @@ from trivium.kit.errors import TriviumError
 if TYPE_CHECKING:
     import torch
 
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+"""Dense bfloat16 products a second, from the makers' tables, by a part of the GPU's name."""
+ALLOCATOR, GROWING_SEGMENTS = "PYTORCH_ALLOC_CONF", "expandable_segments:True"
 CGROUP, MEMINFO = "/sys/fs/cgroup", "/proc/meminfo"
 
 
@@ -146,6 +149,9 @@ def device() -> str:
     import torch
 
     if torch.cuda.is_available():
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+            # Read at the first allocation. Passes of many sizes would leave gaps that no later one fits into.
+            os.environ.setdefault(ALLOCATOR, GROWING_SEGMENTS)
         # Read once, when cuBLAS is first used: with it products add in a fixed order, and it costs nothing.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
@@ -188,6 +194,13 @@ def matmul_peak(seconds: float = 1.0) -> float:
     left = torch.randn(size, size, device=here, dtype=compute_dtype(here))
     right = torch.randn_like(left)
     return 2 * size**3 / _best_time(lambda: left @ right, here, seconds)
+
+
+def peak_products(name: str, dtype: torch.dtype) -> float | None:
+    """The FLOP/s that a GPU of this name is sold with, for products of 16-bit numbers; else None."""
+    if dtype.itemsize != 2:
+        return None
+    return next((peak for known, peak in PEAKS.items() if known in name), None)
 
 
 def product_seconds() -> float:

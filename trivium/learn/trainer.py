@@ -32,8 +32,10 @@ from trivium.learn.parallel import alike, clip, measures_of_all
 from trivium.learn.pieces import Held, SavedTensors
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.rank_watch import RankWatch, watching
+from trivium.learn.rows_ahead import RowsAhead
 from trivium.learn.settings import Training
 from trivium.learn.sharding import Fill, divided, gathered_by_first, layout_of, trained_parameters
+from trivium.learn.utilisation import utilisation
 from trivium.learn.validation import ValidationLoss, groups_of
 from trivium.model.arithmetic import counted
 from trivium.model.compiling import compiled
@@ -134,6 +136,7 @@ class Trainer:
         self.step = self.tokens = self.bad_steps = self.skipped = 0
         self.budget = self._first_budget()
         self.reshaped = 0
+        self.rows_ahead = RowsAhead(self.batches)
         self.kept_places = [kept_place(place) for place in self.settings.checkpoint.at]
         self.stop_signal: int | None = None
         self.watch = RankWatch(self.progress.say)
@@ -258,7 +261,7 @@ class Trainer:
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
-        rows = self.batches.rows(self.step)
+        rows = self.rows_ahead.rows(self.step)
         with counted() as tally:
             measures, norm = self._gradient(rows)
         self.in_passes = tally.operations
@@ -293,6 +296,8 @@ class Trainer:
             "grad_norm": norm,
             "learning_rate": self.rates.matrices * factor,
             "tokens_per_second": round(sum(len(row) for row in rows) / seconds, 1),
+            "data_wait": round(self.rows_ahead.waited / seconds, 4),
+            **utilisation(self.model.device, self.optimiser.products, tally.operations, seconds),
             **averages,
             **from_source,
         }
@@ -397,6 +402,8 @@ class Trainer:
         validate = hooks.validate if self._due(self.settings.validation.times) else None
         sample = hooks.sample if self._due(self.settings.samples.times) else None
         keep = hooks.keep if self._is_kept(before) else None
+        if keep is not None:
+            self.rows_ahead.settle()
         with self._shown() if validate or sample or keep else nullcontext():
             for name, measured in (validate() if validate is not None else {}).items():
                 suffix = f"/{name}" if name else ""

@@ -121,6 +121,8 @@ class Watched:
             "progress": progress,
             "seconds": seconds if state == "done" else None,
             "rate": rate,
+            "mfu": tail.last.get("mfu") if state == "running" else None,
+            "memory": tail.last.get("memory_bytes") if state == "running" else None,
             "left": tail.last["tokens"] * (1 / share[0] - 1) / rate if rate and share and share[0] else None,
         }
 

@@ -138,6 +138,9 @@ def agreement(
 class TaughtBatches(PlannedBatches):
     """Planned batches whose rows are changed on their way: the teacher's numbers beside them, say."""
 
+    # The student may write the rows itself, and a teacher computes on the device that trains.
+    ahead = False
+
     def __init__(
         self,
         planned: PackedBatches,
