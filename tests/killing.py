@@ -46,12 +46,15 @@ def ends_identical_when_killed(
 
 
 def ends_identical_when_killed_while_sampling(
-    until_the_end: Callable[[str, int], None], place: Path
+    until_the_end: Callable[[str, int], None], place: Path, second: int = 2
 ) -> list[dict[str, Any]]:
-    """The same, where the kills come while answers are drawn: in the first rollout, then the second."""
+    """The same, where the kills come while answers are drawn: in the first rollout, then the second.
+
+    `second` is the rollout of the second kill, the first that is made after a step.
+    """
     context = multiprocessing.get_context("fork")
     whole, folder = place / "whole", place / "cut"
-    for path, rollout, code in ((whole, 0, 0), (folder, 1, -9), (folder, 2, -9), (folder, 0, 0)):
+    for path, rollout, code in ((whole, 0, 0), (folder, 1, -9), (folder, second, -9), (folder, 0, 0)):
         known = len(read_metrics(folder / "metrics.jsonl"))
         process = context.Process(
             target=_with_a_kill, args=(until_the_end, str(path), 77 if known else 0, rollout)
@@ -61,7 +64,7 @@ def ends_identical_when_killed_while_sampling(
         assert process.exitcode == code
         if code:
             steps = len(read_metrics(folder / "metrics.jsonl"))
-            assert (steps > 0) == (rollout == 2), (
+            assert (steps > 0) == (rollout == second), (
                 "the first kill comes before any step, the second after some"
             )
     return _compared(whole, folder)

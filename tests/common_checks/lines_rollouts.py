@@ -147,6 +147,14 @@ def max_rows(before: Seen, after: Seen) -> None:
     assert answers(before) == answers(after)
 
 
+@moves("async_level", 1, kinds=ROLLOUTS, both={"steps": 2, "epochs_per_rollout": 1})
+def async_level(before: Seen, after: Seen) -> None:
+    """The second rollout is made with the weights of the first; its ratio is to these."""
+    assert "staleness" not in before.log[0]
+    assert after.column("staleness") == [0, 1]
+    assert written(after)[0] == written(before)[0]
+
+
 @moves("share_prompts", False, kinds=["rlvr"])
 @moves("share_prompts", False, kinds=["ppo"], both={"num_generations": 3})
 def share_prompts(before: Seen, after: Seen) -> None:

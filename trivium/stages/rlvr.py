@@ -24,7 +24,7 @@ from trivium.kit.numbers import Count
 from trivium.kit.settings import Settings
 from trivium.learn.objectives.advantages import KlController
 from trivium.learn.objectives.policy import PolicyGradient
-from trivium.learn.objectives.policy_losses import ALGORITHMS, cispo, clipped
+from trivium.learn.objectives.policy_losses import ALGORITHMS, cispo, clipped, reinforce
 from trivium.learn.objectives.step_advantages import StepRewards
 from trivium.stages.parts.environments import EnvironmentWorker, described, maker_of
 from trivium.stages.parts.forks import ForkingWorker, Forks
@@ -118,7 +118,7 @@ class Rlvr(RolloutStage):
     """The reward from which a completion counts as right."""
     correction: Literal["none", "token", "sequence"] = "none"
     """Whether importance weights correct for differences between engine and trainer, and per what; with
-    `engine: vllm` it is `token` where nothing is said."""
+    `engine: vllm`, and for `reinforce` with `async_level: 1`, it is `token` where nothing is said."""
     correction_cap: float = Field(default=2.0, gt=0)
     """The largest importance weight of the correction."""
     tools: tuple[Literal["calculator", "python", "sql"], ...] = ()
@@ -154,8 +154,9 @@ class Rlvr(RolloutStage):
 
     @model_validator(mode="after")
     def another_engine_is_corrected(self) -> Self:
-        """Another engine computes a little differently, so its draws are off-policy by that much."""
-        if self.engine.kind != "own" and "correction" not in self.model_fields_set:
+        """Another engine's draws are off-policy by its rounding, and older ones need a ratio in the loss."""
+        no_ratio = self.async_level > 0 and ALGORITHMS[self.algorithm].loss is reinforce
+        if (self.engine.kind != "own" or no_ratio) and "correction" not in self.model_fields_set:
             self.correction = "token"
         return self
 

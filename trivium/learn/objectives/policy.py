@@ -159,6 +159,8 @@ class PolicyGradient:
             losses = losses - self.entropy_bonus * entropy
         if all(batch.facts["fresh"]) and len(logprobs):
             metrics |= _sampler_differences(columns, logprobs.detach(), total)
+        if all(batch.facts.get("stale", [False])) and len(logprobs):
+            metrics |= _staleness(columns["sampled_logprob"], logprobs.detach(), total)
         return Loss(
             (losses * weights).sum(), {self.names.get(name, name): value for name, value in metrics.items()}
         )
@@ -196,6 +198,13 @@ def _extremes(sampled: Sampled, low: Tensor, high: Tensor) -> dict[str, Measure]
     present = sampled.lengths > 0
     low, high = (sampled.mean_per_completion(cut.to(sampled.mask))[present] for cut in (low, high))
     return {"clip_ratio/low_min": Minimum(low.min()), "clip_ratio/high_max": Maximum(high.max())}
+
+
+def _staleness(sampled: Tensor, logprobs: Tensor, total: Tensor) -> dict[str, Measure]:
+    """The mean ratio pi / pi_gen to the policy that generated, and KL(pi_gen || pi) by k3."""
+    kl = kl_estimate(sampled, logprobs, "k3")
+    ratio = torch.exp(logprobs - sampled)
+    return {"staleness/ratio": (ratio.sum(), total), "staleness/kl": (kl.sum(), total)}
 
 
 def _sampler_differences(

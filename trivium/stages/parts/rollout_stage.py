@@ -83,6 +83,9 @@ class RolloutStage(TrainingStage):
     """How many completions are sampled at once."""
     engine: EngineChoice = EngineSettings()
     """What samples the completions: `own` or `vllm`."""
+    async_level: int = Field(default=0, ge=0, le=1)
+    """How many rollouts generation is ahead: with 1 each is made with the weights before the update that
+    precedes its own (one step off), and the ratio to the policy that generated corrects for it."""
     share_prompts: bool = True
     """Whether the training forward computes a group's prompt once."""
     learning_rate: LearningRate = LearningRate(decay="constant")
@@ -115,6 +118,9 @@ class RolloutStage(TrainingStage):
         # Our own engine is what every earlier rollout was made with, and no setting of those.
         if self.engine.kind == "own":
             del found["engine"]
+        # So are those that were made with the weights that learn from them.
+        if not self.async_level:
+            del found["async_level"]
         return found
 
     def check_machine(self) -> None:
@@ -142,6 +148,7 @@ class RolloutStage(TrainingStage):
             steps=self._steps(len(opened.data)), prompts_per_step=self.prompts_per_step,
             num_generations=self.num_generations, epochs_per_rollout=self.epochs_per_rollout,
             minibatches=self.minibatches, entropy_bonus=self.entropy_bonus,
+            async_level=self.async_level,
             share_prompts=self.share_prompts and prompts_can_be_shared(opened.model.config), **settings,
         )  # fmt: skip
         opened.batches = RolloutBatches(

@@ -8,7 +8,7 @@ that does not gives all tokens of a completion the same advantage.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +44,7 @@ from trivium.model.transformer import Transformer
 from trivium.stages.parts.process_rewards import ProcessRewards
 from trivium.stages.parts.prompts import Curriculum, Prompt, identity
 from trivium.stages.parts.rollout_metrics import objective_metrics, rollout_metrics
+from trivium.stages.parts.rollout_state import Made, restored, saved
 from trivium.stages.parts.rollout_worker import (
     Rollout,
     RolloutGroup,
@@ -54,6 +55,8 @@ from trivium.stages.parts.rollout_worker import (
 
 ROW_TOKENS = 8192
 """A group with more than this is divided into rows that each compute the prompt once."""
+AHEAD = "ahead."
+"""What the names of tensors of a rollout made ahead begin with in a state."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class RolloutSettings:
     entropy_bonus: float = 0.0
     share_prompts: bool = True
     """Whether the prompt of a group is computed once for all its completions."""
+    async_level: int = field(default=0, repr=False)
+    """How many rollouts are made before the one that is learned from has changed the weights."""
 
     @property
     def steps_per_rollout(self) -> int:
@@ -131,7 +136,8 @@ class RolloutBatches:
         self.scale = RunningScale()
         self.objective_metrics: dict[str, float] = {}
         self.waited = 0.0
-        self.held: tuple[int, list[PackedSequence], dict[str, float]] | None = None
+        self.held: Made | None = None
+        self.ahead: Made | None = None
 
     @property
     def steps(self) -> int:
@@ -143,24 +149,54 @@ class RolloutBatches:
         method = [self.algorithm.advantage, self.algorithm.aggregation]
         reward = [self.reward.names, self.reward.weights]
         settings = [repr(one) for one in (self.settings, self.advantages, self.sampling)]
+        if self.settings.async_level:
+            settings.append(f"async_level={self.settings.async_level}")
         return fingerprint([identity(self.prompts), *settings, *method, *reward, self.seed])
 
     def rows(self, step: int) -> list[PackedSequence]:
         rollout, place = divmod(step, self.settings.steps_per_rollout)
         if self.held is None or self.held[0] != rollout:
-            self.held = (rollout, *self.roll_out(rollout))
+            self._take_up(rollout)
+        assert self.held is not None
         rows, count = self.held[1], self.settings.minibatches
         turn, part = divmod(place, count)
         keys = round_keys("answers", self.seed, rollout, turn)
         order = shuffled(np.arange(len(rows)), len(rows), keys) if count > 1 else range(len(rows))
         mine = [rows[index] for index in list(order)[part::count]] or rows[:1]
         # Whether trainer and sampler still have the same weights, so that their numbers can be compared.
-        fresh = place == 0
-        return [replace(row, facts={**row.facts, "fresh": [fresh] * len(row.lengths)}) for row in mine]
+        stale = self.settings.async_level > 0 and rollout > 0
+        facts = {"fresh": place == 0 and not stale}
+        if self.settings.async_level:
+            facts["stale"] = place == 0 and stale
+        return [
+            replace(
+                row,
+                facts={**row.facts, **{name: [is_so] * len(row.lengths) for name, is_so in facts.items()}},
+            )
+            for row in mine
+        ]
+
+    def _take_up(self, rollout: int) -> None:
+        """Learn from the next rollout, and make the one after it before the weights change."""
+        if self.ahead is not None and self.ahead[0] == rollout:
+            self.held = self.ahead
+        else:
+            self.held = (rollout, *self.roll_out(rollout))
+        self.ahead = None
+        if not self.settings.async_level:
+            return
+        if (rollout + 1) * self.settings.steps_per_rollout < self.steps:
+            self.ahead = (rollout + 1, *self.roll_out(rollout + 1))
+        if self.settings.correction != "none":
+            self.held = (rollout, self._corrected(self.held[1]), self.held[2])
 
     def metrics(self, step: int) -> Mapping[str, float]:
         assert self.held is not None
-        return self.held[2]
+        rollout, _, measures = self.held
+        if not self.settings.async_level:
+            return measures
+        made = max(0, rollout - 1) * self.settings.steps_per_rollout
+        return {**measures, "staleness": float(step - made)}
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         json: dict[str, Any] = {"curriculum": self.curriculum.state(), "baseline": self.baseline}
@@ -168,14 +204,11 @@ class RolloutBatches:
         json["coefficient"] = None if self.controller is None else self.controller.coefficient
         if self.held is None:
             return json, {}
-        rollout, rows, measures = self.held
-        json |= {"rollout": rollout, "measures": measures, "columns": sorted(rows[0].columns)}
-        json["rows"] = [[list(row.lengths), list(row.ids), dict(row.facts)] for row in rows]
-        tensors = {
-            name: _joined([getattr(row, name) for row in rows]) for name in ("tokens", "targets", "weights")
-        }
-        for name in json["columns"]:
-            tensors[f"column.{name}"] = _joined([row.columns[name] for row in rows])
+        held, tensors = saved(self.held)
+        json |= held
+        if self.ahead is not None:
+            json["ahead"], ahead = saved(self.ahead)
+            tensors |= {f"{AHEAD}{name}": tensor for name, tensor in ahead.items()}
         return json, tensors
 
     def restore(self, json: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -183,22 +216,12 @@ class RolloutBatches:
         self.baseline, self.scale = json["baseline"], RunningScale(**json["scale"])
         if self.controller is not None:
             self.controller.coefficient = json["coefficient"]
-        self.held = None
-        if "rollout" not in json:
-            return
-        flat = {name: tensor.numpy() for name, tensor in tensors.items()}
-        rows, start = [], 0
-        for lengths, ids, facts in json["rows"]:
-            piece = slice(start, start + sum(lengths))
-            start = piece.stop
-            columns = {name: flat[f"column.{name}"][piece] for name in json["columns"]}
-            rows.append(
-                PackedSequence(
-                    flat["tokens"][piece], flat["targets"][piece], flat["weights"][piece], tuple(lengths),
-                    columns, facts, tuple(ids), (0,) * len(lengths),
-                )
-            )  # fmt: skip
-        self.held = (json["rollout"], rows, json["measures"])
+        self.held = self.ahead = None
+        if "rollout" in json:
+            self.held = restored(json, tensors)
+        if "ahead" in json:
+            ahead = {name.removeprefix(AHEAD): one for name, one in tensors.items() if name.startswith(AHEAD)}
+            self.ahead = restored(json["ahead"], ahead)
 
     # one rollout
 
@@ -417,7 +440,8 @@ class RolloutBatches:
             rows = [self._row(group, [index])]
         if self.settings.kl_in_loss:
             rows = _with_column(rows, "reference", self._under_reference(rows))
-        if self.settings.correction != "none":
+        # A rollout made ahead is corrected by the weights that begin to learn from it.
+        if self.settings.correction != "none" and not self.settings.async_level:
             rows = self._corrected(rows)
         # Spread evenly, so that every optimiser step divides by its share of what was left out.
         return [_heavier(row, left_out / len(rows)) for row in rows]
@@ -550,10 +574,6 @@ def _with_column(
         column[row.weights > 0] = mine
         changed.append(replace(row, columns={**row.columns, name: column}))
     return changed
-
-
-def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))
 
 
 def _from_all(groups: list[RolloutGroup]) -> list[RolloutGroup]:
