@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -268,3 +269,88 @@ def test_what_cannot_be_captured_is_called(
     assert step().tolist() == [1, 1]
     assert step().tolist() == [1, 1]
     assert caplog.text.count("without a CUDA graph") == 1
+
+
+def with_ends(engine: Engine) -> list[Request]:
+    """Requests that end at a token which their own greedy text has somewhere in the middle."""
+    found = []
+    for request, (answer, *_) in zip(mixed_requests(), engine.generate(mixed_requests()), strict=True):
+        stop = answer.tokens[len(request.prompt) % 17]
+        sampling = Sampling(temperature=0, max_new_tokens=24, stop_ids=(stop,), logprobs=True)
+        found.append(Request(request.prompt, sampling, n=request.n))
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 3, 12])
+def test_rows_that_end_are_read_a_step_late_and_lose_the_surplus_token(rows: int) -> None:
+    plain, static = both(tiny_model(), max_rows=rows)
+    requests = with_ends(plain)
+    before = plain.counts["generated_tokens"]
+    expected, found = plain.generate(requests), static.generate(requests)
+    for one, other in zip(found, expected, strict=True):
+        assert_close_enough(one, other)
+    assert static.counts["generated_tokens"] == plain.counts["generated_tokens"] - before
+    assert static.rows_in_use == 0
+
+
+def test_no_step_waits_for_a_row_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny_model(), tokenizer(), max_rows=4, static_steps=True)
+    long = [Request(prompt(20 + seed, seed=seed), replace(GREEDY, max_new_tokens=99)) for seed in range(3)]
+    said = {token for (answer,) in engine.generate(long) for token in answer.tokens}
+    never = min(set(range(tokenizer().vocabulary_size)) - said)
+    unread: list[int] = []
+    wait = static_decode.EndedRows.wait
+
+    def noted(self: static_decode.EndedRows) -> Any:
+        unread.append(engine.counts["steps"])
+        return wait(self)
+
+    monkeypatch.setattr(static_decode.EndedRows, "wait", noted)
+    monkeypatch.setattr(engine.scheduler, "_ended", lambda *_: pytest.fail("read at once"))
+    for request in long:
+        engine.submit(Request(request.prompt, replace(request.sampling, stop_ids=(never,))))
+    before = engine.counts["steps"]
+    for _ in range(20):
+        engine.step()
+    # each step's ends are read when the next has been launched
+    assert len(unread) > 10
+    assert all(step - before >= 2 for step in unread[-10:])
+
+
+FILTERS = [
+    {"temperature": 1.0},
+    {"top_k": 5},
+    {"top_p": 0.7},
+    {"top_p": 0.999},
+    {"top_k": 90, "top_p": 0.6, "min_p": 0.01},
+    {"typical_p": 0.5},
+    {"temperature": 0.3, "repetition_penalty": 1.3, "min_new_tokens": 4},
+]
+
+
+def test_filters_that_do_not_wait_draw_the_same() -> None:
+    requests = [
+        Request(prompt(20 + index, seed=index), Sampling(max_new_tokens=20, logprobs=True, seed=index, **one))
+        for index, one in enumerate(FILTERS)
+    ]
+    plain, static = both(tiny_model(), max_rows=8)
+    for engine in (plain, static):
+        assert engine.scheduler.sampler.waits == (engine is plain)
+    for some in (requests, *([one] for one in requests)):
+        for one, other in zip(static.generate(some), plain.generate(some), strict=True):
+            assert_close_enough(one, other)
+
+
+def test_what_had_ended_before_a_step_failed_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, static = both(tiny_model(), max_rows=12)
+    (request,) = with_ends(plain)[2:3]
+    expected = plain.generate([request])
+    decode, left = static_decode.StaticRows.decode, iter(expected[0][0].tokens)
+
+    def as_far_as_needed(self: static_decode.StaticRows, tokens: torch.Tensor) -> torch.Tensor:
+        if next(left, None) is None:
+            raise RuntimeError("out of memory")
+        return decode(self, tokens)
+
+    monkeypatch.setattr(static_decode.StaticRows, "decode", as_far_as_needed)
+    assert_close_enough(static.generate([request])[0], expected[0])

@@ -156,14 +156,45 @@ def penalise(
     return logits - frequency * counts - presence * (counts > 0)
 
 
-def _nucleus(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+class Filters(NamedTuple):
+    """Which filters some row of a batch has, known where the batch is put together."""
+
+    nucleus: bool
+    largest_k: int
+    bounded: bool
+    """Whether all rows that are cut by top-p have a top-k as well."""
+    min_p: bool
+    typical: bool
+    waits: bool = True
+    """Whether the host may wait for numbers in order to sort fewer scores."""
+
+    @classmethod
+    def of(cls, settings: Sequence[Sampling], *, waits: bool) -> Filters:
+        """What these rows have."""
+        drawn = [one for one in settings if not one.greedy]
+        return cls(
+            nucleus=any(one.top_k or one.top_p < 1 for one in settings),
+            largest_k=max((one.top_k for one in settings), default=0),
+            bounded=all(one.top_k or one.top_p == 1 for one in drawn),
+            min_p=any(one.min_p > 0 for one in settings),
+            typical=any(one.typical_p < 1 for one in settings),
+            waits=waits,
+        )
+
+
+def _nucleus(scores: Tensor, top_k: Tensor, top_p: Tensor, filters: Filters | None) -> Tensor:
     """The lowest score a row keeps under top-k, then top-p over what top-k left; ties stay together."""
     width = scores.shape[-1]
-    largest_k = int(top_k.max())
+    largest_k = int(top_k.max()) if filters is None else filters.largest_k
+    hurries = filters is not None and not filters.waits
     shortlist = min(width, max(SHORTLIST, largest_k))
+    if hurries and filters is not None and not filters.bounded:
+        shortlist = width
     best = torch.topk(scores, shortlist, dim=-1).values
     limit = torch.where(top_k > 0, top_k.clamp(max=width), width)
     whole = torch.logsumexp(scores, dim=-1, keepdim=True)
+    if hurries:
+        return _cut(best, limit, top_k > 0, top_p, whole)
     settled = torch.exp(best - whole).sum(-1) >= top_p + 1e-5
     settled |= (top_k > 0) | (top_p >= 1)
     bounded = top_k > 0
@@ -201,16 +232,25 @@ def _typical(scores: Tensor, typical_p: Tensor) -> Tensor:
     return scores.masked_fill(ruled_out, NEVER)
 
 
-def filter_scores(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, typical_p: Tensor) -> Tensor:
+def filter_scores(
+    scores: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    typical_p: Tensor,
+    *,
+    filters: Filters | None = None,
+) -> Tensor:
     """Scores [N, V] (already divided by temperature), with minus infinity for what each row rules out."""
     threshold = torch.full_like(scores[:, 0], NEVER)
-    if bool(((top_k > 0) | (top_p < 1)).any()):
-        threshold = _nucleus(scores, top_k, top_p)
-    if bool((min_p > 0).any()):
+    if filters.nucleus if filters else bool(((top_k > 0) | (top_p < 1)).any()):
+        threshold = _nucleus(scores, top_k, top_p, filters)
+    if filters.min_p if filters else bool((min_p > 0).any()):
         floor = scores.amax(-1) + torch.log(min_p)
         threshold = torch.maximum(threshold, floor)
     scores = torch.where(scores < threshold[:, None], NEVER, scores)
-    return _typical(scores, typical_p) if bool((typical_p < 1).any()) else scores
+    typical = filters.typical if filters else bool((typical_p < 1).any())
+    return _typical(scores, typical_p) if typical else scores
 
 
 def filtered_log_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -271,8 +311,9 @@ _OTHERS = ("greedy", "top_k", "min_new_tokens", "max_new_tokens")
 class Sampler:
     """The sampling settings of all sequences in decode, as tensors that follow them as they come and go."""
 
-    def __init__(self, vocabulary: int, device: torch.device | str) -> None:
-        self.vocabulary, self.device = vocabulary, torch.device(device)
+    def __init__(self, vocabulary: int, device: torch.device | str, *, waits: bool = True) -> None:
+        """Without `waits` no draw makes the host wait for the device."""
+        self.vocabulary, self.device, self.waits = vocabulary, torch.device(device), waits
         self.settings: list[Sampling] = []
         self.constraints: list[Constraint | None] = []
         self._rows: dict[str, Tensor] = {}
@@ -390,6 +431,7 @@ class Sampler:
         self.all_greedy = all(one.greedy for one in settings)
         self.any_greedy = any(one.greedy for one in settings)
         self.any_filter = any(one.filtered for one in settings if not one.greedy)
+        self._filters = Filters.of(settings, waits=self.waits)
         self.any_penalty = any(one.penalised for one in settings)
         self.any_bias = any(one.logit_bias for one in settings)
         self.any_tempered = any(one.temperature not in (0.0, 1.0) for one in settings)
@@ -401,6 +443,11 @@ class Sampler:
         self._steps_left = int(left.min())
 
     @property
+    def steps_left(self) -> int:
+        """How many tokens may yet be drawn before a row may be full."""
+        return self._steps_left
+
+    @property
     def count(self) -> Tensor:
         """How many tokens each row has drawn, [N, 1]."""
         return self._rows["count"]
@@ -410,9 +457,9 @@ class Sampler:
         """The token each row ends with now, [N]."""
         return self._rows["last"][:, 0]
 
-    def drawn(self, row: int) -> tuple[list[int], list[float]]:
-        """Everything a row has drawn, with its log-probabilities."""
-        count = int(self.count[row])
+    def drawn(self, row: int, surplus: int = 0) -> tuple[list[int], list[float]]:
+        """Everything a row has drawn, with its log-probabilities, but for the last `surplus` tokens."""
+        count = int(self.count[row]) - surplus
         rows = self._rows
         return rows["drawn"][row, :count].tolist(), rows["drawn_logprobs"][row, :count].tolist()
 
@@ -441,7 +488,7 @@ class Sampler:
             tempered = scores / rows["temperature"] if self.any_tempered else scores
             if self.any_filter:
                 flat = (rows[name][:, 0] for name in ("top_k", "top_p", "min_p", "typical_p"))
-                tempered = filter_scores(tempered, *flat)
+                tempered = filter_scores(tempered, *flat, filters=self._filters)
             tokens, logprobs = draw(tempered, rows["uniforms"].gather(1, rows["count"]))
             if self.any_greedy:
                 best, best_logprobs = greedy(scores)

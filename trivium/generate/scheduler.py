@@ -25,7 +25,7 @@ from trivium.generate.sampling import Chosen, Sampler
 from trivium.generate.sequence import Sequence
 from trivium.generate.spans import SpanContext
 from trivium.generate.speculation import Speculation
-from trivium.generate.static_decode import StaticDecode, StaticRows
+from trivium.generate.static_decode import EndedRows, StaticDecode, StaticRows
 from trivium.model.lora import mixing, selection_of
 from trivium.model.transformer import Transformer
 from trivium.tokens.tokenizer import Tokenizer
@@ -60,11 +60,15 @@ class Scheduler:
         self._device, self._vocabulary = model.device, config.vocabulary
         self._windows = list({config.window(layer) for layer in range(config.layers)})
         self._lone = config.heads == config.key_value_heads
-        self.sampler = Sampler(self._vocabulary, self._device)
+        self.sampler = self._new_sampler()
         self._lock = threading.Lock()
         self._watched: list[tuple[int, Sequence]] = []
         self._context: DecodeContext | StaticRows | None = None
         self._steps_to_slide = 0
+        self._unread: EndedRows | None = None
+
+    def _new_sampler(self) -> Sampler:
+        return Sampler(self._vocabulary, self._device, waits=self.static is None)
 
     @property
     def in_use(self) -> int:
@@ -83,6 +87,9 @@ class Scheduler:
 
     def step(self) -> None:
         """Admit those that wait, prefill a chunk and decode one token of every sequence."""
+        if self.cancelled or self.prefill.sequences or (self.waiting and self.in_use < self.max_rows):
+            # rows may move
+            self._read_ended()
         while self.cancelled:
             self._cancel(self.cancelled.popleft())
         self._admit()
@@ -103,7 +110,7 @@ class Scheduler:
         self.cache.pools.clear()
         if self.speculation is not None:
             self.speculation.forget()
-        self.sampler = Sampler(self._vocabulary, self._device)
+        self.sampler, self._unread = self._new_sampler(), None
         return dropped
 
     def withdraw(self, chosen: Callable[[Sequence], bool]) -> list[Sequence]:
@@ -197,19 +204,51 @@ class Scheduler:
         if self.speculation is not None:
             self.speculation.observe(self.decode, self._forward.hidden)
         failed: dict[Sequence, Exception] = {}
-        ended = self._ended(chosen, range(len(self.decode)), failed)
+        ended: dict[Sequence, FinishReason] = {}
+        late = [] if self._unread is None else self._unread.wait()
+        self._unread = None
+        if not late and self._may_read_late():
+            if chosen.ended is not None:
+                self._unread = EndedRows(chosen.ended, self.decode)
+        else:
+            ended = self._ended(chosen, range(len(self.decode)), failed)
+            ended.update(dict.fromkeys(late, "stop"))
+            self.counts["generated_tokens"] -= len(late)
         self._steps_to_slide -= 1
         if not ended and not failed and self._steps_to_slide != 0:
             context.advance()
             return
         self._invalidate()
-        self._leave(ended, failed)
+        self._leave(ended, failed, late)
 
-    def _leave(self, ended: Mapping[Sequence, FinishReason], failed: Mapping[Sequence, Exception]) -> None:
-        """End a step in which sequences ended or failed, or in which one is full."""
+    def _may_read_late(self) -> bool:
+        """Whether the next step may be computed before it is known which rows this one ended."""
+        return (
+            self.static is not None
+            and not self._watched
+            and self.sampler.steps_left > 0
+            and not any(sequence.slides for sequence in self.decode)
+        )
+
+    def _read_ended(self) -> bool:
+        """End the sequences that the last step ended and that are not yet known to have; true if any are."""
+        ended = [] if self._unread is None else self._unread.wait()
+        self._unread = None
+        if ended:
+            self._invalidate()
+            self._leave(dict.fromkeys(ended, "stop"), {})
+        return bool(ended)
+
+    def _leave(
+        self,
+        ended: Mapping[Sequence, FinishReason],
+        failed: Mapping[Sequence, Exception],
+        late: abc.Collection[Sequence] = (),
+    ) -> None:
+        """End a step in which sequences ended or failed, or in which one is full; `late` ended one ago."""
         self._fail(failed)
         if ended:
-            self._finish(ended)
+            self._finish(ended, late)
         # one that is full slides also in the step in which another ends
         for sequence in self.decode:
             if sequence.slides:
@@ -292,6 +331,8 @@ class Scheduler:
                 chosen = self._draw(self.sampler, context, self.decode)
             except Exception as error:
                 self._invalidate()
+                if self._read_ended():
+                    continue
                 guilty = {one: problem for one in sequences if (problem := self._problem_of(one)) is not None}
                 if not guilty and tried:
                     # only together do they fail, as where memory ends: the last to come goes first
@@ -419,10 +460,13 @@ class Scheduler:
 
     # The end
 
-    def _finish(self, ended: Mapping[Sequence, FinishReason]) -> None:
-        """Free the slots of sequences, except where prefixes are kept, and deliver their completions."""
+    def _finish(self, ended: Mapping[Sequence, FinishReason], late: abc.Collection[Sequence] = ()) -> None:
+        """Free the slots of sequences, except where prefixes are kept, and deliver their completions.
+
+        Those that ended `late` have drawn one token after their end.
+        """
         leaving = [
-            (sequence, ended[sequence], *self.sampler.drawn(index))
+            (sequence, ended[sequence], *self.sampler.drawn(index, surplus=int(sequence in late)))
             for index, sequence in enumerate(self.decode)
             if sequence in ended
         ]

@@ -7,6 +7,10 @@ and nothing in between waits for the host. One step is captured for each bucket 
 first use; it stays valid while the pool's storage and the weights stay where they are, whatever is written
 to them. Rows of different pools are computed one pool after the other: two pools read the weights twice.
 
+What a step ended is read while the next one is computed (`EndedRows`): a row that has ended computes one
+token more, which is thrown away. A row that ends because it is full is known beforehand; rows that Python
+looks at, for a listener, a stop text, a grammar or alternatives, are read at once, with all beside them.
+
 On a CPU the same code runs without graphs (`Engine(static_steps=True)`); a model that has to look at numbers
 on the way (`has_static_steps`) is decoded by `attention.DecodeContext` everywhere.
 """
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +34,9 @@ from trivium.model.lora import selection_of
 from trivium.model.masks import is_masked
 from trivium.model.quantize import rounds_rows
 from trivium.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from trivium.generate.sequence import Sequence as SequenceInDecode
 
 WARM_UPS = 3
 """Runs before a capture, in which libraries choose kernels and allocate what they work in."""
@@ -227,6 +234,27 @@ class StaticDecode:
                 pool.steps = PoolSteps(pool, self)
             pool.steps.arrange(pool)
         return StaticRows(some)
+
+
+class EndedRows:
+    """Which sequences a step ended, on its way to the host while the next step is computed."""
+
+    def __init__(self, ended: Tensor, sequences: Sequence[SequenceInDecode]) -> None:
+        """`ended` [N] says it of the sequences as they decode now."""
+        self._sequences, self._arrived = list(sequences), None
+        if ended.device.type == "cuda":
+            self._ended = torch.empty(ended.shape, dtype=ended.dtype, pin_memory=True)
+            self._ended.copy_(ended, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._ended = ended.clone()
+
+    def wait(self) -> list[SequenceInDecode]:
+        """The sequences that ended."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [one for one, over in zip(self._sequences, self._ended.tolist(), strict=True) if over]
 
 
 class StaticRows:
