@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from trivium.learn import optimisers
 from trivium.learn.optimisers import LearningRates, Optimiser, group_of, orthogonalised
 
 RATES = LearningRates(matrices=0.02, embeddings=0.03, head=0.004, scalars=0.01, weight_decay=0.1)
@@ -239,3 +240,19 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     named["norm.weight"].grad = None
     optimiser.step(1.0)
     assert torch.equal(named["norm.weight"], before)
+
+
+@pytest.mark.slow
+def test_newton_schulz_can_be_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program for each shape, without a graph break; what a GPU runs, here with torch's own kernels."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = torch.compile(optimisers.newton_schulz, dynamic=False, backend="aot_eager", fullgraph=True)
+    torch.manual_seed(0)
+    for shape in ((3, 8, 12), (2, 8, 8), (3, 8, 12)):
+        stack = torch.randn(shape)
+        expected = optimisers.newton_schulz(stack, torch.float32)
+        torch.testing.assert_close(compiled(stack, torch.float32), expected)
+    assert counters["stats"]["unique_graphs"] == 2
+    torch._dynamo.reset()

@@ -22,7 +22,7 @@ from trivium.kit.numbers import short
 from trivium.kit.processes import all_reduce_sum, world
 from trivium.kit.progress import Progress
 from trivium.kit.stopping import StopRequested, leave_word, requested
-from trivium.learn import schedules
+from trivium.learn import pass_size, schedules
 from trivium.learn.checkpoints import Checkpoints, State, kept_place
 from trivium.learn.determinism import WITHIN_ROUNDING, deterministic_kernels, how_it_resumes, refused
 from trivium.learn.objective import BatchSource, Measure, Objective, accumulate
@@ -41,17 +41,10 @@ from trivium.model.arithmetic import counted
 from trivium.model.compiling import compiled
 from trivium.model.transformer import Transformer
 
-CPU_TOKENS = 2048
-"""Tokens per pass on a processor: measured, what its cache likes best. A GPU starts with all and halves."""
 COMPILE_SECONDS = 40.0
 """What compiling costs on two cores; only a longer run than ten times this repays it."""
 TIMED_STEPS = 16
 """Every so many steps a GPU is waited for, so that its own work can be timed."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; a processor's allocator has no error class of its own."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 SHOWN = {
@@ -134,7 +127,7 @@ class Trainer:
         )
         self.reader, self.readers = self.layout.place
         self.step = self.tokens = self.bad_steps = self.skipped = 0
-        self.budget = self._first_budget()
+        self.budget = pass_size.first_budget(self.settings.micro_batch, self.model.device)
         self.reshaped = 0
         self.rows_ahead = RowsAhead(self.batches)
         self.kept_places = [kept_place(place) for place in self.settings.checkpoint.at]
@@ -188,11 +181,6 @@ class Trainer:
                 self.average = {name: average.get_parameter(name).detach().clone() for name in self.named}
             self.reshaped += 1
             self.make_ready()
-
-    def _first_budget(self) -> int:
-        if self.settings.micro_batch != "auto":
-            return self.settings.micro_batch
-        return CPU_TOKENS if self.model.device.type == "cpu" else 2**31
 
     # the loop
 
@@ -265,6 +253,7 @@ class Trainer:
         with counted() as tally:
             measures, norm = self._gradient(rows)
         self.in_passes = tally.operations
+        own_flops = self.layout.operations(tally.operations, 0.0) / world().size
         factor = schedules.factor(self.settings.learning_rate, self.step, self.batches.steps)
         factor *= self._warmed()
         loss = measures["objective"][0]
@@ -297,7 +286,7 @@ class Trainer:
             "learning_rate": self.rates.matrices * factor,
             "tokens_per_second": round(sum(len(row) for row in rows) / seconds, 1),
             "data_wait": round(self.rows_ahead.waited / seconds, 4),
-            **utilisation(self.model.device, self.optimiser.products, tally.operations, seconds),
+            **utilisation(self.model.device, self.optimiser.products, own_flops, seconds),
             **averages,
             **from_source,
         }
@@ -310,6 +299,8 @@ class Trainer:
         self.watch.at(self.step + 1, "adding up weights")
         weight = all_reduce_sum(self.objective.weight(mine) if speaks else 0.0)
         self.watch.at(self.step + 1, "passes")
+        if self.budget == pass_size.UNSIZED:
+            self._size_passes(mine, spare)
         while (measures := self._accumulate_if_it_fits(mine, spare, weight)) is None:
             # Only here, outside the handler, is what the failed pass held in memory free again.
             self._halve(mine)
@@ -319,6 +310,19 @@ class Trainer:
         totals = measures_of_all(measures if speaks else {"objective": (0.0, 0.0)})
         norm = float(self.layout.norm(self.named))
         return totals, norm
+
+    def _size_passes(self, mine: Sequence[PackedSequence], spare: Sequence[PackedSequence]) -> None:
+        """Try passes of growing size, so that none has to run out of memory."""
+        meter = pass_size.meter_of(self.model.device)
+        # The stages of a pipeline are made for the passes of one size.
+        if meter is None or self.settings.parallel.pipeline > 1:
+            return
+        self.budget -= 1
+        with pass_size.trial(self.model.device):
+            self.budget = pass_size.tokens_that_fit(
+                mine, lambda rows: self._accumulate_if_it_fits(rows, spare, 1.0) is not None, meter
+            )
+        self.progress.say(f"Passes of {self.budget} tokens at the most, as tried before the first step.")
 
     def _time_own_work(self) -> None:
         """Tell the watch how long this process worked on its own rows, without waiting for the others."""
@@ -339,7 +343,7 @@ class Trainer:
                     f"`deterministic` cannot be had here: {str(error).splitlines()[0]} Leave it out; "
                     "a resumed run then ends within rounding of one that was never stopped."
                 ) from error
-            if not is_out_of_memory(error):
+            if not pass_size.is_out_of_memory(error):
                 raise
             if self.layout.divided:
                 raise TriviumError("a pass does not fit into memory; lower `micro_batch`.") from error
@@ -582,7 +586,7 @@ class Trainer:
         """What the run would take uncompiled, from the model's size and the kind of machine."""
         parameters = sum(parameter.numel() for parameter in self.named.values())
         speed = 1e11 if self.model.device.type == "cpu" else 1e14
-        per_step = 6 * parameters * (self.settings.batch or CPU_TOKENS) / speed
+        per_step = 6 * parameters * (self.settings.batch or pass_size.CPU_TOKENS) / speed
         return per_step * self.batches.steps
 
     def _last_loss(self) -> float | None:

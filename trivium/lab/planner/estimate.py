@@ -10,7 +10,7 @@ from trivium.lab.planner.catalogue import Machine
 from trivium.lab.planner.layout import Layout, candidates, communication_seconds, held_share
 from trivium.lab.planner.memory import Memory, disk_of, memory_of
 from trivium.lab.planner.work import Job, Phase
-from trivium.learn.trainer import CPU_TOKENS
+from trivium.learn.pass_size import CPU_TOKENS
 from trivium.model.flops import Flops, visible_keys
 
 USABLE = 0.95
