@@ -21,6 +21,7 @@ from trivium.generate.static_decode import Captured, GraphMemory, bucket_of, rea
 from trivium.model.arithmetic import counted
 from trivium.model.config import ExpertsConfig
 from trivium.model.lora import AdapterSettings, add_adapter
+from trivium.model.quantize import quantise
 from trivium.model.transformer import Transformer
 
 GREEDY = Sampling(temperature=0, max_new_tokens=24, stop_ids=(), logprobs=True)
@@ -354,3 +355,37 @@ def test_what_had_ended_before_a_step_failed_is_delivered(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(static_decode.StaticRows, "decode", as_far_as_needed)
     assert_close_enough(static.generate([request])[0], expected[0])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("fused", [True, False], ids=["packed", "through its modules"])
+def test_rounded_weights_are_decoded_in_constant_shapes(
+    kind: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(inner_width=128)
+    quantise(model, kind)
+    if not fused:
+        monkeypatch.setattr("trivium.generate.forward.covers", lambda model: False)
+    plain, static = both(model, max_rows=4)
+    assert static.scheduler.static is not None
+    requests = [Request(prompt(20, seed=seed), GREEDY) for seed in range(3)]
+    for one, other in zip(static.generate(requests), plain.generate(requests), strict=True):
+        assert one[0].tokens == other[0].tokens
+
+
+def test_all_steps_write_their_scores_to_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trivium.generate.forward.covers", lambda model: False)
+    engine = Engine(tiny_model(), tokenizer(), max_rows=4, static_steps=True)
+    seen: set[int] = set()
+    call = Captured.__call__
+
+    def noted(self: Captured) -> torch.Tensor:
+        seen.add((scores := call(self)).data_ptr())
+        return scores
+
+    monkeypatch.setattr(Captured, "__call__", noted)
+    engine.generate(mixed_requests())
+    static = engine.scheduler.static
+    assert static is not None
+    assert static.captures > 3
+    assert len(seen) == 1

@@ -91,7 +91,7 @@ class Engine:
         # one row that is computed as such differs in its last bits from the rows of a draft
         self._forward = forward_pass_of(self.model, max_rows if draft is None else max(max_rows, 2))
         windows = list({config.window(layer) for layer in range(config.layers)})
-        static = StaticDecode(self.model, self._forward, windows) if static_steps else None
+        static = StaticDecode(self.model, self._forward, windows, max_rows) if static_steps else None
         speculation = None
         if isinstance(draft, DraftHeads):
             speculation = Speculation(HeadDrafter(draft, self.model, self._forward.logits))

@@ -32,7 +32,7 @@ from trivium.model.arithmetic import note_pass, note_product, uncounted
 from trivium.model.attention import Scoring
 from trivium.model.lora import selection_of
 from trivium.model.masks import is_masked
-from trivium.model.quantize import rounds_rows
+from trivium.model.quantize import is_quantised, rounds_rows
 from trivium.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -208,7 +208,8 @@ class PoolSteps:
 
         def step() -> Tensor:
             context.mask()
-            return decode.forward.decode(tokens, context)
+            # into one place for all steps: what each graph returned would be kept as long as the graph
+            return decode.logits(rows).copy_(decode.forward.decode(tokens, context))
 
         decode.captures += 1
         return context, Captured(step, pool.shape.device, decode.memory)
@@ -217,14 +218,24 @@ class PoolSteps:
 class StaticDecode:
     """An engine's decode steps of constant shape."""
 
-    def __init__(self, model: Transformer, forward: ForwardPass, windows: Sequence[int | None]) -> None:
-        self.model, self.forward, self.windows = model, forward, windows
+    def __init__(
+        self, model: Transformer, forward: ForwardPass, windows: Sequence[int | None], max_rows: int
+    ) -> None:
+        self.model, self.forward, self.windows, self.max_rows = model, forward, windows, max_rows
         self.memory, self.captures = GraphMemory(), 0
         self._where: list[int] = []
+        self._logits: Tensor | None = None
+
+    def logits(self, rows: int) -> Tensor:
+        """Where the scores of a step of so many rows go, [rows, V]."""
+        if self._logits is None:
+            model = self.model
+            self._logits = torch.zeros(self.max_rows, len(model.head_weight), device=model.device)
+        return self._logits[:rows]
 
     def arrange(self, pools: Sequence[Pool]) -> StaticRows:
         """The rows that decode, until one of them moves."""
-        where = [one.data_ptr() for one in self.model.parameters()]
+        where = [one.data_ptr() for one in self.model.parameters() if not is_quantised(one)]
         for pool in pools:
             if where != self._where:
                 pool.steps = None
