@@ -57,6 +57,8 @@ class Batch:
     ids: tuple[str, ...]
     sources: tuple[int, ...]
     rows: int
+    learned: Tensor | None = None
+    """The places [learned] with a target and a weight, known before anything is on a device; None is all."""
 
     def spread(self, values: Tensor) -> Tensor:
         """What each document has, for each of its tokens: [documents] -> [tokens]."""
@@ -120,6 +122,11 @@ def collate(rows: Sequence[PackedSequence], device: torch.device | str = "cpu") 
 
     on_gpu = torch.device(device).type == "cuda"
 
+    targets, weights = (
+        np.concatenate([getattr(row, name) for row in rows]) for name in ("targets", "weights")
+    )
+    learns = (targets >= 0) & (weights != 0)
+
     def joined(arrays: list[np.ndarray]) -> Tensor:
         tensor = torch.from_numpy(np.concatenate(arrays))
         # From pinned memory a GPU takes it while the pass before is still computed.
@@ -127,12 +134,13 @@ def collate(rows: Sequence[PackedSequence], device: torch.device | str = "cpu") 
 
     return Batch(
         tokens=joined([row.tokens for row in rows]),
-        targets=joined([row.targets for row in rows]),
-        weights=joined([row.weights for row in rows]),
+        targets=joined([targets]),
+        weights=joined([weights]),
         lengths=tuple(length for row in rows for length in row.lengths),
         columns={name: joined([row.columns[name] for row in rows]) for name in sorted(names)},
         facts={name: [fact for row in rows for fact in row.facts[name]] for name in sorted(facts)},
         ids=tuple(identity for row in rows for identity in row.ids),
         sources=tuple(source for row in rows for source in row.sources),
         rows=len(rows),
+        learned=None if learns.all() else joined([np.flatnonzero(learns)]),
     )

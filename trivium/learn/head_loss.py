@@ -1,6 +1,6 @@
 """The head and the loss computed together in chunks, so that no tokens × vocabulary tensor ever exists."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,18 +39,29 @@ def fused_cross_entropy(
     soft_cap: float | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    learned: Tensor | Literal["all", "unknown"] = "unknown",
     chunk: int | None = None,
 ) -> CrossEntropy:
-    """The weighted sum of next-token losses; gradients are made in the forward pass, chunk by chunk."""
+    """The weighted sum of next-token losses; gradients are made in the forward pass, chunk by chunk.
+
+    `learned` are the places with a target and a weight. Where a caller knows them, a GPU need not be waited
+    for to find them.
+    """
     (hidden,) = in_product_type(hidden)
     rows = chunk or chunk_rows(head_weight.shape[0], hidden.device)
     head = rows_here(head_weight)
+    places: Tensor | None
+    if isinstance(learned, Tensor):
+        places = learned
+    else:
+        places = None if learned == "all" else _learned(targets, weights)
     total, token_losses, correct = _FusedCrossEntropy.apply(
         head.entering(hidden),
         head.weight,
         head,
         targets,
         weights,
+        places,
         soft_cap,
         z_loss,
         label_smoothing,
@@ -115,6 +126,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         held: HeadRows,
         targets: Tensor,
         weights: Tensor,
+        learned: Tensor | None,
         soft_cap: float | None,
         z_loss: float,
         label_smoothing: float,
@@ -128,7 +140,6 @@ class _FusedCrossEntropy(torch.autograd.Function):
         wants = wants_hidden or wants_head
         token_losses = torch.zeros(len(hidden), dtype=working, device=hidden.device)
         correct = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        learned = _learned(targets, weights)
         if learned is not None:
             kept, kept_targets, kept_weights = hidden[learned], targets[learned], weights[learned]
         else:
@@ -192,7 +203,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, total_gradient: Tensor, *_: Tensor) -> Any:  # type: ignore[override]
-        return *scaled_gradients(ctx, total_gradient), *[None] * 8
+        return *scaled_gradients(ctx, total_gradient), *[None] * 9
 
 
 def token_log_probabilities(

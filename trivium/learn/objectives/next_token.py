@@ -28,8 +28,8 @@ def noise_for(model: Transformer, batch: Batch, strength: float) -> Tensor:
 
 def learned_places(batch: Batch) -> Tensor | None:
     """Where something is learned, if that is so little of the batch that leaving out the rest pays."""
-    learned = batch.weights != 0
-    return learned.nonzero().squeeze(1) if learned.float().mean() < WORTH_LEAVING_OUT else None
+    few = batch.learned is not None and len(batch.learned) < WORTH_LEAVING_OUT * len(batch.tokens)
+    return batch.learned if few else None
 
 
 class NextToken:
@@ -73,6 +73,7 @@ class NextToken:
         result = fused_cross_entropy(
             hidden, model.head_weight, targets, weights,
             soft_cap=model.final_soft_cap, z_loss=self.z_loss, label_smoothing=self.label_smoothing,
+            learned="all" if wanted is not None or batch.learned is None else batch.learned,
         )  # fmt: skip
         losses = result.token_losses * weights
         total = weights.sum()
