@@ -23,7 +23,7 @@ from trivium.stages.parts import shared_generation
 from trivium.stages.parts.prompts import Prompt
 from trivium.stages.parts.rollout_worker import EngineWorker, Rollout
 from trivium.stages.parts.rollouts import RolloutBatches, RolloutSettings
-from trivium.stages.parts.shared_generation import may_steal
+from trivium.stages.parts.shared_generation import SharedRequests, may_steal
 
 WORDS = "the river and the miller counts in the hills"
 PROMPTS = 12
@@ -105,13 +105,33 @@ def test_a_slow_process_answers_less_and_the_rollouts_are_the_same(tmp_path, siz
     said = [read_json(tmp_path / f"{rank}.json") for rank in range(size)]
     assert all(one["rollouts"] == read_json(whole) for one in said)
     assert sum(one["answered"] for one in said) == PROMPTS
-    assert said[-1]["answered"] <= PROMPTS // (2 * size)
+    # No more than fit at once, where a fixed share were three or six.
+    assert said[-1]["answered"] <= 2
 
 
 def test_shares_are_fixed_where_a_text_depends_on_what_is_beside_it(tmp_path):
     """On a processor a run resumes bit for bit, so who answers must not follow from the clock."""
     together(generate, 2, str(tmp_path), True, False)
     assert [read_json(tmp_path / f"{rank}.json")["answered"] for rank in range(2)] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("requests", "samples", "max_rows", "at_once"),
+    [(8, 8, 64, 4), (8, 16, 64, 2), (128, 1, 64, 32), (128, 1, 8, 8), (128, 64, 32, 1), (128, 3, 999, 32)],
+)
+def test_enough_is_under_way_to_fill_the_engine_and_no_more_than_a_share(
+    requests, samples, max_rows, at_once, monkeypatch
+):
+    """Of two processes: 32 sequences if there are so many, else half of an even share, if that fits."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(shared_generation.machine, "device", lambda: "cpu")
+    assert SharedRequests(range(requests), iter(())).at_once(samples, max_rows) == at_once
+
+
+def test_on_a_gpu_a_whole_share_is_under_way_where_it_fits(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(shared_generation.machine, "device", lambda: "cuda:0")
+    assert SharedRequests(range(128), iter(())).at_once(3, 999) == 64
 
 
 def test_what_is_promised_decides_whether_shares_may_depend_on_speed():

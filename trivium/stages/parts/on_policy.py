@@ -147,7 +147,7 @@ class StudentAnswers:
                 taken.append(place)
                 yield requests[place]
 
-        found = self.engine.generate_from(mine(), min(self.settings.max_rows, shared.at_once))
+        found = self.engine.generate_from(mine(), shared.at_once(1, self.settings.max_rows))
         return {place: answer for place, (answer,) in zip(taken, found, strict=True)}
 
     def _write(self, step: int, asked: Sequence[Asked], answers: Sequence[Completion]) -> None:

@@ -111,8 +111,7 @@ class EngineWorker:
                 taken.append(place)
                 yield self._request(prompts[place], count, seeds[place])
 
-        fit = max(1, engine.max_rows // count)
-        found = engine.generate_from(requests(), min(fit, shared.at_once))
+        found = engine.generate_from(requests(), shared.at_once(count, engine.max_rows))
         return {place: _rollouts(prompts[place], some) for place, some in zip(taken, found, strict=True)}
 
     def _request(self, prompt: Prompt, count: int, seed: int) -> Request:
@@ -125,15 +124,16 @@ def generated_by_all(
     """The rollouts of all prompts, whichever processes sample them, and the share of time they waited."""
     if world().size == 1:
         return worker.generate(prompts, count, seeds), 0.0
-    engine = getattr(worker, "engine", None)
-    steals = may_steal(engine.exactness if isinstance(engine, Engine) else None, model)
+    used = getattr(worker, "engine", None)
+    engine = used if isinstance(used, Engine) else None
+    steals = may_steal(None if engine is None else engine.exactness, model)
 
     def answer(shared: SharedRequests) -> dict[int, list[Rollout]]:
         if isinstance(worker, EngineWorker):
             return worker.generate_shared(shared, prompts, count, seeds)
         found: dict[int, list[Rollout]] = {}
-        places = iter(shared)
-        while some := list(islice(places, shared.at_once)):
+        places, rows = iter(shared), count * len(prompts) if engine is None else engine.max_rows
+        while some := list(islice(places, shared.at_once(count, rows))):
             generated = worker.generate([prompts[i] for i in some], count, [seeds[i] for i in some])
             found |= zip(some, generated, strict=True)
         return found

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from trivium.generate.exactness import BIT_EXACT, Exactness
+from trivium.kit import machine
 from trivium.kit.processes import everyone, shared_counter, world
 from trivium.learn.determinism import WITHIN_ROUNDING, how_it_resumes
 from trivium.model.transformer import Transformer
 
 Answer = TypeVar("Answer")
-HELD = 2
-"""A process has at most this part of an even share under way, so that something is left for the others."""
+FULL_ROWS = 32
+"""With fewer sequences at once a processor decodes each of them slower; a GPU gains by all that fit."""
 
 
 @dataclass
@@ -37,10 +38,14 @@ class SharedRequests:
                 return
             yield self.order[place]
 
-    @property
-    def at_once(self) -> int:
-        """How many requests a process may have under way."""
-        return max(1, len(self.order) // (HELD * world().size))
+    def at_once(self, samples: int, max_rows: int) -> int:
+        """How many requests of so many samples a process has under way: half of an even share, if that fits.
+
+        Something has to be left for the others, but not at the price of an engine that is half empty.
+        """
+        share = -(-len(self.order) // world().size)
+        least = share if machine.device() != "cpu" else -(-FULL_ROWS // samples)
+        return max(1, min(max(share // 2, least), share, max_rows // samples))
 
 
 def answered_by_all(
