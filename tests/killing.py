@@ -16,7 +16,14 @@ from trivium.generate.engine import Engine
 from trivium.kit.files import load_tensors
 from trivium.kit.metrics import read_metrics
 
-TIMED = ("tokens_per_second", "data_wait", "rollout_seconds", "rollout_wait_share")
+TIMED = (
+    "tokens_per_second",
+    "data_wait",
+    "rollout_seconds",
+    "generation_seconds",
+    "scoring_seconds",
+    "rollout_wait_share",
+)
 
 
 def ends_identical_when_killed(

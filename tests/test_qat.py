@@ -64,6 +64,8 @@ def first_step(run: Any, stage: str) -> dict[str, float]:
         "tokens_per_second",
         "data_wait",
         "rollout_seconds",
+        "generation_seconds",
+        "scoring_seconds",
         "flops",
         "grad_norm",
         "validation_loss",

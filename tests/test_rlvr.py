@@ -235,6 +235,15 @@ def test_groups_without_variance_are_left_out_and_nothing_changes(algorithm, sha
     assert max(float(one.abs().max()) for one in skipped) > 1e-4
 
 
+def test_the_log_says_what_a_rollouts_time_went_to():
+    feed = rollouts(small_model(own()))
+    feed.rows(0)
+    log = feed.metrics(0)
+    parts = [log["generation_seconds"], log["scoring_seconds"]]
+    assert min(parts) > 0
+    assert sum(parts) <= log["rollout_seconds"]
+
+
 def test_the_baseline_of_reinforce_is_a_running_mean_of_rewards():
     feed = rollouts(small_model(own()), algorithm="reinforce", steps=3)
     expected = 0.0

@@ -25,7 +25,7 @@ from trivium.model.adapters import load_adapter
 from trivium.model.attention import Documents
 from trivium.model.folder import load_model
 
-TIMED = ("tokens_per_second", "data_wait", "rollout_seconds")
+TIMED = ("tokens_per_second", "data_wait", "rollout_seconds", "generation_seconds", "scoring_seconds")
 FORK = multiprocessing.get_context("fork")
 
 

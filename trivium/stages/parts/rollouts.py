@@ -6,8 +6,8 @@ that does not gives all tokens of a completion the same advantage.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -136,6 +136,7 @@ class RolloutBatches:
         self.scale = RunningScale()
         self.objective_metrics: dict[str, float] = {}
         self.waited = 0.0
+        self.spent: dict[str, float] = {}
         self.held: Made | None = None
         self.ahead: Made | None = None
 
@@ -228,6 +229,7 @@ class RolloutBatches:
     def roll_out(self, rollout: int) -> tuple[list[PackedSequence], dict[str, float]]:
         """Completions of the next prompts, graded, as rows; and the measures of the whole rollout."""
         start = time.perf_counter()
+        self.spent = {"generation_seconds": 0.0, "scoring_seconds": 0.0}
         groups: list[RolloutGroup] = []
         kept: list[RolloutGroup] = []
         retries = self.settings.dynamic_sampling_retries
@@ -240,7 +242,7 @@ class RolloutBatches:
         measures = rollout_metrics(
             groups, self.reward.names, self.settings.threshold, self.settings.held_out_scorer
         )
-        measures |= {**self.objective_metrics, "rollout_seconds": time.perf_counter() - start}
+        measures |= {**self.objective_metrics, "rollout_seconds": time.perf_counter() - start, **self.spent}
         if world().size > 1:
             measures["rollout_wait_share"] = self.waited
         if self.on_rollout is not None and world().leads:
@@ -256,13 +258,15 @@ class RolloutBatches:
         here = world()
         prompts = [self.prompts[index] for index in chosen]
         count = self.settings.num_generations
-        generated, self.waited = generated_by_all(self.worker, self.model, prompts, count, seeds)
+        with self._timed("generation_seconds"):
+            generated, self.waited = generated_by_all(self.worker, self.model, prompts, count, seeds)
         groups = [RolloutGroup(index, rollouts) for index, rollouts in zip(chosen, generated, strict=True)]
         # Who grades what does not depend on who was faster: graders may look at several completions at once.
         groups = groups[here.rank :: here.size]
-        if groups:
-            self._grade(groups)
-        groups = _from_all(groups)
+        with self._timed("scoring_seconds"):
+            if groups:
+                self._grade(groups)
+            groups = _from_all(groups)
         self._compute_advantages(groups)
         threshold = self.settings.threshold
         for group in groups:
@@ -274,6 +278,13 @@ class RolloutBatches:
                     group.prompt_index, sum(score >= threshold for score in judged) / len(judged)
                 )
         return groups
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Add to a rollout's log how long this takes, with the wait for other processes."""
+        start = time.perf_counter()
+        yield
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
 
     def _grade(self, groups: Sequence[RolloutGroup]) -> None:
         """One call of every reward for all completions, as graders may work on them side by side."""
