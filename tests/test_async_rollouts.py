@@ -11,6 +11,7 @@ import torch
 from killing import ends_identical_when_killed, ends_identical_when_killed_while_sampling
 from small import small_trainer
 from test_parallel import meet, run_until, together
+from test_ppo import rollouts as ppo_rollouts
 from test_rlvr import rollouts
 from tuning import own, small_model
 
@@ -115,7 +116,7 @@ def test_the_ratio_is_to_the_policy_that_generated():
     learned = batch.weights > 0
     old, now = batch.columns["old_logprob"][learned], token_outputs(model, batch).logprobs
     algorithm = ALGORITHMS["dapo"]
-    ratio = (now - old).exp()
+    ratio = (now - old).exp().detach()
     loss = PolicyGradient(algorithm, algorithm.numbers).loss(model, batch)
     total, weight = loss.metrics["staleness/ratio"]
     assert float(total / weight) == pytest.approx(float(ratio.mean()), rel=1e-5)
@@ -153,6 +154,19 @@ def test_the_fingerprint_counts_how_far_ahead_it_is_and_stays_without():
     model = small_model(own())
     assert rollouts(model, async_level=1).fingerprint != rollouts(model).fingerprint
     assert "async_level" not in repr(rollouts(model).settings)
+
+
+def test_ppos_rollout_ahead_is_restored_with_values_and_the_coefficient():
+    model = small_model(own())
+    feed, again = (ppo_rollouts(model, async_level=1, target=0.1) for _ in range(2))
+    feed.rows(0)
+    again.restore(*feed.state())
+    names = (*COLUMNS, "value", "return")
+    for step in range(4):
+        assert same(feed.rows(step), again.rows(step), names)
+        assert feed.controller.coefficient == again.controller.coefficient
+    assert again.ahead is not None
+    assert set(names) <= set(again.ahead[1][0].columns)
 
 
 def until_the_end(folder: str, seed: int) -> None:
