@@ -70,7 +70,7 @@ def training(tiny: bool) -> list[Row]:
     adamw = ["Trivium compiled AdamW", "transformers compiled"]
     contestants = {
         "124M": ["Trivium eager AdamW", *adamw],
-        "350M": [*adamw, "Trivium compiled Muon", "Trivium eager AdamW"],
+        "350M": [*adamw, "Trivium compiled sized AdamW", "Trivium compiled Muon", "Trivium eager AdamW"],
         "1B": adamw,
     }
     if tiny:
@@ -98,7 +98,9 @@ def training(tiny: bool) -> list[Row]:
         tokens = 2 * shape["context"] if tiny else 131_072
         if tiny and typical is not None:
             typical = 60
-        few = ["Trivium eager AdamW"] + (["transformers eager"] if typical is None else [])
+        few = ["Trivium eager AdamW"] if tiny else ["Trivium compiled AdamW", "Trivium eager AdamW"]
+        if typical is None:
+            few.append("transformers eager")
         rows.append(
             Row(
                 name, job, "gpu_worker.py",
@@ -107,7 +109,7 @@ def training(tiny: bool) -> list[Row]:
                     "pass": 512 if tiny else 32_768, "peer_pass": 512 if tiny else 32_768,
                     "seconds": 0.1 if tiny else 3.0, "documents": typical,
                 },
-                50, target=target,
+                75, target=target,
             )
         )  # fmt: skip
     return rows

@@ -165,7 +165,8 @@ def trivium_step(asked: dict[str, Any], how: list[str], rows: list[PackedSequenc
         model=model_of(asked["shape"], asked["device"]), objective=NextToken(), batches=batches,
         settings=Training(
             steps=batches.steps, optimiser="muon" if "Muon" in how else "adamw",
-            compile="on" if "compiled" in how else "off", micro_batch=asked["pass"],
+            compile="on" if "compiled" in how else "off",
+            micro_batch="auto" if "sized" in how else asked["pass"],
             precision="bfloat16" if asked["device"] == "cuda" else "auto",
             learning_rate={"decay": "constant"},
         ),

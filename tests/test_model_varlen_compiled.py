@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import kernels
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from trivium.data.rows import Batch, collate, row_of_documents
 from trivium.learn.objectives.next_token import NextToken
 from trivium.model import attention
+from trivium.model.attention import Documents
 from trivium.model.compiling import compiled
 from trivium.model.varlen import VarlenKernel
 
@@ -120,3 +122,18 @@ def test_a_packed_epoch_needs_few_programs(path: str, monkeypatch: pytest.Monkey
     if path == "kernel":
         assert not broken, "whole layers"
         assert seen[-1] <= 4, seen
+
+
+@pytest.mark.slow
+def test_the_models_of_many_stages_are_all_compiled() -> None:
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    seen = []
+    for width in range(8, 32, 2):
+        model = small_model(heads=1, head_width=8, width=width)
+        with torch.no_grad():
+            compiled(model, backend="eager")(torch.arange(30), Documents([10, 20]))
+        seen.append(counters["stats"]["unique_graphs"])
+    torch._dynamo.reset()
+    assert all(after > before for before, after in pairwise(seen)), seen

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trivium.learn.holders import gathered
 from trivium.learn.sharding import divided_as, shared_out
 from trivium.model.arithmetic import note_products
+from trivium.model.compiling import allow_programs
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic (2024): it drives all singular values towards 1 in five steps, roughly and fast."""
@@ -66,6 +67,7 @@ def newton_schulz(updates: Tensor, dtype: torch.dtype) -> Tensor:
 @cache
 def compiled_newton_schulz() -> Callable[[Tensor, torch.dtype], Tensor]:
     """The same in one program for each shape of a stack, of which a model has few."""
+    allow_programs()
     return torch.compile(newton_schulz, dynamic=False)
 
 

@@ -8,6 +8,17 @@ import torch
 from trivium.model.recompute import run
 from trivium.model.transformer import Transformer
 
+PROGRAMS = 64
+"""How many variants of a function torch may compile in a process; beyond its 8 it goes on uncompiled, and the
+stages of a recipe, each with its own model, would soon get there."""
+
+
+def allow_programs() -> None:
+    """Let torch compile the same function anew for the model of every stage."""
+    import torch._dynamo.config as settings
+
+    settings.recompile_limit = max(settings.recompile_limit, PROGRAMS)
+
 
 def compiled(model: Transformer, **options: Any) -> Transformer:
     """The same model with compiled layers: one program for each kind of layer, whatever their number.
@@ -21,6 +32,7 @@ def compiled(model: Transformer, **options: Any) -> Transformer:
     # Otherwise a layer's index is a constant of its program: each layer is compiled again, and from the
     # ninth on none is.
     settings.allow_unspec_int_on_nn_module = True
+    allow_programs()
     fast = copy.copy(model)
     fast.run_layer = torch.compile(run, **options)
     return fast
