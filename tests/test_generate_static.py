@@ -389,3 +389,18 @@ def test_all_steps_write_their_scores_to_one_place(monkeypatch: pytest.MonkeyPat
     assert static is not None
     assert static.captures > 3
     assert len(seen) == 1
+
+
+def test_rounded_copies_of_trained_weights_keep_their_graphs(graphs: type[Graph]) -> None:
+    """In RL the engine's bfloat16 copy is written in place after each step, an adapter merged into it."""
+    model = tiny_model()
+    add_adapter(model, AdapterSettings(rank=2))
+    engine = Engine(model, tokenizer(), max_rows=2, dtype=torch.bfloat16, static_steps=True)
+    request = Request(prompt(20), GREEDY)
+    before = engine.generate([request])[0][0].tokens
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.ones_like(parameter))
+    engine.refresh()
+    assert engine.generate([request])[0][0].tokens != before
+    assert len(graphs.made) == 1
