@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,10 +75,22 @@ def measure(rank: int, size: int, port: int, folder: str) -> None:
     processes.stop()
 
 
-def together(target: Callable[..., None], size: int, *arguments: object) -> None:
+# What every process needs is imported once, in a server that forks them: a test's own process has threads by
+# then, which a fork does not survive in good order.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "torch.distributed.fsdp", "torch.distributed.pipelining", "torch.distributed.tensor.parallel",
+        "trivium.learn.pipeline_parallel", "trivium.learn.expert_parallel", "trivium.stages", "objectives",
+    ]
+)  # fmt: skip
+FORK = multiprocessing.get_context("fork")
+"""Whose processes write where the test's own does."""
+
+
+def together(target: Callable[..., None], size: int, *arguments: object, start: Any = SERVER) -> None:
     port = free_port()
-    context = multiprocessing.get_context("fork")
-    members = [context.Process(target=target, args=(rank, size, port, *arguments)) for rank in range(size)]
+    members = [start.Process(target=target, args=(rank, size, port, *arguments)) for rank in range(size)]
     for member in members:
         member.start()
     for member in members:
@@ -93,7 +106,7 @@ def crash(rank: int, size: int, port: int) -> None:
 
 def test_a_process_that_crashes_says_where_it_was(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AssertionError):
-        together(crash, 2)
+        together(crash, 2, start=FORK)
     assert " in crash\n" in capfd.readouterr().err
 
 
