@@ -26,6 +26,7 @@ from trivium.learn.settings import Parallel
 from trivium.learn.sharding import layout_of
 from trivium.learn.trainer import Trainer
 from trivium.model.config import ExpertsConfig
+from trivium.model.lora import AdapterSettings, add_adapter
 from trivium.stages.parts.rollout_worker import under_filters
 
 GPT2 = {
@@ -59,9 +60,6 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """The shape of a model, and settings of its training."""
 REFUSED = {
-    "next-token-adapter": "`adapter` or `qat`",
-    "near-predictions-adapter-off": "`adapter` or `qat`",
-    "preference-adapter-off": "`adapter` or `qat`",
     "near-weights": "`near_parent.weights`",
 }
 """Which objectives cannot be divided, and what is said of them."""
@@ -184,7 +182,8 @@ def test_it_learns_what_one_process_learns(tmp_path: Path) -> None:
 OBJECTIVES = [
     "next-token-smoothed", "near-predictions", "preference-sigmoid", "preference-kto", "preference-orpo",
     "distillation-forward_kl", "distillation-mse_hidden", "policy-grpo", "policy-kl", "policy-filtered",
-    "ppo", "ppo-critic", "reward", "process-reward", "draft-heads", *REFUSED,
+    "ppo", "ppo-critic", "reward", "process-reward", "draft-heads", "next-token-adapter",
+    "near-predictions-adapter-off", "preference-adapter-off", *REFUSED,
 ]  # fmt: skip
 
 
@@ -196,10 +195,10 @@ def test_every_objective_learns_the_same_or_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_its_parts_are_divided_once_more(tmp_path: Path) -> None:
     """Two groups of two: with weights divided between them, and with gradients summed over both."""
-    compare(
-        tmp_path / "shard", ["qwen3", "qwen2", "experts", "preference-sigmoid"], 4, {"tensor": 2, "shard": 2}
-    )
-    compare(tmp_path / "replicas", ["qwen3", "experts", "policy-grpo"], 4, {"tensor": 2, "shard": 1})
+    adapter = "next-token-adapter"
+    names = ["qwen3", "qwen2", "experts", "preference-sigmoid", adapter]
+    compare(tmp_path / "shard", names, 4, {"tensor": 2, "shard": 2})
+    compare(tmp_path / "replicas", ["qwen3", "experts", "policy-grpo", adapter], 4, {"tensor": 2, "shard": 1})
 
 
 def leg(rank: int, size: int, port: int, folder: str, parallel: dict[str, Any], cut: int | None) -> None:
@@ -255,6 +254,15 @@ def test_what_cannot_be_divided_is_said(
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
     with pytest.raises(TriviumError, match=said):
         laid_out(Parallel(**{"shard": 1, **wish}), **shape)
+
+
+@pytest.mark.parametrize("kind", ["dora", "pissa"])
+def test_adapters_that_are_more_than_a_sum_are_refused(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
+    model = small_model()
+    add_adapter(model, AdapterSettings(rank=8, kind=kind))
+    with pytest.raises(TriviumError, match="adapters of the kinds dora and pissa"):
+        layout_of(model, Parallel(tensor=2, shard=1), has_extra=False, reshapes=False, say=print)
 
 
 def test_in_one_process_nothing_is_divided() -> None:

@@ -156,14 +156,15 @@ class Divided(Replicas):
 
     @torch.no_grad()
     def show(self, *, to_all: bool = True) -> None:
-        """Make the stage's own model whole, one tensor after the other: on every process, or on the first."""
+        """Make the stage's own model whole, one tensor after the other: on every process, or on the first,
+        in main memory, as no device need have room for all of it."""
         if not self.released:
             return
         own = dict(self.whole.named_parameters())
         parameters = dict(self.model.named_parameters())
         for name, weight in Holders(parameters).whole(parameters):
             if to_all or world().leads:
-                own[name].data = weight
+                own[name].data = weight if to_all else weight.cpu()
         self.released = not (to_all or world().leads)
 
     def release(self) -> None:

@@ -12,7 +12,7 @@ plan for torch's `parallelize_module`; the model's own code knows nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from torch.distributed.tensor.placement_types import Placement
 from trivium.kit.errors import TriviumError
 from trivium.model.attention import Context
 from trivium.model.experts import Mixture, Routing
+from trivium.model.lora import adapted_layers
 from trivium.model.transformer import Layer, Transformer
 
 
@@ -151,6 +152,35 @@ class MixtureParallel(ParallelStyle):
         return made.redistribute(placements=[result]).to_local()
 
 
+class _Parted:
+    """A matrix of a layer and, if it carries adapters, both matrices of each, which follow it."""
+
+    places: Mapping[str, Placement]
+    """How the weight, the bias and each adapter's `down` and `up` lie."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        # Called for the layer, and for the dictionaries in it that hold its adapters' matrices.
+        for key, one in list(module.named_parameters(recurse=False)):
+            part = distribute_tensor(one, device_mesh, [self.places[name or key]], src_data_rank=None)
+            module.register_parameter(key, nn.Parameter(part, requires_grad=one.requires_grad))
+
+
+class Columns(_Parted, ColwiseParallel):
+    """Outputs are divided: the narrow rows of an adapter every process has."""
+
+    places: Mapping[str, Placement] = {
+        "weight": Shard(0), "bias": Shard(0), "down": Replicate(), "up": Shard(0),
+    }  # fmt: skip
+
+
+class Rows(_Parted, RowwiseParallel):
+    """Inputs are divided: what an adapter makes of them is added up with the rest."""
+
+    places: Mapping[str, Placement] = {
+        "weight": Shard(1), "bias": Replicate(), "down": Shard(1), "up": Replicate(),
+    }  # fmt: skip
+
+
 def divide_tables(model: Transformer, mesh: DeviceMesh) -> None:
     """Divide embedding and head, in place, along the vocabulary."""
     plan: dict[str, ParallelStyle] = {"embedding": RowwiseParallel(input_layouts=Replicate())}
@@ -203,15 +233,15 @@ def _plan_of(layer: nn.Module, pieces: Pieces | None) -> dict[str, ParallelStyle
         gathered = pieces.gathered
         plan = {name: Entered(lambda rows, *others: gathered(rows)) for name in ("attention", "mlp")}
     result = Replicate() if pieces is None else Shard(0)
-    plan["attention.output"] = RowwiseParallel(output_layouts=result)
-    plan |= {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
+    plan["attention.output"] = Rows(output_layouts=result)
+    plan |= {f"attention.{name}": Columns() for name in ("query", "key", "value")}
     if isinstance(layer.mlp, Mixture):
         plan |= {"mlp": MixtureParallel(pieces), "mlp.router": Whole(Partial())}
         plan |= {f"mlp.experts.*.{name}": Local(Shard(0), Shard(0)) for name in ("gate", "up")}
         plan["mlp.experts.*.down"] = Local(Shard(1), Shard(1))
     else:
-        plan["mlp.down"] = RowwiseParallel(output_layouts=result)
-        plan |= {f"mlp.{name}": ColwiseParallel() for name in ("gate", "up") if getattr(layer.mlp, name)}
+        plan["mlp.down"] = Rows(output_layouts=result)
+        plan |= {f"mlp.{name}": Columns() for name in ("gate", "up") if getattr(layer.mlp, name)}
     if layer.attention.norm_kind == "head":
         # A process norms its own heads alone, so that its gradient is what these give.
         plan |= {f"attention.{name}": Whole(Partial()) for name in ("query_norm", "key_norm")}
@@ -222,6 +252,14 @@ def _plan_of(layer: nn.Module, pieces: Pieces | None) -> dict[str, ParallelStyle
 
 
 def refuse_other_layers(model: Transformer) -> None:
-    """Only plain matrices have a plan."""
-    if any(isinstance(one, nn.Linear) and type(one) is not nn.Linear for one in model.layers.modules()):
-        raise TriviumError("`parallel.tensor` cannot divide `adapter` or `qat`; divide by `shard`.")
+    """Plain matrices have a plan, and such with adapters that only add to them."""
+    adapted = adapted_layers(model)
+    for name, one in model.named_modules():
+        if not isinstance(one, nn.Linear) or type(one) is nn.Linear or not name.startswith("layers."):
+            continue
+        adds = name in adapted and not adapted[name].taken and ".experts." not in name
+        if not adds or any(shape.normed for shape in adapted[name].shapes.values()):
+            raise TriviumError(
+                "`parallel.tensor` cannot divide `qat`, adapters of the kinds dora and pissa, and those on "
+                "experts; divide by `shard`."
+            )
