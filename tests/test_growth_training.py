@@ -14,6 +14,7 @@ from small import SmallBatches, assert_identical, small_model, small_trainer, we
 from trivium.kit.errors import TriviumError
 from trivium.kit.metrics import MetricsLog, read_metrics
 from trivium.kit.progress import Progress
+from trivium.learn.rows_ahead import RowsAhead
 from trivium.learn.trainer import Hooks, Trainer
 from trivium.model.folder import load_model, save_model
 from trivium.model.growth import largest_difference, probe
@@ -55,7 +56,7 @@ def test_what_growth_froze_is_what_it_was_after_a_stop(tmp_path: Path) -> None:
     straight = trainer_of(tmp_path / "straight", points)
     straight.run()
     stopped = trainer_of(tmp_path / "stopped", points)
-    stopped.batches = Stops(5)
+    stopped.rows_ahead = RowsAhead(Stops(5))
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     again = trainer_of(tmp_path / "stopped", points, seed=5)
@@ -83,7 +84,7 @@ def test_a_run_stopped_around_a_growth_ends_as_one_that_was_not(
     assert (straight.model.config.layers, straight.model.config.width) == (4, 64)
     stopped = trainer_of(tmp_path / "stopped", points, **settings)
     batches = Stops(at)
-    stopped.batches = batches
+    stopped.rows_ahead = RowsAhead(batches)
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     # Another start: everything it ends with comes from the saved state.

@@ -65,7 +65,9 @@ def test_a_row_that_fails_ends_its_own_answer_only(stream):
         assert [answer.result() for answer in honest] == expected
         assert embedded.result().status_code == 200
         assert scored.result().status_code == 200
-        assert 'trivium_generations_total{model="one",ending="failed"} 3' in http.get("/metrics").text
+        # An answer is sent before it is counted.
+        counted = 'trivium_generations_total{model="one",ending="failed"} 3'
+        until(lambda: counted in http.get("/metrics").text)
         until(lambda: not engine.busy)
 
 
