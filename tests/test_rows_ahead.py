@@ -44,7 +44,7 @@ class Patient(NextToken):
     def loss(self, *arguments: Any) -> Any:
         following = self.passes + 1
         if following in self.source.asked:
-            assert self.source.asked[following].wait(30), "nobody makes the next rows"
+            assert self.source.asked[following].wait(30), "the next rows are not made"
         self.passes += 1
         return super().loss(*arguments)
 

@@ -1,4 +1,4 @@
-"""Processes share out what they generate: who is slow takes less, and nobody's text depends on it."""
+"""Processes share out what they generate: who is slow takes less, and no text depends on it."""
 
 from __future__ import annotations
 
