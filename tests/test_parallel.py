@@ -95,6 +95,11 @@ def together(target: Callable[..., None], size: int, *arguments: object, start: 
         member.start()
     for member in members:
         member.join(120)
+    late = [rank for rank, member in enumerate(members) if member.is_alive()]
+    for rank in late:
+        members[rank].kill()
+        members[rank].join()
+    assert not late, f"processes {late} did not end in time"
     assert [member.exitcode for member in members] == [0] * size
 
 

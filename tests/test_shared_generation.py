@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tuning import own, small_model
 
 from trivium.generate.engine import Engine
 from trivium.generate.exactness import Exactness
+from trivium.generate.requests import Request
 from trivium.generate.sampling import Sampling
 from trivium.grade.rewards import Combined, FunctionReward
 from trivium.kit import processes
@@ -43,7 +46,7 @@ def batches(*, engine_alone: bool = True) -> RolloutBatches:
     """Twelve prompts of unlike lengths."""
     model, tokenizer, sampling = small_model(own()), own(), Sampling(max_new_tokens=12)
     texts = [f"{number} {WORDS[: 3 + 7 * number % 40]}" for number in range(PROMPTS)]
-    worker: Any = EngineWorker(Engine(model, tokenizer, max_rows=8), sampling)
+    worker: Any = EngineWorker(Engine(model, tokenizer, max_rows=6), sampling)
     return RolloutBatches(
         model, worker if engine_alone else Elsewhere(worker),
         [Prompt(tokenizer.encode(text), text, {}, text) for text in texts],
@@ -71,7 +74,7 @@ def generate(rank: int, size: int, port: int, folder: str, engine_alone: bool, e
 
     def slow() -> bool:
         while rank == size - 1 and store.add("done", 0) < size - 1:
-            pass
+            time.sleep(0.01)
         return bool(step())
 
     def counting(request: Any) -> Any:
@@ -117,7 +120,7 @@ def test_shares_are_fixed_where_a_text_depends_on_what_is_beside_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("requests", "samples", "max_rows", "at_once"),
-    [(8, 8, 64, 4), (8, 16, 64, 2), (128, 1, 64, 32), (128, 1, 8, 8), (128, 64, 32, 1), (128, 3, 999, 32)],
+    [(8, 8, 64, 32), (8, 16, 64, 32), (128, 1, 64, 32), (128, 1, 8, 8), (128, 64, 32, 32), (128, 3, 999, 96)],
 )
 def test_enough_is_under_way_to_fill_the_engine_and_no_more_than_a_share(
     requests, samples, max_rows, at_once, monkeypatch
@@ -128,10 +131,31 @@ def test_enough_is_under_way_to_fill_the_engine_and_no_more_than_a_share(
     assert SharedRequests(range(requests), iter(())).at_once(samples, max_rows) == at_once
 
 
+def test_a_row_that_ends_makes_room_for_the_next_request():
+    """Even while other samples of its own request go on."""
+    engine = Engine(small_model(own()), own(), max_rows=4)
+    asked = [
+        Request(own().encode(text), Sampling(max_new_tokens=30, seed=1), n=4) for text in ("2 + 2", "the")
+    ]
+    ((*first,), _) = engine.generate(asked)
+    stop = next(token for token in first[0].tokens[5:] if token not in first[1].tokens)
+    ends = replace(asked[0], sampling=replace(asked[0].sampling, stop_ids=(stop,)))
+    submit, unfinished = engine.submit, []
+
+    def noted(request):
+        unfinished.append(sum(handle.results.count(None) for handle in engine._under_way))
+        return submit(request)
+
+    engine.submit = noted
+    engine.generate_from(iter([ends, asked[1]]), 4)
+    assert unfinished[0] == 0
+    assert unfinished[1] == 3
+
+
 def test_on_a_gpu_a_whole_share_is_under_way_where_it_fits(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(shared_generation.machine, "device", lambda: "cuda:0")
-    assert SharedRequests(range(128), iter(())).at_once(3, 999) == 64
+    assert SharedRequests(range(128), iter(())).at_once(3, 999) == 192
 
 
 def test_what_is_promised_decides_whether_shares_may_depend_on_speed():

@@ -117,15 +117,15 @@ class Engine:
 
     def generate(self, requests: abc.Sequence[Request]) -> list[list[Completion]]:
         """Answer all requests; the completions of each in the order of its samples."""
-        return self.generate_from(iter(requests), len(requests))
+        return self.generate_from(iter(requests), sum(request.n for request in requests))
 
     def generate_from(self, requests: Iterator[Request], at_once: int) -> list[list[Completion]]:
-        """Answer requests as they come; the next is asked for when fewer than `at_once` are under way."""
+        """Answer requests as they come; the next when fewer than `at_once` sequences are under way."""
         handles: list[RequestHandle] = []
         waiting = True
         try:
             while True:
-                while waiting and sum(not handle.done for handle in handles) < at_once:
+                while waiting and sum(handle.results.count(None) for handle in handles) < at_once:
                     request = next(requests, None)
                     if request is None:
                         waiting = False

@@ -186,10 +186,10 @@ def _nucleus(scores: Tensor, top_k: Tensor, top_p: Tensor, filters: Filters | No
     """The lowest score a row keeps under top-k, then top-p over what top-k left; ties stay together."""
     width = scores.shape[-1]
     largest_k = int(top_k.max()) if filters is None else filters.largest_k
-    hurries = filters is not None and not filters.waits
     shortlist = min(width, max(SHORTLIST, largest_k))
-    if hurries and filters is not None and not filters.bounded:
-        shortlist = width
+    if hurries := filters is not None and not filters.waits:
+        assert filters is not None
+        shortlist = shortlist if filters.bounded else width
     best = torch.topk(scores, shortlist, dim=-1).values
     limit = torch.where(top_k > 0, top_k.clamp(max=width), width)
     whole = torch.logsumexp(scores, dim=-1, keepdim=True)

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from trivium.generate.attention import NEVER, CacheContext, mix
 from trivium.generate.forward import ForwardPass
 from trivium.generate.kv_cache import SMALLEST, Pool
-from trivium.generate.matrices import covers
-from trivium.model.arithmetic import note_pass, note_product, uncounted
+from trivium.model.arithmetic import counted, note, uncounted
 from trivium.model.attention import Scoring
 from trivium.model.lora import selection_of
 from trivium.model.masks import is_masked
@@ -48,7 +47,8 @@ def has_static_steps(model: Transformer) -> bool:
         return False
     if any(rotary is not None and rotary.grows for rotary in (model.rotary, model.local_rotary)):
         return False
-    if selection_of(model) is not None and not covers(model):
+    selection = selection_of(model)
+    if selection is not None and selection.names != [selection.active]:
         return False
     return not any(isinstance(one, nn.Linear) and rounds_rows(one.weight) for one in model.modules())
 
@@ -67,9 +67,12 @@ def reach_bucket(length: int, capacity: int) -> int:
 class Captured:
     """A function of static tensors: on a GPU a graph, captured at the first call and then replayed."""
 
-    def __init__(self, function: Callable[[], Tensor], device: torch.device, memory: GraphMemory) -> None:
-        self._function, self._device, self._memory = function, device, memory
+    def __init__(
+        self, function: Callable[[], Tensor], device: torch.device, memory: GraphMemory, name: str
+    ) -> None:
+        self._name, self._function, self._device, self._memory = name, function, device, memory
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._operations = 0.0
         self._output: Tensor | None = None
         self._plain = device.type != "cuda"
 
@@ -84,6 +87,7 @@ class Captured:
         assert self._graph is not None
         assert self._output is not None
         self._graph.replay()
+        note(self._operations)
         return self._output
 
     def _capture(self) -> None:
@@ -91,23 +95,30 @@ class Captured:
         current = torch.cuda.current_stream(self._device)
         side = self._memory.stream(self._device)
         side.wait_stream(current)
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), uncounted():
             for _ in range(WARM_UPS):
                 self._function()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             # other threads, as a server's, may allocate meanwhile
-            with torch.cuda.graph(
-                graph, pool=self._memory.handle(), stream=side, capture_error_mode="thread_local"
+            with (
+                torch.cuda.graph(
+                    graph, pool=self._memory.handle(), stream=side, capture_error_mode="thread_local"
+                ),
+                uncounted(),
+                counted() as tally,
             ):
                 self._output = self._function()
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.set_stream(current)
+            raise
         except RuntimeError as error:
             torch.cuda.set_stream(current)
             self._plain, self._output = True, None
-            logging.getLogger(__name__).warning("a decode step runs without a CUDA graph: %s", error)
+            logging.getLogger(__name__).warning("%s runs without a CUDA graph: %s", self._name, error)
         else:
-            self._graph = graph
+            self._graph, self._operations = graph, tally.operations
 
 
 class GraphMemory:
@@ -177,7 +188,7 @@ class PoolSteps:
         # tokens, positions, places
         self.inputs = torch.zeros(3, pool.rows, dtype=torch.long, device=pool.shape.device)
         self._spare = pool.rows * pool.capacity
-        self._steps: dict[tuple[int, int], tuple[StaticContext, Captured]] = {}
+        self._steps: dict[tuple[int, int], Captured] = {}
 
     def arrange(self, pool: Pool) -> None:
         """Take the rows in decode as they now lie in the pool; all others are cached in the spare place."""
@@ -193,16 +204,11 @@ class PoolSteps:
         rows, reach = bucket_of(len(tokens), pool.rows), reach_bucket(longest, pool.capacity)
         if (rows, reach) not in self._steps:
             self._steps[rows, reach] = self._step(pool, rows, reach)
-        context, step = self._steps[rows, reach]
+        step = self._steps[rows, reach]
         self.inputs[0, : len(tokens)].copy_(tokens)
-        model = self._decode.model
-        # a replayed graph counts nothing
-        note_pass(model, rows, context)
-        note_product(rows, model.head_weight)
-        with uncounted():
-            return step()[: len(tokens)]
+        return step()[: len(tokens)]
 
-    def _step(self, pool: Pool, rows: int, reach: int) -> tuple[StaticContext, Captured]:
+    def _step(self, pool: Pool, rows: int, reach: int) -> Captured:
         decode, inputs = self._decode, self.inputs[:, :rows]
         context, tokens = StaticContext(pool, inputs[1:], reach, decode.windows), inputs[0]
 
@@ -212,7 +218,8 @@ class PoolSteps:
             return decode.logits(rows).copy_(decode.forward.decode(tokens, context))
 
         decode.captures += 1
-        return context, Captured(step, pool.shape.device, decode.memory)
+        name = f"a decode step of {rows} rows that reads {reach} places"
+        return Captured(step, pool.shape.device, decode.memory, name)
 
 
 class StaticDecode:
@@ -236,15 +243,16 @@ class StaticDecode:
     def arrange(self, pools: Sequence[Pool]) -> StaticRows:
         """The rows that decode, until one of them moves."""
         where = [one.data_ptr() for one in self.model.parameters() if not is_quantised(one)]
-        for pool in pools:
-            if where != self._where:
+        if where != self._where:
+            for pool in pools:
                 pool.steps = None
         self._where = where
-        for pool in (some := [pool for pool in pools if pool.decoding]):
+        decoding = [pool for pool in pools if pool.decoding]
+        for pool in decoding:
             if pool.steps is None:
                 pool.steps = PoolSteps(pool, self)
             pool.steps.arrange(pool)
-        return StaticRows(some)
+        return StaticRows(decoding)
 
 
 class EndedRows:

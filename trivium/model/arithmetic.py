@@ -68,6 +68,13 @@ def asking_matrices(config: ModelConfig) -> int:
 
 # Nothing of this is part of the graph that a compiler should see.
 @uncompiled
+def note(operations: float) -> None:
+    """So many operations, counted before."""
+    for tally in _open:
+        tally.operations += operations
+
+
+@uncompiled
 def note_product(rows: int, weight: Tensor, times: int = 1) -> None:
     """So many rows times this matrix, so many times: once forward, once for each gradient."""
     for tally in _open:

@@ -4,9 +4,8 @@ GKD (2306.13649) and its kin learn on what the student itself writes, so that it
 mistakes it makes when it is used. No gradient goes through the sampling.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -136,19 +135,11 @@ class StudentAnswers:
             return [one for (one,) in self.engine.generate(requests)]
         lengths = [len(one.tokens) for one in asked]
         steals = may_steal(self.engine.exactness, self.model)
-        return answered_by_all(lengths, partial(self._shared, requests), steals=steals)[0]
 
-    def _shared(self, requests: Sequence[Request], shared: SharedRequests) -> dict[int, Completion]:
-        """The answers to the requests that this process takes, by their places."""
-        taken: list[int] = []
+        def answer(shared: SharedRequests) -> dict[int, list[Completion]]:
+            return shared.answered_by(self.engine, requests)
 
-        def mine() -> Iterator[Request]:
-            for place in shared:
-                taken.append(place)
-                yield requests[place]
-
-        found = self.engine.generate_from(mine(), shared.at_once(1, self.settings.max_rows))
-        return {place: answer for place, (answer,) in zip(taken, found, strict=True)}
+        return [one for (one,) in answered_by_all(lengths, answer, steals=steals)[0]]
 
     def _write(self, step: int, asked: Sequence[Asked], answers: Sequence[Completion]) -> None:
         if not world().leads:

@@ -1,6 +1,6 @@
 """Who samples completions, and what a sampled completion and its group are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol, cast
@@ -101,18 +101,12 @@ class EngineWorker:
     def generate_shared(
         self, shared: SharedRequests, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]
     ) -> dict[int, list[Rollout]]:
-        """The completions of the prompts that this process takes, by their places."""
+        """The completions of the prompts that this process takes, by their numbers."""
         self.engine.refresh()
+        requests = [self._request(prompt, count, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         # Another engine than ours samples for one process alone.
-        engine, taken = cast(Engine, self.engine), list[int]()
-
-        def requests() -> Iterator[Request]:
-            for place in shared:
-                taken.append(place)
-                yield self._request(prompts[place], count, seeds[place])
-
-        found = engine.generate_from(requests(), shared.at_once(count, engine.max_rows))
-        return {place: _rollouts(prompts[place], some) for place, some in zip(taken, found, strict=True)}
+        found = shared.answered_by(cast(Engine, self.engine), requests)
+        return {number: _rollouts(prompts[number], some) for number, some in found.items()}
 
     def _request(self, prompt: Prompt, count: int, seed: int) -> Request:
         return Request(prompt.ids, replace(self.sampling, seed=seed, logprobs=True), n=count)
@@ -121,7 +115,7 @@ class EngineWorker:
 def generated_by_all(
     worker: RolloutWorker, model: Transformer, prompts: Sequence[Prompt], count: int, seeds: Sequence[int]
 ) -> tuple[list[list[Rollout]], float]:
-    """The rollouts of all prompts, whichever processes sample them, and the share of time they waited."""
+    """The rollouts of all prompts, whichever processes sample them, and how long these waited."""
     if world().size == 1:
         return worker.generate(prompts, count, seeds), 0.0
     used = getattr(worker, "engine", None)
@@ -132,8 +126,8 @@ def generated_by_all(
         if isinstance(worker, EngineWorker):
             return worker.generate_shared(shared, prompts, count, seeds)
         found: dict[int, list[Rollout]] = {}
-        places, rows = iter(shared), count * len(prompts) if engine is None else engine.max_rows
-        while some := list(islice(places, shared.at_once(count, rows))):
+        numbers, rows = iter(shared), count * len(prompts) if engine is None else engine.max_rows
+        while some := list(islice(numbers, max(1, shared.at_once(count, rows) // count))):
             generated = worker.generate([prompts[i] for i in some], count, [seeds[i] for i in some])
             found |= zip(some, generated, strict=True)
         return found

@@ -87,7 +87,9 @@ class RolloutSettings:
     share_prompts: bool = True
     """Whether the prompt of a group is computed once for all its completions."""
     async_level: int = field(default=0, repr=False)
-    """How many rollouts are made before the one that is learned from has changed the weights."""
+    """How many rollouts are made before the one that is learned from has changed the weights.
+
+    Not in `repr`, so that the fingerprint of batches made without it, and what is kept under it, stays."""
 
     @property
     def steps_per_rollout(self) -> int:
@@ -136,6 +138,7 @@ class RolloutBatches:
         self.scale = RunningScale()
         self.objective_metrics: dict[str, float] = {}
         self.waited = 0.0
+        """Seconds for which the processes waited for the last, in this rollout."""
         self.spent: dict[str, float] = {}
         self.held: Made | None = None
         self.ahead: Made | None = None
@@ -230,6 +233,7 @@ class RolloutBatches:
         """Completions of the next prompts, graded, as rows; and the measures of the whole rollout."""
         start = time.perf_counter()
         self.spent = {"generation_seconds": 0.0, "scoring_seconds": 0.0}
+        self.waited = 0.0
         groups: list[RolloutGroup] = []
         kept: list[RolloutGroup] = []
         retries = self.settings.dynamic_sampling_retries
@@ -244,7 +248,7 @@ class RolloutBatches:
         )
         measures |= {**self.objective_metrics, "rollout_seconds": time.perf_counter() - start, **self.spent}
         if world().size > 1:
-            measures["rollout_wait_share"] = self.waited
+            measures["rollout_wait_share"] = self.waited / self.spent["generation_seconds"]
         if self.on_rollout is not None and world().leads:
             self.on_rollout(rollout, groups, self.prompts)
         if self.algorithm.advantage == "baseline":
@@ -259,7 +263,8 @@ class RolloutBatches:
         prompts = [self.prompts[index] for index in chosen]
         count = self.settings.num_generations
         with self._timed("generation_seconds"):
-            generated, self.waited = generated_by_all(self.worker, self.model, prompts, count, seeds)
+            generated, waited = generated_by_all(self.worker, self.model, prompts, count, seeds)
+        self.waited += waited
         groups = [RolloutGroup(index, rollouts) for index, rollouts in zip(chosen, generated, strict=True)]
         # Who grades what does not depend on who was faster: graders may look at several completions at once.
         groups = groups[here.rank :: here.size]

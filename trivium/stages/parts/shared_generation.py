@@ -1,10 +1,11 @@
-"""Requests that several processes answer: the longest first, and whoever is free takes the next ones.
+"""Requests that several processes answer: the longest first, and who is free takes the next ones.
 
 Processes that each had a fixed share would wait for the one with the longest answers. Here a request goes to
 the first process that has room (work stealing from one list, as in list scheduling with the longest jobs
 first, Graham 1969). Which of them answers must not show: each request has a seed of its own, and the engine
 promises that a text does not depend on what else is computed beside it. Where it promises that only within
-rounding though a run is to resume bit for bit, shares are fixed.
+rounding though a run is to resume bit for bit, shares are fixed; where a run resumes within rounding only, as
+on a GPU without `deterministic`, texts may depend on who answered, as they may on the rows beside them.
 """
 
 import time
@@ -12,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from trivium.generate.engine import Engine
 from trivium.generate.exactness import BIT_EXACT, Exactness
+from trivium.generate.requests import Completion, Request
 from trivium.kit import machine
 from trivium.kit.processes import everyone, shared_counter, world
 from trivium.learn.determinism import WITHIN_ROUNDING, how_it_resumes
@@ -25,7 +28,7 @@ FULL_ROWS = 32
 
 @dataclass
 class SharedRequests:
-    """The requests of one call; `take` gives their numbers, each to one process only."""
+    """The requests of one call; to iterate is to take their numbers, each given to one process only."""
 
     order: Sequence[int]
     """Numbers of requests, in the order in which they are given away."""
@@ -39,19 +42,32 @@ class SharedRequests:
             yield self.order[place]
 
     def at_once(self, samples: int, max_rows: int) -> int:
-        """How many requests of so many samples a process has under way: half of an even share, if that fits.
+        """How many sequences a process has under way: half of an even share, if that fits.
 
         Something has to be left for the others, but not at the price of an engine that is half empty.
         """
-        share = -(-len(self.order) // world().size)
-        least = share if machine.device() != "cpu" else -(-FULL_ROWS // samples)
-        return max(1, min(max(share // 2, least), share, max_rows // samples))
+        share = -(-len(self.order) // world().size) * samples
+        least = share if machine.device() != "cpu" else FULL_ROWS
+        return max(1, min(max(share // 2, least), share, max_rows))
+
+    def answered_by(self, engine: Engine, requests: Sequence[Request]) -> dict[int, list[Completion]]:
+        """The completions of those requests that this process takes, by their numbers."""
+        taken: list[int] = []
+
+        def mine() -> Iterator[Request]:
+            for number in self:
+                taken.append(number)
+                yield requests[number]
+
+        samples = max(request.n for request in requests)
+        found = engine.generate_from(mine(), self.at_once(samples, engine.max_rows))
+        return dict(zip(taken, found, strict=True))
 
 
 def answered_by_all(
     lengths: Sequence[int], answer: Callable[[SharedRequests], dict[int, Answer]], *, steals: bool
 ) -> tuple[list[Answer], float]:
-    """What all processes answer, in the order of the requests; and the share of their time that they waited.
+    """What all processes answer, in the order of the requests; and how many seconds they waited on average.
 
     `lengths` are the requests' expected lengths: [requests]. `answer` takes numbers of requests until none
     is left, and returns the answer to each.
@@ -64,7 +80,7 @@ def answered_by_all(
     said = everyone((mine, time.perf_counter() - start))
     answers = {number: one for some, _ in said for number, one in some.items()}
     seconds = [took for _, took in said]
-    waited = 1 - sum(seconds) / (len(seconds) * max(seconds))
+    waited = max(seconds) - sum(seconds) / len(seconds)
     return [answers[number] for number in range(len(lengths))], waited
 
 
