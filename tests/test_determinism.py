@@ -19,7 +19,7 @@ GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float8"])
 def test_a_resumed_run_is_bit_identical(tmp_path: Path, precision: str, device: str) -> None:
     """Windows and grouped heads, so that every kernel of attention takes part."""
     design = {"windows": (5, None), "key_value_heads": 1}

@@ -35,7 +35,7 @@ def gradients(name: str, how: str, precision: str, device: str) -> torch.Tensor:
 
 @pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float8"])
 @pytest.mark.parametrize("name", [*FAMILIES, "next-token-experts"])
 def test_the_gradients_of_every_objective_stay(name: str, precision: str, device: str) -> None:
     kept = gradients(name, "none", precision, device)

@@ -18,6 +18,7 @@ from trivium.learn import sharding
 from trivium.learn.objectives import next_token
 from trivium.learn.settings import Parallel, Training
 from trivium.learn.sharding import Replicas, layout_of
+from trivium.model import float8
 from trivium.model.config import ExpertsConfig
 
 pytestmark = pytest.mark.slow
@@ -98,6 +99,30 @@ def test_sharded_it_learns_what_one_process_learns(
     held = [read_json(tmp_path / "many" / f"held-{rank}.json")["rows"] for rank in range(size)]
     assert held == [whole // 2] * size
     assert read_json(tmp_path / "one" / "held-0.json")["rows"] == whole
+
+
+def counted_float8(*arguments: Any) -> None:
+    """A training whose products in float8 are counted."""
+    found, compute = [], float8.product
+
+    def product(*arguments: Any, **options: Any) -> torch.Tensor:
+        found.append(arguments)
+        return compute(*arguments, **options)
+
+    float8.product = product
+    train(*arguments)
+    assert len(found) == STEPS * 2 * 3 * 14, "two passes, forward and two gradients, fourteen matrices"
+
+
+def test_float8_learns_the_same_where_weights_are_divided(tmp_path: Path) -> None:
+    """Up to numbers that are rounded the other way, as sums are added in another order."""
+    changes = {"precision": "float8", "recompute": "full"}
+    together(train, 1, str(tmp_path / "one"), 1, None, changes)
+    together(counted_float8, 2, str(tmp_path / "many"), "all", None, changes)
+    one, many = losses(tmp_path / "one"), losses(tmp_path / "many")
+    assert many[0] == pytest.approx(one[0], rel=1e-5)
+    for mine, theirs in zip(one, many, strict=True):
+        assert theirs == pytest.approx(mine, rel=0.02)
 
 
 @pytest.mark.parametrize("parallel", [{"shard": "all"}, {"tensor": 2}], ids=str)

@@ -1,15 +1,20 @@
 """The type in which matrices are multiplied; weights, moments and sums stay in float32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 
 from trivium.kit.machine import compute_dtype
+from trivium.model.float8 import float8_products
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float8"]
 
 
-def resolve_precision(precision: Precision, device: torch.device | str) -> Literal["float32", "bfloat16"]:
+def resolve_precision(
+    precision: Precision, device: torch.device | str
+) -> Literal["float32", "bfloat16", "float8"]:
     """What `auto` means on a device: bfloat16 on a GPU that has it, float32 everywhere else."""
     if precision != "auto":
         return precision
@@ -17,11 +22,12 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> Liter
 
 
 def product_dtype(precision: Precision, device: torch.device | str) -> torch.dtype:
-    """The type of the factors of a matrix product under this setting."""
-    return torch.bfloat16 if resolve_precision(precision, device) == "bfloat16" else torch.float32
+    """The type of the factors of a matrix product under this setting, but for layers in float8."""
+    return torch.float32 if resolve_precision(precision, device) == "float32" else torch.bfloat16
 
 
-def one_pass(precision: Precision, device: torch.device) -> torch.autocast:
+@contextmanager
+def one_pass(precision: Precision, device: torch.device) -> Iterator[None]:
     """A context for one forward pass, in which matrices are multiplied in this type.
 
     It is entered again for every pass and never spans an optimiser step. Autocast would otherwise keep the
@@ -32,5 +38,7 @@ def one_pass(precision: Precision, device: torch.device) -> torch.autocast:
 
     The mechanism is the same on a CPU and on a GPU, so that tests on the one speak for the other.
     """
-    rounds = resolve_precision(precision, device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=rounds, cache_enabled=False)
+    how = resolve_precision(precision, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=how != "float32", cache_enabled=False)
+    with autocast, float8_products(how == "float8"):
+        yield

@@ -170,7 +170,8 @@ class Training(Settings):
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a running mean of the weights, which becomes the stage's model."""
     precision: Precision = "auto"
-    """The type matrices are multiplied in; the weights themselves stay float32."""
+    """The type matrices are multiplied in; the weights themselves stay float32. `float8` is for the layers of
+    wide models, on a GPU that has it; attention and the head are then in bfloat16."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether to compile the model; `auto` does it where the stage is long enough to repay it."""
     recompute: Recompute = "none"
@@ -194,6 +195,17 @@ class Training(Settings):
     that a `grow` stage added to the parent."""
     qat: Literal["int8", "int4"] | None = None
     """Round the matrices in every pass as the `quantize` stage will, so that the model learns to bear it."""
+
+    @model_validator(mode="after")
+    def float8_multiplies_whole_matrices(self) -> Training:
+        """Adapters, rounded weights and parts of matrices have products of their own."""
+        if self.precision == "float8":
+            for name in ("adapter", "qat"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`precision: float8` and `{name}` exclude each other; say bfloat16")
+            if self.parallel.tensor > 1:
+                raise ValueError("`precision: float8` does not divide matrices; say `shard`, not `tensor`")
+        return self
 
     @model_validator(mode="after")
     def adapters_learn_with_adamw(self) -> Training:

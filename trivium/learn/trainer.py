@@ -273,6 +273,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         self.seconds += seconds
         from_source = self.batches.metrics(self.step - 1)
+        products = None if self.settings.precision == "float8" else self.optimiser.products
         averages = {
             name: total / weight
             for name, (total, weight) in measures.items()
@@ -286,7 +287,7 @@ class Trainer:
             "learning_rate": self.rates.matrices * factor,
             "tokens_per_second": round(sum(len(row) for row in rows) / seconds, 1),
             "data_wait": round(self.rows_ahead.waited / seconds, 4),
-            **utilisation(self.model.device, self.optimiser.products, own_flops, seconds),
+            **utilisation(self.model.device, products, own_flops, seconds),
             **averages,
             **from_source,
         }

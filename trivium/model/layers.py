@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trivium.model.config import ModelConfig
-from trivium.model.operations import gated_inner, normalise, project
+from trivium.model.operations import gated_inner, multiply, normalise, project
 
 
 class RMSNorm(nn.Module):
@@ -52,8 +52,9 @@ class Inner(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         if self.gate is None:
-            return self.down(activate(self.activation, self.up(rows)))
+            (up,) = multiply(rows, self.up)
+            return multiply(activate(self.activation, up), self.down)[0]
         if self.activation == "silu":
             return gated_inner(rows, self.gate, self.up, self.down)
         gate, up = project(rows, self.gate, self.up)
-        return self.down(activate(self.activation, gate) * up)
+        return multiply(activate(self.activation, gate) * up, self.down)[0]

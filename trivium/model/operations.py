@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trivium.model import float8
+
 Saved = Any
 
 
@@ -62,11 +64,18 @@ def is_plain(linear: nn.Module) -> bool:
     )
 
 
+def multiply(rows: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
+    """The same rows through several projections, each as it is, or in float8 where a pass says so."""
+    if all(float8.applies(linear) for linear in linears):
+        return float8.project_in_float8(rows, *linears)
+    return tuple(linear(rows) for linear in linears)
+
+
 def project(rows: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
-    """The same rows through several projections."""
+    """The same rows through several projections, which share a gradient to the rows."""
     if torch.is_grad_enabled() and by_hand(rows) and all(is_plain(linear) for linear in linears):
         return SharedInput.apply(rows, *(linear.weight for linear in linears))
-    return tuple(linear(rows) for linear in linears)
+    return multiply(rows, *linears)
 
 
 def inverse_root_mean_square(rows: Tensor, epsilon: float) -> Tensor:
@@ -185,4 +194,5 @@ def gated_inner(rows: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -
     """down(silu(gate(rows)) * up(rows))."""
     if torch.is_grad_enabled() and by_hand(rows) and is_plain(gate) and is_plain(up) and is_plain(down):
         return GatedInner.apply(rows, gate.weight, up.weight, down.weight)
-    return down(F.silu(gate(rows)) * up(rows))
+    before, beside = multiply(rows, gate, up)
+    return multiply(F.silu(before) * beside, down)[0]

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from trivium.model.float8 import as_now
+
 Recompute = Literal["none", "selective", "full"]
-PRODUCTS = frozenset({"mm", "addmm", "bmm", "linear"})
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "linear", "_scaled_mm"})
 
 
 def is_attention(operation: str) -> bool:
@@ -52,5 +54,7 @@ def run(layer: Callable[..., Tensor], how: Recompute, *arguments: Any) -> Tensor
     if how == "selective":
         options["context_fn"] = selective
     # Nothing in a layer draws random numbers.
-    result: Tensor = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
+    result: Tensor = checkpoint(
+        as_now(layer), *arguments, use_reentrant=False, preserve_rng_state=False, **options
+    )
     return result

@@ -11,7 +11,7 @@ from trivium.model.attention import Context, Scoring
 from trivium.model.config import ModelConfig
 from trivium.model.experts import Mixture, Routing
 from trivium.model.layers import Inner, make_norm
-from trivium.model.operations import project, rotate
+from trivium.model.operations import multiply, project, rotate
 from trivium.model.positions import Rotary
 from trivium.model.recompute import Recompute, run
 
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         if angles is not None and self.rotates:
             query, key = rotate(query, *angles), rotate(key, *angles)
         mixed = context.attend(self.layer, query, key, value, self.scoring).flatten(-2)
-        return self.output(mixed if wanted is None else mixed[wanted])
+        return multiply(mixed if wanted is None else mixed[wanted], self.output)[0]
 
 
 class Layer(nn.Module):

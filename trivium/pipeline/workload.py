@@ -131,7 +131,7 @@ def _trained(stage: Any, job: Job, config: ModelConfig) -> Job:
         job, trained_parameters=trained, optimiser=stage.optimiser, recompute=stage.recompute,
         parallel=None if stage.parallel == Parallel() else stage.parallel,
         divisible=adapter is None and config.query_key_norm != "full",
-        shares_prompts=stage.kind in (*PREFERENCES, *PROMPTED),
+        float8=stage.precision == "float8", shares_prompts=stage.kind in (*PREFERENCES, *PROMPTED),
         kept_states=stage.checkpoint.keep, kept_models=1 + len(stage.checkpoint.at),
     )  # fmt: skip
 

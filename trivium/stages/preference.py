@@ -209,6 +209,7 @@ class PreferenceStage(TrainingStage):
         return {**found, **judged_by(self.reward)}
 
     def check_machine(self) -> None:
+        super().check_machine()
         check_judges(self.reward)
         if self.online is not None:
             self.online.engine.check_machine()

@@ -124,6 +124,7 @@ class RolloutStage(TrainingStage):
         return found
 
     def check_machine(self) -> None:
+        super().check_machine()
         ready_scorers(self.scorers())
         self.engine.check_machine()
 

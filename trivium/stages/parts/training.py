@@ -26,6 +26,7 @@ from trivium.learn.sharding import Fill
 from trivium.learn.trainer import Reshape
 from trivium.model.branches import prompts_can_be_shared
 from trivium.model.config import ModelConfig
+from trivium.model.float8 import refusal
 from trivium.model.flops import parameter_count
 from trivium.model.folder import load_config, load_model
 from trivium.model.hub import resolve
@@ -165,6 +166,12 @@ class TrainingStage(Training, Stage):
             "kept": self.checkpoint.model_dump(mode="json")["at"],
             "precision": resolve_precision(self.precision, machine.device()),
         }
+
+    def check_machine(self) -> None:
+        """Whether the device has the products that are asked for."""
+        reason = refusal(machine.device()) if self.precision == "float8" else None
+        if reason is not None:
+            raise TriviumError(f"`precision: float8` cannot be used here: {reason}; say bfloat16.")
 
     @property
     def parent(self) -> str | None:
