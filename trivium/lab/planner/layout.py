@@ -183,7 +183,8 @@ def _groups(job: Job, devices: int, node: int) -> Iterator[tuple[int, int, int]]
     config = job.config
     inner = config.inner_width if config.experts is None else config.experts.inner_width
     is_long = job.context >= LONG and job.divisible and not job.shares_prompts
-    for tensor in _powers(min(node, devices, config.key_value_heads) if job.divisible else 1):
+    divides = job.divisible and not job.float8
+    for tensor in _powers(min(node, devices, config.key_value_heads) if divides else 1):
         if not any(one % tensor for one in (config.heads, config.key_value_heads, inner)):
             for context in _powers(min(64, devices // tensor) if is_long else 1):
                 yield tensor, context, 1
