@@ -39,6 +39,7 @@ from trivium.generate.matrices import (
     versions,
 )
 from trivium.generate.packed import HalfBlocks, PackedBlocks, PackedMatrix, packed_head
+from trivium.generate.stacked import StackedModel, gains
 from trivium.kit.errors import TriviumError
 from trivium.model.arithmetic import note_pass, note_product
 from trivium.model.lora import selection_of
@@ -82,6 +83,7 @@ class ModuleForward:
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
+        self._stacked = StackedModel(model) if gains(model.device) else None
         self.exactness = of_model(model, of_modules(model))
         rounds = any(isinstance(one, nn.Linear) and rounds_rows(one.weight) for one in model.modules())
         if self.exactness.promise == BIT_EXACT and (model.config.experts is not None or rounds):
@@ -94,7 +96,7 @@ class ModuleForward:
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         with self._in_sizes():
-            return self.model(tokens, context)
+            return (self.model if self._stacked is None else self._stacked.model)(tokens, context)
 
     def prefill(self, tokens: Tensor, context: CacheContext) -> None:
         self.forward(tokens, context)
@@ -111,10 +113,12 @@ class ModuleForward:
         raise TriviumError("this model's positions cannot slide: choose another way to fit the conversation.")
 
     def refresh(self) -> None:
-        """Nothing is copied, so nothing is stale."""
+        """Nothing is copied, so nothing is stale but what has moved."""
+        if self._stacked is not None:
+            self._stacked.follow()
 
     def refresh_if_changed(self) -> None:
-        """Nothing is copied, so nothing is stale."""
+        self.refresh()
 
 
 @dataclass

@@ -4,6 +4,7 @@ Between two matrix products everything is limited by memory, so each of these to
 times as torch's kernels allow and keeps nothing for the backward pass that it can cheaply make again. The
 plain formulas stand beside them: they are what a compiler is given, and what other precisions use."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,8 +65,22 @@ def is_plain(linear: nn.Module) -> bool:
     )
 
 
+class Stack(nn.Module):
+    """Several projections as one matrix; it stands in the place of the first of them."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.weight, self.bias, self.sizes = weight, bias, list(sizes)
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return F.linear(rows, self.weight, self.bias).split(self.sizes, -1)
+
+
 def multiply(rows: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
     """The same rows through several projections, each as it is, or in float8 where a pass says so."""
+    if isinstance(linears[0], Stack):
+        found: tuple[Tensor, ...] = linears[0](rows)
+        return found
     if all(float8.applies(linear) for linear in linears):
         return float8.project_in_float8(rows, *linears)
     return tuple(linear(rows) for linear in linears)
