@@ -167,7 +167,7 @@ def trivium_step(asked: dict[str, Any], how: list[str], rows: list[PackedSequenc
             steps=batches.steps, optimiser="muon" if "Muon" in how else "adamw",
             compile="on" if "compiled" in how else "off",
             micro_batch="auto" if "sized" in how else asked["pass"],
-            precision="bfloat16" if asked["device"] == "cuda" else "auto",
+            precision="float8" if "float8" in how else "bfloat16" if asked["device"] == "cuda" else "auto",
             learning_rate={"decay": "constant"},
         ),
         rates=LearningRates(RATE, RATE, RATE, RATE), folder=folder, log=MetricsLog(folder / "metrics.jsonl"),

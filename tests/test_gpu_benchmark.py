@@ -25,7 +25,7 @@ def gpu() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("how", [["eager"], ["eager", "Muon"]])
+@pytest.mark.parametrize("how", [["eager"], ["eager", "Muon"], ["eager", "float8"]])
 def test_a_step_of_the_rows_that_train_and_of_the_benchmark_beside_litgpt(
     monkeypatch: pytest.MonkeyPatch, how: list[str]
 ) -> None:
@@ -61,6 +61,17 @@ def test_without_a_gpu_it_says_so_and_ends(tmp_path: Path) -> None:
         "benchmarks/gpu.py: this machine has no CUDA device; add --tiny --device cpu to try the code."
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_gpu_the_table_says_that_nothing_was_measured(gpu: ModuleType, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--list"])
+    said: list[str] = []
+    assert gpu.main(said.append) == 0
+    lines = said[0].splitlines()[2:]
+    assert len(lines) == len(gpu.every_row(False))
+    assert all("not measured: no GPU was at hand" in line for line in lines)
+    kept = (PLACE.parent / "results" / "gpu.md").read_text(encoding="utf-8")
+    assert said[0] in kept, "benchmarks/results/gpu.md: the rows have changed; run gpu.py --list again"
 
 
 def test_toy_rows_are_the_real_rows(gpu: ModuleType) -> None:
