@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,23 @@ def test_sharded_it_learns_what_one_process_learns(
     held = [read_json(tmp_path / "many" / f"held-{rank}.json")["rows"] for rank in range(size)]
     assert held == [whole // 2] * size
     assert read_json(tmp_path / "one" / "held-0.json")["rows"] == whole
+
+
+def train_compiled(*arguments: Any) -> None:
+    """With graph capture and differentiation as `compile: on` has them; the kernels are torch's own."""
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    train(*arguments)
+    frames = torch._dynamo.utils.counters["frames"]
+    assert frames["ok"], "something was compiled"
+    assert frames["ok"] == frames["total"]
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_compiled_it_learns_the_same(tmp_path: Path, recompute: Any) -> None:
+    together(train, 1, str(tmp_path / "one"), 1, None, {"ema": 0.5})
+    changes = {"ema": 0.5, "compile": "on", "recompute": recompute}
+    together(train_compiled, 2, str(tmp_path / "many"), "all", None, changes)
+    assert_the_same(tmp_path / "one", tmp_path / "many")
 
 
 def counted_float8(*arguments: Any) -> None:

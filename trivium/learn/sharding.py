@@ -25,6 +25,7 @@ from trivium.kit.processes import broadcast, largest_of_all, world
 from trivium.learn.holders import Holders, is_divided
 from trivium.learn.parallel import gradient_norm, sum_gradients
 from trivium.learn.settings import GROUPS, Parallel
+from trivium.model.compiling import compile_between_hooks, compiled
 from trivium.model.config import ModelConfig
 from trivium.model.experts import Mixture
 from trivium.model.initialise import Put, give_room
@@ -67,6 +68,10 @@ class Replicas:
     def speaks(self) -> bool:
         """Whether this process says for its group what was measured."""
         return world().rank % self.group == 0
+
+    def compiled(self) -> Transformer:
+        """The model with compiled layers, where this layout allows it."""
+        return compiled(self.model)
 
     def passes(self, own: int) -> int:
         """How many passes a step has on this process, which has rows for `own`."""
@@ -122,6 +127,10 @@ class Divided(Replicas):
         self.whole, self.watched = model, watched
         self.device = device_of(model)
         self.released = False
+
+    def compiled(self) -> Transformer:
+        """The model as it is: what its layers are made of is divided."""
+        return self.model
 
     def passes(self, own: int) -> int:
         """All processes take part in every pass: as many as the one with the most rows needs."""
@@ -200,6 +209,11 @@ class Shards(Divided):
             self.model.to_empty(device=self.device)
             fill(self.model, put_part)
         self.release()
+
+    def compiled(self) -> Transformer:
+        """The model with its layers compiled: each is whole while it computes."""
+        compile_between_hooks(self.model)
+        return self.model
 
 
 class Groups(Divided):

@@ -38,7 +38,6 @@ from trivium.learn.sharding import Fill, divided, gathered_by_first, layout_of, 
 from trivium.learn.utilisation import utilisation
 from trivium.learn.validation import ValidationLoss, groups_of
 from trivium.model.arithmetic import counted
-from trivium.model.compiling import compiled
 from trivium.model.transformer import Transformer
 
 COMPILE_SECONDS = 40.0
@@ -581,8 +580,8 @@ class Trainer:
             # Decided by the whole run, not by what is left: a resumed run must round as the first part did.
             wanted = self._seconds_expected() > 10 * COMPILE_SECONDS
         passing = self.reshaped and self.reshapes[self.reshaped - 1].passing
-        if wanted and not self.layout.divided and not passing:
-            self.forward = compiled(self.model)
+        if wanted and not passing:
+            self.forward = self.layout.compiled()
 
     def _seconds_expected(self) -> float:
         """What the run would take uncompiled, from the model's size and the kind of machine."""
