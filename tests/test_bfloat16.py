@@ -27,6 +27,7 @@ from trivium.learn.optimisers import LearningRates, orthogonalised
 from trivium.learn.precision import one_pass, product_dtype, resolve_precision
 from trivium.learn.trainer import Hooks, Trainer
 from trivium.learn.validation import measure
+from trivium.model.layers import RMSNorm
 
 STEPS = {True: 30, False: 8}
 """For one of each way of computing, and for losses that differ only in what follows."""
@@ -131,6 +132,31 @@ def test_a_pass_uses_the_weights_the_optimiser_wrote_last(tmp_path: Path, name: 
     case = case._replace(objective=Rechecked(case.objective))
     trainer_of(case, tmp_path, "bfloat16", steps=3).run()
     assert case.objective.checks == 3
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_the_stream_between_layers_has_16_bits_and_gradients_have_32(recompute: Any) -> None:
+    model = small_model()
+    model.recompute = recompute
+    seen: list[torch.dtype] = []
+    for layer in model.layers:
+        layer.register_forward_hook(
+            lambda module, inputs, output: seen.extend([inputs[0].dtype, output.dtype])
+        )
+    with one_pass("bfloat16", model.device):
+        NextToken().loss(model, collate(SmallBatches().rows(0))).sum.backward()
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_norm_of_16_bits_is_rounded_once() -> None:
+    norm = RMSNorm(64, 1e-6)
+    with torch.no_grad():
+        norm.weight.normal_()
+    rows = torch.randn(50, 64).bfloat16()
+    wide = rows.double()
+    exact = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+    assert (norm(rows) == exact.bfloat16()).double().mean() > 0.99
 
 
 class Watched(SmallBatches):

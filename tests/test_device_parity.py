@@ -31,7 +31,7 @@ from trivium.model.transformer import Transformer
 LENGTHS = (17, 5, 30, 1, 11)
 EXACT = 1e-4
 """Float32 on another device: the relative distance of logits and gradients."""
-LOSS, LOGITS, GRADIENT = 0.01, 0.03, 0.08
+LOSS, LOGITS, GRADIENT = 0.01, 0.03, 0.1
 """bfloat16 products: relative distance of the loss, of logits, and of the whole gradient."""
 ROUTED = 3.0
 """How much further off experts may be: rounding sends some tokens to others."""

@@ -202,13 +202,14 @@ class Pipelines(Divided):
     def _scheduled(self, passes: int, longest: int) -> Any:
         """The order of so many passes, which send and take this many rows of numbers."""
         config, device = self.model.config, self.device
-        stream = torch.empty(longest, config.width, dtype=self.whole.dtype, device=device, requires_grad=True)
+        kind = self.passing[0].rounds or self.whole.dtype
+        stream = torch.empty(longest, config.width, dtype=kind, device=device, requires_grad=True)
         stage = PipelineStage(
             self.model, self.stage, self.stages, device, group=self.line, output_args=stream,
             input_args=torch.zeros(1, dtype=torch.int64) if self.is_first else stream,
         )  # fmt: skip
-        kind = Schedule1F1B if passes >= self.stages else ScheduleGPipe
-        return kind(stage, passes, loss_fn=self._loss, scale_grads=False)
+        schedule = Schedule1F1B if passes >= self.stages else ScheduleGPipe
+        return schedule(stage, passes, loss_fn=self._loss, scale_grads=False)
 
     def _loss(self, hidden: Tensor, number: Tensor) -> Tensor:
         """The loss of a pass, of which this process has the final hidden states."""

@@ -130,12 +130,15 @@ def normalise_backward(
 
 
 def normalise(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Root-mean-square norm; other precisions are computed in float32."""
+    """Root-mean-square norm; other precisions are computed in float32, and rounded once the weight is in."""
     if by_hand(rows, weight) and rows.device.type == "cpu":
         return Normalise.apply(rows, weight, epsilon)
     wide = rows.float()
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-    return normal.to(rows.dtype) * weight
+    if weight.dtype == rows.dtype:
+        # A model in 16 bits multiplies in them, as its family does.
+        return normal.to(rows.dtype) * weight
+    return (normal * weight).to(rows.dtype)
 
 
 def turn(heads: Tensor, cosine: Tensor, sine: Tensor, sign: float) -> Tensor:

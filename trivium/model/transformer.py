@@ -11,7 +11,7 @@ from trivium.model.attention import Context, Scoring
 from trivium.model.config import ModelConfig
 from trivium.model.experts import Mixture, Routing
 from trivium.model.layers import Inner, make_norm
-from trivium.model.operations import multiply, project, rotate
+from trivium.model.operations import in_product_type, multiply, project, rotate
 from trivium.model.positions import Rotary
 from trivium.model.recompute import Recompute, run
 
@@ -155,9 +155,11 @@ class Transformer(nn.Module):
             stream = stream + self.position_embedding(context.positions)
         angles = local_angles = None
         if self.rotary is not None:
-            angles = local_angles = self.rotary(context.positions, context.longest, stream.dtype)
+            angles = local_angles = self.rotary(context.positions, context.longest, self.dtype)
         if self.local_rotary is not None:
-            local_angles = self.local_rotary(context.positions, context.longest, stream.dtype)
+            local_angles = self.local_rotary(context.positions, context.longest, self.dtype)
+        # Between products everything is limited by memory: half the bytes. Norms compute in float32 inside.
+        (stream,) = in_product_type(stream)
         for layer in self.layers:
             assert isinstance(layer, Layer)
             local = layer.attention.scoring.window is not None
@@ -166,7 +168,7 @@ class Transformer(nn.Module):
                 layer, self.recompute,
                 stream, context, local_angles if local else angles, routing, wanted if last else None,
             )  # fmt: skip
-        hidden = self.norm(stream)
+        hidden = self.norm(stream).to(stream.dtype)
         # Whoever multiplies these with the head, in chunks or at once, has the family's scores.
         return hidden if self.config.logit_divisor == 1.0 else hidden / self.config.logit_divisor
 
