@@ -209,7 +209,8 @@ def half(device: str) -> torch.dtype:
 def engine_of(shape: Shape, device: str, rows: int) -> Engine:
     """An engine over random weights; its tokenizer only spells what nobody reads."""
     tokenizer = train_tokenizer(["a town of seven doves and a bell"] * 20, 300)
-    return Engine(model_of(shape, device, half(device)).eval(), tokenizer, max_rows=rows)
+    model = model_of(shape, device, half(device)).eval()
+    return Engine(model, tokenizer, max_rows=rows, compiled=device == "cuda")
 
 
 def request(shape: Shape, length: int, longest: int, seed: int, **sampling: Any) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -110,6 +111,32 @@ def test_a_stacked_model_can_still_be_trained() -> None:
     stacked.follow()
     assert not torch.equal(hidden(model), before)
     torch.testing.assert_close(hidden(stacked.model), hidden(model), atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_steps_generate_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graph capture as on a GPU; the kernels are torch's own."""
+    model = tiny_model(residual_scale=0.5, layers=8)
+    requests = [Request(prompt(length, seed=length), GREEDY) for length in (5, 40, 90)]
+    expected = Engine(model, tokenizer(), max_rows=2).generate(requests)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(forward, "gains", lambda device: True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    engine = Engine(model, tokenizer(), max_rows=2, static_steps=True, compiled=True)
+    for one, other in zip(engine.generate(requests), expected, strict=True):
+        assert_close_enough(one, other)
+    made = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    engine.generate(requests)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.9)
+    engine.refresh()
+    changed = engine.generate(requests)
+    # Parts of a layer around its attention, for one row and for two, whatever the number of layers.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == made <= 10
+    fresh = Engine(model, tokenizer(), max_rows=2).generate(requests)
+    for one, other in zip(changed, fresh, strict=True):
+        assert_close_enough(one, other)
 
 
 @pytest.mark.parametrize("static", [False, True])

@@ -54,6 +54,7 @@ class Engine:
         dtype: torch.dtype | None = None,
         draft: Draft | DraftHeads | str | None = None,
         static_steps: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         """At most `max_rows` sequences are computed at once, within `memory_budget` bytes of cache.
 
@@ -61,7 +62,8 @@ class Engine:
         it computes and caches in; without one it is what `matrices.engine_dtype` says. `draft` is a smaller
         model, heads of this one or `"lookup"`: answers stay the same, and come sooner where it is right.
         With `static_steps` (left out: on a GPU) decode steps have constant shapes and are replayed there
-        as CUDA graphs, where the model allows it and nothing drafts.
+        as CUDA graphs, where the model allows it and nothing drafts; with `compiled` layers are compiled
+        first, for which the first answers wait.
         """
         if max_rows < 1:
             raise TriviumError(f"max_rows must be at least 1, not {max_rows}.")
@@ -89,7 +91,8 @@ class Engine:
         self.cache = Cache(shape, rows=max_rows, budget=memory_budget)
         self.grammars = Grammars(tokenizer, config.vocabulary)
         # one row that is computed as such differs in its last bits from the rows of a draft
-        self._forward = forward_pass_of(self.model, max_rows if draft is None else max(max_rows, 2))
+        alike = max_rows if draft is None else max(max_rows, 2)
+        self._forward = forward_pass_of(self.model, alike, compiles=compiled and static_steps)
         windows = list({config.window(layer) for layer in range(config.layers)})
         static = StaticDecode(self.model, self._forward, windows, max_rows) if static_steps else None
         speculation = None

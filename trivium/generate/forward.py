@@ -42,6 +42,7 @@ from trivium.generate.packed import HalfBlocks, PackedBlocks, PackedMatrix, pack
 from trivium.generate.stacked import StackedModel, gains
 from trivium.kit.errors import TriviumError
 from trivium.model.arithmetic import note_pass, note_product
+from trivium.model.compiling import compiled
 from trivium.model.lora import selection_of
 from trivium.model.positions import Rotary
 from trivium.model.quantize import rounds_rows
@@ -79,16 +80,25 @@ class ForwardPass(Protocol):
 
 
 class ModuleForward:
-    """The model as it is."""
+    """The model as it is, or its layers compiled for steps of constant shape."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, *, compiles: bool = False) -> None:
         self.model = model
         self._stacked = StackedModel(model) if gains(model.device) else None
+        self._compiles = compiles
+        self._compiled: Transformer | None = None
         self.exactness = of_model(model, of_modules(model))
         rounds = any(isinstance(one, nn.Linear) and rounds_rows(one.weight) for one in model.modules())
         if self.exactness.promise == BIT_EXACT and (model.config.experts is not None or rounds):
             # the sum over a token's experts, and products of rows in whole numbers, are not probed
             self.exactness = replace(self.exactness, promise=CLOSE)
+        if compiles and self.exactness.promise == BIT_EXACT:
+            # what a compiler makes of them is not probed
+            self.exactness = Exactness()
+
+    @property
+    def _fast(self) -> Transformer:
+        return self.model if self._stacked is None else self._stacked.model
 
     def _in_sizes(self) -> AbstractContextManager:
         rows = self.exactness.rows
@@ -96,13 +106,18 @@ class ModuleForward:
 
     def forward(self, tokens: Tensor, context: CacheContext) -> Tensor:
         with self._in_sizes():
-            return (self.model if self._stacked is None else self._stacked.model)(tokens, context)
+            return self._fast(tokens, context)
 
     def prefill(self, tokens: Tensor, context: CacheContext) -> None:
         self.forward(tokens, context)
 
     def decode(self, tokens: Tensor, context: CacheContext) -> Tensor:
-        self.hidden = self.forward(tokens, context)
+        if self._compiles:
+            if self._compiled is None:
+                self._compiled = compiled(self._fast)
+            self.hidden = self._compiled(tokens, context)
+        else:
+            self.hidden = self.forward(tokens, context)
         return self.logits(self.hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -114,8 +129,11 @@ class ModuleForward:
 
     def refresh(self) -> None:
         """Nothing is copied, so nothing is stale but what has moved."""
+        before = self._fast
         if self._stacked is not None:
             self._stacked.follow()
+        if self._fast is not before:
+            self._compiled = None
 
     def refresh_if_changed(self) -> None:
         self.refresh()
@@ -452,6 +470,11 @@ class FusedForward:
         return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), -angles)).flatten(-2)
 
 
-def forward_pass_of(model: Transformer, rows: int) -> ForwardPass:
-    """The fastest way to run this model that computes the same for up to this many rows at once."""
-    return FusedForward(model, alone=rows == 1) if covers(model) else ModuleForward(model)
+def forward_pass_of(model: Transformer, rows: int, *, compiles: bool = False) -> ForwardPass:
+    """The fastest way to run this model that computes the same for up to this many rows at once.
+
+    With `compiles`, layers that run through modules are compiled for steps of constant shape.
+    """
+    if covers(model):
+        return FusedForward(model, alone=rows == 1)
+    return ModuleForward(model, compiles=compiles)

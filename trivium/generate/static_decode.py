@@ -33,6 +33,7 @@ from trivium.model.lora import selection_of
 from trivium.model.masks import is_masked
 from trivium.model.quantize import is_quantised, rounds_rows
 from trivium.model.transformer import Transformer
+from trivium.model.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from trivium.generate.sequence import Sequence as SequenceInDecode
@@ -165,6 +166,9 @@ class StaticContext(CacheContext):
                 hidden |= distance >= window
             mask = torch.zeros(distance.shape, dtype=self._dtype, device=distance.device)
             self._masks[window] = mask.masked_fill_(hidden, NEVER)[:, None, None]
+
+    # A compiler would make a program for each layer, whose number is part of the place.
+    attend = uncompiled(CacheContext.attend)
 
     @property
     def pairs(self) -> int:

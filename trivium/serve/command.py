@@ -142,6 +142,14 @@ def chat(model: str, **settings: Any) -> None:
     "What generates: our engine, or vLLM's own server for one model, which needs a GPU.",
     type=click.Choice(("own", "vllm")),
 )
+@option(
+    MACHINE,
+    "--compile",
+    False,
+    "On a GPU, compile the layers first: slow to start, then faster.",
+    argument="compiled",
+    is_flag=True,
+)
 @option(MACHINE, "--max-rows", 32, "Answers each model writes at the same time.", type=click.IntRange(min=1))
 @option(
     MACHINE,

@@ -34,6 +34,7 @@ def open_engine(
     sharing: int = 1,
     prefix_cache_size: int = 0,
     draft: str | Path | None = None,
+    compiled: bool = False,
 ) -> Engine:
     """An engine around a model's folder, a stage of a run, or an id of the hub, and adapters to mix on it.
 
@@ -57,6 +58,7 @@ def open_engine(
         memory_budget=memory_budget,
         prefix_cache_size=prefix_cache_size,
         draft=open_draft(draft, runs=runs, device=device),
+        compiled=compiled,
     )
     engine.sampling_defaults = sampling_defaults(folder)
     return engine

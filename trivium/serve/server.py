@@ -48,6 +48,7 @@ def serve(
     device: str | None = None,
     dtype: str | None = None,
     memory_budget: int | None = None,
+    compiled: bool = False,
 ) -> None:
     """Serve models until SIGTERM or Ctrl-C, then let running answers finish."""
     limits = limits or Limits()
@@ -69,7 +70,7 @@ def serve(
                 open_engine, folder, max_rows=max_rows, device=device, dtype=dtype,
                 memory_budget=memory_budget, adapters=beside, sharing=len(adapters),
                 prefix_cache_size=prefix_cache_size,
-                draft=drafting.get(name), runs=runs,
+                draft=drafting.get(name), runs=runs, compiled=compiled,
             )  # fmt: skip
             engines[name] = thread.do(opening)
             with suppress(TriviumError):  # without its package forms are refused when one is asked for

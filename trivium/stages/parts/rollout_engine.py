@@ -81,4 +81,5 @@ def rollout_engine(opened: Opened[Any], settings: EngineSettings, max_rows: int)
     """The engine that a stage's setting names, over the model that it trains."""
     if settings.kind == "vllm":
         return VllmRollouts(opened, settings, max_rows)
-    return Engine(opened.model, opened.tokenizer, max_rows=max_rows)
+    compiled = opened.settings.compile == "on"
+    return Engine(opened.model, opened.tokenizer, max_rows=max_rows, compiled=compiled)
