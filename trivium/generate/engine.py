@@ -94,7 +94,9 @@ class Engine:
         alike = max_rows if draft is None else max(max_rows, 2)
         self._forward = forward_pass_of(self.model, alike, compiles=compiled and static_steps)
         windows = list({config.window(layer) for layer in range(config.layers)})
-        static = StaticDecode(self.model, self._forward, windows, max_rows) if static_steps else None
+        static = None
+        if static_steps:
+            static = StaticDecode(self.model, self._forward, windows, max_rows, compiled=compiled)
         speculation = None
         if isinstance(draft, DraftHeads):
             speculation = Speculation(HeadDrafter(draft, self.model, self._forward.logits))

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from trivium.generate.attention import NEVER, CacheContext, mix
 from trivium.generate.forward import ForwardPass
 from trivium.generate.kv_cache import SMALLEST, Pool
+from trivium.generate.split_keys import Score, attend, score_of, splits_keys
 from trivium.model.arithmetic import counted, note, uncounted
 from trivium.model.attention import Scoring
 from trivium.model.lora import selection_of
@@ -145,8 +146,12 @@ class GraphMemory:
 class StaticContext(CacheContext):
     """One more token for the first rows of a pool, in constant shapes; the model's `Context`."""
 
-    def __init__(self, pool: Pool, inputs: Tensor, reach: int, windows: Sequence[int | None]) -> None:
-        """`inputs` [2, rows]: each row's position, and the place of the pool where it is cached."""
+    def __init__(
+        self, pool: Pool, inputs: Tensor, reach: int, windows: Sequence[int | None], *, splits: bool
+    ) -> None:
+        """`inputs` [2, rows]: each row's position, and the place of the pool where it is cached.
+
+        With `splits` the kernel of `split_keys` attends, which needs no masks."""
         self.positions, self._places = inputs.unbind(0)
         self.tokens, self.longest, self.reach = inputs.shape[1], 0, reach
         self.furthest = pool.capacity
@@ -156,9 +161,13 @@ class StaticContext(CacheContext):
         layers = pool.storage[:, : self.tokens, :reach].transpose(2, 4).unbind(0)
         self._cached = [(layer[:, :, 0], layer[:, :, 1]) for layer in layers]
         self._masks: dict[int | None, Tensor] = {}
+        self._scores: dict[tuple[int | None, float | None], Score] = {}
+        self._splits = splits
 
     def mask(self) -> None:
         """Compute from the rows' positions what each sees: additive masks [rows, 1, 1, reach]."""
+        if self._splits:
+            return
         distance = self.positions[:, None] - self._columns
         for window in self._windows:
             hidden = distance < 0
@@ -179,8 +188,16 @@ class StaticContext(CacheContext):
 
     def read(self, layer: int, query: Tensor, scoring: Scoring) -> Tensor:
         keys, values = self._cached[layer]
-        mask = self._masks[scoring.window]
-        out = mix(query[: self.tokens], keys, values, mask, scoring.scale, scoring.soft_cap)
+        query = query[: self.tokens]
+        if self._splits:
+            kind = scoring.window, scoring.soft_cap
+            if kind not in self._scores:
+                # one function for all steps: another one would be compiled anew
+                self._scores[kind] = score_of(self.positions, *kind)
+            out = attend(query, keys, values, self._scores[kind], scoring)
+        else:
+            mask = self._masks[scoring.window]
+            out = mix(query, keys, values, mask, scoring.scale, scoring.soft_cap)
         return out.reshape(self.tokens, -1)
 
 
@@ -214,7 +231,8 @@ class PoolSteps:
 
     def _step(self, pool: Pool, rows: int, reach: int) -> Captured:
         decode, inputs = self._decode, self.inputs[:, :rows]
-        context, tokens = StaticContext(pool, inputs[1:], reach, decode.windows), inputs[0]
+        context = StaticContext(pool, inputs[1:], reach, decode.windows, splits=decode.splits)
+        tokens = inputs[0]
 
         def step() -> Tensor:
             context.mask()
@@ -230,8 +248,16 @@ class StaticDecode:
     """An engine's decode steps of constant shape."""
 
     def __init__(
-        self, model: Transformer, forward: ForwardPass, windows: Sequence[int | None], max_rows: int
+        self,
+        model: Transformer,
+        forward: ForwardPass,
+        windows: Sequence[int | None],
+        max_rows: int,
+        *,
+        compiled: bool = False,
     ) -> None:
+        """`compiled` says that steps are compiled, and so may attend with a kernel that has to be."""
+        self.splits = compiled and splits_keys(model.config)
         self.model, self.forward, self.windows, self.max_rows = model, forward, windows, max_rows
         self.memory, self.captures = GraphMemory(), 0
         self._where: list[int] = []

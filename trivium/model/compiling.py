@@ -9,7 +9,7 @@ import torch
 from trivium.model.recompute import run
 from trivium.model.transformer import Layer, Transformer
 
-PROGRAMS = 64
+PROGRAMS = 256
 """How many variants of a function torch may compile in a process; beyond its 8 it goes on uncompiled, and the
 stages of a recipe, each with its own model, would soon get there."""
 
