@@ -215,6 +215,14 @@ def precision(before: Seen, after: Seen) -> None:
     assert after.multiplied == {torch.bfloat16}
 
 
+@moves("precision", "float8", kinds=TRAINS, both={"precision": "bfloat16"})
+def float8_precision(before: Seen, after: Seen) -> None:
+    # What is left in bfloat16 are attention and head.
+    assert after.multiplied == before.multiplied
+    assert after.losses != before.losses
+    assert after.losses[0] == pytest.approx(before.losses[0], rel=0.05, abs=0.05)
+
+
 @moves("precision", "float32", kinds=["pretrain"])
 def plain_precision(before: Seen, after: Seen) -> None:
     assert after.multiplied == set()
