@@ -117,6 +117,20 @@ def test_all_products_of_the_layers_are_in_float8_and_no_others() -> None:
     assert not any("e4m3" in name for name in outside.found)
 
 
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_matrix_with_a_hook_is_left_to_it(hook: str) -> None:
+    """As layers divided by tensor parallelism have them."""
+    linear, other = nn.Linear(32, 16), nn.Linear(32, 16)
+    getattr(linear, hook)(lambda *_: None)
+    with torch.autocast("cpu", torch.bfloat16), float8_products(True):
+        assert not float8.applies(linear)
+        assert float8.applies(other)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not float8.applies(other)
+    with float8_products(True):
+        assert not float8.applies(other)
+
+
 def test_sides_that_no_kernel_takes_stay_in_bfloat16(tmp_path: Path) -> None:
     model = small_model(inner_width=40)
     with Products() as counts:

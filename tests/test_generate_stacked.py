@@ -71,6 +71,12 @@ def test_the_numbers_of_the_model_from_fewer_products(name: str) -> None:
     assert fast.layers[0].attention.query.weight.data_ptr() == attention.query.weight.data_ptr()
 
 
+def test_stacks_are_for_gpus() -> None:
+    assert forward.gains(torch.device("cuda"))
+    assert not forward.gains(torch.device("cpu"))
+    assert not Engine(tiny_model(residual_scale=0.5), tokenizer())._forward._stacked
+
+
 def test_a_mixture_stacks_its_attention_alone() -> None:
     model = tiny_model(experts=ExpertsConfig(4, 2, 16))
     torch.testing.assert_close(hidden(StackedModel(model).model), hidden(model), atol=1e-5, rtol=1e-5)

@@ -111,6 +111,17 @@ def test_models_that_look_at_numbers_on_the_way_keep_the_growing_context(changes
     assert engine.scheduler.static is None
 
 
+def test_a_single_matrix_that_rounds_its_rows_keeps_the_growing_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model()
+    rounding = model.layers[1].mlp.up.weight
+    monkeypatch.setattr(static_decode, "rounds_rows", lambda weight: weight is rounding)
+    assert not static_decode.has_static_steps(model)
+    monkeypatch.setattr(static_decode, "rounds_rows", lambda weight: False)
+    assert static_decode.has_static_steps(model)
+
+
 def test_drafts_and_several_adapters_keep_the_growing_context() -> None:
     model = tiny_model()
     assert Engine(model, tokenizer(), static_steps=True, draft="lookup").scheduler.static is None
