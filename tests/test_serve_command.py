@@ -128,6 +128,11 @@ def test_a_stage_without_a_model_is_named_as_one(tmp_path):
         open_engine(tmp_path)
 
 
+def test_steps_are_compiled_on_a_gpu_only(folder):
+    with pytest.raises(TriviumError, match="this model is on cpu: leave `--compile` out"):
+        open_engine(folder, device="cpu", compiled=True)
+
+
 def test_a_model_is_opened_within_its_budget(folder):
     engine = open_engine(folder, memory_budget=100_000)
     with pytest.raises(TriviumError, match="the memory budget of 0 MiB holds"):
@@ -177,6 +182,8 @@ def test_a_model_is_handed_to_the_server_of_vllm(folder, monkeypatch):
     assert environment["VLLM_API_KEY"] == "k"
     for more, refused in (
         (["--max-rows", "4"], "--max-rows is an option of our engine"),
+        (["--keep-prompts", "4"], "--keep-prompts is an option of our engine"),
+        (["--compile"], "--compile is an option of our engine"),
         ([f"other={folder}"], "serves one model a process"),
     ):
         with pytest.raises(TriviumError, match=refused):

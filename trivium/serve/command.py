@@ -190,11 +190,11 @@ def serve(
     if engine == "vllm":
         from trivium.serve.vllm_server import UNDERSTOOD, serve_with_vllm
 
-        given = [
-            name
-            for name in context.params
-            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        ]
+        given = {
+            one.name: one.opts[0]
+            for one in context.command.params
+            if context.get_parameter_source(one.name) is click.core.ParameterSource.COMMANDLINE
+        }
         passed = {name: settings[name] for name in UNDERSTOOD & settings.keys()}
         serve_with_vllm(models, given, **passed)
         return

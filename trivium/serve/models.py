@@ -44,6 +44,10 @@ def open_engine(
     folder = find_model(model, runs)
     place = machine.usable(device)
     kind = machine.compute_dtype(place) if dtype is None else getattr(torch, dtype)
+    if compiled and not place.startswith("cuda"):
+        raise TriviumError(
+            f"steps are compiled on a GPU only, and this model is on {place}: leave `--compile` out."
+        )
     loaded = load_model(folder, dtype=kind, device=place)
     for name, beside in (adapters or {}).items():
         lay_beside(loaded, Path(beside), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.generate.vllm_engine import check_vllm
@@ -42,15 +42,13 @@ def vllm_command(
 
 
 def serve_with_vllm(
-    models: Sequence[str], said: Sequence[str], *, api_key: str | None = None, **settings: Any
+    models: Sequence[str], said: Mapping[str, str], *, api_key: str | None = None, **settings: Any
 ) -> None:
-    """Become vLLM's server; `said` are the options that were given, of which it understands a few."""
+    """Become vLLM's server; `said` is what was given: names, a few of which it understands, as written."""
     check_vllm()
-    for name in said:
+    for name, option in said.items():
         if name not in UNDERSTOOD:
-            raise TriviumError(
-                f"--{name.replace('_', '-')} is an option of our engine; leave it out with `--engine vllm`."
-            )
+            raise TriviumError(f"{option} is an option of our engine; leave it out with `--engine vllm`.")
     command = vllm_command(models, **settings)
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     # Not among the words, which every user of the machine can read.
