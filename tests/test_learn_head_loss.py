@@ -3,8 +3,69 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from small import small_trainer
 
+from trivium.learn import head_loss, score_terms
 from trivium.learn.head_loss import fused_cross_entropy, token_log_probabilities
+
+
+@pytest.fixture(autouse=True, params=["in place", "formulas"])
+def way(request, monkeypatch):
+    """Both ways to the terms of a chunk; what a compiler is given runs as it is."""
+    if request.param == "formulas":
+        monkeypatch.setattr(head_loss, "gains", lambda device: True)
+        monkeypatch.setattr(head_loss, "compiled", lambda formula: formula)
+    return request.param
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_a_compiler_sees_one_graph_of_each_formula(soft_cap, monkeypatch):
+    hidden, head, targets, weights = case(dtype=torch.float32, tokens=40)
+
+    def computed():
+        total = fused_cross_entropy(hidden, head, targets, weights, soft_cap=soft_cap, chunk=8).sum
+        chosen, entropies = token_log_probabilities(
+            hidden, head, targets, soft_cap=soft_cap, entropy=True, chunk=8
+        )
+        loss = total + (chosen * weights).sum() + entropies.square().sum()
+        return [loss, *torch.autograd.grad(loss, [hidden, head])]
+
+    expected = computed()
+    made = {}
+
+    def compiled(formula):
+        if formula not in made:
+            made[formula] = torch.compile(formula, backend="aot_eager", fullgraph=True)
+        return made[formula]
+
+    monkeypatch.setattr(head_loss, "gains", lambda device: True)
+    monkeypatch.setattr(head_loss, "compiled", compiled)
+    for one, other in zip(computed(), expected):
+        torch.testing.assert_close(one, other)
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("wish", ["on", "off"])
+def test_a_training_compiles_its_loss_as_it_does_its_layers(wish, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    trainer = small_trainer(tmp_path, compile=wish)
+    seen, loss = [], trainer.objective.loss
+
+    def noted(*arguments):
+        seen.append(score_terms.gains(torch.device("cuda")))
+        return loss(*arguments)
+
+    monkeypatch.setattr(trainer.objective, "loss", noted)
+    trainer.run()
+    assert set(seen) == {wish == "on"}
+
+
+def test_formulas_are_for_a_compiled_training_on_a_gpu(monkeypatch):
+    assert not score_terms.gains(torch.device("cuda"))
+    with score_terms.compiled_terms(True):
+        assert score_terms.gains(torch.device("cuda"))
+        assert not score_terms.gains(torch.device("cpu"))
+    assert not score_terms.gains(torch.device("cuda"))
 
 
 def case(tokens=13, width=5, vocabulary=11, seed=0, dtype=torch.float64):

@@ -5,6 +5,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from trivium.learn.score_terms import (
+    compiled,
+    cross_entropy,
+    gains,
+    log_probabilities,
+    log_probabilities_gradient,
+)
 from trivium.learn.vocabulary import HeadRows, rows_here
 from trivium.model.arithmetic import note_product
 from trivium.model.operations import in_product_type
@@ -117,6 +124,41 @@ def scaled_gradients(ctx: Any, total: Tensor) -> tuple[Tensor | None, Tensor | N
     )
 
 
+def _room(rows: int, kept: Tensor, head: Tensor, working: torch.dtype) -> Tensor:
+    """Where the scores of every chunk go, one after the other."""
+    return torch.empty(min(rows, len(kept)), head.shape[0], dtype=working, device=kept.device)
+
+
+def _in_place(
+    held: HeadRows, x: Tensor, head: Tensor, y: Tensor, weight: Tensor, soft_cap: float | None,
+    z_loss: float, label_smoothing: float, wants: bool, buffer: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """What `score_terms.cross_entropy` says of a chunk, in one buffer, of a head that may be divided."""
+    vocabulary = held.whole.shape[0]
+    logits = _logits(x, head, soft_cap, buffer)
+    target_logits = held.at_targets(logits, y)
+    highest = held.largest(logits.amax(1))
+    mean_logits = held.summed(logits.sum(1)) / vocabulary if label_smoothing else target_logits
+    capped = logits.clone() if soft_cap is not None and wants else logits
+    probabilities = logits.sub_(highest[:, None]).exp_()
+    normaliser = held.summed(probabilities.sum(1))
+    log_normaliser = normaliser.log() + highest
+    losses = log_normaliser - (1 - label_smoothing) * target_logits - label_smoothing * mean_logits
+    if z_loss:
+        losses = losses + z_loss * log_normaliser.square()
+    said = log_normaliser - target_logits, target_logits >= highest, torch.dot(losses, weight)
+    if not wants:
+        return *said, None
+    scale = weight * (1 + 2 * z_loss * log_normaliser) / normaliser
+    gradient = probabilities.mul_(scale[:, None])
+    held.add_at_targets(gradient, y, (label_smoothing - 1) * weight[:, None])
+    if label_smoothing:
+        gradient.sub_((label_smoothing / vocabulary) * weight[:, None])
+    if soft_cap is not None:
+        gradient = _through_soft_cap(gradient, capped, soft_cap)
+    return *said, gradient.to(x.dtype)
+
+
 class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -153,37 +195,20 @@ class _FusedCrossEntropy(torch.autograd.Function):
         losses = torch.empty(len(kept), dtype=working, device=hidden.device)
         hits = torch.empty(len(kept), dtype=torch.bool, device=hidden.device)
         total = torch.zeros((), dtype=working, device=hidden.device)
-        vocabulary = held.whole.shape[0]
-        buffer = torch.empty(min(rows, len(kept)), head.shape[0], dtype=working, device=hidden.device)
+        wishes = soft_cap, z_loss, label_smoothing, wants
+        fuses = held.mesh is None and gains(hidden.device)
+        buffer = None if fuses else _room(rows, kept, head, working)
         for start in range(0, len(kept), rows):
             piece = slice(start, start + rows)
             x, y, weight = kept[piece], kept_targets[piece, None], kept_weights[piece]
-            logits = _logits(x, head, soft_cap, buffer)
-            target_logits = held.at_targets(logits, y)
-            highest = held.largest(logits.amax(1))
-            mean_logits = held.summed(logits.sum(1)) / vocabulary if label_smoothing else target_logits
-            capped = logits.clone() if soft_cap is not None and wants else logits
-            probabilities = logits.sub_(highest[:, None]).exp_()
-            normaliser = held.summed(probabilities.sum(1))
-            log_normaliser = normaliser.log() + highest
-            losses[piece] = log_normaliser - target_logits
-            hits[piece] = target_logits >= highest
-            chunk_losses = (
-                log_normaliser - (1 - label_smoothing) * target_logits - label_smoothing * mean_logits
-            )
-            if z_loss:
-                chunk_losses = chunk_losses + z_loss * log_normaliser.square()
-            total += torch.dot(chunk_losses, weight)
-            if not wants:
+            if buffer is None:
+                found = compiled(cross_entropy)(x @ head.t(), y, weight, *wishes)
+            else:
+                found = _in_place(held, x, head, y, weight, *wishes, buffer)
+            losses[piece], hits[piece], part, gradient = found
+            total += part
+            if gradient is None:
                 continue
-            scale = weight * (1 + 2 * z_loss * log_normaliser) / normaliser
-            gradient = probabilities.mul_(scale[:, None])
-            held.add_at_targets(gradient, y, (label_smoothing - 1) * weight[:, None])
-            if label_smoothing:
-                gradient.sub_((label_smoothing / vocabulary) * weight[:, None])
-            if soft_cap is not None:
-                gradient = _through_soft_cap(gradient, capped, soft_cap)
-            gradient = gradient.to(hidden.dtype)
             if hidden_gradient is not None:
                 torch.mm(gradient, head, out=hidden_gradient[piece])
             if head_gradient is not None:
@@ -226,6 +251,28 @@ def token_log_probabilities(
     return log_probabilities, (entropies if entropy else None)
 
 
+def _gradient_in_place(
+    held: HeadRows, x: Tensor, head: Tensor, y: Tensor, normalisers: Tensor, entropies: Tensor,
+    to_chosen: Tensor, to_entropies: Tensor, soft_cap: float | None, temperature: float, entropy: bool,
+    buffer: Tensor,
+) -> Tensor:  # fmt: skip
+    """What `score_terms.log_probabilities_gradient` gives for a chunk, in one buffer."""
+    logits = _logits(x, head, soft_cap, buffer)
+    capped = logits.clone() if soft_cap is not None else logits
+    logits.div_(temperature).sub_(normalisers[:, None])
+    if entropy:
+        # d entropy / d logit = -p (log p + entropy)
+        bracket = -(logits + entropies[:, None]) * to_entropies[:, None]
+        gradient = logits.exp_().mul_(bracket.sub_(to_chosen[:, None]))
+    else:
+        gradient = logits.exp_().mul_(-to_chosen[:, None])
+    held.add_at_targets(gradient, y, to_chosen[:, None])
+    gradient.div_(temperature)
+    if soft_cap is not None:
+        gradient = _through_soft_cap(gradient, capped, soft_cap)
+    return gradient.to(x.dtype)
+
+
 class _TokenLogProbabilities(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -247,9 +294,15 @@ class _TokenLogProbabilities(torch.autograd.Function):
         chosen = torch.empty(len(kept), dtype=working, device=hidden.device)
         entropies = torch.zeros(len(kept), dtype=working, device=hidden.device)
         normalisers = torch.empty(len(kept), dtype=working, device=hidden.device)
-        buffer = torch.empty(min(rows, len(kept)), head.shape[0], dtype=working, device=hidden.device)
+        fuses = held.mesh is None and gains(hidden.device)
+        buffer = None if fuses else _room(rows, kept, head, working)
         for start in range(0, len(kept), rows):
             piece = slice(start, start + rows)
+            if buffer is None:
+                scores, wishes = kept[piece] @ head.t(), (soft_cap, temperature, entropy)
+                said = compiled(log_probabilities)(scores, kept_targets[piece, None], *wishes)
+                chosen[piece], entropies[piece], normalisers[piece] = said
+                continue
             logits = _logits(kept[piece], head, soft_cap, buffer).div_(temperature)
             target_logits = held.at_targets(logits, kept_targets[piece, None])
             normalisers[piece] = held.log_sum_exp(logits)
@@ -259,7 +312,7 @@ class _TokenLogProbabilities(torch.autograd.Function):
                 entropies[piece] = -held.summed((logits.exp() * logits).sum(1))
         ctx.save_for_backward(hidden, head_weight, targets, learned, normalisers, entropies)
         ctx.soft_cap, ctx.temperature, ctx.entropy, ctx.rows = soft_cap, temperature, entropy, rows
-        ctx.held = held
+        ctx.held, ctx.fuses = held, fuses
         if learned is None:
             # Views would tie the results to tensors that are saved for the backward pass.
             return chosen, entropies.clone()
@@ -282,23 +335,16 @@ class _TokenLogProbabilities(torch.autograd.Function):
         note_product(len(kept), ctx.held.whole, 1 + wants_hidden + wants_head)
         hidden_gradient = torch.empty_like(kept) if wants_hidden else None
         head_gradient = torch.zeros(head.shape, dtype=working, device=head.device) if wants_head else None
-        buffer = torch.empty(min(ctx.rows, len(kept)), head.shape[0], dtype=working, device=hidden.device)
+        wishes = ctx.soft_cap, ctx.temperature, ctx.entropy
+        buffer = None if ctx.fuses else _room(ctx.rows, kept, head, working)
         for start in range(0, len(kept), ctx.rows):
             piece = slice(start, start + ctx.rows)
-            logits = _logits(kept[piece], head, ctx.soft_cap, buffer)
-            capped = logits.clone() if ctx.soft_cap is not None else logits
-            logits.div_(ctx.temperature).sub_(normalisers[piece, None])
-            if ctx.entropy:
-                # d entropy / d logit = -p (log p + entropy)
-                bracket = -(logits + entropies[piece, None]) * entropy_gradient[piece, None]
-                gradient = logits.exp_().mul_(bracket.sub_(chosen_gradient[piece, None]))
+            x, y = kept[piece], kept_targets[piece, None]
+            given = normalisers[piece], entropies[piece], chosen_gradient[piece], entropy_gradient[piece]
+            if buffer is None:
+                gradient = compiled(log_probabilities_gradient)(x @ head.t(), y, *given, *wishes)
             else:
-                gradient = logits.exp_().mul_(-chosen_gradient[piece, None])
-            ctx.held.add_at_targets(gradient, kept_targets[piece, None], chosen_gradient[piece, None])
-            gradient.div_(ctx.temperature)
-            if ctx.soft_cap is not None:
-                gradient = _through_soft_cap(gradient, capped, ctx.soft_cap)
-            gradient = gradient.to(hidden.dtype)
+                gradient = _gradient_in_place(ctx.held, x, head, y, *given, *wishes, buffer)
             if hidden_gradient is not None:
                 torch.mm(gradient, head, out=hidden_gradient[piece])
             if head_gradient is not None:

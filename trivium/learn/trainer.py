@@ -33,6 +33,7 @@ from trivium.learn.pieces import Held, SavedTensors
 from trivium.learn.precision import one_pass, product_dtype
 from trivium.learn.rank_watch import RankWatch, watching
 from trivium.learn.rows_ahead import RowsAhead
+from trivium.learn.score_terms import compiled_terms
 from trivium.learn.settings import Training
 from trivium.learn.sharding import Fill, divided, gathered_by_first, layout_of, trained_parameters
 from trivium.learn.utilisation import utilisation
@@ -158,6 +159,7 @@ class Trainer:
             peers=self.layout.peers,
         )
         self.forward: Any = self.layout.model
+        self.compiles = False
 
     def _reshape_before(self, step: int) -> None:
         """Make the changes of shape that lie before this step, in the order they were made first."""
@@ -362,7 +364,7 @@ class Trainer:
             # A process with fewer rows than others repeats one of the step's, which weighs nothing.
             counts = number < len(groups)
             group = groups[number] if counts else spare
-            with one_pass(self.settings.precision, self.model.device):
+            with one_pass(self.settings.precision, self.model.device), compiled_terms(self.compiles):
                 result = self.objective.loss(forward, collate(group, self.model.device))
                 # Divided by the weight of the whole step, the gradient is the same however rows are grouped.
                 loss = result.sum / max(weight, 1e-12) if counts else result.sum * 0
@@ -575,12 +577,12 @@ class Trainer:
         """Keep memory between steps, and compile the forward pass where the run is long enough."""
         if self.model.device.type == "cpu":
             keep_freed_memory()
-        wanted = self.settings.compile == "on"
+        self.compiles = self.settings.compile == "on"
         if self.settings.compile == "auto":
             # Decided by the whole run, not by what is left: a resumed run must round as the first part did.
-            wanted = self._seconds_expected() > 10 * COMPILE_SECONDS
+            self.compiles = self._seconds_expected() > 10 * COMPILE_SECONDS
         passing = self.reshaped and self.reshapes[self.reshaped - 1].passing
-        if wanted and not passing:
+        if self.compiles and not passing:
             self.forward = self.layout.compiled()
 
     def _seconds_expected(self) -> float:
